@@ -1,0 +1,34 @@
+# `make quickstart` and `make test` do everything on a fresh machine with Python >= 3.10.
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: quickstart test lint docs clean
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/python run_sweep.py search_spaces/quickstart.yaml
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy --strict raysweep run_sweep.py
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python docs/search_space_reference.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("raysweep needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

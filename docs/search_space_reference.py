@@ -1,0 +1,111 @@
+"""Writes docs/search-space.md from the settings' own descriptions: `python docs/search_space_reference.py`."""
+
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from raysweep.config import CHOICES, METRICS, About, Settings
+from raysweep.space import Resources, Tune
+
+HEAD = """# Search-space files
+
+Made by `python docs/search_space_reference.py` from the settings' own descriptions; do not edit.
+
+```yaml
+name: alpha                 # the results go to runs/alpha, or runs/alpha-2 if that exists
+base:                       # any setting below; what is not named keeps its default
+  usl_type: ae_parallel
+  dataset: digits
+search:                     # what is swept, per setting
+  alpha: {grid: [1.0e-5, 1.0e-3, 0.1, 10]}
+  seed: {grid: [0, 1, 2]}
+baseline: true              # adds the random encoder (usl_epochs: 0), per seed
+tune: {max_failures: 3}
+resources: {cpu: 1, gpu: 0}
+```
+
+## search
+
+| distribution | means |
+| --- | --- |
+| `{grid: [a, b, …]}` | each value, with every other grid's; `[a, b]` is short for it, a plain value a grid of one |
+| `{choice: [a, b, …]}` | one of the values, drawn `tune.num_samples` times |
+| `{uniform: [low, high]}` | a real number between the bounds |
+| `{loguniform: [low, high]}` | a real number whose logarithm is uniform |
+| `{randint: [low, high]}` | a whole number, `high` excluded |
+
+Repeats are a grid over `seed`. A draw is fixed by the setting's name and its number: all seeds and all points of a grid
+share their draws, so that points can be compared in pairs, and a larger `num_samples` adds points without changing any.
+
+`search` may be a list of sub-spaces, to sweep methods together with settings that only some of them have:
+
+```yaml
+search:
+  - {usl_type: simclr, temperature: [0.1, 0.5], seed: [0, 1, 2]}
+  - {usl_type: ae_parallel, alpha: [0.01, 0.1, 1], seed: [0, 1, 2]}
+```
+
+A setting swept where it has no effect is an error: its trials would repeat one another.
+
+A relative path (`folder:images`, `data_dir`) is taken from the directory in which the command is given.
+
+On the command line every setting is a flag (`--alpha 0.1`), and `--set NAME=VALUE` overrides any setting, `baseline`,
+`tune.NAME` and `resources.NAME`; a list makes a grid: `--set seed=[0,1,2]`.
+"""
+
+
+def type_of(field: FieldInfo) -> str:
+    """A field's type and range in words."""
+    kind: Any = field.annotation
+    optional = ""
+    if get_origin(kind) is UnionType:
+        kind, optional = get_args(kind)[0], " or none"
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(kind)) + optional
+    words = {bool: "true, false", int: "whole number", float: "number", str: "text"}[kind]
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [f"{signs[n]} {getattr(m, n):,}" for m in field.metadata for n in signs if hasattr(m, n)]
+    return ", ".join([words, *bounds]) + optional
+
+
+def default_of(field: FieldInfo) -> str:
+    """A field's default as YAML writes it."""
+    value = field.default
+    return "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def about(field: FieldInfo) -> About:
+    """A field's description."""
+    return next(item for item in field.metadata if isinstance(item, About))
+
+
+def table(model: type[BaseModel], group: str | None = None) -> str:
+    """The fields of a model, or of one group of them."""
+    lines = ["| name | values | default | what it is | has an effect |", "| --- | --- | --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        of = about(field)
+        if group is None or of.group == group:
+            when = of.effect.words + ("" if of.search else "; cannot be swept")
+            lines.append(f"| `{name}` | {type_of(field)} | {default_of(field)} | {of.text} | {when} |")
+    lines = lines if group else [line.rsplit("|", 2)[0] + "|" for line in lines]
+    return "\n".join(lines)
+
+
+def reference() -> str:
+    """The whole page."""
+    groups = dict.fromkeys(about(field).group for field in Settings.model_fields.values())
+    parts = [HEAD, "## Settings", "With `usl_epochs: 0` no setting that only pretraining reads has an effect."]
+    for group in groups:
+        parts += [f"### {group}", table(Settings, group)]
+    metrics = "\n".join(["| metric | what it is |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in METRICS.items())])
+    parts += ["## tune", table(Tune), "## resources", table(Resources)]
+    parts += ["## Metrics", "Steps are epochs, each metric's own.", metrics]
+    parts += [f"`tune.metric` may be {', '.join(f'`{name}`' for name in CHOICES)}: nothing that has seen a test image."]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "search-space.md").write_text(reference(), encoding="utf-8")

@@ -1,0 +1,382 @@
+"""The command line: `raysweep sweep …` (also `run_sweep.py …`) and `raysweep report …`.
+
+Whatever is wrong with the input is said in one line, with exit status 2, before torch or Ray is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from raysweep import __version__, space
+from raysweep.config import SETTINGS, Settings, about, protocol, suggest
+from raysweep.errors import InputError
+from raysweep.space import Sweep
+from raysweep.store import Result, Store, existing_ancestor
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raysweep.inputs import Datasets
+
+FINISHED, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that suggest the flag that was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `main` prints, instead of printing the usage."""
+        raise InputError(message)
+
+    def parse_all(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse; an unknown flag gets a suggestion."""
+        known, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            hint = f", did you mean {close[0]}?" if close else "; --help lists what there is"
+            self.error(f"unknown argument {unknown[0]}{hint}")
+        return known
+
+
+def sweep_parser() -> Parser:
+    """The flags of `sweep`: every setting of the experiment is one of them."""
+    parser = Parser(
+        prog="run_sweep.py",
+        description="Run a sweep of self-supervised experiments on Ray.",
+        epilog="Exit status: 0 all trials finished, 1 some failed, 2 bad input, 130 interrupted (go on with --resume).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
+    parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
+    parser.add_argument("--name", help="name of the results directory; must not exist")
+    parser.add_argument("--output", default="runs", metavar="DIR", help="where results directories are made (runs)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override any setting, or baseline, tune.NAME, resources.NAME; a list becomes a grid: seed=[0,1,2]",
+    )
+    parser.add_argument(
+        "--resume", metavar="DIR/NAME", help="go on with a sweep: run the trials that have not finished"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the trials and the resolved settings only")
+    parser.add_argument("--local", action="store_true", help="one process, no Ray")
+    parser.add_argument("--address", help="an existing Ray cluster (default: RAY_ADDRESS, else Ray on this machine)")
+    groups: dict[str, Any] = {}
+    for name in SETTINGS:
+        of = about(name)
+        if of.group not in groups:
+            groups[of.group] = parser.add_argument_group(f"settings: {of.group}")
+        default = Settings.model_fields[name].default
+        groups[of.group].add_argument(
+            f"--{name}", metavar="X", help=f"{of.text} ({'none' if default is None else default})".replace("%", "%%")
+        )
+    return parser
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """The search spaces that come with raysweep: inside the package once installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    folder = package / "search_spaces" if (package / "search_spaces").is_dir() else package.parent / "search_spaces"
+    return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+def requested(arguments: argparse.Namespace) -> Sweep:
+    """The sweep that the arguments describe, checked."""
+    overrides = space.parse_assignments(arguments.set)
+    flags = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    for name, text in flags.items():
+        overrides[name] = space.parse_value(name, text, f"--{name}")
+    if arguments.space and arguments.exp_type:
+        raise InputError(f"give {arguments.space} or --exp_type {arguments.exp_type}, not both")
+    if arguments.space:
+        return space.build(space.read(Path(arguments.space)), overrides, arguments.space)
+    if arguments.exp_type:
+        path = shipped_spaces()[arguments.exp_type]
+        return space.build(space.read(path), overrides, path.name)
+    if not overrides:
+        raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
+    name = overrides.get("usl_type", Settings().usl_type)
+    return space.build({"name": name if isinstance(name, str) else "sweep"}, overrides, "command line")
+
+
+def check_paths(sweep: Sweep) -> None:
+    """Raises InputError for a dataset that does not exist, before anything heavy is imported."""
+    from raysweep import data
+
+    for name in dict.fromkeys(
+        name for trial in sweep.trials for name in (trial.settings.dataset, trial.settings.probes)
+    ):
+        data.check_name(name)
+        data.check_exists(name)
+
+
+def provenance() -> dict[str, Any]:
+    """What made a sweep: versions, the commit of a checkout, the command, the time."""
+    versions: dict[str, Any] = {"raysweep": __version__, "python": sys.version.split()[0]}
+    for package in ("torch", "torchvision", "ray", "scikit-learn", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # --local runs without Ray
+            versions[package] = None
+    source = Path(__file__).parent
+    git = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False) if has_git(source) else None
+    return {
+        "versions": versions,
+        "commit": commit.stdout.strip() if commit is not None and commit.returncode == 0 else None,
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def has_git(source: Path) -> bool:
+    """Whether the package lies in a checkout of its own, and git is there to ask."""
+    from shutil import which
+
+    return which("git") is not None and (source.parent / ".git").exists()
+
+
+def sweep_command(arguments: list[str]) -> int:
+    """Run, or go on with, a sweep."""
+    parsed = sweep_parser().parse_all(arguments)
+    if parsed.resume is not None:
+        return resume(parsed)
+    sweep = requested(parsed)
+    check_paths(sweep)
+    if parsed.dry_run:
+        return dry_run(sweep)
+    store, console = Store.plan(Path(parsed.output), parsed.name, sweep.name), make_console()
+    datasets, plan = prepare(sweep, store, parsed, console)
+    store.create(sweep, provenance())
+    with store.lock():
+        tell(console, f"{store.root}: {len(sweep.trials)} trials, {plan}")
+        run_trials(sweep, store, datasets, [], parsed.local, console)
+        return conclude(sweep, store, console)
+
+
+def resume(parsed: argparse.Namespace) -> int:
+    """Go on with the sweep that lies in a directory."""
+    others = [f"--{name}" for name in (*SETTINGS, "name", "exp_type") if getattr(parsed, name) is not None]
+    others += [parsed.space] if parsed.space else []
+    others += ["--set"] if parsed.set else []
+    if others:
+        raise InputError(f"--resume goes on with the sweep as it is and takes no {others[0]}")
+    store, sweep = Store.open(Path(parsed.resume))
+    check_paths(sweep)
+    if parsed.dry_run:
+        return dry_run(sweep)
+    console = make_console()
+    with store.lock():
+        store.check_begun(sweep)
+        kept = [result for result in store.results(sweep) if result.status == "finished"]
+        if len(kept) == len(sweep.trials):
+            tell(console, f"{store.root}: all {len(kept)} trials have finished")
+            return conclude(sweep, store, console)
+        datasets, plan = prepare(sweep, store, parsed, console)
+        check_kept(sweep, kept, datasets)
+        tell(console, f"{store.root}: {len(sweep.trials)} trials, {len(kept)} finished before, {plan}")
+        run_trials(sweep, store, datasets, kept, parsed.local, console)
+        return conclude(sweep, store, console)
+
+
+def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
+    """Raises InputError if what is kept was evaluated otherwise than the rest would be: other data, another version."""
+    from raysweep import inputs
+
+    trials = {trial.name: trial for trial in sweep.trials}
+    for result in kept:
+        settings = trials[result.trial].settings
+        now = protocol(settings, inputs.pick(settings, datasets).probe.digest)
+        for key, value in now.items():
+            if result.protocol.get(key) != value:
+                was = result.protocol.get(key)
+                raise InputError(
+                    f"{result.trial} was evaluated with {key} {was!r}, but the trials that are left would be with "
+                    f"{value!r}: their scores could not be compared; start a new sweep"
+                )
+
+
+def dry_run(sweep: Sweep) -> int:
+    """Print what would run."""
+    import yaml
+
+    print(yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True))
+    print(f"# {len(sweep.trials)} trials:")
+    for trial in sweep.trials:
+        print(trial.name)
+    return FINISHED
+
+
+def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Console) -> tuple[Datasets, str]:
+    """Load and check the data and connect to Ray, leaving nothing behind; the datasets and the plan in words."""
+    from raysweep import inputs
+
+    warnings.showwarning = show_warning
+    datasets: Datasets = {}
+    with waiting(console, "loading the data; what is not there yet is downloaded"):
+        for trial in sweep.trials:
+            inputs.check(trial.settings, inputs.pick(trial.settings, datasets, load=True))
+    if parsed.local:
+        return datasets, "one at a time in this process"
+    with waiting(console, "starting Ray"):
+        from raysweep.sweep.authentication import present_token
+
+        present_token()
+        from raysweep.sweep import cluster
+
+        plan = cluster.connect(parsed.address, sweep.resources)
+        cluster.check_shared(existing_ancestor(store.root))
+    return datasets, plan
+
+
+def run_trials(
+    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], local_run: bool, console: Console
+) -> None:
+    """Run the trials of the sweep but those of which results are kept."""
+    from raysweep.view import View
+
+    done = {result.trial for result in kept}
+    pending = [trial for trial in sweep.trials if trial.name not in done]
+    with interruptible(store), View(sweep, kept, console) as view:
+        if local_run:
+            from raysweep import local
+
+            local.run(sweep, pending, store, datasets, view)
+        else:
+            from raysweep.sweep import tuner
+
+            tuner.run(sweep, pending, store, datasets, view)
+
+
+def make_console() -> Console:
+    """Standard output; where it is no terminal, wide enough for the table."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def tell(console: Console, text: str) -> None:
+    """One line on standard output, as it is, however long."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def waiting(console: Console, what: str) -> AbstractContextManager[Any]:
+    """Show on a terminal what is being waited for; nothing elsewhere."""
+    return console.status(what) if console.is_terminal else nullcontext()
+
+
+@contextmanager
+def interruptible(store: Store) -> Iterator[None]:
+    """Turn Ctrl-C into an exit with status 130 that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; go on with: run_sweep.py --resume {shown(store.root)}")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def conclude(sweep: Sweep, store: Store, console: Console) -> int:
+    """Write the report and print it; the exit status."""
+    from raysweep import report
+
+    points = report.build(store, sweep)
+    results = store.results(sweep)
+    failed = [result for result in results if result.status == "failed"]
+    if points:
+        console.print(report.summary_table(sweep, points))
+    for figure in sorted((store.root / "figures").glob("*.png")):
+        tell(console, f"figure      {shown(figure)}")
+    tell(console, f"summary     {shown(store.root / 'summary.md')}")
+    tell(console, f"TensorBoard tensorboard --logdir {shown(store.root)}")
+    for result in failed:
+        say(f"failed: {result.trial}: {result.error}")
+    remarks = {warning for result in results for warning in result.warnings}
+    if remarks:
+        say(f"{len(remarks)} warning(s), listed in {shown(store.root / 'summary.md')}")
+    unfinished = len(sweep.trials) - len(results)
+    if unfinished:
+        say(f"{unfinished} of {len(sweep.trials)} trials have not finished; go on with: --resume {shown(store.root)}")
+    return SOME_FAILED if failed or unfinished else FINISHED
+
+
+def report_command(arguments: list[str]) -> int:
+    """Rebuild tables and figures of sweeps."""
+    parser = Parser(
+        prog="raysweep report", description="Rebuild the table and the figures of sweeps.", allow_abbrev=False
+    )
+    parser.add_argument("sweeps", nargs="+", metavar="DIR/NAME")
+    opened = [Store.open(Path(path)) for path in parser.parse_all(arguments).sweeps]
+    console = make_console()
+    return max(conclude(sweep, store, console) for store, sweep in opened)
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as a user needs it: what it says, not where in the code it was raised."""
+    say(f"warning: {message}")
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    print(text, file=sys.stderr)
+
+
+COMMANDS = {"sweep": sweep_command, "report": report_command}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        print("Commands: raysweep sweep --help, raysweep report --help")
+        return FINISHED
+    if arguments[0] == "--version":
+        print(__version__)
+        return FINISHED
+    try:
+        if arguments[0] not in COMMANDS:
+            raise InputError(f"unknown command {arguments[0]!r}{suggest(arguments[0], COMMANDS)}")
+        return COMMANDS[arguments[0]](arguments[1:])
+    except InputError as fault:
+        say(f"error: {fault}")
+        return BAD_INPUT
+    except OSError as fault:
+        if fault.filename is None:
+            raise
+        say(f"error: {fault.filename}: {fault.strerror}")  # a place that the user named, or a disk that is full
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

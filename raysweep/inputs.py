@@ -1,0 +1,77 @@
+"""The arrays that an experiment works on: which, loaded once, and checked against its settings. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep import data
+from raysweep.config import Settings
+from raysweep.errors import InputError
+
+DataKey = tuple[str, int, int | None]
+"""A dataset's name, image size and channels (None: its own): what decides the arrays."""
+Datasets = MutableMapping[DataKey, data.Dataset]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What one experiment works on, as NumPy arrays, in the form its encoder needs."""
+
+    pretrain: data.Images
+    probe: data.Dataset
+
+
+def pick(settings: Settings, datasets: Datasets, load: bool = False) -> Data:
+    """The arrays of an experiment, from `datasets`; with `load`, those that it lacks are loaded into it.
+
+    Raises:
+        InputError: a dataset cannot be loaded, or lacks what the settings ask for.
+    """
+    size = settings.image_size or data.native_size(settings.dataset)
+    pretrain_key: DataKey = (settings.dataset, size, None)
+
+    def get(key: DataKey, pretraining: bool) -> data.Dataset:
+        if key not in datasets and load:
+            name, image_size, channels = key
+            datasets[key] = data.load(
+                name,
+                data_dir=Path(settings.data_dir),
+                image_size=image_size,
+                channels=channels,
+                skip_bad_images=settings.skip_bad_images,
+                pretraining=pretraining,
+            )
+        return datasets[key]
+
+    own = get(pretrain_key, True)
+    images = own.pretrain_images
+    probe = own if settings.probes == settings.dataset else get((settings.probes, size, images.shape[1]), False)
+    return Data(images, probe)
+
+
+def check(settings: Settings, of: Data) -> None:
+    """Raises InputError where the settings ask for more than the data holds."""
+    images = len(of.pretrain)
+    if settings.usl_epochs and settings.batch_size > images:
+        raise InputError(
+            f"batch_size: {settings.batch_size} is more than the {images} training images of {settings.dataset}"
+        )
+    if not of.probe.labelled:
+        raise InputError(f"{settings.probes} has no classes to evaluate on; name a labelled probe_dataset")
+    labels = of.probe.train_labels
+    assert labels is not None
+    if len(of.probe.classes) < 2:
+        raise InputError(f"{settings.probes} has a single class, {of.probe.classes[0]!r}; an evaluation needs two")
+    fit, _ = data.split_train(labels, settings.val_fraction, settings.split_seed)
+    if settings.knn_k > len(fit):
+        raise InputError(f"knn_k: {settings.knn_k} is more than the {len(fit)} images of {settings.probes}'s fit split")
+    if settings.labels_per_class is not None:
+        data.draw_labels(labels[fit], settings.labels_per_class, settings.seed)
+    assert of.probe.test_images is not None
+    tests, classes = len(of.probe.test_images), len(of.probe.classes)
+    if tests < classes:
+        raise InputError(
+            f"{settings.probes}: k-means needs a test image per class, but {tests} are fewer than {classes}"
+        )

@@ -1,0 +1,1 @@
+"""Evaluation of a frozen encoder: features once, then linear probe, k-means and kNN on them."""

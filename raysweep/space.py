@@ -1,0 +1,471 @@
+"""A search-space file becomes a checked sweep: a list of finished trials. Knows nothing of Ray or torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from raysweep.config import (
+    CHOICES,
+    SETTINGS,
+    About,
+    Settings,
+    about,
+    check_model,
+    check_type,
+    has_effect,
+    has_metric,
+    is_number,
+    make_settings,
+    suggest,
+)
+from raysweep.errors import InputError
+
+MAX_TRIALS = 100_000
+MAX_NAME = 160  # characters; file systems stop at 255 bytes, and a checkpoint's path needs some of them
+DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+class Tune(BaseModel):
+    """How the sweep is run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    _types = field_validator("*", mode="before")(check_type)
+
+    metric: Annotated[
+        str | None,
+        About(
+            "What the live view and the summary call best; none: `linear/val_accuracy`, or nothing without val split."
+        ),
+    ] = None
+    mode: Annotated[Literal["max", "min"], About("Whether more or less of it is better.")] = "max"
+    scheduler: Annotated[Literal["fifo"], About("Order of trials: first in, first out.")] = "fifo"
+    num_samples: Annotated[
+        int, Field(ge=1), About("Draws of the settings that are drawn at random; each is combined with the whole grid.")
+    ] = 1
+    max_failures: Annotated[
+        int,
+        Field(ge=0),
+        About("How often a trial whose worker died goes on from its checkpoint before it counts as failed."),
+    ] = 3
+    checkpoint_seconds: Annotated[float, Field(ge=0), About("Least time between two checkpoints of a trial.")] = 60.0
+
+
+class Resources(BaseModel):
+    """What one trial gets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    _types = field_validator("*", mode="before")(check_type)
+
+    cpu: Annotated[int, Field(ge=1), About("Processor cores, and threads, of one trial.")] = 1
+    gpu: Annotated[float, Field(ge=0), About("GPUs of one trial; 0.25 puts four trials on one.")] = 0.0
+    workers: Annotated[Literal[1], About("Processes of one trial; more than one is not supported yet.")] = 1
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_or_part(cls, value: float) -> float:
+        """Ray shares one GPU between trials, or gives a trial several whole ones."""
+        if value > 1 and value != int(value):
+            raise ValueError("must be a part of one GPU or a whole number of them")
+        return value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the sweep with one seed."""
+
+    name: str
+    """Its directory: what varies, never rounded, e.g. `alpha=1e-05,seed=0`; `random,seed=0` for the baseline."""
+    point: str
+    """Its name without the seed: trials of one point are repeats."""
+    settings: Settings
+    varied: Mapping[str, Any]
+    """The searched settings that have an effect, and the seed."""
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked search space."""
+
+    name: str
+    base: Mapping[str, Any]
+    search: tuple[Mapping[str, Mapping[str, Any]], ...]
+    baseline: bool
+    tune: Tune
+    resources: Resources
+    trials: tuple[Trial, ...]
+
+    @property
+    def metric(self) -> str | None:
+        """What "best" means here; None where there is no validation split to choose by."""
+        if self.tune.metric is None and all(trial.settings.val_fraction > 0 for trial in self.trials):
+            return "linear/val_accuracy"
+        return self.tune.metric
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The settings that the search space names, the seed aside, in its order."""
+        names = dict.fromkeys(name for space in self.search for name in space)
+        return tuple(name for name in names if name != "seed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sweep as a search-space file that gives it again, every default written out."""
+        everywhere = set.intersection(*(set(space) for space in self.search))
+        resolved = make_settings(self.base, self.name).model_dump()
+        return {
+            "name": self.name,
+            "base": {name: value for name, value in resolved.items() if name not in everywhere},
+            "search": [{name: dict(spec) for name, spec in space.items()} for space in self.search],
+            "baseline": self.baseline,
+            "tune": self.tune.model_dump(),
+            "resources": self.resources.model_dump(),
+        }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The search-space file at `path` as plain data; raises InputError if it is no file, no text or no YAML."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; give a search-space file (YAML)")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not a text file; give a search-space file (YAML)") from None
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be read: {fault.strerror}") from None
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: must be a mapping such as 'base: ...' and 'search: ...', not {kind(raw)}")
+    return raw
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would let the last of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The mapping of `node`; a key that stands in it twice is an error."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """`text` as YAML; raises InputError with line and column."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as fault:
+        mark = fault.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{where}: not valid YAML{place}: {fault.problem}") from None
+    except Exception as fault:  # what PyYAML's constructors raise for `!!bool maybe` and the like is anything
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise InputError(f"{where}: not valid YAML: {reason}") from None
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["alpha=0.1", "seed=[0,1]"]` as `{"alpha": 0.1, "seed": [0, 1]}`."""
+    values = {}
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not sign or not name.strip():
+            raise InputError(f"--set {assignment}: expected NAME=VALUE, such as alpha=0.1 or seed=[0,1,2]")
+        values[name.strip()] = parse_value(name.strip(), text, f"--set {name.strip()}")
+    return values
+
+
+def parse_value(name: str, text: str, where: str) -> Any:
+    """What the text given for a setting on the command line means: YAML, or the text itself where text is expected.
+
+    `folder:/a #1` would be a mapping or lose its comment as YAML; `none` and `null` are no value in either case.
+    """
+    if text.strip().lower() in ("none", "null"):
+        return None
+    expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation is not bool
+    return text if expects_text and not text.lstrip().startswith("[") else parse_yaml(text, where)
+
+
+def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
+    """Check a search space and expand it.
+
+    Args:
+        raw: the file's content.
+        overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        where: opens every message.
+
+    Raises:
+        InputError: one line that names the key, what was given and what is valid.
+    """
+    valid = ("name", "base", "search", "baseline", "tune", "resources", "made_by")
+    for key in raw:
+        if key not in valid:
+            hint = (
+                f"; it is a setting: put it under base or search, as 'base: {{{key}: ...}}'" if key in SETTINGS else ""
+            )
+            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[:-1])}")
+    name = raw.get("name", "sweep")
+    check_name(name, f"{where}: name")
+    base = mapping(raw.get("base"), f"{where}: base")
+    spaces = [dict(space) for space in subspaces(raw.get("search"), f"{where}: search")]
+    sections = {
+        "tune": mapping(raw.get("tune"), f"{where}: tune"),
+        "resources": mapping(raw.get("resources"), f"{where}: resources"),
+    }
+    baseline = raw.get("baseline", False)
+
+    for key, value in overrides.items():
+        section, dot, rest = key.partition(".")
+        if key == "baseline":
+            baseline = value
+        elif dot and section in sections:
+            sections[section][rest] = value
+        elif key not in SETTINGS:
+            raise InputError(f"--set {key}: unknown setting{suggest(key, SETTINGS)}")
+        elif isinstance(value, list):
+            base.pop(key, None)
+            for space in spaces:
+                space[key] = {"grid": value}
+        else:
+            base[key] = value
+            for space in spaces:
+                space.pop(key, None)
+
+    if not isinstance(baseline, bool):
+        raise InputError(f"{where}: baseline: must be true or false, not {baseline!r}")
+    for key, value in base.items():
+        if isinstance(value, (list, dict)) and key in SETTINGS:
+            raise InputError(f"{where}: base.{key}: one value expected; to sweep it, write it under search")
+    tune = check_model(Tune, sections["tune"], f"{where}: tune")
+    resources = check_model(Resources, sections["resources"], f"{where}: resources")
+    resolved = make_settings(base, f"{where}: base")
+    search = tuple(
+        {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
+        for space in spaces
+    )
+    trials = tuple(expand(resolved, search, tune.num_samples, baseline, where))
+    sweep = Sweep(name, base, search, baseline, tune, resources, trials)
+    check_metric(sweep, where)
+    return sweep
+
+
+def check_name(name: object, where: str) -> None:
+    """A sweep's name is one plain directory name."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(f"{where}: {name!r} cannot name a directory: use letters, digits, '-', '_' and '.', no '/'")
+
+
+def check_metric(sweep: Sweep, where: str) -> None:
+    """The metric to choose by is one that every trial has, and none that has seen the test split."""
+    metric = sweep.tune.metric
+    if metric is None:
+        if sweep.tune.mode == "min":
+            raise InputError(f"{where}: tune.mode: min needs a tune.metric of which less is better")
+        return
+    if metric not in CHOICES:
+        reason = " (test images are not for choosing)" if "test" in metric or metric.startswith("kmeans/") else ""
+        raise InputError(f"{where}: tune.metric: {metric!r} cannot be chosen by{reason}{suggest(metric, CHOICES)}")
+    for trial in sweep.trials:
+        if not trial.baseline and not has_metric(metric, trial.settings):
+            of = trial.settings
+            raise InputError(
+                f"{where}: tune.metric: {trial.name} does not report {metric!r} (usl_type: {of.usl_type}, usl_epochs: "
+                f"{of.usl_epochs}, probe_every: {of.probe_every}, val_fraction: {of.val_fraction:g})"
+            )
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """`value` as a mapping with string keys; nothing is the empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: must be a mapping 'name: value', not {kind(value)}")
+    for key in value:
+        if not isinstance(key, str):
+            raise InputError(f"{where}: the key {key!r} is not a name")
+    return dict(value)
+
+
+def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
+    """The sub-spaces of `search`: a mapping is the only one of them, nothing is one without settings."""
+    if isinstance(value, list):
+        if not value:
+            raise InputError(f"{where}: the list of sub-spaces is empty")
+        return [mapping(space, f"{where}[{number}]") for number, space in enumerate(value)]
+    return [mapping(value, where)]
+
+
+def kind(value: object) -> str:
+    """The YAML word for what `value` is."""
+    words = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if value is None else words.get(type(value), type(value).__name__)
+
+
+def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict[str, Any]:
+    """One entry of `search`, checked: `{distribution: values}`; a plain list is a grid, a plain value a grid of one."""
+    if name not in SETTINGS:
+        raise InputError(f"{where}: unknown setting{suggest(name, SETTINGS)}")
+    if not about(name).search:
+        raise InputError(f"{where}: {name} cannot be swept (it changes no score); put it under base")
+    if not isinstance(spec, dict):
+        spec = {"grid": spec if isinstance(spec, list) else [spec]}
+    if len(spec) != 1:
+        raise InputError(f"{where}: give one of {', '.join(DISTRIBUTIONS)}, such as {{grid: [1, 2, 3]}}")
+    how, values = next(iter(spec.items()))
+    if how not in DISTRIBUTIONS:
+        raise InputError(f"{where}: unknown distribution {how!r}{suggest(how, DISTRIBUTIONS)}")
+    if not isinstance(values, list):
+        raise InputError(f"{where}: {how}: a list expected, not {values!r}")
+
+    checked = [getattr(make_settings({**base.model_dump(), name: value}, where), name) for value in values]
+    if how in ("grid", "choice"):
+        if not checked:
+            raise InputError(f"{where}: {how}: the list is empty")
+        twice = [value for value, count in Counter(checked).items() if count > 1]
+        if twice:
+            raise InputError(f"{where}: {how}: {twice[0]!r} stands there twice")
+        return {how: checked}
+    if len(checked) != 2 or None in checked or not is_number(name):
+        raise InputError(f"{where}: {how}: needs a number setting and two bounds [low, high]")
+    if checked[0] >= checked[1]:
+        raise InputError(f"{where}: {how}: low must be below high, not [{checked[0]}, {checked[1]}]")
+    whole = isinstance(checked[0], int)
+    if whole != (how == "randint"):
+        raise InputError(f"{where}: {how}: {name} is {'a whole' if whole else 'a real'} number; use "
+                         f"{'randint' if whole else 'uniform or loguniform'}")  # fmt: skip
+    if how == "loguniform" and checked[0] <= 0:
+        raise InputError(f"{where}: loguniform: low must be above 0, not {checked[0]}")
+    return {how: checked}
+
+
+def draw(name: str, how: str, values: list[Any], sample: int) -> Any:
+    """The `sample`-th draw of a setting: fixed by its name and number alone.
+
+    So all points of a grid share their draws, all seeds do, and more samples extend a sweep instead of changing it.
+    """
+    source = random.Random(f"{name}/{sample}")
+    if how == "choice":
+        return source.choice(values)
+    low, high = values
+    if how == "randint":
+        return source.randrange(low, high)
+    if how == "uniform":
+        return source.uniform(low, high)
+    return min(max(math.exp(source.uniform(math.log(low), math.log(high))), low), high)
+
+
+def expand(
+    base: Settings, search: tuple[Mapping[str, Mapping[str, Any]], ...], samples: int, baseline: bool, where: str
+) -> Iterator[Trial]:
+    """All trials: the baseline first, then point by point, the seeds of a point side by side."""
+    trials: list[Trial] = []
+    seen: dict[Settings, str] = {}  # by what is computed: settings without effect do not tell trials apart
+    if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
+        raise InputError(f"{where}: tune.num_samples: {samples} has no effect: nothing is drawn at random")
+    for space in search:
+        names = sorted(space, key=lambda name: name == "seed")  # the seed last
+        random_ones = any("grid" not in space[name] for name in names)
+        total = math.prod(len(spec["grid"]) for spec in space.values() if "grid" in spec)
+        if total * samples > MAX_TRIALS:
+            raise InputError(f"{where}: search: {total * samples} trials; at most {MAX_TRIALS} in one sweep")
+        own: set[str] = set()
+        for sample in range(samples if random_ones else 1):
+            axes = []
+            for name in names:
+                how, values = next(iter(space[name].items()))
+                axes.append(values if how == "grid" else [draw(name, how, values, sample)])
+            for combination in itertools.product(*axes):
+                varied = dict(zip(names, combination, strict=True))
+                trial = make_trial(base, varied, where)
+                key = canonical(trial.settings)
+                if trial.name in own:  # a choice drawn again
+                    continue
+                if key in seen:
+                    raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
+                own.add(trial.name)
+                seen[key] = trial.name
+                trials.append(trial)
+    if baseline:
+        for random_one in dict.fromkeys(make_baseline(trial) for trial in trials):
+            if random_one.settings in seen:
+                same = seen[random_one.settings]
+                raise InputError(f"{where}: search: {same} is what baseline: true adds; leave one of the two out")
+            yield random_one
+    yield from trials
+
+
+def canonical(settings: Settings) -> Settings:
+    """The settings with every one that has no effect at its default: equal for experiments that compute the same."""
+    plain = Settings().model_dump()
+    update = {name: plain[name] for name in SETTINGS if not has_effect(name, settings)}
+    return settings.model_copy(update={**update, "probe_dataset": settings.probes})
+
+
+def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
+    """The trial with `varied` over `base`; every searched setting must have an effect in it."""
+    settings = make_settings({**base.model_dump(), **varied}, where)
+    varied = {**{name: value for name, value in varied.items() if name != "seed"}, "seed": settings.seed}
+    for name in varied:
+        if not has_effect(name, settings):
+            needs = "usl_epochs > 0" if not settings.usl_epochs else about(name).effect.words.replace("`", "")
+            raise InputError(
+                f"{where}: search.{name}: has no effect in {trial_name(varied)} (usl_type: {settings.usl_type}, "
+                f"usl_epochs: {settings.usl_epochs}); it needs {needs}: give such points a sub-space of their own"
+            )
+    return Trial(trial_name(varied), point_name(varied), settings, Frozen(varied))
+
+
+def make_baseline(trial: Trial) -> Trial:
+    """The random encoder under the trial's evaluation: pretraining left out, and what varies only there with it."""
+    settings = trial.settings.model_copy(update={"usl_epochs": 0})
+    kept = [name for name in SETTINGS if name in trial.varied and name != "usl_epochs" and has_effect(name, settings)]
+    varied = {name: trial.varied[name] for name in kept}
+    settings = canonical(settings)
+    rest = {name: value for name, value in varied.items() if name != "seed"}
+    point = ",".join(["random", *([point_name(rest)] if rest else [])])
+    name = shorten(f"{point},seed={settings.seed}")
+    return Trial(name, shorten(point), settings, Frozen(varied), baseline=True)
+
+
+class Frozen(dict[str, Any]):
+    """A mapping that can be hashed, so that trials can be compared as values."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+def trial_name(varied: Mapping[str, Any]) -> str:
+    """`alpha=1e-05,seed=0`: floats as `repr` has them, exact; unsafe characters percent-encoded; long names hashed."""
+    return shorten(",".join(f"{name}={quote(str(value), safe='')}" for name, value in varied.items()))
+
+
+def point_name(varied: Mapping[str, Any]) -> str:
+    """The same without the seed; `default` where nothing else varies."""
+    return trial_name({name: value for name, value in varied.items() if name != "seed"}) or "default"
+
+
+def shorten(name: str) -> str:
+    """A name too long for a file system keeps its start and a hash of the whole."""
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME - 20]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -1,0 +1,344 @@
+"""The results directory of a sweep: names, atomic files, trial status, checkpoints. The truth that everything reads.
+
+Ray, `--local` and the report all go through here; Ray's own state (under `.ray/`) is never needed to go on.
+
+    DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
+    DIR/NAME/TRIAL/attempt.json              which attempt, in which process
+    DIR/NAME/TRIAL/checkpoints/00000012.pt   state after epoch 12, and its .json with the hash, written last
+    DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
+    DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
+    DIR/NAME/TRIAL/result.json               written once, at the end
+    DIR/NAME/TRIAL/encoder.pt                the trained encoder
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
+from raysweep.errors import InputError
+from raysweep.space import Sweep, Trial, build, check_name, read
+
+KEEP_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one trial ended."""
+
+    trial: str
+    point: str
+    status: str
+    """`finished` or `failed`."""
+    error: str | None
+    baseline: bool
+    varied: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    fingerprint: str
+    wall_s: float
+    """Seconds spent on it, over all attempts, up to the last checkpoint of each that was cut off."""
+    attempts: int
+    device: str
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_result(
+    trial: Trial,
+    probe_digest: str,
+    directory: Path,
+    *,
+    error: str | None,
+    metrics: dict[str, float],
+    wall_s: float,
+    device: str,
+    warnings: list[str],
+) -> Result:
+    """The result of a trial that ran in `directory` on the probe dataset with this digest; `error` None: finished."""
+    of = protocol(trial.settings, probe_digest)
+    return Result(
+        trial=trial.name,
+        point=trial.point,
+        status="finished" if error is None else "failed",
+        error=error,
+        baseline=trial.baseline,
+        varied=dict(trial.varied),
+        settings=trial.settings.model_dump(),
+        metrics=metrics,
+        protocol=of,
+        fingerprint=fingerprint(of),
+        wall_s=wall_s,
+        attempts=attempts(directory),
+        device=device,
+        warnings=warnings,
+    )
+
+
+def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
+    """Record that the trial's last attempt broke off; the reason is in its `error.txt`, or its process died."""
+    error = "its process died (killed, out of memory, or its node was lost)"
+    if (directory / "error.txt").exists():
+        error = (directory / "error.txt").read_text().strip().splitlines()[-1]
+    directory.mkdir(parents=True, exist_ok=True)
+    result = make_result(
+        trial, probe_digest, directory, error=error, metrics={}, wall_s=0.0, device="unknown", warnings=[]
+    )
+    write_result(directory, result)
+    return result
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment, a crash included, it is absent, old or complete."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """`content` as strict JSON (NaN is a fault of ours), atomically."""
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+class Store:
+    """The results directory of one sweep."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @classmethod
+    def plan(cls, output: Path, name: str | None, default: str) -> Store:
+        """Choose the directory of a new sweep without making it.
+
+        Args:
+            output: the parent directory, which may not exist yet.
+            name: the wish of the user, refused if it exists; None takes `default` with the next free suffix.
+            default: the search space's own name.
+
+        Raises:
+            InputError: the name is none, exists already, or `output` is not a directory that can be written to.
+        """
+        if name is not None:
+            check_name(name, "--name")
+            if (output / name).exists():
+                raise InputError(f"--name {name}: {output / name} exists; choose another name, or --resume it")
+        check_writable(output)
+        number, chosen = 1, name or default
+        while (output / chosen).exists():
+            number += 1
+            chosen = f"{default}-{number}"
+        return cls(output / chosen)
+
+    @classmethod
+    def open(cls, root: Path) -> tuple[Store, Sweep]:
+        """The sweep that lies in `root`; raises InputError if none does."""
+        if not (root / "sweep.yaml").is_file():
+            raise InputError(f"{root}: no sweep lies there (no sweep.yaml)")
+        return cls(root), build(read(root / "sweep.yaml"), {}, str(root / "sweep.yaml"))
+
+    def create(self, sweep: Sweep, made_by: dict[str, Any]) -> None:
+        """Make the directory, which must not exist, and write `sweep.yaml`."""
+        try:
+            self.root.mkdir(parents=True)
+        except FileExistsError:
+            raise InputError(f"{self.root}: another process has just made it; run the command again") from None
+        header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
+        text = yaml.safe_dump({**sweep.to_dict(), "made_by": made_by}, sort_keys=False, allow_unicode=True)
+        write_atomically(self.root / "sweep.yaml", (header + text).encode())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the sweep for one driver; raises InputError where another holds it. The lock dies with its process."""
+        with open(self.root / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.root}: another process is running this sweep") from None
+            except OSError as fault:
+                raise InputError(f"{self.root}: its file system cannot lock files ({fault.strerror})") from None
+            yield
+
+    def trial(self, name: str) -> Path:
+        """The directory of a trial."""
+        return self.root / name
+
+    def result(self, name: str) -> Result | None:
+        """How the trial ended; None as long as it has not. Raises InputError if the file was damaged."""
+        return read_result(self.trial(name))
+
+    def check_begun(self, sweep: Sweep) -> None:
+        """Raises InputError if a trial was begun with settings other than the sweep now has."""
+        for trial in sweep.trials:
+            path = self.trial(trial.name) / "attempt.json"
+            begun = read_attempt(path) if path.exists() else None
+            if begun is not None:
+                check_settings(begun["settings"], trial.settings, str(path.parent))
+
+    def results(self, sweep: Sweep) -> list[Result]:
+        """The results there are, in the order of the trials; raises InputError if one is of other settings."""
+        results = []
+        for trial in sweep.trials:
+            result = self.result(trial.name)
+            if result is not None:
+                check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
+                results.append(result)
+        return results
+
+
+def existing_ancestor(path: Path) -> Path:
+    """`path` itself or the nearest directory above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_settings(found: dict[str, Any], expected: Settings, where: str) -> None:
+    """Raises InputError if what was found is of other settings, as after `sweep.yaml` was changed by hand."""
+    for name in SETTINGS:
+        if about(name).search and found.get(name) != getattr(expected, name):
+            raise InputError(
+                f"{where}: was made with {name}: {found.get(name)!r}, but the sweep says {getattr(expected, name)!r}; "
+                f"start a new sweep for other settings"
+            )
+
+
+def check_writable(directory: Path) -> None:
+    """Raises InputError unless `directory`, or the nearest ancestor that exists, can be written to."""
+    existing = existing_ancestor(directory)
+    if not existing.is_dir():
+        raise InputError(f"--output {directory}: {existing} is not a directory")
+    try:
+        # Trying is the only sure test: root passes os.access on a read-only mount.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as fault:
+        raise InputError(f"--output {directory}: cannot write to {existing}: {fault.strerror}") from None
+
+
+def read_result(directory: Path) -> Result | None:
+    """The `result.json` of a trial's directory, None if there is none."""
+    path = directory / "result.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        return Result(**{item.name: content[item.name] for item in fields(Result)})
+    except (ValueError, KeyError, TypeError) as fault:
+        raise InputError(f"{path}: is damaged ({fault}); delete it and --resume to run the trial again") from None
+
+
+def write_result(directory: Path, result: Result) -> None:
+    """Write how the trial ended. From here on it is not run again."""
+    write_json(directory / "result.json", asdict(result))
+
+
+def begin_attempt(directory: Path, settings: Settings) -> int:
+    """Note that this process now runs the trial with these settings; returns which attempt this is, from 1."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for left in ("result.json", "error.txt"):  # of an attempt that failed
+        (directory / left).unlink(missing_ok=True)
+    attempt = attempts(directory) + 1
+    write_json(
+        directory / "attempt.json",
+        {
+            "attempt": attempt,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": time.time(),
+            "settings": settings.model_dump(),
+        },
+    )
+    return attempt
+
+
+def attempts(directory: Path) -> int:
+    """How often the trial was begun."""
+    path = directory / "attempt.json"
+    begun = read_attempt(path) if path.exists() else None
+    return int(begun["attempt"]) if begun is not None else 0
+
+
+def read_attempt(path: Path) -> dict[str, Any] | None:
+    """What `begin_attempt` wrote; None, with a warning, if the file was damaged."""
+    try:
+        content = json.loads(path.read_text())
+        return {"attempt": int(content["attempt"]), "settings": dict(content["settings"])}
+    except (ValueError, KeyError, TypeError):
+        warnings.warn(f"{path} is damaged; counting attempts anew", stacklevel=2)
+        return None
+
+
+def save_checkpoint(directory: Path, epoch: int, state: dict[str, Any]) -> None:
+    """Save `state` (tensors and plain values) after `epoch`; the newest `KEEP_CHECKPOINTS` are kept.
+
+    The manifest with the hash is written last: a checkpoint without one does not exist.
+    """
+    folder = directory / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    content = to_bytes(state)
+    write_atomically(folder / f"{epoch:08}.pt", content)
+    write_json(folder / f"{epoch:08}.json", {"sha256": hashlib.sha256(content).hexdigest(), "epoch": epoch})
+    for old in sorted(folder.glob("*.json"))[:-KEEP_CHECKPOINTS]:
+        old.unlink()
+        old.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The newest complete checkpoint, None if there is none; a damaged one is passed over with a warning."""
+    import torch
+
+    for manifest in sorted((directory / "checkpoints").glob("*.json"), reverse=True):
+        file = manifest.with_suffix(".pt")
+        content = file.read_bytes() if file.exists() else b""
+        # As text, so that a damaged manifest is one that does not match.
+        if content and hashlib.sha256(content).hexdigest() in manifest.read_text(errors="replace"):
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return state
+        warnings.warn(f"checkpoint {file} is damaged; going on from the one before", stacklevel=2)
+    return None
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove what only a running trial needs."""
+    for file in (directory / "checkpoints").glob("*"):
+        file.unlink()
+    if (directory / "checkpoints").exists():
+        (directory / "checkpoints").rmdir()
+
+
+def save_encoder(directory: Path, encoder: dict[str, Any], description: dict[str, Any]) -> None:
+    """Save the trained encoder's weights with what is needed to build it again."""
+    write_atomically(directory / "encoder.pt", to_bytes({"encoder": encoder, **description}))
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Tensors and plain values as PyTorch saves them."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Trials on Ray: the only part of raysweep that imports it."""

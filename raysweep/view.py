@@ -1,0 +1,149 @@
+"""What a sweep shows while it runs: one live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from statistics import mean
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from raysweep.space import Sweep, Trial
+from raysweep.store import Result
+
+SILENCE = 60.0  # seconds after which plain output says how far the sweep is
+SHOWN = 8  # running trials listed by name; more would push the view off a small terminal
+
+
+class View:
+    """Progress of a sweep, told trial by trial.
+
+    Args:
+        sweep: all of it.
+        kept: results of earlier runs, which count as done.
+        console: where to show it.
+    """
+
+    def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
+        self.sweep, self.console = sweep, console
+        self.weights = {trial.name: trial.settings.usl_epochs + 1 for trial in sweep.trials}
+        self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
+        self.kept = {result.trial for result in kept}
+        self.running: dict[str, float] = {}
+        self.failed = 0
+        self.values: dict[str, list[float]] = defaultdict(list)
+        self.protocols: set[str] = set()
+        for result in kept:
+            self._count(result)
+        self.started = self.said = time.monotonic()
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> View:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def begin(self, trial: Trial) -> None:
+        """A worker took the trial up."""
+        self.running[trial.name] = self.shares.get(trial.name, 0.0)
+
+    def progress(self, trial: Trial, share: float) -> None:
+        """The trial is done to `share`, in [0, 1]."""
+        self.running[trial.name] = share
+        if not self.console.is_terminal and time.monotonic() - self.said >= SILENCE:
+            self.note(f"[{len(self.shares)}/{len(self.sweep.trials)}] {self._left()}{self._best()}")
+
+    def retry(self, trial: Trial, attempt: int) -> None:
+        """The trial's worker died and it goes on elsewhere."""
+        self.running.pop(trial.name, None)
+        self.note(f"{trial.name}: attempt {attempt} broke off; going on from its last checkpoint")
+
+    def end(self, result: Result) -> None:
+        """The trial ended."""
+        self.running.pop(result.trial, None)
+        self.shares[result.trial] = 1.0
+        self._count(result)
+        metric = self.sweep.metric
+        score = f"  {metric} {result.metrics[metric]:.4f}" if metric in result.metrics else ""
+        outcome = f"FAILED: {result.error}" if result.status == "failed" else f"{result.wall_s:.1f} s{score}"
+        if self.console.is_terminal:
+            if result.status == "failed":
+                self.note(f"{result.trial} {outcome}")
+        else:
+            counts = f"[{len(self.shares)}/{len(self.sweep.trials)}]"
+            self.note(f"{counts} {result.trial}  {outcome}  ({self._left()}{self._best()})")
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self.said = time.monotonic()
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _count(self, result: Result) -> None:
+        self.failed += result.status == "failed"
+        metric = self.sweep.metric
+        if metric in result.metrics and not result.baseline and result.status == "finished":
+            self.values[result.point].append(result.metrics[metric])
+            self.protocols.add(result.fingerprint)
+
+    def best(self) -> str | None:
+        """The best point so far, by its mean over the seeds that are done; none where protocols differ."""
+        if not self.values or len(self.protocols) > 1:
+            return None
+        choose = max if self.sweep.tune.mode == "max" else min
+        point = choose(self.values, key=lambda name: mean(self.values[name]))
+        values = self.values[point]
+        seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+        return f"{point}  {self.sweep.metric} {mean(values):.4f} ({seeds})"
+
+    def _best(self) -> str:
+        best = self.best()
+        return f"; best so far: {best}" if best else ""
+
+    def _left(self) -> str:
+        waiting = len(self.sweep.trials) - len(self.shares) - len(self.running)
+        return f"{len(self.running)} running, {waiting} waiting, ETA {self._eta()}"
+
+    def _eta(self) -> str:
+        """Time left, were the rest as fast as what this run has done, weighing trials by their epochs."""
+        done = float(sum(self.weights[name] for name in self.shares if name not in self.kept))
+        done += sum(self.weights[name] * share for name, share in self.running.items())
+        total = sum(weight for name, weight in self.weights.items() if name not in self.kept)
+        if done < 0.02 * total:  # so far mostly starting up
+            return "unknown"
+        seconds = round((time.monotonic() - self.started) * (total - done) / done)
+        if seconds < 60:
+            return f"{seconds} s"
+        if seconds < 3600:
+            return f"{seconds // 60} min {seconds % 60:02} s"
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+    def _render(self) -> Group:
+        total = len(self.sweep.trials)
+        weight = sum(self.weights.values())
+        share = float(sum(self.weights[name] for name in self.shares))
+        share += sum(self.weights[name] * part for name, part in self.running.items())
+        head = Table.grid(padding=(0, 1))
+        failed = f", {self.failed} failed" if self.failed else ""
+        head.add_row(
+            Text(self.sweep.name, style="bold"),
+            ProgressBar(total=weight, completed=share, width=30),
+            Text(f"{len(self.shares)}/{total} done{failed}, {self._left()}"),
+        )
+        rows = Table.grid(padding=(0, 1))
+        for name, part in list(self.running.items())[:SHOWN]:
+            rows.add_row(" ", ProgressBar(total=1.0, completed=part, width=10), Text(name, no_wrap=True))
+        if len(self.running) > SHOWN:
+            rows.add_row(" ", "", Text(f"and {len(self.running) - SHOWN} more"))
+        best = self.best()
+        return Group(head, rows, *([Text(f"best so far: {best}")] if best else []))

@@ -1,0 +1,28 @@
+"""What several tests need."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run_sweep(tmp_path):
+    """The real command in a process of its own, in an empty directory; returns the completed process."""
+
+    def run(*arguments, timeout=240, **environment):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run_sweep.py"), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,318 @@
+"""The real command on a real Ray: results, resumption, killed workers, Ctrl-C."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from tests.conftest import ROOT
+
+QUICK = ["--usl_epochs", "2", "--le_epochs", "3", "--probe_every", "1", "--images_every", "2"]
+CPUS = max(1, (os.cpu_count() or 1) // 2)  # per trial: two or three trials at a time on any machine
+GRID = [
+    "--set",
+    f"resources.cpu={CPUS}",
+    "--exp_type",
+    "alpha",
+    *QUICK,
+    "--set",
+    "alpha=[1e-05, 1]",
+    "--set",
+    "seed=[0, 1]",
+]
+TRIALS = ["random,seed=0", "random,seed=1"] + [f"alpha={a},seed={s}" for a in ("1e-05", "1.0") for s in (0, 1)]
+LONG = ["--usl_epochs", "12", "--le_epochs", "3", "--set", "tune.checkpoint_seconds=0", "--name", "long"]
+OWN = {"pretrain/images_per_s"}  # differs from run to run
+
+
+def command(*arguments, cwd):
+    """The completed real command."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_sweep.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def start(*arguments, cwd):
+    """The real command, running."""
+    program = [sys.executable, str(ROOT / "run_sweep.py"), *arguments]
+    return subprocess.Popen(program, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def interrupt(process, trial):
+    """Ctrl-C once the trial has a checkpoint; the command exits with 130 and says how to go on."""
+    wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.splitlines() == ["interrupted; go on with: run_sweep.py --resume runs/long"]
+
+
+def result(root, trial):
+    return json.loads((root / trial / "result.json").read_text())
+
+
+def scores(root, trial):
+    return {name: value for name, value in result(root, trial)["metrics"].items() if name not in OWN}
+
+
+def wait_for(what, process, seconds=120):
+    """Wait until `what()` is true while the process runs."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alpha(tmp_path_factory):
+    """A small α sweep on Ray: its completed process and its directory."""
+    folder = tmp_path_factory.mktemp("alpha")
+    return command(*GRID, cwd=folder), folder / "runs" / "alpha"
+
+
+def test_every_trial_finishes_in_a_directory_of_its_own(alpha):
+    done, root = alpha
+    assert done.returncode == 0, done.stderr
+    for name in TRIALS:
+        assert result(root, name)["status"] == "finished"
+        assert sorted(path.name for path in (root / name).iterdir()) == [
+            "attempt.json",
+            "encoder.pt",
+            "events.out.tfevents.0001.raysweep",
+            "result.json",
+        ]
+
+
+def test_tables_and_figure_are_written(alpha):
+    _, root = alpha
+    with open(root / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == TRIALS
+    assert [row["alpha"] for row in rows] == ["", "", "1e-05", "1e-05", "1.0", "1.0"]
+    for row in rows:
+        assert row["status"] == "finished"
+        assert float(row["linear/test_accuracy"]) == result(root, row["trial"])["metrics"]["linear/test_accuracy"]
+    assert len({row["fingerprint"] for row in rows}) == 1
+    with open(root / "summary.csv") as file:
+        points = list(csv.DictReader(file))
+    assert [(row["point"], row["n"]) for row in points] == [("random", "2"), ("alpha=1e-05", "2"), ("alpha=1.0", "2")]
+    assert "Difference from the random encoder" in (root / "summary.md").read_text()
+    assert Image.open(root / "figures" / "alpha.png").size[0] > 500
+
+
+def test_what_is_shown_is_progress_and_results_and_no_chatter(alpha):
+    done, _ = alpha
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert "6 trials, " in lines[0]
+    last = next(line for line in lines if line.startswith("[6/6] "))
+    assert "0 running, 0 waiting, ETA 0 s; best so far: alpha=" in last
+    assert "TensorBoard tensorboard --logdir runs/alpha" in lines
+    assert not [line for line in lines if "(pid=" in line or "WARNING" in line or "INFO" in line]
+
+
+def test_workers_are_reused(alpha):
+    _, root = alpha
+    pids = [json.loads((root / name / "attempt.json").read_text())["pid"] for name in TRIALS]
+    assert len(set(pids)) <= 3 < len(pids)
+
+
+def test_tensorboard_reads_curves_images_and_hyperparameters(alpha):
+    _, root = alpha
+    for name in TRIALS[2:]:
+        events = EventAccumulator(str(root / name), size_guidance={"scalars": 0}).Reload()
+        assert [e.step for e in events.Scalars("pretrain/loss")] == [1, 2]
+        assert [e.step for e in events.Scalars("online/knn_val_accuracy")] == [1, 2]
+        assert [e.step for e in events.Scalars("linear/val_accuracy")] == [1, 2, 3]
+        assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("ray/")]
+        assert [e.step for e in events.Images("images/original_view_reconstruction")] == [2]
+        content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        of = result(root, name)["settings"]
+        assert values["alpha"].number_value == of["alpha"]
+        assert values["seed"].number_value == of["seed"]
+
+
+def test_local_gives_the_same_bits_as_ray(alpha, tmp_path):
+    _, root = alpha
+    done = command(*GRID, "--local", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in TRIALS:
+        assert scores(tmp_path / "runs" / "alpha", name) == scores(root, name)
+
+
+def test_resume_keeps_what_is_finished_and_runs_the_rest(alpha):
+    _, root = alpha
+    before = {name: scores(root, name) for name in TRIALS}
+    lost = TRIALS[3]
+    (root / lost / "result.json").unlink()
+    kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in TRIALS if name != lost}
+    done = command("--resume", root, cwd=root.parent)
+    assert done.returncode == 0, done.stderr
+    assert "5 finished before" in done.stdout
+    assert done.stderr == ""
+    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
+    assert {name: scores(root, name) for name in TRIALS} == before
+    events = EventAccumulator(str(root / lost), size_guidance={"scalars": 0}).Reload()
+    assert [e.step for e in events.Scalars("pretrain/loss")] == [1, 2]
+
+
+def test_resume_of_a_finished_sweep_runs_nothing(alpha):
+    _, root = alpha
+    done = command("--resume", root, cwd=root.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{root}: all 6 trials have finished"
+
+
+def test_report_rebuilds_what_was_deleted(alpha):
+    _, root = alpha
+    made = [root / "results.csv", root / "summary.csv", root / "summary.md", root / "figures" / "alpha.png"]
+    before = [path.read_bytes() for path in made]
+    for path in made:
+        path.unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "raysweep.cli", "report", str(root)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.read_bytes() for path in made] == before
+
+
+def test_a_killed_worker_costs_nothing_but_time(tmp_path):
+    undisturbed = command(*LONG, "--local", "--output", "undisturbed", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    process = start(*LONG, cwd=tmp_path)
+    trial = tmp_path / "runs" / "long" / "seed=0"
+    wait_for(lambda: len(list(trial.glob("checkpoints/*.json"))) == 2, process)
+    os.kill(json.loads((trial / "attempt.json").read_text())["pid"], signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "attempt 1 broke off; going on from its last checkpoint" in out
+    root = tmp_path / "runs" / "long"
+    assert result(root, "seed=0")["attempts"] == 2
+    assert scores(root, "seed=0") == scores(tmp_path / "undisturbed" / "long", "seed=0")
+    events = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
+    assert [e.step for e in events.Scalars("pretrain/loss")] == list(range(1, 13))
+
+
+def test_a_worker_killed_once_too_often_is_a_failed_trial(tmp_path):
+    process = start(*LONG, "--set", "tune.max_failures=0", cwd=tmp_path)
+    trial = tmp_path / "runs" / "long" / "seed=0"
+    wait_for(lambda: (trial / "attempt.json").exists(), process)
+    os.kill(json.loads((trial / "attempt.json").read_text())["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert err.splitlines() == ["failed: seed=0: its process died (killed, out of memory, or its node was lost)"]
+
+
+def test_ctrl_c_exits_130_and_resume_finishes(tmp_path):
+    process = start(*LONG, cwd=tmp_path)
+    interrupt(process, tmp_path / "runs" / "long" / "seed=0")
+    done = command("--resume", "runs/long", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "runs" / "long", "seed=0")["attempts"] == 2
+
+
+def test_ctrl_c_without_ray_does_the_same(tmp_path):
+    process = start(*LONG, "--local", cwd=tmp_path)
+    interrupt(process, tmp_path / "runs" / "long" / "seed=0")
+    text = (tmp_path / "runs" / "long" / "sweep.yaml").read_text()
+    (tmp_path / "runs" / "long" / "sweep.yaml").write_text(text.replace("usl_lr: 0.0001", "usl_lr: 0.5"))
+    changed = command("--resume", "runs/long", "--local", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "usl_lr: 0.0001, but the sweep says 0.5" in changed.stderr
+    (tmp_path / "runs" / "long" / "sweep.yaml").write_text(text)
+    done = command("--resume", "runs/long", "--local", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_diverging_trial_fails_without_retry_and_the_others_go_on(tmp_path):
+    done = command(*QUICK, "--usl_type", "simclr", "--set", "usl_lr=[1e-3, 1e18]", "--name", "x", cwd=tmp_path)
+    assert done.returncode == 1
+    root = tmp_path / "runs" / "x"
+    failed = result(root, "usl_lr=1e%2B18,seed=0")
+    assert (failed["status"], failed["attempts"]) == ("failed", 1)
+    assert "in pretraining epoch" in failed["error"]
+    assert done.stderr.splitlines() == [f"failed: usl_lr=1e%2B18,seed=0: {failed['error']}"]
+    assert result(root, "usl_lr=0.001,seed=0")["status"] == "finished"
+    assert failed["error"] in (root / "summary.md").read_text()
+
+
+def test_a_request_that_no_node_can_meet_is_refused(tmp_path):
+    for request, words in (("cpu=1000", "needs 1000 cpu"), ("gpu=64", "64 gpu")):
+        done = command(*QUICK, "--usl_type", "simclr", "--set", f"resources.{request}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_address_where_no_cluster_answers_is_refused(tmp_path):
+    done = command(*QUICK, "--usl_type", "simclr", "--address", "127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "127.0.0.1:9" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_cluster_is_used_with_its_token(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home)}
+    environment.pop("RAY_AUTH_MODE", None)
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    subprocess.run([*ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--block"]
+    head = subprocess.Popen(
+        [*ray, "start", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+
+        def answers():
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_for(answers, head)
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "run_sweep.py"),
+                *QUICK,
+                "--usl_type",
+                "simclr",
+                "--address",
+                f"127.0.0.1:{port}",
+            ],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    finally:
+        head.terminate()
+        head.wait(60)
+    assert done.returncode == 0, done.stderr
+    assert "3 at a time on 1 node" in done.stdout, "it ran on the cluster that was named"

@@ -1,0 +1,242 @@
+"""Bad input from the command line: exit status 2, one line that says what is wrong, nothing started or left behind."""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+TINY = ["--usl_epochs", "1", "--le_epochs", "1", "--batch_size", "4", "--knn_k", "2", "--image_size", "8", "--local"]
+
+
+@pytest.fixture
+def refused(run_sweep, tmp_path):
+    """Runs the command, checks that it is refused without a trace, and returns its one line."""
+
+    def run(*arguments, **environment):
+        before = sorted(tmp_path.rglob("*"))
+        done = run_sweep(*arguments, **environment)
+        assert done.returncode == 2, done
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert "Traceback" not in done.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+        return done.stderr
+
+    return run
+
+
+def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")):
+    """An image folder of random pictures."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for label in classes:
+            (root / split / label).mkdir(parents=True)
+            for number in range(images):
+                pixels = rng.integers(0, 256, (9 + number, 11, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to run"),
+        (["--alhpa", "1"], "did you mean --alpha?"),
+        (["--exp_type", "alfa"], "invalid choice: 'alfa'"),
+        (["--alpha"], "expected one argument"),
+        (["--usl_type", "simclrr"], "usl_type"),
+        (["--alpha", "-1"], "alpha"),
+        (["--alpha", "nan"], "alpha"),
+        (["--alpha", ".inf"], "alpha"),
+        (["--strength", "-0.5"], "strength"),
+        (["--usl_epochs", "-1"], "usl_epochs"),
+        (["--usl_epochs", "ten"], "usl_epochs"),
+        (["--temperature", "0"], "temperature"),
+        (["--denoising", "perhaps"], "denoising"),
+        (["--usl_type", "simclr", "--set", "alpha=[0.1, 1]"], "no effect"),
+        (["--set", "alpha=[]"], "empty"),
+        (["--set", "alpha=[1, 1.0]"], "twice"),
+        (["--set", "alpha"], "NAME=VALUE"),
+        (["--set", "alhpa=1"], "did you mean 'alpha'"),
+        (["--set", "name=../../x"], "unknown setting"),
+        (["--set", "output=/tmp"], "unknown setting"),
+        (["--set", "alpha=[1"], "not valid YAML at line 1"),
+        (["none.yaml"], "none.yaml: no such file"),
+        (["."], "is a directory"),
+        (["none.yaml", "--exp_type", "alpha"], "not both"),
+        (["--dataset", "digitz"], "did you mean 'digits'"),
+        (["--dataset", "folder:none"], "none"),
+        (["--dataset", "folder:"], "folder:"),
+        (["--usl_type", "simclr", "--name", "../x"], "cannot name a directory"),
+        (["--usl_type", "simclr", "--name", "/tmp/x"], "cannot name a directory"),
+        (["--usl_type", "simclr", "--output", "/proc/nowhere"], "cannot write"),
+        (["--usl_type", "simclr", "--output", "/dev/null"], "not a directory"),
+        (["--batch_size", "1438", "--local"], "batch_size: 1438 is more than the 1437 training images"),
+        (["--knn_k", "5000", "--local"], "knn_k: 5000"),
+        (["--labels_per_class", "500", "--local"], "500"),
+        (["--resume", "nowhere"], "no sweep lies there"),
+        (["--resume", "nowhere", "--alpha", "1"], "takes no --alpha"),
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_are_refused(refused, arguments, words):
+    assert words in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"serch: {}\n", "did you mean 'search'"),
+        (b"base:\n  alpha: [1\nseed: 2\n", "line 3"),
+        (b"base: {alpha: .nan}\n", "finite"),
+        (b"search: {alpha: {grid: []}}\n", "empty"),
+        (b"name: ../../x\n", "cannot name a directory"),
+        (bytes(range(256)), "not a text file"),
+        (b"", "must be a mapping"),
+    ],
+)
+def test_bad_files_are_refused(refused, tmp_path, text, words):
+    (tmp_path / "space.yaml").write_bytes(text)
+    message = refused("space.yaml")
+    assert "space.yaml" in message
+    assert words in message
+
+
+def test_a_name_that_exists_is_refused_and_nothing_in_it_changes(refused, tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "sweep.yaml").write_text("precious")
+    assert "exists" in refused("--usl_type", "simclr", "--name", "mine")
+    assert (tmp_path / "runs" / "mine" / "sweep.yaml").read_text() == "precious"
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(refused, tmp_path):
+    mount = tmp_path / "readonly"
+    mount.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(options, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs to mount a read-only file system")
+    try:
+        assert "cannot write" in refused("--usl_type", "simclr", "--output", mount)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_download_without_network_is_refused(refused):
+    nowhere = "http://127.0.0.1:9"
+    message = refused("--dataset", "cifar10", "--local", http_proxy=nowhere, https_proxy=nowhere)
+    assert "cifar10" in message
+    assert "cannot be downloaded" in message
+
+
+def test_classes_that_differ_between_train_and_test_are_named(refused, tmp_path):
+    root = make_folder(tmp_path / "images")
+    (root / "test" / "dog").rename(root / "test" / "wolf")
+    message = refused("--dataset", f"folder:{root}", *TINY)
+    assert "dog" in message
+    assert "wolf" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_a_bad_image_is_named_and_skipped_only_when_asked_to(refused, run_sweep, tmp_path, content):
+    root = make_folder(tmp_path / "images")
+    bad = root / "train" / "dog" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:60] if content is None else content)
+    assert str(bad) in refused("--dataset", f"folder:{root}", *TINY)
+    done = run_sweep("--dataset", f"folder:{root}", "--skip_bad_images", "True", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "3.png" in done.stderr
+
+
+def test_images_of_any_kind_are_accepted(run_sweep, tmp_path):
+    root = make_folder(tmp_path / "images")
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (20, 13, 3), dtype=np.uint8))
+    for mode in ("L", "RGBA", "P", "CMYK"):
+        suffix = "jpg" if mode == "CMYK" else "png"
+        rgb.convert(mode).save(root / "train" / "cat" / f"{mode}.{suffix}")
+    Image.fromarray(rng.integers(0, 2**16, (5, 50), dtype=np.uint16)).save(root / "train" / "dog" / "deep.png")
+    done = run_sweep("--dataset", f"folder:{root}", *TINY)
+    assert done.returncode == 0, done.stderr
+
+
+def test_images_without_classes_serve_for_pretraining_only(refused, run_sweep, tmp_path):
+    root = make_folder(tmp_path / "images", splits=("all",))
+    assert "no classes" in refused("--dataset", f"folder:{root}", *TINY)
+    done = run_sweep("--dataset", f"folder:{root}", "--probe_dataset", "digits", *TINY)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_single_class_cannot_be_evaluated(refused, tmp_path):
+    root = make_folder(tmp_path / "images", classes=("cat",))
+    assert "single class" in refused("--dataset", f"folder:{root}", *TINY)
+
+
+def test_dry_run_prints_trials_and_settings_and_starts_nothing(run_sweep, tmp_path):
+    done = run_sweep("--exp_type", "alpha", "--set", "alpha=[1e-5, 1]", "--dry-run")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert "# 9 trials:" in lines
+    assert "alpha=1e-05,seed=2" in lines
+    assert "  usl_epochs: 400" in lines
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_name_nothing_is_overwritten(run_sweep, tmp_path):
+    for _ in range(2):
+        done = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local")
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["simclr", "simclr-2"]
+
+
+def test_the_resolved_sweep_is_a_search_space(run_sweep, tmp_path):
+    first = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "a")
+    assert first.returncode == 0, first.stderr
+    again = run_sweep("runs/a/sweep.yaml", "--local", "--name", "b")
+    assert again.returncode == 0, again.stderr
+    results = [(tmp_path / "runs" / name / "seed=0" / "result.json").is_file() for name in "ab"]
+    assert results == [True, True]
+
+
+def test_other_commands(run_sweep, tmp_path):
+    def raysweep(*arguments):
+        program = ["python", "-m", "raysweep.cli", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert "did you mean 'sweep'" in raysweep("sweeep").stderr
+    assert raysweep("report", "nowhere").returncode == 2
+    assert "raysweep sweep" in raysweep().stdout
+
+
+def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):
+    root = make_folder(tmp_path / "images")
+    first = run_sweep("--dataset", f"folder:{root}", "--set", "seed=[0, 1]", "--name", "x", *TINY)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "runs" / "x" / "seed=1" / "result.json").unlink()
+    Image.new("RGB", (9, 9)).save(root / "test" / "cat" / "0.png")
+    again = run_sweep("--resume", "runs/x", "--local")
+    assert again.returncode == 2
+    assert "probe_data" in again.stderr
+    assert again.stderr.count("\n") == 1
+    assert not (tmp_path / "runs" / "x" / "seed=1" / "result.json").exists()
+
+
+def test_a_results_directory_that_cannot_be_written_to_is_refused(run_sweep, tmp_path):
+    done = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x")
+    assert done.returncode == 0, done.stderr
+    place = str(tmp_path / "runs" / "x")
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", place, place], check=False).returncode != 0:
+        pytest.skip("needs to mount a directory read-only")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+        done = run_sweep("--resume", "runs/x", "--local")
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert done.returncode == 2
+    assert "Read-only file system" in done.stderr
+    assert done.stderr.count("\n") == 1

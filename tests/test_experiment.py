@@ -1,0 +1,302 @@
+"""Whole experiments in this process, on a few real images."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from raysweep import experiment, space, store
+from raysweep.augment import simclr, to_float
+from raysweep.config import METRICS
+from raysweep.data import Dataset, split_train
+from raysweep.errors import InputError
+from raysweep.inputs import Data, check
+from raysweep.losses import nt_xent
+from raysweep.models import Conv6, make_decoder, make_encoder
+from raysweep.pretrain import fresh_state, pretrain
+from raysweep.probes.collapse import embedding_std, rankme
+from raysweep.probes.kmeans import kmeans_scores
+from raysweep.probes.knn import knn_accuracy
+from raysweep.probes.linear import accuracy, train_linear
+from raysweep.randomness import generator
+
+TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, "probe_every": 1, "knn_k": 5}
+CLOCK = "pretrain/images_per_s"
+
+
+def few_digits(channels=1):
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 1, 8, 8) * 255 / 16).round().astype(np.uint8).repeat(channels, 1)
+    labels = labels.astype(np.int64)
+    return Dataset(
+        "digits", tuple("0123456789"), images[:200], labels[:200], images[200:280], labels[200:280], None, "x"
+    )
+
+
+DATASETS = {("digits", 8, None): few_digits()}
+
+
+def trial_of(**settings):
+    return space.build({"base": {**TINY, **settings}}, {}, "test").trials[0]
+
+
+def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lambda share, metrics: None):
+    return experiment.run(
+        trial, datasets, directory, threads=1, gpu=True, checkpoint_seconds=checkpoint_seconds, report=report
+    )
+
+
+def without_clock(metrics):
+    return {name: value for name, value in metrics.items() if name != CLOCK}
+
+
+def scalars(directory):
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+METHODS = {
+    "autoencoder": {"usl_type": "ae_single", "denoising": False},
+    "denoising autoencoder": {"usl_type": "ae_single", "denoising": True},
+    "parallel autoencoder": {"usl_type": "ae_parallel", "denoising": False},
+    "parallel denoising autoencoder": {"usl_type": "ae_parallel", "denoising": True},
+    "simclr": {"usl_type": "simclr"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method):
+    shares = []
+    result = run(tmp_path, trial_of(usl_lr=1e-3, **method), report=lambda share, metrics: shares.append(share))
+    assert result.status == "finished"
+    absent = set()
+    if method["usl_type"] == "ae_single":
+        absent = {"pretrain/emb_loss"}
+    if method["usl_type"] == "simclr":
+        absent = {"pretrain/rec_loss"}
+    assert set(result.metrics) == set(METRICS) - absent
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    assert result.metrics["linear/train_accuracy"] > 0.3, "chance is 0.1"
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+    found = scalars(tmp_path)
+    losses = [value for _, value in found["pretrain/loss"]]
+    assert losses[-1] < losses[0]
+    assert [step for step, _ in found["pretrain/loss"]] == [1, 2, 3]
+    assert [step for step, _ in found["linear/val_accuracy"]] == [1, 2, 3, 4]
+    assert [step for step, _ in found["linear/test_accuracy"]] == [4]
+    assert {tag: points[-1][1] for tag, points in found.items()} == pytest.approx(result.metrics, rel=1e-6)
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
+
+
+def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
+    trial = trial_of(usl_epochs=6, images_every=2)
+    whole = run(tmp_path / "whole", trial)
+
+    class Killed(Exception):
+        pass
+
+    for fatal in (0.3, 0.7):  # breaks off in the 3rd epoch, goes on, breaks off in the 5th
+
+        def die(share, metrics, fatal=fatal):
+            if share > fatal:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", trial, checkpoint_seconds=0, report=die)
+        assert store.read_result(tmp_path / "broken") is None
+        assert "Killed" in (tmp_path / "broken" / "error.txt").read_text()
+    reported = []
+    again = run(tmp_path / "broken", trial, checkpoint_seconds=0, report=lambda share, _: reported.append(share))
+    assert min(reported) > 0.6, "it went on instead of starting again"
+    assert again.attempts == 3
+    assert without_clock(again.metrics) == without_clock(whole.metrics)
+    weights = [torch.load(tmp_path / name / "encoder.pt", weights_only=True)["encoder"] for name in ("whole", "broken")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    first, second = scalars(tmp_path / "whole"), scalars(tmp_path / "broken")
+    assert without_clock(first) == without_clock(second)
+    assert not (tmp_path / "broken" / "checkpoints").exists()
+    assert not (tmp_path / "broken" / "error.txt").exists()
+
+
+def test_a_finished_trial_is_not_run_again(tmp_path):
+    trial = trial_of()
+    first = run(tmp_path, trial)
+    assert run(tmp_path, trial, report=lambda share, metrics: pytest.fail("ran")) == first
+
+
+def test_same_seed_same_bits_other_seed_other_numbers(tmp_path):
+    results = [run(tmp_path / str(n), trial_of(seed=seed)) for n, seed in enumerate((0, 0, 1))]
+    first, same, other = [without_clock(result.metrics) for result in results]
+    assert first == same
+    assert first["pretrain/loss"] != other["pretrain/loss"]
+
+
+def test_a_loss_that_overflows_is_a_failed_result_with_its_epoch(tmp_path):
+    result = run(tmp_path, trial_of(usl_lr=1e18, usl_epochs=5))
+    assert result.status == "failed"
+    assert "in pretraining epoch" in result.error
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+
+
+def test_pretraining_on_one_dataset_and_evaluation_on_another(tmp_path):
+    colour = few_digits(3)
+    datasets = {("cifar10", 8, None): colour, ("digits", 8, 3): colour}
+    result = run(tmp_path, trial_of(dataset="cifar10", probe_dataset="digits", image_size=8), datasets)
+    assert result.status == "finished"
+    assert result.protocol["probe_dataset"] == "digits"
+    assert torch.load(tmp_path / "encoder.pt", weights_only=True)["channels"] == 3
+
+
+def test_without_validation_split_nothing_is_validated(tmp_path):
+    result = run(tmp_path, trial_of(val_fraction=0))
+    assert result.status == "finished"
+    assert not [name for name in result.metrics if "val" in name]
+
+
+def test_few_labels_train_the_probe_on_few(tmp_path):
+    few = run(tmp_path / "few", trial_of(labels_per_class=1, le_epochs=30, le_lr=0.01, usl_epochs=0))
+    full = run(tmp_path / "all", trial_of(le_epochs=30, le_lr=0.01, usl_epochs=0))
+    assert few.metrics["linear/train_accuracy"] == 1.0
+    assert few.metrics["linear/test_accuracy"] < full.metrics["linear/test_accuracy"]
+    assert few.metrics["knn/test_accuracy"] == full.metrics["knn/test_accuracy"]
+    assert few.fingerprint != full.fingerprint
+
+
+def test_the_saved_encoder_gives_the_features_that_were_evaluated(tmp_path):
+    run(tmp_path, trial_of())
+    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder.load_state_dict(saved["encoder"])
+    images = DATASETS["digits", 8, None].test_images
+    with torch.no_grad():
+        z = encoder(to_float(torch.from_numpy(images)))
+    assert z.shape == (80, 64)
+    fresh = run(tmp_path / "random", trial_of(usl_epochs=0))
+    assert fresh.status == "finished"
+    untrained = torch.load(tmp_path / "random" / "encoder.pt", weights_only=True)["encoder"]
+    assert not torch.equal(untrained["head.weight"], saved["encoder"]["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 201}, "batch_size: 201 is more than the 200 training images"),
+        ({"knn_k": 181}, "knn_k: 181 is more than the 180 images"),
+        ({"labels_per_class": 100}, "label"),
+    ],
+)
+def test_more_than_the_data_holds_is_refused(settings, words):
+    dataset = DATASETS["digits", 8, None]
+    with pytest.raises(InputError, match=words) as fault:
+        check(trial_of(**settings).settings, Data(dataset.train_images, dataset))
+    assert "\n" not in str(fault.value)
+
+
+def test_cuda_is_used_where_it_is_visible_and_gives_finite_metrics(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU is visible")
+    result = run(tmp_path, trial_of())
+    assert result.device == "cuda"
+    assert all(math.isfinite(value) for value in result.metrics.values())
+
+
+@pytest.mark.parametrize("layer", ["trunk", "embedding"])
+@pytest.mark.parametrize("standardized", [True, False])
+def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_path, layer, standardized):
+    """Everything that is reported at the end, computed again from the weights with the splits written out."""
+    trial = trial_of(seed=1, split_seed=3, probe_layer=layer, standardize=standardized)
+    got = run(tmp_path, trial).metrics
+    dataset = DATASETS["digits", 8, None]
+    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder.load_state_dict(saved["encoder"])
+    fit, val = split_train(dataset.train_labels, 0.1, 3)
+    images = {"fit": dataset.train_images[fit], "val": dataset.train_images[val], "test": dataset.test_images}
+    labels = {"fit": dataset.train_labels[fit], "val": dataset.train_labels[val], "test": dataset.test_labels}
+    labels = {split: torch.from_numpy(of) for split, of in labels.items()}
+    with torch.no_grad():
+        read = encoder.trunk if layer == "trunk" else encoder
+        features = {split: read(torch.from_numpy(of) / 255) for split, of in images.items()}
+        z = encoder(torch.from_numpy(dataset.train_images) / 255)
+    expected = {}
+    for split in ("val", "test"):
+        expected[f"knn/{split}_accuracy"] = knn_accuracy(
+            features["fit"], labels["fit"], features[split], labels[split], classes=10, k=5, temperature=0.07
+        )
+    expected["online/knn_val_accuracy"] = expected["knn/val_accuracy"]  # the subsets are all there is
+    expected |= kmeans_scores(features["test"].numpy(), labels["test"].numpy(), 10, seed=1)
+    expected |= {"pretrain/embedding_std": embedding_std(z), "pretrain/rankme": rankme(z)}
+    if standardized:
+        mean, std = features["fit"].mean(0), features["fit"].std(0, correction=0)
+        features = {split: (of - mean) / std for split, of in features.items()}
+    *_, probe = train_linear(features["fit"], labels["fit"], 10, epochs=4, lr=1e-3, batch_size=50, seed=1)
+    expected["linear/train_accuracy"] = probe.train_accuracy
+    for split in ("val", "test"):
+        expected[f"linear/{split}_accuracy"] = accuracy(probe.classifier, features[split], labels[split])
+    assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_pretraining_is_the_textbook_loop_on_augmented_pairs(method):
+    """Two epochs against a loop written out: order, pairs of views, targets, losses, Adam."""
+    settings = trial_of(usl_lr=1e-3, usl_epochs=2, alpha=0.7, strength=0.8, batch_size=60, **method).settings
+    images = torch.from_numpy(DATASETS["digits", 8, None].train_images)
+    state = fresh_state(settings, 1, 8, torch.device("cpu"))
+    reported = [metrics["pretrain/loss"] for metrics in pretrain(settings, state, images)]
+
+    encoder, decoder = make_encoder(1, 8, 64, seed=0), make_decoder(1, 8, 64, seed=0)
+    adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    draws = generator(0, "pretrain")
+    mse = torch.nn.functional.mse_loss
+    for expected in reported:
+        losses = []
+        order = torch.randperm(200, generator=draws)
+        for step in range(3):  # 200 images: three batches of 60, and 20 left out
+            clean = images[order[60 * step : 60 * step + 60]] / 255
+            if method["usl_type"] == "ae_single":
+                view = simclr(clean, 0.8, False, draws)
+                loss = mse(decoder(encoder(view)), clean if method["denoising"] else view)
+            else:
+                first, second = simclr(torch.cat((clean, clean)), 0.8, False, draws).split(60)
+                z1, z2 = encoder(first), encoder(second)
+                if method["usl_type"] == "simclr":
+                    loss = nt_xent(z1, z2, 0.5)
+                else:
+                    targets = (clean, clean) if method["denoising"] else (first, second)
+                    loss = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1]) + 0.7 * mse(z1, z2)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(loss.item())
+        assert expected == pytest.approx(np.mean(losses), rel=1e-4)
+    torch.testing.assert_close(state.encoder.head.weight, encoder.head.weight, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"usl_lr": 1e30, "batch_size": 200}, "pretraining epoch 1"),
+        ({"usl_lr": 1e10, "batch_size": 200}, "pretraining epoch"),
+        ({"le_lr": 1e38}, "the linear probe's loss became"),
+    ],
+)
+def test_what_diverges_outside_the_loss_is_a_failed_result_too(tmp_path, settings, words):
+    result = run(tmp_path, trial_of(**settings))
+    assert result.status == "failed"
+    assert words in result.error
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    def stop(share, metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, trial_of(), checkpoint_seconds=0, report=stop)
+    with pytest.raises(InputError, match=r"usl_lr: 0\.0001, but the sweep says 1e-09"):
+        run(tmp_path, trial_of(usl_lr=1e-9))

@@ -1,0 +1,59 @@
+"""Conv6 and the decoder: shapes, the published weight count, and weights that depend on the seed alone."""
+
+import pytest
+import torch
+
+from raysweep.models import Conv6, make_decoder, make_encoder
+
+
+def test_conv6_has_the_published_weights():
+    encoder = make_encoder(3, 32, 64, seed=0)
+    assert sum(p.numel() for p in encoder.blocks.parameters()) == 360_288
+    assert encoder.feature_dim == 8192
+    assert encoder.head.weight.shape == (64, 8192)
+    assert encoder.head.bias is None
+
+
+def test_conv6_is_the_network_of_the_paper_written_out():
+    encoder = make_encoder(3, 16, 8, seed=1)
+    x = torch.rand(2, 3, 16, 16)
+    w = [block[0].weight for block in encoder.blocks]
+    conv, pool, clip = torch.nn.functional.conv2d, torch.nn.functional.max_pool2d, torch.nn.functional.hardtanh
+    h = clip(conv(x, w[0], padding=1))
+    h = pool(conv(h, w[1], padding=1), 2)
+    h = clip(conv(h, w[2], padding=1))
+    h = pool(conv(h, w[3], padding=1), 2)
+    h = pool(conv(h, w[4], padding=1), 2)
+    torch.testing.assert_close(encoder.trunk(x), h.flatten(1))
+    torch.testing.assert_close(encoder(x), h.flatten(1) @ encoder.head.weight.T)
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 37])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_goes_in_and_comes_out(size, channels):
+    encoder, decoder = make_encoder(channels, size, 64, seed=0), make_decoder(channels, size, 64, seed=0)
+    x = torch.rand(2, channels, size, size)
+    z = encoder(x)
+    assert encoder.trunk(x).shape == (2, encoder.feature_dim)
+    assert z.shape == (2, 64)
+    assert decoder(z).shape == x.shape
+
+
+def test_padding_is_zeros_around_the_image():
+    x = torch.rand(1, 1, 28, 28)
+    padded, plain = Conv6(1, 28, 4), Conv6(1, 32, 4)
+    plain.load_state_dict(padded.state_dict())
+    torch.testing.assert_close(padded(x), plain(torch.nn.functional.pad(x, (2, 2, 2, 2))))
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = make_encoder(1, 8, 64, seed=5).state_dict()
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    make_decoder(1, 8, 64, seed=5)
+    second = make_encoder(1, 8, 64, seed=5).state_dict()
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = make_encoder(1, 8, 64, seed=6).state_dict()
+    assert not torch.equal(first["head.weight"], other["head.weight"])

@@ -1,0 +1,337 @@
+"""Search-space files: what they expand to, and that every bad one is refused in one line that names the fault."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysweep import space
+from raysweep.config import SETTINGS, Settings, has_effect
+from raysweep.errors import InputError
+
+ALPHA = {"name": "alpha", "search": {"alpha": {"grid": [1e-5, 1, 10]}, "seed": {"grid": [0, 1]}}, "baseline": True}
+
+
+def build(raw, **overrides):
+    return space.build(raw, overrides, "file.yaml")
+
+
+def refused(raw, **overrides):
+    """The message with which `raw` is refused."""
+    with pytest.raises(InputError) as fault:
+        build(raw, **overrides)
+    message = str(fault.value)
+    assert "\n" not in message
+    return message
+
+
+def test_grid_is_expanded_with_baseline_first_and_seeds_side_by_side():
+    names = [trial.name for trial in build(ALPHA).trials]
+    assert names == [
+        "random,seed=0",
+        "random,seed=1",
+        "alpha=1e-05,seed=0",
+        "alpha=1e-05,seed=1",
+        "alpha=1.0,seed=0",
+        "alpha=1.0,seed=1",
+        "alpha=10.0,seed=0",
+        "alpha=10.0,seed=1",
+    ]
+
+
+def test_names_hold_floats_exactly():
+    value = 0.1 + 0.2
+    trial = build({"search": {"alpha": {"grid": [value]}}}).trials[0]
+    assert float(trial.name.split(",")[0].removeprefix("alpha=")) == value
+
+
+def test_names_are_safe_and_bounded(tmp_path):
+    path = tmp_path / ("x" * 200) / "a,b=c"
+    trial = build({"search": {"dataset": [f"folder:{path}", "digits"]}}).trials[0]
+    assert "/" not in trial.name
+    assert len(trial.name) <= space.MAX_NAME
+    short = build({"search": {"dataset": ["folder:/a,b"]}}).trials[0]
+    assert short.name == "dataset=folder%3A%2Fa%2Cb,seed=0"
+
+
+def test_one_e_minus_five_is_a_number_in_yaml_too():
+    raw = yaml.safe_load("base: {usl_lr: 1e-3}\nsearch: {alpha: {grid: [1e-5, 1E+1]}}")
+    assert isinstance(raw["base"]["usl_lr"], str), "YAML 1.1 reads it as text"
+    sweep = build(raw)
+    assert [trial.settings.alpha for trial in sweep.trials] == [1e-5, 10.0]
+    assert sweep.trials[0].settings.usl_lr == 1e-3
+
+
+def test_resolved_sweep_gives_the_same_trials_again():
+    raw = {
+        "name": "many",
+        "base": {"usl_epochs": 3},
+        "search": [
+            {"usl_type": "ae_parallel", "alpha": {"loguniform": ["1e-5", 10]}, "seed": [0, 1]},
+            {"usl_type": "simclr", "temperature": [0.1, 0.5], "seed": [0, 1]},
+        ],
+        "baseline": True,
+        "tune": {"num_samples": 3},
+    }
+    sweep = build(raw)
+    again = space.build(yaml.safe_load(yaml.safe_dump(sweep.to_dict(), sort_keys=False)), {}, "sweep.yaml")
+    assert again.trials == sweep.trials
+    assert len(sweep.trials) == 2 + 3 * 2 + 2 * 2
+
+
+def test_overrides_replace_grids_and_make_them():
+    sweep = build(ALPHA, alpha=0.5, seed=[3, 4, 5], **{"tune.max_failures": 0, "resources.cpu": 2, "baseline": False})
+    assert [trial.name for trial in sweep.trials] == ["seed=3", "seed=4", "seed=5"]
+    assert {trial.settings.alpha for trial in sweep.trials} == {0.5}
+    assert (sweep.tune.max_failures, sweep.resources.cpu) == (0, 2)
+
+
+def test_random_draws_are_shared_by_grid_points_and_seeds_and_extended_by_more_samples():
+    def draws(samples):
+        raw = {
+            "search": {"alpha": {"loguniform": [1e-5, 10]}, "strength": [0.25, 0.5], "seed": [0, 1]},
+            "tune": {"num_samples": samples},
+        }
+        found = {}
+        for trial in build(raw).trials:
+            found.setdefault((trial.settings.strength, trial.settings.seed), []).append(trial.settings.alpha)
+        return found
+
+    few, more = draws(2), draws(5)
+    assert len({tuple(values) for values in more.values()}) == 1
+    assert all(more[key][:2] == few[key] for key in few)
+    assert len(set(more[0.25, 0])) == 5
+
+
+@pytest.mark.parametrize(
+    ("how", "low", "high", "name"), [("uniform", 0.0, 1.0, "strength"), ("loguniform", 1e-5, 10.0, "alpha")]
+)
+def test_distributions_fill_their_range(how, low, high, name):
+    values = [space.draw(name, how, [low, high], sample) for sample in range(2000)]
+    assert low <= min(values)
+    assert max(values) <= high
+    position = [math.log(v / low) / math.log(high / low) if how == "loguniform" else v for v in values]
+    counts = [sum(int(p * 10) == bin for p in position) for bin in range(10)]
+    assert min(counts) > 140  # 200 expected, standard deviation 13
+
+
+def test_randint_excludes_its_upper_bound():
+    assert {space.draw("seed", "randint", [0, 3], sample) for sample in range(200)} == {0, 1, 2}
+
+
+def test_choice_drawn_twice_is_one_trial():
+    raw = {"search": {"alpha": {"choice": [0.1, 1.0]}}, "tune": {"num_samples": 20}}
+    assert sorted(trial.settings.alpha for trial in build(raw).trials) == [0.1, 1.0]
+
+
+def test_baseline_follows_what_varies_in_the_evaluation():
+    raw = {"search": {"alpha": [0.1, 1], "le_lr": [0.1, 0.01], "seed": [0]}, "baseline": True}
+    names = [trial.name for trial in build(raw).trials if trial.baseline]
+    assert names == ["random,le_lr=0.1,seed=0", "random,le_lr=0.01,seed=0"]
+    assert all(trial.settings.usl_epochs == 0 for trial in build(raw).trials if trial.baseline)
+
+
+def test_methods_with_settings_of_their_own_go_into_sub_spaces():
+    raw = {
+        "search": [
+            {"usl_type": "simclr", "temperature": [0.1, 0.5]},
+            {"usl_type": "ae_parallel", "alpha": [0.1, 1]},
+        ]
+    }
+    assert [trial.name for trial in build(raw).trials] == [
+        "usl_type=simclr,temperature=0.1,seed=0",
+        "usl_type=simclr,temperature=0.5,seed=0",
+        "usl_type=ae_parallel,alpha=0.1,seed=0",
+        "usl_type=ae_parallel,alpha=1.0,seed=0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"serch": {}}, ["unknown key 'serch'", "did you mean 'search'"]),
+        ({"alpha": 1}, ["'alpha'", "put it under base or search"]),
+        ({"base": {"alhpa": 1}}, ["base", "unknown key 'alhpa'", "did you mean 'alpha'"]),
+        ({"search": {"alhpa": {"grid": [1]}}}, ["search.alhpa", "did you mean 'alpha'"]),
+        ({"base": {"alpha": "big"}}, ["base: alpha", "number", "'big'"]),
+        ({"base": {"alpha": True}}, ["base: alpha", "number"]),
+        ({"base": {"usl_epochs": 2.5}}, ["usl_epochs", "2.5"]),
+        ({"base": {"usl_epochs": True}}, ["usl_epochs", "number"]),
+        ({"base": {"denoising": "maybe"}}, ["denoising", "True or False"]),
+        ({"base": {"denoising": 1}}, ["denoising", "True or False"]),
+        ({"base": {"dataset": 5}}, ["dataset", "string"]),
+        ({"base": {"usl_type": "simclrr"}}, ["usl_type", "'simclr'", "simclrr"]),
+        ({"base": {"alpha": -1}}, ["alpha", "greater than or equal to 0", "-1"]),
+        ({"base": {"strength": -0.1}}, ["strength", "-0.1"]),
+        ({"base": {"usl_epochs": -1}}, ["usl_epochs", "-1"]),
+        ({"base": {"temperature": 0}}, ["temperature", "greater than 0"]),
+        ({"base": {"alpha": float("nan")}}, ["alpha", "finite"]),
+        ({"base": {"alpha": float("inf")}}, ["alpha", "finite"]),
+        ({"base": {"usl_lr": "1e999"}}, ["usl_lr", "finite"]),
+        ({"base": {"alpha": [1, 2]}}, ["base.alpha", "under search"]),
+        ({"base": [1]}, ["base", "mapping", "a list"]),
+        ({"base": {"usl_type": "simclr"}, "search": {"alpha": [1, 2]}}, ["search.alpha", "no effect", "ae_parallel"]),
+        ({"search": {"usl_type": ["simclr", "ae_parallel"], "alpha": [1, 2]}}, ["search.alpha", "no effect"]),
+        ({"base": {"usl_epochs": 0}, "search": {"strength": [0, 1]}}, ["search.strength", "no effect", "usl_epochs"]),
+        ({"search": {"alpha": {"grid": []}}}, ["search.alpha", "empty"]),
+        ({"search": {"alpha": {"grid": [1, "1.0"]}}}, ["search.alpha", "1.0", "twice"]),
+        ({"search": {"alpha": {"grd": [1]}}}, ["search.alpha", "did you mean 'grid'"]),
+        ({"search": {"alpha": {"grid": 1}}}, ["search.alpha", "a list expected"]),
+        ({"search": {"alpha": {"grid": [1], "choice": [1]}}}, ["search.alpha", "one of"]),
+        ({"search": {"alpha": {"grid": [-1]}}}, ["search.alpha", "-1"]),
+        ({"search": {"alpha": {"uniform": [1]}}}, ["search.alpha", "two bounds"]),
+        ({"search": {"alpha": {"uniform": [2, 1]}}}, ["search.alpha", "low must be below high"]),
+        ({"search": {"alpha": {"loguniform": [0, 1]}}}, ["search.alpha", "above 0"]),
+        ({"search": {"seed": {"uniform": [0, 4]}}}, ["search.seed", "randint"]),
+        ({"search": {"usl_type": {"uniform": ["simclr", "ae_single"]}}}, ["search.usl_type", "number"]),
+        ({"search": {"data_dir": ["a", "b"]}}, ["search.data_dir", "cannot be swept"]),
+        ({"search": []}, ["search", "empty"]),
+        ({"search": [{"alpha": [0.1]}, {"alpha": [0.1]}]}, ["same trial"]),
+        ({"search": {"alpha": [1]}, "tune": {"num_samples": 3}}, ["num_samples", "nothing is drawn"]),
+        ({"tune": {"metric": "linear/test_accuracy"}}, ["tune.metric", "test images are not for choosing"]),
+        ({"tune": {"metric": "linear/val_acuracy"}}, ["tune.metric", "did you mean 'linear/val_accuracy'"]),
+        ({"base": {"val_fraction": 0}, "tune": {"metric": "knn/val_accuracy"}}, ["tune.metric", "val_fraction"]),
+        ({"tune": {"scheduler": "asha"}}, ["tune: scheduler", "fifo"]),
+        ({"tune": {"max_failures": -1}}, ["max_failures", "-1"]),
+        ({"resources": {"cpus": 1}}, ["resources", "did you mean 'cpu'"]),
+        ({"resources": {"cpu": 0}}, ["resources: cpu", "0"]),
+        ({"resources": {"cpu": True}}, ["resources: cpu", "number"]),
+        ({"resources": {"gpu": float("inf")}}, ["resources: gpu", "finite"]),
+        ({"baseline": "yes please"}, ["baseline", "true or false"]),
+        ({"name": "../elsewhere"}, ["name", "cannot name a directory"]),
+        ({"name": ".."}, ["name", "cannot name a directory"]),
+        ({"name": 5}, ["name", "5"]),
+        ({"search": {"seed": list(range(1000)), "alpha": list(range(1000))}}, ["1000000 trials"]),
+    ],
+)
+def test_bad_spaces_are_refused_naming_the_fault(raw, words):
+    message = refused(raw)
+    assert message.startswith("file.yaml: ")
+    for word in words:
+        assert word in message
+
+
+def test_bad_overrides_are_refused():
+    assert "did you mean 'alpha'" in refused({}, alhpa=1)
+    assert "did you mean 'max_failures'" in refused({}, **{"tune.max_failure": 1})
+    with pytest.raises(InputError, match="expected NAME=VALUE"):
+        space.parse_assignments(["alpha"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base:\n  alpha: [1\nseed: 2\n", "line 3"),
+        ("a: 1\na: 2\n", "line 2, column 1: the key 'a' twice"),
+        ("a: 2024-99-99\n", "not valid YAML"),
+        ("just text", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("- 1", "must be a mapping"),
+    ],
+)
+def test_bad_yaml_is_refused_with_its_place(tmp_path, text, words):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as fault:
+        space.read(path)
+    assert words in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+def test_what_is_no_text_file_is_refused(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    for path, words in (
+        (tmp_path, "directory"),
+        (tmp_path / "none", "no such file"),
+        (tmp_path / "binary.yaml", "text"),
+    ):
+        with pytest.raises(InputError, match=words):
+            space.read(path)
+
+
+@given(st.text(alphabet="abelphsrcgid:[]{},-&*!?'\"\n 01.e", max_size=60))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_text_gives_a_sweep_or_one_line(text):
+    try:
+        raw = space.parse_yaml(text, "file.yaml")
+        if isinstance(raw, dict):
+            space.build({key: value for key, value in raw.items() if isinstance(key, str)}, {}, "file.yaml")
+    except InputError as fault:
+        assert "\n" not in str(fault)  # noqa: PT017 - most texts are refused, some are not
+
+
+def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
+    variants = [
+        Settings(usl_type=usl_type, emb_loss=emb_loss)
+        for usl_type in ("ae_single", "ae_parallel", "simclr")
+        for emb_loss in ("mse", "simclr", "barlow")
+    ]
+    for name in SETTINGS:
+        assert any(has_effect(name, variant) for variant in variants), name
+
+
+def test_shipped_spaces_are_the_experiments_of_the_reference():
+    from raysweep.cli import shipped_spaces
+
+    sweeps = {name: space.build(space.read(path), {}, name) for name, path in shipped_spaces().items()}
+    assert set(sweeps) == {"quickstart", "alpha", "strength", "transfer"}
+    alpha = [trial.settings for trial in sweeps["alpha"].trials if not trial.baseline]
+    assert sorted({of.alpha for of in alpha}) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10]
+    assert {(of.usl_epochs, of.le_epochs, of.usl_lr, of.le_lr) for of in alpha} == {(400, 300, 1e-4, 1e-3)}
+    assert {(of.usl_type, of.denoising) for of in alpha} == {("ae_parallel", False)}
+    strength = [trial.settings for trial in sweeps["strength"].trials if not trial.baseline]
+    assert sorted({of.strength for of in strength}) == [0, 0.125, 0.25, 0.5, 0.75, 1]
+    assert {(of.usl_type, of.denoising) for of in strength} == {("ae_parallel", True)}
+    assert {(t.settings.dataset, t.settings.probes) for t in sweeps["transfer"].trials} == {("cifar100", "cifar10")}
+    quick = sweeps["quickstart"].trials
+    assert len(quick) == 24
+    assert Path(shipped_spaces()["quickstart"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"base": {"val_fraction": 0}, "search": {"split_seed": [0, 1]}}, ["search.split_seed", "val_fraction"]),
+        ({"search": {"alpha": [0, 1], "emb_loss": ["mse", "l1"]}}, ["search.emb_loss", "no effect", "alpha > 0"]),
+        ({"search": {"probe_dataset": [None, "digits"]}}, ["same trial"]),
+        ({"search": {"usl_epochs": [0, 5]}, "baseline": True}, ["usl_epochs=0", "baseline: true adds"]),
+        ({"search": {"alpha": [0.1, 1]}, "base": {"usl_epochs": 0}}, ["search.alpha", "usl_epochs > 0"]),
+        ({"base": {"usl_type": "simclr"}, "tune": {"metric": "pretrain/rec_loss"}}, ["tune.metric", "does not report"]),
+        ({"base": {"probe_every": 0}, "tune": {"metric": "online/knn_val_accuracy"}}, ["probe_every: 0"]),
+        ({"tune": {"mode": "min"}}, ["tune.mode", "needs a tune.metric"]),
+        ({"tune": {"max_failures": True}}, ["max_failures", "number"]),
+        ({"resources": {"gpu": 1.5}}, ["resources: gpu", "whole number"]),
+        ({"base": {"data_dir": "~nobody-of-that-name/x"}}, ["data_dir", "cannot be resolved"]),
+    ],
+)
+def test_trials_that_would_repeat_or_lack_their_metric_are_refused(raw, words):
+    message = refused(raw)
+    for word in words:
+        assert word in message
+
+
+def test_baselines_of_sub_spaces_are_one_whatever_the_order_of_their_settings():
+    raw = {
+        "search": [
+            {"usl_type": "simclr", "le_lr": [0.1], "knn_k": [5]},
+            {"usl_type": "ae_single", "knn_k": [5], "le_lr": [0.1]},
+        ],
+        "baseline": True,
+    }
+    assert [trial.name for trial in build(raw).trials if trial.baseline] == ["random,le_lr=0.1,knn_k=5,seed=0"]
+
+
+@pytest.mark.parametrize(
+    "text", ["base: {[]: 2}", "{[a]: 1}: 2", "a: !!bool maybe", "a: !!timestamp foo", "a: &b [*b]"]
+)
+def test_odd_yaml_is_refused_in_one_line_or_is_data(text):
+    try:
+        value = space.parse_yaml(text, "file.yaml")
+    except InputError as fault:
+        assert "\n" not in str(fault)  # noqa: PT017 - one of them is valid YAML
+    else:
+        with pytest.raises(InputError, match="unknown key"):
+            build(value)

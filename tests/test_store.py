@@ -1,0 +1,122 @@
+"""The results directory: atomic files, names, checkpoints that survive damage."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from raysweep import space, store
+from raysweep.errors import InputError
+from raysweep.store import Store
+
+SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
+
+
+def result_of(trial, directory, **changes):
+    directory.mkdir(parents=True, exist_ok=True)
+    options = {"error": None, "metrics": {}, "wall_s": 1.5, "device": "cpu", "warnings": []}
+    return store.make_result(trial, "digest", directory, **{**options, **changes})
+
+
+def test_default_names_take_the_next_free_suffix_and_given_ones_must_be_free(tmp_path):
+    assert Store.plan(tmp_path, None, "a").root == tmp_path / "a"
+    for expected in ("a-2", "a-3"):
+        Store.plan(tmp_path, None, "a").create(SWEEP, {})
+        assert Store.plan(tmp_path, None, "a").root == tmp_path / expected
+    with pytest.raises(InputError, match="exists"):
+        Store.plan(tmp_path, "a", "ignored")
+    assert Store.plan(tmp_path, "b", "ignored").root == tmp_path / "b"
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "x/y", "..", ".hidden", "", "a b", "x" * 101])
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
+    with pytest.raises(InputError, match="cannot name a directory"):
+        Store.plan(tmp_path, name, "a")
+
+
+def test_output_that_is_a_file_is_refused_and_nothing_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="not a directory"):
+        Store.plan(tmp_path / "file" / "deeper", None, "a")
+    Store.plan(tmp_path / "not" / "yet", None, "a")
+    assert not (tmp_path / "not").exists()
+
+
+def test_sweep_is_read_back(tmp_path):
+    Store.plan(tmp_path, None, "a").create(SWEEP, {"command": "x"})
+    opened, sweep = Store.open(tmp_path / "a")
+    assert sweep.trials == SWEEP.trials
+    assert opened.results(sweep) == []
+    with pytest.raises(InputError, match="no sweep lies there"):
+        Store.open(tmp_path)
+
+
+def test_result_is_read_back_and_a_damaged_one_is_named(tmp_path):
+    trial = SWEEP.trials[0]
+    result = result_of(trial, tmp_path, metrics={"linear/val_accuracy": 1 / 3})
+    store.write_result(tmp_path, result)
+    assert store.read_result(tmp_path) == result
+    (tmp_path / "result.json").write_text('{"trial": ')
+    with pytest.raises(InputError, match=r"result\.json: is damaged"):
+        store.read_result(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    store.write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.write_json(tmp_path / "x.json", {"a": float("nan")})
+    with pytest.raises(TypeError):
+        store.write_atomically(tmp_path / "x.json", "text, not bytes")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_attempts_are_counted_and_a_new_one_clears_the_failure_of_the_last(tmp_path):
+    trial = SWEEP.trials[0]
+    assert store.begin_attempt(tmp_path, trial.settings) == 1
+    (tmp_path / "error.txt").write_text("Traceback\nRuntimeError: no")
+    failed = store.record_failure(trial, "digest", tmp_path)
+    assert (failed.status, failed.error, failed.attempts) == ("failed", "RuntimeError: no", 1)
+    assert store.begin_attempt(tmp_path, trial.settings) == 2
+    assert store.read_result(tmp_path) is None
+    assert "process died" in store.record_failure(trial, "digest", tmp_path).error
+
+
+def test_the_newest_whole_checkpoint_is_loaded(tmp_path):
+    assert store.load_checkpoint(tmp_path) is None
+    for epoch in (1, 2, 3):
+        store.save_checkpoint(tmp_path, epoch, {"epoch": epoch, "weights": torch.full((3,), float(epoch))})
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["00000002.json", "00000002.pt", "00000003.json", "00000003.pt"]
+    assert store.load_checkpoint(tmp_path)["weights"].tolist() == [3, 3, 3]
+
+    newest = tmp_path / "checkpoints" / "00000003.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.load_checkpoint(tmp_path)["epoch"] == 2
+
+    (tmp_path / "checkpoints" / "00000003.json").write_text("")  # a damaged manifest is passed over too
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.load_checkpoint(tmp_path)["epoch"] == 2
+
+    (tmp_path / "checkpoints" / "00000002.json").unlink()  # as if killed before it was written
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.load_checkpoint(tmp_path) is None
+
+
+def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
+    held = Store(tmp_path)
+    hold = (
+        f"import pathlib, sys; from raysweep.store import Store\nwith Store(pathlib.Path({str(tmp_path)!r})).lock(): "
+    )
+    with held.lock():
+        second = subprocess.run([sys.executable, "-c", hold + "pass"], capture_output=True, text=True, check=False)
+        assert "another process is running this sweep" in second.stderr
+    died = subprocess.run([sys.executable, "-c", hold + "import os; os._exit(9)"], check=False)
+    assert died.returncode == 9
+    with held.lock():
+        pass
