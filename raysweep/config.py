@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raysweep.errors import InputError
 
@@ -47,8 +47,14 @@ NT_XENT = Effect(
     lambda s: (s.usl_type == "simclr" and PRETRAINED.holds(s)) or (EMBEDDING.holds(s) and s.emb_loss == "simclr"),
 )
 BARLOW = Effect("`ae_parallel` with `emb_loss: barlow`", lambda s: EMBEDDING.holds(s) and s.emb_loss == "barlow")
+HINGE = Effect("`ae_parallel` with `emb_loss: hinge`", lambda s: EMBEDDING.holds(s) and s.emb_loss == "hinge")
+LAYERED = Effect("`encoder: conv6`", lambda s: s.encoder == "conv6")
+BLOCKWISE = Effect("`encoder: conv6`", lambda s: s.encoder == "conv6" and PRETRAINED.holds(s))
 AUGMENTED = Effect("`strength` > 0", lambda s: s.strength > 0 and PRETRAINED.holds(s))
+BLURRED = Effect("`policy` with `simclr`, `strength` > 0", lambda s: AUGMENTED.holds(s) and "simclr" in s.policies)
 VALIDATED = Effect("`val_fraction` > 0", lambda s: s.val_fraction > 0)
+METHOD_EFFECTS = (PARALLEL, EMBEDDING, NT_XENT, BARLOW, HINGE)
+"""Of the settings that some methods lack altogether: giving one that no trial reads is a mistake."""
 HEAD = Effect(
     "`usl_epochs` > 0, or `probe_layer: embedding`", lambda s: PRETRAINED.holds(s) or s.probe_layer == "embedding"
 )
@@ -61,10 +67,74 @@ class About:
     text: str
     effect: Effect = ALWAYS
     group: str = "Pretraining"
+    composed: bool = False
+    """A list or mapping given for it is one value, not several; it is kept as text."""
     protocol: bool = False
     """Part of the evaluation protocol: scores that differ in it are not comparable."""
     search: bool = True
     """May be swept (False: it says where files lie, which are left out, or what is shown)."""
+
+
+BLOCKS = 5
+"""Blocks of Conv6."""
+
+POLICIES = ("simclr", "affine", "noise", "mask")
+
+Layer = Literal["trunk", "embedding", "layer1", "layer2", "layer3", "layer4", "layer5"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One linear probe: what it reads, and how it is trained."""
+
+    layer: str
+    lr: float
+    weight_decay: float
+
+    def __str__(self) -> str:
+        """`layer=trunk,lr=0.001,weight_decay=0.0`."""
+        return f"layer={self.layer},lr={self.lr},weight_decay={self.weight_decay}"
+
+
+class Bank(BaseModel):
+    """Linear probes to train together: every combination of these; an empty list is the one setting's own value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    layer: tuple[Layer, ...] = ()
+
+    @classmethod
+    def read(cls, value: Any) -> Bank:
+        """A bank from a mapping of lists, or from `lr=1e-4+1e-3,layer=trunk`; raises ValueError."""
+        if isinstance(value, str):
+            parts = [part.partition("=") for part in value.split(",")]
+            value = {name.strip(): items.split("+") for name, _, items in parts}
+        if not isinstance(value, dict) or not value:
+            raise ValueError("expected lists of lr, weight_decay, layer, such as {lr: [1.0e-4, 1.0e-3]}")
+        given: dict[str, Any] = {}
+        for name, items in value.items():
+            if name not in cls.model_fields:
+                raise ValueError(f"unknown key {name!r}{suggest(str(name), cls.model_fields)}")
+            given[name] = items = items if isinstance(items, list) else [items]
+            if not items or any(isinstance(item, bool) for item in items):
+                raise ValueError(f"{name}: {items!r} is no list of values")
+        try:
+            bank = cls(**given)
+        except ValidationError as fault:
+            first = fault.errors()[0]
+            raise ValueError(f"{first['loc'][0]}: {first['input']!r}: {first['msg']}") from None
+        for name in cls.model_fields:
+            items = getattr(bank, name)
+            if len(set(items)) < len(items):
+                raise ValueError(f"{name}: a value stands there twice")
+        return bank
+
+    def text(self) -> str:
+        """The one way to write it, which `read` understands."""
+        lists = {name: getattr(self, name) for name in type(self).model_fields}
+        return ",".join(f"{name}={'+'.join(map(str, items))}" for name, items in lists.items() if items)
 
 
 NUMBERS = (int, float, int | None, float | None)
@@ -97,20 +167,43 @@ class Settings(BaseModel):
             "Method: autoencoder on one view, on two views with an embedding loss between them, or SimCLR.", PRETRAINED
         ),
     ] = "ae_parallel"
+    encoder: Annotated[
+        Literal["conv6", "resnet18"],
+        About("Encoder: Conv6, or torchvision's ResNet-18, untrained, with a stem for small images."),
+    ] = "conv6"
+    layerwise: Annotated[
+        Literal["none", "greedy", "random"],
+        About(
+            "End-to-end training; or block by block, `usl_epochs` for each, with a local head and a decoder block: one "
+            "after the other, or one drawn for each batch.",
+            BLOCKWISE,
+        ),
+    ] = "none"
     denoising: Annotated[
         bool, About("Reconstruct the clean image instead of the augmented view itself.", AUTOENCODER)
     ] = False
     alpha: Annotated[float, Field(ge=0), About("Weight α of the embedding loss between the two views.", PARALLEL)] = 0.1
     emb_loss: Annotated[
-        Literal["mse", "l1", "simclr", "barlow"],
-        About("Embedding loss: mean squared or absolute difference, NT-Xent, or Barlow Twins.", EMBEDDING),
+        Literal["mse", "l1", "simclr", "barlow", "hinge"],
+        About(
+            "Embedding loss: mean squared or absolute difference, NT-Xent, Barlow Twins, or contrastive hinge.",
+            EMBEDDING,
+        ),
     ] = "mse"
     temperature: Annotated[float, Field(gt=0), About("Temperature τ of NT-Xent.", NT_XENT)] = 0.5
     barlow_lambda: Annotated[
         float, Field(ge=0), About("Weight λ of Barlow Twins' redundancy-reduction term.", BARLOW)
     ] = 0.005
+    hinge_m: Annotated[
+        float, Field(gt=0), About("Threshold m of the contrastive hinge's distances, its decision boundary.", HINGE)
+    ] = 2.0
+    hinge_delta: Annotated[
+        float, Field(ge=0), About("Margin δ of the contrastive hinge on both sides of m.", HINGE)
+    ] = 1.0
     embedding_dim: Annotated[int, Field(ge=1), About("Width of the embedding z, the head's output.", HEAD)] = 64
-    usl_epochs: Annotated[int, Field(ge=0), About("Pretraining epochs; 0 leaves the encoder random.")] = 400
+    usl_epochs: Annotated[
+        int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.")
+    ] = 400
     usl_lr: Annotated[float, Field(gt=0), About("Adam's learning rate in pretraining.", PRETRAINED)] = 1e-4
     batch_size: Annotated[
         int,
@@ -132,13 +225,25 @@ class Settings(BaseModel):
             "Augmentation strength s: 0 is no augmentation, 1 SimCLR's published policy.", PRETRAINED, "Augmentation"
         ),
     ] = 0.5
-    blur: Annotated[bool, About("Add Gaussian blur, with probability min(s, 1)/2.", AUGMENTED, "Augmentation")] = False
+    policy: Annotated[
+        str,
+        About(
+            "Augmentation: `simclr`, `affine`, `noise`, `mask`, or several, applied in their order: `simclr+noise`, or "
+            "`[simclr, noise]` under `base`.",
+            AUGMENTED,
+            "Augmentation",
+            composed=True,
+        ),
+    ] = "simclr"
+    blur: Annotated[
+        bool, About("`simclr`: add Gaussian blur, with probability min(s, 1)/2.", BLURRED, "Augmentation")
+    ] = False
 
     dataset: Annotated[
         str,
         About(
-            "Images to pretrain on: `digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`, `svhn`, `stl10`, or "
-            "`folder:PATH`.",
+            "Images to pretrain on: `digits`, `digits_m`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`, `svhn`, "
+            "`stl10`, or `folder:PATH`.",
             group="Data",
         ),
     ] = "digits"
@@ -151,7 +256,7 @@ class Settings(BaseModel):
         Field(ge=8, le=512),
         About(
             "Side in pixels to which the images of both datasets are scaled; none means `dataset`'s own (8 for digits, "
-            "28 for the MNISTs, 96 for stl10, 32 for the others and for folders).",
+            "16 for digits_m, 28 for the MNISTs, 96 for stl10, 32 for the others and for folders).",
             group="Data",
         ),
     ] = None
@@ -171,6 +276,31 @@ class Settings(BaseModel):
     le_batch_size: Annotated[
         int, Field(ge=1), About("Batch size of the linear probe.", group="Evaluation", protocol=True)
     ] = 250
+    le_weight_decay: Annotated[
+        float,
+        Field(ge=0),
+        About("Weight decay (an L2 penalty, as in Adam) of the linear probe.", group="Evaluation", protocol=True),
+    ] = 0.0
+    probe_bank: Annotated[
+        str | None,
+        About(
+            "Linear probes that are trained together, every combination of what is listed, the best on val counting: "
+            "`lr=1e-4+1e-3,weight_decay=0+1e-4,layer=trunk+embedding`, or as a mapping of lists under `base`; what is "
+            "not listed is `le_lr`, `le_weight_decay`, `probe_layer`. None is that one probe alone.",
+            group="Evaluation",
+            protocol=True,
+            composed=True,
+        ),
+    ] = None
+    per_layer: Annotated[
+        bool,
+        About(
+            "Also train a linear probe on every block's output, average-pooled by 2 until it is no wider than the "
+            "trunk's. A sweep with layer-wise trials has it unless told otherwise.",
+            LAYERED,
+            "Evaluation",
+        ),
+    ] = False
     standardize: Annotated[
         bool,
         About(
@@ -189,9 +319,12 @@ class Settings(BaseModel):
         ),
     ] = None
     probe_layer: Annotated[
-        Literal["trunk", "embedding"],
+        Layer,
         About(
-            "Features that the probes read: the flattened trunk, or the embedding z.", group="Evaluation", protocol=True
+            "Features that the probes read: the flattened trunk, the embedding z, or the output of one of Conv6's "
+            "blocks, pooled as for `per_layer`.",
+            group="Evaluation",
+            protocol=True,
         ),
     ] = "trunk"
     knn_k: Annotated[int, Field(ge=1), About("Neighbours of the kNN probes.", group="Evaluation", protocol=True)] = 20
@@ -226,7 +359,48 @@ class Settings(BaseModel):
         About("Epochs between two image grids in TensorBoard; 0 is none.", PRETRAINED, "Evaluation", search=False),
     ] = 50
 
+    projector_images: Annotated[
+        int,
+        Field(ge=0),
+        About("Test images in TensorBoard's projector; 0 is none.", group="Evaluation", search=False),
+    ] = 500
+
     _types = field_validator("*", mode="before")(check_type)
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _one_policy(cls, value: Any) -> Any:
+        """The policies in their order, as one text."""
+        names = value if isinstance(value, list) else str(value).split("+")
+        for name in names:
+            if name not in POLICIES:
+                raise ValueError(f"unknown policy {name!r}{suggest(str(name), POLICIES)}")
+        if len(set(names)) < len(names) or not names:
+            raise ValueError(f"each policy at most once, and at least one, not {value!r}")
+        return "+".join(names)
+
+    @field_validator("probe_bank", mode="before")
+    @classmethod
+    def _one_bank(cls, value: Any) -> Any:
+        """The probes' settings as one text, whichever way they were given."""
+        return None if value is None else Bank.read(value).text()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        """What no setting can say of itself."""
+        if self.encoder != "conv6":
+            if self.layerwise != "none":
+                raise ValueError(
+                    f"layerwise: {self.layerwise} needs an encoder that is made of blocks, which {self.encoder} is "
+                    "not; use encoder: conv6"
+                )
+            for name, layers in (("probe_layer", [self.probe_layer]), ("probe_bank", [h.layer for h in self.heads])):
+                block = next((layer for layer in layers if layer.startswith("layer")), None)
+                if block is not None:
+                    raise ValueError(f"{name}: {block} is a block of conv6; {self.encoder} has trunk and embedding")
+        if len(self.heads) > 1 and self.val_fraction == 0:
+            raise ValueError("probe_bank: its best probe is chosen on val images, and val_fraction is 0")
+        return self
 
     @field_validator("dataset", "probe_dataset", "data_dir")
     @classmethod
@@ -248,6 +422,27 @@ class Settings(BaseModel):
         """Augmented views per image and step."""
         return 1 if self.usl_type == "ae_single" else 2
 
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The augmentation policies, in the order in which they are applied."""
+        return tuple(self.policy.split("+"))
+
+    @property
+    def pretrain_epochs(self) -> int:
+        """Epochs of pretraining in all: `usl_epochs`, for each block if layer by layer."""
+        return self.usl_epochs * (1 if self.layerwise == "none" else BLOCKS)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The linear probes among which the best on val counts; one, without `probe_bank`."""
+        bank = Bank() if self.probe_bank is None else Bank.read(self.probe_bank)
+        return tuple(
+            Head(layer, lr, weight_decay)
+            for layer in bank.layer or (self.probe_layer,)
+            for lr in bank.lr or (self.le_lr,)
+            for weight_decay in bank.weight_decay or (self.le_weight_decay,)
+        )
+
 
 SETTINGS: tuple[str, ...] = tuple(Settings.model_fields)
 
@@ -262,6 +457,11 @@ METRICS: dict[str, str] = {
     "linear/train_accuracy": "Linear probe on its own training images, while they train it.",
     "linear/val_accuracy": "Linear probe, validation split.",
     "linear/test_accuracy": "Linear probe, test split; computed once, at the end.",
+    **{
+        f"linear/layer{number}/{split}_accuracy": f"Linear probe on block {number}, {words}."
+        for number in range(1, BLOCKS + 1)
+        for split, words in (("val", "validation split"), ("test", "test split"))
+    },
     "kmeans/accuracy": "k-means on the test features: accuracy under the best one-to-one assignment.",
     "kmeans/nmi": "k-means: normalised mutual information.",
     "kmeans/ari": "k-means: adjusted Rand index.",
@@ -291,6 +491,8 @@ def has_metric(name: str, settings: Settings) -> bool:
     if name == "pretrain/rec_loss" and settings.usl_type == "simclr":
         return False
     if name == "pretrain/emb_loss" and settings.views == 1:
+        return False
+    if name.startswith("linear/layer") and not (settings.per_layer and LAYERED.holds(settings)):
         return False
     return settings.usl_epochs > 0 or not name.startswith(("pretrain/", "online/"))
 
@@ -349,6 +551,8 @@ def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Mo
         return model(**values)
     except ValidationError as fault:
         error = fault.errors()[0]
-        key = error["loc"][0] if error["loc"] else ""
         problem = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if not error["loc"]:  # of several settings together; it names them
+            raise InputError(f"{where}: {problem}") from None
+        key = error["loc"][0]
         raise InputError(f"{where}: {key}: {problem}, not {error['input']!r}") from None

@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raysweep.config import (
     CHOICES,
+    METHOD_EFFECTS,
     SETTINGS,
     About,
     Settings,
@@ -203,7 +204,8 @@ def parse_value(name: str, text: str, where: str) -> Any:
     if text.strip().lower() in ("none", "null"):
         return None
     expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation is not bool
-    return text if expects_text and not text.lstrip().startswith("[") else parse_yaml(text, where)
+    is_yaml = text.lstrip().startswith(("[", "{") if name in SETTINGS and about(name).composed else "[")
+    return parse_yaml(text, where) if is_yaml or not expects_text else text
 
 
 def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
@@ -254,19 +256,43 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     if not isinstance(baseline, bool):
         raise InputError(f"{where}: baseline: must be true or false, not {baseline!r}")
     for key, value in base.items():
-        if isinstance(value, (list, dict)) and key in SETTINGS:
+        if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
             raise InputError(f"{where}: base.{key}: one value expected; to sweep it, write it under search")
     tune = check_model(Tune, sections["tune"], f"{where}: tune")
     resources = check_model(Resources, sections["resources"], f"{where}: resources")
+    is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
+    if is_layerwise and not any("per_layer" in space for space in (base, *spaces)):
+        base["per_layer"] = True  # for all trials, so that they and the random encoder are measured alike
     resolved = make_settings(base, f"{where}: base")
     search = tuple(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
         for space in spaces
     )
     trials = tuple(expand(resolved, search, tune.num_samples, baseline, where))
+    changed = [key for key in base if getattr(resolved, key) != Settings.model_fields[key].default]
+    check_meant([*overrides, *changed], trials, where)
     sweep = Sweep(name, base, search, baseline, tune, resources, trials)
     check_metric(sweep, where)
     return sweep
+
+
+def listed(spec: Any) -> list[Any]:
+    """The values that an unchecked entry of `search` or `base` lists."""
+    if isinstance(spec, dict):
+        spec = next(iter(spec.values()), None)
+    return spec if isinstance(spec, list) else [spec]
+
+
+def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:
+    """Raises InputError for a loss's setting that was given, but that no trial's method reads."""
+    pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
+    for name in given:
+        of_a_method = name in SETTINGS and about(name).effect in METHOD_EFFECTS
+        if of_a_method and pretrained and not any(has_effect(name, settings) for settings in pretrained):
+            raise InputError(
+                f"{where}: {name}: has no effect in any trial (usl_type: {pretrained[0].usl_type}); it needs "
+                f"{about(name).effect.words.replace('`', '')}"
+            )
 
 
 def check_name(name: object, where: str) -> None:
@@ -456,7 +482,7 @@ class Frozen(dict[str, Any]):
 
 def trial_name(varied: Mapping[str, Any]) -> str:
     """`alpha=1e-05,seed=0`: floats as `repr` has them, exact; unsafe characters percent-encoded; long names hashed."""
-    return shorten(",".join(f"{name}={quote(str(value), safe='')}" for name, value in varied.items()))
+    return shorten(",".join(f"{name}={quote(str(value), safe='+')}" for name, value in varied.items()))
 
 
 def point_name(varied: Mapping[str, Any]) -> str:

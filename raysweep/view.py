@@ -31,7 +31,7 @@ class View:
 
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
         self.sweep, self.console = sweep, console
-        self.weights = {trial.name: trial.settings.usl_epochs + 1 for trial in sweep.trials}
+        self.weights = {trial.name: trial.settings.pretrain_epochs + 1 for trial in sweep.trials}
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
         self.kept = {result.trial for result in kept}
         self.running: dict[str, float] = {}

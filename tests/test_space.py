@@ -267,7 +267,7 @@ def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
     variants = [
         Settings(usl_type=usl_type, emb_loss=emb_loss)
         for usl_type in ("ae_single", "ae_parallel", "simclr")
-        for emb_loss in ("mse", "simclr", "barlow")
+        for emb_loss in ("mse", "simclr", "barlow", "hinge")
     ]
     for name in SETTINGS:
         assert any(has_effect(name, variant) for variant in variants), name
