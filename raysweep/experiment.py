@@ -19,21 +19,25 @@ from torch import Tensor
 
 from raysweep import store
 from raysweep.augment import simclr, to_float
+from raysweep.config import BLOCKS, Head, Settings, has_effect
 from raysweep.data import Images, draw_labels, split_train
 from raysweep.errors import Diverged
 from raysweep.events import Events, image_grid
 from raysweep.inputs import Data, Datasets, pick
 from raysweep.pretrain import fresh_state, pretrain
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.features import extract, standardize_
+from raysweep.probes.features import compute, extract, extract_layers, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import accuracy, train_linear
+from raysweep.probes.linear import train_linear
 from raysweep.randomness import generator
 from raysweep.space import Trial
 
 ONLINE_BANK, ONLINE_QUERIES, WATCHED_IMAGES = 2048, 1024, 1024
 GRID_IMAGES = 8
+
+Features = dict[str, dict[str, Tensor]]
+"""By split and layer, (N, D)."""
 
 Report = Callable[[float, dict[str, float]], None]
 """Called after every epoch with the share of the trial that is done, in [0, 1], and the newest metrics."""
@@ -125,6 +129,7 @@ class Work:
         self.state = fresh_state(trial.settings, channels, size, self.device)
         self.metrics: dict[str, float] = {}
         self.wall_s = 0.0
+        self.linear_probe = ""
         saved = store.load_checkpoint(directory)
         if saved is not None:
             store.check_settings(saved["settings"], trial.settings, f"the checkpoint in {directory}")
@@ -138,12 +143,12 @@ class Work:
     def run(self, started: float, checkpoint_seconds: float, report: Report) -> str | None:
         """Pretrain and evaluate; returns what went wrong, None if nothing did."""
         settings, state = self.settings, self.state
-        total = settings.usl_epochs + 1  # the evaluation counts as one epoch
+        total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
         last_checkpoint = time.perf_counter()
         try:
             for metrics in pretrain(settings, state, self.images):
                 self._log(metrics, state.epoch)
-                last = state.epoch == settings.usl_epochs
+                last = state.epoch == settings.pretrain_epochs
                 if settings.probe_every and (state.epoch % settings.probe_every == 0 or last):
                     self._log(self._watch(), state.epoch)
                 if settings.images_every and (state.epoch % settings.images_every == 0 or last):
@@ -191,7 +196,7 @@ class Work:
     def _watch(self) -> dict[str, float]:
         """The measures taken while pretraining: is the embedding collapsing, and what would kNN say now?"""
         settings, encoder = self.settings, self.state.encoder
-        z = extract(encoder, self.images, self.watched, "embedding")
+        (z,) = compute(encoder, self.images, self.watched, lambda images: [self.state.embed(settings, images)])
         metrics = {"pretrain/embedding_std": embedding_std(z), "pretrain/rankme": rankme(z)}
         if len(self.online_val):
             fit, val = self.splits["fit"], self.splits["val"]
@@ -218,7 +223,7 @@ class Work:
         if self.state.decoder is not None:
             tag = "images/original_view_reconstruction"
             with torch.inference_mode():
-                rows[2:] = [self.state.decoder(self.state.encoder(rows[1]))]
+                rows[2:] = [self.state.reconstruct(self.settings, rows[1])]
         picture = image_grid([row.float().cpu().numpy() for row in rows], scale=max(1, 64 // originals.shape[-1]))
         self.events.images(tag, picture, self.state.epoch)
 
@@ -235,54 +240,60 @@ class Work:
 
     def _evaluate(self, report: Report) -> None:
         """All probes on the frozen encoder; then its weights are kept."""
-        settings, classes = self.settings, len(self.probe.classes)
+        settings, classes, trained = self.settings, len(self.probe.classes), self.settings.pretrain_epochs
+        heads, by_block = settings.heads, block_heads(settings)
+        # Each probe that counts comes first; per-layer ones that are among them are not trained twice.
+        all_heads = tuple(dict.fromkeys((*heads, *by_block.values())))
+        layers = tuple(dict.fromkeys((settings.probe_layer, *(head.layer for head in all_heads))))
         features = {
-            name: extract(self.state.encoder, split.images, split.index, settings.probe_layer)
+            name: extract_layers(self.state.encoder, split.images, split.index, layers)
             for name, split in self.splits.items()
         }
         labels = {name: split.labels for name, split in self.splits.items()}
         scored = [split for split in ("val", "test") if len(labels[split])]
 
-        knn = {
-            f"knn/{split}_accuracy": knn_accuracy(
-                features["fit"],
-                labels["fit"],
-                features[split],
-                labels[split],
-                classes=classes,
-                k=settings.knn_k,
-                temperature=settings.knn_temperature,
-            )
-            for split in scored
-        }
-        clusters = kmeans_scores(features["test"].cpu().numpy(), labels["test"].cpu().numpy(), classes, settings.seed)
-        self._log({**knn, **clusters}, settings.usl_epochs)
+        self._log({**self._knn(features, labels, scored), **self._kmeans(features["test"], labels["test"])}, trained)
 
         if settings.standardize:
-            standardize_(features["fit"], features["val"], features["test"])
+            for layer in layers:
+                standardize_(*(features[name][layer] for name in ("fit", "val", "test")))
         fit, target = features["fit"], labels["fit"]
         if settings.labels_per_class is not None:
             drawn = draw_labels(target.cpu().numpy(), settings.labels_per_class, settings.seed)
             index = torch.from_numpy(drawn).to(self.device)
-            fit, target = fit[index], target[index]
-        for probe in train_linear(
+            fit, target = {layer: of[index] for layer, of in fit.items()}, target[index]
+        best = 0
+        for probes in train_linear(
             fit,
             target,
             classes,
+            all_heads,
             epochs=settings.le_epochs,
-            lr=settings.le_lr,
             batch_size=settings.le_batch_size,
             seed=settings.seed,
         ):
-            metrics = {"linear/train_accuracy": probe.train_accuracy}
+            metrics = {}
             if "val" in scored:
-                metrics["linear/val_accuracy"] = accuracy(probe.classifier, features["val"], labels["val"])
-            self._log(metrics, probe.epoch)
-            report((settings.usl_epochs + probe.epoch / settings.le_epochs) / (settings.usl_epochs + 1), self.metrics)
-        test = accuracy(probe.classifier, features["test"], labels["test"])
-        self._log({"linear/test_accuracy": test}, settings.le_epochs)
+                val = probes.accuracy(features["val"], labels["val"])
+                best = max(range(len(heads)), key=lambda i: val[i])
+                metrics["linear/val_accuracy"] = val[best]
+                for name, head in by_block.items():
+                    metrics[f"linear/{name}/val_accuracy"] = val[all_heads.index(head)]
+                if len(heads) > 1:
+                    each = {f"bank/{head}/val_accuracy": of for head, of in zip(heads, val, strict=False)}
+                    self.events.scalars(each, probes.epoch)
+            metrics["linear/train_accuracy"] = probes.train_accuracy[best]
+            self._log(metrics, probes.epoch)
+            report((trained + probes.epoch / settings.le_epochs) / (trained + 1), self.metrics)
+        test = probes.accuracy(features["test"], labels["test"])
+        scores = {"linear/test_accuracy": test[best]}
+        for name, head in by_block.items():
+            scores[f"linear/{name}/test_accuracy"] = test[all_heads.index(head)]
+        self._log(scores, settings.le_epochs)
+        self.linear_probe = str(heads[best]) if len(heads) > 1 else ""
         encoder = self.state.encoder
         description = {
+            "architecture": settings.encoder,
             "channels": encoder.channels,
             "image_size": encoder.image_size,
             "embedding_dim": settings.embedding_dim,
@@ -290,6 +301,35 @@ class Work:
         weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
         store.save_encoder(self.directory, weights, description)
         self.events.end(finished=True)
+
+    def _knn(self, features: Features, labels: dict[str, Tensor], scored: list[str]) -> dict[str, float]:
+        """Weighted kNN on the probe layer, the bank being the fit split."""
+        layer = self.settings.probe_layer
+        return {
+            f"knn/{split}_accuracy": knn_accuracy(
+                features["fit"][layer],
+                labels["fit"],
+                features[split][layer],
+                labels[split],
+                classes=len(self.probe.classes),
+                k=self.settings.knn_k,
+                temperature=self.settings.knn_temperature,
+            )
+            for split in scored
+        }
+
+    def _kmeans(self, features: dict[str, Tensor], labels: Tensor) -> dict[str, float]:
+        """k-means on the probe layer of the test images."""
+        of = features[self.settings.probe_layer].cpu().numpy()
+        return kmeans_scores(of, labels.cpu().numpy(), len(self.probe.classes), self.settings.seed)
+
+
+def block_heads(settings: Settings) -> dict[str, Head]:
+    """The probes of `per_layer`, by the name of the block; empty without it."""
+    if not has_effect("per_layer", settings) or not settings.per_layer:
+        return {}
+    names = [f"layer{k}" for k in range(1, BLOCKS + 1)]
+    return {name: Head(name, settings.le_lr, settings.le_weight_decay) for name in names}
 
 
 def resident(array: NDArray[Any], device: torch.device) -> Tensor:

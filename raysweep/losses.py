@@ -48,3 +48,15 @@ def _standardise(z: Tensor) -> Tensor:
     """Mean 0 and variance 1 per dimension over the batch."""
     centred = z - z.mean(0)
     return centred * (centred.square().mean(0) + 1e-5).rsqrt()
+
+
+def hinge(z1: Tensor, z2: Tensor, m: float, delta: float) -> Tensor:
+    """Contrastive hinge (Tang, Yang & Amit 2022, doi 10.3389/fncom.2022.789253), published with m = 2 and δ = 1.
+
+    With d_ij = ‖z_i − z'_j‖₁ and y_ij = 1 where i = j, else −1: Σ_ij max(0, δ − y_ij (m − d_ij)) / B. The published sum
+    is not divided by B; only the scale of its weight α differs. Views of one image are drawn closer than m − δ, those
+    of different images pushed beyond m + δ. z1, z2: (B, D); zero where both hold for all.
+    """
+    distance = torch.cdist(z1, z2, p=1)
+    y = 2 * torch.eye(len(z1), dtype=distance.dtype, device=distance.device) - 1
+    return (delta - y * (m - distance)).clamp_min(0).sum() / len(z1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from raysweep import losses
 from raysweep.config import Settings
+from raysweep.models import Conv6
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,16 @@ def embedding_loss(settings: Settings, z1: Tensor, z2: Tensor) -> Tensor:
         return losses.l1(z1, z2)
     if name == "simclr":
         return losses.nt_xent(z1, z2, settings.temperature)
-    assert name == "barlow"
-    return losses.barlow_twins(z1, z2, settings.barlow_lambda)
+    if name == "barlow":
+        return losses.barlow_twins(z1, z2, settings.barlow_lambda)
+    assert name == "hinge"
+    return losses.hinge(z1, z2, settings.hinge_m, settings.hinge_delta)
 
 
 def objective(
     settings: Settings, encoder: nn.Module, decoder: nn.Module | None, views: Tensor, clean: Tensor
 ) -> Losses:
-    """The losses of one batch.
+    """The losses of one batch, for the whole network.
 
     Args:
         settings: the method (`usl_type`, `denoising`, `alpha`, `emb_loss`, …).
@@ -46,18 +49,62 @@ def objective(
         views: (V·B, C, H, W) float32 in [0, 1]: all first views, then all second ones.
         clean: (B, C, H, W) float32 in [0, 1], not augmented; read only where `denoising`.
     """
-    bf16 = settings.precision == "bf16"
-    with torch.autocast(views.device.type, dtype=torch.bfloat16, enabled=bf16):
+    with arithmetic(settings, views):
         z = encoder(views)
         images = decoder(z) if decoder is not None else None
+    target = clean.repeat(settings.views, 1, 1, 1) if settings.denoising else views
+    return combine(settings, z, images, target)
+
+
+def local_objective(
+    settings: Settings,
+    encoder: Conv6,
+    block: int,
+    head: nn.Module,
+    decoder_block: nn.Module | None,
+    views: Tensor,
+    clean: Tensor,
+) -> Losses:
+    """The losses of one batch for one block of the encoder alone; no gradient goes below it.
+
+    The block reads h, the output of the blocks below it for the views, and gives h'. Its head embeds h'; its decoder
+    block restores from h' what the block read of the view, or, if `denoising`, would have read of the clean image.
+
+    Args:
+        settings: as for `objective`.
+        encoder: whose blocks are trained.
+        block: which of them, from 0.
+        head: (B, width of h') -> embeddings.
+        decoder_block: h' -> h; None for `simclr`.
+        views: as for `objective`.
+        clean: as for `objective`.
+    """
+    with arithmetic(settings, views):
+        with torch.no_grad():
+            below = encoder.up_to(views, block)
+            target = below
+            if settings.denoising and decoder_block is not None:
+                target = encoder.up_to(clean, block).repeat(settings.views, 1, 1, 1)
+        above = encoder.blocks[block](below)
+        z = head(above.flatten(1)) if settings.views == 2 else None  # else no loss would read it
+        restored = decoder_block(above) if decoder_block is not None else None
+    return combine(settings, z, restored, target.float())
+
+
+def arithmetic(settings: Settings, like: Tensor) -> torch.autocast:
+    """The precision in which a network computes."""
+    return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+def combine(settings: Settings, z: Tensor | None, restored: Tensor | None, target: Tensor) -> Losses:
+    """The objective from embeddings (V·B, D), read with two views, and reconstructions (V·B, …), None for none."""
     # Losses in fp32: bf16 keeps 8 bits of mantissa, too few for a similarity over τ or a mean of small squares.
-    z = z.float()
     rec = emb = None
-    if images is not None:
-        target = clean.repeat(settings.views, 1, 1, 1) if settings.denoising else views
-        rec = F.mse_loss(images.float(), target) * settings.views  # the sum over views of their means
+    if restored is not None:
+        rec = F.mse_loss(restored.float(), target) * settings.views  # the sum over views of their means
     if settings.views == 2:
-        emb = embedding_loss(settings, *z.chunk(2))
+        assert z is not None
+        emb = embedding_loss(settings, *z.float().chunk(2))
     if rec is None:
         assert emb is not None, "a method has a reconstruction, two views, or both"
         return Losses(emb, None, emb)

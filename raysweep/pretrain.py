@@ -9,13 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raysweep.augment import simclr, to_float
 from raysweep.config import Settings
 from raysweep.errors import Diverged
-from raysweep.models import Conv6, Decoder, make_decoder, make_encoder
-from raysweep.objective import objective
+from raysweep.models import (
+    Conv6,
+    Decoder,
+    Encoder,
+    SymmetricDecoder,
+    make_decoder,
+    make_encoder,
+    make_local_heads,
+    make_symmetric_decoder,
+)
+from raysweep.objective import Losses, local_objective, objective
 from raysweep.randomness import generator
 
 
@@ -23,9 +32,12 @@ from raysweep.randomness import generator
 class State:
     """All that pretraining changes. Saved between two epochs and loaded elsewhere, it goes on bit for bit."""
 
-    encoder: Conv6
-    decoder: Decoder | None
-    optimizer: torch.optim.Adam
+    encoder: Encoder
+    decoder: Decoder | SymmetricDecoder | None
+    heads: nn.ModuleList | None
+    """Layer by layer: one for each block, the last being the encoder's own."""
+    optimizers: list[torch.optim.Adam]
+    """One; layer by layer one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
     epoch: int = 0
 
@@ -34,7 +46,8 @@ class State:
         return {
             "encoder": self.encoder.state_dict(),
             "decoder": self.decoder.state_dict() if self.decoder is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "heads": self.heads.state_dict() if self.heads is not None else None,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
         }
@@ -44,23 +57,87 @@ class State:
         self.encoder.load_state_dict(saved["encoder"])
         if self.decoder is not None:
             self.decoder.load_state_dict(saved["decoder"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.heads is not None:
+            self.heads.load_state_dict(saved["heads"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.generator.set_state(saved["generator"])
         self.epoch = saved["epoch"]
+
+    def embed(self, settings: Settings, images: Tensor) -> Tensor:
+        """Embeddings (B, D) of images (B, C, H, W) by the head in training: a greedy stage's, else the encoder's."""
+        if settings.layerwise != "greedy":
+            return self.encoder(images)  # type: ignore[no-any-return]
+        assert self.heads is not None
+        assert isinstance(self.encoder, Conv6)
+        stage = greedy_stage(settings, max(self.epoch - 1, 0))
+        return self.heads[stage](self.encoder.up_to(images, stage + 1).flatten(1))  # type: ignore[no-any-return]
+
+    def reconstruct(self, settings: Settings, views: Tensor) -> Tensor:
+        """Images (B, C, H, W) from views (B, C, H, W); of a greedy stage by the blocks trained so far."""
+        assert self.decoder is not None
+        if settings.layerwise == "none":
+            return self.decoder(self.encoder(views))  # type: ignore[no-any-return]
+        assert isinstance(self.encoder, Conv6)
+        blocks = len(self.encoder.blocks)
+        if settings.layerwise == "greedy":
+            blocks = greedy_stage(settings, max(self.epoch - 1, 0)) + 1
+        return self.decoder(self.encoder.up_to(views, blocks))  # type: ignore[no-any-return]
+
+
+def greedy_stage(settings: Settings, epoch: int) -> int:
+    """Which block, from 0, the epoch number `epoch`, from 0, trains."""
+    return epoch // settings.usl_epochs
 
 
 def fresh_state(settings: Settings, channels: int, image_size: int, device: torch.device) -> State:
     """The state before the first epoch, on `device`."""
     shape = (channels, image_size, settings.embedding_dim, settings.seed)
-    encoder = make_encoder(*shape).to(device)
-    decoder = None if settings.usl_type == "simclr" else make_decoder(*shape).to(device)
-    parameters = [*encoder.parameters(), *(decoder.parameters() if decoder is not None else ())]
-    optimizer = torch.optim.Adam(parameters, lr=settings.usl_lr, fused=True)
-    return State(encoder, decoder, optimizer, generator(settings.seed, "pretrain"))
+    return state_of(settings, make_encoder(settings.encoder, *shape).to(device))
+
+
+def state_of(settings: Settings, encoder: Encoder) -> State:
+    """The state before the first epoch of an encoder, on its device."""
+    device = encoder.head.weight.device
+    reconstructs = settings.usl_type != "simclr"
+    decoder: Decoder | SymmetricDecoder | None = None
+    heads = None
+    if settings.layerwise == "none":
+        if reconstructs:
+            shape = (encoder.channels, encoder.image_size, encoder.head.out_features, settings.seed)
+            decoder = make_decoder(*shape).to(device)
+        trained = [[*encoder.parameters(), *(decoder.parameters() if decoder is not None else ())]]
+    else:
+        assert isinstance(encoder, Conv6), "checked with the settings"
+        heads = make_local_heads(encoder, settings.seed).to(device)
+        if reconstructs:
+            decoder = make_symmetric_decoder(encoder, settings.seed).to(device)
+            undo = decoder.blocks
+        else:
+            undo = nn.ModuleList(nn.Identity() for _ in heads)
+        trained = [
+            [weight for part in parts for weight in part.parameters()]
+            for parts in zip(encoder.blocks, heads, undo, strict=True)
+        ]
+    optimizers = [torch.optim.Adam(weights, lr=settings.usl_lr, fused=True) for weights in trained]
+    return State(encoder, decoder, heads, optimizers, generator(settings.seed, "pretrain"))
+
+
+def losses_of(settings: Settings, state: State, block: int | None, views: Tensor, clean: Tensor) -> Losses:
+    """The losses of one batch, for the whole network, or for one block of it, from 0."""
+    if block is None:
+        return objective(settings, state.encoder, state.decoder, views, clean)
+    assert isinstance(state.encoder, Conv6)
+    assert state.heads is not None
+    undo = state.decoder.blocks[block] if isinstance(state.decoder, SymmetricDecoder) else None
+    return local_objective(settings, state.encoder, block, state.heads[block], undo, views, clean)
 
 
 def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[str, float]]:
-    """Train `state` up to `usl_epochs`, yielding after each epoch its metrics (see `config.METRICS`).
+    """Train `state` to its last epoch, yielding after each epoch its metrics (see `config.METRICS`).
+
+    Layer by layer, epochs are counted on through the stages: `greedy` trains each block for `usl_epochs`, one after the
+    other; `random` draws for every batch the one block that it trains, in as many epochs.
 
     Args:
         settings: the experiment.
@@ -73,7 +150,9 @@ def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[
     steps = len(images) // settings.batch_size
     assert steps > 0, "batch_size is checked against the dataset before a trial starts"
     state.encoder.train()
-    while state.epoch < settings.usl_epochs:
+    blocks = len(state.optimizers)
+    epochs = settings.usl_epochs * blocks
+    while state.epoch < epochs:
         started = time.perf_counter()
         order = torch.randperm(len(images), generator=state.generator).to(images.device)
         sums = torch.zeros(3, device=images.device)  # summed on the device: reading a loss each step would wait for it
@@ -81,10 +160,16 @@ def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[
             batch = images.index_select(0, index)  # images[index] is 20 times slower for uint8 on a CPU
             clean = to_float(batch) if settings.denoising else batch
             views = simclr(batch.repeat(settings.views, 1, 1, 1), settings.strength, settings.blur, state.generator)
-            loss = objective(settings, state.encoder, state.decoder, views, clean)
-            state.optimizer.zero_grad()
+            block = None  # the whole network
+            if settings.layerwise == "greedy":
+                block = greedy_stage(settings, state.epoch)
+            elif settings.layerwise == "random":
+                block = int(torch.randint(blocks, (), generator=state.generator))
+            loss = losses_of(settings, state, block, views, clean)
+            optimizer = state.optimizers[block or 0]
+            optimizer.zero_grad()
             loss.total.backward()
-            state.optimizer.step()
+            optimizer.step()
             for position, part in enumerate((loss.total, loss.rec, loss.emb)):
                 if part is not None:
                     sums[position] += part.detach()

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from raysweep import experiment, space, store
 from raysweep.augment import simclr, to_float
-from raysweep.config import METRICS
+from raysweep.config import METRICS, Head
 from raysweep.data import Dataset, split_train
 from raysweep.errors import InputError
 from raysweep.inputs import Data, check
@@ -21,7 +21,7 @@ from raysweep.pretrain import fresh_state, pretrain
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import accuracy, train_linear
+from raysweep.probes.linear import train_linear
 from raysweep.randomness import generator
 
 TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, "probe_every": 1, "knn_k": 5}
@@ -71,7 +71,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method):
     shares = []
-    result = run(tmp_path, trial_of(usl_lr=1e-3, **method), report=lambda share, metrics: shares.append(share))
+    result = run(tmp_path, trial_of(usl_lr=1e-3, per_layer=True, **method), report=lambda share, metrics: shares.append(share))
     assert result.status == "finished"
     absent = set()
     if method["usl_type"] == "ae_single":
@@ -235,10 +235,11 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
     if standardized:
         mean, std = features["fit"].mean(0), features["fit"].std(0, correction=0)
         features = {split: (of - mean) / std for split, of in features.items()}
-    *_, probe = train_linear(features["fit"], labels["fit"], 10, epochs=4, lr=1e-3, batch_size=50, seed=1)
-    expected["linear/train_accuracy"] = probe.train_accuracy
+    head = Head(layer, 1e-3, 0.0)
+    *_, probe = train_linear({layer: features["fit"]}, labels["fit"], 10, [head], epochs=4, batch_size=50, seed=1)
+    expected["linear/train_accuracy"] = probe.train_accuracy[0]
     for split in ("val", "test"):
-        expected[f"linear/{split}_accuracy"] = accuracy(probe.classifier, features[split], labels[split])
+        expected[f"linear/{split}_accuracy"] = probe.accuracy({layer: features[split]}, labels[split])[0]
     assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
@@ -250,7 +251,7 @@ def test_pretraining_is_the_textbook_loop_on_augmented_pairs(method):
     state = fresh_state(settings, 1, 8, torch.device("cpu"))
     reported = [metrics["pretrain/loss"] for metrics in pretrain(settings, state, images)]
 
-    encoder, decoder = make_encoder(1, 8, 64, seed=0), make_decoder(1, 8, 64, seed=0)
+    encoder, decoder = make_encoder("conv6", 1, 8, 64, seed=0), make_decoder(1, 8, 64, seed=0)
     adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
     draws = generator(0, "pretrain")
     mse = torch.nn.functional.mse_loss

@@ -7,7 +7,7 @@ from raysweep.models import Conv6, make_decoder, make_encoder
 
 
 def test_conv6_has_the_published_weights():
-    encoder = make_encoder(3, 32, 64, seed=0)
+    encoder = make_encoder("conv6", 3, 32, 64, seed=0)
     assert sum(p.numel() for p in encoder.blocks.parameters()) == 360_288
     assert encoder.feature_dim == 8192
     assert encoder.head.weight.shape == (64, 8192)
@@ -15,7 +15,7 @@ def test_conv6_has_the_published_weights():
 
 
 def test_conv6_is_the_network_of_the_paper_written_out():
-    encoder = make_encoder(3, 16, 8, seed=1)
+    encoder = make_encoder("conv6", 3, 16, 8, seed=1)
     x = torch.rand(2, 3, 16, 16)
     w = [block[0].weight for block in encoder.blocks]
     conv, pool, clip = torch.nn.functional.conv2d, torch.nn.functional.max_pool2d, torch.nn.functional.hardtanh
@@ -31,7 +31,7 @@ def test_conv6_is_the_network_of_the_paper_written_out():
 @pytest.mark.parametrize("size", [8, 28, 32, 37])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_size_goes_in_and_comes_out(size, channels):
-    encoder, decoder = make_encoder(channels, size, 64, seed=0), make_decoder(channels, size, 64, seed=0)
+    encoder, decoder = make_encoder("conv6", channels, size, 64, seed=0), make_decoder(channels, size, 64, seed=0)
     x = torch.rand(2, channels, size, size)
     z = encoder(x)
     assert encoder.trunk(x).shape == (2, encoder.feature_dim)
@@ -48,12 +48,12 @@ def test_padding_is_zeros_around_the_image():
 
 def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
-    first = make_encoder(1, 8, 64, seed=5).state_dict()
+    first = make_encoder("conv6", 1, 8, 64, seed=5).state_dict()
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
     make_decoder(1, 8, 64, seed=5)
-    second = make_encoder(1, 8, 64, seed=5).state_dict()
+    second = make_encoder("conv6", 1, 8, 64, seed=5).state_dict()
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(first[key], second[key]) for key in first)
-    other = make_encoder(1, 8, 64, seed=6).state_dict()
+    other = make_encoder("conv6", 1, 8, 64, seed=6).state_dict()
     assert not torch.equal(first["head.weight"], other["head.weight"])

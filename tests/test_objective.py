@@ -16,7 +16,7 @@ def batch():
     draws = torch.Generator().manual_seed(0)
     clean = torch.rand(B, 1, 8, 8, generator=draws)
     views = torch.rand(2 * B, 1, 8, 8, generator=draws)
-    return make_encoder(1, 8, 16, seed=0), make_decoder(1, 8, 16, seed=0), views, clean
+    return make_encoder("conv6", 1, 8, 16, seed=0), make_decoder(1, 8, 16, seed=0), views, clean
 
 
 def mse(a, b):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raysweep.augment import to_float
 from raysweep.errors import Diverged
-from raysweep.models import Conv6
+from raysweep.models import Conv6, Encoder
 
-BATCH = 500  # 32×32 images: larger is no faster on a CPU, and activations stay below 100 MB
+BATCH = 500  # 32×32 images: larger is no faster on a CPU, and activations stay below 150 MB
 
 
-def extract(encoder: Conv6, images: Tensor, index: Tensor, layer: str) -> Tensor:
+def extract(encoder: Encoder, images: Tensor, index: Tensor, layer: str) -> Tensor:
     """Features of chosen images, without augmentation, the encoder in evaluation mode.
 
     Args:
         encoder: on the images' device; its training mode is put back afterwards.
         images: (N, C, H, W) uint8.
         index: (M,) int64, which of them; chosen batch by batch, so that no copy of the images is made.
-        layer: `trunk` (the flattened last block) or `embedding` (the head's output).
+        layer: `trunk` (the flattened last block), `embedding` (the head's output), or `layer1` … (see `read_layers`).
 
     Returns:
         (M, D) float32 on the same device.
@@ -27,18 +30,61 @@ def extract(encoder: Conv6, images: Tensor, index: Tensor, layer: str) -> Tensor
     Raises:
         Diverged: a feature is NaN or infinite.
     """
+    return extract_layers(encoder, images, index, (layer,))[layer]
+
+
+def extract_layers(encoder: Encoder, images: Tensor, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+    """What `extract` gives, for several layers in one pass over the images."""
+    found = compute(encoder, images, index, lambda batch: read_layers(encoder, batch, layers))
+    return dict(zip(layers, found, strict=True))
+
+
+def read_layers(encoder: Encoder, images: Tensor, layers: tuple[str, ...]) -> list[Tensor]:
+    """Features (B, D) of images (B, C, H, W) in [0, 1] in each of the layers.
+
+    `layer1` to `layer5` are the outputs of Conv6's blocks, flattened; one that is wider than the trunk is first
+    average-pooled, 2×2, until it is not, so that no probe reads more numbers than the trunk's.
+    """
+    outputs = [encoder.pad(images)] if isinstance(encoder, Conv6) else []
+    if isinstance(encoder, Conv6):
+        for block in encoder.blocks:
+            outputs.append(block(outputs[-1]))
+        trunk = outputs[-1].flatten(1)
+    else:
+        trunk = encoder.trunk(images)
+    features = []
+    for layer in layers:
+        if layer == "trunk":
+            features.append(trunk)
+        elif layer == "embedding":
+            features.append(encoder.head(trunk))
+        else:
+            h = outputs[int(layer.removeprefix("layer"))]
+            while h[0].numel() > encoder.feature_dim:
+                h = F.avg_pool2d(h, 2)
+            features.append(h.flatten(1))
+    return features
+
+
+def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+    """What `read` makes of float images (B, C, H, W), over all of them, as `extract` says; raises Diverged."""
     was_training = encoder.training
     encoder.eval()
-    read, width = (encoder.trunk, encoder.feature_dim) if layer == "trunk" else (encoder, encoder.head.out_features)
-    features = torch.empty(len(index), width, device=images.device)
-    with torch.inference_mode():
-        for out, part in zip(features.split(BATCH), index.split(BATCH), strict=True):
+    found: list[Tensor] = []
+    with torch.no_grad():  # not inference_mode: its tensors could not be standardised in place
+        start = 0
+        for part in index.split(BATCH):
             batch = to_float(images.index_select(0, part))
-            out.copy_(read(batch.contiguous(memory_format=torch.channels_last)))
+            features = read(batch.contiguous(memory_format=torch.channels_last))
+            if not found:
+                found = [torch.empty(len(index), of.shape[1], device=images.device) for of in features]
+            for out, of in zip(found, features, strict=True):
+                out[start : start + len(part)] = of
+            start += len(part)
     encoder.train(was_training)
-    if not bool(features.isfinite().all()):
-        raise Diverged(f"the encoder's features ({layer}) are not finite")
-    return features
+    if not all(bool(of.isfinite().all()) for of in found):
+        raise Diverged("the encoder's features are not finite")
+    return found
 
 
 def standardize_(fit: Tensor, *others: Tensor) -> None:

@@ -10,12 +10,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from raysweep.augment import to_float
+from raysweep.config import Head
 from raysweep.models import make_encoder
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.features import extract, standardize_
+from raysweep.probes.features import extract, extract_layers, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import accuracy, train_linear
+from raysweep.probes.linear import train_linear
 from raysweep.randomness import seed_of
 
 
@@ -26,7 +27,7 @@ def digits():
 
 
 def test_features_are_those_of_the_whole_batch_and_leave_the_mode_alone():
-    encoder = make_encoder(1, 8, 16, seed=0)
+    encoder = make_encoder("conv6", 1, 8, 16, seed=0)
     images = torch.randint(0, 256, (1300, 1, 8, 8), dtype=torch.uint8)
     index = torch.randperm(1300)[:1203]
     for layer, direct in (("trunk", encoder.trunk), ("embedding", encoder)):
@@ -67,25 +68,29 @@ def test_knn_survives_a_small_temperature(digits):
     assert score == 1.0  # every image finds itself
 
 
+def train(features, labels, *heads, epochs, batch_size, seed):
+    """The probes after each epoch, on one layer called trunk."""
+    return train_linear({"trunk": features}, labels, 10, heads, epochs=epochs, batch_size=batch_size, seed=seed)
+
+
 def test_linear_probe_learns_what_is_separable_and_no_more(digits):
     features, labels = digits
     draws = torch.Generator().manual_seed(0)
-    probes = list(train_linear(features / 16, labels, 10, epochs=40, lr=1e-2, batch_size=100, seed=0))
-    assert probes[-1].epoch == len(probes) == 40
-    assert probes[-1].train_accuracy > 0.97
-    assert accuracy(probes[-1].classifier, features / 16, labels) > 0.97
+    head = Head("trunk", 1e-2, 0.0)
+    epochs = [probes.epoch for probes in train(features / 16, labels, head, epochs=40, batch_size=100, seed=0)]
+    assert epochs == list(range(1, 41))
+    *_, probes = train(features / 16, labels, head, epochs=40, batch_size=100, seed=0)
+    assert probes.train_accuracy[0] > 0.97
+    assert probes.accuracy({"trunk": features / 16}, labels)[0] > 0.97
     noise = torch.randn(300, 4, generator=draws)
-    shuffled = list(train_linear(noise, torch.arange(300) % 10, 10, epochs=5, lr=1e-2, batch_size=100, seed=0))[-1]
-    assert accuracy(shuffled.classifier, torch.randn(1000, 4, generator=draws), torch.arange(1000) % 10) < 0.2
+    *_, shuffled = train(noise, torch.arange(300) % 10, head, epochs=5, batch_size=100, seed=0)
+    assert shuffled.accuracy({"trunk": torch.randn(1000, 4, generator=draws)}, torch.arange(1000) % 10)[0] < 0.2
 
 
 def test_linear_probe_is_that_of_its_seed_alone(digits):
-    features, labels = digits
-
     def weights(seed):
-        return list(train_linear(features, labels, 10, epochs=2, lr=1e-3, batch_size=256, seed=seed))[
-            -1
-        ].classifier.weight
+        *_, probes = train(*digits, Head("trunk", 1e-3, 0.0), epochs=2, batch_size=256, seed=seed)
+        return probes.weights["trunk"]
 
     first = weights(0)
     torch.manual_seed(99)
@@ -93,23 +98,71 @@ def test_linear_probe_is_that_of_its_seed_alone(digits):
     assert not torch.equal(first, weights(1))
 
 
-def test_reference_linear_probe_is_adam_on_cross_entropy_step_by_step(digits):
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_reference_linear_probe_is_adam_on_cross_entropy_step_by_step(digits, weight_decay):
     features, labels = digits[0][:64] / 16, digits[1][:64]  # one full batch an epoch: the order does not matter
-    probes = train_linear(features, labels, 10, epochs=6, lr=0.01, batch_size=64, seed=3)
-    after_one = next(probes).classifier
+    steps = train(features, labels, Head("trunk", 0.01, weight_decay), epochs=6, batch_size=64, seed=3)
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(3, "linear"))
         reference = torch.nn.Linear(64, 10)
-    adam = torch.optim.Adam(reference.parameters(), lr=0.01)
-    for step in range(6):
+    adam = torch.optim.Adam(reference.parameters(), lr=0.01, weight_decay=weight_decay)
+    for probes in steps:
         adam.zero_grad()
         torch.nn.functional.cross_entropy(reference(features), labels).backward()
         adam.step()
-        if step == 0:
-            torch.testing.assert_close(after_one.weight, reference.weight, rtol=1e-4, atol=1e-5)
-    last = list(probes)[-1]
-    torch.testing.assert_close(last.classifier.weight, reference.weight, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(last.classifier.bias, reference.bias, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(probes.weights["trunk"], reference.weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(probes.biases["trunk"], reference.bias, rtol=1e-3, atol=1e-4)
+
+
+def test_reference_every_head_of_a_bank_equals_the_head_trained_alone(digits):
+    features, labels = digits
+    layers = {"trunk": features / 16, "embedding": (features[:, :7] / 16).contiguous()}
+    heads = [Head(layer, lr, decay) for layer in layers for lr in (1e-3, 3e-2) for decay in (0.0, 0.1)]
+    arguments = {"epochs": 3, "batch_size": 500, "seed": 4}  # the last batch is incomplete
+    *_, together = train_linear(layers, labels, 10, heads, **arguments)
+    scores = together.accuracy(layers, labels)
+    assert len(set(scores)) > 4, "the heads differ"
+    for layer in layers:
+        for i, rows in together.slices(layer):
+            *_, alone = train_linear(layers, labels, 10, [heads[i]], **arguments)
+            torch.testing.assert_close(together.weights[layer][rows], alone.weights[layer], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(together.biases[layer][rows], alone.biases[layer], rtol=1e-4, atol=1e-6)
+            assert together.train_accuracy[i] == pytest.approx(alone.train_accuracy[0], abs=2e-3)
+            assert scores[i] == pytest.approx(alone.accuracy(layers, labels)[0], abs=2e-3)
+
+
+def test_features_of_a_block_are_its_output_pooled_until_no_wider_than_the_trunk():
+    encoder = make_encoder("conv6", 3, 12, 16, seed=0)
+    images = torch.randint(0, 256, (7, 3, 12, 12), dtype=torch.uint8)
+    names = tuple(f"layer{k}" for k in range(1, 6))
+    got = extract_layers(encoder, images, torch.arange(7), (*names, "trunk", "embedding"))
+    h = torch.nn.functional.pad(to_float(images), (2, 2, 2, 2))
+    with torch.no_grad():
+        for block, name in zip(encoder.blocks, names, strict=True):
+            h = block(h)
+            pooled = h if h[0].numel() <= 2048 else torch.nn.functional.avg_pool2d(h, 2)
+            torch.testing.assert_close(got[name], pooled.flatten(1))
+        assert torch.equal(got["layer5"], got["trunk"])
+        torch.testing.assert_close(got["embedding"], encoder(to_float(images)))
+
+
+def test_batch_norm_stays_in_evaluation_mode_while_probing():
+    encoder = make_encoder("resnet18", 3, 16, 8, seed=0)
+    with torch.no_grad():  # statistics that are not those of any batch below
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.fill_(0.1)
+                module.running_var.fill_(2.0)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    images = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
+    together = extract(encoder.train(), images, torch.arange(9), "trunk")
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    alone = torch.cat([extract(encoder, images, torch.tensor([i]), "trunk") for i in range(9)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)  # no image sees the others of its batch
+    assert encoder.training
+    with torch.no_grad():
+        in_training = encoder.trunk(to_float(images))
+    assert not torch.allclose(together, in_training, rtol=0.1), "training mode would give other features"
 
 
 def test_reference_kmeans_accuracy_is_the_best_of_all_assignments():
