@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
+
+# The models are tiny; with more threads than free cores they wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

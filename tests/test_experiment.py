@@ -71,7 +71,9 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method):
     shares = []
-    result = run(tmp_path, trial_of(usl_lr=1e-3, per_layer=True, **method), report=lambda share, metrics: shares.append(share))
+    result = run(
+        tmp_path, trial_of(usl_lr=1e-3, per_layer=True, **method), report=lambda share, metrics: shares.append(share)
+    )
     assert result.status == "finished"
     absent = set()
     if method["usl_type"] == "ae_single":

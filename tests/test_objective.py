@@ -9,6 +9,7 @@ from raysweep.models import make_decoder, make_encoder
 from raysweep.objective import objective
 
 B = 6
+HINGE = {"hinge_m": 1.5, "hinge_delta": 0.7}
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def test_ae_single(batch):
 
 
 @pytest.mark.parametrize("denoising", [False, True])
-@pytest.mark.parametrize("emb_loss", ["mse", "l1", "simclr", "barlow"])
+@pytest.mark.parametrize("emb_loss", ["mse", "l1", "simclr", "barlow", "hinge"])
 def test_ae_parallel(batch, denoising, emb_loss):
     encoder, decoder, views, clean = batch
-    of = Settings(usl_type="ae_parallel", denoising=denoising, emb_loss=emb_loss, alpha=0.3, temperature=0.2)
+    of = Settings(usl_type="ae_parallel", denoising=denoising, emb_loss=emb_loss, alpha=0.3, temperature=0.2, **HINGE)
     z1, z2 = encoder(views[:B]), encoder(views[B:])
     targets = (clean, clean) if denoising else (views[:B], views[B:])
     emb = {
@@ -46,6 +47,7 @@ def test_ae_parallel(batch, denoising, emb_loss):
         "l1": (z1 - z2).abs().mean(),
         "simclr": losses.nt_xent(z1, z2, 0.2),
         "barlow": losses.barlow_twins(z1, z2, 0.005),
+        "hinge": losses.hinge(z1, z2, 1.5, 0.7),
     }[emb_loss]
     rec = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1])
     got = objective(of, encoder, decoder, views, clean)
