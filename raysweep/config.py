@@ -53,7 +53,7 @@ BLOCKWISE = Effect("`encoder: conv6`", lambda s: s.encoder == "conv6" and PRETRA
 AUGMENTED = Effect("`strength` > 0", lambda s: s.strength > 0 and PRETRAINED.holds(s))
 BLURRED = Effect("`policy` with `simclr`, `strength` > 0", lambda s: AUGMENTED.holds(s) and "simclr" in s.policies)
 VALIDATED = Effect("`val_fraction` > 0", lambda s: s.val_fraction > 0)
-METHOD_EFFECTS = (PARALLEL, EMBEDDING, NT_XENT, BARLOW, HINGE)
+METHOD_EFFECTS = (EMBEDDING, NT_XENT, BARLOW, HINGE)
 """Of the settings that some methods lack altogether: giving one that no trial reads is a mistake."""
 HEAD = Effect(
     "`usl_epochs` > 0, or `probe_layer: embedding`", lambda s: PRETRAINED.holds(s) or s.probe_layer == "embedding"

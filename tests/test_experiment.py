@@ -303,3 +303,80 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         run(tmp_path, trial_of(), checkpoint_seconds=0, report=stop)
     with pytest.raises(InputError, match=r"usl_lr: 0\.0001, but the sweep says 1e-09"):
         run(tmp_path, trial_of(usl_lr=1e-9))
+
+
+def test_every_block_is_probed_and_the_bank_picks_by_val(tmp_path):
+    bank = {"lr": [1e-5, 3e-2], "weight_decay": [0, 0.01], "layer": ["trunk", "layer1"]}
+    trial = trial_of(layerwise="greedy", usl_epochs=1, le_epochs=8, probe_bank=bank, labels_per_class=8)
+    result = run(tmp_path, trial)
+    events = scalars(tmp_path)
+    heads = [str(head) for head in trial.settings.heads]
+    last = {head: events[f"bank/{head}/val_accuracy"][-1][1] for head in heads}
+    assert len(last) == 8
+    assert "lr=0.03" in result.linear_probe
+    assert last[result.linear_probe] == max(last.values())
+    assert result.metrics["linear/val_accuracy"] == pytest.approx(max(last.values()))
+    picked = next(head for head in trial.settings.heads if str(head) == result.linear_probe)
+    alone = trial_of(
+        layerwise="greedy",
+        usl_epochs=1,
+        le_epochs=8,
+        labels_per_class=8,
+        per_layer=False,
+        le_lr=picked.lr,
+        le_weight_decay=picked.weight_decay,
+        probe_layer=picked.layer,
+    )
+    single = run(tmp_path / "alone", alone)
+    for split in ("val", "test"):
+        assert single.metrics[f"linear/{split}_accuracy"] == pytest.approx(result.metrics[f"linear/{split}_accuracy"])
+    assert single.linear_probe == ""
+    assert result.fingerprint != single.fingerprint
+    for k in range(1, 6):
+        assert [step for step, _ in events[f"linear/layer{k}/val_accuracy"]] == list(range(1, 9))
+        assert [step for step, _ in events[f"linear/layer{k}/test_accuracy"]] == [8]
+        assert 0 <= result.metrics[f"linear/layer{k}/test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("layerwise", ["greedy", "random"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_trains_layer_by_layer(tmp_path, method, layerwise):
+    settings = {"usl_epochs": 1, "images_every": 2, "usl_lr": 1e-3}
+    result = run(tmp_path, trial_of(layerwise=layerwise, **settings, **method))
+    assert result.status == "finished"
+    assert [step for step, _ in scalars(tmp_path)["pretrain/loss"]] == [1, 2, 3, 4, 5]
+    assert "linear/layer3/val_accuracy" in result.metrics
+    again = run(tmp_path / "again", trial_of(layerwise=layerwise, **settings, **method))
+    assert without_clock(again.metrics) == without_clock(result.metrics)
+
+
+def test_layerwise_training_cut_off_in_a_stage_continues_bit_for_bit(tmp_path):
+    trial = trial_of(layerwise="greedy", usl_epochs=2, usl_lr=1e-3)
+    whole = run(tmp_path / "whole", trial)
+
+    class CutOff(Exception):
+        pass
+
+    def cut(share, metrics):
+        if share > 0.6:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        run(tmp_path / "cut", trial, checkpoint_seconds=0, report=cut)
+    rest = run(tmp_path / "cut", trial)
+    assert rest.attempts == 2
+    assert without_clock(rest.metrics) == without_clock(whole.metrics)
+    first, second = (torch.load(tmp_path / name / "encoder.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(first["encoder"][key], second["encoder"][key]) for key in first["encoder"])
+
+
+@pytest.mark.parametrize("method", [{"usl_type": "simclr"}, {"usl_type": "ae_parallel", "denoising": True}])
+def test_resnet18_trains_and_is_saved(tmp_path, method):
+    trial = trial_of(encoder="resnet18", usl_epochs=1, le_epochs=1, usl_lr=1e-3, **method)
+    result = run(tmp_path, trial)
+    assert result.status == "finished"
+    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    assert (saved["architecture"], saved["channels"], saved["image_size"]) == ("resnet18", 1, 8)
+    encoder = make_encoder("resnet18", 1, 8, 64, seed=0)
+    encoder.load_state_dict(saved["encoder"])
+    assert int(encoder.body.bn1.num_batches_tracked) == 4  # four batches of training, none of probing

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 
 from raysweep.models import Conv6, make_decoder, make_encoder
 
@@ -57,3 +58,18 @@ def test_weights_depend_on_the_seed_alone():
     assert all(torch.equal(first[key], second[key]) for key in first)
     other = make_encoder("conv6", 1, 8, 64, seed=6).state_dict()
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_reference_resnet18_is_torchvisions_with_the_small_stem():
+    encoder = make_encoder("resnet18", 3, 32, 16, seed=0).eval()
+    reference = torchvision.models.resnet18(weights=None)
+    reference.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    reference.maxpool, reference.fc = torch.nn.Identity(), torch.nn.Identity()
+    reference.load_state_dict(encoder.body.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(encoder.trunk(x), reference.eval()(x))
+    assert encoder.trunk(x).shape == (2, encoder.feature_dim) == (2, 512)
+    torch.testing.assert_close(encoder(x), encoder.trunk(x) @ encoder.head.weight.T)
+    h = reference.layer1(reference.relu(reference.bn1(reference.conv1(x))))
+    assert h.shape == (2, 64, 32, 32), "no stride and no pooling before the first stage"
+    assert sum(p.numel() for p in encoder.body.parameters()) == 11_168_832  # as for CIFAR, without a classifier

@@ -1,5 +1,6 @@
 """Search-space files: what they expand to, and that every bad one is refused in one line that names the fault."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -277,7 +278,23 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
     from raysweep.cli import shipped_spaces
 
     sweeps = {name: space.build(space.read(path), {}, name) for name, path in shipped_spaces().items()}
-    assert set(sweeps) == {"quickstart", "alpha", "strength", "transfer"}
+    assert set(sweeps) == {
+        *("quickstart", "alpha", "strength", "transfer"),
+        *("denoising", "parallel", "simclr", "methods", "layerwise"),
+    }
+    trials = {name: [trial.settings for trial in sweep.trials if not trial.baseline] for name, sweep in sweeps.items()}
+    for name in ("denoising", "parallel", "simclr", "methods", "layerwise"):
+        assert {(of.usl_epochs, of.le_epochs, of.usl_lr, of.le_lr) for of in trials[name]} == {(400, 300, 1e-4, 1e-3)}
+        assert {of.seed for of in trials[name]} == {0, 1, 2}
+        assert sum(trial.baseline for trial in sweeps[name].trials) == 3
+    assert {(of.usl_type, of.denoising) for of in trials["denoising"]} == {("ae_single", False), ("ae_single", True)}
+    losses = {"mse", "l1", "simclr", "barlow", "hinge"}
+    assert {(of.denoising, of.emb_loss) for of in trials["parallel"]} == set(itertools.product((False, True), losses))
+    assert {of.usl_type for of in trials["simclr"]} == {"simclr"}
+    five = {(kind, denoising) for kind in ("ae_single", "ae_parallel") for denoising in (False, True)}
+    assert {(of.usl_type, of.denoising) for of in trials["methods"]} == five | {("simclr", False)}
+    three = itertools.product(("ae_parallel", "simclr"), ("none", "greedy", "random"))
+    assert {(of.usl_type, of.layerwise) for of in trials["layerwise"]} == set(three)
     alpha = [trial.settings for trial in sweeps["alpha"].trials if not trial.baseline]
     assert sorted({of.alpha for of in alpha}) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10]
     assert {(of.usl_epochs, of.le_epochs, of.usl_lr, of.le_lr) for of in alpha} == {(400, 300, 1e-4, 1e-3)}
@@ -335,3 +352,77 @@ def test_odd_yaml_is_refused_in_one_line_or_is_data(text):
     else:
         with pytest.raises(InputError, match="unknown key"):
             build(value)
+
+
+def test_layerwise_and_alpha_are_swept_together_and_all_trials_measure_every_block():
+    raw = {"search": {"layerwise": ["none", "greedy"], "alpha": [0.1, 1], "seed": [0, 1]}, "baseline": True}
+    sweep = build(raw)
+    assert len(sweep.trials) == 2 * 2 * 2 + 2
+    assert all(trial.settings.per_layer for trial in sweep.trials)
+    assert [trial.name for trial in sweep.trials if trial.baseline] == ["random,seed=0", "random,seed=1"]
+    assert build(sweep.to_dict()).trials == sweep.trials
+    without = build({**raw, "base": {"per_layer": False}})
+    assert not any(trial.settings.per_layer for trial in without.trials)
+    assert not build({"search": {"layerwise": ["none"]}}).trials[0].settings.per_layer
+
+
+def test_lists_that_are_one_value():
+    raw = {"base": {"policy": ["simclr", "noise"], "probe_bank": {"lr": ["1e-4", 0.001], "layer": ["trunk", "layer2"]}}}
+    (trial,) = build(raw).trials
+    assert trial.settings.policy == "simclr+noise"
+    assert trial.settings.policies == ("simclr", "noise")
+    assert trial.settings.probe_bank == "lr=0.0001+0.001,layer=trunk+layer2"
+    assert [str(head) for head in trial.settings.heads] == [
+        f"layer={layer},lr={lr},weight_decay=0.0" for layer in ("trunk", "layer2") for lr in (0.0001, 0.001)
+    ]
+    assert build({"base": {"probe_bank": "lr=1e-4+1e-3,layer=trunk+layer2"}}).trials[0].settings == (
+        trial.settings.model_copy(update={"policy": "simclr"})
+    )
+    grid = build({"search": {"policy": ["simclr", ["simclr", "mask"], "noise+affine"]}})
+    assert [trial.name for trial in grid.trials] == [
+        "policy=simclr,seed=0",
+        "policy=simclr+mask,seed=0",
+        "policy=noise+affine,seed=0",
+    ]
+    banks = build({"search": {"probe_bank": [None, {"lr": [0.1, 0.2]}]}})
+    assert [len(trial.settings.heads) for trial in banks.trials] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"base": {"encoder": "resnet18", "layerwise": "greedy"}}, ["layerwise: greedy", "blocks", "resnet18"]),
+        ({"search": {"encoder": ["conv6", "resnet18"], "layerwise": ["greedy"]}}, ["layerwise: greedy", "resnet18"]),
+        ({"base": {"encoder": "resnet18"}, "search": {"layerwise": ["none", "random"]}}, ["layerwise", "resnet18"]),
+        ({"base": {"encoder": "resnet18", "probe_layer": "layer2"}}, ["probe_layer: layer2", "block of conv6"]),
+        ({"base": {"usl_type": "simclr", "emb_loss": "l1"}}, ["emb_loss", "no effect", "usl_type: simclr"]),
+        ({"base": {"usl_type": "ae_single", "hinge_m": 3}}, ["hinge_m", "no effect", "emb_loss: hinge"]),
+        ({"search": {"usl_type": ["simclr"], "emb_loss": ["mse", "l1"]}}, ["search.emb_loss", "no effect"]),
+        ({"base": {"policy": "simclr+nois"}}, ["base: policy", "'nois'", "did you mean 'noise'"]),
+        ({"base": {"policy": ["noise", "noise"]}}, ["policy", "at most once"]),
+        ({"base": {"policy": []}}, ["policy", "at least one"]),
+        ({"base": {"policy": "noise", "blur": True}, "search": {"blur": [True, False]}}, ["search.blur", "no effect"]),
+        ({"base": {"probe_bank": {"lrs": [1]}}}, ["probe_bank", "'lrs'", "did you mean 'lr'"]),
+        ({"base": {"probe_bank": {"lr": [-1]}}}, ["probe_bank", "lr", "greater than 0"]),
+        ({"base": {"probe_bank": {"lr": []}}}, ["probe_bank", "lr", "no list"]),
+        ({"base": {"probe_bank": {"lr": [1, 1]}}}, ["probe_bank", "lr", "twice"]),
+        ({"base": {"probe_bank": "lr"}}, ["probe_bank", "lr"]),
+        ({"base": {"probe_bank": 3}}, ["probe_bank", "expected lists"]),
+        ({"base": {"probe_bank": {"layer": ["layer9"]}}}, ["probe_bank", "layer", "layer9"]),
+        ({"base": {"probe_bank": {"lr": [1, 2]}, "val_fraction": 0}}, ["probe_bank", "val_fraction"]),
+        ({"base": {"hinge_m": 0, "emb_loss": "hinge"}}, ["hinge_m", "greater than 0"]),
+        ({"base": {"alpha": [1, 2]}}, ["base.alpha", "one value"]),
+    ],
+)
+def test_bad_input_of_methods_policies_and_probes_is_one_line(raw, words):
+    with pytest.raises(InputError) as fault:
+        build(raw)
+    assert "\n" not in str(fault.value)
+    for word in words:
+        assert word in str(fault.value)
+
+
+def test_what_is_given_on_the_command_line_must_mean_something():
+    with pytest.raises(InputError, match="emb_loss: has no effect in any trial"):
+        space.build({}, {"usl_type": "simclr", "emb_loss": "mse"}, "command line")
+    space.build({"base": {"emb_loss": "mse"}}, {"usl_type": "simclr"}, "command line")  # a file's default is no harm
