@@ -283,7 +283,7 @@ def conclusions(points: Sequence[Point], metric: str | None, mode: str, scores: 
 
 def sentences(first: str, second: str, by_score: Mapping[str, Comparison], what: str) -> list[str]:
     """What comparisons of two points say: of the first score in full, of the others in short, on one line."""
-    words = []
+    words: list[str] = []
     for score, of in by_score.items():
         short = f"In {score}: {finding(of)}."
         words.append(short if words else sentence(first, second, score, of, what))
@@ -292,7 +292,8 @@ def sentences(first: str, second: str, by_score: Mapping[str, Comparison], what:
 
 def numbers(of: Comparison) -> str:
     """`+0.0120 [+0.0040, +0.0200]`; the mean alone where there is no interval."""
-    return f"{of.mean:+.4f}" + (f" [{of.low:+.4f}, {of.high:+.4f}]" if of.low is not None else "")
+    mean = round(of.mean or 0.0, 4) + 0.0  # never -0.0000
+    return f"{mean:+.4f}" + (f" [{of.low:+.4f}, {of.high:+.4f}]" if of.low is not None else "")
 
 
 def reason(of: Comparison) -> str | None:
