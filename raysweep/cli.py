@@ -23,12 +23,13 @@ from raysweep import __version__, space
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
-from raysweep.store import Result, Store, existing_ancestor
+from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from raysweep.inputs import Datasets
+    from raysweep.report import Report
 
 FINISHED, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -202,13 +203,13 @@ def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
     for result in kept:
         settings = trials[result.trial].settings
         now = protocol(settings, inputs.pick(settings, datasets).probe.digest)
-        for key, value in now.items():
-            if result.protocol.get(key) != value:
-                was = result.protocol.get(key)
-                raise InputError(
-                    f"{result.trial} was evaluated with {key} {was!r}, but the trials that are left would be with "
-                    f"{value!r}: their scores could not be compared; start a new sweep"
-                )
+        differs = protocol_difference(result.protocol, now)
+        if differs is not None:
+            key, was, value = differs
+            raise InputError(
+                f"{result.trial} was evaluated with {key} {was!r}, but the trials that are left would be with "
+                f"{value!r}: their scores could not be compared; start a new sweep"
+            )
 
 
 def dry_run(sweep: Sweep) -> int:
@@ -294,35 +295,84 @@ def conclude(sweep: Sweep, store: Store, console: Console) -> int:
     """Write the report and print it; the exit status."""
     from raysweep import report
 
-    points = report.build(store, sweep)
-    results = store.results(sweep)
-    failed = [result for result in results if result.status == "failed"]
-    if points:
-        console.print(report.summary_table(sweep, points))
-    for figure in sorted((store.root / "figures").glob("*.png")):
-        tell(console, f"figure      {shown(figure)}")
-    tell(console, f"summary     {shown(store.root / 'summary.md')}")
+    made = report.build(store, sweep)
+    show_report(made, store.root, console)
     tell(console, f"TensorBoard tensorboard --logdir {shown(store.root)}")
-    for result in failed:
-        say(f"failed: {result.trial}: {result.error}")
-    remarks = {warning for result in results for warning in result.warnings}
+    return tell_state(made, store.root)
+
+
+def show_report(made: Report, directory: Path, console: Console) -> None:
+    """Print the table, what it says in words, and where the rest lies."""
+    from raysweep import report
+
+    if made.points:
+        console.print(report.summary_table(made))
+    for line in made.in_words(scores=1):
+        tell(console, line)
+    for figure in sorted((directory / "figures").glob("*.png")):
+        tell(console, f"figure      {shown(figure)}")
+    tell(console, f"summary     {shown(directory / 'summary.md')}")
+
+
+def tell_state(made: Report, directory: Path) -> int:
+    """Say which trials failed, or have not finished; the exit status."""
+    status = FINISHED
+    for member in made.members:
+        for result in member.results:
+            if result.status == "failed":
+                say(f"failed: {result.trial}: {result.error}")
+                status = SOME_FAILED
+        unfinished = len(member.sweep.trials) - len(member.results)
+        if unfinished:
+            root = shown(member.store.root)
+            say(f"{unfinished} of {len(member.sweep.trials)} trials have not finished; go on with: --resume {root}")
+            status = SOME_FAILED
+    remarks = {warning for member in made.members for result in member.results for warning in result.warnings}
     if remarks:
-        say(f"{len(remarks)} warning(s), listed in {shown(store.root / 'summary.md')}")
-    unfinished = len(sweep.trials) - len(results)
-    if unfinished:
-        say(f"{unfinished} of {len(sweep.trials)} trials have not finished; go on with: --resume {shown(store.root)}")
-    return SOME_FAILED if failed or unfinished else FINISHED
+        say(f"{len(remarks)} warning(s), listed in {shown(directory / 'summary.md')}")
+    return status
 
 
 def report_command(arguments: list[str]) -> int:
-    """Rebuild tables and figures of sweeps."""
+    """Rebuild the report of one sweep, or compare several."""
     parser = Parser(
-        prog="raysweep report", description="Rebuild the table and the figures of sweeps.", allow_abbrev=False
+        prog="raysweep report",
+        description="Rebuild the table and the figures of a sweep; of several sweeps, set them side by side.",
+        allow_abbrev=False,
     )
     parser.add_argument("sweeps", nargs="+", metavar="DIR/NAME")
-    opened = [Store.open(Path(path)) for path in parser.parse_all(arguments).sweeps]
-    console = make_console()
-    return max(conclude(sweep, store, console) for store, sweep in opened)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="where a comparison of several sweeps goes; must not exist (default: NAME+NAME beside the first)",
+    )
+    parsed = parser.parse_all(arguments)
+    opened = [Store.open(Path(path)) for path in parsed.sweeps]
+    if len(opened) == 1:
+        if parsed.output is not None:
+            raise InputError("-o is for a comparison of several sweeps; the report of one lies in its own directory")
+        return conclude(opened[0][1], opened[0][0], make_console())
+    roots = [store.root.resolve() for store, _ in opened]
+    twice = next((path for path, root in zip(parsed.sweeps, roots, strict=True) if roots.count(root) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
+    if parsed.output is not None:
+        check_free(Path(parsed.output))
+    from raysweep import report
+
+    made = report.read_several(opened)
+    directory = Path(parsed.output) if parsed.output is not None else Store.plan(roots[0].parent, None, made.name).root
+    report.build_comparison(made, directory)
+    show_report(made, directory, make_console())
+    return tell_state(made, directory)
+
+
+def check_free(directory: Path) -> None:
+    """Raises InputError unless `directory` can be made."""
+    if os.path.lexists(directory):
+        raise InputError(f"-o {directory}: exists; choose another directory")
+    check_writable(directory)
 
 
 def shown(path: Path) -> str:

@@ -1,28 +1,47 @@
-"""From the trials' results to tables and figures. Reads the store only, so it can be rebuilt at any time."""
+"""From the trials' results to tables, words and figures. Reads the store only, so it can be rebuilt at any time."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
-from scipy import stats
 
-from raysweep.config import METRICS, SETTINGS, has_effect
+from raysweep import figures
+from raysweep.config import BLOCKS, METRICS, SETTINGS, about, has_effect
 from raysweep.errors import InputError
-from raysweep.space import Sweep, Trial, make_baseline
+from raysweep.figures import BLOCK_SCORES
+from raysweep.space import Sweep, shorten
+from raysweep.statistics import (
+    COLUMNS,
+    LINEAR,
+    METHOD,
+    NO_SPREAD,
+    PERCENT,
+    SCORES,
+    Estimate,
+    Point,
+    check_alike,
+    check_comparable,
+    conclusions,
+    differences,
+    estimate,
+    gather,
+    lend_baselines,
+    rank,
+    shown_scores,
+)
 from raysweep.store import Result, Store, attempts, write_atomically
 
-CONFIDENCE = 0.95
-SCORES = ("linear/test_accuracy", "knn/test_accuracy", "kmeans/accuracy")
-COLUMNS = ("linear/val_accuracy", *SCORES)
+MOST_PAIRED = 50
+"""Of more points than this, only the pairs with the best one are written down."""
 SATURATED = (
     "digits is nearly saturated: a random encoder with a linear probe on all labels already reaches 0.97 to 0.98, so "
     "differences in linear accuracy are small here, and none says anything about natural images."
@@ -30,111 +49,144 @@ SATURATED = (
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds."""
+class Member:
+    """One sweep of a report."""
 
-    n: int
-    mean: float
-    std: float | None
-    """Over seeds, with n − 1 degrees of freedom; None for one seed."""
-    low: float | None
-    high: float | None
-    """The Student-t interval of the mean at `CONFIDENCE`; None for one seed."""
+    store: Store
+    sweep: Sweep
+    results: Sequence[Result]
+    label: str
+    """Its name in a comparison of several; empty where it is the only one."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """The trials of one point, which differ in their seed only."""
+class Report:
+    """What one sweep, or several together, have to show."""
 
     name: str
-    baseline: bool
-    varied: Mapping[str, Any]
-    by_seed: Mapping[int, Result]
-    random_by_seed: Mapping[int, Result]
-    """The random encoder's results under the same evaluation; empty without baseline."""
+    members: Sequence[Member]
+    points: Sequence[Point]
+    metric: str | None
+    """What "best" means; None where there is no validation split, or the sweeps do not agree."""
+    mode: str
 
-    def values(self, metric: str) -> list[float]:
-        """The metric of every seed that has it."""
-        return [result.metrics[metric] for result in self.by_seed.values() if metric in result.metrics]
+    @property
+    def several(self) -> bool:
+        """Whether it compares sweeps."""
+        return len(self.members) > 1
 
-    def differences(self, metric: str) -> list[float]:
-        """This point minus the random encoder, seed by seed."""
-        return [
-            result.metrics[metric] - random.metrics[metric]
-            for seed, result in self.by_seed.items()
-            if (random := self.random_by_seed.get(seed)) and metric in result.metrics and metric in random.metrics
-        ]
+    @property
+    def ranked(self) -> list[list[Point]]:
+        """The points, best first: a list for each evaluation protocol."""
+        return rank(self.points, self.metric, self.mode)
 
+    @property
+    def scores(self) -> list[str]:
+        """The test scores there are, that of the chosen metric first."""
+        own = str(self.metric).replace("val_accuracy", "test_accuracy")
+        return shown_scores(self.points, list(dict.fromkeys([*([own] if own in METRICS else []), *SCORES])))
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean, spread and interval of independent values; None of none."""
-    n = len(values)
-    if n == 0:
-        return None
-    mean = float(np.mean(values))
-    if n == 1:
-        return Estimate(1, mean, None, None, None)
-    std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
-    return Estimate(n, mean, std, mean - half, mean + half)
+    def in_words(self, scores: int | None = None) -> list[str]:
+        """Whether the best point differs from the second and from random, in the first so many scores."""
+        if self.metric is None and self.points:
+            reason = "the sweeps do not choose by the same metric" if self.several and self._all_choose else (
+                "there is no validation split to choose by"
+            )  # fmt: skip
+            return [f"No point is called best: {reason}."]
+        return conclusions(self.points, self.metric, self.mode, self.scores[:scores])
 
-
-def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
-    """Raises InputError where results were not evaluated alike, in anything that the sweep does not itself vary."""
-    varied = set(sweep.searched)
-    if varied & {"dataset", "probe_dataset", "image_size"}:
-        varied |= {"probe_dataset", "probe_data", "image_size"}
-    for result in results[1:]:
-        for key, value in results[0].protocol.items():
-            if key not in varied and result.protocol.get(key) != value:
-                raise InputError(
-                    f"{results[0].trial} and {result.trial} were not evaluated alike and cannot be compared: "
-                    f"{key} is {value!r} in one, {result.protocol.get(key)!r} in the other"
-                )
+    @property
+    def _all_choose(self) -> bool:
+        return all(member.sweep.metric for member in self.members)
 
 
-def gather(sweep: Sweep, results: Sequence[Result]) -> list[Point]:
-    """The finished results by point, in the order of the sweep; points without any are left out."""
-    finished = {result.trial: result for result in results if result.status == "finished"}
-    trials: dict[str, list[Trial]] = {}
-    for trial in sweep.trials:
-        if trial.name in finished:
-            trials.setdefault(trial.point, []).append(trial)
-    points = []
-    for name, of in trials.items():
-        randoms = {} if of[0].baseline else {trial.settings.seed: make_baseline(trial).name for trial in of}
-        points.append(
-            Point(
-                name=name,
-                baseline=of[0].baseline,
-                varied={key: value for key, value in of[0].varied.items() if key != "seed"},
-                by_seed={trial.settings.seed: finished[trial.name] for trial in of},
-                random_by_seed={seed: finished[random] for seed, random in randoms.items() if random in finished},
-            )
-        )
-    return points
-
-
-def build(store: Store, sweep: Sweep) -> list[Point]:
-    """Write `results.csv`, `summary.csv`, `summary.md` and `figures/` from what results there are.
+def read(store: Store, sweep: Sweep) -> Report:
+    """What results there are of one sweep.
 
     Raises:
-        InputError: the results were not all evaluated alike.
+        InputError: the results were not all evaluated alike, in what the sweep does not itself vary.
     """
     results = store.results(sweep)
-    write_atomically(store.root / "results.csv", results_csv(store, sweep, results).encode())
     check_comparable(sweep, results)
     points = gather(sweep, results)
-    write_atomically(store.root / "summary.csv", summary_csv(sweep, points).encode())
-    write_atomically(store.root / "summary.md", summary_md(sweep, results, points).encode())
-    (store.root / "figures").mkdir(exist_ok=True)
-    for name in sweep.searched:
-        figure = draw(sweep, points, name)
-        if figure is not None:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, dpi=150)
-            write_atomically(store.root / "figures" / f"{name}.png", buffer.getvalue())
-    return points
+    return Report(sweep.name, [Member(store, sweep, results, "")], points, sweep.metric, sweep.tune.mode)
+
+
+def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
+    """What results there are of several sweeps, which must all have been evaluated alike.
+
+    Raises:
+        InputError: two trials differ in the evaluation protocol, or a sweep has no finished trial.
+    """
+    members = []
+    for (store, sweep), label in zip(opened, labels([store.root for store, _ in opened]), strict=True):
+        results = store.results(sweep)
+        if not any(result.status == "finished" for result in results):
+            raise InputError(f"{store.root}: no trial has finished, so there is nothing to compare")
+        members.append(Member(store, sweep, results, label))
+    everything = [(f"{member.label}/{result.trial}", result) for member in members for result in member.results]
+    for name, result in everything[1:]:
+        check_alike(everything[0][1], result, everything[0][0], name)
+    points = [point for member in members for point in gather(member.sweep, member.results, member.label)]
+    choices = {(member.sweep.metric, member.sweep.tune.mode) for member in members}
+    metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
+    name = "+".join(member.label.replace(os.sep, "-") for member in members)
+    return Report(shorten(name), members, lend_baselines(points), metric, mode)
+
+
+def labels(roots: Sequence[Path]) -> list[str]:
+    """The directories' names, with as much of the path before them as tells them apart."""
+    names = [root.resolve().name for root in roots]
+    if len(set(names)) == len(names):
+        return names
+    common = os.path.commonpath([root.resolve() for root in roots])
+    return [os.path.relpath(root.resolve(), common) for root in roots]
+
+
+def build(store: Store, sweep: Sweep) -> Report:
+    """Write `results.csv`, `summary.csv`, `differences.csv`, `summary.md` and `figures/` from what results there are.
+
+    Raises:
+        InputError: the results were not all evaluated alike; nothing is written.
+    """
+    made = read(store, sweep)
+    write_atomically(store.root / "results.csv", results_csv(store, sweep, made.members[0].results).encode())
+    write(made, store.root, sweep_figures(sweep, made.points))
+    return made
+
+
+def build_comparison(made: Report, directory: Path) -> None:
+    """Write the same, `results.csv` aside, of several sweeps, into a directory that is made for it.
+
+    Raises:
+        InputError: the directory exists.
+    """
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        raise InputError(f"{directory}: exists; choose another directory") from None
+    figure = figures.draw_comparison(made.name, made.points, made.metric, made.mode)
+    write(made, directory, [] if figure is None else [("comparison", figure)])
+
+
+def write(made: Report, directory: Path, drawn: Sequence[tuple[str, Figure]] | Iterator[tuple[str, Figure]]) -> None:
+    """Write tables, words and figures."""
+    write_atomically(directory / "summary.csv", summary_csv(made).encode())
+    write_atomically(directory / "differences.csv", differences_csv(made).encode())
+    write_atomically(directory / "summary.md", summary_md(made).encode())
+    (directory / "figures").mkdir(exist_ok=True)
+    for name, figure in drawn:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150)
+        write_atomically(directory / "figures" / f"{name}.png", buffer.getvalue())
+
+
+def sweep_figures(sweep: Sweep, points: Sequence[Point]) -> Iterator[tuple[str, Figure]]:
+    """The figures of one sweep, by name."""
+    drawn = [(name, figures.draw(sweep, points, name)) for name in sweep.searched]
+    drawn.append(("_x_".join(figures.heatmap_settings(sweep) or ()), figures.draw_heatmap(sweep, points)))
+    drawn.append(("layers", figures.draw_layers(sweep, points)))
+    yield from ((name, figure) for name, figure in drawn if figure is not None)
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -150,7 +202,8 @@ def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
     """One row per trial of the sweep, in its order; a setting without effect in a trial stays empty."""
     by_name = {result.trial: result for result in results}
     metrics = [name for name in METRICS if any(name in result.metrics for result in results)]
-    header = ["trial", "point", "status", *SETTINGS, *metrics, "fingerprint", "wall_s", "attempts", "device", "error"]
+    kept = ("status", "linear_probe", "fingerprint", "attempts", "device", "error")
+    header = ["trial", "point", "status", *SETTINGS, *metrics, "linear_probe", "fingerprint", "wall_s", *kept[3:]]
     rows = []
     for trial in sweep.trials:
         row: dict[str, Any] = {"trial": trial.name, "point": trial.point}
@@ -161,34 +214,80 @@ def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
             row["status"] = "unfinished" if attempts(store.trial(trial.name)) else "waiting"
         else:
             row |= result.metrics
-            row |= {key: getattr(result, key) for key in ("status", "fingerprint", "attempts", "device", "error")}
+            row |= {key: getattr(result, key) for key in kept}
             row["wall_s"] = round(result.wall_s, 3)
         rows.append(row)
     return to_csv(header, rows)
 
 
-def summary_csv(sweep: Sweep, points: Sequence[Point]) -> str:
+def interval_columns(name: str, of: Estimate | None) -> dict[str, Any]:
+    """An estimate as columns of a CSV."""
+    if of is None:
+        return {}
+    return {f"{name} mean": of.mean, f"{name} std": of.std, f"{name} ci95_low": of.low, f"{name} ci95_high": of.high}
+
+
+def summary_csv(made: Report) -> str:
     """One row per point: n, and for each metric mean, std and interval, and the paired difference from random."""
-    metrics = [name for name in METRICS if any(point.values(name) for point in points)]
-    header = ["point", *sweep.searched, "n"]
+    metrics = [name for name in METRICS if any(point.values(name) for point in made.points)]
+    varied = [*differing(made)] if made.several else [*made.members[0].sweep.searched]
+    header = [*(["sweep"] if made.several else []), "point", *varied, "n"]
     header += [f"{metric} {part}" for metric in metrics for part in ("mean", "std", "ci95_low", "ci95_high")]
-    compared = [name for name in COLUMNS if name in metrics] if any(point.random_by_seed for point in points) else []
+    compared = [name for name in COLUMNS if name in metrics and any(point.random_by_seed for point in made.points)]
     header += [f"{metric} minus random {part}" for metric in compared for part in ("mean", "ci95_low", "ci95_high")]
     rows = []
-    for point in points:
-        row: dict[str, Any] = {"point": point.name, "n": len(point.by_seed), **point.varied}
+    for point in made.points:
+        row: dict[str, Any] = {"sweep": point.sweep, "point": point.name, "n": len(point.by_seed)}
+        row |= {name: effective(point, name) for name in varied} if made.several else point.varied
         for metric in metrics:
-            of = estimate(point.values(metric))
-            if of is not None:
-                parts = {"mean": of.mean, "std": of.std, "ci95_low": of.low, "ci95_high": of.high}
-                row |= {f"{metric} {part}": value for part, value in parts.items()}
+            row |= interval_columns(metric, estimate(point.values(metric)))
         for metric in compared:
             of = estimate(point.differences(metric))
-            if of is not None:
-                parts = {"mean": of.mean, "ci95_low": of.low, "ci95_high": of.high}
-                row |= {f"{metric} minus random {part}": value for part, value in parts.items()}
+            row |= interval_columns(f"{metric} minus random", of)
         rows.append({key: value for key, value in row.items() if key in header})
     return to_csv(header, rows)
+
+
+def effective(point: Point, name: str) -> Any:
+    """A setting's value in a point; empty where it has no effect there."""
+    return getattr(point.settings, name) if has_effect(name, point.settings) else ""
+
+
+def differing(made: Report) -> dict[str, list[list[Any]]]:
+    """The settings, the seed aside, that are not the same in all points; for each sweep its values with an effect."""
+    found = {}
+    for name in SETTINGS:
+        if about(name).search and name != "seed":
+            by_sweep: dict[str, list[Any]] = {member.label: [] for member in made.members}
+            for point in made.points:
+                value = effective(point, name)
+                if not point.baseline and value != "" and value not in by_sweep[point.sweep]:
+                    by_sweep[point.sweep].append(value)
+            if len({repr(value) for values in by_sweep.values() for value in values}) > 1:
+                found[name] = list(by_sweep.values())
+    return found
+
+
+def differences_csv(made: Report) -> str:
+    """One row per pair of points and score: the paired difference over the seeds that both have, with its interval.
+
+    Points of different protocols are no pair. Each interval stands for itself.
+    """
+    groups: dict[str, list[Point]] = {}
+    for point in made.points:
+        if not point.baseline:
+            groups.setdefault(point.protocol, []).append(point)
+    best = {ranked[0].title for ranked in made.ranked}
+    rows = []
+    for group in groups.values():
+        for first, second in itertools.combinations(group, 2):
+            if len(group) <= MOST_PAIRED or {first.title, second.title} & best:
+                for score in made.scores:
+                    of = estimate(differences(first.scores(score), second.scores(score)))
+                    if of is not None:
+                        row = {"first": first.title, "second": second.title, "score": score, "n": of.n}
+                        rows.append(row | {"mean": of.mean, "ci95_low": of.low, "ci95_high": of.high})
+    return to_csv(["first", "second", "score", "n", "mean", "ci95_low", "ci95_high"], rows)
 
 
 def cell(of: Estimate | None, signed: bool = False) -> str:
@@ -200,38 +299,23 @@ def cell(of: Estimate | None, signed: bool = False) -> str:
 
 
 def difference_cell(of: Estimate | None) -> str:
-    """`+0.0123 [+0.0040, +0.0206]`."""
+    """`+0.0123 [+0.0040, +0.0206]`; the mean alone for one seed, and where all differences are equal."""
     if of is None:
         return "–"
-    return f"{of.mean:+.4f}" if of.low is None else f"{of.mean:+.4f} [{of.low:+.4f}, {of.high:+.4f}]"
+    if of.low is None or of.std is None or of.std < NO_SPREAD:
+        return f"{of.mean:+.4f}"
+    return f"{of.mean:+.4f} [{of.low:+.4f}, {of.high:+.4f}]"
 
 
-def verdict(of: Estimate | None) -> str:
+def verdict(of: Estimate | None, than: str = "random") -> str:
     """What an interval of a difference says."""
-    if of is None or of.low is None or of.high is None:
+    if of is None or of.low is None or of.high is None or of.std is None:
         return "one seed: no interval"
-    if of.low > 0:
-        return "above random"
-    return "below random" if of.high < 0 else "no difference shown"
-
-
-def best_points(sweep: Sweep, points: Sequence[Point]) -> list[Point]:
-    """The point, baseline aside, with the best mean of the sweep's metric: one for each protocol, in order.
-
-    Scores of different protocols are not comparable, so a sweep that varies the evaluation has several best points.
-    """
-    metric = sweep.metric
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        if metric and not point.baseline and point.values(metric):
-            groups.setdefault(next(iter(point.by_seed.values())).fingerprint, []).append(point)
-    choose = max if sweep.tune.mode == "max" else min
-    return [choose(group, key=lambda point: float(np.mean(point.values(str(metric))))) for group in groups.values()]
-
-
-def shown_columns(points: Sequence[Point]) -> list[str]:
-    """The metrics of the summary's table that there are."""
-    return [name for name in COLUMNS if any(point.values(name) for point in points)]
+    if of.std < NO_SPREAD and abs(of.mean) >= NO_SPREAD:
+        return "no spread: no interval"
+    if of.std >= NO_SPREAD and of.low > 0:
+        return f"above {than}"
+    return f"below {than}" if of.std >= NO_SPREAD and of.high < 0 else "no difference shown"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -240,187 +324,161 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(item).replace("|", "\\|") for item in line) + " |" for line in lines)
 
 
-def summary_md(sweep: Sweep, results: Sequence[Result], points: Sequence[Point]) -> str:
+def names_of(made: Report, point: Point) -> list[str]:
+    """A point's name in a table, behind that of its sweep where there are several."""
+    return [point.sweep, point.name] if made.several else [point.name]
+
+
+def name_columns(made: Report) -> list[str]:
+    """The header over `names_of`."""
+    return ["sweep", "point"] if made.several else ["point"]
+
+
+def difference_table(made: Report, rows: Sequence[tuple[Point, Mapping[str, list[float]]]], than: str) -> str:
+    """Differences by point and score, each with its verdict."""
+    scores = list(rows[0][1])
+    lines = []
+    for point, by_score in rows:
+        parts: list[object] = [*names_of(made, point), len(by_score[scores[0]])]
+        for score in scores:
+            of = estimate(by_score[score])
+            parts += [difference_cell(of), verdict(of, than) if of is not None else "no shared seed"]
+        lines.append(parts)
+    return markdown([*name_columns(made), "n", *(part for name in scores for part in (name, ""))], lines)
+
+
+def summary_md(made: Report) -> str:
     """The summary in words and tables."""
-    failed = [result for result in results if result.status == "failed"]
-    columns = shown_columns(points)
-    text = [
-        f"# {sweep.name}",
-        f"{len(results) - len(failed)} of {len(sweep.trials)} trials finished, {len(failed)} failed. Mean over seeds ± "
-        f"half of the {CONFIDENCE:.0%} Student-t interval of the mean; one seed has no interval.",
-        markdown(
-            ["point", "n", *columns],
-            [
-                [point.name, len(point.by_seed), *(cell(estimate(point.values(name))) for name in columns)]
-                for point in points
-            ],
-        ),
+    text = [f"# {made.name}", *overview(made)]
+    columns = shown_scores(made.points, COLUMNS)
+    of_points = [
+        [*names_of(made, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in columns)]
+        for point in made.points
     ]
-    best = best_points(sweep, points)
-    if best:
-        names = ", ".join(f"**{point.name}**" for point in best)
-        each = " (one for each evaluation protocol: their scores are not comparable)" if len(best) > 1 else ""
-        text.append(f"Best by mean {sweep.metric}{each}: {names}.")
-    compared = [point for point in points if point.random_by_seed]
-    if compared:
-        scores = [name for name in SCORES if name in columns]
-        text += [
-            "## Difference from the random encoder",
-            f"Paired by seed: mean difference [{CONFIDENCE:.0%} interval]. Each interval stands for itself; none is "
-            "corrected for the number of comparisons in the table.",
-            markdown(
-                ["point", "n", *(part for name in scores for part in (name, ""))],
-                [
-                    [
-                        point.name,
-                        len(point.differences(scores[0])),
-                        *(
-                            part
-                            for of in (estimate(point.differences(name)) for name in scores)
-                            for part in (difference_cell(of), verdict(of))
-                        ),
-                    ]
-                    for point in compared
-                ],
-            ),
-        ]
+    text.append(markdown([*name_columns(made), "n", *columns], of_points))
+    text += best_section(made) + random_section(made) + blocks_section(made)
+    results = [(member, result) for member in made.members for result in member.results]
+    prefix = {id(member): f"{member.label}/" if made.several else "" for member in made.members}
+    failed = [(prefix[id(member)], result) for member, result in results if result.status == "failed"]
     if failed:
-        text += ["## Failed", *(f"- {result.trial}: {result.error}" for result in failed)]
-    remarks = list(dict.fromkeys(f"{warning} ({result.trial})" for result in results for warning in result.warnings))
+        text += ["## Failed", *(f"- {before}{result.trial}: {result.error}" for before, result in failed)]
+    remarks = dict.fromkeys(
+        f"{warning} ({prefix[id(member)]}{result.trial})" for member, result in results for warning in result.warnings
+    )
     if remarks:
         text += ["## Warnings", *(f"- {remark}" for remark in remarks)]
-    if any(trial.settings.probes == "digits" for trial in sweep.trials):
+    if any(trial.settings.probes == "digits" for member in made.members for trial in member.sweep.trials):
         text.append(f"Note: {SATURATED}")
     return "\n\n".join(text) + "\n"
 
 
-def summary_table(sweep: Sweep, points: Sequence[Point]) -> Table:
+def overview(made: Report) -> list[str]:
+    """How much of it has run, and how to read the table; of several sweeps, also how their settings differ."""
+    lines = []
+    for member in made.members:
+        ended = [result.status for result in member.results]
+        stopped = f", {ended.count('stopped')} stopped early" if "stopped" in ended else ""
+        lines.append(
+            f"{f'{member.label}: ' if made.several else ''}{ended.count('finished')} of {len(member.sweep.trials)} "
+            f"trials finished{stopped}, {ended.count('failed')} failed."
+        )
+    reading = f"Mean over seeds ± half of the {PERCENT} Student-t interval of the mean; one seed has no interval."
+    if not made.several:
+        return [f"{lines[0]} {reading}"]
+    rows = [
+        [name, *(str(values[0]) if len(values) == 1 else "varies" if values else "–" for values in by_sweep)]
+        for name, by_sweep in differing(made).items()
+    ]
+    differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in made.members)], rows)]
+    own = {(point.sweep, seed) for point in made.points if point.baseline for seed in point.by_seed}
+    lent = {p.sweep for p in made.points for seed in p.random_by_seed if (p.sweep, seed) not in own}
+    borrowed = [
+        f"{name} is compared with the random encoder of another sweep, which is the same one: equal in seed and in "
+        "every setting that has an effect on it."
+        for name in sorted(lent)
+    ]
+    return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *borrowed, reading]
+
+
+def best_section(made: Report) -> list[str]:
+    """The best points, what can be said of them in words, and every other point's difference from them."""
+    groups = made.ranked
+    words = made.in_words()
+    if not groups:
+        return words
+    names = ", ".join(f"**{ranked[0].title}**" for ranked in groups)
+    each = " (one for each evaluation protocol: their scores are not comparable)" if len(groups) > 1 else ""
+    text = [
+        f"Best by mean {made.metric}{each}: {names}.",
+        "## What can be concluded",
+        "\n".join(f"- {line}" for line in words),
+        METHOD,
+    ]
+    tables = []
+    for best, *others in groups:
+        rows = [
+            (point, {score: differences(point.scores(score), best.scores(score)) for score in made.scores})
+            for point in made.points
+            if any(point is other for other in others)
+        ]
+        if rows and made.scores:
+            caption = f"Each point minus {best.title}, paired by seed:" if len(groups) > 1 else ""
+            tables += [*([caption] if caption else []), difference_table(made, rows, "best")]
+    if tables:
+        text += [
+            "## Difference from the best point",
+            f"Paired by seed: mean difference [{PERCENT} interval]. Each interval stands for itself; none is corrected "
+            "for the number of comparisons. All pairs of points are in `differences.csv`.",
+            *tables,
+        ]
+    return text
+
+
+def random_section(made: Report) -> list[str]:
+    """Every point's difference from the random encoder; empty without one."""
+    scores = shown_scores(made.points)
+    compared = [point for point in made.points if point.random_by_seed]
+    if not compared or not scores:
+        return []
+    rows = [(point, {score: point.differences(score) for score in scores}) for point in compared]
+    return [
+        "## Difference from the random encoder",
+        f"Paired by seed: mean difference [{PERCENT} interval]. Each interval stands for itself; none is "
+        "corrected for the number of comparisons in the table.",
+        difference_table(made, rows, "random"),
+    ]
+
+
+def blocks_section(made: Report) -> list[str]:
+    """The linear probes on the encoder's blocks; empty where there were none."""
+    points = [point for point in made.points if shown_scores([point], BLOCK_SCORES)]
+    if not points:
+        return []
+    rows = [
+        [*names_of(made, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in BLOCK_SCORES)]
+        for point in points
+    ]
+    header = [*name_columns(made), "n", *(f"block {block}" for block in range(1, BLOCKS + 1))]
+    return ["## Linear probe on every block", "Test accuracy.", markdown(header, rows)]
+
+
+def summary_table(made: Report) -> Table:
     """The summary for a terminal."""
-    columns = shown_columns(points)
-    compared = any(point.random_by_seed for point in points)
-    best = best_points(sweep, points)
-    table = Table(title=f"{sweep.name}: mean over seeds ± half of the {CONFIDENCE:.0%} interval")
-    table.add_column("point", overflow="fold")
+    columns = shown_scores(made.points, COLUMNS)
+    compared = any(point.differences(LINEAR) for point in made.points)
+    best = {ranked[0].title for ranked in made.ranked}
+    table = Table(title=f"{made.name}: mean over seeds ± half of the {PERCENT} interval")
+    for name in name_columns(made):
+        table.add_column(name, overflow="fold")
     table.add_column("n", justify="right")
     for name in columns:
-        table.add_column(name.replace("_", " ").replace("/", "\n"), justify="right")
+        table.add_column(name.replace("_", " ").replace("/", "\n"), justify="right", no_wrap=True)
     if compared:
-        table.add_column("linear test accuracy\nminus random, paired", justify="right")
-    for point in points:
-        row = [point.name, str(len(point.by_seed)), *(cell(estimate(point.values(name))) for name in columns)]
+        table.add_column("linear test accuracy\nminus random, paired", justify="right", no_wrap=True)
+    for point in made.points:
+        row = [*names_of(made, point), str(len(point.by_seed))]
+        row += [cell(estimate(point.values(name))) for name in columns]
         if compared:
-            row.append(difference_cell(estimate(point.differences("linear/test_accuracy"))))
-        table.add_row(*row, style="bold" if point in best else None)
+            row.append(difference_cell(estimate(point.differences(LINEAR))))
+        table.add_row(*row, style="bold" if point.title in best else None)
     return table
-
-
-def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
-    """The scores against one setting: mean and interval over seeds, each seed a dot, the random encoder as a band.
-
-    A line for each combination of the other searched settings. None where fewer than two values have results.
-    """
-    points = [point for point in points if point.baseline or name in point.varied]
-    values = list(dict.fromkeys(point.varied[name] for point in points if not point.baseline))
-    scores = [score for score in SCORES if any(point.values(score) for point in points)]
-    if len(values) < 2 or not scores:
-        return None
-    numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    values = sorted(values) if numeric else values
-    lines: dict[str, list[Point]] = {}
-    for point in points:
-        if not point.baseline:
-            others = {key: value for key, value in point.varied.items() if key != name}
-            lines.setdefault(", ".join(f"{key} = {value}" for key, value in others.items()), []).append(point)
-    for line in lines.values():
-        line.sort(key=lambda point: values.index(point.varied[name]))
-    baselines = [point for point in points if point.baseline]
-    figure = Figure(figsize=(4.2 * len(scores), 4.2), layout="constrained")
-    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
-        scale_axis(axes, name, values, numeric)
-        for number, (label, line) in enumerate(lines.items()):
-            positions = [point.varied[name] if numeric else values.index(point.varied[name]) for point in line]
-            positions = dodge(positions, number - (len(lines) - 1) / 2, axes.get_xscale())
-            draw_line(axes, positions, line, score, label or "mean over seeds", f"C{number % 10}")
-        for point in baselines:
-            of_line = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
-            colour = "0.4" if len(lines) == 1 or of_line is None or not point.varied else f"C{of_line % 10}"
-            if name not in point.varied:
-                draw_baseline(axes, point, score, colour)
-        own = [point for point in baselines if name in point.varied]
-        for line in lines.values() if own else ():
-            matching = [point for point in own if belongs(point, line[0], name)]
-            matching.sort(key=lambda point: values.index(point.varied[name]))
-            x = [point.varied[name] if numeric else values.index(point.varied[name]) for point in matching]
-            y = [float(np.mean(point.values(score))) if point.values(score) else math.nan for point in matching]
-            axes.plot(x, y, "s--", color="0.4", markersize=4, linewidth=1, label="random encoder")
-        axes.set_title(score.replace("_", " ").replace("/", " "), fontsize=10)
-        axes.set_ylabel("accuracy")
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.02), min(high, 1.02))  # an interval may reach where no accuracy can
-        axes.grid(alpha=0.25)
-    seeds = sorted({len(point.by_seed) for point in points})
-    interval = f", bars: {CONFIDENCE:.0%} interval of the mean" if seeds[-1] > 1 else ""
-    n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
-    figure.suptitle(f"{sweep.name}: n = {n} seed{'s' if n != '1' else ''} (dots){interval}", fontsize=11)
-    handles = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
-    return figure
-
-
-def belongs(baseline: Point, point: Point, name: str) -> bool:
-    """Whether the baseline was evaluated as the point's line was, the setting `name` along the axis aside."""
-    return all(point.varied.get(key) == value for key, value in baseline.varied.items() if key != name)
-
-
-def dodge(positions: list[Any], step: float, scale: str) -> list[Any]:
-    """Move a line's points a little aside, so that the intervals of several lines do not hide one another."""
-    if step == 0:
-        return positions
-    if scale == "log":
-        return [x * 1.08**step for x in positions]
-    width = max(positions) - min(positions)
-    return [x + 0.012 * step * width for x in positions]
-
-
-def draw_line(axes: Axes, positions: list[Any], line: Sequence[Point], score: str, label: str, colour: str) -> None:
-    """Mean and interval of every point of a line, and its seeds as dots."""
-    estimates = [estimate(point.values(score)) for point in line]
-    kept = [(x, of) for x, of in zip(positions, estimates, strict=True) if of is not None]
-    means = [of.mean for _, of in kept]
-    axes.plot([x for x, _ in kept], means, "-", color=colour, marker="D", markersize=4, label=label)
-    for x, of in kept:
-        if of.high is not None:
-            axes.errorbar(x, of.mean, yerr=of.high - of.mean, color=colour, capsize=3, linewidth=1.2)
-    for x, point in zip(positions, line, strict=True):
-        seeds = point.values(score)
-        if len(seeds) > 1:
-            axes.plot([x] * len(seeds), seeds, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
-
-
-def dot_style(colour: str) -> dict[str, Any]:
-    """How a seed is drawn: hollow, so that it is seen on its interval's line."""
-    return {"marker": "o", "markersize": 5, "markerfacecolor": "white", "markeredgecolor": colour}
-
-
-def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
-    """The random encoder: its mean as a line, its interval as a band."""
-    of = estimate(point.values(score))
-    if of is None:
-        return
-    axes.axhline(of.mean, color=colour, linestyle="--", linewidth=1, label=f"{point.name} encoder")
-    if of.low is not None and of.high is not None:
-        axes.axhspan(of.low, of.high, color=colour, alpha=0.15, linewidth=0, label=f"its {CONFIDENCE:.0%} interval")
-
-
-def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> None:
-    """Logarithmic where the values span a factor of 100 or more; with zero among them linear up to the smallest."""
-    axes.set_xlabel("α" if name == "alpha" else name)
-    if not numeric:
-        axes.set_xticks(range(len(values)), [str(value) for value in values])
-        return
-    positive = [value for value in values if value > 0]
-    if positive and max(positive) / min(positive) >= 100 and min(values) >= 0:
-        if len(positive) == len(values):
-            axes.set_xscale("log")
-        else:
-            axes.set_xscale("symlog", linthresh=min(positive))

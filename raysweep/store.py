@@ -22,9 +22,9 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class Result:
     attempts: int
     device: str
     warnings: list[str] = field(default_factory=list)
+    linear_probe: str = ""
+    """Which linear probe of a bank counted, as `Head` writes it; empty where there was only one."""
 
 
 def make_result(
@@ -69,6 +71,7 @@ def make_result(
     wall_s: float,
     device: str,
     warnings: list[str],
+    linear_probe: str = "",
 ) -> Result:
     """The result of a trial that ran in `directory` on the probe dataset with this digest; `error` None: finished."""
     of = protocol(trial.settings, probe_digest)
@@ -87,6 +90,7 @@ def make_result(
         attempts=attempts(directory),
         device=device,
         warnings=warnings,
+        linear_probe=linear_probe,
     )
 
 
@@ -217,13 +221,33 @@ def existing_ancestor(path: Path) -> Path:
 
 
 def check_settings(found: dict[str, Any], expected: Settings, where: str) -> None:
-    """Raises InputError if what was found is of other settings, as after `sweep.yaml` was changed by hand."""
+    """Raises InputError if what was found is of other settings, as after `sweep.yaml` was changed by hand.
+
+    A setting that was not there yet when it was made counts as having its default.
+    """
     for name in SETTINGS:
-        if about(name).search and found.get(name) != getattr(expected, name):
+        was, says = found.get(name, Settings.model_fields[name].default), getattr(expected, name)
+        if about(name).search and was != says:
             raise InputError(
-                f"{where}: was made with {name}: {found.get(name)!r}, but the sweep says {getattr(expected, name)!r}; "
-                f"start a new sweep for other settings"
+                f"{where}: was made with {name}: {was!r}, but the sweep says {says!r}; start a new sweep for other "
+                f"settings"
             )
+
+
+def complete_protocol(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A result's protocol, in which a setting that was not there yet when it was made has its default."""
+    return {name: Settings.model_fields[name].default for name in SETTINGS if about(name).protocol} | dict(found)
+
+
+def protocol_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], aside: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first key, but those `aside`, in which two protocols differ, and both values; None where they agree."""
+    one, other = complete_protocol(one), complete_protocol(other)
+    for key in dict.fromkeys([*one, *other]):
+        if key not in aside and one.get(key) != other.get(key):
+            return key, one.get(key), other.get(key)
+    return None
 
 
 def check_writable(directory: Path) -> None:
@@ -240,13 +264,15 @@ def check_writable(directory: Path) -> None:
 
 
 def read_result(directory: Path) -> Result | None:
-    """The `result.json` of a trial's directory, None if there is none."""
+    """The `result.json` of a trial's directory, None if there is none; what older versions left out has its default."""
     path = directory / "result.json"
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text())
-        return Result(**{item.name: content[item.name] for item in fields(Result)})
+        optional = {item.name for item in fields(Result) if (item.default, item.default_factory) != (MISSING, MISSING)}
+        names = [item.name for item in fields(Result) if item.name in content or item.name not in optional]
+        return Result(**{name: content[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
         raise InputError(f"{path}: is damaged ({fault}); delete it and --resume to run the trial again") from None
 

@@ -120,3 +120,36 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
     assert died.returncode == 9
     with held.lock():
         pass
+
+
+def test_what_an_older_version_left_out_has_its_default():
+    trial = SWEEP.trials[0]
+    found = trial.settings.model_dump()
+    del found["le_weight_decay"], found["hinge_m"]
+    store.check_settings(found, trial.settings, "here")
+    changed = trial.settings.model_copy(update={"hinge_m": 3.0})
+    with pytest.raises(InputError, match=r"here: was made with hinge_m: 2\.0, but the sweep says 3\.0"):
+        store.check_settings(found, changed, "here")
+
+
+def test_protocols_are_compared_key_by_key():
+    now = store.protocol(SWEEP.trials[0].settings, "digest")
+    older = {key: value for key, value in now.items() if key != "le_weight_decay"}
+    assert store.protocol_difference(now, older) is None
+    assert store.protocol_difference(older, {**now, "le_weight_decay": 0.1}) == ("le_weight_decay", 0.0, 0.1)
+    assert store.protocol_difference(now, {**now, "of_the_future": 1}) == ("of_the_future", None, 1)
+    assert store.protocol_difference(older, {**older, "knn_k": 5}, aside=["knn_k"]) is None
+
+
+def test_optional_parts_of_a_result_may_be_missing(tmp_path):
+    result = result_of(SWEEP.trials[0], tmp_path, linear_probe="layer=trunk,lr=0.001,weight_decay=0.0")
+    store.write_result(tmp_path, result)
+    assert store.read_result(tmp_path) == result
+    content = json.loads((tmp_path / "result.json").read_text())
+    del content["linear_probe"]
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert store.read_result(tmp_path).linear_probe == ""
+    del content["metrics"]
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is damaged"):
+        store.read_result(tmp_path)

@@ -1,0 +1,386 @@
+"""The figures of a report: means over seeds, with intervals and the seeds themselves where there are several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from raysweep.config import BLOCKS
+from raysweep.space import Sweep
+from raysweep.statistics import PERCENT, Estimate, Point, estimate, mean_of, rank, shown_scores
+
+# Told apart with any colour vision (Okabe and Ito 2008), without the yellow, which is too pale for a line.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("D", "o", "s", "^", "v", "P", "X", "p", "<", ">")
+MOST_LINES = 10
+MOST_ROWS = 60
+BLOCK_SCORES = tuple(f"linear/layer{block}/test_accuracy" for block in range(1, BLOCKS + 1))
+
+
+def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
+    """The scores against one setting: mean and interval over seeds, each seed a dot, the random encoder as a band.
+
+    A line for each combination of the other searched settings. None where fewer than two values have results.
+    """
+    points = [point for point in points if point.baseline or name in point.varied]
+    values = list(dict.fromkeys(point.varied[name] for point in points if not point.baseline))
+    scores = shown_scores(points)
+    if len(values) < 2 or not scores:
+        return None
+    numeric = is_numeric(values)
+    values = sorted(values) if numeric else values
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        if not point.baseline:
+            others = {key: value for key, value in point.varied.items() if key != name}
+            lines.setdefault(", ".join(f"{key} = {value}" for key, value in others.items()), []).append(point)
+    for line in lines.values():
+        line.sort(key=lambda point: values.index(point.varied[name]))
+    baselines = [point for point in points if point.baseline]
+    rows = math.ceil((len(lines) + 2 * len(baselines)) / 3)
+    figure = Figure(figsize=(4.2 * len(scores), 4.0 + 0.18 * rows), layout="constrained")
+    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+        scale_axis(axes, name, values, numeric)
+        for place, (label, line) in enumerate(lines.items()):
+            positions = [point.varied[name] if numeric else values.index(point.varied[name]) for point in line]
+            positions = dodge(positions, place - (len(lines) - 1) / 2, axes.get_xscale(), len(lines))
+            draw_line(axes, positions, line, score, label or "mean over seeds", place)
+        for point in baselines:
+            of_line = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
+            own_colour = len(lines) > 1 and of_line is not None and point.varied
+            if name not in point.varied:
+                draw_baseline(axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else "0.4")
+        own = [point for point in baselines if name in point.varied]
+        for line in lines.values() if own else ():
+            matching = [point for point in own if belongs(point, line[0], name)]
+            matching.sort(key=lambda point: values.index(point.varied[name]))
+            x = [point.varied[name] if numeric else values.index(point.varied[name]) for point in matching]
+            y = [mean_of(point, score) if point.values(score) else math.nan for point in matching]
+            axes.plot(x, y, "s--", color="0.4", markersize=4, linewidth=1, label="random encoder")
+        axes.set_title(title(score), fontsize=10)
+        axes.set_ylabel("accuracy")
+        clip(axes)
+        axes.grid(alpha=0.25)
+    figure.suptitle(f"{sweep.name}: {seeds_and_bars(points)}", fontsize=11)
+    add_legend(figure, figure.axes[0], 3)
+    return figure
+
+
+def heatmap_settings(sweep: Sweep) -> tuple[str, str] | None:
+    """The two settings that a heat map of the sweep is over, in its order; None where it has no such pair.
+
+    They are the only ones that vary, every point has both, and the points fill more than half of the grid: settings
+    drawn at random each for itself fill only its diagonal.
+    """
+    points = {trial.point: trial.varied for trial in sweep.trials if not trial.baseline}
+    values = {name: {varied.get(name, ...) for varied in points.values()} for name in sweep.searched}
+    varying = [name for name in sweep.searched if len(values[name]) > 1]
+    if len(varying) != 2 or any(... in values[name] for name in varying):
+        return None
+    x, y = varying
+    return (x, y) if 2 * len(points) > len(values[x]) * len(values[y]) else None
+
+
+def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
+    """The scores over two settings: the mean over seeds as colour and number, one panel for each score.
+
+    A point without result stays blank; the random encoder is a line on the colour bar. None where the sweep is not over
+    two settings (`heatmap_settings`), or the points differ in protocol: one colour scale would compare them.
+    """
+    names = heatmap_settings(sweep)
+    trained = [point for point in points if not point.baseline]
+    scores = shown_scores(trained)
+    if names is None or not scores or len({point.protocol for point in points}) > 1:
+        return None
+    planned = [trial.varied for trial in sweep.trials if not trial.baseline]
+    axis = [list(dict.fromkeys(varied[name] for varied in planned)) for name in names]
+    x_values, y_values = (sorted(values, key=ordered) if is_numeric(values) else values for values in axis)
+    beside = 0.08 * max(len(number(value)) for value in y_values)
+    width, height = max(4.0, 0.72 * len(x_values) + 1.4), max(2.8, 0.5 * len(y_values) + 1.6)
+    figure = Figure(figsize=(width * len(scores) + beside, height), layout="constrained")
+    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
+        grid: list[list[Estimate | None]] = [[None] * len(x_values) for _ in y_values]
+        for point in trained:
+            row, column = y_values.index(point.varied[names[1]]), x_values.index(point.varied[names[0]])
+            grid[row][column] = estimate(point.values(score))
+        means = np.array([[math.nan if of is None else of.mean for of in row] for row in grid])
+        randoms = [mean_of(point, score) for point in points if point.baseline and point.values(score)]
+        low, high = np.nanmin([np.nanmin(means), *randoms]), np.nanmax([np.nanmax(means), *randoms])
+        spare = 0.02 * (high - low) or 0.005  # so that no line lies on the end of the bar
+        norm, colours = Normalize(low - spare, high + spare), colormaps["viridis"]
+        image = axes.imshow(means, norm=norm, cmap=colours, origin="lower", aspect="auto")
+        size = max(4.0, min(9.0, 90 / max(len(x_values), len(y_values))))
+        for row, estimates in enumerate(grid):
+            for column, of in enumerate(estimates):
+                if of is not None:
+                    colour = "black" if norm(of.mean) > 0.55 else "white"
+                    axes.text(column, row, cell_text(of), ha="center", va="center", fontsize=size, color=colour)
+        axes.set_xticks(range(len(x_values)), [number(value) for value in x_values])
+        axes.set_yticks(range(len(y_values)), [number(value) for value in y_values])
+        axes.set_xlabel(axis_label(names[0]))
+        if score == scores[0]:
+            axes.set_ylabel(axis_label(names[1]))
+        if max(len(number(value)) for value in x_values) > 7:
+            axes.tick_params(axis="x", labelrotation=35)
+        bar = figure.colorbar(image, ax=axes)
+        for value in randoms:
+            bar.ax.axhline(value, color="white", linewidth=4)
+            bar.ax.axhline(value, color="black", linewidth=2, gid="random")
+        of_random = ", ".join(f"{value:.4f}" for value in randoms)
+        shown = f"\nrandom encoder (line on the bar): {of_random}" if randoms else ""
+        axes.set_title(title(score) + shown, fontsize=10)
+    several = any(len(point.by_seed) > 1 for point in trained)
+    half = f" (± half of its {PERCENT} interval)" if several else ""
+    figure.suptitle(f"{sweep.name}: mean over {seeds(trained)}{half}", fontsize=11)
+    return figure
+
+
+def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
+    """Accuracy of a linear probe on every block, a line for each point; a panel for each protocol. None without any.
+
+    Of more than `MOST_LINES` points in a panel only the best by the sweep's metric are drawn, and the figure says so.
+    """
+    points = [point for point in points if shown_scores([point], BLOCK_SCORES)]
+    if not points:
+        return None
+    panels: dict[str, list[Point]] = {}
+    for point in points:
+        panels.setdefault(point.protocol, []).append(point)
+    figure = Figure(figsize=(6.4 * len(panels), 5.6), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.values(), strict=True):
+        lines, words = at_most(sweep, [point for point in panel if not point.baseline], MOST_LINES)
+        for position, point in enumerate(lines):
+            dashes = "-" if position < len(COLOURS) else "-."
+            step = 0.03 * (position - len(lines) / 2)
+            draw_blocks(axes, point, step, COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)], dashes)
+        for point in panel:
+            if point.baseline:
+                draw_blocks(axes, point, 0.03 * len(lines) / 2, "0.4", "*", "--")
+        axes.set_xticks(range(1, BLOCKS + 1))
+        axes.set_xlabel("block")
+        axes.set_ylabel("linear test accuracy")
+        axes.set_title(words, fontsize=10)
+        clip(axes)
+        axes.grid(alpha=0.25)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=2 if len(lines) > 4 else 1)
+    figure.suptitle(f"{sweep.name}: linear probe on every block\n{seeds_and_bars(points)}", fontsize=11)
+    return figure
+
+
+def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: str) -> None:
+    """One point's accuracy by block: mean and interval over seeds, each seed a dot; moved aside by `step`."""
+    found = [(block + step, point.values(score)) for block, score in enumerate(BLOCK_SCORES, 1) if point.values(score)]
+    label = wrapped(f"{point.title} encoder" if point.baseline else point.title)
+    means = [float(np.mean(values)) for _, values in found]
+    axes.plot([x for x, _ in found], means, dashes, color=colour, marker=marker, markersize=5, label=label)
+    for x, values in found:
+        add_seeds(axes, x, values, colour)
+
+
+def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode: str) -> Figure | None:
+    """The points of several sweeps below one another: mean, interval and seeds of every score.
+
+    The random encoders' means are dashed lines through all rows.
+
+    Of more than `MOST_ROWS` points only the best by `metric` are drawn, and the figure says so.
+    """
+    scores = shown_scores(points)
+    if not scores:
+        return None
+    sweeps = list(dict.fromkeys(point.sweep for point in points))
+    trained = [point for point in points if not point.baseline]
+    rows, words = list(points), ""
+    if len(trained) > MOST_ROWS:
+        ranked = [point.title for group in rank(points, metric, mode) for point in group]
+        kept = set((ranked or [point.title for point in trained])[:MOST_ROWS])
+        rows = [point for point in points if point.baseline or point.title in kept]
+        words = f"; {len(kept)} of {len(trained)} points, {f'the best by mean {metric}' if ranked else 'the first'}"
+    figure = Figure(figsize=(3.2 + 3.4 * len(scores), 1.8 + 0.3 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
+    for axes, score in zip(panels, scores, strict=True):
+        for place, point in enumerate(rows):
+            of = estimate(point.values(score))
+            if of is None:
+                continue
+            of_sweep = sweeps.index(point.sweep)
+            colour, marker = COLOURS[of_sweep % len(COLOURS)], MARKERS[of_sweep % len(MARKERS)]
+            if point.baseline:  # equal ones of several sweeps alternate
+                dashes = (4.0 * of_sweep, (4.0, 4.0 * max(1, len(sweeps) - 1)))
+                axes.axvline(of.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid="random")
+            axes.plot(of.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
+            if of.high is not None:
+                axes.errorbar(of.mean, place, xerr=of.high - of.mean, color=colour, capsize=3, linewidth=1.2)
+            if of.n > 1:
+                axes.plot(point.values(score), [place] * of.n, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
+        axes.set_title(title(score), fontsize=10)
+        axes.set_xlabel("accuracy")
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -0.02), min(high, 1.02))
+        axes.grid(axis="x", alpha=0.25)
+    panels[0].set_yticks(range(len(rows)), [wrapped(point.name, 48) for point in rows], fontsize=8)
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    handles = [
+        Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], linestyle="", label=sweep)
+        for n, sweep in enumerate(sweeps)
+    ]
+    if any(point.baseline for point in points):
+        handles.append(Line2D([], [], color="0.4", linestyle="--", label="random encoder of the sweep of that colour"))
+    figure.suptitle(f"{name}: {seeds_and_bars(points)}{words}", fontsize=11)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Point], str]:
+    """The points if there are at most so many, else the best by the sweep's metric; and which these are, in words."""
+    if len(points) <= most:
+        return list(points), ""
+    ranked = [point for group in rank(points, sweep.metric, sweep.tune.mode) for point in group]
+    kept = (ranked or list(points))[:most]
+    which = f"the {len(kept)} best of {len(points)} points by mean {sweep.metric}" if ranked else (
+        f"the first {len(kept)} of {len(points)} points"
+    )  # fmt: skip
+    return [point for point in points if point in kept], which
+
+
+def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> None:
+    """The interval of the mean at `x`, and each seed as a dot; nothing for one seed."""
+    of = estimate(values)
+    if of is not None and of.high is not None:
+        axes.errorbar(x, of.mean, yerr=of.high - of.mean, color=colour, capsize=3, linewidth=1.2)
+        axes.plot([x] * of.n, values, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
+
+
+def draw_line(axes: Axes, positions: list[Any], line: Sequence[Point], score: str, label: str, position: int) -> None:
+    """Mean and interval of every point of a line, and its seeds as dots; `position` among the lines gives its style."""
+    colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
+    found = [(x, point.values(score)) for x, point in zip(positions, line, strict=True) if point.values(score)]
+    means = [float(np.mean(values)) for _, values in found]
+    axes.plot([x for x, _ in found], means, "-", color=colour, marker=marker, markersize=4, label=label)
+    for x, values in found:
+        add_seeds(axes, x, values, colour)
+
+
+def dot_style(colour: str) -> dict[str, Any]:
+    """How a seed is drawn: hollow, so that it is seen on its interval's line."""
+    return {"marker": "o", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": colour}
+
+
+def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
+    """The random encoder: its mean as a line, its interval as a band."""
+    of = estimate(point.values(score))
+    if of is None:
+        return
+    axes.axhline(of.mean, color=colour, linestyle="--", linewidth=1, label=f"{point.name} encoder")
+    if of.low is not None and of.high is not None:
+        axes.axhspan(of.low, of.high, color=colour, alpha=0.15, linewidth=0, label=f"its {PERCENT} interval")
+
+
+def belongs(baseline: Point, point: Point, name: str) -> bool:
+    """Whether the baseline was evaluated as the point's line was, the setting `name` along the axis aside."""
+    return all(point.varied.get(key) == value for key, value in baseline.varied.items() if key != name)
+
+
+def dodge(positions: list[Any], step: float, scale: str, lines: int) -> list[Any]:
+    """Move a line's points a little aside, so that the intervals of several lines do not hide one another."""
+    if step == 0:
+        return positions
+    narrow = min(1.0, 8 / lines)
+    if scale == "log":
+        return [x * 1.08 ** (step * narrow) for x in positions]
+    width = max(positions) - min(positions)
+    return [x + 0.012 * step * narrow * width for x in positions]
+
+
+def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> None:
+    """Logarithmic where the values span a factor of 100 or more; with zero among them linear up to the smallest."""
+    axes.set_xlabel(axis_label(name))
+    if not numeric:
+        rotate = max(len(str(value)) for value in values) * len(values) > 36
+        axes.set_xticks(
+            range(len(values)),
+            [wrapped(str(value), 24) for value in values],
+            rotation=25 if rotate else 0,
+            ha="right" if rotate else "center",
+        )
+        return
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) / min(positive) >= 100 and min(values) >= 0:
+        if len(positive) == len(values):
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(positive))
+
+
+def clip(axes: Axes) -> None:
+    """An interval may reach where no accuracy can; the axis does not."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
+
+
+def seeds(points: Sequence[Point]) -> str:
+    """`3 seeds`, `1–3 seeds`."""
+    counts = sorted({len(point.by_seed) for point in points})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"{n} seed{'s' if n != '1' else ''}"
+
+
+def seeds_and_bars(points: Sequence[Point]) -> str:
+    """The same, with what the dots and bars are where there are any."""
+    several = any(len(point.by_seed) > 1 for point in points)
+    return seeds(points) + (f" (dots), bars: {PERCENT} interval of the mean" if several else "")
+
+
+def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """One legend below all panels, each label once."""
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def title(score: str) -> str:
+    """A metric's name in words."""
+    return score.replace("_", " ").replace("/", " ")
+
+
+def axis_label(name: str) -> str:
+    """A setting's name on an axis."""
+    return "α" if name == "alpha" else name
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers."""
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def ordered(value: Any) -> float:
+    """A number, to sort by."""
+    return float(value)
+
+
+def number(value: Any) -> str:
+    """A value as a tick: short where that is exact, else to three digits."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:g}" if float(f"{value:g}") == value else f"{value:.3g}"
+
+
+def cell_text(of: Estimate) -> str:
+    """The mean, and half of its interval where there is one."""
+    return f"{of.mean:.3f}" if of.high is None else f"{of.mean:.3f}\n±{of.high - of.mean:.3f}"
+
+
+def wrapped(name: str, width: int = 40) -> str:
+    """A long name on several lines, broken at its commas."""
+    lines = [""]
+    for part in name.split(","):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += f"{part},"
+    return "\n".join(lines).removesuffix(",")
