@@ -1,4 +1,4 @@
-"""The command line: `raysweep sweep …` (also `run_sweep.py …`) and `raysweep report …`.
+"""The command line: `raysweep sweep …` (also `run_sweep.py …`), `raysweep report …`, `embed …`, `export …`.
 
 Whatever is wrong with the input is said in one line, with exit status 2, before torch or Ray is imported.
 """
@@ -375,6 +375,78 @@ def check_free(directory: Path) -> None:
     check_writable(directory)
 
 
+def embed_command(arguments: list[str]) -> int:
+    """Write the features that a trained encoder gives for a folder of images."""
+    parser = Parser(
+        prog="raysweep embed",
+        description="Write the features that a trained encoder gives for images: features (N, D), paths (N), layer.",
+        allow_abbrev=False,
+    )
+    add_checkpoint(parser)
+    parser.add_argument("images", metavar="IMAGES", type=Path, help="a folder of images, at any depth, or one image")
+    parser.add_argument("-o", "--output", metavar="FEATURES.npz", type=Path, required=True, help="a new file")
+    parser.add_argument("--layer", choices=("trunk", "embedding"), default="trunk", help="which features (trunk)")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time (500 of 32×32, fewer if larger)")
+    parser.add_argument("--skip_bad_images", action="store_true", help="leave unreadable images out, do not stop")
+    parsed = parser.parse_all(arguments)
+    from rich.progress import Progress
+
+    from raysweep import portable
+
+    warnings.showwarning = show_warning
+    console = make_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("embedding", total=None)
+        count, width = portable.embed(
+            parsed.checkpoint,
+            parsed.images,
+            parsed.output,
+            layer=parsed.layer,
+            batch_size=parsed.batch_size,
+            skip_bad_images=parsed.skip_bad_images,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    tell(console, f"{shown(parsed.output)}: {parsed.layer} features of {count} images, {width} each")
+    return FINISHED
+
+
+def export_command(arguments: list[str]) -> int:
+    """Write the weights of a trained encoder for other programs."""
+    parser = Parser(
+        prog="raysweep export",
+        description="Write the weights of a trained encoder for other programs.",
+        allow_abbrev=False,
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="a new file: .safetensors, with the encoder's description in its header, or .pt, the state_dict alone",
+    )
+    parsed = parser.parse_all(arguments)
+    from raysweep import portable
+
+    about = portable.export(parsed.checkpoint, parsed.output)
+    size = about["image_size"]
+    what = f"{about['architecture']} for images of {about['channels']}×{size}×{size}"
+    widths = f"trunk {about['trunk_dim']}, embedding {about['embedding_dim']}"
+    tell(make_console(), f"{shown(parsed.output)}: {what}; {widths}")
+    return FINISHED
+
+
+def add_checkpoint(parser: Parser) -> None:
+    """The argument that names a trained encoder."""
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt)",
+    )
+
+
 def shown(path: Path) -> str:
     """A path as short as it can be typed."""
     relative = os.path.relpath(path)
@@ -398,7 +470,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-COMMANDS = {"sweep": sweep_command, "report": report_command}
+COMMANDS = {
+    "sweep": sweep_command,
+    "report": report_command,
+    "embed": embed_command,
+    "export": export_command,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -406,7 +483,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        print("Commands: raysweep sweep --help, raysweep report --help")
+        print(f"Commands: {', '.join(f'raysweep {name} --help' for name in COMMANDS)}")
         return FINISHED
     if arguments[0] == "--version":
         print(__version__)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import text_format
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.decomposition import PCA
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from raysweep.store import write_atomically
+
+COMPONENTS = 50
+"""Of the projector's points: 8,192 columns of text would be 50 MB for 500 images, and the page does a PCA anyway."""
+SPRITE = 8192  # pixels a side that the projector allows its thumbnails' sheet
+THUMBNAIL = (32, 64)  # pixels a side: smaller images are enlarged, larger ones reduced
 PATTERN = "events.out.tfevents.{:04}.raysweep"
 
 
@@ -107,3 +118,81 @@ def image_grid(rows: Sequence[NDArray[np.float32]], scale: int) -> NDArray[np.ui
     pixels = [row.repeat(scale, 1).repeat(scale, 2) for row in pixels]
     padded = [np.pad(row, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=255) for row in pixels]
     return np.concatenate([np.concatenate(list(row), axis=1) for row in padded])
+
+
+def projector(
+    directory: Path,
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    class_names: Sequence[str],
+    images: NDArray[np.uint8],
+) -> None:
+    """Write what TensorBoard's projector shows for a trial: points with their label and thumbnail.
+
+    `projector_config.pbtxt` goes into the trial's directory and what it names into `projector/` in it: `tensors.tsv`,
+    `metadata.tsv` (label, index) and `sprite.png`. Each file is written atomically, the configuration last; the same
+    input gives the same files.
+
+    Args:
+        directory: the trial's, where its event files are.
+        features: (N, D), N ≥ 1, finite; of more than 50 dimensions the first 50 principal components are written.
+        labels: (N,), indices into `class_names`.
+        class_names: white space in them becomes single blanks.
+        images: (N, C, H, H), C = 1 or 3.
+    """
+    count = len(features)
+    assert count
+    assert len(labels) == len(images) == count
+    name = "test features"
+    if features.shape[1] > COMPONENTS:
+        points = principal_components(features, COMPONENTS)
+        name += f" ({points.shape[1]} principal components of {features.shape[1]})"
+    else:
+        points = features
+    rows = ["label\tindex"]
+    rows += [f"{' '.join(class_names[label].split())}\t{index}" for index, label in enumerate(labels)]
+    sheet, side = sprite(images)
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+
+    config = ProjectorConfig()
+    embedding = config.embeddings.add(
+        tensor_name=name,
+        tensor_shape=points.shape,
+        tensor_path="projector/tensors.tsv",
+        metadata_path="projector/metadata.tsv",
+    )
+    embedding.sprite.image_path = "projector/sprite.png"
+    embedding.sprite.single_image_dim.extend([side, side])
+
+    (directory / "projector").mkdir(exist_ok=True)
+    table = "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in points.tolist())
+    write_atomically(directory / embedding.tensor_path, table.encode())
+    # A folder's name, and so a class's, need not be valid text.
+    write_atomically(directory / embedding.metadata_path, ("\n".join(rows) + "\n").encode(errors="replace"))
+    write_atomically(directory / embedding.sprite.image_path, picture.getvalue())
+    write_atomically(directory / PROJECTOR_FILENAME, text_format.MessageToString(config).encode())
+
+
+def principal_components(features: NDArray[np.floating[Any]], count: int) -> NDArray[np.floating[Any]]:
+    """The first principal components of features (N, D): (N, min(count, N, D)), the same for the same input."""
+    # Randomised (Halko et al. 2011, doi 10.1137/090771806): the exact one of 10,000 × 8,192 takes minutes.
+    pca = PCA(min(count, *features.shape), svd_solver="randomized", random_state=0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of shares of a variance that is zero, not asked for
+        points: NDArray[np.floating[Any]] = pca.fit_transform(features)
+    return points
+
+
+def sprite(images: NDArray[np.uint8]) -> tuple[Image.Image, int]:
+    """Images (N, C, H, H) -> a square sheet of RGB thumbnails, row by row, and a thumbnail's side in pixels."""
+    size, columns = images.shape[2], math.ceil(math.sqrt(len(images)))
+    smallest, largest = THUMBNAIL
+    side = min(size * max(1, smallest // size), largest, SPRITE // columns)
+    sheet = Image.new("RGB", (columns * side, columns * side))
+    enlarged = side % size == 0
+    for index, image in enumerate(images):
+        thumbnail = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("RGB")
+        resample = Image.Resampling.NEAREST if enlarged else Image.Resampling.BILINEAR
+        position = (index % columns * side, index // columns * side)
+        sheet.paste(thumbnail.resize((side, side), resample), position)
+    return sheet, side

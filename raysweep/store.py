@@ -18,21 +18,26 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import socket
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 import yaml
 
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
 from raysweep.space import Sweep, Trial, build, check_name, read
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEEP_CHECKPOINTS = 2
 
@@ -107,12 +112,13 @@ def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
     return result
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment, a crash included, it is absent, old or complete."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that becomes `path` where the block ends: until then, a crash included, `path` is absent or old."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
@@ -120,6 +126,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment, a crash included, it is absent, old or complete."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -356,9 +368,127 @@ def remove_checkpoints(directory: Path) -> None:
         (directory / "checkpoints").rmdir()
 
 
-def save_encoder(directory: Path, encoder: dict[str, Any], description: dict[str, Any]) -> None:
-    """Save the trained encoder's weights with what is needed to build it again."""
-    write_atomically(directory / "encoder.pt", to_bytes({"encoder": encoder, **description}))
+def save_encoder(directory: Path, encoder: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Save the trained encoder as the trial's `encoder.pt`.
+
+    Args:
+        directory: the trial's.
+        encoder: its weights, on the CPU, so that they load where there is no GPU.
+        description: `architecture`, `channels`, `image_size`, `embedding_dim`: what is needed to build it again.
+    """
+    write_atomically(directory / "encoder.pt", to_bytes({**description, "encoder": encoder}))
+
+
+@dataclass(frozen=True, eq=False)
+class SavedEncoder:
+    """An encoder as a file describes it; whether the weights fit the description is for its builder to find out."""
+
+    file: Path
+    architecture: str
+    channels: int
+    image_size: int
+    embedding_dim: int
+    weights: dict[str, Tensor]
+
+
+def encoder_file(path: Path) -> Path:
+    """The file that holds the encoder: `path` itself, or the `encoder.pt` of a trial's directory.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint")
+    if not path.is_dir():
+        return path
+    if (path / "encoder.pt").is_file():
+        return path / "encoder.pt"
+    hint = "give a trial's directory, its encoder.pt or a training checkpoint"
+    trial = min(path.glob("*/encoder.pt"), default=None)
+    checkpoint = max((path / "checkpoints").glob("*.pt"), default=None)
+    if trial is not None:
+        hint = f"give one of the trials in it, such as {trial.parent}"
+    elif checkpoint is not None:
+        hint = f"its trial has not finished; its newest training checkpoint is {checkpoint}"
+    raise InputError(f"{path}: has no encoder.pt; {hint}")
+
+
+def load_encoder(path: Path) -> SavedEncoder:
+    """Read an encoder from a trial's directory, its `encoder.pt` or a training checkpoint. Runs no code in the file.
+
+    Returns:
+        The description and the weights, on the CPU.
+
+    Raises:
+        InputError: the file is missing, damaged, something else, or describes an encoder that cannot be.
+    """
+    import torch
+
+    file = encoder_file(path)
+    saved = load_plain(file)
+    try:
+        if "state" in saved:  # a training checkpoint
+            description, weights = describe(saved["settings"], saved["state"]["encoder"]), saved["state"]["encoder"]
+        else:
+            description, weights = saved, saved["encoder"]
+        architecture = description.get("architecture", "conv6")  # older files do not say it: there was no other
+        channels, image_size, embedding_dim = (description[n] for n in ("channels", "image_size", "embedding_dim"))
+    except (KeyError, TypeError, AttributeError, StopIteration):
+        raise InputError(f"{file}: is not a checkpoint of raysweep: it holds no encoder") from None
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise InputError(f"{file}: is not a checkpoint of raysweep: its encoder is not a mapping of tensors")
+    known = get_args(Settings.model_fields["encoder"].annotation)
+    if architecture not in known:
+        raise InputError(f"{file}: unknown architecture {architecture!r}; valid: {', '.join(known)}")
+    sizes = {"image_size": image_size, "embedding_dim": embedding_dim}
+    if channels not in (1, 3) or any(type(size) is not int or not 1 <= size < 2**16 for size in sizes.values()):
+        raise InputError(f"{file}: is damaged: it describes an encoder with channels {channels!r}, {sizes}")
+    return SavedEncoder(file, architecture, channels, image_size, embedding_dim, dict(weights))
+
+
+def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """What `encoder.pt` says of an encoder, from the settings and the weights in a training checkpoint."""
+    from raysweep import data
+
+    return {
+        "architecture": settings.get("encoder", "conv6"),
+        "channels": next(weight.shape[1] for weight in weights.values() if weight.ndim == 4),
+        "image_size": settings["image_size"] or data.native_size(settings["dataset"]),
+        "embedding_dim": settings["embedding_dim"],
+    }
+
+
+def load_plain(file: Path) -> dict[str, Any]:
+    """What `to_bytes` wrote. Any other file is refused, and code in it is never run.
+
+    Raises:
+        InputError: the file is not one of PyTorch's, is damaged, or holds more than tensors and plain values.
+    """
+    import torch
+
+    reason = "it is not a file of PyTorch"
+    try:
+        with open(file, "rb") as opened:
+            if opened.read(4) == b"PK\x03\x04":
+                reason = "it is cut off or damaged"
+                with zipfile.ZipFile(opened) as archive:
+                    intact = archive.testzip() is None  # PyTorch writes these sums but does not look at them
+                    if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                        intact, reason = False, "it is not a file of PyTorch"
+                if intact:
+                    opened.seek(0)
+                    saved = torch.load(opened, map_location="cpu", weights_only=True)
+                    if isinstance(saved, dict):
+                        return saved
+                    reason = "it holds no encoder"
+    except MemoryError:
+        raise
+    except Exception as fault:  # what damaged archives and pickles raise is not documented
+        if isinstance(fault, OSError) and fault.filename is not None:  # it cannot even be opened
+            raise
+        if isinstance(fault, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain values, which could run code and is not loaded"
+    raise InputError(f"{file}: is not a checkpoint of raysweep: {reason}")
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:

@@ -1,13 +1,24 @@
 """Event files, read back with TensorBoard's own reader."""
 
 import io
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from raysweep.events import Events, image_grid
+from raysweep.events import Events, image_grid, principal_components, projector, sprite
 
 
 def read(directory):
@@ -76,3 +87,135 @@ def test_image_grid_puts_groups_in_rows_and_clamps():
     assert grid.shape == (2 * 8, 2 * 8, 1)
     assert grid[:6, :6].max() == 0
     assert grid[8:14, :6].min() == 255
+
+
+# ---- TensorBoard's projector -----------------------------------------------------------------------------------------
+
+
+def projected(directory, count=20, width=60, size=8, channels=1, classes=("zero", "one\ttwo\nthree", "\udcff é")):
+    """Events and projector files of a trial; returns what they were made of."""
+    rng = np.random.default_rng(0)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Falling variances, so that components are told apart.
+    features = (rng.normal(size=(count, width)) * 0.8 ** np.arange(width) + 3).astype(np.float32)
+    labels = rng.integers(0, len(classes), count)
+    images = rng.integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+    projector(directory, features, labels, classes, images)
+    return features, labels, images
+
+
+@contextmanager
+def served(logdir):
+    """A real TensorBoard of `logdir`: a function that fetches from the projector."""
+    arguments = ["--logdir", str(logdir), "--host", "localhost", "--port", "0", "--load_fast", "false"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        address = next(
+            found[0] for line in process.stderr if (found := re.findall(r"http://localhost:\d+/", line.decode()))
+        )
+
+        def fetch(route, **query):
+            url = f"{address}data/plugin/projector/{route}?{urlencode(query)}"
+            with urlopen(url, timeout=60) as answer:
+                return answer.read()
+
+        yield fetch
+    finally:
+        process.terminate()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_real_tensorboard_serves_the_projector(tmp_path):
+    trial = tmp_path / "alpha=1e-05,seed=0"
+    features, labels, images = projected(trial, size=40, channels=3)
+    events = Events(trial, 1, None)
+    events.scalars({"x": 1.0}, 1)
+    events.close()
+    with served(tmp_path) as fetch:
+        for _ in range(100):  # it lists the runs once it has read them
+            runs = json.loads(fetch("runs"))
+            if runs:
+                break
+            time.sleep(0.1)
+        assert runs == [trial.name]
+        embedding = json.loads(fetch("info", run=trial.name))["embeddings"][0]
+        name = embedding["tensorName"]
+        assert name == "test features (20 principal components of 60)"
+        assert embedding["tensorShape"] == [20, 20]
+        assert embedding["sprite"]["singleImageDim"] == [40, 40]
+        points = np.frombuffer(fetch("tensor", run=trial.name, name=name), np.float32).reshape(20, 20)
+        header, *rows = fetch("metadata", run=trial.name, name=name).decode().splitlines()
+        sheet = Image.open(io.BytesIO(fetch("sprite_image", run=trial.name, name=name)))
+
+    # All components of 20 points: the distances between them are the features'.
+    assert np.allclose(distances(points), distances(features), rtol=1e-3, atol=1e-3)
+    assert header == "label\tindex"
+    assert rows == [f"{('zero', 'one two three', '? é')[label]}\t{index}" for index, label in enumerate(labels)]
+    assert sheet.size == (200, 200)
+    pixels = np.asarray(sheet)
+    for index in range(20):
+        top, left = index // 5 * 40, index % 5 * 40
+        assert np.array_equal(pixels[top : top + 40, left : left + 40], images[index].transpose(1, 2, 0))
+
+
+def distances(points):
+    return np.linalg.norm(points[:, None] - points[None], axis=2)
+
+
+def test_principal_components_equal_the_exact_reference():
+    rng = np.random.default_rng(1)
+    features = (rng.normal(size=(200, 300)) * 0.9 ** np.arange(300) + 2).astype(np.float32)
+    found = principal_components(features, 50)
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = (u * s)[:, :50]
+    signs = np.sign((found * expected).sum(0))
+    assert np.allclose(found[:, :30] * signs[:30], expected[:, :30], atol=1e-3 * s[0])
+    assert (found**2).sum() == pytest.approx((expected**2).sum(), rel=1e-3), "as much of the variance"
+
+
+@pytest.mark.parametrize("width", [3, 50])
+def test_few_dimensions_are_written_as_they_are(tmp_path, width):
+    features, *_ = projected(tmp_path, width=width)
+    assert np.allclose(np.loadtxt(tmp_path / "projector" / "tensors.tsv"), features, rtol=1e-5)
+    assert 'tensor_name: "test features"' in (tmp_path / "projector_config.pbtxt").read_text()
+
+
+def test_the_projector_s_files_are_alike_when_written_again(tmp_path):
+    names = ["projector/metadata.tsv", "projector/sprite.png", "projector/tensors.tsv", "projector_config.pbtxt"]
+    contents = []
+    for _ in range(2):
+        projected(tmp_path)
+        found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+        assert found == names
+        contents.append([(tmp_path / name).read_bytes() for name in names])
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(("count", "spread"), [(1, 1), (2, 1), (60, 0)])
+def test_few_and_collapsed_points_are_projected_without_a_warning(tmp_path, count, spread):
+    features = np.random.default_rng(0).normal(size=(count, 64)).astype(np.float32) * spread
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        projector(tmp_path, features, np.zeros(count, np.int64), ("a",), np.zeros((count, 1, 8, 8), np.uint8))
+    points = np.loadtxt(tmp_path / "projector" / "tensors.tsv", ndmin=2)
+    assert points.shape == (count, min(count, 50))
+    assert np.isfinite(points).all()
+
+
+@pytest.mark.parametrize(("size", "count", "side"), [(8, 5, 32), (28, 4, 28), (40, 9, 40), (96, 3, 64), (8, 70000, 30)])
+def test_thumbnails_are_of_a_size_to_see_and_fit_the_sheet(size, count, side):
+    images = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None] * 2, (count, 3, size, size))
+    sheet, found = sprite(images)
+    assert found == side
+    columns = math.ceil(math.sqrt(count))
+    assert sheet.size == (columns * side,) * 2
+    assert max(sheet.size) <= 8192
+    first = np.asarray(sheet)[:side, :side, 0]
+    if side % size == 0:
+        assert np.array_equal(first, images[0, 0].repeat(side // size, 0).repeat(side // size, 1))
+    else:
+        assert abs(float(first.mean()) - images[0, 0].mean()) < 1.5

@@ -1,0 +1,242 @@
+"""A trained encoder outside of its sweep: features of any images, and weights for other programs.
+
+PyTorch is imported inside the functions, after the paths were checked, so that a wrong one is refused at once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep import __version__, data, store
+from raysweep.errors import Diverged, InputError
+
+if TYPE_CHECKING:
+    from raysweep.models import Conv6
+
+FEATURES, WEIGHTS = (".npz",), (".safetensors", ".pt")
+LAYERS = ("trunk", "embedding")
+BATCH = 500  # images of 32×32, as in probes.features; fewer of larger ones, so that activations take as much memory
+COPIED = 2**22  # bytes at a time
+
+Progress = Callable[[int, int], None]
+"""Called with how many of how many images are done."""
+
+
+def load(checkpoint: Path) -> Conv6:
+    """The encoder of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        checkpoint: a trial's directory, its `encoder.pt`, or a training checkpoint.
+
+    Raises:
+        InputError: there is no such file, it is no checkpoint, or its weights do not fit what it says of itself.
+    """
+    return build(store.load_encoder(checkpoint))
+
+
+def build(saved: store.SavedEncoder) -> Conv6:
+    """The encoder that a file describes, with its weights; raises InputError where the two do not fit."""
+    import torch
+
+    from raysweep.models import make_encoder
+
+    # On the meta device nothing is computed or allocated: a damaged size cannot fill the memory.
+    with torch.device("meta"):
+        encoder = make_encoder(saved.architecture, saved.channels, saved.image_size, saved.embedding_dim, seed=0)
+    needed = encoder.state_dict()
+    for name in (*needed, *saved.weights):
+        if name not in saved.weights:
+            fault = f"{name} is missing"
+        elif name not in needed:
+            fault = f"{name} is none of its weights"
+        elif saved.weights[name].shape != needed[name].shape:
+            fault = f"{name} is {tuple(saved.weights[name].shape)} instead of {tuple(needed[name].shape)}"
+        elif saved.weights[name].dtype != needed[name].dtype:
+            fault = f"{name} is {saved.weights[name].dtype} instead of {needed[name].dtype}"
+        else:
+            continue
+        raise InputError(
+            f"{saved.file}: its weights do not fit a {saved.architecture} for {saved.channels}×{saved.image_size}×"
+            f"{saved.image_size} images and embeddings of {saved.embedding_dim}: {fault}"
+        )
+    encoder.load_state_dict(saved.weights, assign=True)
+    return encoder.to(memory_format=torch.channels_last).eval()
+
+
+def export(checkpoint: Path, output: Path) -> dict[str, str]:
+    """Write the weights of a checkpoint's encoder for other programs.
+
+    Args:
+        checkpoint: a trial's directory, its `encoder.pt`, or a training checkpoint.
+        output: a new file. `.safetensors` carries the description too, in its header; `.pt` is the plain `state_dict`,
+            which `torch.load(..., weights_only=True)` gives back.
+
+    Returns:
+        The description: texts, as a safetensors header wants them.
+
+    Raises:
+        InputError: a path or the checkpoint is not what it should be.
+    """
+    check_output(output, WEIGHTS)
+    store.encoder_file(checkpoint)
+    saved = store.load_encoder(checkpoint)
+    encoder = build(saved)
+    about = {
+        "format": "pt",
+        "made_by": f"raysweep {__version__}",
+        "architecture": saved.architecture,
+        "channels": str(saved.channels),
+        "image_size": str(saved.image_size),
+        "embedding_dim": str(saved.embedding_dim),
+        "trunk_dim": str(encoder.feature_dim),
+        "layers": " ".join(LAYERS),
+        "input": "float32 (B, C, H, W) in [0, 1], not normalised",
+    }
+    # Contiguous: the only layout that safetensors writes.
+    weights = {name: weight.detach().contiguous() for name, weight in encoder.state_dict().items()}
+    if output.suffix.lower() == ".safetensors":
+        import safetensors.torch
+
+        content = safetensors.torch.save(weights, about)
+    else:
+        content = store.to_bytes(weights)
+    with new_file(output) as file:
+        file.write(content)
+    return about
+
+
+def embed(
+    checkpoint: Path,
+    images: Path,
+    output: Path,
+    *,
+    layer: str = "trunk",
+    batch_size: int | None = None,
+    skip_bad_images: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> tuple[int, int]:
+    """Write the features of images of any size and mode, converted as the images of a `folder:PATH` dataset are.
+
+    Only one batch of images and features is in memory at a time; on a GPU where PyTorch sees one.
+
+    Args:
+        checkpoint: a trial's directory, its `encoder.pt`, or a training checkpoint.
+        images: a folder, searched with all folders in it, or one image file.
+        output: a new `.npz` with `features` (N, D) float32, `paths` (N,) relative to the folder, `layer`.
+        layer: `trunk` or `embedding`.
+        batch_size: images at a time; None: 500 of 32×32, fewer of larger ones.
+        skip_bad_images: leave out images that cannot be read, with a warning, instead of raising.
+        progress: told after every batch.
+
+    Returns:
+        N and D.
+
+    Raises:
+        InputError: a path, the checkpoint or an image is not what it should be, or a feature is NaN or infinite.
+    """
+    assert layer in LAYERS
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch_size {batch_size}: must be at least 1")
+    check_output(output, FEATURES)
+    store.encoder_file(checkpoint)
+    folder, paths = listed(images)
+    encoder = load(checkpoint)
+    import torch
+
+    from raysweep.probes.features import extract
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = encoder.to(device)
+    if batch_size is None:
+        batch_size = max(1, min(BATCH, BATCH * 32**2 // encoder.image_size**2))
+
+    def extracted(pixels: data.Images) -> NDArray[np.float32]:
+        batch = torch.from_numpy(pixels).to(device)
+        try:
+            features = extract(encoder, batch, torch.arange(len(batch), device=device), layer)
+        except Diverged as fault:
+            raise InputError(f"{checkpoint}: {fault}") from None
+        numbers: NDArray[np.float32] = features.cpu().numpy()
+        return numbers
+
+    # How many rows there will be is known only after the last image, and it comes first in the file.
+    with new_file(output) as file, tempfile.TemporaryFile(dir=output.parent) as rows:
+        kept: list[str] = []
+        width = 0
+        for start in range(0, len(paths), batch_size):
+            part = paths[start : start + batch_size]
+            pixels, good = data.decode(part, encoder.image_size, encoder.channels, skip_bad_images)
+            if len(pixels):
+                features = extracted(pixels)
+                width = features.shape[1]
+                rows.write(features.tobytes())
+            kept += [str(path.relative_to(folder)) for path, is_good in zip(part, good, strict=True) if is_good]
+            progress(min(start + batch_size, len(paths)), len(paths))
+        if not kept:
+            raise InputError(f"{images}: none of its {len(paths)} images can be read")
+        rows.seek(0)
+        text = np.dtype(f"U{max(map(len, kept))}")
+        names = (np.array(kept[start : start + BATCH], text) for start in range(0, len(kept), BATCH))
+        with zipfile.ZipFile(file, "w") as archive:
+            blocks = iter(lambda: rows.read(COPIED), b"")
+            add_array(archive, "features", np.dtype(np.float32), (len(kept), width), blocks)
+            add_array(archive, "paths", text, (len(kept),), (block.tobytes() for block in names))
+            add_array(archive, "layer", np.dtype(f"U{len(layer)}"), (), [np.array(layer).tobytes()])
+    return len(kept), width
+
+
+def listed(images: Path) -> tuple[Path, list[Path]]:
+    """A folder and the image files in it and below, or an image file's own folder and that file.
+
+    Raises:
+        InputError: there is no such path, or no image in it.
+    """
+    if not images.exists():
+        raise InputError(f"{images}: no such folder or image")
+    if not images.is_dir():
+        return images.parent, [images]
+    paths = list(data.images_below(images))
+    if not paths:
+        raise InputError(f"{images}: has no images ({' '.join(data.EXTENSIONS)})")
+    return images, paths
+
+
+def add_array(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[bytes]
+) -> None:
+    """Add an array, block by block, to what is to become an .npz."""
+    # The same date in every archive, so that equal content makes equal files.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        for block in blocks:
+            member.write(block)
+
+
+def check_output(path: Path, endings: tuple[str, ...]) -> None:
+    """Raises InputError unless a new file called `path`, with one of the endings, can be made."""
+    if path.suffix.lower() not in endings:
+        raise InputError(f"-o {path}: its name must end in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise InputError(f"-o {path}: there is no directory {str(path.parent)!r}")
+    if path.exists() or path.is_symlink():
+        raise InputError(f"-o {path}: exists; choose another name, or remove it")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears as `path` where the block ends, complete or not at all."""
+    try:
+        with store.replacing(path) as file:
+            yield file
+            check_output(path, (path.suffix,))  # it may have been made meanwhile
+    except OSError as fault:
+        raise InputError(f"-o {path}: cannot be written: {fault.strerror or fault}") from fault

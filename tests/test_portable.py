@@ -1,0 +1,513 @@
+"""Trained encoders outside of their sweep: `raysweep embed` and `raysweep export`, as commands and as a library."""
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from raysweep import cli, data, portable, store
+from raysweep.config import Settings
+from raysweep.errors import InputError
+from raysweep.models import make_encoder
+from raysweep.probes.features import extract
+from tests.conftest import ROOT
+
+
+def command(where, *arguments, **options):
+    """The real command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "raysweep.cli", *arguments],
+        cwd=where,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    """Runs the command in this process, in the test's directory; returns its status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments):
+        status = cli.main([*map(str, arguments)])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def describe(channels=1, size=8, dim=16):
+    return {"architecture": "conv6", "channels": channels, "image_size": size, "embedding_dim": dim}
+
+
+def trained(directory, channels=1, size=8, dim=16):
+    """A trial's directory with an encoder in it; returns the encoder too."""
+    encoder = make_encoder("conv6", channels, size, dim, seed=3)
+    directory.mkdir(parents=True, exist_ok=True)
+    store.save_encoder(directory, encoder.state_dict(), describe(channels, size, dim))
+    return encoder
+
+
+def make_images(root, count=11):
+    """Images of several modes and sizes, in folders."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        folder = root / ("b", "a/deep", ".")[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (9 + number, 14, 3) if number % 2 else (8, 8 + number)
+        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+        (image.convert("P") if number == 5 else image).save(folder / f"{number:02} ü.png")
+    (root / "notes.txt").write_text("no image")
+    (root / ".hidden.png").write_text("no image")
+    return root
+
+
+# ---- embed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", ["trunk", "embedding"])
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 20)])
+def test_embedded_features_equal_the_probes_reference(tmp_path, channels, size, layer):
+    encoder = trained(tmp_path / "trial", channels, size)
+    folder = make_images(tmp_path / "images")
+    portable.embed(tmp_path / "trial", folder, tmp_path / "f.npz", layer=layer)
+
+    dataset = data.load(f"folder:{folder}", data_dir=tmp_path, image_size=size, channels=channels)
+    images = torch.from_numpy(dataset.train_images)
+    expected = extract(encoder, images, torch.arange(len(images)), layer).numpy()
+    with np.load(tmp_path / "f.npz") as file:  # allow_pickle is off
+        features, paths = file["features"], file["paths"]
+        assert str(file["layer"]) == layer
+        assert sorted(file.files) == ["features", "layer", "paths"]
+    assert features.dtype == np.float32
+    assert np.array_equal(features, expected)
+    assert paths.tolist() == [str(path.relative_to(folder)) for path in data.images_below(folder)]
+    assert len(paths) == 11
+    assert len(np.unique(features, axis=0)) == 11, "not one image over and over"
+
+
+def test_features_do_not_depend_on_the_batches_and_come_out_alike_again(tmp_path):
+    trained(tmp_path / "trial")
+    folder = make_images(tmp_path / "images")
+    seen = []
+    files = [tmp_path / f"{name}.npz" for name in "abc"]
+    for file, batch_size in zip(files, (None, 4, None)):
+        count, width = portable.embed(
+            tmp_path / "trial",
+            folder,
+            file,
+            batch_size=batch_size,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        assert (count, width) == (11, 512)
+    assert seen == [(11, 11), (4, 11), (8, 11), (11, 11), (11, 11)]
+    whole, parts = (np.load(file)["features"] for file in files[:2])
+    assert np.abs(whole - parts).max() <= 1e-6
+    assert files[0].read_bytes() == files[2].read_bytes()
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    """Of 320 images, the last 240 give 31 MB of features."""
+    trained(tmp_path / "trial", size=64)
+    (tmp_path / "images").mkdir()
+    for number in range(320):
+        Image.new("L", (8, 8), number % 256).save(tmp_path / "images" / f"{number:03}.png")
+    program = """
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from raysweep import portable
+peaks = []
+def note(*_):
+    peaks.append(getrusage(RUSAGE_SELF).ru_maxrss)
+portable.embed(Path("trial"), Path("images"), Path("f.npz"), batch_size=8, progress=note)
+note()
+print((peaks[-1] - peaks[9]) / 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert np.load(tmp_path / "f.npz")["features"].shape == (320, 512 * 8 * 8)
+    assert float(done.stdout) < 10, "MiB more"
+
+
+def test_the_command_embeds_a_folder(tmp_path):
+    trained(tmp_path / "trial")
+    make_images(tmp_path / "images")
+    done = command(tmp_path, "embed", "trial", "images", "-o", "f.npz")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "f.npz: trunk features of 11 images, 512 each\n"
+    assert np.load(tmp_path / "f.npz")["features"].shape == (11, 512)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "images", "trial"]
+
+
+def test_the_command_embeds_one_image(tmp_path, here):
+    encoder = trained(tmp_path / "trial")
+    folder = make_images(tmp_path / "images")
+    status, out, err = here("embed", "trial/encoder.pt", "images/02 ü.png", "-o", "one.npz", "--layer", "embedding")
+    assert (status, out, err) == (0, "one.npz: embedding features of 1 images, 16 each\n", "")
+    one = np.load(tmp_path / "one.npz")
+    pixels, _ = data.decode([folder / "02 ü.png"], 8, 1, False)
+    expected = extract(encoder, torch.from_numpy(pixels), torch.arange(1), "embedding").numpy()
+    assert np.array_equal(one["features"], expected)
+    assert one["paths"].tolist() == ["02 ü.png"]
+
+
+def test_the_command_says_what_it_leaves_out(tmp_path, here):
+    trained(tmp_path / "trial")
+    folder = make_images(tmp_path / "images")
+    (folder / "b" / "00 bad.jpg").write_bytes(b"nothing")
+    status, _, err = here("embed", "trial", "images", "-o", "f.npz", "--skip_bad_images", "--batch_size", 5)
+    assert status == 0
+    assert err.startswith("warning: 1 of 5 images left out")
+    assert err.count("\n") == 1
+    assert "00 bad.jpg" in err
+    expected = [str(path.relative_to(folder)) for path in data.images_below(folder) if "bad" not in path.name]
+    file = np.load(tmp_path / "f.npz")
+    assert file["paths"].tolist() == expected
+    assert len(file["features"]) == 11
+
+
+def test_names_that_are_no_valid_text_come_back(tmp_path):
+    trained(tmp_path / "trial")
+    folder = make_images(tmp_path / "images", count=1)
+    odd = "\udcff.png"
+    shutil.copy(folder / "b" / "00 ü.png", folder / odd)
+    portable.embed(tmp_path / "trial", folder, tmp_path / "f.npz")
+    assert np.load(tmp_path / "f.npz")["paths"].tolist() == [odd, "b/00 ü.png"]
+
+
+# ---- training checkpoints --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels", "size"),
+    [
+        ({"dataset": "digits"}, 1, 8),
+        ({"dataset": "cifar10", "image_size": 16}, 3, 16),
+        ({"dataset": "folder:/nowhere", "embedding_dim": 5}, 3, 32),
+    ],
+)
+def test_a_training_checkpoint_gives_its_encoder(tmp_path, settings, channels, size):
+    settings = Settings(**settings)
+    encoder = make_encoder("conv6", channels, size, settings.embedding_dim, seed=1)
+    state = {"encoder": encoder.state_dict(), "decoder": None, "epoch": 12}
+    store.save_checkpoint(tmp_path, 12, {"settings": settings.model_dump(), "state": state, "metrics": {}})
+    loaded = portable.load(tmp_path / "checkpoints" / "00000012.pt")
+    assert (loaded.channels, loaded.image_size) == (channels, size)
+    images = torch.rand(3, channels, size, size)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), encoder(images))
+    assert not loaded.training
+
+
+def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep):
+    """The file that a sweep writes is what `embed` and `export` read."""
+    options = ["--usl_epochs", "1", "--le_epochs", "1", "--local", "--name", "x", "--output", tmp_path]
+    assert run_sweep(*options).returncode == 0
+    trial = tmp_path / "x" / "seed=0"
+    encoder = portable.load(trial)
+    saved = torch.load(trial / "encoder.pt", weights_only=True)
+    assert all(torch.equal(weight, saved["encoder"][name]) for name, weight in encoder.state_dict().items())
+    assert (encoder.channels, encoder.image_size) == (1, 8)
+    with pytest.raises(InputError, match=r"has no encoder\.pt; give one of the trials in it, such as .*seed=0"):
+        portable.load(tmp_path / "x")
+
+
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+def test_exported_safetensors_hold_the_weights_and_what_they_are(tmp_path):
+    encoder = trained(tmp_path / "trial", 3, 16)
+    done = command(tmp_path, "export", "trial", "-o", "e.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "e.safetensors: conv6 for images of 3×16×16; trunk 2048, embedding 16\n"
+    with safe_open(tmp_path / "e.safetensors", "pt") as file:
+        about = file.metadata()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    assert {name: about[name] for name in ("architecture", "channels", "image_size", "embedding_dim", "trunk_dim")} == {
+        "architecture": "conv6",
+        "channels": "3",
+        "image_size": "16",
+        "embedding_dim": "16",
+        "trunk_dim": "2048",
+    }
+    assert about["layers"].split() == ["trunk", "embedding"]
+    same(weights, encoder.state_dict())
+
+
+def test_exported_pt_is_the_plain_state_dict(tmp_path):
+    encoder = trained(tmp_path / "trial", 3, 16)
+    done = command(tmp_path, "export", "trial/encoder.pt", "-o", "e.pt")
+    assert done.returncode == 0, done.stderr
+    weights = torch.load(tmp_path / "e.pt", weights_only=True)
+    same(weights, encoder.state_dict())
+    assert all(weight.is_contiguous() for weight in weights.values())
+
+
+def same(weights, expected):
+    assert set(weights) == set(expected)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "images"),
+    [
+        (3, 32, "torch.rand(16, 3, 32, 32)"),
+        (1, 28, "nn.functional.pad(torch.rand(16, 1, 28, 28), (2, 2, 2, 2))"),
+        (3, 19, "nn.functional.pad(torch.rand(16, 3, 19, 19), (2, 3, 2, 3))"),
+    ],
+)
+def test_the_documented_plain_torch_program_equals_ours_as_reference(tmp_path, channels, size, images):
+    encoder = trained(tmp_path / "trial", channels, size)
+    portable.export(tmp_path / "trial", tmp_path / "encoder.safetensors")
+    text = (ROOT / "docs" / "take-it-elsewhere.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "safetensors" in block)
+    assert "torch.rand(16, 3, 32, 32)" in block
+    assert "raysweep" not in block
+    before = "import sys\nsys.modules['raysweep'] = None\n"
+    after = "\ntorch.save({'images': images, 'trunk': trunk, 'embedding': embedding}, 'out.pt')\n"
+    program = before + block.replace("torch.rand(16, 3, 32, 32)", images) + after
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    out = torch.load(tmp_path / "out.pt", weights_only=True)
+    left = (out["images"].shape[-1] - size) // 2
+    shown = out["images"][..., left : left + size, left : left + size]
+    with torch.inference_mode():
+        assert torch.allclose(out["trunk"], encoder.trunk(shown), atol=1e-6)
+        assert torch.allclose(out["embedding"], encoder(shown), atol=1e-6)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+class Malicious:
+    """Pickled, it makes a file when it is loaded."""
+
+    def __reduce__(self):
+        return (open, ("executed", "w"))
+
+
+def archive_of(pickled):
+    """A file like those of PyTorch whose pickle is this one."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return buffer.getvalue()
+
+
+def text_archive():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    return buffer.getvalue()
+
+
+def with_changes(weights=None, **changes):
+    """An encoder's file with something else in it."""
+    encoder = make_encoder("conv6", 1, 8, 16, seed=0).state_dict()
+    for name, weight in (weights or {}).items():
+        encoder[name] = weight
+    return store.to_bytes({**describe(), "encoder": encoder, **changes})
+
+
+def without(name):
+    saved = torch.load(io.BytesIO(with_changes()), weights_only=True)
+    saved["encoder"].pop(name)
+    return store.to_bytes(saved)
+
+
+def flipped():
+    """A bit of a weight is another one."""
+    content = bytearray(with_changes())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+BAD_FILES = {
+    "truncated": (with_changes()[:-5000], "cut off or damaged"),
+    "nearly empty": (with_changes()[:10], "cut off or damaged"),
+    "a bit flipped": (flipped(), "cut off or damaged"),
+    "empty": (b"", "not a file of PyTorch"),
+    "text": (b"hello\n", "not a file of PyTorch"),
+    "any zip": (text_archive(), "not a file of PyTorch"),
+    "pickle": (pickle.dumps(Malicious()), "not a file of PyTorch"),
+    "pickle in a zip": (archive_of(pickle.dumps(Malicious(), 2)), "more than tensors and plain values"),
+    "pickle among weights": (archive_of(pickle.dumps({"encoder": Malicious()}, 2)), "more than tensors and plain"),
+    "another's state_dict": (store.to_bytes({"fc.weight": torch.zeros(2, 2)}), "holds no encoder"),
+    "a tensor": (store.to_bytes(torch.zeros(2)), "holds no encoder"),
+    "odd checkpoint": (store.to_bytes({"settings": {}, "state": {"encoder": 3}}), "holds no encoder"),
+    "not tensors": (with_changes(encoder={"blocks.0.0.weight": [1, 2]}), "not a mapping of tensors"),
+    "unknown architecture": (with_changes(architecture="vit"), "unknown architecture 'vit'; valid: conv6, resnet18"),
+    "wrong size": (with_changes(image_size=32), "head.weight is (16, 512) instead of (16, 8192)"),
+    "wrong channels": (with_changes(channels=3), "blocks.0.0.weight is (32, 1, 3, 3) instead of (32, 3, 3, 3)"),
+    "impossible channels": (with_changes(channels=2), "is damaged"),
+    "impossible size": (with_changes(image_size=-8), "is damaged"),
+    "huge size": (with_changes(image_size=60000), "do not fit"),
+    "weights missing": (without("blocks.2.0.weight"), "blocks.2.0.weight is missing"),
+    "weights too many": (with_changes({"blocks.5.weight": torch.zeros(1)}), "blocks.5.weight is none of its weights"),
+    "double precision": (with_changes({"head.weight": torch.zeros(16, 512).double()}), "torch.float64 instead of"),
+}
+
+
+def listing(root):
+    """Every file under `root` and what is in it."""
+    return {
+        path.relative_to(root): path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_checkpoints_are_refused_and_nothing_in_them_is_run(tmp_path, monkeypatch, name):
+    content, words = BAD_FILES[name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pt").write_bytes(content)
+    make_images(tmp_path / "images", 3)
+    before = listing(tmp_path)
+    for use in (
+        lambda: portable.export(tmp_path / "bad.pt", tmp_path / "e.safetensors"),
+        lambda: portable.embed(tmp_path / "bad.pt", tmp_path / "images", tmp_path / "f.npz"),
+    ):
+        with pytest.raises(InputError) as caught:
+            use()
+        message = str(caught.value)
+        assert words in message
+        assert str(tmp_path / "bad.pt") in message
+        assert "\n" not in message
+        assert listing(tmp_path) == before, "a file was made: what was in it was run, or something was left behind"
+
+
+def test_the_malicious_pickle_of_these_tests_would_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Malicious())).close()
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["embed", "nowhere", "images", "-o", "f.npz"], "nowhere: no such checkpoint"),
+        (["embed", "images", "images", "-o", "f.npz"], "images: has no encoder.pt; give a trial's directory"),
+        (
+            ["embed", "running", "images", "-o", "f.npz"],
+            "newest training checkpoint is running/checkpoints/0",
+        ),
+        (["embed", "trial", "nowhere", "-o", "f.npz"], "nowhere: no such folder or image"),
+        (["embed", "trial", "empty", "-o", "f.npz"], "empty: has no images"),
+        (["embed", "trial", "corrupt", "-o", "f.npz"], "corrupt/x.png"),
+        (["embed", "trial", "corrupt", "-o", "f.npz", "--skip_bad_images"], "none of its 1 images can be read"),
+        (["embed", "trial", "images", "-o", "taken.npz"], "taken.npz: exists"),
+        (["embed", "trial", "images", "-o", "no/f.npz"], "there is no directory 'no'"),
+        (["embed", "trial", "images", "-o", "f.npy"], "must end in .npz"),
+        (["embed", "trial", "images"], "-o/--output"),
+        (["embed", "trial", "images", "-o", "f.npz", "--layer", "head"], "invalid choice: 'head'"),
+        (["embed", "trial", "images", "-o", "f.npz", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
+        (["embed", "trial", "images", "-o", "f.npz", "--batchsize", "1"], "did you mean --batch_size?"),
+        (["export", "nowhere", "-o", "e.pt"], "nowhere: no such checkpoint"),
+        (["export", "trial", "-o", "e.onnx"], "must end in .safetensors or .pt"),
+        (["export", "trial", "-o", "trial/encoder.pt"], "trial/encoder.pt: exists"),
+        (["export", "trial", "-o", "no/e.pt"], "there is no directory 'no'"),
+        (["export", "pickle.pt", "-o", "e.pt"], "more than tensors and plain values"),
+        (["exprot"], "did you mean 'export'"),
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_end_with_one_line_and_status_2(tmp_path, here, arguments, words):
+    trained(tmp_path / "trial")
+    make_images(tmp_path / "images", 3)
+    (tmp_path / "running" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "running" / "checkpoints" / "00000012.pt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "x.png").write_bytes((tmp_path / "images" / "02 ü.png").read_bytes()[:70])
+    (tmp_path / "taken.npz").write_text("mine")
+    (tmp_path / "pickle.pt").write_bytes(BAD_FILES["pickle in a zip"][0])
+    before = listing(tmp_path)
+    status, out, err = here(*arguments)
+    assert status == 2
+    assert out == ""
+    *warned, line = err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert len(warned) == ("--skip_bad_images" in arguments), "one says what was left out"
+    assert listing(tmp_path) == before
+
+
+def test_weights_that_are_nan_are_refused(tmp_path):
+    content = with_changes({"head.weight": torch.full((16, 512), torch.nan)})
+    (tmp_path / "nan.pt").write_bytes(content)
+    images = make_images(tmp_path / "images", 3)
+    with pytest.raises(InputError, match=r"nan\.pt: .*not finite"):
+        portable.embed(tmp_path / "nan.pt", images, tmp_path / "f.npz", layer="embedding")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "nan.pt"]
+
+
+@pytest.mark.parametrize("arguments", [["embed", "trial", "images", "-o", "f.npz"], ["export", "trial", "-o", "e.pt"]])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, arguments):
+    """A limit on the size of files stands for the disk."""
+    trained(tmp_path / "trial", channels=3, size=32)
+    make_images(tmp_path / "images", 60)
+    before = listing(tmp_path)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    done = command(tmp_path, *arguments, preexec_fn=limit)
+    assert done.returncode == 2, done
+    assert "cannot be written: File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert listing(tmp_path) == before
+
+
+def test_an_output_that_was_made_meanwhile_is_kept(tmp_path):
+    trained(tmp_path / "trial")
+    images = make_images(tmp_path / "images", 3)
+    output = tmp_path / "f.npz"
+    with pytest.raises(InputError, match="exists"):
+        portable.embed(tmp_path / "trial", images, output, progress=lambda done, total: output.write_text("mine"))
+    assert output.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "images", "trial"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["embed", "none", "none", "-o", "f.npz"], ["export", "none", "-o", "e.pt"], ["export", "--help"]]
+)
+def test_wrong_paths_are_refused_before_torch_is_imported(tmp_path, arguments):
+    program = f"""
+import sys
+from raysweep.cli import main
+try:
+    assert main({arguments!r}) == 2
+except SystemExit as stop:
+    assert stop.code == 0
+sys.exit("imported" if "torch" in sys.modules else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 0
