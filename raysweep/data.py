@@ -505,7 +505,7 @@ def read_digits_m(name: str, data_dir: Path, size: int, pretraining: bool) -> Da
     photographs = [Image.fromarray(pixels) for pixels in load_photographs()]
     for i, (number, left, top) in enumerate(draw_patches(len(digits), [photo.size for photo in photographs])):
         window = (left, top, left + PATCH_SIDE, top + PATCH_SIDE)
-        patch = photographs[number].resize((size, size), Image.Resampling.BILINEAR, box=window)
+        patch = photographs[number].crop(window).resize((size, size), Image.Resampling.BILINEAR)
         images[i] = np.abs(digits[i].astype(np.int16) - np.asarray(patch).transpose(2, 0, 1))
     return divide_digits(name, images, labels)
 
@@ -537,9 +537,10 @@ def load_photographs() -> list[Images]:
 
 def draw_patches(count: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
     """For each of `count` images a photograph's number and a patch's left and top, given (width, height) of each."""
-    generator = np.random.RandomState(0)  # as for the splits: NumPy promises that its numbers never change
-    number = generator.randint(len(sizes), size=count)
-    corners = generator.random_sample((count, 2)) * (np.array(sizes)[number] - PATCH_SIDE + 1)
+    # As for the splits: NumPy promises that the numbers of RandomState never change.
+    draws = np.random.RandomState(0).random_sample((count, 3))
+    number = (draws[:, 0] * len(sizes)).astype(int)
+    corners = draws[:, 1:] * (np.array(sizes)[number] - PATCH_SIDE + 1)
     return [(n, left, top) for n, (left, top) in zip(number.tolist(), corners.astype(int).tolist(), strict=True)]
 
 
