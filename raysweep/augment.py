@@ -1,14 +1,19 @@
-"""SimCLR's augmentation, for a whole batch at once and with parameters of its own for every image.
+"""Augmentation policies, for a whole batch at once and with parameters of its own for every image.
 
 The images stay where they are (uint8, usually on the training device) and leave as float32 in [0, 1]. The parameters
 are drawn on the CPU: a seed gives the same parameters on every device, and which images need an operation is known
-without waiting for the device. Every operation equals torchvision's functional operation applied image by image.
+without waiting for the device. Every operation equals torch's or torchvision's functional operation applied image by
+image.
+
+To add a policy, write a function that returns the images bit for bit at strength 0 and draws nothing there, give it an
+entry in `POLICIES` at the end of this file, and name it in `config.POLICIES`.
 
 The times in the comments are microseconds per 32×32 RGB image, batch 250, strength 1, one thread of an AMD EPYC of
-2024. A view takes 16 (14 at strength 0.5; an 8×8 gray one 4); torchvision's transforms, image by image, take 500.
+2024. A view of `simclr` takes 16 (14 at strength 0.5; an 8×8 gray one 4); torchvision's transforms, one by one, 500.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +23,30 @@ from torch import Tensor
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as torchvision's ColorJitter numbers its operations
 LUMINANCE = (0.2989, 0.587, 0.114)  # ITU-R 601, rounded as torchvision rounds it
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
+MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there
+
+
+def augment(images: Tensor, policies: Sequence[str], strength: float, blur: bool, generator: torch.Generator) -> Tensor:
+    """Random views of a batch under several policies: each reads what the one before it made.
+
+    Args:
+        images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
+        policies: names in `POLICIES`, in the order in which they are applied.
+        strength: scales all of them alike; 0 is the identity.
+        blur: read by `simclr` only.
+        generator: a CPU generator, whatever the images' device.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the
+        images bit for bit (possibly the same memory), and nothing is drawn from `generator`.
+    """
+    assert policies
+    for name in policies:
+        images = POLICIES[name](images, strength, blur, generator)
+    return images
+
+
+# ---- simclr ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -218,6 +247,198 @@ def _jitter_(images: Tensor, parameters: SimCLRParameters, sorting: Tensor, ends
             torch.lerp(towards, x, factor, out=x).clamp_(0, 1)
 
 
+# ---- affine ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AffineParameters:
+    """What `draw_affine` drew for a batch of B images: CPU tensors, (B,) except for `theta`."""
+
+    deform: Tensor  # bool; apply `theta`
+    theta: Tensor  # float32 (B, 2, 3); the map from places in the view to places in the image, as affine_grid takes it
+    flip: Tensor  # bool; mirror left to right, after the map
+    saturation: Tensor  # float32; 0 gives the gray version of the image, 1 the image
+    hue: Tensor  # float32 in [-0.5, 0.5]; turns of the colour circle
+
+
+def affine(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Random views of a batch: the deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
+
+    Half of the images are deformed by an affine map, and all change their colours. Arguments and result as for
+    `augment`; 1 is the published policy, `draw_affine` says what lies between and beyond.
+    """
+    if strength == 0:
+        return to_float(images).contiguous(memory_format=torch.channels_last)
+    return apply_affine(images, draw_affine(len(images), strength, generator))
+
+
+def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffineParameters:
+    """Draw the parameters for views of `n` images.
+
+    With s = `strength` > 0, u = min(s, 1) and v = min(s, 2):
+
+    - with probability u/2 (a random half of the batch at s = 1) an affine map, otherwise none: each of the four
+      entries of its linear part is that of the identity plus U(−0.25v, 0.25v), and each of the two shifts is
+      U(−0.5v, 0.5v), in the coordinates of `torch.nn.functional.affine_grid`, in which the image spans [−1, 1]: 0.5 is
+      a quarter of its side. At more than twice the published range, many views would show nothing of the image;
+    - flip with probability u/2;
+    - saturation factor 2^U(−2s, 2s), from s = 4 on 2^U(−8, 8), where colours are as good as pure or gray;
+    - hue U(−h, h) with h = min(0.1s, 0.5).
+
+    How much is drawn from `generator` (a CPU generator) depends on `n` only: runs that differ in strength use the same
+    random numbers.
+    """
+    assert strength > 0
+
+    def symmetric(most: float, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator).mul_(2 * most).sub_(most)
+
+    chosen = torch.rand(2, n, generator=generator) < min(strength, 1.0) / 2
+    reach = min(strength, 2.0)
+    theta = torch.eye(2, 3) + symmetric(reach, n, 2, 3) * torch.tensor([0.25, 0.25, 0.5])
+    return AffineParameters(
+        deform=chosen[0],
+        theta=theta,
+        flip=chosen[1],
+        saturation=symmetric(min(2 * strength, 8.0), n).exp2_(),
+        hue=symmetric(min(0.1 * strength, 0.5), n),
+    )
+
+
+def apply_affine(images: Tensor, parameters: AffineParameters) -> Tensor:
+    """Deform and flip those images for which that was drawn, then change saturation and hue of all.
+
+    Bilinear, black where the view shows what lies outside the image: `affine_grid` and `grid_sample` of
+    torch.nn.functional, `align_corners=False`.
+
+    Args:
+        images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
+        parameters: from `draw_affine` for B images.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With C = 1, saturation and hue
+        have no effect.
+    """
+    p, device = parameters, images.device
+    assert images.shape[1] in (1, 3)
+    assert p.flip.shape == (len(images),)
+    x = to_float(images)
+    chosen = p.deform.nonzero()[:, 0]
+    if len(chosen):
+        theta, chosen = (t.to(device, non_blocking=True) for t in (p.theta[chosen], chosen))
+        grid = F.affine_grid(theta, [len(chosen), *x.shape[1:]], align_corners=False)
+        deformed = F.grid_sample(x.index_select(0, chosen), grid, align_corners=False)
+        x = x.index_copy(0, chosen, deformed.clamp_(0, 1))  # interpolation can leave [0, 1] by a rounding error
+    x = torch.where(_per_image(p.flip).to(device, non_blocking=True), x.flip(3), x)
+    if x.shape[1] == 3:
+        factor = _per_image(p.saturation).to(device, non_blocking=True)
+        x = torch.lerp(grayscale(x), x, factor).clamp_(0, 1)
+        weights, shares = (t.to(device, non_blocking=True) for t in _hue_weights(p.hue))
+        x = _turn_hue(x, weights, shares)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# ---- noise -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoiseParameters:
+    """What `draw_noise` drew for a batch of B images: CPU tensors."""
+
+    sigma: Tensor  # float32 (B,); the noise's standard deviation
+    noise: Tensor  # float32 (B, C, H, W); standard normal
+
+
+def noise(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Views of a batch with Gaussian noise: `draw_noise` says how much. Arguments and result as for `augment`."""
+    if strength == 0:
+        return to_float(images).contiguous(memory_format=torch.channels_last)
+    return apply_noise(images, draw_noise(images.shape, strength, generator))
+
+
+def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> NoiseParameters:
+    """Draw the noise for images of `shape` (B, C, H, W).
+
+    Its standard deviation is U(0, 0.2 `strength`) for each image, images spanning [0, 1], so that an encoder meets
+    clean and noisy ones. How much is drawn from `generator` (a CPU generator) depends on `shape` only.
+    """
+    assert strength > 0
+    sigma = torch.rand(shape[0], generator=generator).mul_(0.2 * strength)
+    return NoiseParameters(sigma, torch.randn(tuple(shape), generator=generator))
+
+
+def apply_noise(images: Tensor, parameters: NoiseParameters) -> Tensor:
+    """Add `sigma` times `noise` to every image, and clamp to [0, 1].
+
+    (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on the same device, channels last in memory.
+    """
+    p, device = parameters, images.device
+    assert p.noise.shape == images.shape
+    sigma, added = (t.to(device, non_blocking=True) for t in (_per_image(p.sigma), p.noise))
+    return torch.addcmul(to_float(images), sigma, added).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+# ---- mask ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaskParameters:
+    """What `draw_mask` drew for a batch of B images: a CPU tensor."""
+
+    masked: Tensor  # bool (B, rows, columns); which patches of the grid are hidden
+
+
+def mask(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Views of a batch with random patches hidden, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
+
+    `draw_mask` says how many. Arguments and result as for `augment`.
+    """
+    if strength == 0:
+        return to_float(images).contiguous(memory_format=torch.channels_last)
+    count, _, height, width = images.shape
+    return apply_mask(images, draw_mask(count, height, width, strength, generator))
+
+
+def mask_patch_size(height: int, width: int) -> int:
+    """Side of the square patches in pixels: an eighth of the shorter side, at least 2."""
+    return max(2, min(height, width) // 8)
+
+
+def draw_mask(n: int, height: int, width: int, strength: float, generator: torch.Generator) -> MaskParameters:
+    """Draw the patches to hide in `n` images of `height` × `width` pixels.
+
+    A grid of squares of `mask_patch_size` starts in the upper left corner; the last row and column are cut off where
+    they do not fit. Of its P patches, the share min(0.5 `strength`, 0.75) is hidden, any as likely as any other, drawn
+    for each image. Where that is no whole number, it is rounded up or down at random, so that its mean is exact: weak
+    masks on a small grid do not vanish. 0.75 is the share of He et al.
+
+    How much is drawn from `generator` (a CPU generator) depends on the sizes only, and what is hidden at one strength
+    is hidden at a greater one.
+    """
+    assert strength > 0
+    patch = mask_patch_size(height, width)
+    rows, columns = math.ceil(height / patch), math.ceil(width / patch)
+    rank = torch.rand(n, rows * columns, generator=generator).argsort(dim=1).argsort(dim=1)
+    count = (min(0.5 * strength, 0.75) * rows * columns + torch.rand(n, 1, generator=generator)).floor()
+    return MaskParameters((rank < count).view(n, rows, columns))
+
+
+def apply_mask(images: Tensor, parameters: MaskParameters) -> Tensor:
+    """Set the hidden patches of every image to `MASK_VALUE` in all channels.
+
+    (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on the same device, channels last in memory.
+    """
+    count, _, height, width = images.shape
+    patch = mask_patch_size(height, width)
+    masked = parameters.masked.to(images.device, non_blocking=True)
+    assert len(masked) == count
+    pixels = masked.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, None, :height, :width]
+    return to_float(images).masked_fill(pixels, MASK_VALUE).contiguous(memory_format=torch.channels_last)
+
+
+# ---- Operations ------------------------------------------------------------------------------------------------------
+
+
 def to_float(images: Tensor) -> Tensor:
     """Images as float32 in [0, 1]: uint8 is divided by 255, float32 passes through as it is."""
     if images.dtype == torch.uint8:
@@ -343,3 +564,14 @@ def _luminance(images: Tensor) -> Tensor:
 
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
+
+
+Policy = Callable[[Tensor, float, bool, torch.Generator], Tensor]
+"""(images, strength, blur, generator) -> views, as `augment`."""
+
+POLICIES: dict[str, Policy] = {
+    "simclr": simclr,
+    "affine": lambda images, strength, _, generator: affine(images, strength, generator),
+    "noise": lambda images, strength, _, generator: noise(images, strength, generator),
+    "mask": lambda images, strength, _, generator: mask(images, strength, generator),
+}

@@ -1,4 +1,4 @@
-"""Datasets as plain NumPy arrays: digits, torchvision's, or a folder of images.
+"""Datasets as plain NumPy arrays: scikit-learn's digits, torchvision's datasets, or a folder of images.
 
 To add a dataset, write a function that reads it and give it a line in `SOURCES`.
 """
@@ -35,6 +35,7 @@ Indices = NDArray[np.int64]
 
 FOLDER_SIZE = 32
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+PATCH_SIDE = 64  # pixels of a photograph behind a digit of digits_m: enough for edges and texture to show at 16×16
 MEMORY_SHARE = 0.5  # of the physical memory that one dataset may take: the encoder and the features want some too
 NETWORK_TIMEOUT = 20.0  # seconds without an answer
 
@@ -149,7 +150,7 @@ def load(
         source = SOURCES[spec]
         count = source.images + (source.unlabelled if pretraining else 0)
         check_memory(spec, count, channels or source.channels, max(size, source.size))
-        dataset = source.read(spec, data_dir.expanduser(), pretraining)
+        dataset = source.read(spec, data_dir.expanduser(), size, pretraining)
     channels = channels or dataset.train_images.shape[1]
     dataset = replace(
         dataset,
@@ -485,21 +486,65 @@ def one_line(fault: BaseException) -> str:
 # ---- Named datasets --------------------------------------------------------------------------------------------------
 
 
-def read_digits(name: str, data_dir: Path, pretraining: bool) -> Dataset:
+def read_digits(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
     """scikit-learn's 1,797 digits, 8×8, divided 80/20 because they have no test split of their own."""
+    images, labels = all_digits()
+    return divide_digits(name, images, labels)
+
+
+def read_digits_m(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+    """The same digits, divided alike, over patches of scikit-learn's two photographs, in colour.
+
+    Made as MNIST-M is (Ganin & Lempitsky 2015, arXiv 1409.7495, section 4): per pixel and channel |digit − patch|, the
+    digit scaled to `size` (bilinear). A patch is a square of `PATCH_SIDE` pixels of a photograph, drawn with a fixed
+    seed and scaled to `size`, so that another size shows the same pictures, finer or coarser.
+    """
+    digits, labels = all_digits()
+    digits = convert(digits, size, 1)
+    images = np.empty((len(digits), 3, size, size), dtype=np.uint8)
+    photographs = [Image.fromarray(pixels) for pixels in load_photographs()]
+    for i, (number, left, top) in enumerate(draw_patches(len(digits), [photo.size for photo in photographs])):
+        window = (left, top, left + PATCH_SIDE, top + PATCH_SIDE)
+        patch = photographs[number].crop(window).resize((size, size), Image.Resampling.BILINEAR)
+        images[i] = np.abs(digits[i].astype(np.int16) - np.asarray(patch).transpose(2, 0, 1))
+    return divide_digits(name, images, labels)
+
+
+def all_digits() -> tuple[Images, Labels]:
+    """scikit-learn's digits in its order: (1797, 1, 8, 8), and their labels."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
-    labels = digits.target.astype(np.int64)
+    return np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None], digits.target.astype(np.int64)
+
+
+def divide_digits(name: str, images: Images, labels: Labels) -> Dataset:
+    """Divide pictures of the digits, given in scikit-learn's order, 80/20: the same digits into the same places."""
+    from sklearn.model_selection import train_test_split
+
     train_images, test_images, train_labels, test_labels = train_test_split(
         images, labels, test_size=0.2, stratify=labels, random_state=0
     )
     return Dataset(name, tuple(map(str, range(10))), train_images, train_labels, test_images, test_labels)
 
 
-def read_mnist(name: str, data_dir: Path, pretraining: bool) -> Dataset:
+def load_photographs() -> list[Images]:
+    """The photographs that come with scikit-learn, each (427, 640, 3)."""
+    from sklearn.datasets import load_sample_image
+
+    return [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+
+
+def draw_patches(count: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """For each of `count` images a photograph's number and a patch's left and top, given (width, height) of each."""
+    # As for the splits: NumPy promises that the numbers of RandomState never change.
+    draws = np.random.RandomState(0).random_sample((count, 3))
+    number = (draws[:, 0] * len(sizes)).astype(int)
+    corners = draws[:, 1:] * (np.array(sizes)[number] - PATCH_SIDE + 1)
+    return [(n, left, top) for n, (left, top) in zip(number.tolist(), corners.astype(int).tolist(), strict=True)]
+
+
+def read_mnist(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
     """MNIST or Fashion-MNIST: 60,000 and 10,000 gray images of 28×28."""
     from torchvision.datasets import MNIST, FashionMNIST
 
@@ -514,7 +559,7 @@ def read_mnist(name: str, data_dir: Path, pretraining: bool) -> Dataset:
     return Dataset(name, tuple(kind.classes), *part(train=True), *part(train=False))
 
 
-def read_cifar(name: str, data_dir: Path, pretraining: bool) -> Dataset:
+def read_cifar(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
     """CIFAR-10 or CIFAR-100 (fine labels): 50,000 and 10,000 RGB images of 32×32."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -535,7 +580,7 @@ def read_cifar(name: str, data_dir: Path, pretraining: bool) -> Dataset:
     )
 
 
-def read_svhn(name: str, data_dir: Path, pretraining: bool) -> Dataset:
+def read_svhn(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
     """SVHN, cropped digits: 73,257 and 26,032 RGB images of 32×32."""
     from torchvision.datasets import SVHN
 
@@ -547,7 +592,7 @@ def read_svhn(name: str, data_dir: Path, pretraining: bool) -> Dataset:
     return Dataset(name, tuple(map(str, range(10))), *part("train"), *part("test"))
 
 
-def read_stl10(name: str, data_dir: Path, pretraining: bool) -> Dataset:
+def read_stl10(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
     """STL-10: 5,000 and 8,000 RGB images of 96×96; pretraining sees the 5,000 and 100,000 without labels."""
     from torchvision.datasets import STL10
 
@@ -572,13 +617,17 @@ class Source:
     channels: int
     images: int
     """In the train and test splits, for the check of memory."""
-    read: Callable[[str, Path, bool], Dataset]
-    """(name, data_dir, pretraining) -> the dataset in its own size and channels, without digest."""
+    read: Callable[[str, Path, int, bool], Dataset]
+    """(name, data_dir, size, pretraining) -> the dataset in its own channels, without digest.
+
+    Its images may have any size; what is made and not read is made with the side `size`.
+    """
     unlabelled: int = 0
 
 
 SOURCES: dict[str, Source] = {
     "digits": Source(8, 1, 1_797, read_digits),
+    "digits_m": Source(16, 3, 1_797, read_digits_m),
     "mnist": Source(28, 1, 70_000, read_mnist),
     "fashion_mnist": Source(28, 1, 70_000, read_mnist),
     "cifar10": Source(32, 3, 60_000, read_cifar),

@@ -1,4 +1,4 @@
-"""The batched augmentation against torchvision's functional operations, image by image, and its distribution."""
+"""The batched SimCLR augmentation against torchvision's functional operations, image by image, and its distribution."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -38,7 +38,7 @@ def palette(channels: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(("channels", "height", "width"), SHAPES)
-def test_crop_and_flip_equals_torchvision(channels, height, width, dtype):
+def test_reference_crop_and_flip_equals_torchvision(channels, height, width, dtype):
     windows = [  # top, left, height, width
         (0, 0, height, width),
         (0, 0, 1, 1),
@@ -107,7 +107,7 @@ def only(name: str, values: Tensor, height: int, width: int) -> SimCLRParameters
         ("hue", T.adjust_hue, TURNS),
     ],
 )
-def test_colour_operations_equal_torchvision(name, single, factors, channels):
+def test_reference_colour_operations_equal_torchvision(name, single, factors, channels):
     images = torch.rand(len(factors), channels, 9, 9, generator=seeded())
     images[::2] = palette(channels)
     views = apply_simclr(images.clone(), only(name, torch.tensor(factors), 9, 9))
@@ -116,20 +116,20 @@ def test_colour_operations_equal_torchvision(name, single, factors, channels):
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.3, 0.0, 0.05, 1 / 3, 0.5])
-def test_hue_leaves_gray_pixels_bit_for_bit(turns):
+def test_property_hue_leaves_gray_pixels_bit_for_bit(turns):
     gray = torch.rand(4, 1, 8, 8, generator=seeded()).expand(4, 3, 8, 8)
     assert torch.equal(apply_simclr(gray, only("hue", torch.full((4,), turns), 8, 8)), gray)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grayscale_equals_torchvision(channels):
+def test_reference_grayscale_equals_torchvision(channels):
     images = torch.rand(5, channels, 9, 9, generator=seeded())
     torch.testing.assert_close(augment.grayscale(images), T.rgb_to_grayscale(images, channels), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 9])
 @pytest.mark.parametrize(("channels", "height", "width"), SHAPES)
-def test_gaussian_blur_equals_torchvision(channels, height, width, kernel_size):
+def test_reference_gaussian_blur_equals_torchvision(channels, height, width, kernel_size):
     sigma = torch.tensor([0.1, 0.5, 1.0, 2.0])
     images = torch.rand(4, channels, height, width, generator=seeded())
     for image, view, s in zip(images, augment.gaussian_blur(images, sigma, kernel_size), sigma.tolist(), strict=True):
@@ -180,7 +180,7 @@ def one_by_one(images: Tensor, p: SimCLRParameters) -> Tensor:
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize(("channels", "height", "width"), SHAPES)
-def test_views_equal_torchvision_image_by_image(channels, height, width, strength):
+def test_reference_views_equal_torchvision_image_by_image(channels, height, width, strength):
     images = random_images(128, channels, height, width)
     p = draw_simclr(128, height, width, strength, True, seeded(1))
     everything = replace(p, jitter=torch.ones_like(p.jitter), blur=torch.zeros_like(p.blur))
@@ -195,14 +195,14 @@ def test_views_equal_torchvision_image_by_image(channels, height, width, strengt
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
-def test_one_order_for_the_whole_batch(order):
+def test_reference_one_order_for_the_whole_batch(order):
     images = random_images(16, 3, 8, 8)
     p = draw_simclr(16, 8, 8, 1.0, False, seeded())
     p = replace(p, order=torch.tensor(order).expand(16, 4), jitter=torch.ones(16, dtype=torch.bool))
     torch.testing.assert_close(apply_simclr(images, p), one_by_one(images, p), rtol=0, atol=5e-5, check_stride=False)
 
 
-def test_batch_of_one_and_layout_and_type_of_the_input_do_not_matter():
+def test_property_batch_of_one_and_layout_and_type_of_the_input_do_not_matter():
     images = random_images(6, 3, 16, 16)
     p = draw_simclr(6, 16, 16, 1.0, True, seeded(3))
     views = apply_simclr(images, p)
@@ -213,7 +213,7 @@ def test_batch_of_one_and_layout_and_type_of_the_input_do_not_matter():
         torch.testing.assert_close(apply_simclr(images[i : i + 1], alone)[0], views[i], rtol=0, atol=1e-6)
 
 
-def test_the_input_is_not_changed():
+def test_property_the_input_is_not_changed():
     for images in (random_images(20, 3, 8, 8), torch.rand(20, 3, 8, 8, generator=seeded())):
         before = images.clone()
         simclr(images, 1.0, True, seeded())
@@ -230,7 +230,7 @@ def test_the_device_is_never_waited_for(channels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_strength_zero_is_the_identity_and_draws_nothing(channels):
+def test_property_strength_zero_is_the_identity_and_draws_nothing(channels):
     generator = seeded()
     state = generator.get_state()
     images = random_images(10, channels, 8, 8)
@@ -242,7 +242,7 @@ def test_strength_zero_is_the_identity_and_draws_nothing(channels):
     assert torch.equal(generator.get_state(), state)
 
 
-def test_a_tiny_strength_changes_the_images_hardly():
+def test_property_a_tiny_strength_changes_the_images_hardly():
     images = random_images(200, 3, 32, 32)
     p = draw_simclr(200, 32, 32, 1e-3, False, seeded())
     assert p.flip.sum() + p.jitter.sum() + p.grayscale.sum() <= 3
@@ -251,14 +251,14 @@ def test_a_tiny_strength_changes_the_images_hardly():
     assert 0 < difference.max() < 5e-3
 
 
-def test_the_views_move_away_from_the_image_as_strength_grows():
+def test_property_the_views_move_away_from_the_image_as_strength_grows():
     images = pictures(400)
     distances = [(simclr(images, s, False, seeded()) - images).abs().mean().item() for s in (0.01, 0.1, 0.3, 0.6, 1.0)]
     assert distances == sorted(distances)
     assert distances[-1] > 10 * distances[0]
 
 
-def test_every_image_has_parameters_of_its_own():
+def test_property_every_image_has_parameters_of_its_own():
     n = 1000
     p = draw_simclr(n, 32, 32, 1.0, True, seeded())
     for field in fields(p):
@@ -277,7 +277,7 @@ def test_every_image_has_parameters_of_its_own():
 
 
 @pytest.mark.parametrize("blur", [False, True])
-def test_the_same_generator_state_gives_the_same_bits(blur):
+def test_property_the_same_generator_state_gives_the_same_bits(blur):
     images = random_images(40, 3, 16, 16)
     generator = seeded(5)
     first, second = simclr(images, 0.7, blur, generator), simclr(images, 0.7, blur, generator)
@@ -285,7 +285,7 @@ def test_the_same_generator_state_gives_the_same_bits(blur):
     assert not torch.equal(first, second)
 
 
-def test_strengths_share_the_random_numbers():
+def test_property_strengths_share_the_random_numbers():
     draws, states = [], []
     for strength, blur in ((0.1, False), (0.5, True), (1.0, False), (3.0, True)):
         generator = seeded()
@@ -302,7 +302,7 @@ def test_strengths_share_the_random_numbers():
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
-def test_probabilities(strength):
+def test_property_probabilities(strength):
     n = 20_000
     u = min(strength, 1)
     p = draw_simclr(n, 8, 8, strength, True, seeded(1))
@@ -316,7 +316,7 @@ def test_probabilities(strength):
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0, 3.0])
-def test_factors_are_uniform(strength):
+def test_property_factors_are_uniform(strength):
     p = draw_simclr(5000, 8, 8, strength, True, seeded(2))
     low, high = max(0.0, 1 - 0.8 * strength), 1 + 0.8 * strength
     hue = min(0.2 * strength, 0.5)
@@ -327,7 +327,7 @@ def test_factors_are_uniform(strength):
         assert stats.kstest(values.numpy(), stats.uniform(start, end - start).cdf).pvalue > 1e-3
 
 
-def test_strengths_above_one_stay_valid():
+def test_property_strengths_above_one_stay_valid():
     images = random_images(200, 3, 16, 16)
     for strength in (1.5, 4.0, 100.0):
         p = draw_simclr(200, 16, 16, strength, True, seeded())
@@ -365,7 +365,7 @@ def with_area_and_ratio(windows: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("height", "width", "u"), [(32, 32, 1.0), (32, 32, 0.5), (8, 8, 1.0), (24, 48, 1.0), (64, 10, 1.0), (64, 10, 0.8)]
 )
-def test_windows_are_distributed_as_torchvisions(height, width, u):
+def test_reference_windows_are_distributed_as_torchvisions(height, width, u):
     # 64 × 10: most tries do not fit, so that the tenth and the fallback matter.
     theirs = with_area_and_ratio(torchvision_windows(3000, height, width, u))
     assert least_p_value(with_area_and_ratio(our_windows(3000, height, width, u)), theirs) > 1e-3
@@ -374,7 +374,7 @@ def test_windows_are_distributed_as_torchvisions(height, width, u):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 1), (64, 10), (10, 64), (33, 32)])
 @pytest.mark.parametrize("strength", [1e-3, 0.5, 1.0])
-def test_windows_lie_inside_the_image(height, width, strength):
+def test_property_windows_lie_inside_the_image(height, width, strength):
     top, left, h, w = our_windows(2000, height, width, strength)
     assert min(top.min(), left.min()) >= 0
     assert min(h.min(), w.min()) >= 1
@@ -383,7 +383,7 @@ def test_windows_lie_inside_the_image(height, width, strength):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 10), (10, 40), (30, 32), (32, 30)])
-def test_fallback_window_is_torchvisions(height, width):
+def test_reference_fallback_window_is_torchvisions(height, width):
     ratio = 4 / 3
     crop = v2.RandomResizedCrop((height, width), (5, 5), (1 / ratio, ratio))  # five times the image: never fits
     expected = crop.make_params([torch.empty(3, height, width)])
@@ -443,7 +443,7 @@ def torchvision_statistics() -> Tensor:
         return statistics(torch.stack([pipeline(image) for image in pictures(VIEWS)]))
 
 
-def test_strength_one_is_distributed_as_torchvisions_simclr(torchvision_statistics):
+def test_reference_strength_one_is_distributed_as_torchvisions_simclr(torchvision_statistics):
     views = simclr(pictures(VIEWS), 1.0, False, seeded(1))
     assert least_p_value(statistics(views), torchvision_statistics) > 1e-3
 
@@ -464,12 +464,12 @@ CHANGES: dict[str, Callable[[SimCLRParameters], SimCLRParameters]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_comparison_notices_another_policy(torchvision_statistics, change):
+def test_reference_comparison_notices_another_policy(torchvision_statistics, change):
     p = CHANGES[change](draw_simclr(VIEWS, 32, 32, 1.0, False, seeded(1)))
     assert least_p_value(statistics(apply_simclr(pictures(VIEWS), p)), torchvision_statistics) < 1e-3
 
 
 @pytest.mark.parametrize("strength", [0.5, 0.8, 1.25])
-def test_the_comparison_notices_another_strength(torchvision_statistics, strength):
+def test_reference_comparison_notices_another_strength(torchvision_statistics, strength):
     views = simclr(pictures(VIEWS), strength, False, seeded(1))
     assert least_p_value(statistics(views), torchvision_statistics) < 1e-6

@@ -49,7 +49,8 @@ def luminance(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def test_names() -> None:
-    sizes = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "svhn": 32, "stl10": 96}
+    sizes = {"digits": 8, "digits_m": 16, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "svhn": 32}
+    sizes["stl10"] = 96
     for name, size in sizes.items():
         check_name(name)
         check_exists(name)
@@ -65,7 +66,7 @@ def test_names() -> None:
 def test_unknown_name_is_answered_with_what_is_valid(given: str, meant: str) -> None:
     message = fault(lambda: check_name(given))
     assert f"unknown dataset {given!r}, did you mean {meant!r}?" in message
-    assert "digits, mnist, fashion_mnist, cifar10, cifar100, svhn, stl10, folder:PATH" in message
+    assert "digits, digits_m, mnist, fashion_mnist, cifar10, cifar100, svhn, stl10, folder:PATH" in message
 
 
 def test_names_with_nothing_close_and_folder_without_path(tmp_path: Path) -> None:
@@ -123,6 +124,132 @@ def test_digits_are_the_same_every_time(tmp_path: Path) -> None:
     assert first.digest == second.digest == "61f1340c9b9c0294"
 
 
+# ---- digits_m --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits_m() -> Dataset:
+    return load("digits_m", data_dir=Path("/nowhere"))
+
+
+def test_digits_m(digits_m: Dataset) -> None:
+    assert digits_m.name == "digits_m"
+    assert digits_m.classes == tuple("0123456789")
+    assert digits_m.train_images.shape == (1437, 3, 16, 16)
+    assert digits_m.test_images.shape == (360, 3, 16, 16)
+    assert digits_m.train_images.dtype == digits_m.test_images.dtype == np.uint8
+    assert digits_m.pretrain_images is digits_m.train_images
+    assert not Path("/nowhere").exists()
+    images = np.concatenate([digits_m.train_images, digits_m.test_images])
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 1797
+    spread = images.max(axis=1).astype(int) - images.min(axis=1)
+    assert (spread.mean(axis=(1, 2)) > 5).mean() > 0.9  # colour, not gray
+    assert 80 < images.mean() < 140
+
+
+def test_digits_m_is_the_same_every_time_and_in_every_process(digits_m: Dataset) -> None:
+    np.random.seed(1)  # what happens elsewhere has no influence
+    again = load("digits_m", data_dir=Path("/elsewhere"), image_size=16)
+    np.testing.assert_array_equal(again.train_images, digits_m.train_images)
+    np.testing.assert_array_equal(again.test_images, digits_m.test_images)
+    script = (
+        "from pathlib import Path; from raysweep.data import load; print(load('digits_m', data_dir=Path('x')).digest)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == again.digest == digits_m.digest
+
+
+def test_the_patches_of_digits_m_never_change() -> None:
+    """Scores of different versions compare only if the images are the same."""
+    assert data.draw_patches(3, [(640, 427)] * 2) == [(1, 412, 219), (1, 244, 235), (0, 514, 350)]
+    assert data.draw_patches(1797, [(640, 427)] * 2)[-1] == (0, 346, 357)
+
+
+def test_property_patches_lie_inside_the_photographs_and_all_over_them() -> None:
+    sizes = [(640, 427), (200, 100)]
+    patches = np.array(data.draw_patches(5000, sizes))
+    assert 2300 < (patches[:, 0] == 0).sum() < 2700
+    for number, (width, height) in enumerate(sizes):
+        left, top = patches[patches[:, 0] == number, 1:].T
+        for corner, side in ((left, width), (top, height)):
+            assert corner.min() >= 0
+            assert corner.max() + data.PATCH_SIDE <= side
+            assert corner.min() <= 0.02 * side
+            assert corner.max() + data.PATCH_SIDE >= 0.98 * side
+    assert len(np.unique(patches, axis=0)) > 4000
+
+
+@pytest.mark.parametrize("size", [8, 16, 33])
+def test_reference_digits_m_is_the_difference_of_digit_and_patch(size: int) -> None:
+    """Each image by scikit-learn's own arrays, in floating point, one pixel after another."""
+    from sklearn.datasets import load_digits, load_sample_images
+    from sklearn.model_selection import train_test_split
+
+    made = load("digits_m", data_dir=Path("/nowhere"), image_size=size)
+    photographs = load_sample_images().images
+    original = load_digits()
+    train, test = train_test_split(np.arange(1797), test_size=0.2, stratify=original.target, random_state=0)
+    patches = data.draw_patches(1797, [(640, 427)] * 2)
+    for images, labels, index in (
+        (made.train_images, made.train_labels, train),
+        (made.test_images, made.test_labels, test),
+    ):
+        np.testing.assert_array_equal(labels, original.target[index])
+        for image, i in list(zip(images, index, strict=True))[::97]:
+            number, left, top = patches[i]
+            window = photographs[number][top : top + 64, left : left + 64]
+            digit = np.asarray(Image.fromarray(np.rint(original.images[i] / 16 * 255).astype(np.uint8)).resize(
+                (size, size), Image.Resampling.BILINEAR
+            ))  # fmt: skip
+            for channel in range(3):
+                patch = Image.fromarray(window[..., channel].copy()).resize((size, size), Image.Resampling.BILINEAR)
+                for row in range(size):
+                    for column in range(size):
+                        expected = abs(int(digit[row, column]) - int(np.asarray(patch)[row, column]))
+                        assert image[channel, row, column] == expected
+
+
+def test_digits_m_has_the_digits_in_their_order(digits_m: Dataset, tmp_path: Path) -> None:
+    """Where a patch is dark, the digit is seen as it is; over all pixels, it is there again."""
+    digits = load("digits", data_dir=tmp_path, image_size=16, channels=3)
+    np.testing.assert_array_equal(digits_m.train_labels, digits.train_labels)
+    np.testing.assert_array_equal(digits_m.test_labels, digits.test_labels)
+    patches = data.draw_patches(1797, [(640, 427)] * 2)
+    assert len(patches) == len(digits.train_images) + len(digits.test_images)
+    for ours, theirs in ((digits_m.train_images, digits.train_images), (digits_m.test_images, digits.test_images)):
+        white, black = theirs == 255, theirs == 0
+        # |255 − patch| and |0 − patch| of neighbouring pixels add up to about 255 where the patch is smooth.
+        there = np.array([im[w].mean() + im[b].mean() for im, w, b in zip(ours, white, black, strict=True) if w.any()])
+        shifted = np.roll(ours, 1, axis=0)
+        elsewhere = [im[w].mean() + im[b].mean() for im, w, b in zip(shifted, white, black, strict=True) if w.any()]
+        assert np.abs(there - 255).mean() < 0.5 * np.abs(np.array(elsewhere) - 255).mean()
+
+
+def test_digits_m_with_digits(digits_m: Dataset, tmp_path: Path) -> None:
+    """As one experiment sees them: pretraining on one, evaluation on the other, in the first one's size and colours."""
+    from raysweep.config import Settings
+    from raysweep.inputs import pick
+
+    there = pick(Settings(dataset="digits_m", probe_dataset="digits"), {}, load=True)
+    np.testing.assert_array_equal(there.pretrain, digits_m.train_images)
+    assert there.probe.train_images.shape == (1437, 3, 16, 16)
+    assert (there.probe.train_images == there.probe.train_images[:, :1]).all()
+    np.testing.assert_array_equal(there.probe.train_labels, digits_m.train_labels)
+
+    back = pick(Settings(dataset="digits", probe_dataset="digits_m"), {}, load=True)
+    assert back.pretrain.shape == (1437, 1, 8, 8)
+    small = load("digits_m", data_dir=tmp_path, image_size=8)
+    np.testing.assert_allclose(back.probe.train_images, luminance(small.train_images), atol=1)
+
+    larger = load("digits_m", data_dir=tmp_path, image_size=32)
+    assert larger.train_images.shape == (1437, 3, 32, 32)
+    coarse = larger.train_images.reshape(1437, 3, 16, 2, 16, 2).mean(axis=(3, 5))
+    assert np.abs(coarse - digits_m.train_images).mean() < 25  # the same pictures, finer
+
+
+# ---- Digests, sizes and colours --------------------------------------------------------------------------------------
+
+
 def test_digest_depends_on_pixels_labels_and_shapes() -> None:
     def digest(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> str:
         return data.digest_of(Dataset("x", ("a", "b"), images, labels, None, None))
@@ -155,7 +282,7 @@ def test_sizes_and_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(repeated.train_images, own.train_images.repeat(3, axis=1))
 
 
-def test_rgb_becomes_gray_by_luminance() -> None:
+def test_reference_rgb_becomes_gray_by_luminance() -> None:
     images = noise(5, 3, 9, 9)
     gray = data.convert(images, 9, 1)
     assert gray.shape == (5, 1, 9, 9)
@@ -361,7 +488,7 @@ def unreachable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, "url", NOWHERE + kind.filename)
 
 
-@pytest.mark.parametrize("name", [name for name in data.SOURCES if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in data.SOURCES if not name.startswith("digits")])
 def test_no_network_is_said_and_leaves_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -571,7 +698,7 @@ def test_modes(file: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_modes_as_torchvision_reads_them(suffix: str, tmp_path: Path) -> None:
+def test_modes_reference_torchvision(suffix: str, tmp_path: Path) -> None:
     from torchvision.datasets.folder import pil_loader
 
     save(tmp_path / f"x.{suffix}", Image.fromarray(noise(32, 32, 4)).convert("CMYK" if suffix == "jpg" else "RGBA"))
@@ -698,7 +825,7 @@ many_labels = st.lists(st.integers(0, 4), min_size=1, max_size=12).map(
 
 @given(many_labels, st.floats(0.01, 0.99), st.integers(0, 2**31 - 1))
 @settings(max_examples=50, deadline=None)
-def test_split_is_a_stratified_division(labels: NDArray[np.int64], fraction: float, seed: int) -> None:
+def test_property_split_is_a_stratified_division(labels: NDArray[np.int64], fraction: float, seed: int) -> None:
     fit, val = split_train(labels, fraction, seed)
     assert fit.dtype == val.dtype == np.int64
     assert sorted([*fit, *val]) == list(range(len(labels)))
@@ -728,7 +855,7 @@ def test_split_never_changes() -> None:
     assert draw_labels(np.arange(40) % 4, 2, 7).tolist() == [7, 8, 10, 11, 12, 18, 21, 37]
 
 
-def test_split_of_a_class_depends_on_no_other() -> None:
+def test_property_split_of_a_class_depends_on_no_other() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 20))
     _, val = split_train(labels, 0.2, 3)
     kept = np.flatnonzero(labels != 2)
@@ -753,7 +880,7 @@ def test_split_of_too_few() -> None:
 
 @given(many_labels, st.integers(0, 2**31 - 1))
 @settings(max_examples=50, deadline=None)
-def test_draw(labels: NDArray[np.int64], seed: int) -> None:
+def test_property_draw(labels: NDArray[np.int64], seed: int) -> None:
     one, two = draw_labels(labels, 1, seed), draw_labels(labels, 2, seed)
     assert np.bincount(labels[one]).tolist() == [1] * 5
     assert np.bincount(labels[two]).tolist() == [2] * 5
