@@ -18,11 +18,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from raysweep import store
-from raysweep.augment import simclr, to_float
+from raysweep.augment import augment, to_float
 from raysweep.config import BLOCKS, Head, Settings, has_effect
 from raysweep.data import Images, draw_labels, split_train
 from raysweep.errors import Diverged
-from raysweep.events import Events, image_grid
+from raysweep.events import Events, image_grid, projector
 from raysweep.inputs import Data, Datasets, pick
 from raysweep.pretrain import fresh_state, pretrain
 from raysweep.probes.collapse import embedding_std, rankme
@@ -94,6 +94,7 @@ def run(
         work.probe.digest,
         directory,
         error=error,
+        linear_probe=work.linear_probe,
         metrics=work.metrics,
         wall_s=work.wall_s + time.perf_counter() - started,
         device=str(work.device),
@@ -217,13 +218,16 @@ class Work:
         draws = generator(self.settings.seed, f"images {self.state.epoch}")
         rows = [to_float(originals)]
         rows += [
-            simclr(originals, self.settings.strength, self.settings.blur, draws) for _ in range(self.settings.views)
+            augment(originals, self.settings.policies, self.settings.strength, self.settings.blur, draws)
+            for _ in range(self.settings.views)
         ]
         tag = "images/original_and_views"
         if self.state.decoder is not None:
             tag = "images/original_view_reconstruction"
+            self.state.encoder.eval()  # a picture must not move batch norm's statistics
             with torch.inference_mode():
                 rows[2:] = [self.state.reconstruct(self.settings, rows[1])]
+            self.state.encoder.train()
         picture = image_grid([row.float().cpu().numpy() for row in rows], scale=max(1, 64 // originals.shape[-1]))
         self.events.images(tag, picture, self.state.epoch)
 
@@ -253,6 +257,8 @@ class Work:
         scored = [split for split in ("val", "test") if len(labels[split])]
 
         self._log({**self._knn(features, labels, scored), **self._kmeans(features["test"], labels["test"])}, trained)
+
+        self._project(features["test"][settings.probe_layer])
 
         if settings.standardize:
             for layer in layers:
@@ -317,6 +323,14 @@ class Work:
             )
             for split in scored
         }
+
+    def _project(self, features: Tensor) -> None:
+        """Features of some test images, as they are, for TensorBoard's projector."""
+        split = self.splits["test"]
+        chosen = fixed_subset(len(features), self.settings.projector_images).to(self.device)
+        if len(chosen):
+            of, labels, images = (every[chosen].cpu().numpy() for every in (features, split.labels, split.images))
+            projector(self.directory, of, labels, self.probe.classes, images)
 
     def _kmeans(self, features: dict[str, Tensor], labels: Tensor) -> dict[str, float]:
         """k-means on the probe layer of the test images."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raysweep.augment import simclr, to_float
+from raysweep.augment import augment, to_float
 from raysweep.config import Settings
 from raysweep.errors import Diverged
 from raysweep.models import (
@@ -159,7 +159,8 @@ def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[
         for index in order.split(settings.batch_size)[:steps]:
             batch = images.index_select(0, index)  # images[index] is 20 times slower for uint8 on a CPU
             clean = to_float(batch) if settings.denoising else batch
-            views = simclr(batch.repeat(settings.views, 1, 1, 1), settings.strength, settings.blur, state.generator)
+            copies = batch.repeat(settings.views, 1, 1, 1)
+            views = augment(copies, settings.policies, settings.strength, settings.blur, state.generator)
             block = None  # the whole network
             if settings.layerwise == "greedy":
                 block = greedy_stage(settings, state.epoch)
