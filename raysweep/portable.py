@@ -19,7 +19,7 @@ from raysweep import __version__, data, store
 from raysweep.errors import Diverged, InputError
 
 if TYPE_CHECKING:
-    from raysweep.models import Conv6
+    from raysweep.models import Encoder
 
 FEATURES, WEIGHTS = (".npz",), (".safetensors", ".pt")
 LAYERS = ("trunk", "embedding")
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 """Called with how many of how many images are done."""
 
 
-def load(checkpoint: Path) -> Conv6:
+def load(checkpoint: Path) -> Encoder:
     """The encoder of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
@@ -42,7 +42,7 @@ def load(checkpoint: Path) -> Conv6:
     return build(store.load_encoder(checkpoint))
 
 
-def build(saved: store.SavedEncoder) -> Conv6:
+def build(saved: store.SavedEncoder) -> Encoder:
     """The encoder that a file describes, with its weights; raises InputError where the two do not fit."""
     import torch
 
