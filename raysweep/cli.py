@@ -1,4 +1,4 @@
-"""The command line: `raysweep sweep …` (also `run_sweep.py …`), `raysweep report …`, `embed …`, `export …`.
+"""The command line: `raysweep sweep …` (also `run_sweep.py …`), `report`, `preview`, `embed` and `export`.
 
 Whatever is wrong with the input is said in one line, with exit status 2, before torch or Ray is imported.
 """
@@ -447,6 +447,60 @@ def add_checkpoint(parser: Parser) -> None:
     )
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
+def preview_command(arguments: list[str]) -> int:
+    """Draw a sweep's views by strength."""
+    parser = Parser(
+        prog="raysweep preview",
+        description="Draw the views that a sweep would train on: a row for each augmentation strength.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("space", metavar="SPACE.yaml", help="search-space file")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help=f"the picture ({' '.join(PICTURES)}); must not exist"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override any setting, as for sweep"
+    )
+    parsed = parser.parse_all(arguments)
+    output = Path(parsed.output)
+    check_picture(output)
+    sweep = space.build(space.read(Path(parsed.space)), space.parse_assignments(parsed.set), parsed.space)
+    check_paths(sweep)
+    from raysweep import data, preview
+
+    warnings.showwarning = show_warning
+
+    def load(settings: Settings) -> data.Dataset:
+        return data.load(
+            settings.dataset,
+            data_dir=Path(settings.data_dir),
+            image_size=settings.image_size,
+            skip_bad_images=settings.skip_bad_images,
+            pretraining=False,
+        )
+
+    console = make_console()
+    with waiting(console, "loading the data; what is not there yet is downloaded"):
+        figure = preview.draw(sweep, load)
+    preview.save(figure, output)
+    for panel in preview.panels_of(sweep):
+        tell(console, f"{shown(output)}: {panel}")
+    return FINISHED
+
+
+def check_picture(output: Path) -> None:
+    """Raises InputError where no picture can be written, without writing."""
+    if output.suffix.lower() not in PICTURES:
+        raise InputError(f"{output}: the name of a picture ends with one of {' '.join(PICTURES)}")
+    if os.path.lexists(output):
+        raise InputError(f"{output}: exists; give another name, or remove it")
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: there is no directory {str(output.parent)!r}")
+
+
 def shown(path: Path) -> str:
     """A path as short as it can be typed."""
     relative = os.path.relpath(path)
@@ -473,6 +527,7 @@ def say(text: str) -> None:
 COMMANDS = {
     "sweep": sweep_command,
     "report": report_command,
+    "preview": preview_command,
     "embed": embed_command,
     "export": export_command,
 }

@@ -194,11 +194,14 @@ def digest_of(dataset: Dataset) -> str:
 # ---- Splits ----------------------------------------------------------------------------------------------------------
 
 
-def split_train(labels: Labels, val_fraction: float, split_seed: int) -> tuple[Indices, Indices]:
+def split_train(
+    labels: Labels, val_fraction: float, split_seed: int, classes: Sequence[str] = ()
+) -> tuple[Indices, Indices]:
     """Divide a train split into fit and val, stratified: sorted indices of each, that together are all of it.
 
     Every class gives `val_fraction` of its images (rounded, at least one) to val and keeps at least one. Which ones
-    depends on the seed, the class and its number of images, not on the other classes.
+    depends on the seed, the class and its number of images, not on the other classes. `classes` are their names, for
+    messages.
 
     Raises:
         InputError: a class has fewer than two images.
@@ -210,15 +213,17 @@ def split_train(labels: Labels, val_fraction: float, split_seed: int) -> tuple[I
     for index, members in shuffled_classes(labels, split_seed, purpose=0):
         if len(members) < 2:
             raise InputError(
-                f"class {index} has {len(members)} training image, too few to divide into fit and val: "
-                "add images of it, or set val_fraction: 0"
+                f"class {class_name(index, classes)} has {len(members)} training image, too few to divide into fit and "
+                "val: add images of it, or set val_fraction: 0"
             )
         in_val[members[: share(len(members), val_fraction)]] = True
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
-def draw_labels(labels: Labels, per_class: int, seed: int) -> Indices:
+def draw_labels(labels: Labels, per_class: int, seed: int, classes: Sequence[str] = ()) -> Indices:
     """Draw `per_class` images of each class: their indices, sorted. A larger draw of the same seed contains a smaller.
+
+    `classes` are their names, for messages.
 
     Raises:
         InputError: a class has fewer images.
@@ -227,11 +232,16 @@ def draw_labels(labels: Labels, per_class: int, seed: int) -> Indices:
     for index, members in shuffled_classes(labels, seed, purpose=1):
         if len(members) < per_class:
             raise InputError(
-                f"labels_per_class: {per_class}, but class {index} has only {len(members)} images in the fit split: "
-                f"use at most {np.unique(labels, return_counts=True)[1].min()}"
+                f"labels_per_class: {per_class}, but class {class_name(index, classes)} has only {len(members)} images "
+                f"in the fit split: use at most {np.unique(labels, return_counts=True)[1].min()}"
             )
         drawn.append(members[:per_class])
     return np.sort(np.concatenate(drawn))
+
+
+def class_name(index: int, classes: Sequence[str]) -> str:
+    """A class as messages name it."""
+    return repr(classes[index]) if classes else str(index)
 
 
 def shuffled_classes(labels: Labels, seed: int, purpose: int) -> Iterator[tuple[int, Indices]]:

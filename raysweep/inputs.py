@@ -64,11 +64,11 @@ def check(settings: Settings, of: Data) -> None:
     assert labels is not None
     if len(of.probe.classes) < 2:
         raise InputError(f"{settings.probes} has a single class, {of.probe.classes[0]!r}; an evaluation needs two")
-    fit, _ = data.split_train(labels, settings.val_fraction, settings.split_seed)
+    fit, _ = data.split_train(labels, settings.val_fraction, settings.split_seed, of.probe.classes)
     if settings.knn_k > len(fit):
         raise InputError(f"knn_k: {settings.knn_k} is more than the {len(fit)} images of {settings.probes}'s fit split")
     if settings.labels_per_class is not None:
-        data.draw_labels(labels[fit], settings.labels_per_class, settings.seed)
+        data.draw_labels(labels[fit], settings.labels_per_class, settings.seed, of.probe.classes)
     assert of.probe.test_images is not None
     tests, classes = len(of.probe.test_images), len(of.probe.classes)
     if tests < classes:
