@@ -499,6 +499,7 @@ def check_picture(output: Path) -> None:
         raise InputError(f"{output}: exists; give another name, or remove it")
     if not output.parent.is_dir():
         raise InputError(f"{output}: there is no directory {str(output.parent)!r}")
+    check_writable(output.parent)
 
 
 def shown(path: Path) -> str:

@@ -147,6 +147,7 @@ def test_a_folder_of_few_large_images_without_classes(tmp_path):
         ([ALPHA, "-o", "absent/aug.png"], "there is no directory 'absent'"),
         ([ALPHA, "-o", "there.png/aug.png"], "there is no directory 'there.png'"),
         ([ALPHA, "-o", "a" * 300 + ".png"], "File name too long"),
+        ([ALPHA, "-o", "/proc/aug.png"], "cannot write to /proc"),
         (["absent.yaml", "-o", "aug.png"], "absent.yaml: no such file"),
         (["bad.yaml", "-o", "aug.png"], "did you mean 'strength'?"),
         ([ALPHA, "-o", "aug.png", "--set", "policy=simclrr"], "unknown policy 'simclrr'"),
