@@ -94,6 +94,8 @@ def test_every_trial_finishes_in_a_directory_of_its_own(alpha):
             "attempt.json",
             "encoder.pt",
             "events.out.tfevents.0001.raysweep",
+            "projector",
+            "projector_config.pbtxt",
             "result.json",
         ]
 
@@ -248,10 +250,10 @@ def test_a_diverging_trial_fails_without_retry_and_the_others_go_on(tmp_path):
     done = command(*QUICK, "--usl_type", "simclr", "--set", "usl_lr=[1e-3, 1e18]", "--name", "x", cwd=tmp_path)
     assert done.returncode == 1
     root = tmp_path / "runs" / "x"
-    failed = result(root, "usl_lr=1e%2B18,seed=0")
+    failed = result(root, "usl_lr=1e+18,seed=0")
     assert (failed["status"], failed["attempts"]) == ("failed", 1)
     assert "in pretraining epoch" in failed["error"]
-    assert done.stderr.splitlines() == [f"failed: usl_lr=1e%2B18,seed=0: {failed['error']}"]
+    assert done.stderr.splitlines() == [f"failed: usl_lr=1e+18,seed=0: {failed['error']}"]
     assert result(root, "usl_lr=0.001,seed=0")["status"] == "finished"
     assert failed["error"] in (root / "summary.md").read_text()
 
