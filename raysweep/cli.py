@@ -184,7 +184,7 @@ def resume(parsed: argparse.Namespace) -> int:
     console = make_console()
     with store.lock():
         store.check_begun(sweep)
-        kept = [result for result in store.results(sweep) if result.status == "finished"]
+        kept = [result for result in store.results(sweep) if result.status != "failed"]
         if len(kept) == len(sweep.trials):
             tell(console, f"{store.root}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
@@ -429,10 +429,10 @@ def export_command(arguments: list[str]) -> int:
     parsed = parser.parse_all(arguments)
     from raysweep import portable
 
-    about = portable.export(parsed.checkpoint, parsed.output)
-    size = about["image_size"]
-    what = f"{about['architecture']} for images of {about['channels']}×{size}×{size}"
-    widths = f"trunk {about['trunk_dim']}, embedding {about['embedding_dim']}"
+    made = portable.export(parsed.checkpoint, parsed.output)
+    size = made["image_size"]
+    what = f"{made['architecture']} for images of {made['channels']}×{size}×{size}"
+    widths = f"trunk {made['trunk_dim']}, embedding {made['embedding_dim']}"
     tell(make_console(), f"{shown(parsed.output)}: {what}; {widths}")
     return FINISHED
 

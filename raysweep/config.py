@@ -53,10 +53,16 @@ BLOCKWISE = Effect("`encoder: conv6`", lambda s: s.encoder == "conv6" and PRETRA
 AUGMENTED = Effect("`strength` > 0", lambda s: s.strength > 0 and PRETRAINED.holds(s))
 BLURRED = Effect("`policy` with `simclr`, `strength` > 0", lambda s: AUGMENTED.holds(s) and "simclr" in s.policies)
 VALIDATED = Effect("`val_fraction` > 0", lambda s: s.val_fraction > 0)
-METHOD_EFFECTS = (EMBEDDING, NT_XENT, BARLOW, HINGE)
-"""Of the settings that some methods lack altogether: giving one that no trial reads is a mistake."""
+METHOD_EFFECTS = (PARALLEL, EMBEDDING, NT_XENT, BARLOW, HINGE)
+"""Of the settings that some methods lack altogether: giving one that no trial reads is a mistake. That of `denoising`
+is not among them, so that any sweep of autoencoders may be turned to SimCLR by `--usl_type simclr`."""
 HEAD = Effect(
-    "`usl_epochs` > 0, or `probe_layer: embedding`", lambda s: PRETRAINED.holds(s) or s.probe_layer == "embedding"
+    "`usl_epochs` > 0, or a probe on the embedding",
+    lambda s: PRETRAINED.holds(s) or "embedding" in (s.probe_layer, *(head.layer for head in s.heads)),
+)
+BANKLESS_LR = Effect("`probe_bank` without lr, or `per_layer`", lambda s: s.per_layer or "lr" not in s.banked)
+BANKLESS_DECAY = Effect(
+    "`probe_bank` without weight_decay, or `per_layer`", lambda s: s.per_layer or "weight_decay" not in s.banked
 )
 
 
@@ -138,12 +144,15 @@ class Bank(BaseModel):
 
 
 NUMBERS = (int, float, int | None, float | None)
+OPTIONAL = (int | None, float | None, str | None)
 NUMBER = re.compile(r"[+-]?(\d[\d_]*)?\.?\d+([eE][+-]?\d+)?|[+-]?\d+\.([eE][+-]?\d+)?")
 
 
 def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """Where pydantic is lenient: `1e-5`, which YAML 1.1 reads as text, is a number; true is none, and 1 is not true."""
     kind = cls.model_fields[str(info.field_name)].annotation
+    if isinstance(value, str) and value.strip().lower() in ("none", "null") and kind in OPTIONAL:
+        return None  # as the documentation writes it; YAML's own word is null
     if kind in NUMBERS and isinstance(value, bool):
         raise ValueError("expected a number")
     if kind in NUMBERS and isinstance(value, str) and NUMBER.fullmatch(value.strip()):
@@ -154,7 +163,7 @@ def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
 
 
 class Settings(BaseModel):
-    """One experiment: self-supervised pretraining of a Conv6 encoder, then its evaluation.
+    """One experiment: self-supervised pretraining of an encoder, then its evaluation.
 
     The names are those of the reference implementation's command line; its defaults are kept where it states one.
     """
@@ -171,6 +180,15 @@ class Settings(BaseModel):
         Literal["conv6", "resnet18"],
         About("Encoder: Conv6, or torchvision's ResNet-18, untrained, with a stem for small images."),
     ] = "conv6"
+    init: Annotated[
+        Literal["pytorch", "kaiming"],
+        About(
+            "Initial weights of Conv6's blocks: PyTorch's own, uniform with variance 1/(3·fan-in), or Kaiming (He et "
+            "al. 2015), normal with variance 2/fan-in, with which SimCLR's loss falls sooner. The random encoder has "
+            "the same.",
+            LAYERED,
+        ),
+    ] = "pytorch"
     layerwise: Annotated[
         Literal["none", "greedy", "random"],
         About(
@@ -222,7 +240,9 @@ class Settings(BaseModel):
         float,
         Field(ge=0),
         About(
-            "Augmentation strength s: 0 is no augmentation, 1 SimCLR's published policy.", PRETRAINED, "Augmentation"
+            "Augmentation strength s: 0 is no augmentation, 1 SimCLR's published policy (for ImageNet).",
+            PRETRAINED,
+            "Augmentation",
         ),
     ] = 0.5
     policy: Annotated[
@@ -271,7 +291,9 @@ class Settings(BaseModel):
         300
     )
     le_lr: Annotated[
-        float, Field(gt=0), About("Adam's learning rate in the linear probe.", group="Evaluation", protocol=True)
+        float,
+        Field(gt=0),
+        About("Adam's learning rate in the linear probe.", BANKLESS_LR, "Evaluation", protocol=True),
     ] = 1e-3
     le_batch_size: Annotated[
         int, Field(ge=1), About("Batch size of the linear probe.", group="Evaluation", protocol=True)
@@ -279,7 +301,9 @@ class Settings(BaseModel):
     le_weight_decay: Annotated[
         float,
         Field(ge=0),
-        About("Weight decay (an L2 penalty, as in Adam) of the linear probe.", group="Evaluation", protocol=True),
+        About(
+            "Weight decay (an L2 penalty, as in Adam) of the linear probe.", BANKLESS_DECAY, "Evaluation", protocol=True
+        ),
     ] = 0.0
     probe_bank: Annotated[
         str | None,
@@ -299,6 +323,7 @@ class Settings(BaseModel):
             "trunk's. A sweep with layer-wise trials has it unless told otherwise.",
             LAYERED,
             "Evaluation",
+            search=False,
         ),
     ] = False
     standardize: Annotated[
@@ -365,8 +390,6 @@ class Settings(BaseModel):
         About("Test images in TensorBoard's projector; 0 is none.", group="Evaluation", search=False),
     ] = 500
 
-    _types = field_validator("*", mode="before")(check_type)
-
     @field_validator("policy", mode="before")
     @classmethod
     def _one_policy(cls, value: Any) -> Any:
@@ -384,6 +407,9 @@ class Settings(BaseModel):
     def _one_bank(cls, value: Any) -> Any:
         """The probes' settings as one text, whichever way they were given."""
         return None if value is None else Bank.read(value).text()
+
+    # The last "before" validator is the first to run: it reads `none`, which those above then need not know.
+    _types = field_validator("*", mode="before")(check_type)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -433,9 +459,18 @@ class Settings(BaseModel):
         return self.usl_epochs * (1 if self.layerwise == "none" else BLOCKS)
 
     @property
+    def _bank(self) -> Bank:
+        return Bank() if self.probe_bank is None else Bank.read(self.probe_bank)
+
+    @property
+    def banked(self) -> tuple[str, ...]:
+        """What `probe_bank` lists."""
+        return tuple(name for name in Bank.model_fields if getattr(self._bank, name))
+
+    @property
     def heads(self) -> tuple[Head, ...]:
         """The linear probes among which the best on val counts; one, without `probe_bank`."""
-        bank = Bank() if self.probe_bank is None else Bank.read(self.probe_bank)
+        bank = self._bank
         return tuple(
             Head(layer, lr, weight_decay)
             for layer in bank.layer or (self.probe_layer,)
@@ -522,7 +557,11 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
 
     `probe_digest` identifies the pixels and labels of the probe dataset (`Dataset.digest`).
     """
-    chosen = {name: getattr(settings, name) for name in SETTINGS if about(name).protocol}
+    chosen = {
+        name: getattr(settings, name) if has_effect(name, settings) else Settings.model_fields[name].default
+        for name in SETTINGS
+        if about(name).protocol
+    }
     chosen["probe_dataset"] = settings.probes.split(":")[0]  # a folder counts by its content, not by where it lies
     return {**chosen, "probe_data": probe_digest, "version": PROTOCOL_VERSION}
 

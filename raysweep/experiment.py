@@ -29,7 +29,7 @@ from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.features import compute, extract, extract_layers, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import train_linear
+from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.randomness import generator
 from raysweep.space import Trial
 
@@ -39,8 +39,26 @@ GRID_IMAGES = 8
 Features = dict[str, dict[str, Tensor]]
 """By split and layer, (N, D)."""
 
-Report = Callable[[float, dict[str, float]], None]
-"""Called after every epoch with the share of the trial that is done, in [0, 1], and the newest metrics."""
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a trial is, after an epoch of pretraining or of a probe."""
+
+    share: float
+    """Of the whole trial, in [0, 1]."""
+    epoch: int
+    """Epochs of pretraining done."""
+    evaluated: bool
+    """Whether the online measures of `metrics` are this epoch's."""
+    metrics: dict[str, float]
+    """The newest of each."""
+
+
+Report = Callable[[Progress], None]
+Stop = Callable[[], bool]
+"""Asked between two steps: whether to save a checkpoint at once and leave."""
+Saved = Callable[[], None]
+"""Called after something was written that a continued trial, or the sweep, goes by."""
 
 
 @contextmanager
@@ -60,7 +78,9 @@ def run(
     gpu: bool,
     checkpoint_seconds: float,
     report: Report,
-) -> store.Result:
+    stop: Stop = lambda: False,
+    saved: Saved = lambda: None,
+) -> store.Result | None:
     """Run a trial, or continue it from its newest checkpoint, and write its `result.json`.
 
     A loss that becomes NaN or infinite is a result too, with status `failed`: the same settings would only repeat it.
@@ -73,9 +93,11 @@ def run(
         gpu: whether to use CUDA where it is visible.
         checkpoint_seconds: least time between two checkpoints.
         report: told of the progress.
+        stop: see `Stop`; the trial that leaves gives None and goes on from its checkpoint when it is run again.
+        saved: see `Saved`.
     """
     done = store.read_result(directory)
-    if done is not None and done.status == "finished":  # its worker died between the result and the last report
+    if done is not None and done.status != "failed":  # its worker died between the result and the last report
         return done
     started = time.perf_counter()
     attempt = store.begin_attempt(directory, trial.settings)
@@ -93,6 +115,7 @@ def run(
         trial,
         work.probe.digest,
         directory,
+        status="finished" if error is None else "failed",
         error=error,
         linear_probe=work.linear_probe,
         metrics=work.metrics,
@@ -150,14 +173,15 @@ class Work:
             for metrics in pretrain(settings, state, self.images):
                 self._log(metrics, state.epoch)
                 last = state.epoch == settings.pretrain_epochs
-                if settings.probe_every and (state.epoch % settings.probe_every == 0 or last):
+                evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
+                if evaluated:
                     self._log(self._watch(), state.epoch)
                 if settings.images_every and (state.epoch % settings.images_every == 0 or last):
                     self._draw()
                 if time.perf_counter() - last_checkpoint >= checkpoint_seconds:
                     self._save(started)
                     last_checkpoint = time.perf_counter()
-                report(state.epoch / total, self.metrics)
+                report(Progress(state.epoch / total, state.epoch, evaluated, self.metrics))
             self._evaluate(report)
         except Diverged as fault:
             self.events.end(finished=False)
@@ -244,59 +268,58 @@ class Work:
 
     def _evaluate(self, report: Report) -> None:
         """All probes on the frozen encoder; then its weights are kept."""
-        settings, classes, trained = self.settings, len(self.probe.classes), self.settings.pretrain_epochs
+        settings, trained = self.settings, self.settings.pretrain_epochs
         heads, by_block = settings.heads, block_heads(settings)
-        # Each probe that counts comes first; per-layer ones that are among them are not trained twice.
-        all_heads = tuple(dict.fromkeys((*heads, *by_block.values())))
-        layers = tuple(dict.fromkeys((settings.probe_layer, *(head.layer for head in all_heads))))
-        features = {
-            name: extract_layers(self.state.encoder, split.images, split.index, layers)
-            for name, split in self.splits.items()
-        }
-        labels = {name: split.labels for name, split in self.splits.items()}
-        scored = [split for split in ("val", "test") if len(labels[split])]
+        alone = {name: head for name, head in by_block.items() if head not in heads}
+        passes = 1 + len(alone)
 
-        self._log({**self._knn(features, labels, scored), **self._kmeans(features["test"], labels["test"])}, trained)
+        def progress(done: int, epoch: int) -> None:
+            share = (trained + (done + epoch / settings.le_epochs) / passes) / (trained + 1)
+            report(Progress(share, trained, False, self.metrics))
 
-        self._project(features["test"][settings.probe_layer])
-
-        if settings.standardize:
-            for layer in layers:
-                standardize_(*(features[name][layer] for name in ("fit", "val", "test")))
-        fit, target = features["fit"], labels["fit"]
-        if settings.labels_per_class is not None:
-            drawn = draw_labels(target.cpu().numpy(), settings.labels_per_class, settings.seed)
-            index = torch.from_numpy(drawn).to(self.device)
-            fit, target = {layer: of[index] for layer, of in fit.items()}, target[index]
+        features = self._extract((settings.probe_layer, *(head.layer for head in heads)))
+        layer = settings.probe_layer
+        self._log({**self._knn(features, layer), **self._kmeans(features["test"][layer])}, trained)
+        self._project(features["test"][layer])
+        self._standardise(features)
         best = 0
-        for probes in train_linear(
-            fit,
-            target,
-            classes,
-            all_heads,
-            epochs=settings.le_epochs,
-            batch_size=settings.le_batch_size,
-            seed=settings.seed,
-        ):
+        for probes in self._train_linear(heads, features):
             metrics = {}
-            if "val" in scored:
-                val = probes.accuracy(features["val"], labels["val"])
+            if len(self.splits["val"].index):
+                val = probes.accuracy(features["val"], self.splits["val"].labels)
                 best = max(range(len(heads)), key=lambda i: val[i])
                 metrics["linear/val_accuracy"] = val[best]
                 for name, head in by_block.items():
-                    metrics[f"linear/{name}/val_accuracy"] = val[all_heads.index(head)]
+                    if head in heads:
+                        metrics[f"linear/{name}/val_accuracy"] = val[heads.index(head)]
                 if len(heads) > 1:
-                    each = {f"bank/{head}/val_accuracy": of for head, of in zip(heads, val, strict=False)}
+                    each = {f"bank/{head}/val_accuracy": of for head, of in zip(heads, val, strict=True)}
                     self.events.scalars(each, probes.epoch)
             metrics["linear/train_accuracy"] = probes.train_accuracy[best]
             self._log(metrics, probes.epoch)
-            report((trained + probes.epoch / settings.le_epochs) / (trained + 1), self.metrics)
-        test = probes.accuracy(features["test"], labels["test"])
+            progress(0, probes.epoch)
+        test = probes.accuracy(features["test"], self.splits["test"].labels)
         scores = {"linear/test_accuracy": test[best]}
         for name, head in by_block.items():
-            scores[f"linear/{name}/test_accuracy"] = test[all_heads.index(head)]
+            if head in heads:
+                scores[f"linear/{name}/test_accuracy"] = test[heads.index(head)]
         self._log(scores, settings.le_epochs)
         self.linear_probe = str(heads[best]) if len(heads) > 1 else ""
+
+        # One block after the other: at 32×32 the features of 60,000 images are 1 to 2 GB for each.
+        del features
+        for done, (name, head) in enumerate(alone.items(), start=1):
+            features = self._extract((head.layer,))
+            self._standardise(features)
+            for probes in self._train_linear((head,), features):
+                if len(self.splits["val"].index):
+                    (accuracy,) = probes.accuracy(features["val"], self.splits["val"].labels)
+                    self._log({f"linear/{name}/val_accuracy": accuracy}, probes.epoch)
+                progress(done, probes.epoch)
+            (accuracy,) = probes.accuracy(features["test"], self.splits["test"].labels)
+            self._log({f"linear/{name}/test_accuracy": accuracy}, settings.le_epochs)
+            del features
+
         encoder = self.state.encoder
         description = {
             "architecture": settings.encoder,
@@ -308,20 +331,51 @@ class Work:
         store.save_encoder(self.directory, weights, description)
         self.events.end(finished=True)
 
-    def _knn(self, features: Features, labels: dict[str, Tensor], scored: list[str]) -> dict[str, float]:
-        """Weighted kNN on the probe layer, the bank being the fit split."""
-        layer = self.settings.probe_layer
+    def _extract(self, layers: tuple[str, ...]) -> Features:
+        """The features of every split in each of the layers."""
+        layers = tuple(dict.fromkeys(layers))
+        return {
+            name: extract_layers(self.state.encoder, split.images, split.index, layers)
+            for name, split in self.splits.items()
+        }
+
+    def _standardise(self, features: Features) -> None:
+        """Scale the features in place, where the settings say so."""
+        if self.settings.standardize:
+            for layer in features["fit"]:
+                standardize_(*(features[name][layer] for name in ("fit", "val", "test")))
+
+    def _train_linear(self, heads: tuple[Head, ...], features: Features) -> Iterator[LinearProbes]:
+        """Train linear probes on the fit split, or on `labels_per_class` of it, yielding them after each epoch."""
+        settings, fit, labels = self.settings, features["fit"], self.splits["fit"].labels
+        if settings.labels_per_class is not None:
+            drawn = draw_labels(labels.cpu().numpy(), settings.labels_per_class, settings.seed)
+            index = torch.from_numpy(drawn).to(self.device)
+            fit, labels = {layer: of[index] for layer, of in fit.items()}, labels[index]
+        return train_linear(
+            fit,
+            labels,
+            len(self.probe.classes),
+            heads,
+            epochs=settings.le_epochs,
+            batch_size=settings.le_batch_size,
+            seed=settings.seed,
+        )
+
+    def _knn(self, features: Features, layer: str) -> dict[str, float]:
+        """Weighted kNN, the bank being the fit split."""
         return {
             f"knn/{split}_accuracy": knn_accuracy(
                 features["fit"][layer],
-                labels["fit"],
+                self.splits["fit"].labels,
                 features[split][layer],
-                labels[split],
+                self.splits[split].labels,
                 classes=len(self.probe.classes),
                 k=self.settings.knn_k,
                 temperature=self.settings.knn_temperature,
             )
-            for split in scored
+            for split in ("val", "test")
+            if len(self.splits[split].index)
         }
 
     def _project(self, features: Tensor) -> None:
@@ -332,18 +386,18 @@ class Work:
             of, labels, images = (every[chosen].cpu().numpy() for every in (features, split.labels, split.images))
             projector(self.directory, of, labels, self.probe.classes, images)
 
-    def _kmeans(self, features: dict[str, Tensor], labels: Tensor) -> dict[str, float]:
-        """k-means on the probe layer of the test images."""
-        of = features[self.settings.probe_layer].cpu().numpy()
-        return kmeans_scores(of, labels.cpu().numpy(), len(self.probe.classes), self.settings.seed)
+    def _kmeans(self, features: Tensor) -> dict[str, float]:
+        """k-means on features (N, D) of the test images."""
+        labels = self.splits["test"].labels.cpu().numpy()
+        return kmeans_scores(features.cpu().numpy(), labels, len(self.probe.classes), self.settings.seed)
 
 
 def block_heads(settings: Settings) -> dict[str, Head]:
-    """The probes of `per_layer`, by the name of the block; empty without it."""
+    """The probes of `per_layer`, by the name of the block, the last of which is the trunk; empty without it."""
     if not has_effect("per_layer", settings) or not settings.per_layer:
         return {}
-    names = [f"layer{k}" for k in range(1, BLOCKS + 1)]
-    return {name: Head(name, settings.le_lr, settings.le_weight_decay) for name in names}
+    layers = {f"layer{k}": f"layer{k}" for k in range(1, BLOCKS)} | {f"layer{BLOCKS}": "trunk"}
+    return {name: Head(layer, settings.le_lr, settings.le_weight_decay) for name, layer in layers.items()}
 
 
 def resident(array: NDArray[Any], device: torch.device) -> Tensor:

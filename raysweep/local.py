@@ -25,7 +25,7 @@ def run(sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Data
                 threads=sweep.resources.cpu,
                 gpu=sweep.resources.gpu > 0,
                 checkpoint_seconds=sweep.tune.checkpoint_seconds,
-                report=lambda share, _, trial=trial: view.progress(trial, share),  # type: ignore[misc]
+                report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
             )
         except Exception:
             # The trial's traceback is in its error.txt already.

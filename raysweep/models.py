@@ -192,13 +192,25 @@ def crop(images: Tensor, size: int) -> Tensor:
     return images[..., before : before + size, before : before + size]
 
 
-def make_encoder(architecture: str, channels: int, image_size: int, embedding_dim: int, seed: int) -> Encoder:
-    """A fresh encoder on the CPU; its weights depend on the arguments alone, so every method of a seed starts alike."""
+def make_encoder(
+    architecture: str, channels: int, image_size: int, embedding_dim: int, seed: int, init: str = "pytorch"
+) -> Encoder:
+    """A fresh encoder on the CPU; its weights depend on the arguments alone, so every method of a seed starts alike.
+
+    `init` is of Conv6's convolutions: `pytorch`, uniform with variance 1/(3·fan-in), or `kaiming`, normal with variance
+    2/fan-in (He et al. 2015, arXiv 1502.01852, equation 10), so that the signal does not shrink from block to block.
+    """
     assert architecture in ("conv6", "resnet18")
+    assert init in ("pytorch", "kaiming")
     build = Conv6 if architecture == "conv6" else ResNet18
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "encoder"))
-        return build(channels, image_size, embedding_dim).to(memory_format=torch.channels_last)
+        encoder = build(channels, image_size, embedding_dim)
+        if init == "kaiming" and isinstance(encoder, Conv6):
+            for name, weight in encoder.named_parameters():
+                if name.startswith("blocks."):
+                    nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    return encoder.to(memory_format=torch.channels_last)
 
 
 def make_decoder(channels: int, image_size: int, embedding_dim: int, seed: int) -> Decoder:

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 FEATURES, WEIGHTS = (".npz",), (".safetensors", ".pt")
 LAYERS = ("trunk", "embedding")
-BATCH = 500  # images of 32×32, as in probes.features; fewer of larger ones, so that activations take as much memory
-COPIED = 2**22  # bytes at a time
+COPIED, NAMES = 2**22, 1000  # bytes, and paths, at a time
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many images are done."""
@@ -151,12 +150,12 @@ def embed(
     encoder = load(checkpoint)
     import torch
 
-    from raysweep.probes.features import extract
+    from raysweep.probes.features import batch_of, extract
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = encoder.to(device)
     if batch_size is None:
-        batch_size = max(1, min(BATCH, BATCH * 32**2 // encoder.image_size**2))
+        batch_size = batch_of(encoder.image_size)
 
     def extracted(pixels: data.Images) -> NDArray[np.float32]:
         batch = torch.from_numpy(pixels).to(device)
@@ -184,7 +183,7 @@ def embed(
             raise InputError(f"{images}: none of its {len(paths)} images can be read")
         rows.seek(0)
         text = np.dtype(f"U{max(map(len, kept))}")
-        names = (np.array(kept[start : start + BATCH], text) for start in range(0, len(kept), BATCH))
+        names = (np.array(kept[start : start + NAMES], text) for start in range(0, len(kept), NAMES))
         with zipfile.ZipFile(file, "w") as archive:
             blocks = iter(lambda: rows.read(COPIED), b"")
             add_array(archive, "features", np.dtype(np.float32), (len(kept), width), blocks)
@@ -237,6 +236,6 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with store.replacing(path) as file:
             yield file
-            check_output(path, (path.suffix,))  # it may have been made meanwhile
+            check_output(path, (path.suffix.lower(),))  # it may have been made meanwhile
     except OSError as fault:
         raise InputError(f"-o {path}: cannot be written: {fault.strerror or fault}") from fault

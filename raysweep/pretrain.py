@@ -93,7 +93,7 @@ def greedy_stage(settings: Settings, epoch: int) -> int:
 def fresh_state(settings: Settings, channels: int, image_size: int, device: torch.device) -> State:
     """The state before the first epoch, on `device`."""
     shape = (channels, image_size, settings.embedding_dim, settings.seed)
-    return state_of(settings, make_encoder(settings.encoder, *shape).to(device))
+    return state_of(settings, make_encoder(settings.encoder, *shape, settings.init).to(device))
 
 
 def state_of(settings: Settings, encoder: Encoder) -> State:

@@ -17,11 +17,12 @@ from raysweep import data
 from raysweep.augment import augment
 from raysweep.config import Settings
 from raysweep.errors import InputError
+from raysweep.portable import new_file
 from raysweep.randomness import generator
 from raysweep.space import Sweep
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""What is shown where strength is not searched."""
+"""What is shown, beside the strength that is trained with, where strength is not searched."""
 MAX_ROWS = 12
 MAX_PANELS = 12
 
@@ -56,20 +57,22 @@ class Panel:
 def panels_of(sweep: Sweep) -> list[Panel]:
     """The panels of a sweep's picture: one for each policy, blur and dataset that its trials pretrain with.
 
-    The rows are the strengths that the trials of the panel sweep, evenly thinned out to `MAX_ROWS`; where they sweep
-    none, `STRENGTHS`.
+    The rows are the strengths of the panel's trials, evenly thinned out to `MAX_ROWS`; where none of them sweeps the
+    strength, `STRENGTHS` besides.
 
     Raises:
         InputError: there are more than `MAX_PANELS`.
     """
     strengths: dict[tuple[Any, ...], set[float]] = {}
     settings: dict[tuple[Any, ...], Settings] = {}
+    swept: dict[tuple[Any, ...], bool] = {}
     for trial in sweep.trials:
         of = trial.settings
         if not trial.baseline:
             key = (of.dataset, of.image_size, of.policy, of.blur and "simclr" in of.policies)
             settings.setdefault(key, of)
-            strengths.setdefault(key, set()).update({of.strength} if "strength" in trial.varied else ())
+            strengths.setdefault(key, set()).add(of.strength)
+            swept[key] = swept.get(key, False) or "strength" in trial.varied
     if len(settings) > MAX_PANELS:
         raise InputError(
             f"{sweep.name}: {len(settings)} combinations of dataset, policy and blur are too many for one picture; "
@@ -77,9 +80,9 @@ def panels_of(sweep: Sweep) -> list[Panel]:
         )
     panels = []
     for key, of in settings.items():
-        swept = sorted(strengths[key])
-        chosen = [swept[i] for i in spaced(len(swept), MAX_ROWS)] if swept else list(STRENGTHS)
-        panels.append(Panel(of, tuple(chosen), len(swept) - len(chosen) if swept else 0))
+        there = sorted(strengths[key] | (set() if swept[key] else set(STRENGTHS)))
+        chosen = [there[i] for i in spaced(len(there), MAX_ROWS)]
+        panels.append(Panel(of, tuple(chosen), len(there) - len(chosen)))
     return panels
 
 
@@ -191,5 +194,5 @@ def save(figure: Figure, output: Path) -> None:
     """Write a figure to a file that must not exist, in the format that its name ends with."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=output.suffix[1:].lower(), dpi=DPI)
-    with output.open("xb") as file:
+    with new_file(output) as file:
         file.write(buffer.getvalue())

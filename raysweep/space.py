@@ -199,10 +199,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def parse_value(name: str, text: str, where: str) -> Any:
     """What the text given for a setting on the command line means: YAML, or the text itself where text is expected.
 
-    `folder:/a #1` would be a mapping or lose its comment as YAML; `none` and `null` are no value in either case.
+    `folder:/a #1` would be a mapping or lose its comment as YAML.
     """
-    if text.strip().lower() in ("none", "null"):
-        return None
     expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation is not bool
     is_yaml = text.lstrip().startswith(("[", "{") if name in SETTINGS and about(name).composed else "[")
     return parse_yaml(text, where) if is_yaml or not expects_text else text
@@ -243,7 +241,8 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
         elif dot and section in sections:
             sections[section][rest] = value
         elif key not in SETTINGS:
-            raise InputError(f"--set {key}: unknown setting{suggest(key, SETTINGS)}")
+            hint = "; a sweep is named by --name" if key == "name" else suggest(key, SETTINGS)
+            raise InputError(f"--set {key}: unknown setting{hint}")
         elif isinstance(value, list):
             base.pop(key, None)
             for space in spaces:
@@ -316,7 +315,8 @@ def check_metric(sweep: Sweep, where: str) -> None:
             of = trial.settings
             raise InputError(
                 f"{where}: tune.metric: {trial.name} does not report {metric!r} (usl_type: {of.usl_type}, usl_epochs: "
-                f"{of.usl_epochs}, probe_every: {of.probe_every}, val_fraction: {of.val_fraction:g})"
+                f"{of.usl_epochs}, probe_every: {of.probe_every}, val_fraction: {of.val_fraction:g}, per_layer: "
+                f"{of.per_layer}, encoder: {of.encoder})"
             )
 
 

@@ -185,7 +185,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
     return points
 
 
-def experiment(settings: Settings) -> tuple[Any, ...]:
+def experiment_key(settings: Settings) -> tuple[Any, ...]:
     """All that decides what an experiment computes: equal for settings that differ only in what has no effect."""
     plain = canonical(settings)
     return tuple(getattr(plain, name) for name in SETTINGS if about(name).search)
@@ -198,7 +198,7 @@ def lend_baselines(points: Sequence[Point]) -> list[Point]:
     among them.
     """
     there = {
-        experiment(point.settings.model_copy(update={"seed": seed})): result
+        experiment_key(point.settings.model_copy(update={"seed": seed})): result
         for point in points
         if point.baseline
         for seed, result in point.by_seed.items()
@@ -207,7 +207,7 @@ def lend_baselines(points: Sequence[Point]) -> list[Point]:
     for point in points:
         if not point.baseline:
             wanted = {
-                seed: experiment(point.settings.model_copy(update={"usl_epochs": 0, "seed": seed}))
+                seed: experiment_key(point.settings.model_copy(update={"usl_epochs": 0, "seed": seed}))
                 for seed in point.by_seed
             }
             found = {seed: there[key] for seed, key in wanted.items() if key in there}
@@ -236,11 +236,6 @@ def mean_of(point: Point, metric: str) -> float:
     return float(np.mean(point.values(metric)))
 
 
-def best_points(sweep: Sweep, points: Sequence[Point]) -> list[Point]:
-    """The best point by the sweep's metric; where the sweep varies the evaluation, one for each protocol."""
-    return [ranked[0] for ranked in rank(points, sweep.metric, sweep.tune.mode)]
-
-
 def shown_scores(points: Sequence[Point], names: Sequence[str] = SCORES) -> list[str]:
     """Those of the metrics that any point has."""
     return [name for name in names if any(point.values(name) for point in points)]
@@ -257,7 +252,7 @@ def conclusions(points: Sequence[Point], metric: str | None, mode: str, scores: 
     for ranked in groups:
         best = ranked[0]
         # Two sweeps may hold the same experiment; its repetition is no second.
-        keys = [experiment(point.settings.model_copy(update={"seed": 0})) for point in ranked]
+        keys = [experiment_key(point.settings.model_copy(update={"seed": 0})) for point in ranked]
         others = [point for point, key in zip(ranked, keys, strict=True) if key != keys[0]]
         m = len(set(keys))
         chosen = f"the best point, {best.title} (by mean {metric}),"
@@ -332,5 +327,6 @@ METHOD = (
     f"interval of their mean at {PERCENT}. The best point was chosen among m points, so its difference from the second "
     f"counts as one of all m(m − 1)/2 pairs, and its difference from the random encoder as one of m comparisons. With "
     f"k comparisons each interval is taken at 1 − {1 - CONFIDENCE:.2f}/k (Bonferroni). Each score is corrected for "
-    f"itself."
+    f"itself. All seeds share one fit/val/test division: the intervals cover what differs between runs, not what "
+    f"another choice of test images would change. With three seeds they are wide: no difference shown is not none."
 )

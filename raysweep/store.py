@@ -49,8 +49,9 @@ class Result:
     trial: str
     point: str
     status: str
-    """`finished` or `failed`."""
+    """`finished`, `failed`, or `stopped` early."""
     error: str | None
+    """Why it failed or was stopped."""
     baseline: bool
     varied: dict[str, Any]
     settings: dict[str, Any]
@@ -71,6 +72,7 @@ def make_result(
     probe_digest: str,
     directory: Path,
     *,
+    status: str,
     error: str | None,
     metrics: dict[str, float],
     wall_s: float,
@@ -78,12 +80,13 @@ def make_result(
     warnings: list[str],
     linear_probe: str = "",
 ) -> Result:
-    """The result of a trial that ran in `directory` on the probe dataset with this digest; `error` None: finished."""
+    """The result of a trial that ran in `directory` on the probe dataset with this digest."""
+    assert (error is None) == (status == "finished")
     of = protocol(trial.settings, probe_digest)
     return Result(
         trial=trial.name,
         point=trial.point,
-        status="finished" if error is None else "failed",
+        status=status,
         error=error,
         baseline=trial.baseline,
         varied=dict(trial.varied),
@@ -106,7 +109,15 @@ def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
         error = (directory / "error.txt").read_text().strip().splitlines()[-1]
     directory.mkdir(parents=True, exist_ok=True)
     result = make_result(
-        trial, probe_digest, directory, error=error, metrics={}, wall_s=0.0, device="unknown", warnings=[]
+        trial,
+        probe_digest,
+        directory,
+        status="failed",
+        error=error,
+        metrics={},
+        wall_s=0.0,
+        device="unknown",
+        warnings=[],
     )
     write_result(directory, result)
     return result

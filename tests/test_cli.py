@@ -63,7 +63,7 @@ def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")
         (["--set", "alpha=[1, 1.0]"], "twice"),
         (["--set", "alpha"], "NAME=VALUE"),
         (["--set", "alhpa=1"], "did you mean 'alpha'"),
-        (["--set", "name=../../x"], "unknown setting"),
+        (["--set", "name=../../x"], "a sweep is named by --name"),
         (["--set", "output=/tmp"], "unknown setting"),
         (["--set", "alpha=[1"], "not valid YAML at line 1"),
         (["none.yaml"], "none.yaml: no such file"),

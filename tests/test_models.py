@@ -1,4 +1,4 @@
-"""Conv6 and the decoder: shapes, the published weight count, and weights that depend on the seed alone."""
+"""Conv6 and the decoder: shapes, the published weight count, and initial weights."""
 
 import pytest
 import torch
@@ -73,3 +73,12 @@ def test_reference_resnet18_is_torchvisions_with_the_small_stem():
     h = reference.layer1(reference.relu(reference.bn1(reference.conv1(x))))
     assert h.shape == (2, 64, 32, 32), "no stride and no pooling before the first stage"
     assert sum(p.numel() for p in encoder.body.parameters()) == 11_168_832  # as for CIFAR, without a classifier
+
+
+@pytest.mark.parametrize(("init", "variance"), [("pytorch", 1 / 3), ("kaiming", 2)])
+def test_variance_of_the_initial_convolutions_over_fan_in(init, variance):
+    encoder = make_encoder("conv6", 3, 32, 64, seed=0, init=init)
+    for block in encoder.blocks[1:]:  # the first has too few weights for a sharp estimate
+        weight = block[0].weight
+        assert weight.var().item() * weight[0].numel() == pytest.approx(variance, rel=0.05)
+    assert torch.equal(encoder.head.weight, make_encoder("conv6", 3, 32, 64, seed=0).head.weight)

@@ -11,6 +11,7 @@ from PIL import Image
 from raysweep import data, preview, space
 from raysweep.augment import augment
 from raysweep.cli import main
+from raysweep.errors import InputError
 from raysweep.randomness import generator
 from tests.conftest import ROOT
 
@@ -84,6 +85,7 @@ def test_one_image_of_each_class_where_there_are_enough():
 
 def test_strengths():
     assert preview.panels_of(build())[0].strengths == (0, 0.25, 0.5, 0.75, 1)
+    assert preview.panels_of(build(strength=0.8))[0].strengths == (0, 0.25, 0.5, 0.75, 0.8, 1)
     assert preview.panels_of(build({"strength": {"grid": [2, 0.5]}}))[0].strengths == (0.5, 2)
     many = build({"strength": {"grid": [0.01 * i for i in range(1, 101)]}})
     panel = preview.panels_of(many)[0]
@@ -193,7 +195,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
     output = tmp_path / "aug.png"
     figure = preview.draw(build(), load)
     output.write_bytes(b"mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(InputError, match="exists"):
         preview.save(figure, output)
     assert output.read_bytes() == b"mine"
 

@@ -48,6 +48,7 @@ def fill(tmp_path, sweep=SWEEP, leave_out=(), failed=(), digest=lambda trial: "d
             trial,
             digest(trial),
             directory,
+            status="failed" if broken else "finished",
             error="the loss became nan" if broken else None,
             metrics={} if broken else {name: score(trial, name) for name in statistics.COLUMNS},
             wall_s=1.0,
@@ -141,7 +142,15 @@ def test_what_the_sweep_itself_varies_may_differ(tmp_path):
         store.begin_attempt(made.trial(trial.name), trial.settings)
         metrics = dict.fromkeys(statistics.COLUMNS, 0.5 + trial.settings.knn_k / 100)
         result = store.make_result(
-            trial, "d", made.trial(trial.name), error=None, metrics=metrics, wall_s=1.0, device="cpu", warnings=[]
+            trial,
+            "d",
+            made.trial(trial.name),
+            status="finished",
+            error=None,
+            metrics=metrics,
+            wall_s=1.0,
+            device="cpu",
+            warnings=[],
         )
         store.write_result(made.trial(trial.name), result)
     points = {point.name: point for point in report.build(made, sweep).points}
@@ -202,6 +211,7 @@ def fill_with(tmp_path, raw, metrics_of):
     for trial in sweep.trials:
         store.begin_attempt(made.trial(trial.name), trial.settings)
         options = {"error": None, "metrics": metrics_of(trial), "wall_s": 1.0, "device": "cpu", "warnings": []}
+        options["status"] = "finished"
         result = store.make_result(trial, "d", made.trial(trial.name), **options)
         store.write_result(made.trial(trial.name), result)
     return made, sweep
@@ -229,7 +239,7 @@ def test_a_sweep_that_varies_the_protocol_has_a_best_point_for_each(tmp_path):
 
     made, sweep = fill_with(tmp_path, raw, metrics)
     points = report.build(made, sweep).points
-    best = [point.name for point in statistics.best_points(sweep, points)]
+    best = [ranked[0].name for ranked in statistics.rank(points, sweep.metric, sweep.tune.mode)]
     assert best == ["labels_per_class=None,alpha=1.0", "labels_per_class=10,alpha=1.0"]
     assert "not comparable" in (made.root / "summary.md").read_text()
 
@@ -637,6 +647,18 @@ def test_the_same_experiment_in_two_sweeps_is_not_its_own_second(tmp_path):
     assert "the best point, a/alpha=1.0" in said[0].lower()
     assert "the second, a/alpha=0.1," in said[0]
     assert "for 3 pairs" in said[0], "three experiments, not four"
+
+
+def test_measuring_every_block_makes_no_other_experiment(tmp_path):
+    ends = {"search": {"usl_type": ["ae_parallel", "simclr"], "seed": [0, 1, 2]}, "baseline": True}
+    blocks = {"search": {"layerwise": ["none", "greedy"], "seed": [0, 1, 2]}}
+    best = {"usl_type=ae_parallel": 0.9, "layerwise=none": 0.9, "usl_type=simclr": 0.8, "layerwise=greedy": 0.7}
+    metrics = made_up({**best, "random": 0.5})
+    opened = [fill_with(tmp_path, {"name": name, **raw}, metrics) for name, raw in (("a", ends), ("b", blocks))]
+    assert opened[1][1].trials[0].settings.per_layer
+    made = report.read_several(opened)
+    assert "the second, a/usl_type=simclr," in made.in_words(scores=1)[0]
+    assert all(len(point.random_by_seed) == 3 for point in made.points if not point.baseline), "lent to b by a"
 
 
 def refused(arguments, tmp_path, capsys):

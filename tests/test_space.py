@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep import space
+from raysweep import config, space
 from raysweep.config import SETTINGS, Settings, has_effect
 from raysweep.errors import InputError
 
@@ -396,6 +396,10 @@ def test_lists_that_are_one_value():
         ({"base": {"encoder": "resnet18"}, "search": {"layerwise": ["none", "random"]}}, ["layerwise", "resnet18"]),
         ({"base": {"encoder": "resnet18", "probe_layer": "layer2"}}, ["probe_layer: layer2", "block of conv6"]),
         ({"base": {"usl_type": "simclr", "emb_loss": "l1"}}, ["emb_loss", "no effect", "usl_type: simclr"]),
+        ({"base": {"usl_type": "simclr", "alpha": 5}}, ["alpha", "no effect", "usl_type: ae_parallel"]),
+        ({"base": {"probe_bank": "lr=1+2"}, "search": {"le_lr": [1, 2]}}, ["search.le_lr", "probe_bank without lr"]),
+        ({"search": {"per_layer": [True, False]}}, ["per_layer cannot be swept"]),
+        ({"tune": {"metric": "linear/layer3/val_accuracy"}}, ["tune.metric", "per_layer: False"]),
         ({"base": {"usl_type": "ae_single", "hinge_m": 3}}, ["hinge_m", "no effect", "emb_loss: hinge"]),
         ({"search": {"usl_type": ["simclr"], "emb_loss": ["mse", "l1"]}}, ["search.emb_loss", "no effect"]),
         ({"base": {"policy": "simclr+nois"}}, ["base: policy", "'nois'", "did you mean 'noise'"]),
@@ -426,3 +430,31 @@ def test_what_is_given_on_the_command_line_must_mean_something():
     with pytest.raises(InputError, match="emb_loss: has no effect in any trial"):
         space.build({}, {"usl_type": "simclr", "emb_loss": "mse"}, "command line")
     space.build({"base": {"emb_loss": "mse"}}, {"usl_type": "simclr"}, "command line")  # a file's default is no harm
+
+
+def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line():
+    optional = {"probe_dataset": "none", "image_size": "none", "labels_per_class": "None", "probe_bank": "none"}
+    (trial,) = build({"base": optional, "tune": {"metric": "none"}}).trials
+    assert trial.settings == Settings()
+    flags = {name: space.parse_value(name, text, name) for name, text in optional.items()}
+    assert space.build({}, flags, "command line").trials[0].settings == Settings()
+    layerwise = {"layerwise": space.parse_value("layerwise", "none", "--layerwise")}
+    assert space.build({"base": {"layerwise": "greedy"}}, layerwise, "f").trials[0].settings.layerwise == "none"
+
+
+def test_a_bank_that_reads_the_embedding_makes_its_width_the_random_encoders_too():
+    bank = {"probe_bank": "layer=trunk+embedding", "embedding_dim": 128}
+    random, trained = build({"base": bank, "baseline": True}).trials
+    assert random.settings.embedding_dim == trained.settings.embedding_dim == 128
+    width = {"search": {"embedding_dim": [16, 128]}, "base": {"probe_bank": "layer=trunk+embedding"}, "baseline": True}
+    assert [trial.settings.embedding_dim for trial in build(width).trials] == [16, 128, 16, 128]
+
+
+def test_settings_without_effect_do_not_make_evaluations_incomparable():
+    def of(**settings):
+        return config.protocol(Settings(**settings), "data")
+
+    assert of(val_fraction=0, split_seed=1) == of(val_fraction=0)
+    assert of(split_seed=1) != of()
+    assert of(probe_bank="lr=0.1+0.2", le_lr=5) == of(probe_bank="lr=0.1+0.2")
+    assert of(le_lr=5) != of()

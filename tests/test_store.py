@@ -16,7 +16,7 @@ SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml
 
 def result_of(trial, directory, **changes):
     directory.mkdir(parents=True, exist_ok=True)
-    options = {"error": None, "metrics": {}, "wall_s": 1.5, "device": "cpu", "warnings": []}
+    options = {"status": "finished", "error": None, "metrics": {}, "wall_s": 1.5, "device": "cpu", "warnings": []}
     return store.make_result(trial, "digest", directory, **{**options, **changes})
 
 

@@ -12,7 +12,12 @@ from raysweep.augment import to_float
 from raysweep.errors import Diverged
 from raysweep.models import Conv6, Encoder
 
-BATCH = 500  # 32×32 images: larger is no faster on a CPU, and activations stay below 150 MB
+BATCH = 500  # images of 32×32: larger is no faster on a CPU, and activations stay below 150 MB
+
+
+def batch_of(image_size: int) -> int:
+    """How many images of that side to compute at a time: of larger ones fewer, so that activations stay as small."""
+    return max(1, min(BATCH, BATCH * 32**2 // image_size**2))
 
 
 def extract(encoder: Encoder, images: Tensor, index: Tensor, layer: str) -> Tensor:
@@ -73,7 +78,7 @@ def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[T
     found: list[Tensor] = []
     with torch.no_grad():  # not inference_mode: its tensors could not be standardised in place
         start = 0
-        for part in index.split(BATCH):
+        for part in index.split(batch_of(images.shape[-1])):
             batch = to_float(images.index_select(0, part))
             features = read(batch.contiguous(memory_format=torch.channels_last))
             if not found:

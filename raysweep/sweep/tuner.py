@@ -80,10 +80,10 @@ def run_trial(
     directory = root / trial.name
     reported = time.monotonic()
 
-    def report(share: float, metrics: dict[str, float]) -> None:
+    def report(at: experiment.Progress) -> None:
         nonlocal reported
         if time.monotonic() - reported >= REPORT_SECONDS:
-            tune.report({"share": share, **metrics})
+            tune.report({"share": at.share, **at.metrics})
             reported = time.monotonic()
 
     result = experiment.run(
