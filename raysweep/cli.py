@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -121,10 +122,23 @@ def check_paths(sweep: Sweep) -> None:
     from raysweep import data
 
     for name in dict.fromkeys(
-        name for trial in sweep.trials for name in (trial.settings.dataset, trial.settings.probes)
+        name for trial in sweep.examples for name in (trial.settings.dataset, trial.settings.probes)
     ):
         data.check_name(name)
         data.check_exists(name)
+
+
+def check_means(sweep: Sweep, local_run: bool) -> None:
+    """Raises InputError where the sweep needs what is not there: Ray, or an extra."""
+    tune = sweep.tune
+    needs_ray = [f"tune.scheduler: {tune.scheduler}"] if tune.scheduler != "fifo" else []
+    needs_ray += [f"tune.searcher: {tune.searcher}"] if tune.searcher != "none" else []
+    if local_run and needs_ray:
+        raise InputError(f"--local runs trials one after the other, without Ray, but {needs_ray[0]} needs Ray")
+    if tune.searcher == "optuna" and find_spec("optuna") is None:
+        raise InputError(
+            f"tune.searcher: {tune.searcher} needs a package that is not installed: pip install 'raysweep[optuna]'"
+        )
 
 
 def provenance() -> dict[str, Any]:
@@ -160,15 +174,15 @@ def sweep_command(arguments: list[str]) -> int:
         return resume(parsed)
     sweep = requested(parsed)
     check_paths(sweep)
+    check_means(sweep, parsed.local)
     if parsed.dry_run:
         return dry_run(sweep)
     store, console = Store.plan(Path(parsed.output), parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, parsed, console)
     store.create(sweep, provenance())
     with store.lock():
-        tell(console, f"{store.root}: {len(sweep.trials)} trials, {plan}")
-        run_trials(sweep, store, datasets, [], parsed.local, console)
-        return conclude(sweep, store, console)
+        tell(console, f"{store.root}: {sweep.total} trials, {plan}")
+        return conclude(run_trials(sweep, store, datasets, [], parsed.local, console), store, console)
 
 
 def resume(parsed: argparse.Namespace) -> int:
@@ -180,20 +194,20 @@ def resume(parsed: argparse.Namespace) -> int:
         raise InputError(f"--resume goes on with the sweep as it is and takes no {others[0]}")
     store, sweep = Store.open(Path(parsed.resume))
     check_paths(sweep)
+    check_means(sweep, parsed.local)
     if parsed.dry_run:
         return dry_run(sweep)
     console = make_console()
     with store.lock():
         store.check_begun(sweep)
         kept = [result for result in store.results(sweep) if result.status != "failed"]
-        if len(kept) == len(sweep.trials):
+        if len(kept) == sweep.total:
             tell(console, f"{store.root}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
         datasets, plan = prepare(sweep, store, parsed, console)
         check_kept(sweep, kept, datasets)
-        tell(console, f"{store.root}: {len(sweep.trials)} trials, {len(kept)} finished before, {plan}")
-        run_trials(sweep, store, datasets, kept, parsed.local, console)
-        return conclude(sweep, store, console)
+        tell(console, f"{store.root}: {sweep.total} trials, {len(kept)} finished before, {plan}")
+        return conclude(run_trials(sweep, store, datasets, kept, parsed.local, console), store, console)
 
 
 def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
@@ -218,9 +232,13 @@ def dry_run(sweep: Sweep) -> int:
     import yaml
 
     print(yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True))
-    print(f"# {len(sweep.trials)} trials:")
+    print(f"# {sweep.total} trials:")
     for trial in sweep.trials:
         print(trial.name)
+    left = sweep.tune.num_samples - len(sweep.proposed)
+    if sweep.tune.searcher != "none" and left > 0:
+        seeds = ", ".join(map(str, sweep.seeds))
+        print(f"# and {left} points that {sweep.tune.searcher} proposes while the sweep runs, each with seed {seeds}")
     return FINISHED
 
 
@@ -231,7 +249,7 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
     warnings.showwarning = show_warning
     datasets: Datasets = {}
     with waiting(console, "loading the data; what is not there yet is downloaded"):
-        for trial in sweep.trials:
+        for trial in sweep.examples:
             inputs.check(trial.settings, inputs.pick(trial.settings, datasets, load=True))
     if parsed.local:
         return datasets, "one at a time in this process"
@@ -248,8 +266,8 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
 
 def run_trials(
     sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], local_run: bool, console: Console
-) -> None:
-    """Run the trials of the sweep but those of which results are kept."""
+) -> Sweep:
+    """Run the trials of the sweep but those of which results are kept; returns it with what was proposed meanwhile."""
     from raysweep.view import View
 
     done = {result.trial for result in kept}
@@ -263,11 +281,12 @@ def run_trials(
         else:
             from raysweep.sweep import tuner
 
-            tuner.run(sweep, pending, store, datasets, view, stopping)
+            tuner.run(sweep, pending, kept, store, datasets, view, stopping)
         if stopping.interrupted:
             raise KeyboardInterrupt
     if stopping.asked():
         say(f"the time budget of {sweep.tune.time_budget:g} s is used up")
+    return Store.open(store.root)[1] if sweep.tune.searcher != "none" else sweep
 
 
 def make_console() -> Console:
@@ -328,10 +347,10 @@ def tell_state(made: Report, directory: Path) -> int:
             if result.status == "failed":
                 say(f"failed: {result.trial}: {result.error}")
                 status = SOME_FAILED
-        unfinished = len(member.sweep.trials) - len(member.results)
+        unfinished = member.sweep.total - len(member.results)
         if unfinished:
             root = shown(member.store.root)
-            say(f"{unfinished} of {len(member.sweep.trials)} trials have not finished; go on with: --resume {root}")
+            say(f"{unfinished} of {member.sweep.total} trials have not finished; go on with: --resume {root}")
             status = SOME_FAILED
     remarks = {warning for member in made.members for result in member.results for warning in result.warnings}
     if remarks:

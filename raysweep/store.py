@@ -3,6 +3,7 @@
 Ray, `--local` and the report all go through here; Ray's own state (under `.ray/`) is never needed to go on.
 
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
+    DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
     DIR/NAME/TRIAL/attempt.json              which attempt, in which process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
@@ -24,7 +25,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -34,7 +35,7 @@ import yaml
 
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
-from raysweep.space import Sweep, Trial, build, check_name, read
+from raysweep.space import Proposal, Sweep, Trial, build, check_name, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +124,37 @@ def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
     return result
 
 
+def record_stop(
+    trial: Trial, probe_digest: str, directory: Path, *, reason: str, metrics: dict[str, float], wall_s: float
+) -> Result:
+    """Record that the trial was stopped early, after its process has reported for the last time.
+
+    Its checkpoints are removed: it is not run again.
+
+    Args:
+        trial: which.
+        probe_digest: identifies its probe dataset.
+        directory: its own.
+        reason: why, in words.
+        metrics: the newest of each that it reported.
+        wall_s: seconds spent on its last attempt.
+    """
+    result = make_result(
+        trial,
+        probe_digest,
+        directory,
+        status="stopped",
+        error=reason,
+        metrics=metrics,
+        wall_s=wall_s,
+        device="unknown",
+        warnings=[],
+    )
+    write_result(directory, result)
+    remove_checkpoints(directory)
+    return result
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that becomes `path` where the block ends: until then, a crash included, `path` is absent or old."""
@@ -184,7 +216,8 @@ class Store:
         """The sweep that lies in `root`; raises InputError if none does."""
         if not (root / "sweep.yaml").is_file():
             raise InputError(f"{root}: no sweep lies there (no sweep.yaml)")
-        return cls(root), build(read(root / "sweep.yaml"), {}, str(root / "sweep.yaml"))
+        store = cls(root)
+        return store, store.proposed(build(read(root / "sweep.yaml"), {}, str(root / "sweep.yaml")))
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> None:
         """Make the directory, which must not exist, and write `sweep.yaml`."""
@@ -220,6 +253,36 @@ class Store:
     def result(self, name: str) -> Result | None:
         """How the trial ended; None as long as it has not. Raises InputError if the file was damaged."""
         return read_result(self.trial(name))
+
+    def proposals(self) -> list[Proposal]:
+        """The points that a searcher has proposed, in their order; raises InputError if the file was damaged."""
+        path = self.root / "proposals.json"
+        if not path.exists():
+            return []
+        try:
+            points = json.loads(path.read_text())["points"]
+            return [Proposal(int(point["space"]), dict(point["values"])) for point in points]
+        except (ValueError, KeyError, TypeError) as fault:
+            raise InputError(f"{path}: is damaged ({fault}); the sweep cannot go on without its points") from None
+
+    def record_proposals(self, points: Sequence[Proposal]) -> None:
+        """Write down what was proposed, before any trial of it runs."""
+        write_json(self.root / "proposals.json", {"points": [asdict(point) for point in points]})
+
+    def proposed(self, sweep: Sweep) -> Sweep:
+        """The sweep with the trials of the points that its searcher has proposed so far; without one, as it is.
+
+        Raises:
+            InputError: a point is none of the sweep's, as after `sweep.yaml` was changed by hand.
+        """
+        for number, point in enumerate(self.proposals() if sweep.tune.searcher != "none" else []):
+            known = point.space < len(sweep.search) and set(point.values) == set(sweep.search[point.space]) - {"seed"}
+            grown = sweep.propose(point) if known else None
+            if grown is None:
+                path = self.root / "proposals.json"
+                raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")
+            sweep = grown
+        return sweep
 
     def check_begun(self, sweep: Sweep) -> None:
         """Raises InputError if a trial was begun with settings other than the sweep now has."""

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from raysweep import store
-from raysweep.config import Collapse
+from raysweep.config import METRICS, Collapse
 from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
 from raysweep.stopping import Stopping, watch
+from raysweep.store import Result
+from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.view import View
 
 REPORT_SECONDS = 1.0  # tune.report waits for the driver: reports go by time, not by epoch
 
 
 def run(
-    sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Datasets, view: View, stopping: Stopping
+    sweep: Sweep,
+    pending: list[Trial],
+    kept: list[Result],
+    results: store.Store,
+    datasets: Datasets,
+    view: View,
+    stopping: Stopping,
 ) -> None:
     """Run the pending trials on the connected cluster; each leaves its result in its directory.
+
+    With a searcher, also those of the points that it proposes; they are known to the store.
 
     A trial whose worker dies, or that raises, is begun again up to `max_failures` times and goes on from its own
     checkpoint; after that it is recorded as failed. Returns early, the trials at work saved, when the sweep is to end.
     """
-    trials = {trial.name: trial for trial in pending}
     parameters = {
-        "trials": trials,
         "datasets": dict(datasets),
         "root": results.root,
         "threads": sweep.resources.cpu,
@@ -37,20 +47,32 @@ def run(
         "checkpoint_seconds": sweep.tune.checkpoint_seconds,
         "collapse": sweep.tune.collapse,
         "stop_marker": results.stop_marker,
+        "compared": sweep.tune.scheduler != "fifo",
     }
-    seen = Watch(trials, datasets, results, view)
-    make_tuner(run_trial, parameters, sweep, results.root, [seen], Stop(stopping, seen)).fit()
+    ended = {result.trial: result for result in kept}
+    scheduler = make_scheduler(sweep)
+    proposer = None
+    if sweep.tune.searcher == "optuna":
+        from raysweep.sweep.searcher import Proposer, Queue  # Optuna need not be installed
+
+        proposer = Proposer(Queue(sweep, pending, ended, results))
+    seen = Watch(datasets, results, ended, scheduler, view)
+    stop = Stop(stopping, seen)
+    make_tuner(run_trial, parameters, sweep, pending, results.root, scheduler, proposer, stop, [seen]).fit()
 
 
 def make_tuner(
     trainable: Callable[..., None],
     parameters: Mapping[str, Any],
     sweep: Sweep,
+    trials: list[Trial],
     root: Path,
-    callbacks: list[tune.Callback],
+    scheduler: TrialScheduler | None = None,
+    proposer: Searcher | None = None,
     stop: tune.Stopper | None = None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> tune.Tuner:
-    """A Tuner that runs `trainable(config, **parameters)` for every name in `parameters["trials"]`.
+    """A Tuner that runs `trainable({"trial": trial}, **parameters)` for every trial, or all that the proposer gives.
 
     The parameters go through the object store once: NumPy arrays in them are mapped read-only into every worker on a
     node, not copied. Workers are kept from trial to trial, so that each imports torch once.
@@ -58,23 +80,30 @@ def make_tuner(
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, **parameters), resources),
-        param_space={"trial": tune.grid_search(list(parameters["trials"]))},
+        param_space={"trial": tune.grid_search(trials)} if proposer is None else None,
         # No metric here: Tune raises when a first report lacks it, and what is best is read from the store.
-        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            search_alg=proposer,
+            num_samples=1 if proposer is None else -1,  # it says itself when it ends
+            max_concurrent_trials=sweep.tune.max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
         run_config=tune.RunConfig(
             name=".ray",
             storage_path=str(root),
             verbose=0,
             stop=stop,
             failure_config=tune.FailureConfig(max_failures=sweep.tune.max_failures),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
         ),
     )
 
 
 def run_trial(
     config: Mapping[str, Any],
-    trials: Mapping[str, Trial],
     datasets: Datasets,
     root: Path,
     threads: int,
@@ -82,8 +111,13 @@ def run_trial(
     checkpoint_seconds: float | None,
     collapse: Collapse | None,
     stop_marker: Path,
+    compared: bool,
 ) -> None:
-    """The function trainable: one trial in a worker."""
+    """The function trainable: one trial in a worker.
+
+    A trial that a scheduler compares with others reports every online evaluation, and waits for what is decided. If it
+    is to stop, Ray ends this thread in that report by SystemExit, once it needs the worker for another trial.
+    """
     from raysweep import experiment
 
     stop = watch(stop_marker)
@@ -91,17 +125,21 @@ def run_trial(
         tune.report({"share": 0.0})
         return
 
-    trial = trials[config["trial"]]
+    trial = config["trial"]
     directory = root / trial.name
     reported = time.monotonic()
 
     def report(at: experiment.Progress) -> None:
         nonlocal reported
-        if time.monotonic() - reported >= REPORT_SECONDS:
-            tune.report({"share": at.share, **at.metrics})
-            reported = time.monotonic()
+        if compared and at.evaluated:
+            tune.report({"share": at.share, EPOCH: at.epoch, **at.metrics})
+        elif time.monotonic() - reported >= REPORT_SECONDS:
+            tune.report({"share": at.share})
+        else:
+            return
+        reported = time.monotonic()
 
-    result = experiment.run(
+    experiment.run(
         trial,
         datasets,
         directory,
@@ -112,7 +150,7 @@ def run_trial(
         report=report,
         stop=stop,
     )
-    tune.report({"share": 1.0, **(result.metrics if result is not None else {})})
+    tune.report({"share": 1.0})
 
 
 class Stop(tune.Stopper):
@@ -144,8 +182,15 @@ class Stop(tune.Stopper):
 class Watch(tune.Callback):
     """Passes on to the view what Tune sees of the trials."""
 
-    def __init__(self, trials: Mapping[str, Trial], datasets: Datasets, results: store.Store, view: View) -> None:
-        self.trials, self.datasets, self.results, self.view = trials, datasets, results, view
+    def __init__(
+        self,
+        datasets: Datasets,
+        results: store.Store,
+        ended: dict[str, Result],
+        scheduler: ByEvaluation | None,
+        view: View,
+    ) -> None:
+        self.datasets, self.results, self.ended, self.scheduler, self.view = datasets, results, ended, scheduler, view
         self.running: set[str] = set()
         """The trials that a worker has."""
 
@@ -171,12 +216,14 @@ class Watch(tune.Callback):
         self.view.retry(of, store.attempts(self.results.trial(of.name)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It wrote its result, or left because the sweep is to end."""
+        """It wrote its result, was stopped, or left because the sweep is to end."""
         of = self._of(trial)
         self.running.discard(of.name)
         result = self.results.result(of.name)
+        if result is None and self.scheduler is not None and of.name in self.scheduler.reasons:
+            result = self._record_stop(of, self.scheduler.reasons[of.name], trial.last_result)
         if result is not None:
-            self.view.end(result)
+            self._end(result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It broke off for the last time."""
@@ -184,9 +231,31 @@ class Watch(tune.Callback):
         self.running.discard(of.name)
         result = self.results.result(of.name)
         if result is None:
-            digest = pick(of.settings, self.datasets).probe.digest
-            result = store.record_failure(of, digest, self.results.trial(of.name))
+            result = store.record_failure(of, self._digest(of), self.results.trial(of.name))
+        self._end(result)
+
+    def _record_stop(self, of: Trial, reason: str, report: Mapping[str, Any]) -> Result:
+        """Record what a trial had reported when it was stopped, which its process cannot do: it waits for its end."""
+        from raysweep.events import end_stopped
+
+        directory = self.results.trial(of.name)
+        end_stopped(directory, store.attempts(directory))
+        return store.record_stop(
+            of,
+            self._digest(of),
+            directory,
+            reason=reason,
+            metrics={name: report[name] for name in METRICS if name in report},
+            wall_s=report["time_total_s"],
+        )
+
+    def _end(self, result: Result) -> None:
+        self.ended[result.trial] = result
         self.view.end(result)
 
+    def _digest(self, of: Trial) -> str:
+        return pick(of.settings, self.datasets).probe.digest
+
     def _of(self, trial: Any) -> Trial:
-        return self.trials[trial.config["trial"]]
+        of: Trial = trial.config["trial"]
+        return of
