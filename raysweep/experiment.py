@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,7 +108,7 @@ def run(
             work = Work(trial, pick(trial.settings, datasets), directory, attempt, gpu)
             error = work.run(started, checkpoint_seconds, report)
         except Exception:
-            (directory / "error.txt").write_text(traceback.format_exc())
+            store.note_traceback(directory)
             raise
     result = store.make_result(
         trial,

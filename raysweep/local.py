@@ -27,7 +27,8 @@ def run(sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Data
                 checkpoint_seconds=sweep.tune.checkpoint_seconds,
                 report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
             )
-        except Exception:
+        except Exception as fault:
             # The trial's traceback is in its error.txt already.
-            result = store.record_failure(trial, pick(trial.settings, datasets).probe.digest, directory)
+            digest = pick(trial.settings, datasets).probe.digest
+            result = store.record_failure(trial, digest, directory, store.reason(fault))
         view.end(result)

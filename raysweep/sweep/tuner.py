@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayTaskError
 
 from raysweep import store
 from raysweep.inputs import Datasets, pick
@@ -121,7 +123,7 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died; it will go on."""
         of = self._of(trial)
-        self.view.retry(of, store.attempts(self.results.trial(of.name)))
+        self.view.retry(of, store.attempts(self.results.trial(of.name)), broke_off(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It wrote its result."""
@@ -135,8 +137,21 @@ class Watch(tune.Callback):
         result = self.results.result(of.name)
         if result is None:
             digest = pick(of.settings, self.datasets).probe.digest
-            result = store.record_failure(of, digest, self.results.trial(of.name))
+            result = store.record_failure(of, digest, self.results.trial(of.name), broke_off(trial))
         self.view.end(result)
 
     def _of(self, trial: Any) -> Trial:
         return self.trials[trial.config["trial"]]
+
+
+def broke_off(trial: Any) -> str:
+    """Why Tune's trial broke off last, in one line, from what Tune keeps of it on the driver's own disk."""
+    if trial.pickled_error_file is not None:
+        with open(trial.pickled_error_file, "rb") as file:
+            fault = pickle.load(file)
+        if isinstance(fault, RayTaskError):  # raised in the worker
+            return store.reason(fault.cause)
+    text = Path(trial.error_file).read_text()
+    if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
+        return "out of memory: Ray ended its process as its node ran low on memory"
+    return "its process died (killed, out of memory, or its node was lost)"
