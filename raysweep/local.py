@@ -18,15 +18,16 @@ def run(sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Data
         view.begin(trial)
         directory = results.trial(trial.name)
         try:
-            result = experiment.run(
-                trial,
-                datasets,
-                directory,
-                threads=sweep.resources.cpu,
-                gpu=sweep.resources.gpu > 0,
-                checkpoint_seconds=sweep.tune.checkpoint_seconds,
-                report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
-            )
+            with store.hold(directory):
+                result = experiment.run(
+                    trial,
+                    datasets,
+                    directory,
+                    threads=sweep.resources.cpu,
+                    gpu=sweep.resources.gpu > 0,
+                    checkpoint_seconds=sweep.tune.checkpoint_seconds,
+                    report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
+                )
         except Exception as fault:
             # The trial's traceback is in its error.txt already.
             digest = pick(trial.settings, datasets).probe.digest

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP_CHECKPOINTS = 2
+HOLD_SECONDS = 60.0
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "low on memory")
 """What PyTorch, on a CPU and on a GPU, the system and Ray say where memory ran out."""
 
@@ -357,6 +358,44 @@ def read_result(directory: Path) -> Result | None:
 def write_result(directory: Path, result: Result) -> None:
     """Write how the trial ended. From here on it is not run again."""
     write_json(directory / "result.json", asdict(result))
+
+
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that now lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Hold a trial's directory for this process, waiting for the process that has it: it dies with that process.
+
+    A worker whose driver was killed lives on for seconds, in which the sweep may be resumed already.
+
+    Raises:
+        TimeoutError: another process still has it after `HOLD_SECONDS`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path, end = directory / ".lock", time.monotonic() + HOLD_SECONDS
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = same_file(file.fileno(), path)  # not one that its last holder has removed
+            except BlockingIOError:
+                held = False
+            if held:
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # read-only by now; the lock itself goes with the open file
+                        path.unlink()
+                return
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, "another process still runs the trial in it", str(directory))
+        time.sleep(0.1)
 
 
 def begin_attempt(directory: Path, settings: Settings) -> int:

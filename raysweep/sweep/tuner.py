@@ -88,15 +88,16 @@ def run_trial(
             tune.report({"share": at.share, **at.metrics})
             reported = time.monotonic()
 
-    result = experiment.run(
-        trial,
-        datasets,
-        directory,
-        threads=threads,
-        gpu=gpu,
-        checkpoint_seconds=checkpoint_seconds,
-        report=report,
-    )
+    with store.hold(directory):
+        result = experiment.run(
+            trial,
+            datasets,
+            directory,
+            threads=threads,
+            gpu=gpu,
+            checkpoint_seconds=checkpoint_seconds,
+            report=report,
+        )
     tune.report({"share": 1.0, **result.metrics})
 
 
