@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +25,7 @@ from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
 from raysweep.stopping import Stopping
-from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference
+from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +74,9 @@ def sweep_parser() -> Parser:
         help="override any setting, or baseline, tune.NAME, resources.NAME; a list becomes a grid: seed=[0,1,2]",
     )
     parser.add_argument(
-        "--resume", metavar="DIR/NAME", help="go on with a sweep: run the trials that have not finished"
+        "--resume",
+        metavar="DIR/NAME",
+        help="go on with a sweep: run the trials that have not finished, and those that a changed search space adds",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the trials and the resolved settings only")
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
@@ -98,8 +100,8 @@ def shipped_spaces() -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.yaml")}
 
 
-def requested(arguments: argparse.Namespace) -> Sweep:
-    """The sweep that the arguments describe, checked."""
+def requested(arguments: argparse.Namespace, begun: Path | None = None) -> Sweep:
+    """The sweep that the arguments describe, checked; without a search space, that of the file `begun`."""
     overrides = space.parse_assignments(arguments.set)
     flags = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
     for name, text in flags.items():
@@ -111,6 +113,8 @@ def requested(arguments: argparse.Namespace) -> Sweep:
     if arguments.exp_type:
         path = shipped_spaces()[arguments.exp_type]
         return space.build(space.read(path), overrides, path.name)
+    if begun is not None:
+        return space.build(space.read(begun), overrides, "command line" if overrides else str(begun))
     if not overrides:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
     name = overrides.get("usl_type", Settings().usl_type)
@@ -177,37 +181,61 @@ def sweep_command(arguments: list[str]) -> int:
     check_means(sweep, parsed.local)
     if parsed.dry_run:
         return dry_run(sweep)
+    from raysweep import inputs
+
     store, console = Store.plan(Path(parsed.output), parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, parsed, console)
-    store.create(sweep, provenance())
+    store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
     with store.lock():
         tell(console, f"{store.root}: {sweep.total} trials, {plan}")
-        return conclude(run_trials(sweep, store, datasets, [], parsed.local, console), store, console)
+        return conclude_run(run_trials(sweep, store, datasets, [], parsed.local, console), store, console)
 
 
 def resume(parsed: argparse.Namespace) -> int:
-    """Go on with the sweep that lies in a directory."""
-    others = [f"--{name}" for name in (*SETTINGS, "name", "exp_type") if getattr(parsed, name) is not None]
-    others += [parsed.space] if parsed.space else []
-    others += ["--set"] if parsed.set else []
-    if others:
-        raise InputError(f"--resume goes on with the sweep as it is and takes no {others[0]}")
-    store, sweep = Store.open(Path(parsed.resume))
+    """Go on with the sweep that lies in a directory; a search space, or settings, add the points that they name."""
+    if parsed.name is not None:
+        raise InputError("--resume goes on in the directory that it names and takes no --name")
+    store, before = Store.open(Path(parsed.resume))
+    sweep = extended(before, store, parsed)
     check_paths(sweep)
     check_means(sweep, parsed.local)
     if parsed.dry_run:
-        return dry_run(sweep)
+        return dry_run(sweep, {trial.name for trial in before.trials})
+    from raysweep import inputs
+
+    warnings.showwarning = show_warning
     console = make_console()
     with store.lock():
+        _, before = Store.open(store.root)  # another process may have gone on with it until now
+        sweep = extended(before, store, parsed)
+        added = len(sweep.trials) - len(before.trials)
+        changed = sweep.to_dict() != before.to_dict()
         store.check_begun(sweep)
+        store.set_damaged_aside(sweep)
         kept = [result for result in store.results(sweep) if result.status != "failed"]
         if len(kept) == sweep.total:
+            if changed:
+                store.extend(sweep, provenance())
             tell(console, f"{store.root}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
         datasets, plan = prepare(sweep, store, parsed, console)
         check_kept(sweep, kept, datasets)
-        tell(console, f"{store.root}: {sweep.total} trials, {len(kept)} finished before, {plan}")
-        return conclude(run_trials(sweep, store, datasets, kept, parsed.local, console), store, console)
+        if changed:
+            store.extend(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
+        if before.resources != sweep.resources:
+            say("warning: other resources than before: results on other threads, or a GPU, differ in their last digits")
+        new = f" ({added} new)" if added else ""
+        tell(console, f"{store.root}: {sweep.total} trials{new}, {len(kept)} finished before, {plan}")
+        return conclude_run(run_trials(sweep, store, datasets, kept, parsed.local, console), store, console)
+
+
+def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:
+    """A sweep that was begun with the points that the arguments add to it."""
+    flags = any(getattr(parsed, name) is not None for name in SETTINGS)
+    if not (parsed.space or parsed.exp_type or parsed.set or flags):
+        return begun
+    asked = requested(parsed, store.root / "sweep.yaml")
+    return space.extend(begun, asked, f"{parsed.space or parsed.exp_type or 'command line'} for {shown(store.root)}")
 
 
 def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
@@ -227,14 +255,14 @@ def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
             )
 
 
-def dry_run(sweep: Sweep) -> int:
-    """Print what would run."""
+def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
+    """Print what would run; where a sweep is gone on with, which trials it does not know yet."""
     import yaml
 
     print(yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True))
     print(f"# {sweep.total} trials:")
     for trial in sweep.trials:
-        print(trial.name)
+        print(trial.name if known is None or trial.name in known else f"{trial.name}  # new")
     left = sweep.tune.num_samples - len(sweep.proposed)
     if sweep.tune.searcher != "none" and left > 0:
         seeds = ", ".join(map(str, sweep.seeds))
@@ -251,6 +279,7 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
     with waiting(console, "loading the data; what is not there yet is downloaded"):
         for trial in sweep.examples:
             inputs.check(trial.settings, inputs.pick(trial.settings, datasets, load=True))
+        inputs.check_unchanged(datasets, store.recorded_datasets())
     if parsed.local:
         return datasets, "one at a time in this process"
     with waiting(console, "starting Ray"):
@@ -314,6 +343,15 @@ def interruptible(store: Store) -> Iterator[None]:
     except KeyboardInterrupt:
         say(f"interrupted; go on with: run_sweep.py --resume {shown(store.root)}")
         raise SystemExit(INTERRUPTED) from None
+
+
+def conclude_run(sweep: Sweep, store: Store, console: Console) -> int:
+    """`conclude` after trials have run: where the report cannot be written, the trials' results are still there."""
+    try:
+        return conclude(sweep, store, console)
+    except OSError as fault:
+        say(f"the report cannot be written: {reason(fault)}; go on with: run_sweep.py --resume {shown(store.root)}")
+        return SOME_FAILED
 
 
 def conclude(sweep: Sweep, store: Store, console: Console) -> int:

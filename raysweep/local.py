@@ -23,20 +23,22 @@ def run(
         view.begin(trial)
         directory = results.trial(trial.name)
         try:
-            result = experiment.run(
-                trial,
-                datasets,
-                directory,
-                threads=sweep.resources.cpu,
-                gpu=sweep.resources.gpu > 0,
-                checkpoint_seconds=sweep.tune.checkpoint_seconds,
-                collapse=sweep.tune.collapse,
-                report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
-                stop=stopping.asked,
-            )
+            with store.hold(directory):
+                result = experiment.run(
+                    trial,
+                    datasets,
+                    directory,
+                    threads=sweep.resources.cpu,
+                    gpu=sweep.resources.gpu > 0,
+                    checkpoint_seconds=sweep.tune.checkpoint_seconds,
+                    collapse=sweep.tune.collapse,
+                    report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
+                    stop=stopping.asked,
+                )
             if result is None:
                 return
-        except Exception:
+        except Exception as fault:
             # The trial's traceback is in its error.txt already.
-            result = store.record_failure(trial, pick(trial.settings, datasets).probe.digest, directory)
+            digest = pick(trial.settings, datasets).probe.digest
+            result = store.record_failure(trial, digest, directory, store.reason(fault))
         view.end(result)

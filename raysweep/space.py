@@ -41,6 +41,8 @@ EXAMPLES = 100
 """Points drawn to check a search space by, of which a searcher will propose the points."""
 MAX_NAME = 160  # characters; file systems stop at 255 bytes, and a checkpoint's path needs some of them
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
+RECORDS = ("made_by", "changed_by")
+"""What a results directory's `sweep.yaml` has beside the search space."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -356,13 +358,13 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     Raises:
         InputError: one line that names the key, what was given and what is valid.
     """
-    valid = ("name", "base", "search", "baseline", "tune", "resources", "made_by")
+    valid = ("name", "base", "search", "baseline", "tune", "resources", *RECORDS)
     for key in raw:
         if key not in valid:
             hint = (
                 f"; it is a setting: put it under base or search, as 'base: {{{key}: ...}}'" if key in SETTINGS else ""
             )
-            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[:-1])}")
+            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[: -len(RECORDS)])}")
     name = raw.get("name", "sweep")
     check_name(name, f"{where}: name")
     base = mapping(raw.get("base"), f"{where}: base")
@@ -423,6 +425,70 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     if tune.collapse_stop is not None and not watched:
         raise InputError(f"{where}: tune.collapse_stop: nothing is evaluated while pretraining (probe_every: 0)")
     return sweep
+
+
+def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
+    """A sweep with the points that another one adds to it.
+
+    The trials are those of `by`, in its order, then those that it no longer names; a baseline stays. Settings that
+    change no score, `tune` and `resources` are as `by` has them.
+
+    Args:
+        sweep: the one that was begun.
+        by: the one that is asked for now.
+        where: opens every message.
+
+    Raises:
+        InputError: a setting changed, or moved between `base` and `search`, so that the trials would not be one sweep.
+    """
+    was, now = make_settings(sweep.base, where), make_settings(by.base, where)
+    begun, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
+    base = now.model_dump()
+    for name in SETTINGS:
+        if not about(name).search:
+            continue
+        before, after = [name in space for space in begun], [name in space for space in search]
+        if all(before) and not any(after):
+            raise InputError(
+                f"{where}: {name}: is no longer under search, as it was when the sweep was begun; keep it there, as "
+                f"'{name}: {{grid: [{getattr(now, name)}]}}', or start a new sweep"
+            )
+        if all(after) and not any(before):
+            raise InputError(
+                f"{where}: {name}: is under search now, but when the sweep was begun it was {getattr(was, name)!r} for "
+                f"all trials, and their names do not say it; start a new sweep"
+            )
+        if not all(before):  # where every sub-space searches it, what base says is never read
+            base[name] = getattr(was, name)
+            if not all(after) and base[name] != getattr(now, name):
+                raise InputError(
+                    f"{where}: {name}: is {getattr(now, name)!r}, but the sweep was begun with {base[name]!r}; start a "
+                    f"new sweep for other settings"
+                )
+    named = {trial.name for trial in by.trials}
+    for space in begun:
+        if any(trial.name not in named for trial in expand(was, (space,), 1, False, where)):
+            search.append(space)
+    baseline = sweep.baseline or by.baseline
+    raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": baseline}
+    return build(raw, {}, where)
+
+
+def with_seed(spaces: Iterable[Mapping[str, Mapping[str, Any]]], seed: int) -> list[Mapping[str, Mapping[str, Any]]]:
+    """The sub-spaces, each saying the seed, which every trial's name says: so it may move in and out of `base`."""
+    return [space if "seed" in space else {**space, "seed": {"grid": [seed]}} for space in spaces]
+
+
+def drawn(sweep: Sweep) -> Iterator[Mapping[str, Mapping[str, Any]]]:
+    """The sub-spaces as grids alone: one with settings that are drawn at random gives one for each draw."""
+    for space in sweep.search:
+        random_ones = any("grid" not in spec for spec in space.values())
+        for sample in range(sweep.tune.num_samples if random_ones else 1):
+            specs = {name: next(iter(spec.items())) for name, spec in space.items()}
+            yield {
+                name: {"grid": values if how == "grid" else [draw(name, how, values, sample)]}
+                for name, (how, values) in specs.items()
+            }
 
 
 def listed(spec: Any) -> list[Any]:
@@ -651,7 +717,10 @@ def draw(name: str, how: str, values: list[Any], sample: int) -> Any:
 def expand(
     base: Settings, search: tuple[Mapping[str, Mapping[str, Any]], ...], samples: int, baseline: bool, where: str
 ) -> Iterator[Trial]:
-    """All trials: the baseline first, then point by point, the seeds of a point side by side."""
+    """All trials: the baseline first, then point by point, the seeds of a point side by side.
+
+    A trial that several sub-spaces name counts once.
+    """
     trials: list[Trial] = []
     seen: dict[Settings, str] = {}  # by what is computed: settings without effect do not tell trials apart
     if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
@@ -662,7 +731,6 @@ def expand(
         total = math.prod(len(spec["grid"]) for spec in space.values() if "grid" in spec)
         if total * samples > MAX_TRIALS:
             raise InputError(f"{where}: search: {total * samples} trials; at most {MAX_TRIALS} in one sweep")
-        own: set[str] = set()
         for sample in range(samples if random_ones else 1):
             axes = []
             for name in names:
@@ -672,11 +740,10 @@ def expand(
                 varied = dict(zip(names, combination, strict=True))
                 trial = make_trial(base, varied, where)
                 key = canonical(trial.settings)
-                if trial.name in own:  # a choice drawn again
+                if seen.get(key) == trial.name:  # a choice drawn again, or sub-spaces that overlap
                     continue
                 if key in seen:
                     raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
-                own.add(trial.name)
                 seen[key] = trial.name
                 trials.append(trial)
     if baseline:

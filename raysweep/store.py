@@ -14,6 +14,7 @@ Ray, `--local` and the report all go through here; Ray's own state (under `.ray/
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -23,10 +24,11 @@ import pickle
 import socket
 import tempfile
 import time
+import traceback
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP_CHECKPOINTS = 2
+HOLD_SECONDS = 60.0
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "low on memory")
+"""What PyTorch, on a CPU and on a GPU, the system and Ray say where memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,8 @@ def make_result(
     )
 
 
-def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
-    """Record that the trial's last attempt broke off; the reason is in its `error.txt`, or its process died."""
-    error = "its process died (killed, out of memory, or its node was lost)"
-    if (directory / "error.txt").exists():
-        error = (directory / "error.txt").read_text().strip().splitlines()[-1]
-    directory.mkdir(parents=True, exist_ok=True)
+def record_failure(trial: Trial, probe_digest: str, directory: Path, error: str) -> Result:
+    """Record that the trial's last attempt broke off, and why; warns where that cannot be written (a full disk)."""
     result = make_result(
         trial,
         probe_digest,
@@ -120,7 +121,11 @@ def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
         device="unknown",
         warnings=[],
     )
-    write_result(directory, result)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_result(directory, result)
+    except OSError as fault:
+        warnings.warn(f"{trial.name}: that it failed cannot be recorded: {reason(fault)}", stacklevel=2)
     return result
 
 
@@ -155,6 +160,23 @@ def record_stop(
     return result
 
 
+def reason(fault: BaseException) -> str:
+    """Why something broke off, in one line that says so where memory or space ran out."""
+    text = (str(fault).strip().splitlines() or [""])[0]
+    if isinstance(fault, MemoryError) or any(words in str(fault) for words in NO_MEMORY):
+        return f"out of memory: {text}" if text else "out of memory"
+    if isinstance(fault, OSError) and fault.strerror is not None:
+        what = "disk full" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else type(fault).__name__
+        return ": ".join([what, fault.strerror, *([str(fault.filename)] if fault.filename is not None else [])])
+    return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
+
+
+def note_traceback(directory: Path) -> None:
+    """Write the traceback of the exception that is being handled to the trial's `error.txt`."""
+    with suppress(OSError):  # the disk may be full, and the exception itself goes on to whoever records it
+        (directory / "error.txt").write_text(traceback.format_exc())
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that becomes `path` where the block ends: until then, a crash included, `path` is absent or old."""
@@ -166,8 +188,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as fault:
+        if isinstance(fault, OSError) and fault.filename is None:
+            fault.filename = str(path)  # a full disk's error does not name it
+        with suppress(OSError):  # where nothing can be removed either, what was raised says more
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 
@@ -225,8 +250,27 @@ class Store:
             self.root.mkdir(parents=True)
         except FileExistsError:
             raise InputError(f"{self.root}: another process has just made it; run the command again") from None
+        self._write(sweep, {"made_by": made_by})
+
+    def extend(self, sweep: Sweep, changed_by: dict[str, Any]) -> None:
+        """Write `sweep.yaml` anew for the sweep as it is from now on; what made and changed it before stays noted."""
+        made_by, *changes = self.history()
+        self._write(sweep, {"made_by": made_by, "changed_by": [*changes, changed_by]})
+
+    def history(self) -> list[dict[str, Any]]:
+        """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
+        found = read(self.root / "sweep.yaml")
+        return [found.get("made_by") or {}, *(found.get("changed_by") or [])]
+
+    def recorded_datasets(self) -> dict[str, str]:
+        """The digests of the datasets that the sweep was made and changed with, by name; none before it is made."""
+        if not (self.root / "sweep.yaml").exists():
+            return {}
+        return {name: digest for entry in self.history() for name, digest in (entry.get("datasets") or {}).items()}
+
+    def _write(self, sweep: Sweep, records: dict[str, Any]) -> None:
         header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
-        text = yaml.safe_dump({**sweep.to_dict(), "made_by": made_by}, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump({**sweep.to_dict(), **records}, sort_keys=False, allow_unicode=True)
         write_atomically(self.root / "sweep.yaml", (header + text).encode())
 
     @contextmanager
@@ -291,6 +335,17 @@ class Store:
             begun = read_attempt(path) if path.exists() else None
             if begun is not None:
                 check_settings(begun["settings"], trial.settings, str(path.parent))
+
+    def set_damaged_aside(self, sweep: Sweep) -> None:
+        """Rename every damaged `result.json`, with a warning: its trial counts as one that has not finished."""
+        for trial in sweep.trials:
+            try:
+                self.result(trial.name)
+            except InputError:
+                path = self.trial(trial.name) / "result.json"
+                number = 1 + len(list(path.parent.glob("result.json.damaged-*")))
+                aside = path.rename(path.with_name(f"result.json.damaged-{number}"))
+                warnings.warn(f"{path} was damaged and is now {aside.name}; the trial runs again", stacklevel=2)
 
     def results(self, sweep: Sweep) -> list[Result]:
         """The results there are, in the order of the trials; raises InputError if one is of other settings."""
@@ -365,7 +420,7 @@ def read_result(directory: Path) -> Result | None:
         names = [item.name for item in fields(Result) if item.name in content or item.name not in optional]
         return Result(**{name: content[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
-        raise InputError(f"{path}: is damaged ({fault}); delete it and --resume to run the trial again") from None
+        raise InputError(f"{path}: is damaged ({fault}); --resume puts it aside and runs the trial again") from None
 
 
 def write_result(directory: Path, result: Result) -> None:
@@ -373,12 +428,50 @@ def write_result(directory: Path, result: Result) -> None:
     write_json(directory / "result.json", asdict(result))
 
 
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that now lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Hold a trial's directory for this process, waiting for the process that has it: it dies with that process.
+
+    A worker whose driver was killed lives on for seconds, in which the sweep may be resumed already.
+
+    Raises:
+        TimeoutError: another process still has it after `HOLD_SECONDS`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path, end = directory / ".lock", time.monotonic() + HOLD_SECONDS
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = same_file(file.fileno(), path)  # not one that its last holder has removed
+            except BlockingIOError:
+                held = False
+            if held:
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # read-only by now; the lock itself goes with the open file
+                        path.unlink()
+                return
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, "another process still runs the trial in it", str(directory))
+        time.sleep(0.1)
+
+
 def begin_attempt(directory: Path, settings: Settings) -> int:
     """Note that this process now runs the trial with these settings; returns which attempt this is, from 1."""
     directory.mkdir(parents=True, exist_ok=True)
     for left in ("result.json", "error.txt"):  # of an attempt that failed
         (directory / left).unlink(missing_ok=True)
-    for left_over in directory.glob(".*"):  # of a process that was killed while writing (see `replacing`)
+    for left_over in directory.glob(".*.*"):  # of a process that was killed while writing (see `replacing`)
         left_over.unlink()
     attempt = attempts(directory) + 1
     write_json(
@@ -395,10 +488,13 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
 
 
 def attempts(directory: Path) -> int:
-    """How often the trial was begun."""
+    """How often the trial was begun: as `attempt.json` says or, were it lost, the event files, one for each attempt."""
     path = directory / "attempt.json"
     begun = read_attempt(path) if path.exists() else None
-    return int(begun["attempt"]) if begun is not None else 0
+    if begun is not None:
+        return int(begun["attempt"])
+    numbers = [path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*.raysweep")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
 def read_attempt(path: Path) -> dict[str, Any] | None:
@@ -407,7 +503,7 @@ def read_attempt(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text())
         return {"attempt": int(content["attempt"]), "settings": dict(content["settings"])}
     except (ValueError, KeyError, TypeError):
-        warnings.warn(f"{path} is damaged; counting attempts anew", stacklevel=2)
+        warnings.warn(f"{path} is damaged; counting attempts by the event files", stacklevel=2)
         return None
 
 

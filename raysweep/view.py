@@ -66,10 +66,10 @@ class View:
         if not self.console.is_terminal and time.monotonic() - self.said >= SILENCE:
             self.note(f"[{len(self.shares)}/{self.total}] {self._left()}{self._best()}")
 
-    def retry(self, trial: Trial, attempt: int) -> None:
+    def retry(self, trial: Trial, attempt: int, reason: str) -> None:
         """The trial's worker died and it goes on elsewhere."""
         self.running.pop(trial.name, None)
-        self.note(f"{trial.name}: attempt {attempt} broke off; going on from its last checkpoint")
+        self.note(f"{trial.name}: attempt {attempt} broke off; going on from its last checkpoint ({reason})")
 
     def end(self, result: Result) -> None:
         """The trial ended."""

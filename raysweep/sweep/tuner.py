@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -139,17 +141,18 @@ def run_trial(
             return
         reported = time.monotonic()
 
-    experiment.run(
-        trial,
-        datasets,
-        directory,
-        threads=threads,
-        gpu=gpu,
-        checkpoint_seconds=checkpoint_seconds,
-        collapse=collapse,
-        report=report,
-        stop=stop,
-    )
+    with store.hold(directory):
+        experiment.run(
+            trial,
+            datasets,
+            directory,
+            threads=threads,
+            gpu=gpu,
+            checkpoint_seconds=checkpoint_seconds,
+            collapse=collapse,
+            report=report,
+            stop=stop,
+        )
     tune.report({"share": 1.0})
 
 
@@ -213,7 +216,7 @@ class Watch(tune.Callback):
         """Its worker died; it will go on."""
         of = self._of(trial)
         self.running.discard(of.name)
-        self.view.retry(of, store.attempts(self.results.trial(of.name)))
+        self.view.retry(of, store.attempts(self.results.trial(of.name)), broke_off(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It wrote its result, was stopped, or left because the sweep is to end."""
@@ -231,7 +234,7 @@ class Watch(tune.Callback):
         self.running.discard(of.name)
         result = self.results.result(of.name)
         if result is None:
-            result = store.record_failure(of, self._digest(of), self.results.trial(of.name))
+            result = store.record_failure(of, self._digest(of), self.results.trial(of.name), broke_off(trial))
         self._end(result)
 
     def _record_stop(self, of: Trial, reason: str, report: Mapping[str, Any]) -> Result:
@@ -259,3 +262,16 @@ class Watch(tune.Callback):
     def _of(self, trial: Any) -> Trial:
         of: Trial = trial.config["trial"]
         return of
+
+
+def broke_off(trial: Any) -> str:
+    """Why Tune's trial broke off last, in one line, from what Tune keeps of it on the driver's own disk."""
+    if trial.pickled_error_file is not None:
+        with open(trial.pickled_error_file, "rb") as file:
+            fault = pickle.load(file)
+        if isinstance(fault, RayTaskError):  # raised in the worker
+            return store.reason(fault.cause)
+    text = Path(trial.error_file).read_text()
+    if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
+        return "out of memory: Ray ended its process as its node ran low on memory"
+    return "its process died (killed, out of memory, or its node was lost)"
