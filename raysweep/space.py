@@ -450,13 +450,15 @@ def expand(
     seen: dict[Settings, str] = {}  # by what is computed: settings without effect do not tell trials apart
     if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
         raise InputError(f"{where}: tune.num_samples: {samples} has no effect: nothing is drawn at random")
+    grids = [[len(spec["grid"]) for spec in space.values() if "grid" in spec] for space in search]
+    count = sum(
+        math.prod(of) * (samples if len(of) < len(space) else 1) for of, space in zip(grids, search, strict=True)
+    )
+    if count > MAX_TRIALS:
+        raise InputError(f"{where}: search: {count} trials; at most {MAX_TRIALS} in one sweep")
     for space in search:
         names = sorted(space, key=lambda name: name == "seed")  # the seed last
         random_ones = any("grid" not in space[name] for name in names)
-        total = math.prod(len(spec["grid"]) for spec in space.values() if "grid" in spec)
-        count = len(trials) + total * samples
-        if count > MAX_TRIALS:
-            raise InputError(f"{where}: search: {count} trials; at most {MAX_TRIALS} in one sweep")
         own: set[str] = set()
         for sample in range(samples if random_ones else 1):
             axes = []
