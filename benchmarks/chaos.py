@@ -28,7 +28,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("driver", "worker", "raylet", "gcs", "everything", "ctrl-c", "sigterm")
 MARK = "RAYSWEEP_CHAOS"  # an environment variable that all processes of the sweep inherit, and no others
 OWN = ("wall_s", "attempts", "pretrain/images_per_s")  # columns that differ from run to run
+EARLY = 0.2  # of the kills come before the driver has begun its first trial
 LONGEST = 1200.0  # seconds after which an undisturbed run, or a resume, counts as hanging
 SPACE = """\
 name: chaos
@@ -249,7 +250,8 @@ def disturbed(
 
     driver, fresh = start(0), True
     for number, victim in enumerate(victims(kills, draws), start=1):
-        moment = draws.uniform(0, start_s * fresh + 1.5 * work_s / kills)
+        starting = draws.random() < EARLY
+        moment = draws.uniform(0, start_s) if starting else start_s * fresh + draws.uniform(0, 1.5 * work_s / kills)
         driver.wait(moment, watched.look)
         while not driver.ended and not strike(victim, driver, draws):
             driver.wait(0.1, watched.look)
@@ -366,8 +368,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(scratch, ignore_errors=True)
     show(outcome)
     if parsed.json is not None:
-        content: dict[str, Any] = {**asdict(outcome), "again": sorted(outcome.again), "seed": parsed.seed}
-        content["command"] = shlex.join(["benchmarks/chaos.py", *(sys.argv[1:] if argv is None else argv)])
+        content: dict[str, Any] = {
+            "command": shlex.join(["benchmarks/chaos.py", *(sys.argv[1:] if argv is None else argv)]),
+            **vars(outcome),
+            "again": sorted(outcome.again),
+        }
         parsed.json.write_text(json.dumps(content, indent=1) + "\n")
     if outcome.lost:
         print(f"both sweeps and the drivers' output lie in {folder}")
