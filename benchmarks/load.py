@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,43 @@ class Sample:
     """Its own memory, and its share of what it shares with others."""
     cpu_s: float
     """Processor time that it has used."""
+    worker_mib: float
+    """The largest worker, as `pss_mib`; 0 while there is none."""
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional memory of a process; raises OSError if it has ended."""
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 / MEBIBYTE if found else 0.0
+
+
+def workers(driver: int) -> Iterator[int]:
+    """The processes of the driver's Ray that run trials: grandchildren of the driver."""
+    parents = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError):
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+    for pid, parent in parents.items():
+        if parents.get(parent) == driver:
+            with suppress(OSError):
+                if b"ray::ImplicitFunc" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    yield pid
 
 
 def sample(pid: int, seconds: float, finished: int) -> Sample | None:
     """The driver now; None if it has ended."""
     try:
-        memory = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own = pss_mib(pid)
     except OSError:
         return None
-    if memory is None:
-        return None
     used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return Sample(round(seconds, 2), finished, int(memory[1]) * 1024 / MEBIBYTE, used)
+    largest = 0.0
+    for worker in workers(pid):
+        with suppress(OSError):
+            largest = max(largest, pss_mib(worker))
+    return Sample(round(seconds, 2), finished, own, used, largest)
 
 
 def run(trials: int, epochs: int, folder: Path) -> tuple[list[Sample], float, int]:
@@ -113,6 +138,9 @@ def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> d
         "after the last trial (report), s": round(took - last.seconds, 1),
         "driver, MiB at tenths of the trials": {at[mark].finished: round(at[mark].pss_mib, 1) for mark in marks},
         "driver, KiB more per trial in the second half": round(fit.slope * 1024, 2),
+        "worker, MiB at the first tenth and at the end": [
+            round(at[mark].worker_mib, 1) for mark in (marks[0], last.finished)
+        ],
         "disk per trial, KiB": round(statistics.median(sizes) / 1024, 1),
         "disk for Ray's own state per trial, KiB": round(
             sum(file.stat().st_size for file in (root / ".ray").rglob("*") if file.is_file()) / 1024 / len(results), 1

@@ -82,7 +82,8 @@ def test_no_dashboard_listens(sweep):
 
 def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     token = tmp_path / ".ray" / "auth_token"
     present_token("10.0.0.1:6379")
