@@ -102,6 +102,11 @@ class Driver:
         return self.process.poll() is not None
 
     @property
+    def stuck(self) -> bool:
+        """Whether there is nothing to wait for: it has ended, or seems never to."""
+        return self.ended or time.monotonic() - self.started > LONGEST
+
+    @property
     def status(self) -> str:
         """How it ended, and the last it said."""
         lines = self.log.read_text(errors="replace").strip().splitlines() or [""]
@@ -187,12 +192,19 @@ class Watched:
             if path.parent.name not in self.seen and json.loads(path.read_text())["status"] == "finished":
                 self.seen[path.parent.name] = self._identity(path.parent)
 
+    def attempts(self) -> int:
+        """How often a trial was begun."""
+        return sum(self._attempt(path.parent) for path in self.root.glob("*/attempt.json"))
+
     @staticmethod
-    def _identity(trial: Path) -> tuple[object, ...]:
+    def _attempt(trial: Path) -> int:
+        return int(json.loads((trial / "attempt.json").read_text())["attempt"])
+
+    def _identity(self, trial: Path) -> tuple[object, ...]:
         """Which file the result is, from when, and after which attempt."""
         try:
             of = (trial / "result.json").stat()
-            return of.st_ino, of.st_mtime_ns, json.loads((trial / "attempt.json").read_text())["attempt"]
+            return of.st_ino, of.st_mtime_ns, self._attempt(trial)
         except FileNotFoundError:
             return ()
 
@@ -248,35 +260,40 @@ def disturbed(
             arguments = [str(space), "--name", "chaos", "--output", str(output)]
         return Driver(arguments, output / f"driver-{number:02}.log", mark, scratch)
 
-    driver, fresh = start(0), True
+    driver, before = start(0), 0
     for number, victim in enumerate(victims(kills, draws), start=1):
-        starting = draws.random() < EARLY
-        moment = draws.uniform(0, start_s) if starting else start_s * fresh + draws.uniform(0, 1.5 * work_s / kills)
-        driver.wait(moment, watched.look)
-        while not driver.ended and not strike(victim, driver, draws):
+        early, struck = draws.random() < EARLY, False
+        moment = draws.uniform(0, start_s if early else 1.5 * work_s / kills)
+        while not early and not driver.stuck and watched.attempts() == before:
             driver.wait(0.1, watched.look)
-        if driver.ended:
-            if driver.process.returncode == 0:
+        driver.wait(moment, watched.look)
+        while not driver.stuck and not (struck := strike(victim, driver, draws)):
+            driver.wait(0.1, watched.look)
+        if not struck:
+            if driver.process.poll() == 0:
                 tell(begun, f"the sweep is over after {number - 1} kills: give it more --trials or --epochs")
                 outcome.ended_alone.append("over before its kills")
                 break
-            if victim in ("worker", "raylet", "gcs"):
-                outcome.ended_alone.append(driver.status)
-        outcome.kills[victim] += 1
+            tell(begun, f"no kill {number}: the driver is no longer there, or hangs: {driver.status}")
+            outcome.ended_alone.append(driver.status)
+        outcome.kills[victim] += struck
+        when = f"after {moment:4.1f} s of {'starting' if early else 'work'}"
         if victim == "worker" and not driver.wait(1.0, watched.look):
             watched.look()
-            tell(begun, f"kill {number:2}: {victim:10} after {moment:4.1f} s; {len(watched.seen)} finished; it goes on")
-            fresh = False
+            tell(begun, f"kill {number:2}: {victim:10} {when}; {len(watched.seen)} finished; it goes on")
+            before = -1  # it is at work already
             continue
-        struck = time.monotonic()
+        if victim == "worker" and driver.ended and struck:
+            outcome.ended_alone.append(driver.status)
+        told = time.monotonic()
         if not driver.wait(patience, watched.look):
             outcome.hung.append(victim)
-        took, hung = time.monotonic() - struck, not driver.ended
+        took, hung = time.monotonic() - told, not driver.ended
         driver.clean_up()
         how = f"hung for {took:.0f} s" if hung else f"{driver.status} after {took:.1f} s"
         watched.look()
-        tell(begun, f"kill {number:2}: {victim:10} after {moment:4.1f} s; {len(watched.seen)} finished; {how}")
-        driver, fresh = start(number), True
+        tell(begun, f"kill {number:2}: {victim:10} {when}; {len(watched.seen)} finished; {how}")
+        driver, before = start(number), watched.attempts()
     ended = driver.wait(LONGEST, watched.look)
     driver.clean_up()
     watched.look()
