@@ -23,6 +23,7 @@ from raysweep import __version__, space
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
+from raysweep.stopping import Stopping
 from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference
 
 if TYPE_CHECKING:
@@ -253,15 +254,20 @@ def run_trials(
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
-    with interruptible(store), View(sweep, kept, console) as view:
+    stopping = Stopping(store.stop_marker, sweep.tune.time_budget)
+    with interruptible(store), stopping.on_signals(), View(sweep, kept, console) as view:
         if local_run:
             from raysweep import local
 
-            local.run(sweep, pending, store, datasets, view)
+            local.run(sweep, pending, store, datasets, view, stopping)
         else:
             from raysweep.sweep import tuner
 
-            tuner.run(sweep, pending, store, datasets, view)
+            tuner.run(sweep, pending, store, datasets, view, stopping)
+        if stopping.interrupted:
+            raise KeyboardInterrupt
+    if stopping.asked():
+        say(f"the time budget of {sweep.tune.time_budget:g} s is used up")
 
 
 def make_console() -> Console:
@@ -283,7 +289,7 @@ def waiting(console: Console, what: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def interruptible(store: Store) -> Iterator[None]:
-    """Turn Ctrl-C into an exit with status 130 that says how to go on."""
+    """Turn an interruption into an exit with status 130 that says how to go on."""
     try:
         yield
     except KeyboardInterrupt:

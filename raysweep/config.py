@@ -102,6 +102,30 @@ class Head:
         return f"layer={self.layer},lr={self.lr},weight_decay={self.weight_decay}"
 
 
+@dataclass(frozen=True)
+class Collapse:
+    """When a trial's embedding counts as collapsed for good."""
+
+    evaluations: int
+    """In a row, ≥ 1."""
+    rankme: float
+    """Collapsed below this effective rank,"""
+    std: float
+    """or below this mean standard deviation."""
+
+    def holds(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an evaluation found the embedding collapsed."""
+        return metrics["pretrain/rankme"] < self.rankme or metrics["pretrain/embedding_std"] < self.std
+
+    def words(self, metrics: Mapping[str, float], epoch: int) -> str:
+        """The reason for a trial's end."""
+        rank, std = metrics["pretrain/rankme"], metrics["pretrain/embedding_std"]
+        return (
+            f"the embedding collapsed: RankMe {rank:.3g}, standard deviation {std:.3g} in pretraining epoch {epoch}, "
+            f"under {self.rankme:g} or {self.std:g} in {self.evaluations} evaluation(s) in a row"
+        )
+
+
 class Bank(BaseModel):
     """Linear probes to train together: every combination of these; an empty list is the one setting's own value."""
 

@@ -6,7 +6,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raysweep import store
 from raysweep.augment import augment, to_float
-from raysweep.config import BLOCKS, Head, Settings, has_effect
+from raysweep.config import BLOCKS, Collapse, Head, Settings, has_effect
 from raysweep.data import Images, draw_labels, split_train
 from raysweep.errors import Diverged
 from raysweep.events import Events, image_grid, projector
@@ -33,6 +33,8 @@ from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.randomness import generator
 from raysweep.space import Trial
 
+CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_COST = 50  # a checkpoint takes at most 2 % of the time
 ONLINE_BANK, ONLINE_QUERIES, WATCHED_IMAGES = 2048, 1024, 1024
 GRID_IMAGES = 8
 
@@ -56,7 +58,7 @@ class Progress:
 
 Report = Callable[[Progress], None]
 Stop = Callable[[], bool]
-"""Asked between two steps: whether to save a checkpoint at once and leave."""
+"""Asked between two steps: whether to save a checkpoint at once and leave. Cheap."""
 Saved = Callable[[], None]
 """Called after something was written that a continued trial, or the sweep, goes by."""
 
@@ -76,13 +78,15 @@ def run(
     *,
     threads: int,
     gpu: bool,
-    checkpoint_seconds: float,
-    report: Report,
+    checkpoint_seconds: float | None = None,
+    collapse: Collapse | None = None,
+    report: Report = lambda at: None,
     stop: Stop = lambda: False,
     saved: Saved = lambda: None,
 ) -> store.Result | None:
     """Run a trial, or continue it from its newest checkpoint, and write its `result.json`.
 
+    On a CPU a trial that was cut off, anywhere and any number of times, gives bit for bit what it gives in one go.
     A loss that becomes NaN or infinite is a result too, with status `failed`: the same settings would only repeat it.
 
     Args:
@@ -91,7 +95,9 @@ def run(
         directory: the trial's own; absolute.
         threads: of this process.
         gpu: whether to use CUDA where it is visible.
-        checkpoint_seconds: least time between two checkpoints.
+        checkpoint_seconds: least time between two checkpoints; None: `CHECKPOINT_SECONDS`, or `CHECKPOINT_COST` times
+            what the last one took if that is more.
+        collapse: when an embedding counts as collapsed, which stops the trial; None is never.
         report: told of the progress.
         stop: see `Stop`; the trial that leaves gives None and goes on from its checkpoint when it is run again.
         saved: see `Saved`.
@@ -99,34 +105,47 @@ def run(
     done = store.read_result(directory)
     if done is not None and done.status != "failed":  # its worker died between the result and the last report
         return done
-    started = time.perf_counter()
     attempt = store.begin_attempt(directory, trial.settings)
+    saved()
     with fixed_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)  # among them k-means' on a collapsed embedding
         warnings.simplefilter("default", RuntimeWarning)
         try:
-            work = Work(trial, pick(trial.settings, datasets), directory, attempt, gpu)
-            error = work.run(started, checkpoint_seconds, report)
+            work = Work(trial, pick(trial.settings, datasets), directory, attempt, gpu, caught)
+            end = work.run(checkpoint_seconds, collapse, report, stop, saved)
         except Exception:
-            (directory / "error.txt").write_text(traceback.format_exc())
+            with suppress(OSError):  # the disk may be full: then that is the reason, and raised below
+                (directory / "error.txt").write_text(traceback.format_exc())
             raise
+    if end is None:
+        return None
     result = store.make_result(
         trial,
         work.probe.digest,
         directory,
-        status="finished" if error is None else "failed",
-        error=error,
+        status=end.status,
+        error=end.reason,
         linear_probe=work.linear_probe,
         metrics=work.metrics,
-        wall_s=work.wall_s + time.perf_counter() - started,
+        wall_s=work.seconds(),
         device=str(work.device),
-        warnings=list(dict.fromkeys(str(warning.message).splitlines()[0] for warning in caught)),
+        warnings=work.warnings(),
     )
     store.write_result(directory, result)
-    if error is None:
+    if end.status != "failed":
         store.remove_checkpoints(directory)
+    saved()
     return result
+
+
+@dataclass(frozen=True)
+class End:
+    """How a trial ended by itself."""
+
+    status: str
+    """Of its `store.Result`."""
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,52 +163,112 @@ class Split:
 class Work:
     """A trial at work in this process."""
 
-    def __init__(self, trial: Trial, of: Data, directory: Path, attempt: int, gpu: bool) -> None:
-        self.settings, self.directory = trial.settings, directory
+    def __init__(
+        self,
+        trial: Trial,
+        of: Data,
+        directory: Path,
+        attempt: int,
+        gpu: bool,
+        caught: list[warnings.WarningMessage],
+    ) -> None:
+        self.started = self.last_save = time.perf_counter()
+        self.save_cost = 0.0
+        self.settings, self.directory, self.caught = trial.settings, directory, caught
         self.device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
         self.probe = of.probe
         self.images = resident(of.pretrain, self.device)
         channels, size = of.pretrain.shape[1:3]
         self.state = fresh_state(trial.settings, channels, size, self.device)
         self.metrics: dict[str, float] = {}
-        self.wall_s = 0.0
         self.linear_probe = ""
+        self.collapsed = 0
+        """Evaluations in a row in which the embedding had collapsed."""
+        self.probed: int | None = None
+        """Passes of linear probes done; None until the scores that need no training are there."""
+        self.probes: LinearProbes | None = None
+        """Of the pass that is at work,"""
+        self.saved_probes: dict[str, Any] | None = None
+        """or, until its features are there, where they go on."""
+        self.wall_before = 0.0
+        self.warned_before: list[str] = []
         saved = store.load_checkpoint(directory)
         if saved is not None:
-            store.check_settings(saved["settings"], trial.settings, f"the checkpoint in {directory}")
-            self.state.load_state_dict(saved["state"])
-            self.metrics, self.wall_s = saved["metrics"], saved["wall_s"]
+            self._load(saved)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
             self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
         self._split(of.pretrain)
 
-    def run(self, started: float, checkpoint_seconds: float, report: Report) -> str | None:
-        """Pretrain and evaluate; returns what went wrong, None if nothing did."""
-        settings, state = self.settings, self.state
-        total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
-        last_checkpoint = time.perf_counter()
+    def seconds(self) -> float:
+        """Wall time spent so far, over all attempts."""
+        return self.wall_before + time.perf_counter() - self.started
+
+    def warnings(self) -> list[str]:
+        """Each warning once, over all attempts."""
+        now = [str(warning.message).splitlines()[0] for warning in self.caught]
+        return list(dict.fromkeys([*self.warned_before, *now]))
+
+    def run(
+        self,
+        checkpoint_seconds: float | None,
+        collapse: Collapse | None,
+        report: Report,
+        stop: Stop,
+        saved: Saved,
+    ) -> End | None:
+        """Pretrain and evaluate; returns how the trial ended, None where it left to go on later."""
+
+        def due() -> bool:
+            least = checkpoint_seconds
+            if least is None:
+                least = max(CHECKPOINT_SECONDS, CHECKPOINT_COST * self.save_cost)
+            return time.perf_counter() - self.last_save >= least
+
         try:
-            for metrics in pretrain(settings, state, self.images):
-                self._log(metrics, state.epoch)
-                last = state.epoch == settings.pretrain_epochs
-                evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
-                if evaluated:
-                    self._log(self._watch(), state.epoch)
-                if settings.images_every and (state.epoch % settings.images_every == 0 or last):
-                    self._draw()
-                if time.perf_counter() - last_checkpoint >= checkpoint_seconds:
-                    self._save(started)
-                    last_checkpoint = time.perf_counter()
-                report(Progress(state.epoch / total, state.epoch, evaluated, self.metrics))
-            self._evaluate(report)
+            end = End("finished")
+            for at in self._steps(collapse, lambda: stop() or due()):
+                if isinstance(at, End):
+                    end = at
+                    break
+                leaving = stop()
+                if leaving or due():
+                    self._save()
+                    saved()
+                if leaving:
+                    return None
+                if at is not None:
+                    report(at)
+            self.events.end(finished=end.status == "finished")
+            return end
         except Diverged as fault:
             self.events.end(finished=False)
             where = "" if "epoch" in str(fault) else f" after pretraining epoch {self.state.epoch}"
-            return f"{fault}{where}"
+            return End("failed", f"{fault}{where}")
         finally:
             self.events.close()
-        return None
+
+    def _steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Iterator[Progress | End | None]:
+        """All of the trial that is left; wherever this yields, it may be saved. None is in the middle of an epoch."""
+        settings, state = self.settings, self.state
+        total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
+        for metrics in pretrain(settings, state, self.images, pause):
+            if metrics is None:
+                yield None
+                continue
+            self._log(metrics, state.epoch)
+            last = state.epoch == settings.pretrain_epochs
+            evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
+            if evaluated:
+                self._log(self._watch(), state.epoch)
+            if settings.images_every and (state.epoch % settings.images_every == 0 or last):
+                self._draw()
+            if evaluated and collapse is not None:
+                self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
+                if self.collapsed >= collapse.evaluations:
+                    yield End("stopped", collapse.words(self.metrics, state.epoch))
+            yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics)
+        yield from self._evaluate()
 
     def _split(self, pretrain: Images) -> None:
         """Bring the probe dataset's splits to the device; choose the fixed images of the online measures."""
@@ -255,69 +334,69 @@ class Work:
         picture = image_grid([row.float().cpu().numpy() for row in rows], scale=max(1, 64 // originals.shape[-1]))
         self.events.images(tag, picture, self.state.epoch)
 
-    def _save(self, started: float) -> None:
+    def _save(self) -> None:
         """A checkpoint of everything that a continued trial needs."""
-        saved = {
+        begun = time.perf_counter()
+        content = {
             "settings": self.settings.model_dump(),
             "state": self.state.state_dict(),
+            "collapsed": self.collapsed,
+            "probed": self.probed,
+            "probes": self.probes.state_dict() if self.probes is not None else None,
+            "linear_probe": self.linear_probe,
             "events": self.events.positions(),
             "metrics": self.metrics,
-            "wall_s": self.wall_s + time.perf_counter() - started,
+            "warnings": self.warnings(),
+            "wall_s": self.seconds(),
         }
-        store.save_checkpoint(self.directory, self.state.epoch, saved)
+        store.save_checkpoint(self.directory, content)
+        self.last_save = time.perf_counter()
+        self.save_cost = self.last_save - begun
 
-    def _evaluate(self, report: Report) -> None:
+    def _load(self, saved: dict[str, Any]) -> None:
+        """Take over what `_save` kept, but the event files' positions."""
+        store.check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
+        self.state.load_state_dict(saved["state"])
+        self.collapsed, self.probed, self.linear_probe = saved["collapsed"], saved["probed"], saved["linear_probe"]
+        self.saved_probes = saved["probes"]
+        self.metrics, self.wall_before, self.warned_before = saved["metrics"], saved["wall_s"], saved["warnings"]
+
+    def _passes(self) -> list[tuple[Head, ...]]:
+        """The linear probes that are trained together: those that count first, then one block after the other.
+
+        At 32×32 the features of 60,000 images are 1 to 2 GB for each block.
+        """
+        heads = self.settings.heads
+        return [heads, *((head,) for head in block_heads(self.settings).values() if head not in heads)]
+
+    def _evaluate(self) -> Iterator[Progress]:
         """All probes on the frozen encoder; then its weights are kept."""
         settings, trained = self.settings, self.settings.pretrain_epochs
-        heads, by_block = settings.heads, block_heads(settings)
-        alone = {name: head for name, head in by_block.items() if head not in heads}
-        passes = 1 + len(alone)
-
-        def progress(done: int, epoch: int) -> None:
-            share = (trained + (done + epoch / settings.le_epochs) / passes) / (trained + 1)
-            report(Progress(share, trained, False, self.metrics))
-
-        features = self._extract((settings.probe_layer, *(head.layer for head in heads)))
-        layer = settings.probe_layer
-        self._log({**self._knn(features, layer), **self._kmeans(features["test"][layer])}, trained)
-        self._project(features["test"][layer])
-        self._standardise(features)
-        best = 0
-        for probes in self._train_linear(heads, features):
-            metrics = {}
-            if len(self.splits["val"].index):
-                val = probes.accuracy(features["val"], self.splits["val"].labels)
-                best = max(range(len(heads)), key=lambda i: val[i])
-                metrics["linear/val_accuracy"] = val[best]
-                for name, head in by_block.items():
-                    if head in heads:
-                        metrics[f"linear/{name}/val_accuracy"] = val[heads.index(head)]
-                if len(heads) > 1:
-                    each = {f"bank/{head}/val_accuracy": of for head, of in zip(heads, val, strict=True)}
-                    self.events.scalars(each, probes.epoch)
-            metrics["linear/train_accuracy"] = probes.train_accuracy[best]
-            self._log(metrics, probes.epoch)
-            progress(0, probes.epoch)
-        test = probes.accuracy(features["test"], self.splits["test"].labels)
-        scores = {"linear/test_accuracy": test[best]}
-        for name, head in by_block.items():
-            if head in heads:
-                scores[f"linear/{name}/test_accuracy"] = test[heads.index(head)]
-        self._log(scores, settings.le_epochs)
-        self.linear_probe = str(heads[best]) if len(heads) > 1 else ""
-
-        # One block after the other: at 32×32 the features of 60,000 images are 1 to 2 GB for each.
-        del features
-        for done, (name, head) in enumerate(alone.items(), start=1):
-            features = self._extract((head.layer,))
+        passes = self._passes()
+        for number, heads in enumerate(passes):
+            if number < (self.probed or 0):
+                continue
+            # What needs no training comes first, with the features of the first pass.
+            untrained = self.probed is None
+            layers = [head.layer for head in heads]
+            features = self._extract((settings.probe_layer, *layers) if untrained else tuple(layers))
+            if untrained:
+                of = {split: features[split][settings.probe_layer] for split in features}
+                self._log({**self._knn(of), **self._kmeans(of["test"])}, trained)
+                self._project(of["test"])
+                self.probed = 0
             self._standardise(features)
-            for probes in self._train_linear((head,), features):
-                if len(self.splits["val"].index):
-                    (accuracy,) = probes.accuracy(features["val"], self.splits["val"].labels)
-                    self._log({f"linear/{name}/val_accuracy": accuracy}, probes.epoch)
-                progress(done, probes.epoch)
-            (accuracy,) = probes.accuracy(features["test"], self.splits["test"].labels)
-            self._log({f"linear/{name}/test_accuracy": accuracy}, settings.le_epochs)
+            widths = {head.layer: features["fit"][head.layer].shape[1] for head in heads}
+            self.probes = LinearProbes(heads, widths, len(self.probe.classes), settings.seed, self.device)
+            if self.saved_probes is not None:
+                self.probes.load_state_dict(self.saved_probes)
+                self.saved_probes = None
+            for _ in self._train_linear(self.probes, features):
+                self._log(self._probe_metrics(self.probes, features, number == 0), self.probes.epoch)
+                share = (number + self.probes.epoch / settings.le_epochs) / len(passes)
+                yield Progress((trained + share) / (trained + 1), trained, False, self.metrics)
+            self._log(self._test_scores(self.probes, features, number == 0), settings.le_epochs)
+            self.probed, self.probes = number + 1, None
             del features
 
         encoder = self.state.encoder
@@ -329,7 +408,41 @@ class Work:
         }
         weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
         store.save_encoder(self.directory, weights, description)
-        self.events.end(finished=True)
+
+    def _probe_metrics(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
+        """What an epoch of linear probes gives; of those that count, the best on val is the sweep's."""
+        metrics, best = {}, 0
+        if len(self.splits["val"].index):
+            val = probes.accuracy(features["val"], self.splits["val"].labels)
+            metrics.update(self._by_block(probes, val, "val"))
+            if counts:
+                best = max(range(len(val)), key=lambda i: val[i])
+                metrics["linear/val_accuracy"] = val[best]
+            if counts and len(val) > 1:
+                self.linear_probe = str(probes.heads[best])
+                each = {f"bank/{head}/val_accuracy": of for head, of in zip(probes.heads, val, strict=True)}
+                self.events.scalars(each, probes.epoch)
+        if counts:
+            metrics["linear/train_accuracy"] = probes.train_accuracy[best]
+        return metrics
+
+    def _test_scores(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
+        """The accuracy on the test images, once, of linear probes that are trained."""
+        test = probes.accuracy(features["test"], self.splits["test"].labels)
+        scores = self._by_block(probes, test, "test")
+        if counts:
+            chosen = [str(head) for head in probes.heads].index(self.linear_probe) if self.linear_probe else 0
+            scores["linear/test_accuracy"] = test[chosen]
+        return scores
+
+    def _by_block(self, probes: LinearProbes, accuracy: list[float], split: str) -> dict[str, float]:
+        """Of the probes' accuracies those of `per_layer`, under their names."""
+        of = dict(zip(probes.heads, accuracy, strict=True))
+        return {
+            f"linear/{name}/{split}_accuracy": of[head]
+            for name, head in block_heads(self.settings).items()
+            if head in of
+        }
 
     def _extract(self, layers: tuple[str, ...]) -> Features:
         """The features of every split in each of the layers."""
@@ -345,30 +458,22 @@ class Work:
             for layer in features["fit"]:
                 standardize_(*(features[name][layer] for name in ("fit", "val", "test")))
 
-    def _train_linear(self, heads: tuple[Head, ...], features: Features) -> Iterator[LinearProbes]:
-        """Train linear probes on the fit split, or on `labels_per_class` of it, yielding them after each epoch."""
+    def _train_linear(self, probes: LinearProbes, features: Features) -> Iterator[None]:
+        """Train linear probes on the fit split, or on `labels_per_class` of it, yielding after each epoch."""
         settings, fit, labels = self.settings, features["fit"], self.splits["fit"].labels
         if settings.labels_per_class is not None:
             drawn = draw_labels(labels.cpu().numpy(), settings.labels_per_class, settings.seed)
             index = torch.from_numpy(drawn).to(self.device)
             fit, labels = {layer: of[index] for layer, of in fit.items()}, labels[index]
-        return train_linear(
-            fit,
-            labels,
-            len(self.probe.classes),
-            heads,
-            epochs=settings.le_epochs,
-            batch_size=settings.le_batch_size,
-            seed=settings.seed,
-        )
+        return train_linear(probes, fit, labels, epochs=settings.le_epochs, batch_size=settings.le_batch_size)
 
-    def _knn(self, features: Features, layer: str) -> dict[str, float]:
-        """Weighted kNN, the bank being the fit split."""
+    def _knn(self, features: dict[str, Tensor]) -> dict[str, float]:
+        """Weighted kNN on features (N, D) by split, the bank being the fit split."""
         return {
             f"knn/{split}_accuracy": knn_accuracy(
-                features["fit"][layer],
+                features["fit"],
                 self.splits["fit"].labels,
-                features[split][layer],
+                features[split],
                 self.splits[split].labels,
                 classes=len(self.probe.classes),
                 k=self.settings.knn_k,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from raysweep.randomness import generator
 
 @dataclass
 class State:
-    """All that pretraining changes. Saved between two epochs and loaded elsewhere, it goes on bit for bit."""
+    """All that pretraining changes. Saved between two steps and loaded elsewhere, it goes on bit for bit."""
 
     encoder: Encoder
     decoder: Decoder | SymmetricDecoder | None
@@ -40,6 +40,13 @@ class State:
     """One; layer by layer one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
     epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Steps done of the epoch after them."""
+    order: Tensor | None = None
+    """(N,) int64: that epoch's order of the images; None before its first step."""
+    sums: Tensor | None = None
+    """(3,): its losses so far, summed over the steps: total, reconstruction, embedding."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`."""
@@ -50,6 +57,9 @@ class State:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
+            "step": self.step,
+            "order": self.order,
+            "sums": self.sums,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -62,7 +72,8 @@ class State:
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.generator.set_state(saved["generator"])
-        self.epoch = saved["epoch"]
+        self.epoch, self.step, self.order = saved["epoch"], saved["step"], saved["order"]
+        self.sums = saved["sums"].to(self.encoder.head.weight.device) if saved["sums"] is not None else None
 
     def embed(self, settings: Settings, images: Tensor) -> Tensor:
         """Embeddings (B, D) of images (B, C, H, W) by the head in training: a greedy stage's, else the encoder's."""
@@ -133,7 +144,9 @@ def losses_of(settings: Settings, state: State, block: int | None, views: Tensor
     return local_objective(settings, state.encoder, block, state.heads[block], undo, views, clean)
 
 
-def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[str, float]]:
+def pretrain(
+    settings: Settings, state: State, images: Tensor, pause: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, float] | None]:
     """Train `state` to its last epoch, yielding after each epoch its metrics (see `config.METRICS`).
 
     Layer by layer, epochs are counted on through the stages: `greedy` trains each block for `usl_epochs`, one after the
@@ -141,8 +154,9 @@ def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[
 
     Args:
         settings: the experiment.
-        state: where to go on; between two epochs it may be saved.
+        state: where to go on; whenever this yields it may be saved.
         images: (N, C, H, W) uint8, resident on the training device, N ≥ `batch_size`.
+        pause: asked after each step but an epoch's last; where it is true, None is yielded.
 
     Raises:
         Diverged: the loss or a weight is NaN or infinite; the message names the epoch.
@@ -153,10 +167,13 @@ def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[
     blocks = len(state.optimizers)
     epochs = settings.usl_epochs * blocks
     while state.epoch < epochs:
-        started = time.perf_counter()
-        order = torch.randperm(len(images), generator=state.generator).to(images.device)
-        sums = torch.zeros(3, device=images.device)  # summed on the device: reading a loss each step would wait for it
-        for index in order.split(settings.batch_size)[:steps]:
+        started, begun = time.perf_counter(), state.step
+        if state.order is None:
+            state.order = torch.randperm(len(images), generator=state.generator)
+            # Summed on the device: reading a loss each step would wait for it.
+            state.sums = torch.zeros(3, device=images.device)
+        assert state.sums is not None
+        for index in state.order.to(images.device).split(settings.batch_size)[begun:steps]:
             batch = images.index_select(0, index)  # images[index] is 20 times slower for uint8 on a CPU
             clean = to_float(batch) if settings.denoising else batch
             copies = batch.repeat(settings.views, 1, 1, 1)
@@ -173,9 +190,12 @@ def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[
             optimizer.step()
             for position, part in enumerate((loss.total, loss.rec, loss.emb)):
                 if part is not None:
-                    sums[position] += part.detach()
-        total, rec, emb = (sums / steps).tolist()
-        state.epoch += 1
+                    state.sums[position] += part.detach()
+            state.step += 1
+            if state.step < steps and pause():
+                yield None
+        total, rec, emb = (state.sums / steps).tolist()
+        state.epoch, state.step, state.order, state.sums = state.epoch + 1, 0, None, None
         if not math.isfinite(total):
             raise Diverged(f"the loss became {total} in pretraining epoch {state.epoch}")
         if not all(bool(p.isfinite().all()) for p in state.encoder.parameters()):
@@ -185,5 +205,5 @@ def pretrain(settings: Settings, state: State, images: Tensor) -> Iterator[dict[
             metrics["pretrain/rec_loss"] = rec
         if settings.views == 2:
             metrics["pretrain/emb_loss"] = emb
-        metrics["pretrain/images_per_s"] = steps * settings.batch_size / (time.perf_counter() - started)
+        metrics["pretrain/images_per_s"] = (steps - begun) * settings.batch_size / (time.perf_counter() - started)
         yield metrics

@@ -22,6 +22,7 @@ from raysweep.config import (
     METHOD_EFFECTS,
     SETTINGS,
     About,
+    Collapse,
     Settings,
     about,
     check_model,
@@ -65,7 +66,41 @@ class Tune(BaseModel):
         Field(ge=0),
         About("How often a trial whose worker died goes on from its checkpoint before it counts as failed."),
     ] = 3
-    checkpoint_seconds: Annotated[float, Field(ge=0), About("Least time between two checkpoints of a trial.")] = 60.0
+    checkpoint_seconds: Annotated[
+        float | None,
+        Field(ge=0),
+        About(
+            "Least seconds between two checkpoints of a trial; none: 30, or 50 times what the last one took, if more."
+        ),
+    ] = None
+    time_budget: Annotated[
+        float | None,
+        Field(gt=0),
+        About(
+            "Seconds after which the sweep ends, its running trials saved, to be resumed or not; each resume has as "
+            "many. None is no limit."
+        ),
+    ] = None
+    collapse_stop: Annotated[
+        int | None,
+        Field(ge=1),
+        About(
+            "Stop a trial whose embedding is collapsed in so many evaluations in a row (`probe_every`); none: never."
+        ),
+    ] = None
+    collapse_rankme: Annotated[
+        float, Field(ge=0), About("`collapse_stop`: collapsed is a RankMe, from 1 to the embedding's width, below this")
+    ] = 1.5
+    collapse_std: Annotated[
+        float, Field(ge=0), About("or a mean standard deviation of the embedding's dimensions below this.")
+    ] = 1e-4
+
+    @property
+    def collapse(self) -> Collapse | None:
+        """When to stop a trial; None is never."""
+        if self.collapse_stop is None:
+            return None
+        return Collapse(self.collapse_stop, self.collapse_rankme, self.collapse_std)
 
 
 class Resources(BaseModel):
@@ -314,6 +349,9 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     check_meant([*overrides, *changed], trials, where)
     sweep = Sweep(name, base, search, baseline, tune, resources, trials)
     check_metric(sweep, where)
+    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in trials)
+    if tune.collapse_stop is not None and not watched:
+        raise InputError(f"{where}: tune.collapse_stop: nothing is evaluated while pretraining (probe_every: 0)")
     return sweep
 
 

@@ -4,7 +4,7 @@ Ray, `--local` and the report all go through here; Ray's own state (under `.ray/
 
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
     DIR/NAME/TRIAL/attempt.json              which attempt, in which process
-    DIR/NAME/TRIAL/checkpoints/00000012.pt   state after epoch 12, and its .json with the hash, written last
+    DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
     DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
     DIR/NAME/TRIAL/result.json               written once, at the end
@@ -208,6 +208,11 @@ class Store:
                 raise InputError(f"{self.root}: its file system cannot lock files ({fault.strerror})") from None
             yield
 
+    @property
+    def stop_marker(self) -> Path:
+        """The file that tells trials to leave (see `stopping`)."""
+        return self.root / ".stop"
+
     def trial(self, name: str) -> Path:
         """The directory of a trial."""
         return self.root / name
@@ -310,6 +315,8 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     for left in ("result.json", "error.txt"):  # of an attempt that failed
         (directory / left).unlink(missing_ok=True)
+    for left_over in directory.glob(".*"):  # of a process that was killed while writing (see `replacing`)
+        left_over.unlink()
     attempt = attempts(directory) + 1
     write_json(
         directory / "attempt.json",
@@ -341,23 +348,26 @@ def read_attempt(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def save_checkpoint(directory: Path, epoch: int, state: dict[str, Any]) -> None:
-    """Save `state` (tensors and plain values) after `epoch`; the newest `KEEP_CHECKPOINTS` are kept.
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Save `state` (tensors and plain values) under the next number; the newest `KEEP_CHECKPOINTS` are kept.
 
     The manifest with the hash is written last: a checkpoint without one does not exist.
     """
     folder = directory / "checkpoints"
     folder.mkdir(exist_ok=True)
+    earlier = sorted(path.stem for path in folder.glob("*.json"))
+    number = f"{int(earlier[-1]) + 1 if earlier else 1:08}"
     content = to_bytes(state)
-    write_atomically(folder / f"{epoch:08}.pt", content)
-    write_json(folder / f"{epoch:08}.json", {"sha256": hashlib.sha256(content).hexdigest(), "epoch": epoch})
-    for old in sorted(folder.glob("*.json"))[:-KEEP_CHECKPOINTS]:
-        old.unlink()
-        old.with_suffix(".pt").unlink(missing_ok=True)
+    write_atomically(folder / f"{number}.pt", content)
+    write_json(folder / f"{number}.json", {"sha256": hashlib.sha256(content).hexdigest()})
+    kept = [*earlier, number][-KEEP_CHECKPOINTS:]
+    for file in sorted(folder.iterdir()):  # manifests first; and what a process left that was killed while writing
+        if file.stem not in kept:
+            file.unlink()
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest complete checkpoint, None if there is none; a damaged one is passed over with a warning."""
+    """The newest complete checkpoint, None if there is none; a damaged one is removed, with a warning."""
     import torch
 
     for manifest in sorted((directory / "checkpoints").glob("*.json"), reverse=True):
@@ -368,6 +378,8 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return state
         warnings.warn(f"checkpoint {file} is damaged; going on from the one before", stacklevel=2)
+        manifest.unlink()  # so that it is not one of those that are kept
+        file.unlink(missing_ok=True)
     return None
 
 

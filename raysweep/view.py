@@ -77,7 +77,9 @@ class View:
         self._count(result)
         metric = self.sweep.metric
         score = f"  {metric} {result.metrics[metric]:.4f}" if metric in result.metrics else ""
-        outcome = f"FAILED: {result.error}" if result.status == "failed" else f"{result.wall_s:.1f} s{score}"
+        outcome = f"{result.wall_s:.1f} s{score}"
+        if result.status != "finished":
+            outcome = f"FAILED: {result.error}" if result.status == "failed" else str(result.error)
         if self.console.is_terminal:
             if result.status == "failed":
                 self.note(f"{result.trial} {outcome}")

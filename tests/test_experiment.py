@@ -1,7 +1,9 @@
 """Whole experiments in this process, on a few real images."""
 
+import contextlib
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from raysweep import experiment, space, store
 from raysweep.augment import simclr, to_float
-from raysweep.config import METRICS, Head
+from raysweep.config import METRICS, Collapse, Head
 from raysweep.data import Dataset, split_train
 from raysweep.errors import InputError
 from raysweep.inputs import Data, check
@@ -21,7 +23,7 @@ from raysweep.pretrain import fresh_state, pretrain
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import train_linear
+from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.randomness import generator
 
 TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, "probe_every": 1, "knn_k": 5}
@@ -44,9 +46,13 @@ def trial_of(**settings):
     return space.build({"base": {**TINY, **settings}}, {}, "test").trials[0]
 
 
-def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lambda at: None):
+class Killed(Exception):
+    """As if the process had been killed."""
+
+
+def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lambda at: None, **options):
     return experiment.run(
-        trial, datasets, directory, threads=1, gpu=True, checkpoint_seconds=checkpoint_seconds, report=report
+        trial, datasets, directory, threads=1, gpu=True, checkpoint_seconds=checkpoint_seconds, report=report, **options
     )
 
 
@@ -98,9 +104,6 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
     trial = trial_of(usl_epochs=6, images_every=2)
     whole = run(tmp_path / "whole", trial)
 
-    class Killed(Exception):
-        pass
-
     for fatal in (0.3, 0.7):  # breaks off in the 3rd epoch, goes on, breaks off in the 5th
 
         def die(at, fatal=fatal):
@@ -122,6 +125,78 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
     assert without_clock(first) == without_clock(second)
     assert not (tmp_path / "broken" / "checkpoints").exists()
     assert not (tmp_path / "broken" / "error.txt").exists()
+
+
+CUT = {
+    "end to end": {"usl_type": "ae_parallel", "denoising": True, "per_layer": True, "labels_per_class": 5},
+    "a bank of probes": {"usl_type": "simclr", "probe_bank": "lr=1e-3+1e-2,layer=trunk+layer3", "probe_every": 2},
+    "greedy": {"usl_type": "ae_parallel", "layerwise": "greedy", "usl_epochs": 1},
+    "random": {"usl_type": "simclr", "layerwise": "random", "usl_epochs": 1, "per_layer": True},
+    "batch norm": {"usl_type": "simclr", "encoder": "resnet18", "usl_epochs": 2, "le_epochs": 6},
+}
+
+
+class Leg:
+    """A run of a trial that ends when it has been asked `last` times whether to; every other one dies before."""
+
+    def __init__(self, last):
+        self.last, self.asked = last, 0
+
+    def leave(self):
+        self.asked += 1
+        return self.asked >= self.last
+
+    def die(self, at):
+        if self.asked >= self.last - 1 and self.last % 2:
+            raise Killed
+
+
+@pytest.mark.parametrize("settings", CUT.values(), ids=CUT)
+def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, settings):
+    """It leaves, or dies, at random steps of pretraining and at random epochs of the probes, over and over."""
+    trial = trial_of(images_every=2, **settings)
+    whole = run(tmp_path / "whole", trial)
+    draws = random.Random(0)
+    result, legs = None, 0
+    while result is None:
+        legs += 1
+        assert legs < 60, "it does not get on"
+        leg = Leg(draws.randint(2, 9))
+        often = 0 if leg.last % 3 else 1e9
+        with contextlib.suppress(Killed):
+            result = run(tmp_path / "cut", trial, checkpoint_seconds=often, report=leg.die, stop=leg.leave)
+    assert legs > 3
+    assert result.attempts == legs
+    assert without_clock(result.metrics) == without_clock(whole.metrics)
+    assert (result.linear_probe, result.warnings) == (whole.linear_probe, whole.warnings)
+    weights = [torch.load(tmp_path / name / "encoder.pt", weights_only=True)["encoder"] for name in ("whole", "cut")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert without_clock(scalars(tmp_path / "whole")) == without_clock(scalars(tmp_path / "cut"))
+    for name in ("tensors.tsv", "metadata.tsv", "sprite.png"):
+        assert len({(tmp_path / of / "projector" / name).read_bytes() for of in ("whole", "cut")}) == 1
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):
+    trial, steps = trial_of(usl_epochs=1), []
+    assert run(tmp_path, trial, stop=lambda: bool(steps) or steps.append(1)) is None  # the first of four steps is done
+    saved = store.load_checkpoint(tmp_path)["state"]
+    assert (saved["epoch"], saved["step"], len(saved["order"])) == (0, 2, 200)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_trial_whose_embedding_collapses_is_stopped_and_says_so(tmp_path):
+    trial, rule = trial_of(usl_epochs=6), Collapse(evaluations=3, rankme=1e9, std=0.0)
+    told = []
+    assert run(tmp_path, trial, report=told.append, stop=lambda: len(told) == 2, collapse=rule) is None
+    result = run(tmp_path, trial, report=told.append, collapse=rule)
+    assert [at.epoch for at in told] == [1, 2], "the evaluations before it left count"
+    assert result.status == "stopped"
+    assert "collapsed" in result.error
+    assert "pretraining epoch 3" in result.error
+    assert "linear/test_accuracy" not in result.metrics
+    assert run(tmp_path, trial, report=lambda at: pytest.fail("ran")) == result, "it is not run again"
+    assert not (tmp_path / "checkpoints").exists()
+    assert run(tmp_path / "sound", trial, collapse=Collapse(1, rankme=1.0, std=0.0)).status == "finished"
 
 
 def test_a_finished_trial_is_not_run_again(tmp_path):
@@ -236,7 +311,8 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
         mean, std = features["fit"].mean(0), features["fit"].std(0, correction=0)
         features = {split: (of - mean) / std for split, of in features.items()}
     head = Head(layer, 1e-3, 0.0)
-    *_, probe = train_linear({layer: features["fit"]}, labels["fit"], 10, [head], epochs=4, batch_size=50, seed=1)
+    probe = LinearProbes([head], {layer: features["fit"].shape[1]}, 10, 1, torch.device("cpu"))
+    list(train_linear(probe, {layer: features["fit"]}, labels["fit"], epochs=4, batch_size=50))
     expected["linear/train_accuracy"] = probe.train_accuracy[0]
     for split in ("val", "test"):
         expected[f"linear/{split}_accuracy"] = probe.accuracy({layer: features[split]}, labels[split])[0]

@@ -87,23 +87,34 @@ def test_attempts_are_counted_and_a_new_one_clears_the_failure_of_the_last(tmp_p
 def test_the_newest_whole_checkpoint_is_loaded(tmp_path):
     assert store.load_checkpoint(tmp_path) is None
     for epoch in (1, 2, 3):
-        store.save_checkpoint(tmp_path, epoch, {"epoch": epoch, "weights": torch.full((3,), float(epoch))})
+        store.save_checkpoint(tmp_path, {"epoch": epoch, "weights": torch.full((3,), float(epoch))})
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["00000002.json", "00000002.pt", "00000003.json", "00000003.pt"]
     assert store.load_checkpoint(tmp_path)["weights"].tolist() == [3, 3, 3]
 
-    newest = tmp_path / "checkpoints" / "00000003.pt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    with pytest.warns(UserWarning, match="damaged"):
+    def damage(name):
+        content = bytearray((tmp_path / "checkpoints" / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (tmp_path / "checkpoints" / name).write_bytes(content)
+
+    damage("00000003.pt")
+    with pytest.warns(UserWarning, match="00000003.pt is damaged"):
         assert store.load_checkpoint(tmp_path)["epoch"] == 2
 
+    store.save_checkpoint(tmp_path, {"epoch": 3})
     (tmp_path / "checkpoints" / "00000003.json").write_text("")  # a damaged manifest is passed over too
     with pytest.warns(UserWarning, match="damaged"):
-        assert store.load_checkpoint(tmp_path)["epoch"] == 2
+        assert store.load_checkpoint(tmp_path)["epoch"] == 2, "the damaged one did not take the place of a whole one"
 
-    (tmp_path / "checkpoints" / "00000002.json").unlink()  # as if killed before it was written
+    store.save_checkpoint(tmp_path, {"epoch": 3})
+    (tmp_path / "checkpoints" / "00000003.json").unlink()  # as if killed before it was written
+    (tmp_path / "checkpoints" / ".00000003.json.x1y2").write_text("")
+    assert store.load_checkpoint(tmp_path)["epoch"] == 2
+    store.save_checkpoint(tmp_path, {"epoch": 3})
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["00000002.json", "00000002.pt", "00000003.json", "00000003.pt"]
+    damage("00000003.pt")
+    damage("00000002.pt")
     with pytest.warns(UserWarning, match="damaged"):
         assert store.load_checkpoint(tmp_path) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,17 @@ from torch.nn import functional as F
 
 from raysweep.config import Head
 from raysweep.errors import Diverged
-from raysweep.randomness import seed_of
+from raysweep.randomness import generator, seed_of
 
 
 class LinearProbes:
-    """Linear classifiers, one for each head; those that read the same layer lie side by side in one matrix.
+    """Linear classifiers, one for each head, in training; those of one layer lie side by side in one matrix.
 
     Args:
         heads: what each reads and how it is trained.
         widths: D of the features of each layer.
         classes: number of classes.
-        seed: of the initial weights: a head's are those that it has when it is alone.
+        seed: of the initial weights, which are a head's when it is alone, and of the order of the images.
         device: of the features.
     """
 
@@ -35,13 +36,44 @@ class LinearProbes:
         self.weights: dict[str, Tensor] = {}
         """By layer: (heads·classes, D)."""
         self.biases: dict[str, Tensor] = {}
+        self.own: dict[str, list[tuple[slice, nn.Parameter, nn.Parameter]]] = {}
+        """By layer, for each of its heads: its rows of the matrix, and they as parameters that share its memory."""
         self.of_layer = {layer: [i for i, head in enumerate(heads) if head.layer == layer] for layer in widths}
+        groups = []  # one for each head: each has its own learning rate and decay
         for layer, members in self.of_layer.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, "linear"))
                 alone = nn.Linear(widths[layer], classes)
-            self.weights[layer] = alone.weight.detach().repeat(len(members), 1).to(device).requires_grad_()
-            self.biases[layer] = alone.bias.detach().repeat(len(members)).to(device).requires_grad_()
+            weights = alone.weight.detach().repeat(len(members), 1).to(device)
+            biases = alone.bias.detach().repeat(len(members)).to(device)
+            rows = [slice(n * classes, (n + 1) * classes) for n in range(len(members))]
+            self.own[layer] = [(own, nn.Parameter(weights[own]), nn.Parameter(biases[own])) for own in rows]
+            self.weights[layer], self.biases[layer] = weights.requires_grad_(), biases.requires_grad_()
+            for i, (_, weight, bias) in zip(members, self.own[layer], strict=True):
+                groups.append({"params": [weight, bias], "lr": heads[i].lr, "weight_decay": heads[i].weight_decay})
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.generator = generator(seed, "linear order")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that it loads with `weights_only=True`."""
+        return {
+            "weights": {layer: weights.detach() for layer, weights in self.weights.items()},
+            "biases": {layer: biases.detach() for layer, biases in self.biases.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "epoch": self.epoch,
+            "train_accuracy": self.train_accuracy,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; training goes on bit for bit."""
+        for layer in self.weights:
+            self.weights[layer].copy_(saved["weights"][layer])
+            self.biases[layer].copy_(saved["biases"][layer])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.generator.set_state(saved["generator"])
+        self.epoch, self.train_accuracy = saved["epoch"], list(saved["train_accuracy"])
 
     def logits(self, features: Mapping[str, Tensor], layer: str) -> Tensor:
         """Features by layer, (B, D) each -> logits (B, heads of the layer, classes)."""
@@ -58,80 +90,49 @@ class LinearProbes:
                 found[i] = count / len(labels)
         return found
 
-    def slices(self, layer: str) -> list[tuple[int, slice]]:
-        """Each head of the layer and the rows of the layer's matrix that are its own."""
-        c = self.classes
-        return [(i, slice(n * c, (n + 1) * c)) for n, i in enumerate(self.of_layer[layer])]
-
 
 def train_linear(
-    features: Mapping[str, Tensor],
-    labels: Tensor,
-    classes: int,
-    heads: Sequence[Head],
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-) -> Iterator[LinearProbes]:
-    """Train linear classifiers by Adam and cross entropy, all in one pass, yielding them after each epoch.
+    probes: LinearProbes, features: Mapping[str, Tensor], labels: Tensor, *, epochs: int, batch_size: int
+) -> Iterator[None]:
+    """Train linear classifiers to their last epoch by Adam and cross entropy, all in one pass, yielding after each.
 
     A head's initial weights, order of images and updates are those of the head trained alone.
 
     Args:
-        features: by layer (N, D) float32.
+        probes: where to go on; between two epochs they may be saved.
+        features: by layer (N, D) float32, of every layer that a head reads.
         labels: (N,) int64 in [0, classes), on the same device.
-        classes: number of classes.
-        heads: the classifiers to train; each reads one of the layers.
-        epochs: passes over the features; the last one counts.
+        epochs: passes over the features in all; the last one counts.
         batch_size: features per step, the last incomplete batch included.
-        seed: of the initial weights and the order.
 
     Raises:
         Diverged: the loss of a head is NaN or infinite.
     """
-    read = {head.layer: features[head.layer] for head in heads}
-    probes = LinearProbes(heads, {layer: of.shape[1] for layer, of in read.items()}, classes, seed, labels.device)
-    # One group of parameters for each head, as views into its layer's matrix: each has its own learning rate and decay.
-    own = {
-        layer: [
-            (
-                rows,
-                nn.Parameter(probes.weights[layer].detach()[rows]),
-                nn.Parameter(probes.biases[layer].detach()[rows]),
-            )
-            for _, rows in probes.slices(layer)
-        ]
-        for layer in read
-    }
-    groups = [
-        {"params": [weight, bias], "lr": heads[i].lr, "weight_decay": heads[i].weight_decay}
-        for layer in read
-        for (i, _), (_, weight, bias) in zip(probes.slices(layer), own[layer], strict=True)
-    ]
-    optimizer = torch.optim.Adam(groups, fused=True)
-    order_of = torch.Generator().manual_seed(seed_of(seed, "linear order"))
-    for epoch in range(1, epochs + 1):
-        sums = {layer: torch.zeros(2, len(own[layer]), dtype=torch.float64, device=labels.device) for layer in read}
-        for index in torch.randperm(len(labels), generator=order_of).to(labels.device).split(batch_size):
+    while probes.epoch < epochs:
+        sums = {
+            layer: torch.zeros(2, len(own), dtype=torch.float64, device=labels.device)
+            for layer, own in probes.own.items()
+        }
+        for index in torch.randperm(len(labels), generator=probes.generator).to(labels.device).split(batch_size):
             target = labels[index]
-            for layer, of in read.items():
-                logits = probes.logits({layer: of[index]}, layer)
+            for layer, own in probes.own.items():
+                logits = probes.logits({layer: features[layer][index]}, layer)
                 each = F.cross_entropy(
                     logits.transpose(1, 2), target[:, None].expand(-1, logits.shape[1]), reduction="none"
                 ).mean(0)
-                weight, bias = probes.weights[layer], probes.biases[layer]
-                gradients = torch.autograd.grad(each.sum(), (weight, bias))
-                for rows, own_weight, own_bias in own[layer]:
-                    own_weight.grad, own_bias.grad = gradients[0][rows], gradients[1][rows]
+                gradients = torch.autograd.grad(each.sum(), (probes.weights[layer], probes.biases[layer]))
+                for rows, weight, bias in own:
+                    weight.grad, bias.grad = gradients[0][rows], gradients[1][rows]
                 right = (logits.argmax(2) == target[:, None]).sum(0)
                 sums[layer] += torch.stack((each.detach() * len(index), right))
-            optimizer.step()
-        for layer in read:
+            probes.optimizer.step()
+        probes.epoch += 1
+        for layer, members in probes.of_layer.items():
             losses, shares = (sums[layer] / len(labels)).tolist()
-            for (i, _), loss, share in zip(probes.slices(layer), losses, shares, strict=True):
+            for i, loss, share in zip(members, losses, shares, strict=True):
                 if not math.isfinite(loss):
-                    raise Diverged(f"the linear probe's loss became {loss} in its epoch {epoch} ({heads[i]})")
+                    raise Diverged(
+                        f"the linear probe's loss became {loss} in its epoch {probes.epoch} ({probes.heads[i]})"
+                    )
                 probes.train_accuracy[i] = share
-        probes.epoch = epoch
-        yield probes
+        yield

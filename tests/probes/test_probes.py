@@ -16,7 +16,7 @@ from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.features import extract, extract_layers, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import train_linear
+from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.randomness import seed_of
 
 
@@ -70,7 +70,15 @@ def test_knn_survives_a_small_temperature(digits):
 
 def train(features, labels, *heads, epochs, batch_size, seed):
     """The probes after each epoch, on one layer called trunk."""
-    return train_linear({"trunk": features}, labels, 10, heads, epochs=epochs, batch_size=batch_size, seed=seed)
+    return train_layers({"trunk": features}, labels, heads, epochs=epochs, batch_size=batch_size, seed=seed)
+
+
+def train_layers(layers, labels, heads, *, epochs, batch_size, seed):
+    """The probes after each epoch."""
+    read = {head.layer: layers[head.layer].shape[1] for head in heads}
+    probes = LinearProbes(heads, read, 10, seed, labels.device)
+    for _ in train_linear(probes, layers, labels, epochs=epochs, batch_size=batch_size):
+        yield probes
 
 
 def test_linear_probe_learns_what_is_separable_and_no_more(digits):
@@ -119,12 +127,12 @@ def test_reference_every_head_of_a_bank_equals_the_head_trained_alone(digits):
     layers = {"trunk": features / 16, "embedding": (features[:, :7] / 16).contiguous()}
     heads = [Head(layer, lr, decay) for layer in layers for lr in (1e-3, 3e-2) for decay in (0.0, 0.1)]
     arguments = {"epochs": 3, "batch_size": 500, "seed": 4}  # the last batch is incomplete
-    *_, together = train_linear(layers, labels, 10, heads, **arguments)
+    *_, together = train_layers(layers, labels, heads, **arguments)
     scores = together.accuracy(layers, labels)
     assert len(set(scores)) > 4, "the heads differ"
     for layer in layers:
-        for i, rows in together.slices(layer):
-            *_, alone = train_linear(layers, labels, 10, [heads[i]], **arguments)
+        for i, (rows, _, _) in zip(together.of_layer[layer], together.own[layer]):
+            *_, alone = train_layers(layers, labels, [heads[i]], **arguments)
             torch.testing.assert_close(together.weights[layer][rows], alone.weights[layer], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(together.biases[layer][rows], alone.biases[layer], rtol=1e-4, atol=1e-6)
             assert together.train_accuracy[i] == pytest.approx(alone.train_accuracy[0], abs=2e-3)

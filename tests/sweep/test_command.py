@@ -58,7 +58,10 @@ def interrupt(process, trial):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert err.splitlines() == ["interrupted; go on with: run_sweep.py --resume runs/long"]
+    assert err.splitlines() == [
+        "stopping: trials save a checkpoint; once more to stop without",
+        "interrupted; go on with: run_sweep.py --resume runs/long",
+    ]
 
 
 def result(root, trial):

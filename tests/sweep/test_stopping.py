@@ -1,0 +1,93 @@
+"""Sweeps that end early: SIGTERM in the middle of an epoch, a time budget, a collapsed embedding."""
+
+import csv
+import json
+import signal
+import time
+
+import pytest
+
+from tests.sweep.test_command import command, result, scores, start, wait_for
+
+# One epoch is several hundred steps: what is saved between two of them is not what the clock would have saved.
+SLOW = ["--usl_type", "simclr", "--usl_epochs", "2", "--batch_size", "4", "--le_epochs", "3", "--name", "long"]
+
+
+@pytest.mark.parametrize("how", [[], ["--local"]], ids=["ray", "local"])
+def test_sigterm_saves_at_once_and_resume_gives_the_same_bits(tmp_path, how):
+    process = start(*SLOW, *how, cwd=tmp_path)
+    trial = tmp_path / "runs" / "long" / "seed=0"
+    wait_for(lambda: (trial / "attempt.json").exists(), process)
+    time.sleep(1)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines() == [
+        "stopping: trials save a checkpoint; once more to stop without",
+        "interrupted; go on with: run_sweep.py --resume runs/long",
+    ]
+    assert time.monotonic() - begun < 30, "a cluster's grace period"
+    assert list(trial.glob("checkpoints/*.json"))
+    done = command("--resume", "runs/long", *how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "runs" / "long", "seed=0")["attempts"] == 2
+    if not how:
+        whole = command(*SLOW, "--local", "--output", "undisturbed", cwd=tmp_path)
+        assert whole.returncode == 0, whole.stderr
+        assert scores(tmp_path / "runs" / "long", "seed=0") == scores(tmp_path / "undisturbed" / "long", "seed=0")
+
+
+def test_a_second_signal_stops_without_waiting(tmp_path):
+    process = start(*SLOW, "--local", cwd=tmp_path)
+    trial = tmp_path / "runs" / "long" / "seed=0"
+    wait_for(lambda: (trial / "attempt.json").exists(), process)
+    process.send_signal(signal.SIGSTOP)  # both signals are there before it looks again
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted; go on with: run_sweep.py --resume runs/long"
+    assert not list(trial.glob("checkpoints/*.json"))
+
+
+@pytest.mark.parametrize("how", [[], ["--local"]], ids=["ray", "local"])
+def test_a_time_budget_ends_the_sweep_and_a_resume_goes_on(tmp_path, how):
+    done = command(*SLOW, "--set", "tune.time_budget=1", "--set", "seed=[0,1,2,3]", *how, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "the time budget of 1 s is used up",
+        "4 of 4 trials have not finished; go on with: --resume runs/long",
+    ]
+    assert not list((tmp_path / "runs" / "long").glob("*/result.json"))
+    assert "Trial" not in done.stdout, "Tune is silent"
+
+
+def test_collapsed_trials_are_rows_of_their_own_and_not_run_again(tmp_path):
+    rule = ["--set", "tune.collapse_stop=2", "--set", "tune.collapse_rankme=1000", "--probe_every", "1"]
+    settings = [
+        "--usl_type",
+        "simclr",
+        "--usl_epochs",
+        "5",
+        "--le_epochs",
+        "2",
+        "--name",
+        "x",
+        "--set",
+        "baseline=true",
+    ]
+    done = command(*settings, *rule, cwd=tmp_path)
+    root = tmp_path / "runs" / "x"
+    assert done.returncode == 0, done.stderr
+    assert "seed=0  the embedding collapsed" in done.stdout
+    with open(root / "results.csv") as file:
+        rows = {row["trial"]: row for row in csv.DictReader(file)}
+    assert rows["seed=0"]["status"] == "stopped"
+    assert rows["seed=0"]["linear/test_accuracy"] == ""
+    assert rows["random,seed=0"]["status"] == "finished"
+    assert json.loads((root / "seed=0" / "result.json").read_text())["metrics"]["pretrain/loss"] > 0
+    assert "1 stopped early" in (root / "summary.md").read_text()
+    again = command("--resume", root, cwd=tmp_path)
+    assert "all 2 trials have finished" in again.stdout.splitlines()[0]
