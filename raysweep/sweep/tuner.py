@@ -98,10 +98,10 @@ def run_trial(
     def report(at: experiment.Progress) -> None:
         nonlocal reported
         if time.monotonic() - reported >= REPORT_SECONDS:
-            tune.report({"share": at.share, **at.metrics})
+            tune.report({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
             reported = time.monotonic()
 
-    result = experiment.run(
+    experiment.run(
         trial,
         datasets,
         directory,
@@ -112,7 +112,7 @@ def run_trial(
         report=report,
         stop=stop,
     )
-    tune.report({"share": 1.0, **(result.metrics if result is not None else {})})
+    tune.report({"share": 1.0})
 
 
 class Stop(tune.Stopper):
