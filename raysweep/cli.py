@@ -285,7 +285,7 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
     with waiting(console, "starting Ray"):
         from raysweep.sweep.authentication import present_token
 
-        present_token()
+        present_token(parsed.address or os.environ.get("RAY_ADDRESS"))
         from raysweep.sweep import cluster
 
         plan = cluster.connect(parsed.address, sweep.resources)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -559,6 +560,7 @@ def has_metric(name: str, settings: Settings) -> bool:
     return settings.usl_epochs > 0 or not name.startswith(("pretrain/", "online/"))
 
 
+@cache
 def about(name: str) -> About:
     """The description of the setting `name`."""
     return next(item for item in Settings.model_fields[name].metadata if isinstance(item, About))

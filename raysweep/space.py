@@ -39,6 +39,8 @@ from raysweep.errors import InputError
 MAX_TRIALS = 100_000
 EXAMPLES = 100
 """Points drawn to check a search space by, of which a searcher will propose the points."""
+MAX_TEXT = 2**22  # characters of a search-space file, aliases written out; a list of 100,000 seeds has 10**6
+MAX_DIGITS = 300  # of a whole number; the largest float has 309
 MAX_NAME = 160  # characters; file systems stop at 255 bytes, and a checkpoint's path needs some of them
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
 RECORDS = ("made_by", "changed_by")
@@ -157,8 +159,8 @@ class Resources(BaseModel):
     @classmethod
     def _whole_or_part(cls, value: float) -> float:
         """Ray shares one GPU between trials, or gives a trial several whole ones."""
-        if value > 1 and value != int(value):
-            raise ValueError("must be a part of one GPU or a whole number of them")
+        if (value > 1 and value != int(value)) or 0 < value < 1e-4:  # Ray counts in ten-thousandths
+            raise ValueError("must be a part of one GPU, at least 0.0001, or a whole number of them")
         return value
 
 
@@ -285,13 +287,16 @@ def read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise InputError(f"{path}: is a directory; give a search-space file (YAML)")
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_TEXT + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not a text file; give a search-space file (YAML)") from None
     except OSError as fault:
         raise InputError(f"{path}: cannot be read: {fault.strerror}") from None
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{path}: is no search-space file: it has more than {MAX_TEXT} characters")
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must be a mapping such as 'base: ...' and 'search: ...', not {kind(raw)}")
@@ -299,7 +304,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the last of two equal keys win in silence."""
+    """PyYAML's safe loader, which would let the last of two equal keys win in silence, and aliases fill the memory."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document; refused where it is endless, or too long, with every alias written out."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            written_out(root, {})
+        return root
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number, unless it is so long that Python would refuse to print it again."""
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, "a number too long", node.start_mark)
+        return super().construct_yaml_int(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The mapping of `node`; a key that stands in it twice is an error."""
@@ -311,6 +329,30 @@ class Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+
+
+def written_out(node: yaml.Node, lengths: dict[int, int]) -> int:
+    """Characters and nodes of `node` were every alias in it written out; raises where they are too many, or endless.
+
+    `lengths` keeps what is known, so that a node is counted once, however many aliases stand for it; 0 while counting.
+    """
+    if lengths.get(id(node)) == 0:
+        raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", node.start_mark)
+    if id(node) not in lengths:
+        lengths[id(node)] = 0
+        if isinstance(node, yaml.ScalarNode):
+            total = 1 + len(node.value)
+        else:
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = itertools.chain.from_iterable(node.value) if pairs else node.value
+            total = 1 + sum(written_out(part, lengths) for part in parts)
+        if total > 2 * MAX_TEXT:
+            raise yaml.constructor.ConstructorError(None, None, "aliases that stand for too much", node.start_mark)
+        lengths[id(node)] = total
+    return lengths[id(node)]
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -725,12 +767,15 @@ def expand(
     seen: dict[Settings, str] = {}  # by what is computed: settings without effect do not tell trials apart
     if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
         raise InputError(f"{where}: tune.num_samples: {samples} has no effect: nothing is drawn at random")
+    grids = [[len(spec["grid"]) for spec in space.values() if "grid" in spec] for space in search]
+    count = sum(
+        math.prod(of) * (samples if len(of) < len(space) else 1) for of, space in zip(grids, search, strict=True)
+    )
+    if count > MAX_TRIALS:
+        raise InputError(f"{where}: search: {count} trials; at most {MAX_TRIALS} in one sweep")
     for space in search:
         names = sorted(space, key=lambda name: name == "seed")  # the seed last
         random_ones = any("grid" not in space[name] for name in names)
-        total = math.prod(len(spec["grid"]) for spec in space.values() if "grid" in spec)
-        if total * samples > MAX_TRIALS:
-            raise InputError(f"{where}: search: {total * samples} trials; at most {MAX_TRIALS} in one sweep")
         for sample in range(samples if random_ones else 1):
             axes = []
             for name in names:
@@ -797,7 +842,9 @@ class Frozen(dict[str, Any]):
 
 def trial_name(varied: Mapping[str, Any]) -> str:
     """`alpha=1e-05,seed=0`: floats as `repr` has them, exact; unsafe characters percent-encoded; long names hashed."""
-    return shorten(",".join(f"{name}={quote(str(value), safe='+')}" for name, value in varied.items()))
+    # A path whose bytes are no text holds surrogates.
+    values = {name: quote(str(value), safe="+", errors="surrogatepass") for name, value in varied.items()}
+    return shorten(",".join(f"{name}={value}" for name, value in values.items()))
 
 
 def point_name(varied: Mapping[str, Any]) -> str:

@@ -227,11 +227,11 @@ class Store:
         """
         if name is not None:
             check_name(name, "--name")
-            if (output / name).exists():
+            if os.path.lexists(output / name):
                 raise InputError(f"--name {name}: {output / name} exists; choose another name, or --resume it")
         check_writable(output)
         number, chosen = 1, name or default
-        while (output / chosen).exists():
+        while os.path.lexists(output / chosen):
             number += 1
             chosen = f"{default}-{number}"
         return cls(output / chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from statistics import mean
+from statistics import fmean
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -32,12 +32,13 @@ class View:
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
         self.sweep, self.console = sweep, console
         self.weights = {trial.name: weight(trial) for trial in sweep.trials}
-        self.usual = mean(weight(trial) for trial in sweep.examples)  # of trials that are not proposed yet
+        self.usual = fmean(weight(trial) for trial in sweep.examples)  # of trials that are not proposed yet
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
         self.kept = {result.trial for result in kept}
         self.running: dict[str, float] = {}
         self.failed = self.stopped = 0
         self.values: dict[str, list[float]] = defaultdict(list)
+        self.means: dict[str, float] = {}  # kept, for `best` is asked for at every trial's end
         self.protocols: set[str] = set()
         for result in kept:
             self._count(result)
@@ -101,17 +102,17 @@ class View:
         metric = self.sweep.metric
         if metric in result.metrics and not result.baseline and result.status == "finished":
             self.values[result.point].append(result.metrics[metric])
+            self.means[result.point] = fmean(self.values[result.point])
             self.protocols.add(result.fingerprint)
 
     def best(self) -> str | None:
         """The best point so far, by its mean over the seeds that are done; none where protocols differ."""
-        if not self.values or len(self.protocols) > 1:
+        if not self.means or len(self.protocols) > 1:
             return None
         choose = max if self.sweep.tune.mode == "max" else min
-        point = choose(self.values, key=lambda name: mean(self.values[name]))
-        values = self.values[point]
-        seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-        return f"{point}  {self.sweep.metric} {mean(values):.4f} ({seeds})"
+        point = choose(self.means, key=self.means.__getitem__)
+        count = len(self.values[point])
+        return f"{point}  {self.sweep.metric} {self.means[point]:.4f} ({count} seed{'s' if count > 1 else ''})"
 
     def _best(self) -> str:
         best = self.best()

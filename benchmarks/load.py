@@ -1,0 +1,180 @@
+"""A sweep of very many, very short trials: what a trial costs beside its own work, and how the driver's memory grows.
+
+    python benchmarks/load.py --trials 2000
+
+runs the real command on Ray with one core per trial: digits, one epoch of the linear probe on a random encoder, a seed
+each, so that nearly all is overhead. Prints the driver's memory by finished trials, and where the time went; writes
+both to `benchmarks/results/load-TRIALS.json`. Needs Linux (`/proc`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MEBIBYTE = 2**20
+SECONDS = 1.0  # between two samples
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The driver at one moment."""
+
+    seconds: float
+    """Since it was started."""
+    finished: int
+    """Trials that it has said to have ended."""
+    pss_mib: float
+    """Its own memory, and its share of what it shares with others."""
+    cpu_s: float
+    """Processor time that it has used."""
+    worker_mib: float
+    """The largest worker, as `pss_mib`; 0 while there is none."""
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional memory of a process; raises OSError if it has ended."""
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 / MEBIBYTE if found else 0.0
+
+
+def workers(driver: int) -> Iterator[int]:
+    """The processes of the driver's Ray that run trials: grandchildren of the driver."""
+    parents = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError):
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+    for pid, parent in parents.items():
+        if parents.get(parent) == driver:
+            with suppress(OSError):
+                if b"ray::ImplicitFunc" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    yield pid
+
+
+def sample(pid: int, seconds: float, finished: int) -> Sample | None:
+    """The driver now; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own = pss_mib(pid)
+    except OSError:
+        return None
+    used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    largest = 0.0
+    for worker in workers(pid):
+        with suppress(OSError):
+            largest = max(largest, pss_mib(worker))
+    return Sample(round(seconds, 2), finished, own, used, largest)
+
+
+def run(trials: int, epochs: int, folder: Path) -> tuple[list[Sample], float, int]:
+    """The sweep in `folder`: samples, total seconds, trials at a time."""
+    space = folder / "load.yaml"
+    base = f"base: {{dataset: digits, usl_epochs: {epochs}, le_epochs: 1}}"
+    space.write_text(f"name: load\n{base}\nsearch: {{seed: {{grid: {list(range(trials))}}}}}\n")
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    began = time.monotonic()
+    with open(folder / "driver.log", "wb") as log:
+        driver = subprocess.Popen(
+            [sys.executable, str(ROOT / "run_sweep.py"), str(space), "--output", str(folder)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    samples = []
+    while driver.poll() is None:
+        said = (folder / "driver.log").read_text(errors="replace")
+        ended = re.findall(r"^\[(\d+)/", said, re.MULTILINE)
+        of = sample(driver.pid, time.monotonic() - began, int(ended[-1]) if ended else 0)
+        samples += [of] if of is not None else []
+        time.sleep(SECONDS)
+    took = time.monotonic() - began
+    said = (folder / "driver.log").read_text(errors="replace")
+    slots = re.search(r"(\d+) at a time", said)
+    if driver.returncode != 0 or slots is None:
+        raise SystemExit(f"the sweep failed: {said[-2000:]}")
+    return samples, took, int(slots[1])
+
+
+def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> dict[str, Any]:
+    """The figures of a finished sweep."""
+    results = [json.loads(path.read_text()) for path in root.glob("*/result.json")]
+    own = [result["wall_s"] for result in results]
+    first = next(of for of in samples if of.finished)
+    last = next(of for of in reversed(samples) if of.finished < len(results))
+    trials_s = last.seconds - first.seconds
+    count = last.finished - first.finished
+    at = {of.finished: of for of in samples if of.finished}
+    marks = [min(at, key=lambda n: abs(n - len(results) * part / 10)) for part in range(1, 11)]
+    half = [of for of in samples if len(results) / 2 <= of.finished < len(results)]
+    fit = statistics.linear_regression([of.finished for of in half], [of.pss_mib for of in half])
+    sizes = [sum(file.stat().st_size for file in path.parent.rglob("*")) for path in root.glob("*/result.json")]
+    return {
+        "trials": len(results),
+        "at a time": slots,
+        "total, s": round(took, 1),
+        "until the first trial had ended, s": first.seconds,
+        "per trial: slot time, s": round(trials_s * slots / count, 3),
+        "per trial: its own wall time (median of result.json), s": round(statistics.median(own), 3),
+        "per trial: overhead, s": round(trials_s * slots / count - statistics.median(own), 3),
+        "per trial: driver's processor time, s": round((last.cpu_s - first.cpu_s) / count, 4),
+        "after the last trial (report), s": round(took - last.seconds, 1),
+        "driver, MiB at tenths of the trials": {at[mark].finished: round(at[mark].pss_mib, 1) for mark in marks},
+        "driver, KiB more per trial in the second half": round(fit.slope * 1024, 2),
+        "worker, MiB at the first tenth and at the end": [
+            round(at[mark].worker_mib, 1) for mark in (marks[0], last.finished)
+        ],
+        "disk per trial, KiB": round(statistics.median(sizes) / 1024, 1),
+        "disk for Ray's own state per trial, KiB": round(
+            sum(file.stat().st_size for file in (root / ".ray").rglob("*") if file.is_file()) / 1024 / len(results), 1
+        ),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sweep, print the figures and write them down."""
+    parser = argparse.ArgumentParser(description="A sweep of very many very short trials.")
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=0, help="of pretraining (0)")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where the JSON goes")
+    parser.add_argument("--keep", type=Path, help="a new directory for the sweep (default: a temporary one)")
+    parsed = parser.parse_args(argv)
+    if parsed.keep is not None:
+        parsed.keep.mkdir(parents=True)
+    folder = (parsed.keep or Path(tempfile.mkdtemp(prefix="raysweep-load-"))).resolve()
+    samples, took, slots = run(parsed.trials, parsed.epochs, folder)
+    figures = measure(samples, took, slots, folder / "load")
+    for name, value in figures.items():
+        print(f"{name:55} {value}")
+    parsed.results.mkdir(parents=True, exist_ok=True)
+    content = {
+        "command": shlex.join(["benchmarks/load.py", *(sys.argv[1:] if argv is None else argv)]),
+        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, {platform.system()}",
+        **figures,
+        "samples": [asdict(of) for of in samples[:: max(1, len(samples) // 100)]],
+    }
+    (parsed.results / f"load-{parsed.trials}.json").write_text(json.dumps(content, indent=1) + "\n")
+    if parsed.keep is None:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""A sweep that is killed and resumed gives what an undisturbed one gives: `benchmarks/chaos.py`, in short."""
+
+import json
+
+from benchmarks import chaos
+
+
+def test_kills_change_nothing(tmp_path):
+    out, told = tmp_path / "chaos", tmp_path / "chaos.json"
+    arguments = ["--kills", "3", "--trials", "3", "--epochs", "6", "--le_epochs", "5", "--seed", "33"]
+    status = chaos.main([*arguments, "--out", str(out), "--json", str(told)])
+    outcome = json.loads(told.read_text())
+    assert status == 0, outcome
+    assert sum(outcome["kills"].values()) == 3
+    assert outcome["resumes"] >= 1
+
+
+def test_what_differs_is_found(tmp_path):
+    """The comparison itself, on two sweeps that differ in one metric, one figure and one step too many."""
+    from raysweep.events import Events
+
+    for name, accuracy, picture in (("a", "0.5", b"one"), ("b", "0.6", b"two")):
+        (tmp_path / name / "figures").mkdir(parents=True)
+        (tmp_path / name / "figures" / "alpha.png").write_bytes(picture)
+        (tmp_path / name / "differences.csv").write_text("")
+        (tmp_path / name / "summary.csv").write_text("point,n\nx,1\n")
+        table = f"point,linear/test_accuracy,wall_s\nx,{accuracy},{len(picture)}{accuracy}\n"
+        (tmp_path / name / "results.csv").write_text(table)
+        trial = tmp_path / name / "seed=0"
+        trial.mkdir()
+        (trial / "result.json").write_text("{}")
+        events = Events(trial, 1, None)
+        for step in (1, 2) if name == "a" else (1, 2, 2):
+            events.scalars({"pretrain/loss": 0.5}, step)
+        events.close()
+    differing, duplicates = chaos.compare(tmp_path / "a", tmp_path / "b")
+    assert differing == ["results.csv: x: linear/test_accuracy: 0.5 became 0.6", "figures/alpha.png"]
+    assert duplicates == ["seed=0: pretrain/loss: step 2"]
+    assert chaos.compare(tmp_path / "a", tmp_path / "a") == ([], [])
+
+
+def test_a_finished_trial_that_is_run_again_is_found(tmp_path):
+    trial = tmp_path / "seed=0"
+    trial.mkdir()
+    (trial / "attempt.json").write_text('{"attempt": 1}')
+    (trial / "result.json").write_text('{"status": "finished"}')
+    watched = chaos.Watched(tmp_path)
+    watched.look()
+    watched.look()
+    assert not watched.again
+    (trial / "attempt.json").write_text('{"attempt": 2}')
+    watched.look()
+    assert watched.again == {"seed=0"}
