@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +36,9 @@ def run(sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Data
         "checkpoint_seconds": sweep.tune.checkpoint_seconds,
     }
     watch = Watch(trials, datasets, results, view)
-    make_tuner(run_trial, parameters, sweep, results.root, [watch]).fit()
+    # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
+    with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
+        make_tuner(run_trial, parameters, sweep, Path(state), [watch]).fit()
 
 
 def make_tuner(
