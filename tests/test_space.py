@@ -475,7 +475,7 @@ def extended(begun, asked):
     """The sweep of one file that is gone on with by another, as it is read again."""
     sweep = space.extend(build(begun), build(asked), "new.yaml")
     again = build(sweep.to_dict())
-    assert again == sweep
+    assert (again.trials, again.to_dict()) == (sweep.trials, sweep.to_dict())
     return again
 
 
@@ -522,7 +522,7 @@ def test_an_extended_sweep_has_the_trials_of_both_files_the_new_ones_first(one, 
     ],
 )
 def test_what_would_be_another_sweep_is_refused(begun, asked, words):
-    with pytest.raises(InputError, match="new.yaml") as fault:
+    with pytest.raises(InputError, match=r"^new\.yaml: ") as fault:
         extended(begun, asked)
     assert words in str(fault.value)
 

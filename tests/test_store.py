@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_a_reason_is_one_line_that_names_the_file():
     assert store.reason(ValueError("one\ntwo")) == "ValueError: one"
     assert store.reason(AssertionError()) == "AssertionError"
     with pytest.raises(OSError, match="No such file") as fault:
-        open("/nowhere/x")
+        store.read_attempt(Path("/nowhere/x"))
     assert store.reason(fault.value) == "FileNotFoundError: No such file or directory: /nowhere/x"
 
 

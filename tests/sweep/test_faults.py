@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT
 from tests.sweep.test_command import command, result, scores, start, wait_for
 
 BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
@@ -127,7 +126,7 @@ def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A Ray cluster of two nodes with a core each: its address, the environment of its user, the second node's process."""
+    """A Ray cluster of two nodes with a core each: its address, its user's environment, the second node's process."""
     home = tmp_path / "home"
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "RAY_health_check_period_ms": "500"}  # a lost node is soon missed
