@@ -1,6 +1,6 @@
 """The results directory of a sweep: names, atomic files, trial status, checkpoints. The truth that everything reads.
 
-Ray, `--local` and the report all go through here; Ray's own state (under `.ray/`) is never needed to go on.
+Ray, `--local` and the report all go through here; Ray's own state is never needed to go on and lies elsewhere.
 
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
     DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order

@@ -80,7 +80,8 @@ def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")
         (["--knn_k", "5000", "--local"], "knn_k: 5000"),
         (["--labels_per_class", "500", "--local"], "500"),
         (["--resume", "nowhere"], "no sweep lies there"),
-        (["--resume", "nowhere", "--alpha", "1"], "takes no --alpha"),
+        (["--resume", "nowhere", "--alpha", "1"], "no sweep lies there"),
+        (["--resume", "nowhere", "--name", "a"], "takes no --name"),
     ],
     ids=" ".join,
 )
@@ -221,7 +222,7 @@ def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):
     Image.new("RGB", (9, 9)).save(root / "test" / "cat" / "0.png")
     again = run_sweep("--resume", "runs/x", "--local")
     assert again.returncode == 2
-    assert "probe_data" in again.stderr
+    assert "its images or labels are not those" in again.stderr
     assert again.stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "x" / "seed=1" / "result.json").exists()
 

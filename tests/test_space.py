@@ -190,7 +190,6 @@ def test_methods_with_settings_of_their_own_go_into_sub_spaces():
         ({"search": {"usl_type": {"uniform": ["simclr", "ae_single"]}}}, ["search.usl_type", "number"]),
         ({"search": {"data_dir": ["a", "b"]}}, ["search.data_dir", "cannot be swept"]),
         ({"search": []}, ["search", "empty"]),
-        ({"search": [{"alpha": [0.1]}, {"alpha": [0.1]}]}, ["same trial"]),
         ({"search": {"alpha": [1]}, "tune": {"num_samples": 3}}, ["num_samples", "nothing is drawn"]),
         ({"tune": {"metric": "linear/test_accuracy"}}, ["tune.metric", "test images are not for choosing"]),
         ({"tune": {"metric": "linear/val_acuracy"}}, ["tune.metric", "did you mean 'linear/val_accuracy'"]),
@@ -458,3 +457,85 @@ def test_settings_without_effect_do_not_make_evaluations_incomparable():
     assert of(split_seed=1) != of()
     assert of(probe_bank="lr=0.1+0.2", le_lr=5) == of(probe_bank="lr=0.1+0.2")
     assert of(le_lr=5) != of()
+
+
+def names(sweep):
+    return [trial.name for trial in sweep.trials]
+
+
+def test_a_trial_that_two_sub_spaces_name_counts_once():
+    assert names(build({"search": [{"alpha": [0.1, 1]}, {"alpha": [1, 10]}]})) == [
+        "alpha=0.1,seed=0",
+        "alpha=1.0,seed=0",
+        "alpha=10.0,seed=0",
+    ]
+
+
+def extended(begun, asked):
+    """The sweep of one file that is gone on with by another, as it is read again."""
+    sweep = space.extend(build(begun), build(asked), "new.yaml")
+    again = build(sweep.to_dict())
+    assert (again.trials, again.to_dict()) == (sweep.trials, sweep.to_dict())
+    return again
+
+
+axes = st.fixed_dictionaries(
+    {
+        "alpha": st.one_of(
+            st.builds(lambda of: {"grid": of}, st.lists(st.sampled_from([0.1, 1, 10, 100]), min_size=1, unique=True)),
+            st.sampled_from([{"loguniform": [0.1, 10]}, {"loguniform": [0.1, 100]}]),
+        )
+    },
+    optional={"seed": st.lists(st.integers(0, 4), min_size=1, unique=True).map(lambda of: {"grid": of})},
+)
+
+
+@given(axes, axes, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 2))
+@settings(max_examples=100, deadline=None)
+def test_an_extended_sweep_has_the_trials_of_both_files_the_new_ones_first(one, two, n, m, first, second, seed):
+    def file(search, samples, baseline, **base):
+        drawn = "loguniform" in search["alpha"]
+        return {"search": search, "tune": {"num_samples": samples if drawn else 1}, "baseline": baseline, "base": base}
+
+    begun, asked = file(one, n, first), file(two, m, second, seed=seed)
+    made = extended(begun, asked)
+    old, new = build(begun), build(asked)
+    plain = [trial for trial in made.trials if not trial.baseline]
+    wanted = dict.fromkeys(trial for sweep in (new, old) for trial in sweep.trials if not trial.baseline)
+    assert plain == list(wanted)
+    assert {trial for trial in (*old.trials, *new.trials) if trial.baseline} <= set(made.trials)
+    assert extended(made.to_dict(), asked).trials == made.trials
+
+
+@pytest.mark.parametrize(
+    ("begun", "asked", "words"),
+    [
+        ({}, {"base": {"usl_lr": 0.01}}, "usl_lr: is 0.01, but the sweep was begun with 0.0001"),
+        ({"base": {"dataset": "mnist"}}, {}, "dataset: is 'digits', but the sweep was begun with 'mnist'"),
+        ({"search": {"alpha": [1]}}, {"base": {"alpha": 1}}, "alpha: is no longer under search"),
+        ({"base": {"strength": 1}}, {"search": {"strength": [0.5]}}, "strength: is under search now"),
+        (
+            {"search": {"alpha": [1], "strength": [1]}},
+            {"search": {"strength": [1], "alpha": [1]}},
+            "alpha=1.0,strength=1.0,seed=0 is the same trial as strength=1.0,alpha=1.0,seed=0",
+        ),
+    ],
+)
+def test_what_would_be_another_sweep_is_refused(begun, asked, words):
+    with pytest.raises(InputError, match=r"^new\.yaml: ") as fault:
+        extended(begun, asked)
+    assert words in str(fault.value)
+
+
+def test_what_changes_no_score_may_change_and_sub_spaces_may_be_added():
+    begun = {"base": {"probe_every": 1}, "search": {"alpha": [1]}}
+    asked = {
+        "base": {"data_dir": "/elsewhere", "probe_every": 5},
+        "search": [{"alpha": [1]}, {"usl_type": ["simclr"], "temperature": [0.1]}],
+        "tune": {"max_failures": 1},
+        "resources": {"cpu": 2},
+    }
+    made = extended(begun, asked)
+    assert names(made) == ["alpha=1.0,seed=0", "usl_type=simclr,temperature=0.1,seed=0"]
+    assert {(trial.settings.data_dir, trial.settings.probe_every) for trial in made.trials} == {("/elsewhere", 5)}
+    assert (made.tune.max_failures, made.resources.cpu) == (1, 2)

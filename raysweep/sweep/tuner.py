@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,9 @@ def run(
         proposer = Proposer(Queue(sweep, pending, ended, results))
     seen = Watch(datasets, results, ended, scheduler, view)
     stop = Stop(stopping, seen)
-    make_tuner(run_trial, parameters, sweep, pending, results.root, scheduler, proposer, stop, [seen]).fit()
+    # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
+    with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
+        make_tuner(run_trial, parameters, sweep, pending, Path(state), scheduler, proposer, stop, [seen]).fit()
 
 
 def make_tuner(

@@ -47,10 +47,11 @@ def command(*arguments, cwd, **environment):
     )
 
 
-def start(*arguments, cwd):
+def start(*arguments, cwd, **environment):
     """The real command, running."""
     program = [sys.executable, str(ROOT / "run_sweep.py"), *arguments]
-    return subprocess.Popen(program, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own = {**os.environ, **environment}
+    return subprocess.Popen(program, cwd=cwd, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def interrupt(process, trial):
