@@ -37,7 +37,7 @@ import yaml
 
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
-from raysweep.space import Proposal, Sweep, Trial, build, check_name, read
+from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,8 +180,9 @@ def note_traceback(directory: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that becomes `path` where the block ends: until then, a crash included, `path` is absent or old."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -189,10 +190,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
         os.replace(temporary, path)
     except BaseException as fault:
-        if isinstance(fault, OSError) and fault.filename is None:
-            fault.filename = str(path)  # a full disk's error does not name it
-        with suppress(OSError):  # where nothing can be removed either, what was raised says more
-            Path(temporary).unlink(missing_ok=True)
+        if isinstance(fault, OSError) and f".{path.name}." in str(fault.filename or f".{path.name}."):
+            fault.filename = str(path)  # what a full disk raises names no file
+        if temporary is not None:
+            with suppress(OSError):  # where nothing can be removed either, what was raised says more
+                os.unlink(temporary)
         raise
 
 
@@ -259,14 +261,19 @@ class Store:
 
     def history(self) -> list[dict[str, Any]]:
         """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
-        found = read(self.root / "sweep.yaml")
-        return [found.get("made_by") or {}, *(found.get("changed_by") or [])]
+        path = self.root / "sweep.yaml"
+        found = read(path)
+        changes = found.get("changed_by") or []
+        if not isinstance(changes, list):
+            raise InputError(f"{path}: changed_by: a list expected, not {changes!r}")
+        return [mapping(entry, f"{path}: made_by and changed_by") for entry in (found.get("made_by"), *changes)]
 
     def recorded_datasets(self) -> dict[str, str]:
         """The digests of the datasets that the sweep was made and changed with, by name; none before it is made."""
         if not (self.root / "sweep.yaml").exists():
             return {}
-        return {name: digest for entry in self.history() for name, digest in (entry.get("datasets") or {}).items()}
+        where = f"{self.root / 'sweep.yaml'}: datasets"
+        return {name: of for entry in self.history() for name, of in mapping(entry.get("datasets"), where).items()}
 
     def _write(self, sweep: Sweep, records: dict[str, Any]) -> None:
         header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
