@@ -10,6 +10,7 @@ both to `benchmarks/results/load-TRIALS.json`. Needs Linux (`/proc`).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -132,8 +133,9 @@ def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> d
         "total, s": round(took, 1),
         "until the first trial had ended, s": first.seconds,
         "per trial: slot time, s": round(trials_s * slots / count, 3),
-        "per trial: its own wall time (median of result.json), s": round(statistics.median(own), 3),
-        "per trial: overhead, s": round(trials_s * slots / count - statistics.median(own), 3),
+        "per trial: its own work (mean wall_s), s": round(statistics.mean(own), 3),
+        "per trial: overhead, s": round(trials_s * slots / count - statistics.mean(own), 3),
+        "of it, between two trials of a worker (mean), s": round(statistics.mean(gaps(root)), 3),
         "per trial: driver's processor time, s": round((last.cpu_s - first.cpu_s) / count, 4),
         "after the last trial (report), s": round(took - last.seconds, 1),
         "driver, MiB at tenths of the trials": {at[mark].finished: round(at[mark].pss_mib, 1) for mark in marks},
@@ -146,6 +148,18 @@ def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> d
             sum(file.stat().st_size for file in (root / ".ray").rglob("*") if file.is_file()) / 1024 / len(results), 1
         ),
     }
+
+
+def gaps(root: Path) -> Iterator[float]:
+    """Seconds between a trial's result and the start of the next trial in the same process."""
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for path in root.glob("*/attempt.json"):
+        begun = json.loads(path.read_text())
+        ended = (path.parent / "result.json").stat().st_mtime
+        spans.setdefault(begun["pid"], []).append((begun["started"], ended))
+    for of in spans.values():
+        of.sort()
+        yield from (after[0] - before[1] for before, after in itertools.pairwise(of))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
