@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from raysweep import __version__, space
+from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
@@ -63,7 +64,12 @@ def sweep_parser() -> Parser:
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
     parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
     parser.add_argument("--name", help="name of the results directory; must not exist")
-    parser.add_argument("--output", default="runs", metavar="DIR", help="where results directories are made (runs)")
+    parser.add_argument(
+        "--output",
+        default="runs",
+        metavar="DIR",
+        help="where results directories are made, or s3://BUCKET/PREFIX (runs)",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -161,11 +167,11 @@ def sweep_command(arguments: list[str]) -> int:
     check_paths(sweep)
     if parsed.dry_run:
         return dry_run(sweep)
-    store, console = Store.plan(Path(parsed.output), parsed.name, sweep.name), make_console()
+    store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, parsed, console)
     store.create(sweep, provenance())
     with store.lock():
-        tell(console, f"{store.root}: {len(sweep.trials)} trials, {plan}")
+        tell(console, f"{store.place}: {len(sweep.trials)} trials, {plan}")
         run_trials(sweep, store, datasets, [], parsed.local, console)
         return conclude(sweep, store, console)
 
@@ -177,7 +183,7 @@ def resume(parsed: argparse.Namespace) -> int:
     others += ["--set"] if parsed.set else []
     if others:
         raise InputError(f"--resume goes on with the sweep as it is and takes no {others[0]}")
-    store, sweep = Store.open(Path(parsed.resume))
+    store, sweep = Store.open(parsed.resume)
     check_paths(sweep)
     if parsed.dry_run:
         return dry_run(sweep)
@@ -186,11 +192,11 @@ def resume(parsed: argparse.Namespace) -> int:
         store.check_begun(sweep)
         kept = [result for result in store.results(sweep) if result.status != "failed"]
         if len(kept) == len(sweep.trials):
-            tell(console, f"{store.root}: all {len(kept)} trials have finished")
+            tell(console, f"{store.place}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
         datasets, plan = prepare(sweep, store, parsed, console)
         check_kept(sweep, kept, datasets)
-        tell(console, f"{store.root}: {len(sweep.trials)} trials, {len(kept)} finished before, {plan}")
+        tell(console, f"{store.place}: {len(sweep.trials)} trials, {len(kept)} finished before, {plan}")
         run_trials(sweep, store, datasets, kept, parsed.local, console)
         return conclude(sweep, store, console)
 
@@ -241,7 +247,10 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
         from raysweep.sweep import cluster
 
         plan = cluster.connect(parsed.address, sweep.resources)
-        cluster.check_shared(existing_ancestor(store.root))
+        if store.bucket is None:
+            cluster.check_shared(existing_ancestor(store.root))
+        else:
+            cluster.check_bucket(store.place)
     return datasets, plan
 
 
@@ -287,7 +296,7 @@ def interruptible(store: Store) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"interrupted; go on with: run_sweep.py --resume {shown(store.root)}")
+        say(f"interrupted; go on with: run_sweep.py --resume {shown_place(store)}")
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -297,7 +306,8 @@ def conclude(sweep: Sweep, store: Store, console: Console) -> int:
 
     made = report.build(store, sweep)
     show_report(made, store.root, console)
-    tell(console, f"TensorBoard tensorboard --logdir {shown(store.root)}")
+    store.push()
+    tell(console, f"TensorBoard tensorboard --logdir {shown_place(store)}")
     return tell_state(made, store.root)
 
 
@@ -324,8 +334,8 @@ def tell_state(made: Report, directory: Path) -> int:
                 status = SOME_FAILED
         unfinished = len(member.sweep.trials) - len(member.results)
         if unfinished:
-            root = shown(member.store.root)
-            say(f"{unfinished} of {len(member.sweep.trials)} trials have not finished; go on with: --resume {root}")
+            place = shown_place(member.store)
+            say(f"{unfinished} of {len(member.sweep.trials)} trials have not finished; go on with: --resume {place}")
             status = SOME_FAILED
     remarks = {warning for member in made.members for result in member.results for warning in result.warnings}
     if remarks:
@@ -348,7 +358,9 @@ def report_command(arguments: list[str]) -> int:
         help="where a comparison of several sweeps goes; must not exist (default: NAME+NAME beside the first)",
     )
     parsed = parser.parse_all(arguments)
-    opened = [Store.open(Path(path)) for path in parsed.sweeps]
+    opened = [Store.open(path, copies="reports") for path in parsed.sweeps]
+    for store, _ in opened:
+        store.pull()
     if len(opened) == 1:
         if parsed.output is not None:
             raise InputError("-o is for a comparison of several sweeps; the report of one lies in its own directory")
@@ -358,7 +370,11 @@ def report_command(arguments: list[str]) -> int:
     if twice is not None:
         raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
     if parsed.output is not None:
+        if is_uri(parsed.output):
+            raise InputError(f"-o {parsed.output}: a comparison goes into a local directory")
         check_free(Path(parsed.output))
+    elif opened[0][0].bucket is not None:
+        raise InputError(f"{parsed.sweeps[0]}: lies in a bucket; say with -o DIR where the comparison goes")
     from raysweep import report
 
     made = report.read_several(opened)
@@ -398,7 +414,7 @@ def embed_command(arguments: list[str]) -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding", total=None)
         count, width = portable.embed(
-            parsed.checkpoint,
+            checkpoint_of(parsed),
             parsed.images,
             parsed.output,
             layer=parsed.layer,
@@ -429,7 +445,7 @@ def export_command(arguments: list[str]) -> int:
     parsed = parser.parse_all(arguments)
     from raysweep import portable
 
-    made = portable.export(parsed.checkpoint, parsed.output)
+    made = portable.export(checkpoint_of(parsed), parsed.output)
     size = made["image_size"]
     what = f"{made['architecture']} for images of {made['channels']}×{size}×{size}"
     widths = f"trunk {made['trunk_dim']}, embedding {made['embedding_dim']}"
@@ -442,9 +458,13 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        type=Path,
-        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt)",
+        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt); also in a bucket",
     )
+
+
+def checkpoint_of(parsed: argparse.Namespace) -> Path:
+    """The trained encoder that was named, brought over if it lies in a bucket."""
+    return fetch_encoder(parsed.checkpoint) if is_uri(parsed.checkpoint) else Path(parsed.checkpoint)
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
@@ -506,6 +526,11 @@ def shown(path: Path) -> str:
     """A path as short as it can be typed."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def shown_place(store: Store) -> str:
+    """Where a sweep lies, as it is typed."""
+    return shown(store.root) if store.bucket is None else store.place
 
 
 def show_warning(

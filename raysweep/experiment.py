@@ -101,13 +101,14 @@ def run(
         return done
     started = time.perf_counter()
     attempt = store.begin_attempt(directory, trial.settings)
+    saved()
     with fixed_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)  # among them k-means' on a collapsed embedding
         warnings.simplefilter("default", RuntimeWarning)
         try:
             work = Work(trial, pick(trial.settings, datasets), directory, attempt, gpu)
-            error = work.run(started, checkpoint_seconds, report)
+            error = work.run(started, checkpoint_seconds, report, saved)
         except Exception:
             (directory / "error.txt").write_text(traceback.format_exc())
             raise
@@ -124,6 +125,7 @@ def run(
         warnings=list(dict.fromkeys(str(warning.message).splitlines()[0] for warning in caught)),
     )
     store.write_result(directory, result)
+    saved()
     if error is None:
         store.remove_checkpoints(directory)
     return result
@@ -164,7 +166,7 @@ class Work:
             self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
         self._split(of.pretrain)
 
-    def run(self, started: float, checkpoint_seconds: float, report: Report) -> str | None:
+    def run(self, started: float, checkpoint_seconds: float, report: Report, saved: Saved) -> str | None:
         """Pretrain and evaluate; returns what went wrong, None if nothing did."""
         settings, state = self.settings, self.state
         total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
@@ -180,6 +182,7 @@ class Work:
                     self._draw()
                 if time.perf_counter() - last_checkpoint >= checkpoint_seconds:
                     self._save(started)
+                    saved()
                     last_checkpoint = time.perf_counter()
                 report(Progress(state.epoch / total, state.epoch, evaluated, self.metrics))
             self._evaluate(report)

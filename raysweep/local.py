@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raysweep import experiment, store
 from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
@@ -18,16 +20,23 @@ def run(sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Data
         view.begin(trial)
         directory = results.trial(trial.name)
         try:
-            result = experiment.run(
-                trial,
-                datasets,
-                directory,
-                threads=sweep.resources.cpu,
-                gpu=sweep.resources.gpu > 0,
-                checkpoint_seconds=sweep.tune.checkpoint_seconds,
-                report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
-            )
+            with results.at_work(trial.name) as push:
+
+                def report(at: experiment.Progress, trial: Trial = trial, push: Callable[..., None] = push) -> None:
+                    view.progress(trial, at.share)
+                    push(every=store.PUSH_SECONDS)
+
+                result = experiment.run(
+                    trial,
+                    datasets,
+                    directory,
+                    threads=sweep.resources.cpu,
+                    gpu=sweep.resources.gpu > 0,
+                    checkpoint_seconds=sweep.tune.checkpoint_seconds,
+                    report=report,
+                    saved=push,
+                )
         except Exception:
             # The trial's traceback is in its error.txt already.
-            result = store.record_failure(trial, pick(trial.settings, datasets).probe.digest, directory)
+            result = results.failed(trial, pick(trial.settings, datasets).probe.digest)
         view.end(result)

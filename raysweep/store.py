@@ -16,15 +16,18 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
 import socket
 import tempfile
 import time
+import traceback
+import uuid
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,6 +35,7 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 
 import yaml
 
+from raysweep.bucket import Bucket, Mirror, hold, is_uri, join
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
 from raysweep.space import Sweep, Trial, build, check_name, read
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP_CHECKPOINTS = 2
+PUSH_SECONDS = 60.0
+"""After how long a trial's events go into a bucket, where they do not go with a checkpoint before."""
+STATE = ("attempt.json", "error.txt", "result.json")
+"""The files of a trial that say how it stands."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +159,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class Store:
-    """The results directory of one sweep."""
+    """The results directory of one sweep.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+    Args:
+        place: a local path, or the URI of a directory in a bucket; then `root` is this machine's copy of it.
+        copies: keeps apart the copies of those who write the trials and those who only read.
+    """
+
+    def __init__(self, place: Path | str, copies: str = "sweeps") -> None:
+        self.bucket = Bucket(place) if isinstance(place, str) and is_uri(place) else None
+        self.root = Path(place).absolute() if self.bucket is None else self.bucket.copy(copies)
+        self.place = str(self.root if self.bucket is None else place)
+        self._mirror = None if self.bucket is None else Mirror(self.bucket, self.root)
 
     @classmethod
-    def plan(cls, output: Path, name: str | None, default: str) -> Store:
+    def plan(cls, output: Path | str, name: str | None, default: str) -> Store:
         """Choose the directory of a new sweep without making it.
 
         Args:
-            output: the parent directory, which may not exist yet.
+            output: the parent directory, which may not exist yet, or the URI of one in a bucket.
             name: the wish of the user, refused if it exists; None takes `default` with the next free suffix.
             default: the search space's own name.
 
@@ -170,43 +186,131 @@ class Store:
         """
         if name is not None:
             check_name(name, "--name")
-            if (output / name).exists():
-                raise InputError(f"--name {name}: {output / name} exists; choose another name, or --resume it")
-        check_writable(output)
-        number, chosen = 1, name or default
-        while (output / chosen).exists():
-            number += 1
-            chosen = f"{default}-{number}"
-        return cls(output / chosen)
+        if isinstance(output, str) and is_uri(output):
+            bucket = Bucket(output)
+            bucket.check(write=True)
+            there = bucket.names()
+            stores = (cls(join(output, chosen)) for chosen in candidates(name, default) if chosen not in there)
+        else:
+            check_writable(Path(output))
+            paths = (Path(output) / chosen for chosen in candidates(name, default))
+            stores = (cls(path) for path in paths if not path.exists())
+        store = next(stores, None)
+        if store is None:
+            raise InputError(f"--name {name}: {output}/{name} exists; choose another name, or --resume it")
+        return store
 
     @classmethod
-    def open(cls, root: Path) -> tuple[Store, Sweep]:
-        """The sweep that lies in `root`; raises InputError if none does."""
-        if not (root / "sweep.yaml").is_file():
-            raise InputError(f"{root}: no sweep lies there (no sweep.yaml)")
-        return cls(root), build(read(root / "sweep.yaml"), {}, str(root / "sweep.yaml"))
+    def open(cls, place: Path | str, copies: str = "sweeps") -> tuple[Store, Sweep]:
+        """The sweep that lies there; raises InputError if none does, or its bucket cannot be reached."""
+        store = cls(place, copies)
+        if store.bucket is not None and store._mirror is not None:
+            store.bucket.check(write=False)
+            store._mirror.pull(lambda name: name == "sweep.yaml")
+        if not (store.root / "sweep.yaml").is_file():
+            raise InputError(f"{place}: no sweep lies there (no sweep.yaml)")
+        return store, build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml")
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> None:
         """Make the directory, which must not exist, and write `sweep.yaml`."""
+        if self.bucket is not None:
+            with self.lock():
+                if "sweep.yaml" in self.bucket.names():
+                    raise InputError(f"{self.place}: another process has just made it; run the command again")
+                self._describe(sweep, made_by)
+                self.push()
+            return
         try:
             self.root.mkdir(parents=True)
         except FileExistsError:
             raise InputError(f"{self.root}: another process has just made it; run the command again") from None
+        self._describe(sweep, made_by)
+
+    def _describe(self, sweep: Sweep, made_by: dict[str, Any]) -> None:
         header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
         text = yaml.safe_dump({**sweep.to_dict(), "made_by": made_by}, sort_keys=False, allow_unicode=True)
         write_atomically(self.root / "sweep.yaml", (header + text).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the sweep for one driver; raises InputError where another holds it. The lock dies with its process."""
-        with open(self.root / ".lock", "w") as file:
+        """Hold the sweep for one driver; raises InputError where another holds it. The lock dies with its process.
+
+        In a bucket, where others see that only after a while, it brings over how the trials stand.
+        """
+        if self.bucket is not None:
+            self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{self.root}: another process is running this sweep") from None
+                raise InputError(f"{self.place}: another process is running this sweep") from None
             except OSError as fault:
                 raise InputError(f"{self.root}: its file system cannot lock files ({fault.strerror})") from None
-            yield
+            if self.bucket is None:
+                yield
+                return
+            # Who held the bucket's lock from this copy before is no more, as the file could be locked.
+            file.seek(0)
+            dead, own = file.read(), uuid.uuid4().hex
+            file.truncate(0)
+            file.write(own)
+            file.flush()
+            with hold(self.bucket / ".lock", own, dead):
+                self.pull()
+                yield
+
+    def pull(self, trial: str | None = None) -> None:
+        """Bring over from a bucket how this trial stands, or all of them, and the report.
+
+        To be called where no worker has the trial. Raises OSError if the bucket does not answer.
+        """
+        if self.bucket is not None and trial is not None:
+            Mirror(self.bucket / trial, self.trial(trial)).pull(lambda name: name in STATE)
+        elif self._mirror is not None:
+            self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
+
+    def push(self, trial: str | None = None) -> None:
+        """Bring into a bucket the result that the driver wrote for this trial, or `sweep.yaml` and the report.
+
+        Raises OSError if the bucket does not take it.
+        """
+        if self.bucket is not None and trial is not None:
+            Mirror(self.bucket / trial, self.trial(trial)).push(lambda name: name == "result.json")
+        elif self._mirror is not None:
+            self._mirror.push(of_report)
+
+    @contextmanager
+    def at_work(self, name: str) -> Iterator[Callable[..., None]]:
+        """Hold a trial's directory to run the trial here: brought over from a bucket before, and back at the end.
+
+        Yields:
+            What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
+            take them; they are kept here, and the trial's `error.txt` says so.
+        """
+        directory = self.trial(name)
+        if self.bucket is None:
+            yield lambda every=0.0: None
+            return
+        mirror = Mirror(self.bucket / name, directory)
+        try:
+            mirror.pull()
+            try:
+                yield mirror.push
+            finally:
+                mirror.push()
+        except OSError:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "error.txt").write_text(traceback.format_exc())
+            raise
+
+    def failed(self, trial: Trial, probe_digest: str) -> Result:
+        """Record that the trial's last attempt broke off; where the bucket is the reason, in the copy only."""
+        result = record_failure(trial, probe_digest, self.trial(trial.name))
+        try:
+            self.push(trial.name)
+        except OSError as fault:
+            warnings.warn(f"{trial.name}: its failure is recorded in {self.root} only: {fault.strerror}", stacklevel=2)
+        return result
 
     def trial(self, name: str) -> Path:
         """The directory of a trial."""
@@ -233,6 +337,20 @@ class Store:
                 check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
                 results.append(result)
         return results
+
+
+def candidates(name: str | None, default: str) -> Iterator[str]:
+    """The names that a new sweep may take: the one that was asked for, or the default with the next suffix."""
+    if name is not None:
+        yield name
+        return
+    yield default
+    yield from (f"{default}-{number}" for number in itertools.count(2))
+
+
+def of_report(name: str) -> bool:
+    """Whether a file of a sweep's directory is `sweep.yaml` or of the report."""
+    return "/" not in name or name.startswith("figures/")
 
 
 def existing_ancestor(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def run(sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Data
     parameters = {
         "trials": trials,
         "datasets": dict(datasets),
-        "root": results.root,
+        "place": results.place,
         "threads": sweep.resources.cpu,
         "gpu": sweep.resources.gpu > 0,  # with 0 Ray hides no GPU, and every trial would take the first one
         "checkpoint_seconds": sweep.tune.checkpoint_seconds,
@@ -68,7 +69,7 @@ def run_trial(
     config: Mapping[str, Any],
     trials: Mapping[str, Trial],
     datasets: Datasets,
-    root: Path,
+    place: str,
     threads: int,
     gpu: bool,
     checkpoint_seconds: float,
@@ -77,24 +78,27 @@ def run_trial(
     from raysweep import experiment
 
     trial = trials[config["trial"]]
-    directory = root / trial.name
+    results = store.Store(place)
     reported = time.monotonic()
 
     def report(at: experiment.Progress) -> None:
         nonlocal reported
+        push(every=store.PUSH_SECONDS)
         if time.monotonic() - reported >= REPORT_SECONDS:
             tune.report({"share": at.share, **at.metrics})
             reported = time.monotonic()
 
-    result = experiment.run(
-        trial,
-        datasets,
-        directory,
-        threads=threads,
-        gpu=gpu,
-        checkpoint_seconds=checkpoint_seconds,
-        report=report,
-    )
+    with results.at_work(trial.name) as push:
+        result = experiment.run(
+            trial,
+            datasets,
+            results.trial(trial.name),
+            threads=threads,
+            gpu=gpu,
+            checkpoint_seconds=checkpoint_seconds,
+            report=report,
+            saved=push,
+        )
     tune.report({"share": 1.0, **result.metrics})
 
 
@@ -121,10 +125,12 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died; it will go on."""
         of = self._of(trial)
+        self._pull(of)
         self.view.retry(of, store.attempts(self.results.trial(of.name)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It wrote its result."""
+        self.results.pull(self._of(trial).name)
         result = self.results.result(self._of(trial).name)
         assert result is not None, "a trial that completes has written its result"
         self.view.end(result)
@@ -132,11 +138,18 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It broke off for the last time."""
         of = self._of(trial)
+        self._pull(of)
         result = self.results.result(of.name)
         if result is None:
-            digest = pick(of.settings, self.datasets).probe.digest
-            result = store.record_failure(of, digest, self.results.trial(of.name))
+            result = self.results.failed(of, pick(of.settings, self.datasets).probe.digest)
         self.view.end(result)
+
+    def _pull(self, trial: Trial) -> None:
+        """How a trial that broke off stands; where its bucket is the reason, by the copy on this machine."""
+        try:
+            self.results.pull(trial.name)
+        except OSError as fault:
+            warnings.warn(f"{fault.filename}: {fault.strerror}", stacklevel=2)
 
     def _of(self, trial: Any) -> Trial:
         return self.trials[trial.config["trial"]]
