@@ -296,6 +296,7 @@ class Mirror:
     def __init__(self, bucket: Bucket, local: Path) -> None:
         self.bucket, self.local = bucket, local
         self._known: dict[str, Info] = {}  # what the copy had in common with the bucket when they last met
+        self._claim: bytes | None = None
         self._pushed = -math.inf
 
     def pull(self, wanted: Wanted = lambda name: True) -> None:
@@ -304,7 +305,10 @@ class Mirror:
         here = self._here(wanted)
         for name in here.keys() - there.keys():
             here[name].unlink()
-        missing = [name for name, info in there.items() if name not in here or not unchanged(here[name], info)]
+        # Times are of whole seconds: only the claim is ever replaced by one of the same size in less than that.
+        missing = [
+            name for name, info in there.items() if name not in here or name == CLAIM or not unchanged(here[name], info)
+        ]
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(lambda name: self._fetch(name, there[name]), missing):
                 pass
@@ -323,7 +327,7 @@ class Mirror:
         if time.monotonic() - self._pushed < every:
             return
         there, here = self.bucket.files(), self._here(wanted)
-        if CLAIM in self._known and there.get(CLAIM) != self._known[CLAIM]:
+        if self._claim is not None and (CLAIM not in there or self.bucket.read(CLAIM) != self._claim):
             raise OSError(errno.EBUSY, "another process has taken it up", str(self.bucket))
         known = self._known
         changed = [name for name, path in here.items() if name not in known or not unchanged(path, known[name])]
@@ -333,6 +337,8 @@ class Mirror:
             before = here[name].stat()
             content = here[name].read_bytes()
             self.bucket.write(name, content)
+            if name == CLAIM:
+                self._claim = content
             sent[name] = len(content), before
         for name in sorted(removed, key=rank, reverse=True):
             self.bucket.remove(name)
