@@ -307,7 +307,7 @@ def conclude(sweep: Sweep, store: Store, console: Console) -> int:
     made = report.build(store, sweep)
     show_report(made, store.root, console)
     store.push()
-    tell(console, f"TensorBoard tensorboard --logdir {shown_place(store)}")
+    tell(console, f"TensorBoard tensorboard --logdir {shown_place(store).partition('?')[0]}")
     return tell_state(made, store.root)
 
 

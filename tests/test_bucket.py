@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 
 import boto3
 import pytest
@@ -317,9 +318,10 @@ def test_the_driver_sees_how_trials_on_other_machines_stand(uri, monkeypatch, tm
     trial = SWEEP.trials[0]
     with driver.lock():
         monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "node"))
-        with pytest.raises(RuntimeError), Store(driver.place).at_work(trial.name) as push:
-            directory = Store(driver.place).trial(trial.name)
-            assert directory.is_relative_to(tmp_path / "node")
+        node = Store(driver.place)
+        directory = node.trial(trial.name)
+        assert directory.is_relative_to(tmp_path / "node")
+        with suppress(RuntimeError), node.at_work(trial.name) as push:
             store.begin_attempt(directory, trial.settings)
             push()
             (directory / "error.txt").write_text("Traceback\nRuntimeError: no")
@@ -456,7 +458,8 @@ def check_equal(place, undisturbed, tmp_path):
     for seed in ("seed=0", "seed=1"):
         one, other = (store.load_encoder(folder / seed).weights for folder in (there.local, undisturbed))
         assert all(torch.equal(one[name], other[name]) for name in other)
-        events = EventAccumulator(str(there.local / seed), size_guidance={"scalars": 0}).Reload()
+        logdir = f"s3://{Bucket(place).name}/{Bucket(place).prefix}/{seed}"
+        events = EventAccumulator(logdir, size_guidance={"scalars": 0}).Reload()
         assert [event.step for event in events.Scalars("pretrain/loss")] == list(range(1, 13))
         assert not (there.local / seed / "checkpoints").exists()
     attempts = [
@@ -511,3 +514,54 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cache", "features.npz", "fresh", "images", "reader", "there"
     ]  # fmt: skip
+
+
+@pytest.fixture
+def node(s3, tmp_path, monkeypatch):
+    """The address of a Ray cluster whose node has a copy of its own, as another machine has."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    subprocess.run([*ray, "get-auth-token", "--generate"], check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
+    environment = {**os.environ, "RAYSWEEP_CACHE": str(tmp_path / "node"), "PYTHONPATH": str(ROOT)}
+    head = subprocess.Popen(
+        [*ray, "start", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 60
+    while True:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert head.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    yield f"127.0.0.1:{port}"
+    head.terminate()
+    head.wait(60)
+
+
+def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undisturbed, tmp_path):
+    place = f"{uri}/long"
+    status, _, err = completed(
+        "sweep", *LONG, "--address", node, "--output", f"{uri}-none/x".replace("b-", "c-"), cwd=tmp_path
+    )
+    assert status == 2
+    assert "there is no bucket" in err
+    process = command("sweep", *LONG, "--address", node, "--output", uri, cwd=tmp_path)
+    wait_for_checkpoint(place, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == f"interrupted; go on with: run_sweep.py --resume {place}"
+    status, _, err = completed(
+        "sweep", "--resume", place, "--address", node, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh")
+    )
+    assert status == 0, err
+    check_equal(place, undisturbed, tmp_path)
+    assert list((tmp_path / "node").rglob("events.out.*"))
+    for driver in ("cache", "fresh"):
+        assert not list((tmp_path / driver).rglob("events.out.*")), "it has seen the results through the bucket only"
