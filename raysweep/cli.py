@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from raysweep import __version__, space
+from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
@@ -65,7 +66,12 @@ def sweep_parser() -> Parser:
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
     parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
     parser.add_argument("--name", help="name of the results directory; must not exist")
-    parser.add_argument("--output", default="runs", metavar="DIR", help="where results directories are made (runs)")
+    parser.add_argument(
+        "--output",
+        default="runs",
+        metavar="DIR",
+        help="where results directories are made, or s3://BUCKET/PREFIX (runs)",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -183,11 +189,11 @@ def sweep_command(arguments: list[str]) -> int:
         return dry_run(sweep)
     from raysweep import inputs
 
-    store, console = Store.plan(Path(parsed.output), parsed.name, sweep.name), make_console()
+    store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, parsed, console)
     store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
     with store.lock():
-        tell(console, f"{store.root}: {sweep.total} trials, {plan}")
+        tell(console, f"{store.place}: {sweep.total} trials, {plan}")
         return conclude_run(run_trials(sweep, store, datasets, [], parsed.local, console), store, console)
 
 
@@ -195,7 +201,7 @@ def resume(parsed: argparse.Namespace) -> int:
     """Go on with the sweep that lies in a directory; a search space, or settings, add the points that they name."""
     if parsed.name is not None:
         raise InputError("--resume goes on in the directory that it names and takes no --name")
-    store, before = Store.open(Path(parsed.resume))
+    store, before = Store.open(parsed.resume)
     sweep = extended(before, store, parsed)
     check_paths(sweep)
     check_means(sweep, parsed.local)
@@ -206,7 +212,7 @@ def resume(parsed: argparse.Namespace) -> int:
     warnings.showwarning = show_warning
     console = make_console()
     with store.lock():
-        _, before = Store.open(store.root)  # another process may have gone on with it until now
+        _, before = Store.open(store.place)  # another process may have gone on with it until now
         sweep = extended(before, store, parsed)
         added = len(sweep.trials) - len(before.trials)
         changed = sweep.to_dict() != before.to_dict()
@@ -216,7 +222,7 @@ def resume(parsed: argparse.Namespace) -> int:
         if len(kept) == sweep.total:
             if changed:
                 store.extend(sweep, provenance())
-            tell(console, f"{store.root}: all {len(kept)} trials have finished")
+            tell(console, f"{store.place}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
         datasets, plan = prepare(sweep, store, parsed, console)
         check_kept(sweep, kept, datasets)
@@ -225,7 +231,7 @@ def resume(parsed: argparse.Namespace) -> int:
         if before.resources != sweep.resources:
             say("warning: other resources than before: results on other threads, or a GPU, differ in their last digits")
         new = f" ({added} new)" if added else ""
-        tell(console, f"{store.root}: {sweep.total} trials{new}, {len(kept)} finished before, {plan}")
+        tell(console, f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {plan}")
         return conclude_run(run_trials(sweep, store, datasets, kept, parsed.local, console), store, console)
 
 
@@ -235,7 +241,7 @@ def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:
     if not (parsed.space or parsed.exp_type or parsed.set or flags):
         return begun
     asked = requested(parsed, store.root / "sweep.yaml")
-    return space.extend(begun, asked, f"{parsed.space or parsed.exp_type or 'command line'} for {shown(store.root)}")
+    return space.extend(begun, asked, f"{parsed.space or parsed.exp_type or 'command line'} for {shown_place(store)}")
 
 
 def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
@@ -289,7 +295,10 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
         from raysweep.sweep import cluster
 
         plan = cluster.connect(parsed.address, sweep.resources)
-        cluster.check_shared(existing_ancestor(store.root))
+        if store.bucket is None:
+            cluster.check_shared(existing_ancestor(store.root))
+        else:
+            cluster.check_bucket(store.place)
     return datasets, plan
 
 
@@ -301,7 +310,7 @@ def run_trials(
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
-    stopping = Stopping(store.stop_marker, sweep.tune.time_budget)
+    stopping = Stopping(store, sweep.tune.time_budget)
     with interruptible(store), stopping.on_signals(), View(sweep, kept, console) as view:
         if local_run:
             from raysweep import local
@@ -315,7 +324,7 @@ def run_trials(
             raise KeyboardInterrupt
     if stopping.asked():
         say(f"the time budget of {sweep.tune.time_budget:g} s is used up")
-    return Store.open(store.root)[1] if sweep.tune.searcher != "none" else sweep
+    return Store.open(store.place)[1] if sweep.tune.searcher != "none" else sweep
 
 
 def make_console() -> Console:
@@ -341,7 +350,7 @@ def interruptible(store: Store) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"interrupted; go on with: run_sweep.py --resume {shown(store.root)}")
+        say(f"interrupted; go on with: run_sweep.py --resume {shown_place(store)}")
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -350,7 +359,7 @@ def conclude_run(sweep: Sweep, store: Store, console: Console) -> int:
     try:
         return conclude(sweep, store, console)
     except OSError as fault:
-        say(f"the report cannot be written: {reason(fault)}; go on with: run_sweep.py --resume {shown(store.root)}")
+        say(f"the report cannot be written: {reason(fault)}; go on with: run_sweep.py --resume {shown_place(store)}")
         return SOME_FAILED
 
 
@@ -360,7 +369,8 @@ def conclude(sweep: Sweep, store: Store, console: Console) -> int:
 
     made = report.build(store, sweep)
     show_report(made, store.root, console)
-    tell(console, f"TensorBoard tensorboard --logdir {shown(store.root)}")
+    store.push()
+    tell(console, f"TensorBoard tensorboard --logdir {shown_place(store).partition('?')[0]}")
     return tell_state(made, store.root)
 
 
@@ -387,8 +397,8 @@ def tell_state(made: Report, directory: Path) -> int:
                 status = SOME_FAILED
         unfinished = member.sweep.total - len(member.results)
         if unfinished:
-            root = shown(member.store.root)
-            say(f"{unfinished} of {member.sweep.total} trials have not finished; go on with: --resume {root}")
+            place = shown_place(member.store)
+            say(f"{unfinished} of {member.sweep.total} trials have not finished; go on with: --resume {place}")
             status = SOME_FAILED
     remarks = {warning for member in made.members for result in member.results for warning in result.warnings}
     if remarks:
@@ -411,7 +421,9 @@ def report_command(arguments: list[str]) -> int:
         help="where a comparison of several sweeps goes; must not exist (default: NAME+NAME beside the first)",
     )
     parsed = parser.parse_all(arguments)
-    opened = [Store.open(Path(path)) for path in parsed.sweeps]
+    opened = [Store.open(path, copies="reports") for path in parsed.sweeps]
+    for store, _ in opened:
+        store.pull()
     if len(opened) == 1:
         if parsed.output is not None:
             raise InputError("-o is for a comparison of several sweeps; the report of one lies in its own directory")
@@ -421,7 +433,11 @@ def report_command(arguments: list[str]) -> int:
     if twice is not None:
         raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
     if parsed.output is not None:
+        if is_uri(parsed.output):
+            raise InputError(f"-o {parsed.output}: a comparison goes into a local directory")
         check_free(Path(parsed.output))
+    elif opened[0][0].bucket is not None:
+        raise InputError(f"{parsed.sweeps[0]}: lies in a bucket; say with -o DIR where the comparison goes")
     from raysweep import report
 
     made = report.read_several(opened)
@@ -461,7 +477,7 @@ def embed_command(arguments: list[str]) -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding", total=None)
         count, width = portable.embed(
-            parsed.checkpoint,
+            checkpoint_of(parsed),
             parsed.images,
             parsed.output,
             layer=parsed.layer,
@@ -492,7 +508,7 @@ def export_command(arguments: list[str]) -> int:
     parsed = parser.parse_all(arguments)
     from raysweep import portable
 
-    made = portable.export(parsed.checkpoint, parsed.output)
+    made = portable.export(checkpoint_of(parsed), parsed.output)
     size = made["image_size"]
     what = f"{made['architecture']} for images of {made['channels']}×{size}×{size}"
     widths = f"trunk {made['trunk_dim']}, embedding {made['embedding_dim']}"
@@ -505,9 +521,13 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        type=Path,
-        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt)",
+        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt); also in a bucket",
     )
+
+
+def checkpoint_of(parsed: argparse.Namespace) -> Path:
+    """The trained encoder that was named, brought over if it lies in a bucket."""
+    return fetch_encoder(parsed.checkpoint) if is_uri(parsed.checkpoint) else Path(parsed.checkpoint)
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
@@ -569,6 +589,11 @@ def shown(path: Path) -> str:
     """A path as short as it can be typed."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def shown_place(store: Store) -> str:
+    """Where a sweep lies, as it is typed."""
+    return shown(store.root) if store.bucket is None else store.place
 
 
 def show_warning(

@@ -131,6 +131,7 @@ def run(
         warnings=work.warnings(),
     )
     store.write_result(directory, result)
+    saved()  # in a bucket the result is there before the checkpoints go
     if end.status != "failed":
         store.remove_checkpoints(directory)
     saved()

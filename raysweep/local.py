@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raysweep import experiment, store
 from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
@@ -23,7 +25,12 @@ def run(
         view.begin(trial)
         directory = results.trial(trial.name)
         try:
-            with store.hold(directory):
+            with results.at_work(trial.name) as push:
+
+                def report(at: experiment.Progress, trial: Trial = trial, push: Callable[..., None] = push) -> None:
+                    view.progress(trial, at.share)
+                    push(every=store.PUSH_SECONDS)
+
                 result = experiment.run(
                     trial,
                     datasets,
@@ -32,13 +39,14 @@ def run(
                     gpu=sweep.resources.gpu > 0,
                     checkpoint_seconds=sweep.tune.checkpoint_seconds,
                     collapse=sweep.tune.collapse,
-                    report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
+                    report=report,
                     stop=stopping.asked,
+                    saved=push,
                 )
             if result is None:
                 return
         except Exception as fault:
             # The trial's traceback is in its error.txt already.
             digest = pick(trial.settings, datasets).probe.digest
-            result = store.record_failure(trial, digest, directory, store.reason(fault))
+            result = results.record_failure(trial, digest, store.reason(fault))
         view.end(result)

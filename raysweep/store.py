@@ -18,16 +18,19 @@ import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
 import socket
 import tempfile
+import threading
 import time
 import traceback
+import uuid
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -35,6 +38,8 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 
 import yaml
 
+from raysweep.bucket import Bucket, Mirror, is_uri, join
+from raysweep.bucket import hold as hold_bucket
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
 from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read
@@ -43,7 +48,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP_CHECKPOINTS = 2
+PROPOSALS = "proposals.json"
+LEAVE = ".leave"
+"""The file that tells trials to leave."""
 HOLD_SECONDS = 60.0
+PUSH_SECONDS = 60.0
+"""After how long a trial's events go into a bucket, where they do not go with a checkpoint before."""
+STATE = ("attempt.json", "error.txt", "result.json")
+"""The files of a trial that say how it stands."""
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "low on memory")
 """What PyTorch, on a CPU and on a GPU, the system and Ray say where memory ran out."""
 
@@ -210,17 +222,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class Store:
-    """The results directory of one sweep."""
+    """The results directory of one sweep.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+    Args:
+        place: a local path, or the URI of a directory in a bucket; then `root` is this machine's copy of it.
+        copies: keeps apart the copies of those who write the trials and those who only read.
+    """
+
+    def __init__(self, place: Path | str, copies: str = "sweeps") -> None:
+        self.bucket = Bucket(place) if isinstance(place, str) and is_uri(place) else None
+        self.root = Path(place).absolute() if self.bucket is None else self.bucket.copy(copies)
+        self.place = str(self.root if self.bucket is None else place)
+        self._mirror = None if self.bucket is None else Mirror(self.bucket, self.root)
 
     @classmethod
-    def plan(cls, output: Path, name: str | None, default: str) -> Store:
+    def plan(cls, output: Path | str, name: str | None, default: str) -> Store:
         """Choose the directory of a new sweep without making it.
 
         Args:
-            output: the parent directory, which may not exist yet.
+            output: the parent directory, which may not exist yet, or the URI of one in a bucket.
             name: the wish of the user, refused if it exists; None takes `default` with the next free suffix.
             default: the search space's own name.
 
@@ -229,25 +249,40 @@ class Store:
         """
         if name is not None:
             check_name(name, "--name")
-            if os.path.lexists(output / name):
-                raise InputError(f"--name {name}: {output / name} exists; choose another name, or --resume it")
-        check_writable(output)
-        number, chosen = 1, name or default
-        while os.path.lexists(output / chosen):
-            number += 1
-            chosen = f"{default}-{number}"
-        return cls(output / chosen)
+        if isinstance(output, str) and is_uri(output):
+            bucket = Bucket(output)
+            bucket.check(write=True)
+            there = bucket.names()
+            stores = (cls(join(output, chosen)) for chosen in candidates(name, default) if chosen not in there)
+        else:
+            check_writable(Path(output))
+            paths = (Path(output) / chosen for chosen in candidates(name, default))
+            stores = (cls(path) for path in paths if not os.path.lexists(path))
+        store = next(stores, None)
+        if store is None:
+            raise InputError(f"--name {name}: {output}/{name} exists; choose another name, or --resume it")
+        return store
 
     @classmethod
-    def open(cls, root: Path) -> tuple[Store, Sweep]:
-        """The sweep that lies in `root`; raises InputError if none does."""
-        if not (root / "sweep.yaml").is_file():
-            raise InputError(f"{root}: no sweep lies there (no sweep.yaml)")
-        store = cls(root)
-        return store, store.proposed(build(read(root / "sweep.yaml"), {}, str(root / "sweep.yaml")))
+    def open(cls, place: Path | str, copies: str = "sweeps") -> tuple[Store, Sweep]:
+        """The sweep that lies there; raises InputError if none does, or its bucket cannot be reached."""
+        store = cls(place, copies)
+        if store.bucket is not None and store._mirror is not None:
+            store.bucket.check(write=False)
+            store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS))
+        if not (store.root / "sweep.yaml").is_file():
+            raise InputError(f"{place}: no sweep lies there (no sweep.yaml)")
+        return store, store.proposed(build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> None:
         """Make the directory, which must not exist, and write `sweep.yaml`."""
+        if self.bucket is not None:
+            with self.lock():
+                if "sweep.yaml" in self.bucket.names():
+                    raise InputError(f"{self.place}: another process has just made it; run the command again")
+                self._write(sweep, {"made_by": made_by})
+                self.push()
+            return
         try:
             self.root.mkdir(parents=True)
         except FileExistsError:
@@ -258,6 +293,7 @@ class Store:
         """Write `sweep.yaml` anew for the sweep as it is from now on; what made and changed it before stays noted."""
         made_by, *changes = self.history()
         self._write(sweep, {"made_by": made_by, "changed_by": [*changes, changed_by]})
+        self.push()
 
     def history(self) -> list[dict[str, Any]]:
         """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
@@ -282,20 +318,124 @@ class Store:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the sweep for one driver; raises InputError where another holds it. The lock dies with its process."""
-        with open(self.root / ".lock", "w") as file:
+        """Hold the sweep for one driver; raises InputError where another holds it. The lock dies with its process.
+
+        In a bucket, where others see that only after a while, it brings over how the trials stand.
+        """
+        if self.bucket is not None:
+            self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{self.root}: another process is running this sweep") from None
+                raise InputError(f"{self.place}: another process is running this sweep") from None
             except OSError as fault:
                 raise InputError(f"{self.root}: its file system cannot lock files ({fault.strerror})") from None
-            yield
+            if self.bucket is None:
+                yield
+                return
+            # Who held the bucket's lock from this copy before is no more, as the file could be locked.
+            file.seek(0)
+            dead, own = file.read(), uuid.uuid4().hex
+            file.truncate(0)
+            file.write(own)
+            file.flush()
+            with hold_bucket(self.bucket / ".lock", own, dead):
+                self.pull()
+                yield
 
-    @property
-    def stop_marker(self) -> Path:
-        """The file that tells trials to leave (see `stopping`)."""
-        return self.root / ".stop"
+    def pull(self, trial: str | None = None) -> None:
+        """Bring over from a bucket how this trial stands, or all of them, and the report.
+
+        To be called where no worker has the trial. Raises OSError if the bucket does not answer; for a single trial
+        that is a warning, and the copy on this machine stays as it is.
+        """
+        if self.bucket is not None and trial is not None:
+            with self._bucket_may_fail():
+                Mirror(self.bucket / trial, self.trial(trial)).pull(lambda name: name in STATE)
+        elif self._mirror is not None:
+            self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
+
+    def push(self, trial: str | None = None) -> None:
+        """Bring into a bucket the result that the driver wrote for this trial, or `sweep.yaml` and the report.
+
+        Raises OSError if the bucket does not take it.
+        """
+        if self.bucket is not None and trial is not None:
+            Mirror(self.bucket / trial, self.trial(trial)).push(lambda name: name == "result.json")
+        elif self._mirror is not None:
+            self._mirror.push(of_report)
+
+    @contextmanager
+    def at_work(self, name: str) -> Iterator[Callable[..., None]]:
+        """Hold a trial's directory to run the trial here: brought over from a bucket before, and back at the end.
+
+        Yields:
+            What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
+            take them; they are kept here, and the trial's `error.txt` says so.
+        """
+        with hold(self.trial(name)):
+            if self.bucket is None:
+                yield lambda every=0.0: None
+                return
+            mirror = Mirror(self.bucket / name, self.trial(name))
+            try:
+                mirror.pull()
+                try:
+                    yield mirror.push
+                finally:
+                    mirror.push()
+            except OSError:
+                note_traceback(self.trial(name))
+                raise
+
+    @contextmanager
+    def recording(self, name: str) -> Iterator[Path]:
+        """A trial's directory, with all in it, to record how the trial ended where its own process does not.
+
+        Where the bucket does not answer, it is recorded in the copy only, with a warning.
+        """
+        mirror = Mirror(self.bucket / name, self.trial(name)) if self.bucket is not None else None
+        with self._bucket_may_fail():
+            if mirror is not None:
+                mirror.pull()
+        yield self.trial(name)
+        with self._bucket_may_fail():
+            if mirror is not None:
+                mirror.push()
+
+    def record_failure(self, trial: Trial, probe_digest: str, error: str) -> Result:
+        """Record that the trial's last attempt broke off, and why; where that cannot be written it is a warning."""
+        result = record_failure(trial, probe_digest, self.trial(trial.name), error)
+        with self._bucket_may_fail():
+            self.push(trial.name)
+        return result
+
+    @contextmanager
+    def _bucket_may_fail(self) -> Iterator[None]:
+        """Make a fault of the bucket a warning: this machine's copy has what matters, and the sweep goes on."""
+        try:
+            yield
+        except OSError as fault:
+            if self.bucket is None:
+                raise
+            warnings.warn(f"{fault.filename or self.place}: {fault.strerror or fault}", stacklevel=3)
+
+    def ask_to_leave(self) -> None:
+        """Have every trial at work save a checkpoint and leave (see `stopping`)."""
+        (self.root / LEAVE).touch()
+        if self.bucket is not None:  # in the background: this is asked in a signal's handler
+            threading.Thread(target=self.bucket.write, args=(LEAVE, b""), daemon=True).start()
+
+    def let_stay(self) -> None:
+        """Take back what an earlier run asked for."""
+        (self.root / LEAVE).unlink(missing_ok=True)
+        if self.bucket is not None:
+            self.bucket.remove(LEAVE)
+
+    def asked_to_leave(self) -> bool:
+        """Whether trials are to leave."""
+        return (self.root / LEAVE).exists() or (self.bucket is not None and self.bucket.has(LEAVE))
 
     def trial(self, name: str) -> Path:
         """The directory of a trial."""
@@ -307,7 +447,7 @@ class Store:
 
     def proposals(self) -> list[Proposal]:
         """The points that a searcher has proposed, in their order; raises InputError if the file was damaged."""
-        path = self.root / "proposals.json"
+        path = self.root / PROPOSALS
         if not path.exists():
             return []
         try:
@@ -318,7 +458,9 @@ class Store:
 
     def record_proposals(self, points: Sequence[Proposal]) -> None:
         """Write down what was proposed, before any trial of it runs."""
-        write_json(self.root / "proposals.json", {"points": [asdict(point) for point in points]})
+        write_json(self.root / PROPOSALS, {"points": [asdict(point) for point in points]})
+        with self._bucket_may_fail():
+            self.push()
 
     def proposed(self, sweep: Sweep) -> Sweep:
         """The sweep with the trials of the points that its searcher has proposed so far; without one, as it is.
@@ -330,7 +472,7 @@ class Store:
             known = point.space < len(sweep.search) and set(point.values) == set(sweep.search[point.space]) - {"seed"}
             grown = sweep.propose(point) if known else None
             if grown is None:
-                path = self.root / "proposals.json"
+                path = self.root / PROPOSALS
                 raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")
             sweep = grown
         return sweep
@@ -363,6 +505,20 @@ class Store:
                 check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
                 results.append(result)
         return results
+
+
+def candidates(name: str | None, default: str) -> Iterator[str]:
+    """The names that a new sweep may take: the one that was asked for, or the default with the next suffix."""
+    if name is not None:
+        yield name
+        return
+    yield default
+    yield from (f"{default}-{number}" for number in itertools.count(2))
+
+
+def of_report(name: str) -> bool:
+    """Whether a file of a sweep's directory is `sweep.yaml` or of the report."""
+    return "/" not in name or name.startswith("figures/")
 
 
 def existing_ancestor(path: Path) -> Path:

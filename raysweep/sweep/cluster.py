@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysweep.bucket import Bucket
 from raysweep.errors import InputError
 from raysweep.space import Resources
 
@@ -103,6 +104,29 @@ def sees(path: str) -> bool:
     return os.path.exists(path)
 
 
+@ray.remote(num_cpus=0)
+def fault_at(place: str) -> str:
+    """Why the node that this runs on cannot use this place in a bucket; empty where it can."""
+    try:
+        Bucket(place).check(write=False)
+    except InputError as fault:
+        return str(fault)
+    return ""
+
+
+def check_bucket(place: str) -> None:
+    """Raises InputError unless every node of the cluster can use this place in a bucket."""
+    nodes = alive_nodes()
+    for node, fault in zip(nodes, ray.get([on(fault_at, node).remote(place) for node in nodes]), strict=True):
+        if fault:
+            raise InputError(f"--output: node {node['NodeManagerAddress']}: {fault}")
+
+
+def on(task: Any, node: dict[str, Any]) -> Any:
+    """The task, to be run on this node."""
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+
+
 def check_shared(directory: Path) -> None:
     """Raises InputError unless every node of the cluster sees `directory` (which exists) as this process does."""
     nodes = alive_nodes()
@@ -111,17 +135,12 @@ def check_shared(directory: Path) -> None:
     marker = directory / f".shared-{uuid.uuid4().hex}"
     marker.touch()
     try:
-        answers = [
-            sees.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            ).remote(str(marker))
-            for node in nodes
-        ]
+        answers = [on(sees, node).remote(str(marker)) for node in nodes]
         blind = [node["NodeManagerAddress"] for node, seen in zip(nodes, ray.get(answers), strict=True) if not seen]
     finally:
         marker.unlink()
     if blind:
         raise InputError(
             f"--output {directory}: node {blind[0]} does not see it; give a directory that all nodes share, such as an "
-            f"NFS mount"
+            f"NFS mount, or a bucket (s3://…)"
         )

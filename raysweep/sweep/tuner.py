@@ -44,12 +44,11 @@ def run(
     """
     parameters = {
         "datasets": dict(datasets),
-        "root": results.root,
+        "place": results.place,
         "threads": sweep.resources.cpu,
         "gpu": sweep.resources.gpu > 0,  # with 0 Ray hides no GPU, and every trial would take the first one
         "checkpoint_seconds": sweep.tune.checkpoint_seconds,
         "collapse": sweep.tune.collapse,
-        "stop_marker": results.stop_marker,
         "compared": sweep.tune.scheduler != "fifo",
     }
     ended = {result.trial: result for result in kept}
@@ -110,12 +109,11 @@ def make_tuner(
 def run_trial(
     config: Mapping[str, Any],
     datasets: Datasets,
-    root: Path,
+    place: str,
     threads: int,
     gpu: bool,
     checkpoint_seconds: float | None,
     collapse: Collapse | None,
-    stop_marker: Path,
     compared: bool,
 ) -> None:
     """The function trainable: one trial in a worker.
@@ -125,36 +123,39 @@ def run_trial(
     """
     from raysweep import experiment
 
-    stop = watch(stop_marker)
+    trial = config["trial"]
+    results = store.Store(place)
+    stop = watch(results)
     if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
         tune.report({"share": 0.0})
         return
 
-    trial = config["trial"]
-    directory = root / trial.name
     reported = time.monotonic()
 
     def report(at: experiment.Progress) -> None:
         nonlocal reported
         if compared and at.evaluated:
+            push()  # it may be the last that this process does for the trial
             tune.report({"share": at.share, EPOCH: at.epoch, **at.metrics})
         elif time.monotonic() - reported >= REPORT_SECONDS:
+            push(every=store.PUSH_SECONDS)
             tune.report({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
         else:
             return
         reported = time.monotonic()
 
-    with store.hold(directory):
+    with results.at_work(trial.name) as push:
         experiment.run(
             trial,
             datasets,
-            directory,
+            results.trial(trial.name),
             threads=threads,
             gpu=gpu,
             checkpoint_seconds=checkpoint_seconds,
             collapse=collapse,
             report=report,
             stop=stop,
+            saved=push,
         )
     tune.report({"share": 1.0})
 
@@ -219,12 +220,14 @@ class Watch(tune.Callback):
         """Its worker died; it will go on."""
         of = self._of(trial)
         self.running.discard(of.name)
+        self.results.pull(of.name)
         self.view.retry(of, store.attempts(self.results.trial(of.name)), broke_off(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It wrote its result, was stopped, or left because the sweep is to end."""
         of = self._of(trial)
         self.running.discard(of.name)
+        self.results.pull(of.name)
         result = self.results.result(of.name)
         if result is None and self.scheduler is not None and of.name in self.scheduler.reasons:
             result = self._record_stop(of, self.scheduler.reasons[of.name], trial.last_result)
@@ -235,25 +238,26 @@ class Watch(tune.Callback):
         """It broke off for the last time."""
         of = self._of(trial)
         self.running.discard(of.name)
+        self.results.pull(of.name)
         result = self.results.result(of.name)
         if result is None:
-            result = store.record_failure(of, self._digest(of), self.results.trial(of.name), broke_off(trial))
+            result = self.results.record_failure(of, self._digest(of), broke_off(trial))
         self._end(result)
 
     def _record_stop(self, of: Trial, reason: str, report: Mapping[str, Any]) -> Result:
         """Record what a trial had reported when it was stopped, which its process cannot do: it waits for its end."""
         from raysweep.events import end_stopped
 
-        directory = self.results.trial(of.name)
-        end_stopped(directory, store.attempts(directory))
-        return store.record_stop(
-            of,
-            self._digest(of),
-            directory,
-            reason=reason,
-            metrics={name: report[name] for name in METRICS if name in report},
-            wall_s=report["time_total_s"],
-        )
+        with self.results.recording(of.name) as directory:
+            end_stopped(directory, store.attempts(directory))
+            return store.record_stop(
+                of,
+                self._digest(of),
+                directory,
+                reason=reason,
+                metrics={name: report[name] for name in METRICS if name in report},
+                wall_s=report["time_total_s"],
+            )
 
     def _end(self, result: Result) -> None:
         self.ended[result.trial] = result
