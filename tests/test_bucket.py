@@ -81,7 +81,7 @@ def checkpoint(folder, epoch):
     events = folder / "events.out.tfevents.0001.raysweep"
     with open(events, "ab") as file:
         file.write(b"x" * 100)
-    store.save_checkpoint(folder, epoch, {"epoch": epoch, "events": {events.name: events.stat().st_size}})
+    store.save_checkpoint(folder, {"epoch": epoch, "events": {events.name: events.stat().st_size}})
 
 
 def begin(mirror, checkpoints=1):
@@ -327,7 +327,7 @@ def test_the_driver_sees_how_trials_on_other_machines_stand(uri, monkeypatch, tm
             (directory / "error.txt").write_text("Traceback\nRuntimeError: no")
             raise RuntimeError
         driver.pull(trial.name)
-        assert driver.failed(trial, "digest").error == "RuntimeError: no"
+        assert driver.record_failure(trial, "digest", "RuntimeError: no").error == "RuntimeError: no"
     monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "third"))
     opened, sweep = Store.open(driver.place)
     with opened.lock():
