@@ -265,7 +265,9 @@ def selector(path: str, recursive: bool) -> Any:
 def reason(fault: OSError) -> str:
     """What pyarrow says went wrong, in one short line."""
     text = " ".join(str(fault).split())
-    found = re.search(r"AWS Error (\w+) during \w+ operation: (.*?)(?:; Details:.*| \(Request ID.*)?$", text)
+    found = re.search(
+        r"AWS Error (\w+) during \w+ operation: (?:curlCode: \d+, )?(.*?)(?:; Details:.*| \(Request ID.*)?$", text
+    )
     return f"{found[2].rstrip('.')} ({found[1]})" if found else text
 
 
