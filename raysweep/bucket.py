@@ -72,7 +72,7 @@ class Bucket:
     """A directory in a bucket.
 
     Args:
-        uri: such as `s3://bucket/prefix?region=eu-west-1`; credentials, and AWS_ENDPOINT_URL, are the environment's. The
+        uri: such as `s3://bucket/prefix?region=eu-west-1`; credentials and AWS_ENDPOINT_URL are the environment's. The
             path is taken literally, as `aws s3` and TensorBoard do: trials have % in their names.
         inside: a path below it, literally.
 
