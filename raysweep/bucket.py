@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from raysweep.config import suggest
 from raysweep.errors import InputError
@@ -65,14 +65,15 @@ def is_uri(place: object) -> bool:
 def join(uri: str, name: str) -> str:
     """The URI of `name` in the directory `uri`."""
     start, mark, query = uri.partition("?")
-    return f"{start.rstrip('/')}/{quote(name, safe='+=,')}{mark}{query}"
+    return f"{start.rstrip('/')}/{name}{mark}{query}"
 
 
 class Bucket:
     """A directory in a bucket.
 
     Args:
-        uri: such as `s3://bucket/prefix?region=eu-west-1`; credentials, and AWS_ENDPOINT_URL, are the environment's.
+        uri: such as `s3://bucket/prefix?region=eu-west-1`; credentials and AWS_ENDPOINT_URL are the environment's. The
+            path is taken literally, as `aws s3` and TensorBoard do: trials have % in their names.
         inside: a path below it, literally.
 
     Raises:
@@ -90,7 +91,7 @@ class Bucket:
                 f"{self.scheme}://…@…: credentials in a URI end up in logs; give them in the environment "
                 f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws"
             )
-        self.prefix = unquote(parts.path).strip("/")
+        self.prefix = parts.path.strip("/")
         if not self.name or parts.fragment or {"", ".", ".."} & set(self.prefix.split("/") if self.prefix else ()):
             raise InputError(f"{uri}: is not a place in a bucket; give {self.scheme}://BUCKET/PREFIX")
         known = S3_OPTIONS if self.scheme == "s3" else ()
@@ -131,13 +132,13 @@ class Bucket:
         except ImportError:
             raise InputError(f"{self}: buckets need pyarrow, which comes with Ray: pip install pyarrow") from None
         if self.scheme == "s3":
-            path = f"{self.name}/{self.prefix}".rstrip("/")
-            return open_s3(fs, self.name, dict(parse_qsl(self.query))), path + self.inside
-        try:
-            file_system, path = fs.FileSystem.from_uri(self.uri)
-        except (ValueError, NotImplementedError) as fault:  # pyarrow's faults of a URI, and of a build without it
-            raise InputError(f"{self}: {' '.join(str(fault).split())}") from None
-        return file_system, path.rstrip("/") + self.inside
+            file_system, path = open_s3(fs, self.name, dict(parse_qsl(self.query))), self.name
+        else:
+            try:
+                file_system, path = fs.FileSystem.from_uri(f"{self.scheme}://{self.name}?{self.query}")
+            except (ValueError, NotImplementedError) as fault:  # pyarrow's faults of a URI, and of a build without it
+                raise InputError(f"{self}: {' '.join(str(fault).split())}") from None
+        return file_system, f"{path.rstrip('/')}/{self.prefix}".rstrip("/") + self.inside
 
     def check(self, *, write: bool) -> None:
         """Ask the store, once.
@@ -274,7 +275,9 @@ def selector(path: str, recursive: bool) -> Any:
 def reason(fault: OSError) -> str:
     """What pyarrow says went wrong, in one short line."""
     text = " ".join(str(fault).split())
-    found = re.search(r"AWS Error (\w+) during \w+ operation: (.*?)(?:; Details:.*| \(Request ID.*)?$", text)
+    found = re.search(
+        r"AWS Error (\w+) during \w+ operation: (?:curlCode: \d+, )?(.*?)(?:; Details:.*| \(Request ID.*)?$", text
+    )
     return f"{found[2].rstrip('.')} ({found[1]})" if found else text
 
 
@@ -412,7 +415,7 @@ def fetch_encoder(uri: str) -> Path:
     path, mark, query = uri.partition("?")
     parent, _, name = path.rpartition("/")
     is_file = name.endswith(".pt")
-    folder, file = Bucket(f"{parent}{mark}{query}" if is_file else uri), unquote(name) if is_file else "encoder.pt"
+    folder, file = Bucket(f"{parent}{mark}{query}" if is_file else uri), name if is_file else "encoder.pt"
     folder.check(write=False)
     mirror = Mirror(folder, folder.copy("reports"))
     mirror.pull(lambda each: each == file)
