@@ -55,7 +55,7 @@ def make_tuner(
     trainable: Callable[..., None],
     parameters: Mapping[str, Any],
     sweep: Sweep,
-    trials: list[Trial],
+    trials: Sequence[Trial],
     root: Path,
     scheduler: TrialScheduler | None = None,
     proposer: Searcher | None = None,
@@ -69,7 +69,7 @@ def make_tuner(
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, **parameters), resources),
-        param_space={"trial": tune.grid_search(trials)} if proposer is None else None,
+        param_space={"trial": tune.grid_search(list(trials))} if proposer is None else None,
         # No metric here: Tune raises when a first report lacks it, and what is best is read from the store.
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
