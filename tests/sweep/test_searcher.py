@@ -137,5 +137,3 @@ def test_what_is_no_proposal_of_the_sweep_is_refused(tmp_path):
         (tmp_path / "proposals.json").write_text(text)
         with pytest.raises(space.InputError, match=words):
             kept.proposed(sweep)
-
-
