@@ -58,7 +58,8 @@ def sweep_parser() -> Parser:
     parser = Parser(
         prog="run_sweep.py",
         description="Run a sweep of self-supervised experiments on Ray.",
-        epilog="Exit status: 0 all trials finished or were stopped early, 1 some failed, 2 bad input, 130 interrupted (go on with --resume).",
+        epilog="Exit status: 0 all trials finished or were stopped early, 1 some failed, 2 bad input, 130 interrupted "
+        "(go on with --resume).",
         allow_abbrev=False,
     )
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")

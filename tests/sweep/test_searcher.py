@@ -53,7 +53,7 @@ def near(trial):
 
 
 def test_what_it_proposes_is_better_than_chance(tmp_path):
-    sweep, results = run(build(ALPHA, 40), tmp_path, near)
+    sweep, _ = run(build(ALPHA, 40), tmp_path, near)
     assert len(sweep.trials) == 80
     late = [near(trial) for trial in sweep.trials[40:]]
     draws = [1e-5 * 1e6 ** random.Random(i).random() for i in range(1000)]
@@ -133,6 +133,7 @@ def test_what_is_no_proposal_of_the_sweep_is_refused(tmp_path):
         ('{"points": [{"space": 0, "values": {"alhpa": 1.0}}]}', "point 0 is none of this sweep's"),
         ('{"points": [{"space": 3, "values": {"alpha": 1.0}}]}', "point 0 is none of this sweep's"),
         ('{"points": [{"space": 0, "values": {"alpha": -1.0}}]}', "point 0 is none of this sweep's"),
+        ('{"points": [{"space": 0, "values": {"alpha": "x"}}]}', "point 0 is none of this sweep's"),
     ):
         (tmp_path / "proposals.json").write_text(text)
         with pytest.raises(space.InputError, match=words):
