@@ -259,7 +259,7 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
         present_token()
         from raysweep.sweep import cluster
 
-        plan = cluster.connect(parsed.address, sweep.resources)
+        plan = cluster.connect(parsed.address, sweep.resources, sweep.tune.max_concurrent)
         cluster.check_shared(existing_ancestor(store.root))
     return datasets, plan
 

@@ -138,6 +138,10 @@ class Trial:
     """The searched settings that have an effect, and the seed."""
     baseline: bool = False
 
+    def __str__(self) -> str:
+        """Its name, which is also what Tune makes tags of."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class Proposal:

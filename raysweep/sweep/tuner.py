@@ -77,7 +77,6 @@ def make_tuner(
             num_samples=1 if proposer is None else -1,  # it says itself when it ends
             max_concurrent_trials=sweep.tune.max_concurrent,
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

@@ -48,7 +48,7 @@ def test_every_proposed_point_runs_with_every_seed_and_none_fails(searched):
     assert set(results) == {"random,seed=0", "random,seed=1", *points}
     with open(root / "results.csv") as file:
         assert [row["trial"] for row in csv.DictReader(file)] == ["random,seed=0", "random,seed=1", *points]
-    assert "10 trials, " in done.stdout.splitlines()[0]
+    assert "10 trials, 1 at a time" in done.stdout.splitlines()[0]
     assert "[10/10] " in done.stdout
 
 
