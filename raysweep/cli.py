@@ -60,7 +60,8 @@ def sweep_parser() -> Parser:
     parser = Parser(
         prog="run_sweep.py",
         description="Run a sweep of self-supervised experiments on Ray.",
-        epilog="Exit status: 0 all trials finished, 1 some failed, 2 bad input, 130 interrupted (go on with --resume).",
+        epilog="Exit status: 0 all trials finished or were stopped early, 1 some failed, 2 bad input, 130 interrupted "
+        "(go on with --resume).",
         allow_abbrev=False,
     )
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
@@ -294,7 +295,7 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
         present_token(parsed.address or os.environ.get("RAY_ADDRESS"))
         from raysweep.sweep import cluster
 
-        plan = cluster.connect(parsed.address, sweep.resources)
+        plan = cluster.connect(parsed.address, sweep.resources, sweep.tune.max_concurrent)
         if store.bucket is None:
             cluster.check_shared(existing_ancestor(store.root))
         else:

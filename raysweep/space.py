@@ -177,6 +177,10 @@ class Trial:
     """The searched settings that have an effect, and the seed."""
     baseline: bool = False
 
+    def __str__(self) -> str:
+        """Its name, which is also what Tune makes tags of."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -223,12 +227,17 @@ class Sweep:
     def propose(self, point: Proposal) -> Sweep | None:
         """The sweep with one more point: its trials, seed by seed, and the baselines that are new with it.
 
-        None where the point adds nothing: it was proposed before, or one of its settings has no effect in it.
+        None where the point adds nothing: it is none of the search space, it was proposed before, or one of its
+        settings has no effect in it.
         """
+        if not 0 <= point.space < len(self.search):
+            return None
+        searched = {name: spec for name, spec in self.search[point.space].items() if name != "seed"}
+        if set(point.values) != set(searched) or not all(holds(searched[n], v) for n, v in point.values.items()):
+            return None
         base = make_settings(self.base, self.name)
-        order = [name for name in self.search[point.space] if name != "seed"]
+        values = {name: point.values[name] for name in searched}
         try:
-            values = {name: point.values[name] for name in order}
             new = [make_trial(base, {**values, "seed": seed}, self.name) for seed in self.seeds]
         except InputError:
             return None
@@ -608,6 +617,16 @@ def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ..
     trials = tune.num_samples * len(seeds[0]["grid"] or [0])
     if trials > MAX_TRIALS:
         raise InputError(f"{where}: search: {trials} trials; at most {MAX_TRIALS} in one sweep")
+
+
+def holds(spec: Mapping[str, Any], value: Any) -> bool:
+    """Whether an entry of `search` has the value."""
+    how, values = next(iter(spec.items()))
+    if how in ("grid", "choice"):
+        return value in values
+    if isinstance(value, bool) or not isinstance(value, int if how == "randint" else float):
+        return False
+    return bool(values[0] <= value <= values[1]) and (how != "randint" or value < values[1])
 
 
 def distinct(spec: Mapping[str, Any]) -> float:

@@ -36,7 +36,7 @@ def quieten() -> None:
         handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))
 
 
-def connect(address: str | None, resources: Resources) -> str:
+def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
     """Attach to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
 
     Raises:
@@ -61,7 +61,7 @@ def connect(address: str | None, resources: Resources) -> str:
             f"the Ray cluster at {address} cannot be used: {reason} (is it up, and is its token, which `ray "
             f"get-auth-token` prints there, in ~/.ray/auth_token here?)"
         ) from None
-    return check_resources(resources)
+    return check_resources(resources, most)
 
 
 def knock(address: str) -> None:
@@ -77,8 +77,8 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check_resources(resources: Resources) -> str:
-    """Raises InputError unless some node can hold a trial; returns how many fit at a time, in words."""
+def check_resources(resources: Resources, most: int | None = None) -> str:
+    """Raises InputError unless some node can hold a trial; returns how many run at a time, at most `most`, in words."""
     nodes = [node["Resources"] for node in alive_nodes()]
     slots = 0
     for node in nodes:
@@ -95,7 +95,7 @@ def check_resources(resources: Resources) -> str:
             f"resources: a trial needs {resources.cpu} cpu and {resources.gpu:g} gpu on one node, but the cluster's "
             f"{len(nodes)} node(s) have at most {most_cpus} cpu and {most_gpus} gpu"
         )
-    return f"{slots} at a time on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    return f"{min(slots, most or slots)} at a time on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
 
 
 @ray.remote(num_cpus=0)

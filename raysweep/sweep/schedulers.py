@@ -35,7 +35,8 @@ def make_scheduler(sweep: Sweep) -> ByEvaluation | None:
             metric=sweep.stop_metric,
             mode=tune.mode,
             grace_period=sweep.grace_epochs,
-            min_time_slice=sys.maxsize,  # it would pause trials to wait for others, by ending their workers
+            # Or it would pause trials until there are others, by ending their workers.
+            min_time_slice=math.inf,  # type: ignore[arg-type]
         )
     return ByEvaluation(tune.scheduler, scheduler, sweep.stop_metric)
 
@@ -54,7 +55,7 @@ class ByEvaluation(FIFOScheduler):
 
     def __init__(self, name: str, scheduler: FIFOScheduler, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.name, self.scheduler, self.of = name, scheduler, metric
+        self.name, self.scheduler, self.measure = name, scheduler, metric
         self.newest: dict[str, dict[str, Any]] = {}
         self.reasons: dict[str, str] = {}
         """Why a trial was stopped, by its name."""
@@ -86,7 +87,7 @@ class ByEvaluation(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         decision = str(self.scheduler.on_trial_result(tune_controller, trial, result))
         if decision == TrialScheduler.STOP:
-            value = f"{self.of} {result[self.of]:.4f}"
+            value = f"{self.measure} {result[self.measure]:.4f}"
             self.reasons[of.name] = f"stopped by {self.name} after epoch {result[EPOCH]}: {value}"
         return decision
 

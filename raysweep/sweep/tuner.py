@@ -69,7 +69,7 @@ def make_tuner(
     trainable: Callable[..., None],
     parameters: Mapping[str, Any],
     sweep: Sweep,
-    trials: list[Trial],
+    trials: Sequence[Trial],
     root: Path,
     scheduler: TrialScheduler | None = None,
     proposer: Searcher | None = None,
@@ -84,7 +84,7 @@ def make_tuner(
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, **parameters), resources),
-        param_space={"trial": tune.grid_search(trials)} if proposer is None else None,
+        param_space={"trial": tune.grid_search(list(trials))} if proposer is None else None,
         # No metric here: Tune raises when a first report lacks it, and what is best is read from the store.
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
@@ -92,7 +92,6 @@ def make_tuner(
             num_samples=1 if proposer is None else -1,  # it says itself when it ends
             max_concurrent_trials=sweep.tune.max_concurrent,
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
