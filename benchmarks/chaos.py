@@ -109,8 +109,9 @@ class Driver:
     @property
     def status(self) -> str:
         """How it ended, and the last it said."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() or [""]
-        return f"exit {self.process.returncode} ({lines[-1][:100]})"
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        said = [line for line in lines if not line.startswith("[20")]  # without the dump of a crash inside Ray
+        return f"exit {self.process.returncode} ({said[-1][:80] if said else ''})"
 
     def wait(self, seconds: float, look: Callable[[], None]) -> bool:
         """Whether it ends within so many seconds; `look` is called all the while."""
