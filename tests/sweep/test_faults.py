@@ -140,7 +140,7 @@ def cluster(tmp_path):
     nodes = []
 
     def join(*options):
-        program = [*ray, "start", *options, "--num-cpus=1", "--include-dashboard=false", "--block"]
+        program = [*ray, "start", *options, "--num-cpus=1", "--block"]
         nodes.append(
             subprocess.Popen(
                 program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
@@ -153,7 +153,7 @@ def cluster(tmp_path):
             return client.connect_ex(("127.0.0.1", port)) == 0
 
     try:
-        head = join("--head", "--node-ip-address=127.0.0.1", f"--port={port}")
+        head = join("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false")
         wait_for(answers, head)
         second = join("--node-ip-address=127.0.0.2", f"--address={address}")
         wait_for(lambda: children(second.pid, "raylet"), second)
