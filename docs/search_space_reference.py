@@ -50,6 +50,32 @@ search:
 
 A setting swept where it has no effect is an error: its trials would repeat one another.
 
+## Stopping early, and searching
+
+`tune.scheduler: asha` and `median` stop trials while they pretrain, by `tune.metric` after each online evaluation.
+They compare trials by pretraining epoch, so an evaluation must come before the last epoch (`probe_every`), and what
+is swept must leave the evaluation alike. The random encoder is neither compared nor stopped, and no trial is stopped
+at its last epoch. A stopped trial has the status `stopped`: a row in `results.csv` with its last metrics and no test
+score. It is in no mean, and a resume does not run it again. A resume compares only the trials that it runs.
+
+`tune.searcher: optuna` chooses the points: `tune.num_samples` of them, by Optuna's TPE over `choice`, `uniform`,
+`loguniform` and `randint`. A grid is run as a whole, so that of `seed` is the only one: every point runs with every
+seed, and counts by its mean of `tune.metric` at the end. A point of which a trial failed or was stopped ranks below
+all others. What is proposed is written to `proposals.json` before it runs, and a resume goes on from there. With
+`max_concurrent: 1` the proposals repeat exactly; otherwise they depend on which trial ends first.
+
+```yaml
+search:
+  alpha: {loguniform: [1.0e-5, 10]}
+  policy: {choice: [simclr, affine]}
+  seed: {grid: [0, 1, 2]}
+tune: {searcher: optuna, num_samples: 30, max_concurrent: 4}
+```
+
+Both need Ray, so not `--local`.
+
+## In files and on the command line
+
 A relative path (`folder:images`, `data_dir`) is taken from the directory in which the command is given.
 
 On the command line every setting is a flag (`--alpha 0.1`), and `--set NAME=VALUE` overrides any setting, `baseline`,

@@ -12,19 +12,21 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from raysweep import __version__, space
+from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
 from raysweep.stopping import Stopping
-from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference
+from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,13 +60,19 @@ def sweep_parser() -> Parser:
     parser = Parser(
         prog="run_sweep.py",
         description="Run a sweep of self-supervised experiments on Ray.",
-        epilog="Exit status: 0 all trials finished, 1 some failed, 2 bad input, 130 interrupted (go on with --resume).",
+        epilog="Exit status: 0 all trials finished or were stopped early, 1 some failed, 2 bad input, 130 interrupted "
+        "(go on with --resume).",
         allow_abbrev=False,
     )
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
     parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
     parser.add_argument("--name", help="name of the results directory; must not exist")
-    parser.add_argument("--output", default="runs", metavar="DIR", help="where results directories are made (runs)")
+    parser.add_argument(
+        "--output",
+        default="runs",
+        metavar="DIR",
+        help="where results directories are made, or s3://BUCKET/PREFIX (runs)",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -73,7 +81,9 @@ def sweep_parser() -> Parser:
         help="override any setting, or baseline, tune.NAME, resources.NAME; a list becomes a grid: seed=[0,1,2]",
     )
     parser.add_argument(
-        "--resume", metavar="DIR/NAME", help="go on with a sweep: run the trials that have not finished"
+        "--resume",
+        metavar="DIR/NAME",
+        help="go on with a sweep: run the trials that have not finished, and those that a changed search space adds",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the trials and the resolved settings only")
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
@@ -97,8 +107,8 @@ def shipped_spaces() -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.yaml")}
 
 
-def requested(arguments: argparse.Namespace) -> Sweep:
-    """The sweep that the arguments describe, checked."""
+def requested(arguments: argparse.Namespace, begun: Path | None = None) -> Sweep:
+    """The sweep that the arguments describe, checked; without a search space, that of the file `begun`."""
     overrides = space.parse_assignments(arguments.set)
     flags = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
     for name, text in flags.items():
@@ -110,6 +120,8 @@ def requested(arguments: argparse.Namespace) -> Sweep:
     if arguments.exp_type:
         path = shipped_spaces()[arguments.exp_type]
         return space.build(space.read(path), overrides, path.name)
+    if begun is not None:
+        return space.build(space.read(begun), overrides, "command line" if overrides else str(begun))
     if not overrides:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
     name = overrides.get("usl_type", Settings().usl_type)
@@ -121,10 +133,23 @@ def check_paths(sweep: Sweep) -> None:
     from raysweep import data
 
     for name in dict.fromkeys(
-        name for trial in sweep.trials for name in (trial.settings.dataset, trial.settings.probes)
+        name for trial in sweep.examples for name in (trial.settings.dataset, trial.settings.probes)
     ):
         data.check_name(name)
         data.check_exists(name)
+
+
+def check_means(sweep: Sweep, local_run: bool) -> None:
+    """Raises InputError where the sweep needs what is not there: Ray, or an extra."""
+    tune = sweep.tune
+    needs_ray = [f"tune.scheduler: {tune.scheduler}"] if tune.scheduler != "fifo" else []
+    needs_ray += [f"tune.searcher: {tune.searcher}"] if tune.searcher != "none" else []
+    if local_run and needs_ray:
+        raise InputError(f"--local runs trials one after the other, without Ray, but {needs_ray[0]} needs Ray")
+    if tune.searcher == "optuna" and find_spec("optuna") is None:
+        raise InputError(
+            f"tune.searcher: {tune.searcher} needs a package that is not installed: pip install 'raysweep[optuna]'"
+        )
 
 
 def provenance() -> dict[str, Any]:
@@ -160,40 +185,64 @@ def sweep_command(arguments: list[str]) -> int:
         return resume(parsed)
     sweep = requested(parsed)
     check_paths(sweep)
+    check_means(sweep, parsed.local)
     if parsed.dry_run:
         return dry_run(sweep)
-    store, console = Store.plan(Path(parsed.output), parsed.name, sweep.name), make_console()
+    from raysweep import inputs
+
+    store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, parsed, console)
-    store.create(sweep, provenance())
+    store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
     with store.lock():
-        tell(console, f"{store.root}: {len(sweep.trials)} trials, {plan}")
-        run_trials(sweep, store, datasets, [], parsed.local, console)
-        return conclude(sweep, store, console)
+        tell(console, f"{store.place}: {sweep.total} trials, {plan}")
+        return conclude_run(run_trials(sweep, store, datasets, [], parsed.local, console), store, console)
 
 
 def resume(parsed: argparse.Namespace) -> int:
-    """Go on with the sweep that lies in a directory."""
-    others = [f"--{name}" for name in (*SETTINGS, "name", "exp_type") if getattr(parsed, name) is not None]
-    others += [parsed.space] if parsed.space else []
-    others += ["--set"] if parsed.set else []
-    if others:
-        raise InputError(f"--resume goes on with the sweep as it is and takes no {others[0]}")
-    store, sweep = Store.open(Path(parsed.resume))
+    """Go on with the sweep that lies in a directory; a search space, or settings, add the points that they name."""
+    if parsed.name is not None:
+        raise InputError("--resume goes on in the directory that it names and takes no --name")
+    store, before = Store.open(parsed.resume)
+    sweep = extended(before, store, parsed)
     check_paths(sweep)
+    check_means(sweep, parsed.local)
     if parsed.dry_run:
-        return dry_run(sweep)
+        return dry_run(sweep, {trial.name for trial in before.trials})
+    from raysweep import inputs
+
+    warnings.showwarning = show_warning
     console = make_console()
     with store.lock():
+        _, before = Store.open(store.place)  # another process may have gone on with it until now
+        sweep = extended(before, store, parsed)
+        added = len(sweep.trials) - len(before.trials)
+        changed = sweep.to_dict() != before.to_dict()
         store.check_begun(sweep)
+        store.set_damaged_aside(sweep)
         kept = [result for result in store.results(sweep) if result.status != "failed"]
-        if len(kept) == len(sweep.trials):
-            tell(console, f"{store.root}: all {len(kept)} trials have finished")
+        if len(kept) == sweep.total:
+            if changed:
+                store.extend(sweep, provenance())
+            tell(console, f"{store.place}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
         datasets, plan = prepare(sweep, store, parsed, console)
         check_kept(sweep, kept, datasets)
-        tell(console, f"{store.root}: {len(sweep.trials)} trials, {len(kept)} finished before, {plan}")
-        run_trials(sweep, store, datasets, kept, parsed.local, console)
-        return conclude(sweep, store, console)
+        if changed:
+            store.extend(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
+        if before.resources != sweep.resources:
+            say("warning: other resources than before: results on other threads, or a GPU, differ in their last digits")
+        new = f" ({added} new)" if added else ""
+        tell(console, f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {plan}")
+        return conclude_run(run_trials(sweep, store, datasets, kept, parsed.local, console), store, console)
+
+
+def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:
+    """A sweep that was begun with the points that the arguments add to it."""
+    flags = any(getattr(parsed, name) is not None for name in SETTINGS)
+    if not (parsed.space or parsed.exp_type or parsed.set or flags):
+        return begun
+    asked = requested(parsed, store.root / "sweep.yaml")
+    return space.extend(begun, asked, f"{parsed.space or parsed.exp_type or 'command line'} for {shown_place(store)}")
 
 
 def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
@@ -213,14 +262,18 @@ def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
             )
 
 
-def dry_run(sweep: Sweep) -> int:
-    """Print what would run."""
+def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
+    """Print what would run; where a sweep is gone on with, which trials it does not know yet."""
     import yaml
 
     print(yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True))
-    print(f"# {len(sweep.trials)} trials:")
+    print(f"# {sweep.total} trials:")
     for trial in sweep.trials:
-        print(trial.name)
+        print(trial.name if known is None or trial.name in known else f"{trial.name}  # new")
+    left = sweep.tune.num_samples - len(sweep.proposed)
+    if sweep.tune.searcher != "none" and left > 0:
+        seeds = ", ".join(map(str, sweep.seeds))
+        print(f"# and {left} points that {sweep.tune.searcher} proposes while the sweep runs, each with seed {seeds}")
     return FINISHED
 
 
@@ -231,8 +284,9 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
     warnings.showwarning = show_warning
     datasets: Datasets = {}
     with waiting(console, "loading the data; what is not there yet is downloaded"):
-        for trial in sweep.trials:
+        for trial in sweep.examples:
             inputs.check(trial.settings, inputs.pick(trial.settings, datasets, load=True))
+        inputs.check_unchanged(datasets, store.recorded_datasets())
     if parsed.local:
         return datasets, "one at a time in this process"
     with waiting(console, "starting Ray"):
@@ -241,20 +295,23 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
         present_token(parsed.address or os.environ.get("RAY_ADDRESS"))
         from raysweep.sweep import cluster
 
-        plan = cluster.connect(parsed.address, sweep.resources)
-        cluster.check_shared(existing_ancestor(store.root))
+        plan = cluster.connect(parsed.address, sweep.resources, sweep.tune.max_concurrent)
+        if store.bucket is None:
+            cluster.check_shared(existing_ancestor(store.root))
+        else:
+            cluster.check_bucket(store.place)
     return datasets, plan
 
 
 def run_trials(
     sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], local_run: bool, console: Console
-) -> None:
-    """Run the trials of the sweep but those of which results are kept."""
+) -> Sweep:
+    """Run the trials of the sweep but those of which results are kept; returns it with what was proposed meanwhile."""
     from raysweep.view import View
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
-    stopping = Stopping(store.stop_marker, sweep.tune.time_budget)
+    stopping = Stopping(store, sweep.tune.time_budget)
     with interruptible(store), stopping.on_signals(), View(sweep, kept, console) as view:
         if local_run:
             from raysweep import local
@@ -263,11 +320,12 @@ def run_trials(
         else:
             from raysweep.sweep import tuner
 
-            tuner.run(sweep, pending, store, datasets, view, stopping)
+            tuner.run(sweep, pending, kept, store, datasets, view, stopping)
         if stopping.interrupted:
             raise KeyboardInterrupt
     if stopping.asked():
         say(f"the time budget of {sweep.tune.time_budget:g} s is used up")
+    return Store.open(store.place)[1] if sweep.tune.searcher != "none" else sweep
 
 
 def make_console() -> Console:
@@ -293,8 +351,17 @@ def interruptible(store: Store) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"interrupted; go on with: run_sweep.py --resume {shown(store.root)}")
+        say(f"interrupted; go on with: run_sweep.py --resume {shown_place(store)}")
         raise SystemExit(INTERRUPTED) from None
+
+
+def conclude_run(sweep: Sweep, store: Store, console: Console) -> int:
+    """`conclude` after trials have run: where the report cannot be written, the trials' results are still there."""
+    try:
+        return conclude(sweep, store, console)
+    except OSError as fault:
+        say(f"the report cannot be written: {reason(fault)}; go on with: run_sweep.py --resume {shown_place(store)}")
+        return SOME_FAILED
 
 
 def conclude(sweep: Sweep, store: Store, console: Console) -> int:
@@ -303,7 +370,8 @@ def conclude(sweep: Sweep, store: Store, console: Console) -> int:
 
     made = report.build(store, sweep)
     show_report(made, store.root, console)
-    tell(console, f"TensorBoard tensorboard --logdir {shown(store.root)}")
+    store.push()
+    tell(console, f"TensorBoard tensorboard --logdir {shown_place(store).partition('?')[0]}")
     return tell_state(made, store.root)
 
 
@@ -328,10 +396,10 @@ def tell_state(made: Report, directory: Path) -> int:
             if result.status == "failed":
                 say(f"failed: {result.trial}: {result.error}")
                 status = SOME_FAILED
-        unfinished = len(member.sweep.trials) - len(member.results)
+        unfinished = member.sweep.total - len(member.results)
         if unfinished:
-            root = shown(member.store.root)
-            say(f"{unfinished} of {len(member.sweep.trials)} trials have not finished; go on with: --resume {root}")
+            place = shown_place(member.store)
+            say(f"{unfinished} of {member.sweep.total} trials have not finished; go on with: --resume {place}")
             status = SOME_FAILED
     remarks = {warning for member in made.members for result in member.results for warning in result.warnings}
     if remarks:
@@ -354,7 +422,9 @@ def report_command(arguments: list[str]) -> int:
         help="where a comparison of several sweeps goes; must not exist (default: NAME+NAME beside the first)",
     )
     parsed = parser.parse_all(arguments)
-    opened = [Store.open(Path(path)) for path in parsed.sweeps]
+    opened = [Store.open(path, copies="reports") for path in parsed.sweeps]
+    for store, _ in opened:
+        store.pull()
     if len(opened) == 1:
         if parsed.output is not None:
             raise InputError("-o is for a comparison of several sweeps; the report of one lies in its own directory")
@@ -364,7 +434,11 @@ def report_command(arguments: list[str]) -> int:
     if twice is not None:
         raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
     if parsed.output is not None:
+        if is_uri(parsed.output):
+            raise InputError(f"-o {parsed.output}: a comparison goes into a local directory")
         check_free(Path(parsed.output))
+    elif opened[0][0].bucket is not None:
+        raise InputError(f"{parsed.sweeps[0]}: lies in a bucket; say with -o DIR where the comparison goes")
     from raysweep import report
 
     made = report.read_several(opened)
@@ -404,7 +478,7 @@ def embed_command(arguments: list[str]) -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding", total=None)
         count, width = portable.embed(
-            parsed.checkpoint,
+            checkpoint_of(parsed),
             parsed.images,
             parsed.output,
             layer=parsed.layer,
@@ -435,7 +509,7 @@ def export_command(arguments: list[str]) -> int:
     parsed = parser.parse_all(arguments)
     from raysweep import portable
 
-    made = portable.export(parsed.checkpoint, parsed.output)
+    made = portable.export(checkpoint_of(parsed), parsed.output)
     size = made["image_size"]
     what = f"{made['architecture']} for images of {made['channels']}×{size}×{size}"
     widths = f"trunk {made['trunk_dim']}, embedding {made['embedding_dim']}"
@@ -448,9 +522,13 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        type=Path,
-        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt)",
+        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt); also in a bucket",
     )
+
+
+def checkpoint_of(parsed: argparse.Namespace) -> Path:
+    """The trained encoder that was named, brought over if it lies in a bucket."""
+    return fetch_encoder(parsed.checkpoint) if is_uri(parsed.checkpoint) else Path(parsed.checkpoint)
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
@@ -512,6 +590,11 @@ def shown(path: Path) -> str:
     """A path as short as it can be typed."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def shown_place(store: Store) -> str:
+    """Where a sweep lies, as it is typed."""
+    return shown(store.root) if store.bucket is None else store.place
 
 
 def show_warning(

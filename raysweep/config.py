@@ -533,6 +533,9 @@ METRICS: dict[str, str] = {
 # What a sweep may choose by: nothing that has seen a test label.
 CHOICES = tuple(name for name in METRICS if not name.endswith("test_accuracy") and not name.startswith("kmeans/"))
 
+ONLINE = tuple(name for name in METRICS if name.startswith(("pretrain/", "online/")))
+"""What is reported while pretraining."""
+
 
 def absolute(path: str) -> str:
     """The path from the root on, `~` resolved; raises ValueError for the home of nobody."""

@@ -191,6 +191,15 @@ def digest_of(dataset: Dataset) -> str:
     return sha.hexdigest()[:16]
 
 
+def pretraining_digest(dataset: Dataset) -> str:
+    """16 hexadecimal digits that identify all the images and labels: `digest`, and with it `unlabelled`."""
+    if dataset.unlabelled is None:
+        return dataset.digest
+    sha = hashlib.sha256(f"{dataset.digest};{dataset.unlabelled.shape};".encode())
+    sha.update(np.ascontiguousarray(dataset.unlabelled).data)
+    return sha.hexdigest()[:16]
+
+
 # ---- Splits ----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from raysweep.store import write_atomically
+from raysweep.store import replacing, write_atomically
 
 COMPONENTS = 50
 """Of the projector's points: 8,192 columns of text would be 50 MB for 500 images, and the page does a PCA anyway."""
@@ -87,18 +87,11 @@ class Events:
                 start.hparams[name].number_value = value
             else:
                 start.hparams[name].string_value = str(value)
-        self._session(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
+        self._write(session(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)))
 
     def end(self, finished: bool) -> None:
         """The trial's state in HParams."""
-        status = api_pb2.Status.Value("STATUS_SUCCESS" if finished else "STATUS_FAILURE")
-        end = SessionEndInfo(status=status, end_time_secs=time.time())
-        self._session(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
-
-    def _session(self, tag: str, data: HParamsPluginData) -> None:
-        # From the messages themselves: TensorBoard's own writers of them import TensorFlow.
-        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data))
-        self._write(Event(wall_time=time.time(), summary=Summary(value=[value])))
+        self._write(session_end("STATUS_SUCCESS" if finished else "STATUS_FAILURE"))
 
     def close(self) -> None:
         """Close the file; every event was handed to the system when it was written."""
@@ -107,6 +100,30 @@ class Events:
     def _write(self, event: Event) -> None:
         self._writer.write(event.SerializeToString())
         self._file.flush()
+
+
+def session(tag: str, data: HParamsPluginData) -> Event:
+    """The event that starts or ends a trial in HParams."""
+    # From the messages themselves: TensorBoard's own writers of them import TensorFlow.
+    value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data))
+    return Event(wall_time=time.time(), summary=Summary(value=[value]))
+
+
+def session_end(status: str) -> Event:
+    """The event that says how a trial ended."""
+    end = SessionEndInfo(status=api_pb2.Status.Value(status), end_time_secs=time.time())
+    return session(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
+
+
+def end_stopped(directory: Path, attempt: int) -> None:
+    """The HParams state of a trial that was stopped from outside in this attempt: nothing failed.
+
+    It goes into a file of its own, which a reader takes up after the attempt's: the trial's process still holds that.
+    """
+    with replacing(directory / f"{PATTERN.format(attempt)}.stopped") as file:
+        writer = RecordWriter(file)
+        for event in (Event(wall_time=time.time(), file_version="brain.Event:2"), session_end("STATUS_SUCCESS")):
+            writer.write(event.SerializeToString())
 
 
 def image_grid(rows: Sequence[NDArray[np.float32]], scale: int) -> NDArray[np.uint8]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +114,7 @@ def run(
             work = Work(trial, pick(trial.settings, datasets), directory, attempt, gpu, caught)
             end = work.run(checkpoint_seconds, collapse, report, stop, saved)
         except Exception:
-            with suppress(OSError):  # the disk may be full: then that is the reason, and raised below
-                (directory / "error.txt").write_text(traceback.format_exc())
+            store.note_traceback(directory)
             raise
     if end is None:
         return None
@@ -133,6 +131,7 @@ def run(
         warnings=work.warnings(),
     )
     store.write_result(directory, result)
+    saved()  # in a bucket the result is there before the checkpoints go
     if end.status != "failed":
         store.remove_checkpoints(directory)
     saved()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,26 @@ def pick(settings: Settings, datasets: Datasets, load: bool = False) -> Data:
     images = own.pretrain_images
     probe = own if settings.probes == settings.dataset else get((settings.probes, size, images.shape[1]), False)
     return Data(images, probe)
+
+
+def digests(datasets: Datasets) -> dict[str, str]:
+    """What tells the images and labels of each dataset from others, by the dataset's name and the form it is in."""
+    found = {}
+    for (name, size, channels), dataset in datasets.items():
+        form = f"{size}×{size}" if channels is None else f"{size}×{size}, {channels} channels"
+        found[f"{name} {form}"] = dataset.digest if channels is not None else data.pretraining_digest(dataset)
+    return found
+
+
+def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
+    """Raises InputError if a dataset is not what `digests` once recorded of it."""
+    for name, digest in digests(datasets).items():
+        was = recorded.get(name, digest)
+        if digest != was:
+            raise InputError(
+                f"dataset {name!r}: its images or labels are not those that the sweep was begun with (digest {was}, "
+                f"now {digest}); put them back, or start a new sweep"
+            )
 
 
 def check(settings: Settings, of: Data) -> None:

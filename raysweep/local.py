@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raysweep import experiment, store
 from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
@@ -23,20 +25,28 @@ def run(
         view.begin(trial)
         directory = results.trial(trial.name)
         try:
-            result = experiment.run(
-                trial,
-                datasets,
-                directory,
-                threads=sweep.resources.cpu,
-                gpu=sweep.resources.gpu > 0,
-                checkpoint_seconds=sweep.tune.checkpoint_seconds,
-                collapse=sweep.tune.collapse,
-                report=lambda at, trial=trial: view.progress(trial, at.share),  # type: ignore[misc]
-                stop=stopping.asked,
-            )
+            with results.at_work(trial.name) as push:
+
+                def report(at: experiment.Progress, trial: Trial = trial, push: Callable[..., None] = push) -> None:
+                    view.progress(trial, at.share)
+                    push(every=store.PUSH_SECONDS)
+
+                result = experiment.run(
+                    trial,
+                    datasets,
+                    directory,
+                    threads=sweep.resources.cpu,
+                    gpu=sweep.resources.gpu > 0,
+                    checkpoint_seconds=sweep.tune.checkpoint_seconds,
+                    collapse=sweep.tune.collapse,
+                    report=report,
+                    stop=stopping.asked,
+                    saved=push,
+                )
             if result is None:
                 return
-        except Exception:
+        except Exception as fault:
             # The trial's traceback is in its error.txt already.
-            result = store.record_failure(trial, pick(trial.settings, datasets).probe.digest, directory)
+            digest = pick(trial.settings, datasets).probe.digest
+            result = results.record_failure(trial, digest, store.reason(fault))
         view.end(result)

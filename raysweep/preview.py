@@ -66,7 +66,7 @@ def panels_of(sweep: Sweep) -> list[Panel]:
     strengths: dict[tuple[Any, ...], set[float]] = {}
     settings: dict[tuple[Any, ...], Settings] = {}
     swept: dict[tuple[Any, ...], bool] = {}
-    for trial in sweep.trials:
+    for trial in sweep.examples:
         of = trial.settings
         if not trial.baseline:
             key = (of.dataset, of.image_size, of.policy, of.blur and "simclr" in of.policies)

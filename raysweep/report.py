@@ -42,6 +42,10 @@ from raysweep.store import Result, Store, attempts, write_atomically
 
 MOST_PAIRED = 50
 """Of more points than this, only the pairs with the best one are written down."""
+STOPPED = (
+    "Trials that were stopped early have no test score and are in no mean. Where only some seeds of a point were "
+    "stopped, its mean is over the others, which did better: it is too good, by how much nobody knows."
+)
 SATURATED = (
     "digits is nearly saturated: a random encoder with a linear probe on all labels already reaches 0.97 to 0.98, so "
     "differences in linear accuracy are small here, and none says anything about natural images."
@@ -359,15 +363,18 @@ def summary_md(made: Report) -> str:
     text += best_section(made) + random_section(made) + blocks_section(made)
     results = [(member, result) for member in made.members for result in member.results]
     prefix = {id(member): f"{member.label}/" if made.several else "" for member in made.members}
-    failed = [(prefix[id(member)], result) for member, result in results if result.status == "failed"]
-    if failed:
-        text += ["## Failed", *(f"- {before}{result.trial}: {result.error}" for before, result in failed)]
+    for status, title in (("failed", "## Failed"), ("stopped", "## Stopped early")):
+        ended = [(prefix[id(member)], result) for member, result in results if result.status == status]
+        if ended:
+            text += [title, "\n".join(f"- {before}{result.trial}: {result.error}" for before, result in ended)]
+    if any(result.status == "stopped" for _, result in results):
+        text.append(STOPPED)
     remarks = dict.fromkeys(
         f"{warning} ({prefix[id(member)]}{result.trial})" for member, result in results for warning in result.warnings
     )
     if remarks:
         text += ["## Warnings", *(f"- {remark}" for remark in remarks)]
-    if any(trial.settings.probes == "digits" for member in made.members for trial in member.sweep.trials):
+    if any(trial.settings.probes == "digits" for member in made.members for trial in member.sweep.examples):
         text.append(f"Note: {SATURATED}")
     return "\n\n".join(text) + "\n"
 
@@ -379,7 +386,7 @@ def overview(made: Report) -> list[str]:
         ended = [result.status for result in member.results]
         stopped = f", {ended.count('stopped')} stopped early" if "stopped" in ended else ""
         lines.append(
-            f"{f'{member.label}: ' if made.several else ''}{ended.count('finished')} of {len(member.sweep.trials)} "
+            f"{f'{member.label}: ' if made.several else ''}{ended.count('finished')} of {member.sweep.total} "
             f"trials finished{stopped}, {ended.count('failed')} failed."
         )
     reading = f"Mean over seeds ± half of the {PERCENT} Student-t interval of the mean; one seed has no interval."

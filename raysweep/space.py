@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from raysweep.config import (
     CHOICES,
     METHOD_EFFECTS,
+    ONLINE,
     SETTINGS,
     About,
     Collapse,
@@ -36,10 +37,14 @@ from raysweep.config import (
 from raysweep.errors import InputError
 
 MAX_TRIALS = 100_000
+EXAMPLES = 100
+"""Points drawn to check a search space by, of which a searcher will propose the points."""
 MAX_TEXT = 2**22  # characters of a search-space file, aliases written out; a list of 100,000 seeds has 10**6
 MAX_DIGITS = 300  # of a whole number; the largest float has 309
 MAX_NAME = 160  # characters; file systems stop at 255 bytes, and a checkpoint's path needs some of them
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
+RECORDS = ("made_by", "changed_by")
+"""What a results directory's `sweep.yaml` has beside the search space."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -53,14 +58,50 @@ class Tune(BaseModel):
     metric: Annotated[
         str | None,
         About(
-            "What the live view and the summary call best; none: `linear/val_accuracy`, or nothing without val split."
+            "What the live view, the summary and a searcher call best; none: `linear/val_accuracy`, or nothing without "
+            "val split. A scheduler stops by it too, while pretraining; none: by `online/knn_val_accuracy`."
         ),
     ] = None
     mode: Annotated[Literal["max", "min"], About("Whether more or less of it is better.")] = "max"
-    scheduler: Annotated[Literal["fifo"], About("Order of trials: first in, first out.")] = "fifo"
+    scheduler: Annotated[
+        Literal["fifo", "asha", "median"],
+        About(
+            "Which trials are stopped while pretraining: none; those below the best of a rung (ASHA, Li et al. 2020, "
+            "arXiv:1810.05934); those whose best is below the median of the others' running means, of which there must "
+            "be three (Golovin et al. 2017, doi 10.1145/3097983.3098043)."
+        ),
+    ] = "fifo"
+    grace_epochs: Annotated[
+        int | None,
+        Field(ge=1),
+        About("`asha`, `median`: epochs of pretraining before a trial may be stopped; none: `probe_every`."),
+    ] = None
+    reduction_factor: Annotated[
+        float,
+        Field(gt=1),
+        About(
+            "`asha`: η. The rungs are at `grace_epochs` · η^k epochs, and at each about one trial of η goes on; a "
+            "trial's last epoch is none."
+        ),
+    ] = 4.0
+    searcher: Annotated[
+        Literal["none", "optuna"],
+        About(
+            "What proposes the points: the search space alone, or Optuna's TPE (Bergstra et al. 2011), which goes by "
+            "the mean over seeds of the points before (`pip install raysweep[optuna]`)."
+        ),
+    ] = "none"
     num_samples: Annotated[
-        int, Field(ge=1), About("Draws of the settings that are drawn at random; each is combined with the whole grid.")
+        int,
+        Field(ge=1),
+        About(
+            "Draws of the settings that are drawn at random; each is combined with the whole grid. With a searcher: "
+            "points, each with every seed."
+        ),
     ] = 1
+    max_concurrent: Annotated[
+        int | None, Field(ge=1), About("At most so many trials at a time; none: as many as there is room for.")
+    ] = None
     max_failures: Annotated[
         int,
         Field(ge=0),
@@ -136,6 +177,20 @@ class Trial:
     """The searched settings that have an effect, and the seed."""
     baseline: bool = False
 
+    def __str__(self) -> str:
+        """Its name, which is also what Tune makes tags of."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point that a searcher proposes."""
+
+    space: int
+    """Which sub-space it is of, from 0."""
+    values: Mapping[str, Any]
+    """Its searched settings, the seed aside."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -148,13 +203,73 @@ class Sweep:
     tune: Tune
     resources: Resources
     trials: tuple[Trial, ...]
+    """With a searcher: of the points proposed so far."""
+    examples: tuple[Trial, ...]
+    """What its trials are like, for checks before they start: all of them; with a searcher, some drawn at random."""
+
+    @property
+    def total(self) -> int:
+        """How many trials there will be; with a searcher, but for baselines that depend on points not proposed yet."""
+        missing = self.tune.num_samples - len(self.proposed) if self.tune.searcher != "none" else 0
+        return len(self.trials) + max(0, missing) * len(self.seeds)
+
+    @property
+    def proposed(self) -> tuple[str, ...]:
+        """The names of the points there are, in their order."""
+        return tuple(dict.fromkeys(trial.point for trial in self.trials if not trial.baseline))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of every point that a searcher proposes."""
+        seeds = self.search[0].get("seed")
+        return tuple(seeds["grid"]) if seeds else (make_settings(self.base, self.name).seed,)
+
+    def propose(self, point: Proposal) -> Sweep | None:
+        """The sweep with one more point: its trials, seed by seed, and the baselines that are new with it.
+
+        None where the point adds nothing: it is none of the search space, it was proposed before, or one of its
+        settings has no effect in it.
+        """
+        if not 0 <= point.space < len(self.search):
+            return None
+        searched = {name: spec for name, spec in self.search[point.space].items() if name != "seed"}
+        if set(point.values) != set(searched) or not all(holds(searched[n], v) for n, v in point.values.items()):
+            return None
+        base = make_settings(self.base, self.name)
+        values = {name: point.values[name] for name in searched}
+        try:
+            new = [make_trial(base, {**values, "seed": seed}, self.name) for seed in self.seeds]
+        except InputError:
+            return None
+        if new[0].point in self.proposed:
+            return None
+        baselines = [trial for trial in self.trials if trial.baseline]
+        if self.baseline:
+            baselines = list(dict.fromkeys([*baselines, *map(make_baseline, new)]))
+        points = [trial for trial in self.trials if not trial.baseline]
+        return replace(self, trials=(*baselines, *points, *new))
 
     @property
     def metric(self) -> str | None:
         """What "best" means here; None where there is no validation split to choose by."""
-        if self.tune.metric is None and all(trial.settings.val_fraction > 0 for trial in self.trials):
+        if self.tune.metric is None and all(trial.settings.val_fraction > 0 for trial in self.examples):
             return "linear/val_accuracy"
         return self.tune.metric
+
+    @property
+    def stop_metric(self) -> str:
+        """What a scheduler compares trials by while they pretrain."""
+        return self.tune.metric or "online/knn_val_accuracy"
+
+    @property
+    def grace_epochs(self) -> int:
+        """Epochs of pretraining before a scheduler may stop a trial."""
+        return self.tune.grace_epochs or make_settings(self.base, self.name).probe_every
+
+    @property
+    def longest(self) -> int:
+        """Pretraining epochs of the longest trial."""
+        return max(trial.settings.pretrain_epochs for trial in self.examples)
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -294,13 +409,13 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     Raises:
         InputError: one line that names the key, what was given and what is valid.
     """
-    valid = ("name", "base", "search", "baseline", "tune", "resources", "made_by")
+    valid = ("name", "base", "search", "baseline", "tune", "resources", *RECORDS)
     for key in raw:
         if key not in valid:
             hint = (
                 f"; it is a setting: put it under base or search, as 'base: {{{key}: ...}}'" if key in SETTINGS else ""
             )
-            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[:-1])}")
+            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[: -len(RECORDS)])}")
     name = raw.get("name", "sweep")
     check_name(name, f"{where}: name")
     base = mapping(raw.get("base"), f"{where}: base")
@@ -344,15 +459,87 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
         for space in spaces
     )
-    trials = tuple(expand(resolved, search, tune.num_samples, baseline, where))
+    if tune.searcher != "none":
+        check_searcher(tune, search, where)
+    samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
+    examples = tuple(expand(resolved, search, samples, baseline, where))
     changed = [key for key in base if getattr(resolved, key) != Settings.model_fields[key].default]
-    check_meant([*overrides, *changed], trials, where)
-    sweep = Sweep(name, base, search, baseline, tune, resources, trials)
+    check_meant([*overrides, *changed], examples, where)
+    trials = examples
+    if tune.searcher != "none":  # a random encoder that all its points share is no question of what it proposes
+        baselines = [trial for trial in examples if trial.baseline]
+        trials = tuple(baselines) if len({trial.point for trial in baselines}) == 1 else ()
+    sweep = Sweep(name, base, search, baseline, tune, resources, trials, examples)
     check_metric(sweep, where)
-    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in trials)
+    check_scheduler(sweep, where)
+    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples)
     if tune.collapse_stop is not None and not watched:
         raise InputError(f"{where}: tune.collapse_stop: nothing is evaluated while pretraining (probe_every: 0)")
     return sweep
+
+
+def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
+    """A sweep with the points that another one adds to it.
+
+    The trials are those of `by`, in its order, then those that it no longer names; a baseline stays. Settings that
+    change no score, `tune` and `resources` are as `by` has them.
+
+    Args:
+        sweep: the one that was begun.
+        by: the one that is asked for now.
+        where: opens every message.
+
+    Raises:
+        InputError: a setting changed, or moved between `base` and `search`, so that the trials would not be one sweep.
+    """
+    was, now = make_settings(sweep.base, where), make_settings(by.base, where)
+    begun, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
+    base = now.model_dump()
+    for name in SETTINGS:
+        if not about(name).search:
+            continue
+        before, after = [name in space for space in begun], [name in space for space in search]
+        if all(before) and not any(after):
+            raise InputError(
+                f"{where}: {name}: is no longer under search, as it was when the sweep was begun; keep it there, as "
+                f"'{name}: {{grid: [{getattr(now, name)}]}}', or start a new sweep"
+            )
+        if all(after) and not any(before):
+            raise InputError(
+                f"{where}: {name}: is under search now, but when the sweep was begun it was {getattr(was, name)!r} for "
+                f"all trials, and their names do not say it; start a new sweep"
+            )
+        if not all(before):  # where every sub-space searches it, what base says is never read
+            base[name] = getattr(was, name)
+            if not all(after) and base[name] != getattr(now, name):
+                raise InputError(
+                    f"{where}: {name}: is {getattr(now, name)!r}, but the sweep was begun with {base[name]!r}; start a "
+                    f"new sweep for other settings"
+                )
+    named = {trial.name for trial in by.trials}
+    for space in begun:
+        if any(trial.name not in named for trial in expand(was, (space,), 1, False, where)):
+            search.append(space)
+    baseline = sweep.baseline or by.baseline
+    raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": baseline}
+    return build(raw, {}, where)
+
+
+def with_seed(spaces: Iterable[Mapping[str, Mapping[str, Any]]], seed: int) -> list[Mapping[str, Mapping[str, Any]]]:
+    """The sub-spaces, each saying the seed, which every trial's name says: so it may move in and out of `base`."""
+    return [space if "seed" in space else {**space, "seed": {"grid": [seed]}} for space in spaces]
+
+
+def drawn(sweep: Sweep) -> Iterator[Mapping[str, Mapping[str, Any]]]:
+    """The sub-spaces as grids alone: one with settings that are drawn at random gives one for each draw."""
+    for space in sweep.search:
+        random_ones = any("grid" not in spec for spec in space.values())
+        for sample in range(sweep.tune.num_samples if random_ones else 1):
+            specs = {name: next(iter(spec.items())) for name, spec in space.items()}
+            yield {
+                name: {"grid": values if how == "grid" else [draw(name, how, values, sample)]}
+                for name, (how, values) in specs.items()
+            }
 
 
 def listed(spec: Any) -> list[Any]:
@@ -386,11 +573,16 @@ def check_metric(sweep: Sweep, where: str) -> None:
     if metric is None:
         if sweep.tune.mode == "min":
             raise InputError(f"{where}: tune.mode: min needs a tune.metric of which less is better")
+        if sweep.metric is None and sweep.tune.searcher != "none":
+            raise InputError(
+                f"{where}: tune.searcher: {sweep.tune.searcher} chooses by validation images, and val_fraction is 0; "
+                "set it above 0"
+            )
         return
     if metric not in CHOICES:
         reason = " (test images are not for choosing)" if "test" in metric or metric.startswith("kmeans/") else ""
         raise InputError(f"{where}: tune.metric: {metric!r} cannot be chosen by{reason}{suggest(metric, CHOICES)}")
-    for trial in sweep.trials:
+    for trial in sweep.examples:
         if not trial.baseline and not has_metric(metric, trial.settings):
             of = trial.settings
             raise InputError(
@@ -398,6 +590,109 @@ def check_metric(sweep: Sweep, where: str) -> None:
                 f"{of.usl_epochs}, probe_every: {of.probe_every}, val_fraction: {of.val_fraction:g}, per_layer: "
                 f"{of.per_layer}, encoder: {of.encoder})"
             )
+
+
+def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ...], where: str) -> None:
+    """Raises InputError where a searcher has nothing to search, or could not compare what it finds."""
+    who = f"tune.searcher: {tune.searcher}"
+    if tune.num_samples == 1:
+        raise InputError(f"{where}: {who} learns from point to point: say how many by tune.num_samples, above 1")
+    seeds = [space.get("seed", {"grid": []}) for space in search]
+    if any("grid" not in spec for spec in seeds) or any(spec != seeds[0] for spec in seeds):
+        raise InputError(f"{where}: {who} scores a point by its mean over seeds: give one grid of seeds for all points")
+    for space in search:
+        for name, spec in space.items():
+            if name != "seed" and len(spec.get("grid", [])) > 1:
+                raise InputError(
+                    f"{where}: search.{name}: a grid is run as a whole, but {who} chooses; write {{choice: "
+                    f"{spec['grid']}}}, or a range"
+                )
+    check_comparable(search, who, where)
+    points = sum(math.prod(distinct(spec) for name, spec in space.items() if name != "seed") for space in search)
+    if points < tune.num_samples:
+        raise InputError(
+            f"{where}: {who} cannot propose tune.num_samples: {tune.num_samples} points of the {points} there are; "
+            "search a range (uniform, loguniform, randint) or more choices, or run them all as a grid"
+        )
+    trials = tune.num_samples * len(seeds[0]["grid"] or [0])
+    if trials > MAX_TRIALS:
+        raise InputError(f"{where}: search: {trials} trials; at most {MAX_TRIALS} in one sweep")
+
+
+def holds(spec: Mapping[str, Any], value: Any) -> bool:
+    """Whether an entry of `search` has the value."""
+    how, values = next(iter(spec.items()))
+    if how in ("grid", "choice"):
+        return value in values
+    if isinstance(value, bool) or not isinstance(value, int if how == "randint" else float):
+        return False
+    return bool(values[0] <= value <= values[1]) and (how != "randint" or value < values[1])
+
+
+def distinct(spec: Mapping[str, Any]) -> float:
+    """How many values an entry of `search` has."""
+    how, values = next(iter(spec.items()))
+    if how in ("grid", "choice"):
+        return len(values)
+    return values[1] - values[0] if how == "randint" else math.inf
+
+
+def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: str, where: str) -> None:
+    """Raises InputError where points would be compared that are not evaluated alike."""
+    for name in dict.fromkeys(name for space in search for name in space):
+        values = {repr(space.get(name)) for space in search}
+        varies = len(values) > 1 or any(distinct(space[name]) > 1 for space in search)
+        if varies and (about(name).protocol or name in ("dataset", "image_size")):
+            raise InputError(
+                f"{where}: search.{name}: {who} compares scores, and those of different {name} are not comparable; "
+                "leave one of the two out"
+            )
+
+
+def check_scheduler(sweep: Sweep, where: str) -> None:
+    """Raises InputError where a scheduler could stop nothing, or would compare what is not comparable."""
+    tune, who = sweep.tune, f"tune.scheduler: {sweep.tune.scheduler}"
+    for name, scheduler in (("grace_epochs", ("asha", "median")), ("reduction_factor", ("asha",))):
+        if getattr(tune, name) != Tune.model_fields[name].default and tune.scheduler not in scheduler:
+            raise InputError(f"{where}: tune.{name}: has no effect with {who}; it needs {' or '.join(scheduler)}")
+    if tune.scheduler == "fifo":
+        return
+    pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs]
+    if not pretrained:
+        raise InputError(f"{where}: {who} stops trials while they pretrain, and with usl_epochs: 0 none does")
+    metric, of = sweep.stop_metric, pretrained[0].settings
+    if metric not in ONLINE:
+        raise InputError(
+            f"{where}: {who} needs a tune.metric that is reported while pretraining, and {metric!r} is not; leave it "
+            f"out (online/knn_val_accuracy), or valid: {', '.join(ONLINE)}"
+        )
+    if not of.probe_every:
+        raise InputError(
+            f"{where}: {who} goes by what is evaluated while pretraining; probe_every: 0 evaluates nothing"
+        )
+    lacks = next((trial for trial in pretrained if not has_metric(metric, trial.settings)), None)
+    if lacks is not None:
+        raise InputError(
+            f"{where}: {who} goes by {metric}, which {lacks.name} does not report (usl_type: {lacks.settings.usl_type}"
+            f", val_fraction: {lacks.settings.val_fraction:g})"
+        )
+    check_comparable(sweep.search, who, where)
+    # Layer by layer, the same epoch is another stage where the stages are not equally long.
+    schedules = {
+        (trial.settings.layerwise, trial.settings.usl_epochs if trial.settings.layerwise == "greedy" else None)
+        for trial in pretrained
+    }
+    if len(schedules) > 1:
+        raise InputError(
+            f"{where}: {who} compares trials after equally many epochs, which mean different things layer by layer; "
+            "sweep one layerwise alone, greedy with one usl_epochs"
+        )
+    first = math.ceil(sweep.grace_epochs / of.probe_every) * of.probe_every
+    if first >= sweep.longest:
+        raise InputError(
+            f"{where}: {who} could stop nothing: the first evaluation after grace_epochs: {sweep.grace_epochs} is at "
+            f"epoch {min(first, sweep.longest)} of {sweep.longest}; lower probe_every: {of.probe_every} or grace_epochs"
+        )
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
@@ -483,7 +778,10 @@ def draw(name: str, how: str, values: list[Any], sample: int) -> Any:
 def expand(
     base: Settings, search: tuple[Mapping[str, Mapping[str, Any]], ...], samples: int, baseline: bool, where: str
 ) -> Iterator[Trial]:
-    """All trials: the baseline first, then point by point, the seeds of a point side by side."""
+    """All trials: the baseline first, then point by point, the seeds of a point side by side.
+
+    A trial that several sub-spaces name counts once.
+    """
     trials: list[Trial] = []
     seen: dict[Settings, str] = {}  # by what is computed: settings without effect do not tell trials apart
     if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
@@ -497,7 +795,6 @@ def expand(
     for space in search:
         names = sorted(space, key=lambda name: name == "seed")  # the seed last
         random_ones = any("grid" not in space[name] for name in names)
-        own: set[str] = set()
         for sample in range(samples if random_ones else 1):
             axes = []
             for name in names:
@@ -507,11 +804,10 @@ def expand(
                 varied = dict(zip(names, combination, strict=True))
                 trial = make_trial(base, varied, where)
                 key = canonical(trial.settings)
-                if trial.name in own:  # a choice drawn again
+                if seen.get(key) == trial.name:  # a choice drawn again, or sub-spaces that overlap
                     continue
                 if key in seen:
                     raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
-                own.add(trial.name)
                 seen[key] = trial.name
                 trials.append(trial)
     if baseline:

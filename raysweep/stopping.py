@@ -1,7 +1,7 @@
 """Ending a sweep early so that nothing is lost: by signal, or because its time is up.
 
-The process that drives a sweep leaves a marker in the results directory. Every trial at work looks for it between two
-steps, saves a checkpoint and leaves. A marker, because trials may run in other processes and on other nodes.
+The process that drives a sweep leaves a mark in the results directory. Every trial at work looks for it between two
+steps, saves a checkpoint and leaves. A mark there, because trials may run in other processes and on other nodes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
-LOOK_SECONDS = 1.0  # between two looks at the marker: on a network file system each is a request
+from raysweep.store import Store
+
+LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two looks for the mark; in a bucket each is a request
 GRACE_SECONDS = 20.0
 """How long trials may take to leave. Clusters kill 30 s after their SIGTERM by default (Slurm's KillWait, Kubernetes'
 terminationGracePeriodSeconds), and Ray needs some of them to end."""
@@ -24,22 +25,22 @@ class Stopping:
     """Whether a sweep is to end early.
 
     Args:
-        marker: what trials look for; one that an earlier run left is removed.
+        results: where trials look for the mark; one that an earlier run left is removed.
         seconds: time from now after which the sweep ends early; None is never.
     """
 
-    def __init__(self, marker: Path, seconds: float | None = None) -> None:
-        self.marker, self.deadline = marker, time.monotonic() + seconds if seconds is not None else None
+    def __init__(self, results: Store, seconds: float | None = None) -> None:
+        self.results, self.deadline = results, time.monotonic() + seconds if seconds is not None else None
         self.interrupted = False
         """By a signal; otherwise the time was up."""
         self.since: float | None = None
-        marker.unlink(missing_ok=True)
+        results.let_stay()
 
     def ask(self) -> None:
         """Have every trial save a checkpoint and leave."""
         if self.since is None:
             self.since = time.monotonic()
-            self.marker.touch()
+            self.results.ask_to_leave()
 
     def asked(self) -> bool:
         """Whether the sweep is to end."""
@@ -73,14 +74,15 @@ class Stopping:
                 signal.signal(number, handler)
 
 
-def watch(marker: Path) -> Callable[[], bool]:
-    """A trial's look at the marker, cheap enough to be taken between any two steps."""
-    looked, found = time.monotonic() - LOOK_SECONDS, False
+def watch(results: Store) -> Callable[[], bool]:
+    """A trial's look for the mark, cheap enough to be taken between any two steps."""
+    every = LOOK_SECONDS if results.bucket is None else LOOK_SECONDS_BUCKET
+    looked, found = time.monotonic() - every, False
 
     def stop() -> bool:
         nonlocal looked, found
-        if not found and time.monotonic() - looked >= LOOK_SECONDS:
-            found, looked = marker.exists(), time.monotonic()
+        if not found and time.monotonic() - looked >= every:
+            found, looked = results.asked_to_leave(), time.monotonic()
         return found
 
     return stop

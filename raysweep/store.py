@@ -1,8 +1,9 @@
 """The results directory of a sweep: names, atomic files, trial status, checkpoints. The truth that everything reads.
 
-Ray, `--local` and the report all go through here; Ray's own state (under `.ray/`) is never needed to go on.
+Ray, `--local` and the report all go through here; Ray's own state is never needed to go on and lies elsewhere.
 
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
+    DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
     DIR/NAME/TRIAL/attempt.json              which attempt, in which process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
@@ -13,33 +14,50 @@ Ray, `--local` and the report all go through here; Ray's own state (under `.ray/
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
 import socket
 import tempfile
+import threading
 import time
+import traceback
+import uuid
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
 import yaml
 
+from raysweep.bucket import Bucket, Mirror, is_uri, join
+from raysweep.bucket import hold as hold_bucket
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
-from raysweep.space import Sweep, Trial, build, check_name, read
+from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP_CHECKPOINTS = 2
+PROPOSALS = "proposals.json"
+LEAVE = ".leave"
+"""The file that tells trials to leave."""
+HOLD_SECONDS = 60.0
+PUSH_SECONDS = 60.0
+"""After how long a trial's events go into a bucket, where they do not go with a checkpoint before."""
+STATE = ("attempt.json", "error.txt", "result.json")
+"""The files of a trial that say how it stands."""
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "low on memory")
+"""What PyTorch, on a CPU and on a GPU, the system and Ray say where memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +120,8 @@ def make_result(
     )
 
 
-def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
-    """Record that the trial's last attempt broke off; the reason is in its `error.txt`, or its process died."""
-    error = "its process died (killed, out of memory, or its node was lost)"
-    if (directory / "error.txt").exists():
-        error = (directory / "error.txt").read_text().strip().splitlines()[-1]
-    directory.mkdir(parents=True, exist_ok=True)
+def record_failure(trial: Trial, probe_digest: str, directory: Path, error: str) -> Result:
+    """Record that the trial's last attempt broke off, and why; warns where that cannot be written (a full disk)."""
     result = make_result(
         trial,
         probe_digest,
@@ -119,23 +133,80 @@ def record_failure(trial: Trial, probe_digest: str, directory: Path) -> Result:
         device="unknown",
         warnings=[],
     )
-    write_result(directory, result)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_result(directory, result)
+    except OSError as fault:
+        warnings.warn(f"{trial.name}: that it failed cannot be recorded: {reason(fault)}", stacklevel=2)
     return result
+
+
+def record_stop(
+    trial: Trial, probe_digest: str, directory: Path, *, reason: str, metrics: dict[str, float], wall_s: float
+) -> Result:
+    """Record that the trial was stopped early, after its process has reported for the last time.
+
+    Its checkpoints are removed: it is not run again.
+
+    Args:
+        trial: which.
+        probe_digest: identifies its probe dataset.
+        directory: its own.
+        reason: why, in words.
+        metrics: the newest of each that it reported.
+        wall_s: seconds spent on its last attempt.
+    """
+    result = make_result(
+        trial,
+        probe_digest,
+        directory,
+        status="stopped",
+        error=reason,
+        metrics=metrics,
+        wall_s=wall_s,
+        device="unknown",
+        warnings=[],
+    )
+    write_result(directory, result)
+    remove_checkpoints(directory)
+    return result
+
+
+def reason(fault: BaseException) -> str:
+    """Why something broke off, in one line that says so where memory or space ran out."""
+    text = (str(fault).strip().splitlines() or [""])[0]
+    if isinstance(fault, MemoryError) or any(words in str(fault) for words in NO_MEMORY):
+        return f"out of memory: {text}" if text else "out of memory"
+    if isinstance(fault, OSError) and fault.strerror is not None:
+        what = "disk full" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else type(fault).__name__
+        return ": ".join([what, fault.strerror, *([str(fault.filename)] if fault.filename is not None else [])])
+    return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
+
+
+def note_traceback(directory: Path) -> None:
+    """Write the traceback of the exception that is being handled to the trial's `error.txt`."""
+    with suppress(OSError):  # the disk may be full, and the exception itself goes on to whoever records it
+        (directory / "error.txt").write_text(traceback.format_exc())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that becomes `path` where the block ends: until then, a crash included, `path` is absent or old."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as fault:
+        if isinstance(fault, OSError) and f".{path.name}." in str(fault.filename or f".{path.name}."):
+            fault.filename = str(path)  # what a full disk raises names no file
+        if temporary is not None:
+            with suppress(OSError):  # where nothing can be removed either, what was raised says more
+                os.unlink(temporary)
         raise
 
 
@@ -151,17 +222,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class Store:
-    """The results directory of one sweep."""
+    """The results directory of one sweep.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+    Args:
+        place: a local path, or the URI of a directory in a bucket; then `root` is this machine's copy of it.
+        copies: keeps apart the copies of those who write the trials and those who only read.
+    """
+
+    def __init__(self, place: Path | str, copies: str = "sweeps") -> None:
+        self.bucket = Bucket(place) if isinstance(place, str) and is_uri(place) else None
+        self.root = Path(place).absolute() if self.bucket is None else self.bucket.copy(copies)
+        self.place = str(self.root if self.bucket is None else place)
+        self._mirror = None if self.bucket is None else Mirror(self.bucket, self.root)
 
     @classmethod
-    def plan(cls, output: Path, name: str | None, default: str) -> Store:
+    def plan(cls, output: Path | str, name: str | None, default: str) -> Store:
         """Choose the directory of a new sweep without making it.
 
         Args:
-            output: the parent directory, which may not exist yet.
+            output: the parent directory, which may not exist yet, or the URI of one in a bucket.
             name: the wish of the user, refused if it exists; None takes `default` with the next free suffix.
             default: the search space's own name.
 
@@ -170,48 +249,193 @@ class Store:
         """
         if name is not None:
             check_name(name, "--name")
-            if os.path.lexists(output / name):
-                raise InputError(f"--name {name}: {output / name} exists; choose another name, or --resume it")
-        check_writable(output)
-        number, chosen = 1, name or default
-        while os.path.lexists(output / chosen):
-            number += 1
-            chosen = f"{default}-{number}"
-        return cls(output / chosen)
+        if isinstance(output, str) and is_uri(output):
+            bucket = Bucket(output)
+            bucket.check(write=True)
+            there = bucket.names()
+            stores = (cls(join(output, chosen)) for chosen in candidates(name, default) if chosen not in there)
+        else:
+            check_writable(Path(output))
+            paths = (Path(output) / chosen for chosen in candidates(name, default))
+            stores = (cls(path) for path in paths if not os.path.lexists(path))
+        store = next(stores, None)
+        if store is None:
+            raise InputError(f"--name {name}: {output}/{name} exists; choose another name, or --resume it")
+        return store
 
     @classmethod
-    def open(cls, root: Path) -> tuple[Store, Sweep]:
-        """The sweep that lies in `root`; raises InputError if none does."""
-        if not (root / "sweep.yaml").is_file():
-            raise InputError(f"{root}: no sweep lies there (no sweep.yaml)")
-        return cls(root), build(read(root / "sweep.yaml"), {}, str(root / "sweep.yaml"))
+    def open(cls, place: Path | str, copies: str = "sweeps") -> tuple[Store, Sweep]:
+        """The sweep that lies there; raises InputError if none does, or its bucket cannot be reached."""
+        store = cls(place, copies)
+        if store.bucket is not None and store._mirror is not None:
+            store.bucket.check(write=False)
+            store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS))
+        if not (store.root / "sweep.yaml").is_file():
+            raise InputError(f"{place}: no sweep lies there (no sweep.yaml)")
+        return store, store.proposed(build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> None:
         """Make the directory, which must not exist, and write `sweep.yaml`."""
+        if self.bucket is not None:
+            with self.lock():
+                if "sweep.yaml" in self.bucket.names():
+                    raise InputError(f"{self.place}: another process has just made it; run the command again")
+                self._write(sweep, {"made_by": made_by})
+                self.push()
+            return
         try:
             self.root.mkdir(parents=True)
         except FileExistsError:
             raise InputError(f"{self.root}: another process has just made it; run the command again") from None
+        self._write(sweep, {"made_by": made_by})
+
+    def extend(self, sweep: Sweep, changed_by: dict[str, Any]) -> None:
+        """Write `sweep.yaml` anew for the sweep as it is from now on; what made and changed it before stays noted."""
+        made_by, *changes = self.history()
+        self._write(sweep, {"made_by": made_by, "changed_by": [*changes, changed_by]})
+        self.push()
+
+    def history(self) -> list[dict[str, Any]]:
+        """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
+        path = self.root / "sweep.yaml"
+        found = read(path)
+        changes = found.get("changed_by") or []
+        if not isinstance(changes, list):
+            raise InputError(f"{path}: changed_by: a list expected, not {changes!r}")
+        return [mapping(entry, f"{path}: made_by and changed_by") for entry in (found.get("made_by"), *changes)]
+
+    def recorded_datasets(self) -> dict[str, str]:
+        """The digests of the datasets that the sweep was made and changed with, by name; none before it is made."""
+        if not (self.root / "sweep.yaml").exists():
+            return {}
+        where = f"{self.root / 'sweep.yaml'}: datasets"
+        return {name: of for entry in self.history() for name, of in mapping(entry.get("datasets"), where).items()}
+
+    def _write(self, sweep: Sweep, records: dict[str, Any]) -> None:
         header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
-        text = yaml.safe_dump({**sweep.to_dict(), "made_by": made_by}, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump({**sweep.to_dict(), **records}, sort_keys=False, allow_unicode=True)
         write_atomically(self.root / "sweep.yaml", (header + text).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the sweep for one driver; raises InputError where another holds it. The lock dies with its process."""
-        with open(self.root / ".lock", "w") as file:
+        """Hold the sweep for one driver; raises InputError where another holds it. The lock dies with its process.
+
+        In a bucket, where others see that only after a while, it brings over how the trials stand.
+        """
+        if self.bucket is not None:
+            self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{self.root}: another process is running this sweep") from None
+                raise InputError(f"{self.place}: another process is running this sweep") from None
             except OSError as fault:
                 raise InputError(f"{self.root}: its file system cannot lock files ({fault.strerror})") from None
-            yield
+            if self.bucket is None:
+                yield
+                return
+            # Who held the bucket's lock from this copy before is no more, as the file could be locked.
+            file.seek(0)
+            dead, own = file.read(), uuid.uuid4().hex
+            file.truncate(0)
+            file.write(own)
+            file.flush()
+            with hold_bucket(self.bucket / ".lock", own, dead):
+                self.pull()
+                yield
 
-    @property
-    def stop_marker(self) -> Path:
-        """The file that tells trials to leave (see `stopping`)."""
-        return self.root / ".stop"
+    def pull(self, trial: str | None = None) -> None:
+        """Bring over from a bucket how this trial stands, or all of them, and the report.
+
+        To be called where no worker has the trial. Raises OSError if the bucket does not answer; for a single trial
+        that is a warning, and the copy on this machine stays as it is.
+        """
+        if self.bucket is not None and trial is not None:
+            with self._bucket_may_fail():
+                Mirror(self.bucket / trial, self.trial(trial)).pull(lambda name: name in STATE)
+        elif self._mirror is not None:
+            self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
+
+    def push(self, trial: str | None = None) -> None:
+        """Bring into a bucket the result that the driver wrote for this trial, or `sweep.yaml` and the report.
+
+        Raises OSError if the bucket does not take it.
+        """
+        if self.bucket is not None and trial is not None:
+            Mirror(self.bucket / trial, self.trial(trial)).push(lambda name: name == "result.json")
+        elif self._mirror is not None:
+            self._mirror.push(of_report)
+
+    @contextmanager
+    def at_work(self, name: str) -> Iterator[Callable[..., None]]:
+        """Hold a trial's directory to run the trial here: brought over from a bucket before, and back at the end.
+
+        Yields:
+            What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
+            take them; they are kept here, and the trial's `error.txt` says so.
+        """
+        with hold(self.trial(name)):
+            if self.bucket is None:
+                yield lambda every=0.0: None
+                return
+            mirror = Mirror(self.bucket / name, self.trial(name))
+            try:
+                mirror.pull()
+                try:
+                    yield mirror.push
+                finally:
+                    mirror.push()
+            except OSError:
+                note_traceback(self.trial(name))
+                raise
+
+    @contextmanager
+    def recording(self, name: str) -> Iterator[Path]:
+        """A trial's directory, with all in it, to record how the trial ended where its own process does not.
+
+        Where the bucket does not answer, it is recorded in the copy only, with a warning.
+        """
+        mirror = Mirror(self.bucket / name, self.trial(name)) if self.bucket is not None else None
+        with self._bucket_may_fail():
+            if mirror is not None:
+                mirror.pull()
+        yield self.trial(name)
+        with self._bucket_may_fail():
+            if mirror is not None:
+                mirror.push()
+
+    def record_failure(self, trial: Trial, probe_digest: str, error: str) -> Result:
+        """Record that the trial's last attempt broke off, and why; where that cannot be written it is a warning."""
+        result = record_failure(trial, probe_digest, self.trial(trial.name), error)
+        with self._bucket_may_fail():
+            self.push(trial.name)
+        return result
+
+    @contextmanager
+    def _bucket_may_fail(self) -> Iterator[None]:
+        """Make a fault of the bucket a warning: this machine's copy has what matters, and the sweep goes on."""
+        try:
+            yield
+        except OSError as fault:
+            if self.bucket is None:
+                raise
+            warnings.warn(f"{fault.filename or self.place}: {fault.strerror or fault}", stacklevel=3)
+
+    def ask_to_leave(self) -> None:
+        """Have every trial at work save a checkpoint and leave (see `stopping`)."""
+        (self.root / LEAVE).touch()
+        if self.bucket is not None:  # in the background: this is asked in a signal's handler
+            threading.Thread(target=self.bucket.write, args=(LEAVE, b""), daemon=True).start()
+
+    def let_stay(self) -> None:
+        """Take back what an earlier run asked for."""
+        (self.root / LEAVE).unlink(missing_ok=True)
+        if self.bucket is not None:
+            self.bucket.remove(LEAVE)
+
+    def asked_to_leave(self) -> bool:
+        """Whether trials are to leave."""
+        return (self.root / LEAVE).exists() or (self.bucket is not None and self.bucket.has(LEAVE))
 
     def trial(self, name: str) -> Path:
         """The directory of a trial."""
@@ -221,6 +445,37 @@ class Store:
         """How the trial ended; None as long as it has not. Raises InputError if the file was damaged."""
         return read_result(self.trial(name))
 
+    def proposals(self) -> list[Proposal]:
+        """The points that a searcher has proposed, in their order; raises InputError if the file was damaged."""
+        path = self.root / PROPOSALS
+        if not path.exists():
+            return []
+        try:
+            points = json.loads(path.read_text())["points"]
+            return [Proposal(int(point["space"]), dict(point["values"])) for point in points]
+        except (ValueError, KeyError, TypeError) as fault:
+            raise InputError(f"{path}: is damaged ({fault}); the sweep cannot go on without its points") from None
+
+    def record_proposals(self, points: Sequence[Proposal]) -> None:
+        """Write down what was proposed, before any trial of it runs."""
+        write_json(self.root / PROPOSALS, {"points": [asdict(point) for point in points]})
+        with self._bucket_may_fail():
+            self.push()
+
+    def proposed(self, sweep: Sweep) -> Sweep:
+        """The sweep with the trials of the points that its searcher has proposed so far; without one, as it is.
+
+        Raises:
+            InputError: a point is none of the sweep's, as after `sweep.yaml` was changed by hand.
+        """
+        for number, point in enumerate(self.proposals() if sweep.tune.searcher != "none" else []):
+            grown = sweep.propose(point)
+            if grown is None:
+                path = self.root / PROPOSALS
+                raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")
+            sweep = grown
+        return sweep
+
     def check_begun(self, sweep: Sweep) -> None:
         """Raises InputError if a trial was begun with settings other than the sweep now has."""
         for trial in sweep.trials:
@@ -228,6 +483,17 @@ class Store:
             begun = read_attempt(path) if path.exists() else None
             if begun is not None:
                 check_settings(begun["settings"], trial.settings, str(path.parent))
+
+    def set_damaged_aside(self, sweep: Sweep) -> None:
+        """Rename every damaged `result.json`, with a warning: its trial counts as one that has not finished."""
+        for trial in sweep.trials:
+            try:
+                self.result(trial.name)
+            except InputError:
+                path = self.trial(trial.name) / "result.json"
+                number = 1 + len(list(path.parent.glob("result.json.damaged-*")))
+                aside = path.rename(path.with_name(f"result.json.damaged-{number}"))
+                warnings.warn(f"{path} was damaged and is now {aside.name}; the trial runs again", stacklevel=2)
 
     def results(self, sweep: Sweep) -> list[Result]:
         """The results there are, in the order of the trials; raises InputError if one is of other settings."""
@@ -238,6 +504,20 @@ class Store:
                 check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
                 results.append(result)
         return results
+
+
+def candidates(name: str | None, default: str) -> Iterator[str]:
+    """The names that a new sweep may take: the one that was asked for, or the default with the next suffix."""
+    if name is not None:
+        yield name
+        return
+    yield default
+    yield from (f"{default}-{number}" for number in itertools.count(2))
+
+
+def of_report(name: str) -> bool:
+    """Whether a file of a sweep's directory is `sweep.yaml` or of the report."""
+    return "/" not in name or name.startswith("figures/")
 
 
 def existing_ancestor(path: Path) -> Path:
@@ -302,7 +582,7 @@ def read_result(directory: Path) -> Result | None:
         names = [item.name for item in fields(Result) if item.name in content or item.name not in optional]
         return Result(**{name: content[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
-        raise InputError(f"{path}: is damaged ({fault}); delete it and --resume to run the trial again") from None
+        raise InputError(f"{path}: is damaged ({fault}); --resume puts it aside and runs the trial again") from None
 
 
 def write_result(directory: Path, result: Result) -> None:
@@ -310,12 +590,50 @@ def write_result(directory: Path, result: Result) -> None:
     write_json(directory / "result.json", asdict(result))
 
 
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that now lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Hold a trial's directory for this process, waiting for the process that has it: it dies with that process.
+
+    A worker whose driver was killed lives on for seconds, in which the sweep may be resumed already.
+
+    Raises:
+        TimeoutError: another process still has it after `HOLD_SECONDS`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path, end = directory / ".lock", time.monotonic() + HOLD_SECONDS
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = same_file(file.fileno(), path)  # not one that its last holder has removed
+            except BlockingIOError:
+                held = False
+            if held:
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # read-only by now; the lock itself goes with the open file
+                        path.unlink()
+                return
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, "another process still runs the trial in it", str(directory))
+        time.sleep(0.1)
+
+
 def begin_attempt(directory: Path, settings: Settings) -> int:
     """Note that this process now runs the trial with these settings; returns which attempt this is, from 1."""
     directory.mkdir(parents=True, exist_ok=True)
     for left in ("result.json", "error.txt"):  # of an attempt that failed
         (directory / left).unlink(missing_ok=True)
-    for left_over in directory.glob(".*"):  # of a process that was killed while writing (see `replacing`)
+    for left_over in directory.glob(".*.*"):  # of a process that was killed while writing (see `replacing`)
         left_over.unlink()
     attempt = attempts(directory) + 1
     write_json(
@@ -332,10 +650,13 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
 
 
 def attempts(directory: Path) -> int:
-    """How often the trial was begun."""
+    """How often the trial was begun: as `attempt.json` says or, were it lost, the event files, one for each attempt."""
     path = directory / "attempt.json"
     begun = read_attempt(path) if path.exists() else None
-    return int(begun["attempt"]) if begun is not None else 0
+    if begun is not None:
+        return int(begun["attempt"])
+    numbers = [path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*.raysweep")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
 def read_attempt(path: Path) -> dict[str, Any] | None:
@@ -344,7 +665,7 @@ def read_attempt(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text())
         return {"attempt": int(content["attempt"]), "settings": dict(content["settings"])}
     except (ValueError, KeyError, TypeError):
-        warnings.warn(f"{path} is damaged; counting attempts anew", stacklevel=2)
+        warnings.warn(f"{path} is damaged; counting attempts by the event files", stacklevel=2)
         return None
 
 

@@ -31,11 +31,12 @@ class View:
 
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
         self.sweep, self.console = sweep, console
-        self.weights = {trial.name: trial.settings.pretrain_epochs + 1 for trial in sweep.trials}
+        self.weights = {trial.name: weight(trial) for trial in sweep.trials}
+        self.usual = fmean(weight(trial) for trial in sweep.examples)  # of trials that are not proposed yet
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
         self.kept = {result.trial for result in kept}
         self.running: dict[str, float] = {}
-        self.failed = 0
+        self.failed = self.stopped = 0
         self.values: dict[str, list[float]] = defaultdict(list)
         self.means: dict[str, float] = {}  # kept, for `best` is asked for at every trial's end
         self.protocols: set[str] = set()
@@ -57,22 +58,25 @@ class View:
 
     def begin(self, trial: Trial) -> None:
         """A worker took the trial up."""
+        self.weights.setdefault(trial.name, weight(trial))
         self.running[trial.name] = self.shares.get(trial.name, 0.0)
 
     def progress(self, trial: Trial, share: float) -> None:
         """The trial is done to `share`, in [0, 1]."""
         self.running[trial.name] = share
         if not self.console.is_terminal and time.monotonic() - self.said >= SILENCE:
-            self.note(f"[{len(self.shares)}/{len(self.sweep.trials)}] {self._left()}{self._best()}")
+            self.note(f"[{len(self.shares)}/{self.total}] {self._left()}{self._best()}")
 
-    def retry(self, trial: Trial, attempt: int) -> None:
+    def retry(self, trial: Trial, attempt: int, reason: str) -> None:
         """The trial's worker died and it goes on elsewhere."""
         self.running.pop(trial.name, None)
-        self.note(f"{trial.name}: attempt {attempt} broke off; going on from its last checkpoint")
+        self.note(f"{trial.name}: attempt {attempt} broke off; going on from its last checkpoint ({reason})")
 
     def end(self, result: Result) -> None:
         """The trial ended."""
-        self.running.pop(result.trial, None)
+        share = self.running.pop(result.trial, 1.0)
+        if result.status == "stopped":
+            self.weights[result.trial] *= share  # the rest of it is no work that was done
         self.shares[result.trial] = 1.0
         self._count(result)
         metric = self.sweep.metric
@@ -84,7 +88,7 @@ class View:
             if result.status == "failed":
                 self.note(f"{result.trial} {outcome}")
         else:
-            counts = f"[{len(self.shares)}/{len(self.sweep.trials)}]"
+            counts = f"[{len(self.shares)}/{self.total}]"
             self.note(f"{counts} {result.trial}  {outcome}  ({self._left()}{self._best()})")
 
     def note(self, text: str) -> None:
@@ -94,6 +98,7 @@ class View:
 
     def _count(self, result: Result) -> None:
         self.failed += result.status == "failed"
+        self.stopped += result.status == "stopped"
         metric = self.sweep.metric
         if metric in result.metrics and not result.baseline and result.status == "finished":
             self.values[result.point].append(result.metrics[metric])
@@ -113,15 +118,24 @@ class View:
         best = self.best()
         return f"; best so far: {best}" if best else ""
 
+    @property
+    def total(self) -> int:
+        """How many trials there will be, as far as is known."""
+        return max(self.sweep.total, len(self.weights))
+
+    def _rest(self) -> float:
+        """The weight of the trials that are not proposed yet."""
+        return self.usual * (self.total - len(self.weights))
+
     def _left(self) -> str:
-        waiting = len(self.sweep.trials) - len(self.shares) - len(self.running)
+        waiting = self.total - len(self.shares) - len(self.running)
         return f"{len(self.running)} running, {waiting} waiting, ETA {self._eta()}"
 
     def _eta(self) -> str:
         """Time left, were the rest as fast as what this run has done, weighing trials by their epochs."""
         done = float(sum(self.weights[name] for name in self.shares if name not in self.kept))
         done += sum(self.weights[name] * share for name, share in self.running.items())
-        total = sum(weight for name, weight in self.weights.items() if name not in self.kept)
+        total = self._rest() + sum(of for name, of in self.weights.items() if name not in self.kept)
         if done < 0.02 * total:  # so far mostly starting up
             return "unknown"
         seconds = round((time.monotonic() - self.started) * (total - done) / done)
@@ -132,16 +146,16 @@ class View:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
     def _render(self) -> Group:
-        total = len(self.sweep.trials)
-        weight = sum(self.weights.values())
+        whole = self._rest() + sum(self.weights.values())
         share = float(sum(self.weights[name] for name in self.shares))
         share += sum(self.weights[name] * part for name, part in self.running.items())
         head = Table.grid(padding=(0, 1))
-        failed = f", {self.failed} failed" if self.failed else ""
+        ended = ((self.stopped, "stopped early"), (self.failed, "failed"))
+        which = "".join(f", {count} {how}" for count, how in ended if count)
         head.add_row(
             Text(self.sweep.name, style="bold"),
-            ProgressBar(total=weight, completed=share, width=30),
-            Text(f"{len(self.shares)}/{total} done{failed}, {self._left()}"),
+            ProgressBar(total=whole, completed=share, width=30),
+            Text(f"{len(self.shares)}/{self.total} done{which}, {self._left()}"),
         )
         rows = Table.grid(padding=(0, 1))
         for name, part in list(self.running.items())[:SHOWN]:
@@ -150,3 +164,8 @@ class View:
             rows.add_row(" ", "", Text(f"and {len(self.running) - SHOWN} more"))
         best = self.best()
         return Group(head, rows, *([Text(f"best so far: {best}")] if best else []))
+
+
+def weight(trial: Trial) -> float:
+    """What a trial costs: its epochs of pretraining, the evaluation counting as one."""
+    return trial.settings.pretrain_epochs + 1.0

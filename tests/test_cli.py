@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")
         (["--knn_k", "5000", "--local"], "knn_k: 5000"),
         (["--labels_per_class", "500", "--local"], "500"),
         (["--resume", "nowhere"], "no sweep lies there"),
-        (["--resume", "nowhere", "--alpha", "1"], "takes no --alpha"),
+        (["--resume", "nowhere", "--alpha", "1"], "no sweep lies there"),
+        (["--resume", "nowhere", "--name", "a"], "takes no --name"),
     ],
     ids=" ".join,
 )
@@ -221,7 +223,7 @@ def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):
     Image.new("RGB", (9, 9)).save(root / "test" / "cat" / "0.png")
     again = run_sweep("--resume", "runs/x", "--local")
     assert again.returncode == 2
-    assert "probe_data" in again.stderr
+    assert "its images or labels are not those" in again.stderr
     assert again.stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "x" / "seed=1" / "result.json").exists()
 
@@ -240,3 +242,48 @@ def test_a_results_directory_that_cannot_be_written_to_is_refused(run_sweep, tmp
     assert done.returncode == 2
     assert "Read-only file system" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+SEARCH = "search: {alpha: {uniform: [0, 1]}, seed: [0, 1]}\ntune: {searcher: optuna, num_samples: 3}\n"
+
+
+def test_what_needs_ray_is_refused_without_it(run_sweep, tmp_path):
+    (tmp_path / "space.yaml").write_text(SEARCH)
+    for arguments, words in (
+        (["space.yaml"], "tune.searcher: optuna needs Ray"),
+        (["--exp_type", "asha"], "tune.scheduler: asha needs Ray"),
+    ):
+        done = run_sweep(*arguments, "--local")
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_optuna_is_an_extra(tmp_path):
+    (tmp_path / "space.yaml").write_text(SEARCH)
+    program = """
+import sys
+sys.modules["optuna"] = None
+from raysweep.cli import main
+status = main(["sweep", "space.yaml"])
+sys.exit(status if not {"torch", "ray"} & set(sys.modules) else 1)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "tune.searcher: optuna needs a package that is not installed: pip install 'raysweep[optuna]'" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_what_a_searcher_leaves_open(run_sweep, tmp_path):
+    (tmp_path / "space.yaml").write_text(SEARCH)
+    done = run_sweep("space.yaml", "--dry-run", "--set", "baseline=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-4:] == [
+        "# 8 trials:",
+        "random,seed=0",
+        "random,seed=1",
+        "# and 3 points that optuna proposes while the sweep runs, each with seed 0, 1",
+    ]

@@ -13,12 +13,12 @@ PACKAGE = ROOT / "raysweep"
 
 # A module may import those before it in this list, none after it.
 ORDER = [
-    "errors", "config", "space", "randomness", "data", "inputs", "augment", "models", "losses", "objective", "pretrain",
-    "probes", "store", "events", "experiment", "portable", "view", "statistics", "figures", "report", "preview",
-    "local", "sweep", "cli",
+    "errors", "config", "bucket", "space", "randomness", "data", "inputs", "augment", "models", "losses", "objective",
+    "pretrain", "probes", "store", "stopping", "events", "experiment", "portable", "view", "statistics", "figures",
+    "report", "preview", "local", "sweep", "cli",
 ]  # fmt: skip
-LIGHT = ("errors", "config", "space", "store", "cli")
-HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy"}
+LIGHT = ("errors", "config", "bucket", "space", "store", "cli")
+HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow"}
 
 
 def part_of(path):

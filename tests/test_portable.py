@@ -219,9 +219,9 @@ def test_names_that_are_no_valid_text_come_back(tmp_path):
 def test_a_training_checkpoint_gives_its_encoder(tmp_path, settings, channels, size):
     settings = Settings(**settings)
     state = fresh_state(settings, channels, size, torch.device("cpu"))
-    store.save_checkpoint(tmp_path, 12, {"settings": settings.model_dump(), "state": state.state_dict()})
+    store.save_checkpoint(tmp_path, {"settings": settings.model_dump(), "state": state.state_dict()})
     encoder = state.encoder.eval()
-    loaded = portable.load(tmp_path / "checkpoints" / "00000012.pt")
+    loaded = portable.load(tmp_path / "checkpoints" / "00000001.pt")
     assert (loaded.channels, loaded.image_size) == (channels, size)
     images = torch.rand(3, channels, size, size)
     with torch.inference_mode():

@@ -190,12 +190,11 @@ def test_methods_with_settings_of_their_own_go_into_sub_spaces():
         ({"search": {"usl_type": {"uniform": ["simclr", "ae_single"]}}}, ["search.usl_type", "number"]),
         ({"search": {"data_dir": ["a", "b"]}}, ["search.data_dir", "cannot be swept"]),
         ({"search": []}, ["search", "empty"]),
-        ({"search": [{"alpha": [0.1]}, {"alpha": [0.1]}]}, ["same trial"]),
         ({"search": {"alpha": [1]}, "tune": {"num_samples": 3}}, ["num_samples", "nothing is drawn"]),
         ({"tune": {"metric": "linear/test_accuracy"}}, ["tune.metric", "test images are not for choosing"]),
         ({"tune": {"metric": "linear/val_acuracy"}}, ["tune.metric", "did you mean 'linear/val_accuracy'"]),
         ({"base": {"val_fraction": 0}, "tune": {"metric": "knn/val_accuracy"}}, ["tune.metric", "val_fraction"]),
-        ({"tune": {"scheduler": "asha"}}, ["tune: scheduler", "fifo"]),
+        ({"tune": {"scheduler": "ahsa"}}, ["tune: scheduler", "asha"]),
         ({"tune": {"max_failures": -1}}, ["max_failures", "-1"]),
         ({"resources": {"cpus": 1}}, ["resources", "did you mean 'cpu'"]),
         ({"resources": {"cpu": 0}}, ["resources: cpu", "0"]),
@@ -279,7 +278,7 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
 
     sweeps = {name: space.build(space.read(path), {}, name) for name, path in shipped_spaces().items()}
     assert set(sweeps) == {
-        *("quickstart", "alpha", "strength", "transfer"),
+        *("quickstart", "alpha", "strength", "transfer", "asha"),
         *("denoising", "parallel", "simclr", "methods", "layerwise"),
     }
     trials = {name: [trial.settings for trial in sweep.trials if not trial.baseline] for name, sweep in sweeps.items()}
@@ -458,3 +457,171 @@ def test_settings_without_effect_do_not_make_evaluations_incomparable():
     assert of(split_seed=1) != of()
     assert of(probe_bank="lr=0.1+0.2", le_lr=5) == of(probe_bank="lr=0.1+0.2")
     assert of(le_lr=5) != of()
+
+
+def names(sweep):
+    return [trial.name for trial in sweep.trials]
+
+
+def test_a_trial_that_two_sub_spaces_name_counts_once():
+    assert names(build({"search": [{"alpha": [0.1, 1]}, {"alpha": [1, 10]}]})) == [
+        "alpha=0.1,seed=0",
+        "alpha=1.0,seed=0",
+        "alpha=10.0,seed=0",
+    ]
+
+
+def extended(begun, asked):
+    """The sweep of one file that is gone on with by another, as it is read again."""
+    sweep = space.extend(build(begun), build(asked), "new.yaml")
+    again = build(sweep.to_dict())
+    assert (again.trials, again.to_dict()) == (sweep.trials, sweep.to_dict())
+    return again
+
+
+axes = st.fixed_dictionaries(
+    {
+        "alpha": st.one_of(
+            st.builds(lambda of: {"grid": of}, st.lists(st.sampled_from([0.1, 1, 10, 100]), min_size=1, unique=True)),
+            st.sampled_from([{"loguniform": [0.1, 10]}, {"loguniform": [0.1, 100]}]),
+        )
+    },
+    optional={"seed": st.lists(st.integers(0, 4), min_size=1, unique=True).map(lambda of: {"grid": of})},
+)
+
+
+@given(axes, axes, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 2))
+@settings(max_examples=100, deadline=None)
+def test_an_extended_sweep_has_the_trials_of_both_files_the_new_ones_first(one, two, n, m, first, second, seed):
+    def file(search, samples, baseline, **base):
+        drawn = "loguniform" in search["alpha"]
+        return {"search": search, "tune": {"num_samples": samples if drawn else 1}, "baseline": baseline, "base": base}
+
+    begun, asked = file(one, n, first), file(two, m, second, seed=seed)
+    made = extended(begun, asked)
+    old, new = build(begun), build(asked)
+    plain = [trial for trial in made.trials if not trial.baseline]
+    wanted = dict.fromkeys(trial for sweep in (new, old) for trial in sweep.trials if not trial.baseline)
+    assert plain == list(wanted)
+    assert {trial for trial in (*old.trials, *new.trials) if trial.baseline} <= set(made.trials)
+    assert extended(made.to_dict(), asked).trials == made.trials
+
+
+@pytest.mark.parametrize(
+    ("begun", "asked", "words"),
+    [
+        ({}, {"base": {"usl_lr": 0.01}}, "usl_lr: is 0.01, but the sweep was begun with 0.0001"),
+        ({"base": {"dataset": "mnist"}}, {}, "dataset: is 'digits', but the sweep was begun with 'mnist'"),
+        ({"search": {"alpha": [1]}}, {"base": {"alpha": 1}}, "alpha: is no longer under search"),
+        ({"base": {"strength": 1}}, {"search": {"strength": [0.5]}}, "strength: is under search now"),
+        (
+            {"search": {"alpha": [1], "strength": [1]}},
+            {"search": {"strength": [1], "alpha": [1]}},
+            "alpha=1.0,strength=1.0,seed=0 is the same trial as strength=1.0,alpha=1.0,seed=0",
+        ),
+    ],
+)
+def test_what_would_be_another_sweep_is_refused(begun, asked, words):
+    with pytest.raises(InputError, match=r"^new\.yaml: ") as fault:
+        extended(begun, asked)
+    assert words in str(fault.value)
+
+
+def test_what_changes_no_score_may_change_and_sub_spaces_may_be_added():
+    begun = {"base": {"probe_every": 1}, "search": {"alpha": [1]}}
+    asked = {
+        "base": {"data_dir": "/elsewhere", "probe_every": 5},
+        "search": [{"alpha": [1]}, {"usl_type": ["simclr"], "temperature": [0.1]}],
+        "tune": {"max_failures": 1},
+        "resources": {"cpu": 2},
+    }
+    made = extended(begun, asked)
+    assert names(made) == ["alpha=1.0,seed=0", "usl_type=simclr,temperature=0.1,seed=0"]
+    assert {(trial.settings.data_dir, trial.settings.probe_every) for trial in made.trials} == {("/elsewhere", 5)}
+    assert (made.tune.max_failures, made.resources.cpu) == (1, 2)
+
+
+SHORT = {"usl_epochs": 8, "probe_every": 2}
+DRAWN = {"alpha": {"loguniform": [1e-3, 10]}, "seed": [0, 1]}
+OPTUNA = {"searcher": "optuna", "num_samples": 4}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"base": {"probe_every": 0}, "tune": {"scheduler": "asha"}}, ["scheduler: asha", "probe_every: 0"]),
+        (
+            {"base": {"val_fraction": 0}, "tune": {"scheduler": "median"}},
+            ["online/knn_val_accuracy", "val_fraction: 0"],
+        ),
+        ({"base": {"usl_epochs": 0}, "tune": {"scheduler": "asha"}}, ["scheduler: asha", "usl_epochs: 0"]),
+        (
+            {"tune": {"scheduler": "asha", "metric": "linear/val_accuracy"}},
+            ["'linear/val_accuracy'", "while pretraining", "online/knn_val_accuracy"],
+        ),
+        ({"base": {"usl_epochs": 10}, "tune": {"scheduler": "asha"}}, ["could stop nothing", "epoch 10 of 10"]),
+        ({"base": SHORT, "tune": {"scheduler": "asha", "grace_epochs": 7}}, ["grace_epochs: 7", "epoch 8 of 8"]),
+        ({"tune": {"scheduler": "asha", "grace_epochs": 0}}, ["grace_epochs", "greater than or equal to 1"]),
+        ({"tune": {"scheduler": "asha", "reduction_factor": 1}}, ["reduction_factor", "greater than 1"]),
+        ({"tune": {"scheduler": "median", "reduction_factor": 3}}, ["reduction_factor", "no effect", "asha"]),
+        ({"tune": {"grace_epochs": 3}}, ["grace_epochs", "no effect", "asha or median"]),
+        ({"search": {"layerwise": ["none", "greedy"]}, "tune": {"scheduler": "asha"}}, ["layerwise"]),
+        (
+            {"base": {"layerwise": "greedy"}, "search": {"usl_epochs": [20, 40]}, "tune": {"scheduler": "asha"}},
+            ["greedy with one usl_epochs"],
+        ),
+        ({"search": {"knn_k": [5, 20]}, "tune": {"scheduler": "asha"}}, ["search.knn_k", "not comparable"]),
+        ({"tune": {"max_concurrent": 0}}, ["max_concurrent", "0"]),
+        ({"search": DRAWN, "tune": {"searcher": "optuna"}}, ["searcher: optuna", "num_samples"]),
+        ({"search": {"alpha": [0.1, 1]}, "tune": OPTUNA}, ["search.alpha", "{choice: [0.1, 1.0]}"]),
+        ({"search": {"alpha": {"choice": [0.1, 1]}}, "tune": OPTUNA}, ["num_samples: 4", "the 2 there are", "grid"]),
+        ({"tune": OPTUNA}, ["num_samples: 4", "the 1 there are"]),
+        ({"search": DRAWN | {"seed": {"randint": [0, 9]}}, "tune": OPTUNA}, ["one grid of seeds"]),
+        (
+            {"search": [DRAWN, {"usl_type": "simclr", "usl_lr": {"uniform": [0.1, 1]}}], "tune": OPTUNA},
+            ["one grid of seeds"],
+        ),
+        ({"search": DRAWN | {"le_lr": {"choice": [0.1, 1]}}, "tune": OPTUNA}, ["search.le_lr", "not comparable"]),
+        ({"search": DRAWN, "base": {"val_fraction": 0}, "tune": OPTUNA}, ["optuna", "val_fraction is 0"]),
+        ({"search": DRAWN, "base": {"usl_type": "simclr"}, "tune": OPTUNA}, ["search.alpha", "no effect"]),
+        ({"search": DRAWN, "tune": OPTUNA | {"metric": "pretrain/rec_los"}}, ["tune.metric", "did you mean"]),
+        ({"search": DRAWN, "tune": OPTUNA | {"num_samples": 60_000}}, ["120000 trials"]),
+    ],
+)
+def test_schedulers_and_searchers_that_could_not_work_are_refused(raw, words):
+    message = refused(raw)
+    for word in words:
+        assert word in message
+
+
+def test_what_a_scheduler_goes_by():
+    sweep = build({"search": {"usl_epochs": [20, 40], "seed": [0, 1]}, "tune": {"scheduler": "asha"}, "baseline": True})
+    assert (sweep.stop_metric, sweep.metric) == ("online/knn_val_accuracy", "linear/val_accuracy")
+    assert (sweep.grace_epochs, sweep.longest) == (10, 40)
+    loss = {"scheduler": "median", "metric": "pretrain/loss", "mode": "min", "grace_epochs": 4}
+    sweep = build({"base": SHORT | {"val_fraction": 0, "layerwise": "greedy"}, "tune": loss})
+    assert (sweep.stop_metric, sweep.grace_epochs, sweep.longest) == ("pretrain/loss", 4, 40)
+
+
+def test_a_sweep_with_a_searcher_grows_point_by_point_and_is_the_same_when_read_again():
+    sweep = build({"search": DRAWN, "tune": OPTUNA, "baseline": True})
+    assert [trial.name for trial in sweep.trials] == ["random,seed=0", "random,seed=1"]
+    assert (sweep.total, sweep.seeds, sweep.metric) == (2 + 4 * 2, (0, 1), "linear/val_accuracy")
+    grown = sweep.propose(space.Proposal(0, {"alpha": 0.5}))
+    assert [trial.name for trial in grown.trials[2:]] == ["alpha=0.5,seed=0", "alpha=0.5,seed=1"]
+    assert grown.total == sweep.total
+    assert grown.propose(space.Proposal(0, {"alpha": 0.5})) is None
+    assert build(sweep.to_dict()).propose(space.Proposal(0, {"alpha": 0.5})).trials == grown.trials
+
+
+def test_the_random_encoders_of_a_searched_encoder_come_with_its_points():
+    search = {"encoder": {"choice": ["conv6", "resnet18"]}, "usl_lr": {"uniform": [0.1, 1]}, "seed": [3]}
+    sweep = build({"search": search, "tune": OPTUNA, "baseline": True})
+    assert sweep.trials == ()
+    for encoder in ("resnet18", "conv6", "resnet18"):
+        sweep = sweep.propose(space.Proposal(0, {"encoder": encoder, "usl_lr": 0.1 + 0.1 * len(sweep.trials)}))
+    assert [trial.point for trial in sweep.trials if trial.baseline] == [
+        "random,encoder=resnet18",
+        "random,encoder=conv6",
+    ]
+    assert sweep.total == 2 + 4

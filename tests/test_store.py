@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,11 +79,36 @@ def test_attempts_are_counted_and_a_new_one_clears_the_failure_of_the_last(tmp_p
     trial = SWEEP.trials[0]
     assert store.begin_attempt(tmp_path, trial.settings) == 1
     (tmp_path / "error.txt").write_text("Traceback\nRuntimeError: no")
-    failed = store.record_failure(trial, "digest", tmp_path)
+    failed = store.record_failure(trial, "digest", tmp_path, "RuntimeError: no")
     assert (failed.status, failed.error, failed.attempts) == ("failed", "RuntimeError: no", 1)
+    assert store.read_result(tmp_path) == failed
     assert store.begin_attempt(tmp_path, trial.settings) == 2
     assert store.read_result(tmp_path) is None
-    assert "process died" in store.record_failure(trial, "digest", tmp_path).error
+    assert not (tmp_path / "error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "wasteful",
+    [
+        lambda: bytearray(2**60),
+        lambda: np.zeros(2**60, np.uint8),
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+    ],
+    ids=["Python", "NumPy", "PyTorch"],
+)
+def test_a_lack_of_memory_is_called_that(wasteful):
+    with pytest.raises((MemoryError, RuntimeError)) as fault:
+        wasteful()
+    assert store.reason(fault.value).startswith("out of memory")
+    assert "\n" not in store.reason(fault.value)
+
+
+def test_a_reason_is_one_line_that_names_the_file():
+    assert store.reason(ValueError("one\ntwo")) == "ValueError: one"
+    assert store.reason(AssertionError()) == "AssertionError"
+    with pytest.raises(OSError, match="No such file") as fault:
+        store.read_attempt(Path("/nowhere/x"))
+    assert store.reason(fault.value) == "FileNotFoundError: No such file or directory: /nowhere/x"
 
 
 def test_the_newest_whole_checkpoint_is_loaded(tmp_path):

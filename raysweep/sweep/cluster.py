@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysweep.bucket import Bucket
 from raysweep.errors import InputError
 from raysweep.space import Resources
 
@@ -35,7 +36,7 @@ def quieten() -> None:
         handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))
 
 
-def connect(address: str | None, resources: Resources) -> str:
+def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
     """Attach to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
 
     Raises:
@@ -60,7 +61,7 @@ def connect(address: str | None, resources: Resources) -> str:
             f"the Ray cluster at {address} cannot be used: {reason} (is it up, and is its token, which `ray "
             f"get-auth-token` prints there, in ~/.ray/auth_token here?)"
         ) from None
-    return check_resources(resources)
+    return check_resources(resources, most)
 
 
 def knock(address: str) -> None:
@@ -76,8 +77,8 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check_resources(resources: Resources) -> str:
-    """Raises InputError unless some node can hold a trial; returns how many fit at a time, in words."""
+def check_resources(resources: Resources, most: int | None = None) -> str:
+    """Raises InputError unless some node can hold a trial; returns how many run at a time, at most `most`, in words."""
     nodes = [node["Resources"] for node in alive_nodes()]
     slots = 0
     for node in nodes:
@@ -94,13 +95,36 @@ def check_resources(resources: Resources) -> str:
             f"resources: a trial needs {resources.cpu} cpu and {resources.gpu:g} gpu on one node, but the cluster's "
             f"{len(nodes)} node(s) have at most {most_cpus} cpu and {most_gpus} gpu"
         )
-    return f"{slots} at a time on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    return f"{min(slots, most or slots)} at a time on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
 
 
 @ray.remote(num_cpus=0)
 def sees(path: str) -> bool:
     """Whether the node that this runs on has `path`."""
     return os.path.exists(path)
+
+
+@ray.remote(num_cpus=0)
+def fault_at(place: str) -> str:
+    """Why the node that this runs on cannot use this place in a bucket; empty where it can."""
+    try:
+        Bucket(place).check(write=False)
+    except InputError as fault:
+        return str(fault)
+    return ""
+
+
+def check_bucket(place: str) -> None:
+    """Raises InputError unless every node of the cluster can use this place in a bucket."""
+    nodes = alive_nodes()
+    for node, fault in zip(nodes, ray.get([on(fault_at, node).remote(place) for node in nodes]), strict=True):
+        if fault:
+            raise InputError(f"--output: node {node['NodeManagerAddress']}: {fault}")
+
+
+def on(task: Any, node: dict[str, Any]) -> Any:
+    """The task, to be run on this node."""
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
 
 
 def check_shared(directory: Path) -> None:
@@ -111,17 +135,12 @@ def check_shared(directory: Path) -> None:
     marker = directory / f".shared-{uuid.uuid4().hex}"
     marker.touch()
     try:
-        answers = [
-            sees.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            ).remote(str(marker))
-            for node in nodes
-        ]
+        answers = [on(sees, node).remote(str(marker)) for node in nodes]
         blind = [node["NodeManagerAddress"] for node, seen in zip(nodes, ray.get(answers), strict=True) if not seen]
     finally:
         marker.unlink()
     if blind:
         raise InputError(
             f"--output {directory}: node {blind[0]} does not see it; give a directory that all nodes share, such as an "
-            f"NFS mount"
+            f"NFS mount, or a bucket (s3://…)"
         )

@@ -2,55 +2,81 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from raysweep import store
-from raysweep.config import Collapse
+from raysweep.config import METRICS, Collapse
 from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
 from raysweep.stopping import Stopping, watch
+from raysweep.store import Result
+from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.view import View
 
 REPORT_SECONDS = 1.0  # tune.report waits for the driver: reports go by time, not by epoch
 
 
 def run(
-    sweep: Sweep, pending: list[Trial], results: store.Store, datasets: Datasets, view: View, stopping: Stopping
+    sweep: Sweep,
+    pending: list[Trial],
+    kept: list[Result],
+    results: store.Store,
+    datasets: Datasets,
+    view: View,
+    stopping: Stopping,
 ) -> None:
     """Run the pending trials on the connected cluster; each leaves its result in its directory.
+
+    With a searcher, also those of the points that it proposes; they are known to the store.
 
     A trial whose worker dies, or that raises, is begun again up to `max_failures` times and goes on from its own
     checkpoint; after that it is recorded as failed. Returns early, the trials at work saved, when the sweep is to end.
     """
-    trials = {trial.name: trial for trial in pending}
     parameters = {
-        "trials": trials,
         "datasets": dict(datasets),
-        "root": results.root,
+        "place": results.place,
         "threads": sweep.resources.cpu,
         "gpu": sweep.resources.gpu > 0,  # with 0 Ray hides no GPU, and every trial would take the first one
         "checkpoint_seconds": sweep.tune.checkpoint_seconds,
         "collapse": sweep.tune.collapse,
-        "stop_marker": results.stop_marker,
+        "compared": sweep.tune.scheduler != "fifo",
     }
-    seen = Watch(trials, datasets, results, view)
-    make_tuner(run_trial, parameters, sweep, results.root, [seen], Stop(stopping, seen)).fit()
+    ended = {result.trial: result for result in kept}
+    scheduler = make_scheduler(sweep)
+    proposer = None
+    if sweep.tune.searcher == "optuna":
+        from raysweep.sweep.searcher import Proposer, Queue  # Optuna need not be installed
+
+        proposer = Proposer(Queue(sweep, pending, ended, results))
+    seen = Watch(datasets, results, ended, scheduler, view)
+    stop = Stop(stopping, seen)
+    # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
+    with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
+        make_tuner(run_trial, parameters, sweep, pending, Path(state), scheduler, proposer, stop, [seen]).fit()
 
 
 def make_tuner(
     trainable: Callable[..., None],
     parameters: Mapping[str, Any],
     sweep: Sweep,
+    trials: Sequence[Trial],
     root: Path,
-    callbacks: list[tune.Callback],
+    scheduler: TrialScheduler | None = None,
+    proposer: Searcher | None = None,
     stop: tune.Stopper | None = None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> tune.Tuner:
-    """A Tuner that runs `trainable(config, **parameters)` for every name in `parameters["trials"]`.
+    """A Tuner that runs `trainable({"trial": trial}, **parameters)` for every trial, or all that the proposer gives.
 
     The parameters go through the object store once: NumPy arrays in them are mapped read-only into every worker on a
     node, not copied. Workers are kept from trial to trial, so that each imports torch once.
@@ -58,60 +84,78 @@ def make_tuner(
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, **parameters), resources),
-        param_space={"trial": tune.grid_search(list(parameters["trials"]))},
+        param_space={"trial": tune.grid_search(list(trials))} if proposer is None else None,
         # No metric here: Tune raises when a first report lacks it, and what is best is read from the store.
-        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            search_alg=proposer,
+            num_samples=1 if proposer is None else -1,  # it says itself when it ends
+            max_concurrent_trials=sweep.tune.max_concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
         run_config=tune.RunConfig(
             name=".ray",
             storage_path=str(root),
             verbose=0,
             stop=stop,
             failure_config=tune.FailureConfig(max_failures=sweep.tune.max_failures),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
         ),
     )
 
 
 def run_trial(
     config: Mapping[str, Any],
-    trials: Mapping[str, Trial],
     datasets: Datasets,
-    root: Path,
+    place: str,
     threads: int,
     gpu: bool,
     checkpoint_seconds: float | None,
     collapse: Collapse | None,
-    stop_marker: Path,
+    compared: bool,
 ) -> None:
-    """The function trainable: one trial in a worker."""
+    """The function trainable: one trial in a worker.
+
+    A trial that a scheduler compares with others reports every online evaluation, and waits for what is decided. If it
+    is to stop, Ray ends this thread in that report by SystemExit, once it needs the worker for another trial.
+    """
     from raysweep import experiment
 
-    stop = watch(stop_marker)
+    trial = config["trial"]
+    results = store.Store(place)
+    stop = watch(results)
     if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
         tune.report({"share": 0.0})
         return
 
-    trial = trials[config["trial"]]
-    directory = root / trial.name
     reported = time.monotonic()
 
     def report(at: experiment.Progress) -> None:
         nonlocal reported
-        if time.monotonic() - reported >= REPORT_SECONDS:
+        if compared and at.evaluated:
+            push()  # it may be the last that this process does for the trial
+            tune.report({"share": at.share, EPOCH: at.epoch, **at.metrics})
+        elif time.monotonic() - reported >= REPORT_SECONDS:
+            push(every=store.PUSH_SECONDS)
             tune.report({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
-            reported = time.monotonic()
+        else:
+            return
+        reported = time.monotonic()
 
-    experiment.run(
-        trial,
-        datasets,
-        directory,
-        threads=threads,
-        gpu=gpu,
-        checkpoint_seconds=checkpoint_seconds,
-        collapse=collapse,
-        report=report,
-        stop=stop,
-    )
+    with results.at_work(trial.name) as push:
+        experiment.run(
+            trial,
+            datasets,
+            results.trial(trial.name),
+            threads=threads,
+            gpu=gpu,
+            checkpoint_seconds=checkpoint_seconds,
+            collapse=collapse,
+            report=report,
+            stop=stop,
+            saved=push,
+        )
     tune.report({"share": 1.0})
 
 
@@ -144,8 +188,15 @@ class Stop(tune.Stopper):
 class Watch(tune.Callback):
     """Passes on to the view what Tune sees of the trials."""
 
-    def __init__(self, trials: Mapping[str, Trial], datasets: Datasets, results: store.Store, view: View) -> None:
-        self.trials, self.datasets, self.results, self.view = trials, datasets, results, view
+    def __init__(
+        self,
+        datasets: Datasets,
+        results: store.Store,
+        ended: dict[str, Result],
+        scheduler: ByEvaluation | None,
+        view: View,
+    ) -> None:
+        self.datasets, self.results, self.ended, self.scheduler, self.view = datasets, results, ended, scheduler, view
         self.running: set[str] = set()
         """The trials that a worker has."""
 
@@ -168,25 +219,65 @@ class Watch(tune.Callback):
         """Its worker died; it will go on."""
         of = self._of(trial)
         self.running.discard(of.name)
-        self.view.retry(of, store.attempts(self.results.trial(of.name)))
+        self.results.pull(of.name)
+        self.view.retry(of, store.attempts(self.results.trial(of.name)), broke_off(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It wrote its result, or left because the sweep is to end."""
+        """It wrote its result, was stopped, or left because the sweep is to end."""
         of = self._of(trial)
         self.running.discard(of.name)
+        self.results.pull(of.name)
         result = self.results.result(of.name)
+        if result is None and self.scheduler is not None and of.name in self.scheduler.reasons:
+            result = self._record_stop(of, self.scheduler.reasons[of.name], trial.last_result)
         if result is not None:
-            self.view.end(result)
+            self._end(result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It broke off for the last time."""
         of = self._of(trial)
         self.running.discard(of.name)
+        self.results.pull(of.name)
         result = self.results.result(of.name)
         if result is None:
-            digest = pick(of.settings, self.datasets).probe.digest
-            result = store.record_failure(of, digest, self.results.trial(of.name))
+            result = self.results.record_failure(of, self._digest(of), broke_off(trial))
+        self._end(result)
+
+    def _record_stop(self, of: Trial, reason: str, report: Mapping[str, Any]) -> Result:
+        """Record what a trial had reported when it was stopped, which its process cannot do: it waits for its end."""
+        from raysweep.events import end_stopped
+
+        with self.results.recording(of.name) as directory:
+            end_stopped(directory, store.attempts(directory))
+            return store.record_stop(
+                of,
+                self._digest(of),
+                directory,
+                reason=reason,
+                metrics={name: report[name] for name in METRICS if name in report},
+                wall_s=report["time_total_s"],
+            )
+
+    def _end(self, result: Result) -> None:
+        self.ended[result.trial] = result
         self.view.end(result)
 
+    def _digest(self, of: Trial) -> str:
+        return pick(of.settings, self.datasets).probe.digest
+
     def _of(self, trial: Any) -> Trial:
-        return self.trials[trial.config["trial"]]
+        of: Trial = trial.config["trial"]
+        return of
+
+
+def broke_off(trial: Any) -> str:
+    """Why Tune's trial broke off last, in one line, from what Tune keeps of it on the driver's own disk."""
+    if trial.pickled_error_file is not None:
+        with open(trial.pickled_error_file, "rb") as file:
+            fault = pickle.load(file)
+        if isinstance(fault, RayTaskError):  # raised in the worker
+            return store.reason(fault.cause)
+    text = Path(trial.error_file).read_text()
+    if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
+        return "out of memory: Ray ended its process as its node ran low on memory"
+    return "its process died (killed, out of memory, or its node was lost)"

@@ -34,11 +34,12 @@ LONG = ["--usl_epochs", "12", "--le_epochs", "3", "--set", "tune.checkpoint_seco
 OWN = {"pretrain/images_per_s"}  # differs from run to run
 
 
-def command(*arguments, cwd):
+def command(*arguments, cwd, **environment):
     """The completed real command."""
     return subprocess.run(
         [sys.executable, str(ROOT / "run_sweep.py"), *map(str, arguments)],
         cwd=cwd,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -46,10 +47,11 @@ def command(*arguments, cwd):
     )
 
 
-def start(*arguments, cwd):
+def start(*arguments, cwd, **environment):
     """The real command, running."""
     program = [sys.executable, str(ROOT / "run_sweep.py"), *arguments]
-    return subprocess.Popen(program, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own = {**os.environ, **environment}
+    return subprocess.Popen(program, cwd=cwd, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def interrupt(process, trial):

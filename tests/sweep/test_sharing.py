@@ -39,13 +39,13 @@ def mapped_file(address):
     raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
-def set_up_a_trial(config, trials, datasets, folder):
+def set_up_a_trial(config, datasets, folder):
     """A trainable that brings a trial to where it would start training, and notes what that cost this process."""
     from ray import tune
 
     from raysweep import experiment, inputs
 
-    trial, directory = trials[config["trial"]], Path(folder, config["trial"])
+    trial, directory = config["trial"], Path(folder, config["trial"].name)
     directory.mkdir()
     data = inputs.pick(trial.settings, datasets)
     assert not data.pretrain.flags.writeable
@@ -56,7 +56,7 @@ def set_up_a_trial(config, trials, datasets, folder):
     file = mapped_file(work.images.data_ptr())
     (directory / "memory.json").write_text(json.dumps([grown, file]))
     end = time.monotonic() + 60
-    while len(list(Path(folder).glob("*/memory.json"))) < len(trials) and time.monotonic() < end:
+    while len(list(Path(folder).glob("*/memory.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.05)  # so that the two trials run in two workers
     tune.report({"share": 1.0})
 
@@ -67,13 +67,10 @@ def test_workers_map_one_copy_of_the_dataset(started, tmp_path):
     dataset = Dataset("x", ("a", "b"), images, np.arange(IMAGES) % 2, images[:2], np.arange(2), None, "x")
     size = images.nbytes / MEBIBYTE
     sweep = space.build({"base": {"dataset": "cifar10"}, "search": {"seed": [0, 1]}}, {}, "test")
-    parameters = {
-        "trials": {trial.name: trial for trial in sweep.trials},
-        "datasets": {("cifar10", 32, None): dataset},
-        "folder": str(tmp_path),
-    }
-    tuner.make_tuner(set_up_a_trial, parameters, sweep, tmp_path / "results", []).fit()
-    grown, files = zip(*(json.loads((tmp_path / name / "memory.json").read_text()) for name in parameters["trials"]))
+    parameters = {"datasets": {("cifar10", 32, None): dataset}, "folder": str(tmp_path)}
+    tuner.make_tuner(set_up_a_trial, parameters, sweep, sweep.trials, tmp_path / "results").fit()
+    notes = [json.loads((tmp_path / trial.name / "memory.json").read_text()) for trial in sweep.trials]
+    grown, files = zip(*notes)
     # Measured: 88 MiB whatever the size of the dataset (model, optimiser, PyTorch's own start); a copy adds `size`.
     assert max(grown) < 0.6 * size, grown
     assert files[0] == files[1] != "00:00 0", files  # both trials read one file: the object store's

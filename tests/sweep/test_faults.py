@@ -1,0 +1,189 @@
+"""Faults, injected into the real command: each costs at most the trial that it hits, and the command says why."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.sweep.test_command import command, result, scores, start, wait_for
+
+BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
+STEPS = [*BRIEF, "--usl_epochs", "12", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"]
+
+
+@contextmanager
+def mounted(folder, *options):
+    """A file system of its own at `folder`."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", *options, str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs to mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def small(folder, megabytes):
+    """A small one."""
+    return mounted(folder, "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs")
+
+
+def fill(folder):
+    """Take all the space that is left on the file system of `folder`; the file that takes it."""
+    path = folder / "filler"
+    with open(path, "wb") as file:
+        try:
+            while True:
+                file.write(bytes(2**16))
+                file.flush()
+        except OSError:
+            return path
+
+
+def checkpoints(trial):
+    return sorted(path.name for path in trial.glob("checkpoints/*"))
+
+
+def lines(text):
+    """What was said, each a line of our own and no traceback."""
+    assert "Traceback" not in text
+    return text.splitlines()
+
+
+def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path):
+    with small(tmp_path / "disk", 48):
+        done = command(
+            *BRIEF,
+            *("--usl_epochs", "1", "--usl_type", "simclr", "--output", "disk", "--name", "x"),
+            *("--set", "embedding_dim=[64, 20000, 1000000000000]"),
+            *("--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"),
+            cwd=tmp_path,
+        )
+        root = tmp_path / "disk" / "x"
+        assert done.returncode == 1, done.stderr
+        assert result(root, "embedding_dim=64,seed=0")["status"] == "finished"
+        full, memory = (result(root, f"embedding_dim={width},seed=0") for width in (20000, 10**12))
+        assert full["error"].startswith("disk full: No space left on device: ")
+        assert memory["error"].startswith("out of memory: ")
+        assert full["attempts"] == memory["attempts"] == 2
+        assert lines(done.stderr) == [f"failed: {one['trial']}: {one['error']}" for one in (full, memory)]
+        assert "attempt 1 broke off; going on from its last checkpoint (out of memory: " in done.stdout
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finished_later(tmp_path, how):
+    undisturbed = command(*STEPS, "--local", "--output", "undisturbed", "--name", "x", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    disk = tmp_path / "disk"
+    with small(disk, 64):
+        process = start(*STEPS, "--output", "disk", "--name", "x", cwd=tmp_path)
+        root = disk / "x"
+        wait_for(lambda: len(list(root.glob("seed=0/checkpoints/*.json"))) == 2, process)
+        if how == "full":
+            fault, words = None, "disk full: No space left on device"
+            filler = fill(disk)
+        else:
+            fault, words = mounted(root, "--bind", "-o", "ro", str(root)), "OSError: Read-only file system"
+            fault.__enter__()
+        try:
+            out, err = process.communicate(timeout=240)
+            assert checkpoints(root / "seed=0")
+        finally:
+            filler.unlink() if fault is None else fault.__exit__(None, None, None)
+        assert process.returncode == 1, err
+        assert f"seed=0  FAILED: {words}" in out
+        said = lines(err)
+        assert any(line.startswith("warning: seed=0: that it failed cannot be recorded: ") for line in said)
+        assert said[-1].startswith(f"the report cannot be written: {words}: ")
+        assert len(said) == 2
+        assert not (root / "seed=0" / "result.json").exists()
+
+        done = command("--resume", "disk/x", "--local", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert scores(root, "seed=0") == scores(tmp_path / "undisturbed" / "x", "seed=0")
+
+
+def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
+    done = command(
+        *STEPS,
+        "--name",
+        "x",
+        cwd=tmp_path,
+        RAY_memory_usage_threshold="0.001",  # any memory is too much
+    )
+    assert done.returncode == 1
+    failed = result(tmp_path / "runs" / "x", "seed=0")
+    assert failed["error"] == "out of memory: Ray ended its process as its node ran low on memory"
+    assert lines(done.stderr) == [f"failed: seed=0: {failed['error']}"]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Ray cluster of two nodes with a core each: its address, its user's environment, the second node's process."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "RAY_health_check_period_ms": "500"}  # a lost node is soon missed
+    environment.pop("RAY_AUTH_MODE", None)
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    subprocess.run([*ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    nodes = []
+
+    def join(*options):
+        program = [*ray, "start", *options, "--num-cpus=1", "--include-dashboard=false", "--block"]
+        nodes.append(
+            subprocess.Popen(
+                program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+            )
+        )
+        return nodes[-1]
+
+    def answers():
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        head = join("--head", "--node-ip-address=127.0.0.1", f"--port={port}")
+        wait_for(answers, head)
+        second = join("--node-ip-address=127.0.0.2", f"--address={address}")
+        wait_for(lambda: children(second.pid, "raylet"), second)
+        yield address, environment, second
+    finally:
+        for node in reversed(nodes):
+            node.terminate()
+        for node in nodes:
+            node.wait(60)
+
+
+def children(pid, name):
+    """The processes of that name that a process has started."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if Path(f"/proc/{child}/comm").read_text().strip() == name]
+
+
+def test_a_lost_node_costs_nothing_but_time(cluster, tmp_path):
+    address, environment, second = cluster
+    sweep = ["--usl_epochs", "40", "--set", "seed=[0, 1]", "--name", "x", "--address", address]
+    process = start(*STEPS, *sweep, cwd=tmp_path, **environment)
+    trials = [tmp_path / "runs" / "x" / f"seed={seed}" for seed in (0, 1)]
+    wait_for(lambda: all(checkpoints(trial) for trial in trials), process)
+    (raylet,) = children(second.pid, "raylet")
+    os.kill(raylet, signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "2 at a time on 2 nodes" in out
+    assert "(its process died (killed, out of memory, or its node was lost))" in out
+    assert sorted(result(trial.parent, trial.name)["attempts"] for trial in trials) == [1, 2]
+    for trial in trials:
+        events = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
+        assert [event.step for event in events.Scalars("pretrain/loss")] == list(range(1, 41))
