@@ -50,7 +50,7 @@ def set_up_a_trial(config, datasets, folder):
     data = inputs.pick(trial.settings, datasets)
     assert not data.pretrain.flags.writeable
     before = private_memory()
-    work = experiment.Work(trial, data, directory, attempt=1, gpu=False)
+    work = experiment.Work(trial, data, directory, attempt=1, gpu=False, caught=[])
     assert all(int(images.sum()) > 0 for images in (work.images, work.splits["fit"].images))  # every page is read
     grown = private_memory() - before
     file = mapped_file(work.images.data_ptr())
