@@ -56,12 +56,13 @@ def run(
         "compared": sweep.tune.scheduler != "fifo",
         "token": stopping.token,
     }
-    ended = {result.trial: result for result in kept}
+    ended = None  # kept for a searcher alone: those of 100,000 trials would take 1 GB
     scheduler = make_scheduler(sweep)
     proposer = None
     if sweep.tune.searcher == "optuna":
         from raysweep.sweep.searcher import Proposer, Queue  # Optuna need not be installed
 
+        ended = {result.trial: result for result in kept}
         proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
     earlier = {trial.name: store.attempts(results.trial(trial.name)) for trial in pending}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
@@ -201,7 +202,7 @@ class Watch(tune.Callback):
         self,
         datasets: Datasets,
         results: store.Store,
-        ended: dict[str, Result],
+        ended: dict[str, Result] | None,
         earlier: Mapping[str, int],
         scheduler: ByEvaluation | None,
         view: View,
@@ -292,7 +293,8 @@ class Watch(tune.Callback):
         return result
 
     def _end(self, result: Result) -> None:
-        self.ended[result.trial] = result
+        if self.ended is not None:
+            self.ended[result.trial] = result
         self.view.end(result)
 
     def _digest(self, of: Trial) -> str:
