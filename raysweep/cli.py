@@ -331,8 +331,8 @@ def run_trials(
             sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
         if stopping.interrupted:
             raise KeyboardInterrupt
-    if stopping.since is not None:
-        say(f"the time budget of {sweep.tune.time_budget} s is used up")
+    if stopping.since is not None and sweep.tune.time_budget is not None:
+        say(f"the time budget of {sweep.tune.time_budget:g} s is used up")
     return sweep
 
 

@@ -64,7 +64,7 @@ def run(
 
         ended = {result.trial: result for result in kept}
         proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
-    earlier = {trial.name: store.attempts(results.trial(trial.name)) for trial in pending}
+    earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
     stop = Stop(stopping, seen)
     # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
@@ -209,7 +209,7 @@ class Watch(tune.Callback):
     ) -> None:
         self.datasets, self.results, self.ended, self.scheduler, self.view = datasets, results, ended, scheduler, view
         self.earlier = earlier
-        """How many attempts earlier runs of the sweep made at a trial."""
+        """At how many attempts earlier runs of the sweep gave a trial up."""
         self.running: set[str] = set()
         """The trials that a worker has."""
 
