@@ -142,7 +142,11 @@ def cluster(tmp_path):
         program = [*ray, "start", *options, "--num-cpus=1", "--block"]
         nodes.append(
             subprocess.Popen(
-                program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+                program,
+                env={**environment, "RAY_AUTH_MODE": "token"},  # a node that joins sends none otherwise
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=tmp_path,
             )
         )
         return nodes[-1]
