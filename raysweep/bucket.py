@@ -48,6 +48,10 @@ T = TypeVar("T")
 Wanted = Callable[[str], bool]
 
 
+class Replaced(OSError):
+    """Another process has taken up what this one had: it is to leave, and the other says how it ends."""
+
+
 @dataclass(frozen=True)
 class Info:
     """What a listing says of an object."""
@@ -334,13 +338,14 @@ class Mirror:
             every: do nothing where the last push is fewer seconds ago.
 
         Raises:
-            OSError: the store does not take it, or another process has taken the directory up.
+            Replaced: another process has taken the directory up.
+            OSError: the store does not take it.
         """
         if time.monotonic() - self._pushed < every:
             return
         there, here = self.bucket.files(), self._here(wanted)
         if self._claim is not None and (CLAIM not in there or self.bucket.read(CLAIM) != self._claim):
-            raise OSError(errno.EBUSY, "another process has taken it up", str(self.bucket))
+            raise Replaced(errno.EBUSY, "another process has taken it up", str(self.bucket))
         known = self._known
         changed = [name for name, path in here.items() if name not in known or not unchanged(path, known[name])]
         removed = [name for name in known.keys() & there.keys() - here.keys() if wanted(name)]
@@ -463,7 +468,8 @@ def hold(folder: Bucket, token: str, dead: str) -> Iterator[None]:
         over.set()
         if beating.ident is not None:
             beating.join()  # or its last sign of life would come after the end
-        folder.remove(token)
+        with suppress(OSError):  # it is soon as good as dead; how the sweep ended matters more
+            folder.remove(token)
 
 
 def holder(folder: Bucket, name: str) -> str:

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -191,7 +191,7 @@ def sweep_command(arguments: list[str]) -> int:
     from raysweep import inputs
 
     store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
-    datasets, plan = prepare(sweep, store, parsed, console)
+    datasets, plan = prepare(sweep, store, {}, parsed, console)
     store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
     with store.lock():
         tell(console, f"{store.place}: {sweep.total} trials, {plan}")
@@ -202,8 +202,10 @@ def resume(parsed: argparse.Namespace) -> int:
     """Go on with the sweep that lies in a directory; a search space, or settings, add the points that they name."""
     if parsed.name is not None:
         raise InputError("--resume goes on in the directory that it names and takes no --name")
-    store, before = Store.open(parsed.resume)
-    sweep = extended(before, store, parsed)
+    there, before = Store.open(
+        parsed.resume, copies="reports"
+    )  # another process may be at work in the copy of a bucket
+    sweep = extended(before, there, parsed)
     check_paths(sweep)
     check_means(sweep, parsed.local)
     if parsed.dry_run:
@@ -211,11 +213,11 @@ def resume(parsed: argparse.Namespace) -> int:
     from raysweep import inputs
 
     warnings.showwarning = show_warning
-    console = make_console()
+    console, store = make_console(), Store(parsed.resume)
     with store.lock():
         _, before = Store.open(store.place)  # another process may have gone on with it until now
         sweep = extended(before, store, parsed)
-        added = len(sweep.trials) - len(before.trials)
+        added = sweep.total - before.total
         changed = sweep.to_dict() != before.to_dict()
         store.check_begun(sweep)
         store.set_damaged_aside(sweep)
@@ -225,7 +227,7 @@ def resume(parsed: argparse.Namespace) -> int:
                 store.extend(sweep, provenance())
             tell(console, f"{store.place}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
-        datasets, plan = prepare(sweep, store, parsed, console)
+        datasets, plan = prepare(sweep, store, store.recorded_datasets(), parsed, console)
         check_kept(sweep, kept, datasets)
         if changed:
             store.extend(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
@@ -242,7 +244,8 @@ def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:
     if not (parsed.space or parsed.exp_type or parsed.set or flags):
         return begun
     asked = requested(parsed, store.root / "sweep.yaml")
-    return space.extend(begun, asked, f"{parsed.space or parsed.exp_type or 'command line'} for {shown_place(store)}")
+    where = f"{parsed.space or parsed.exp_type or 'command line'} for {shown_place(store)}"
+    return store.proposed(space.extend(begun, asked, where))
 
 
 def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
@@ -277,8 +280,13 @@ def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
     return FINISHED
 
 
-def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Console) -> tuple[Datasets, str]:
-    """Load and check the data and connect to Ray, leaving nothing behind; the datasets and the plan in words."""
+def prepare(
+    sweep: Sweep, store: Store, recorded: Mapping[str, str], parsed: argparse.Namespace, console: Console
+) -> tuple[Datasets, str]:
+    """Load and check the data and connect to Ray, leaving nothing behind; the datasets and the plan in words.
+
+    `recorded` has the digests of the datasets that the sweep was begun with.
+    """
     from raysweep import inputs
 
     warnings.showwarning = show_warning
@@ -286,7 +294,7 @@ def prepare(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Con
     with waiting(console, "loading the data; what is not there yet is downloaded"):
         for trial in sweep.examples:
             inputs.check(trial.settings, inputs.pick(trial.settings, datasets, load=True))
-        inputs.check_unchanged(datasets, store.recorded_datasets())
+        inputs.check_unchanged(datasets, recorded)
     if parsed.local:
         return datasets, "one at a time in this process"
     with waiting(console, "starting Ray"):
@@ -312,7 +320,7 @@ def run_trials(
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
     stopping = Stopping(store, sweep.tune.time_budget)
-    with interruptible(store), stopping.on_signals(), View(sweep, kept, console) as view:
+    with interruptible(store), stopping.running(), View(sweep, kept, console) as view:
         if local_run:
             from raysweep import local
 
@@ -320,12 +328,12 @@ def run_trials(
         else:
             from raysweep.sweep import tuner
 
-            tuner.run(sweep, pending, kept, store, datasets, view, stopping)
+            sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
         if stopping.interrupted:
             raise KeyboardInterrupt
-    if stopping.asked():
-        say(f"the time budget of {sweep.tune.time_budget:g} s is used up")
-    return Store.open(store.place)[1] if sweep.tune.searcher != "none" else sweep
+    if stopping.since is not None:
+        say(f"the time budget of {sweep.tune.time_budget} s is used up")
+    return sweep
 
 
 def make_console() -> Console:
@@ -606,7 +614,7 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     """Show a warning as a user needs it: what it says, not where in the code it was raised."""
-    say(f"warning: {message}")
+    say(f"warning: {' '.join(str(message).split())}")
 
 
 def say(text: str) -> None:

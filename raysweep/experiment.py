@@ -53,6 +53,8 @@ class Progress:
     """Whether the online measures of `metrics` are this epoch's."""
     metrics: dict[str, float]
     """The newest of each."""
+    seconds: float
+    """Spent on the trial, over all attempts."""
 
 
 Report = Callable[[Progress], None]
@@ -103,6 +105,8 @@ def run(
     """
     done = store.read_result(directory)
     if done is not None and done.status != "failed":  # its worker died between the result and the last report
+        store.remove_checkpoints(directory)
+        saved()
         return done
     attempt = store.begin_attempt(directory, trial.settings)
     saved()
@@ -205,7 +209,7 @@ class Work:
 
     def warnings(self) -> list[str]:
         """Each warning once, over all attempts."""
-        now = [str(warning.message).splitlines()[0] for warning in self.caught]
+        now = [str(warning.message).partition("\n")[0] for warning in self.caught]
         return list(dict.fromkeys([*self.warned_before, *now]))
 
     def run(
@@ -232,13 +236,16 @@ class Work:
                     break
                 leaving = stop()
                 if leaving or due():
+                    begun = time.perf_counter()
                     self._save()
-                    saved()
+                    saved()  # into a bucket it takes longer than to write it
+                    self.last_save = time.perf_counter()
+                    self.save_cost = self.last_save - begun
                 if leaving:
                     return None
                 if at is not None:
                     report(at)
-            self.events.end(finished=end.status == "finished")
+            self.events.end(finished=True)  # one that was stopped has not failed
             return end
         except Diverged as fault:
             self.events.end(finished=False)
@@ -266,7 +273,7 @@ class Work:
                 self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
                 if self.collapsed >= collapse.evaluations:
                     yield End("stopped", collapse.words(self.metrics, state.epoch))
-            yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics)
+            yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics, self.seconds())
         yield from self._evaluate()
 
     def _split(self, pretrain: Images) -> None:
@@ -335,7 +342,6 @@ class Work:
 
     def _save(self) -> None:
         """A checkpoint of everything that a continued trial needs."""
-        begun = time.perf_counter()
         content = {
             "settings": self.settings.model_dump(),
             "state": self.state.state_dict(),
@@ -349,16 +355,18 @@ class Work:
             "wall_s": self.seconds(),
         }
         store.save_checkpoint(self.directory, content)
-        self.last_save = time.perf_counter()
-        self.save_cost = self.last_save - begun
 
     def _load(self, saved: dict[str, Any]) -> None:
-        """Take over what `_save` kept, but the event files' positions."""
+        """Take over what `_save` kept, but the event files' positions.
+
+        Checkpoints of older versions, which were of an epoch's end, lack what is not there then.
+        """
         store.check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
         self.state.load_state_dict(saved["state"])
-        self.collapsed, self.probed, self.linear_probe = saved["collapsed"], saved["probed"], saved["linear_probe"]
-        self.saved_probes = saved["probes"]
-        self.metrics, self.wall_before, self.warned_before = saved["metrics"], saved["wall_s"], saved["warnings"]
+        self.collapsed, self.linear_probe = saved.get("collapsed", 0), saved.get("linear_probe", "")
+        self.probed, self.saved_probes = saved.get("probed"), saved.get("probes")
+        self.metrics, self.wall_before = saved["metrics"], saved["wall_s"]
+        self.warned_before = saved.get("warnings", [])
 
     def _passes(self) -> list[tuple[Head, ...]]:
         """The linear probes that are trained together: those that count first, then one block after the other.
@@ -393,7 +401,7 @@ class Work:
             for _ in self._train_linear(self.probes, features):
                 self._log(self._probe_metrics(self.probes, features, number == 0), self.probes.epoch)
                 share = (number + self.probes.epoch / settings.le_epochs) / len(passes)
-                yield Progress((trained + share) / (trained + 1), trained, False, self.metrics)
+                yield Progress((trained + share) / (trained + 1), trained, False, self.metrics, self.seconds())
             self._log(self._test_scores(self.probes, features, number == 0), settings.le_epochs)
             self.probed, self.probes = number + 1, None
             del features

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raysweep import experiment, store
+from raysweep.bucket import Replaced
 from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
 from raysweep.stopping import Stopping
@@ -43,10 +44,14 @@ def run(
                     stop=stopping.asked,
                     saved=push,
                 )
-            if result is None:
-                return
+        except Replaced:  # by another process, which says how it ends
+            result = None
         except Exception as fault:
-            # The trial's traceback is in its error.txt already.
-            digest = pick(trial.settings, datasets).probe.digest
-            result = results.record_failure(trial, digest, store.reason(fault))
+            # The trial's traceback is in its error.txt already. What came after its result takes nothing from that.
+            result = results.result(trial.name)
+            if result is None:
+                digest = pick(trial.settings, datasets).probe.digest
+                result = results.record_failure(trial, digest, store.reason(fault))
+        if result is None:
+            return
         view.end(result)

@@ -72,8 +72,9 @@ class State:
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.generator.set_state(saved["generator"])
-        self.epoch, self.step, self.order = saved["epoch"], saved["step"], saved["order"]
-        self.sums = saved["sums"].to(self.encoder.head.weight.device) if saved["sums"] is not None else None
+        self.epoch, self.step, self.order = saved["epoch"], saved.get("step", 0), saved.get("order")
+        sums = saved.get("sums")  # a checkpoint of an older version was of an epoch's end, and lacks all three
+        self.sums = sums.to(self.encoder.head.weight.device) if sums is not None else None
 
     def embed(self, settings: Settings, images: Tensor) -> Tensor:
         """Embeddings (B, D) of images (B, C, H, W) by the head in training: a greedy stage's, else the encoder's."""

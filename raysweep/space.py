@@ -516,8 +516,17 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
                     f"{where}: {name}: is {getattr(now, name)!r}, but the sweep was begun with {base[name]!r}; start a "
                     f"new sweep for other settings"
                 )
+    if sweep.tune.searcher != "none" or by.tune.searcher != "none":
+        # Its points lie in the results directory, and each counts by its sub-space.
+        for name, before_, after_ in (
+            ("tune.searcher", sweep.tune.searcher, by.tune.searcher),
+            ("search", sweep.to_dict()["search"], by.to_dict()["search"]),
+        ):
+            if before_ != after_:
+                raise InputError(f"{where}: {name}: a sweep whose points are proposed keeps it; start a new sweep")
+        search = list(by.search)
     named = {trial.name for trial in by.trials}
-    for space in begun:
+    for space in begun if by.tune.searcher == "none" else ():
         if any(trial.name not in named for trial in expand(was, (space,), 1, False, where)):
             search.append(space)
     baseline = sweep.baseline or by.baseline

@@ -24,7 +24,6 @@ import os
 import pickle
 import socket
 import tempfile
-import threading
 import time
 import traceback
 import uuid
@@ -38,7 +37,7 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from raysweep.bucket import Bucket, Mirror, is_uri, join
+from raysweep.bucket import Bucket, Mirror, Replaced, is_uri, join
 from raysweep.bucket import hold as hold_bucket
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
 
 KEEP_CHECKPOINTS = 2
 PROPOSALS = "proposals.json"
-LEAVE = ".leave"
-"""The file that tells trials to leave."""
 HOLD_SECONDS = 60.0
 PUSH_SECONDS = 60.0
 """After how long a trial's events go into a bucket, where they do not go with a checkpoint before."""
@@ -118,58 +115,6 @@ def make_result(
         warnings=warnings,
         linear_probe=linear_probe,
     )
-
-
-def record_failure(trial: Trial, probe_digest: str, directory: Path, error: str) -> Result:
-    """Record that the trial's last attempt broke off, and why; warns where that cannot be written (a full disk)."""
-    result = make_result(
-        trial,
-        probe_digest,
-        directory,
-        status="failed",
-        error=error,
-        metrics={},
-        wall_s=0.0,
-        device="unknown",
-        warnings=[],
-    )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_result(directory, result)
-    except OSError as fault:
-        warnings.warn(f"{trial.name}: that it failed cannot be recorded: {reason(fault)}", stacklevel=2)
-    return result
-
-
-def record_stop(
-    trial: Trial, probe_digest: str, directory: Path, *, reason: str, metrics: dict[str, float], wall_s: float
-) -> Result:
-    """Record that the trial was stopped early, after its process has reported for the last time.
-
-    Its checkpoints are removed: it is not run again.
-
-    Args:
-        trial: which.
-        probe_digest: identifies its probe dataset.
-        directory: its own.
-        reason: why, in words.
-        metrics: the newest of each that it reported.
-        wall_s: seconds spent on its last attempt.
-    """
-    result = make_result(
-        trial,
-        probe_digest,
-        directory,
-        status="stopped",
-        error=reason,
-        metrics=metrics,
-        wall_s=wall_s,
-        device="unknown",
-        warnings=[],
-    )
-    write_result(directory, result)
-    remove_checkpoints(directory)
-    return result
 
 
 def reason(fault: BaseException) -> str:
@@ -351,19 +296,16 @@ class Store:
         that is a warning, and the copy on this machine stays as it is.
         """
         if self.bucket is not None and trial is not None:
-            with self._bucket_may_fail():
+            try:
                 Mirror(self.bucket / trial, self.trial(trial)).pull(lambda name: name in STATE)
+            except OSError as fault:
+                warnings.warn(f"{trial}: {reason(fault)}", stacklevel=3)
         elif self._mirror is not None:
             self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
 
-    def push(self, trial: str | None = None) -> None:
-        """Bring into a bucket the result that the driver wrote for this trial, or `sweep.yaml` and the report.
-
-        Raises OSError if the bucket does not take it.
-        """
-        if self.bucket is not None and trial is not None:
-            Mirror(self.bucket / trial, self.trial(trial)).push(lambda name: name == "result.json")
-        elif self._mirror is not None:
+    def push(self) -> None:
+        """Bring `sweep.yaml` and the report into a bucket; raises OSError if it does not take them."""
+        if self._mirror is not None:
             self._mirror.push(of_report)
 
     @contextmanager
@@ -372,7 +314,8 @@ class Store:
 
         Yields:
             What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
-            take them; they are kept here, and the trial's `error.txt` says so.
+            take them: they are kept here until the trial is taken up again, and its `error.txt` says why. It raises
+            Replaced where another process has taken the trial up.
         """
         with hold(self.trial(name)):
             if self.bucket is None:
@@ -383,59 +326,58 @@ class Store:
                 mirror.pull()
                 try:
                     yield mirror.push
-                finally:
+                except Replaced:
+                    raise
+                except Exception:  # not SystemExit, by which Ray ends a stopped trial while the next one waits for it
                     mirror.push()
+                    raise
+                mirror.push()
+            except Replaced:
+                raise
             except OSError:
                 note_traceback(self.trial(name))
                 raise
 
     @contextmanager
     def recording(self, name: str) -> Iterator[Path]:
-        """A trial's directory, with all in it, to record how the trial ended where its own process does not.
+        """A trial's directory, to record how the trial ended where its own process does not; a bucket gets it then.
 
-        Where the bucket does not answer, it is recorded in the copy only, with a warning.
+        Where that cannot be written it is a warning: the sweep goes on, and a resume runs the trial again.
         """
-        mirror = Mirror(self.bucket / name, self.trial(name)) if self.bucket is not None else None
-        with self._bucket_may_fail():
-            if mirror is not None:
-                mirror.pull()
-        yield self.trial(name)
-        with self._bucket_may_fail():
-            if mirror is not None:
-                mirror.push()
+        try:
+            yield self.trial(name)
+            if self.bucket is not None:
+                Mirror(self.bucket / name, self.trial(name)).push(lambda each: each.endswith((".json", ".stopped")))
+        except OSError as fault:
+            warnings.warn(f"{name}: how it ended cannot be recorded: {reason(fault)}", stacklevel=3)
 
     def record_failure(self, trial: Trial, probe_digest: str, error: str) -> Result:
-        """Record that the trial's last attempt broke off, and why; where that cannot be written it is a warning."""
-        result = record_failure(trial, probe_digest, self.trial(trial.name), error)
-        with self._bucket_may_fail():
-            self.push(trial.name)
+        """Record that the trial's last attempt broke off, and why."""
+        directory = self.trial(trial.name)
+        result = make_result(
+            trial,
+            probe_digest,
+            directory,
+            status="failed",
+            error=error,
+            metrics={},
+            wall_s=0.0,
+            device="unknown",
+            warnings=[],
+        )
+        with self.recording(trial.name):
+            directory.mkdir(parents=True, exist_ok=True)
+            write_result(directory, result)
         return result
 
-    @contextmanager
-    def _bucket_may_fail(self) -> Iterator[None]:
-        """Make a fault of the bucket a warning: this machine's copy has what matters, and the sweep goes on."""
-        try:
-            yield
-        except OSError as fault:
-            if self.bucket is None:
-                raise
-            warnings.warn(f"{fault.filename or self.place}: {fault.strerror or fault}", stacklevel=3)
-
-    def ask_to_leave(self) -> None:
-        """Have every trial at work save a checkpoint and leave (see `stopping`)."""
-        (self.root / LEAVE).touch()
-        if self.bucket is not None:  # in the background: this is asked in a signal's handler
-            threading.Thread(target=self.bucket.write, args=(LEAVE, b""), daemon=True).start()
-
-    def let_stay(self) -> None:
-        """Take back what an earlier run asked for."""
-        (self.root / LEAVE).unlink(missing_ok=True)
+    def forget_checkpoints(self, name: str) -> None:
+        """Remove the checkpoints of a trial that will not go on, in a bucket too."""
+        remove_checkpoints(self.trial(name))
         if self.bucket is not None:
-            self.bucket.remove(LEAVE)
-
-    def asked_to_leave(self) -> bool:
-        """Whether trials are to leave."""
-        return (self.root / LEAVE).exists() or (self.bucket is not None and self.bucket.has(LEAVE))
+            there = self.bucket / name
+            for each in there.files():
+                if each.startswith("checkpoints/"):
+                    there.remove(each)
 
     def trial(self, name: str) -> Path:
         """The directory of a trial."""
@@ -457,10 +399,10 @@ class Store:
             raise InputError(f"{path}: is damaged ({fault}); the sweep cannot go on without its points") from None
 
     def record_proposals(self, points: Sequence[Proposal]) -> None:
-        """Write down what was proposed, before any trial of it runs."""
+        """Write down what was proposed, before any trial of it runs; raises OSError where that fails."""
         write_json(self.root / PROPOSALS, {"points": [asdict(point) for point in points]})
-        with self._bucket_may_fail():
-            self.push()
+        if self.bucket is not None:
+            self.bucket.write(PROPOSALS, (self.root / PROPOSALS).read_bytes())
 
     def proposed(self, sweep: Sweep) -> Sweep:
         """The sweep with the trials of the points that its searcher has proposed so far; without one, as it is.
@@ -493,6 +435,9 @@ class Store:
                 path = self.trial(trial.name) / "result.json"
                 number = 1 + len(list(path.parent.glob("result.json.damaged-*")))
                 aside = path.rename(path.with_name(f"result.json.damaged-{number}"))
+                if self.bucket is not None:
+                    (self.bucket / trial.name).write(aside.name, aside.read_bytes())
+                    (self.bucket / trial.name).remove(path.name)
                 warnings.warn(f"{path} was damaged and is now {aside.name}; the trial runs again", stacklevel=2)
 
     def results(self, sweep: Sweep) -> list[Result]:
@@ -698,7 +643,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
         if content and hashlib.sha256(content).hexdigest() in manifest.read_text(errors="replace"):
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return state
-        warnings.warn(f"checkpoint {file} is damaged; going on from the one before", stacklevel=2)
+        warnings.warn(f"checkpoint {file} is damaged; going on from the one before it, if there is one", stacklevel=2)
         manifest.unlink()  # so that it is not one of those that are kept
         file.unlink(missing_ok=True)
     return None

@@ -72,6 +72,10 @@ class View:
         self.running.pop(trial.name, None)
         self.note(f"{trial.name}: attempt {attempt} broke off; going on from its last checkpoint ({reason})")
 
+    def leave(self, trial: Trial) -> None:
+        """The trial left its worker, to be gone on with another time."""
+        self.running.pop(trial.name, None)
+
     def end(self, result: Result) -> None:
         """The trial ended."""
         share = self.running.pop(result.trial, 1.0)

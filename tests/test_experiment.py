@@ -1,6 +1,7 @@
 """Whole experiments in this process, on a few real images."""
 
 import contextlib
+import io
 import json
 import math
 import random
@@ -8,10 +9,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raysweep import experiment, space, store
+from raysweep import experiment, local, space, store
 from raysweep.augment import simclr, to_float
 from raysweep.config import METRICS, Collapse, Head
 from raysweep.data import Dataset, split_train
@@ -25,6 +27,8 @@ from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.randomness import generator
+from raysweep.stopping import Stopping
+from raysweep.view import View
 
 TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, "probe_every": 1, "knn_k": 5}
 CLOCK = "pretrain/images_per_s"
@@ -174,6 +178,37 @@ def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, set
     assert without_clock(scalars(tmp_path / "whole")) == without_clock(scalars(tmp_path / "cut"))
     for name in ("tensors.tsv", "metadata.tsv", "sprite.png"):
         assert len({(tmp_path / of / "projector" / name).read_bytes() for of in ("whole", "cut")}) == 1
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_with(tmp_path):
+    trial = trial_of()
+    whole = run(tmp_path / "whole", trial)
+    done = []
+    run(tmp_path / "old", trial, report=done.append, stop=lambda: len(done) == 1)
+    store.remove_checkpoints(tmp_path / "old")
+    steps = []
+    run(tmp_path / "old", trial, checkpoint_seconds=0, report=steps.append, stop=lambda: len(steps) == 1)
+    old = store.load_checkpoint(tmp_path / "old")
+    while old["state"]["step"]:  # an older version saved at an epoch's end
+        run(tmp_path / "old", trial, checkpoint_seconds=0, stop=lambda: True)
+        old = store.load_checkpoint(tmp_path / "old")
+    for name in ("collapsed", "probed", "probes", "linear_probe", "warnings"):
+        del old[name]
+    for name in ("step", "order", "sums"):
+        del old["state"][name]
+    store.save_checkpoint(tmp_path / "old", old)
+    assert without_clock(run(tmp_path / "old", trial).metrics) == without_clock(whole.metrics)
+
+
+def test_a_result_stands_whatever_breaks_after_it(tmp_path):
+    sweep = space.build({"base": TINY}, {}, "test")
+    made = store.Store(tmp_path / "x")
+    made.create(sweep, {})
+    (made.trial("seed=0") / "checkpoints" / "no file").mkdir(parents=True)  # so that checkpoints cannot be removed
+    stopping = Stopping(made)
+    with View(sweep, [], Console(file=io.StringIO())) as view:
+        local.run(sweep, list(sweep.trials), made, DATASETS, view, stopping)
+    assert made.result("seed=0").status == "finished"
 
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):

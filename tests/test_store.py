@@ -11,6 +11,7 @@ import torch
 
 from raysweep import space, store
 from raysweep.errors import InputError
+from raysweep.stopping import Mark, watch
 from raysweep.store import Store
 
 SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
@@ -77,14 +78,31 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_attempts_are_counted_and_a_new_one_clears_the_failure_of_the_last(tmp_path):
     trial = SWEEP.trials[0]
-    assert store.begin_attempt(tmp_path, trial.settings) == 1
-    (tmp_path / "error.txt").write_text("Traceback\nRuntimeError: no")
-    failed = store.record_failure(trial, "digest", tmp_path, "RuntimeError: no")
+    directory = Store(tmp_path).trial(trial.name)
+    assert store.begin_attempt(directory, trial.settings) == 1
+    (directory / "error.txt").write_text("Traceback\nRuntimeError: no")
+    failed = Store(tmp_path).record_failure(trial, "digest", "RuntimeError: no")
     assert (failed.status, failed.error, failed.attempts) == ("failed", "RuntimeError: no", 1)
-    assert store.read_result(tmp_path) == failed
-    assert store.begin_attempt(tmp_path, trial.settings) == 2
-    assert store.read_result(tmp_path) is None
-    assert not (tmp_path / "error.txt").exists()
+    assert store.read_result(directory) == failed
+    assert store.begin_attempt(directory, trial.settings) == 2
+    assert store.read_result(directory) is None
+    assert not (directory / "error.txt").exists()
+
+
+def test_trials_leave_by_the_mark_of_their_own_run_only(tmp_path):
+    made = Store(tmp_path)
+    first, second = Mark(made, "first"), Mark(made, "second")
+    first.place()
+    assert not first.is_set()
+    first.set()
+    assert first.is_set()
+    assert not second.is_set()
+    second.place()  # the next run of the sweep, after the first was killed
+    assert not first.is_set()
+    second.set()
+    assert watch(second)()
+    second.remove(was_set=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

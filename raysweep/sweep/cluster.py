@@ -31,6 +31,8 @@ def quieten() -> None:
     """Silence Ray's chatter in this process. To be called before Ray is initialised."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # their files lag behind; ours are live
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would swallow Ctrl-C: the exit status is ours to set
+    # A stopped trial's thread ends, and lets go of its directory, while the next trial waits for its worker.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even when told to be silent
     for handler in logging.getLogger("ray").handlers:
         handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))

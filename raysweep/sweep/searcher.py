@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from statistics import mean
@@ -14,7 +15,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from raysweep.space import Proposal, Sweep, Trial, draw
-from raysweep.store import Result, Store
+from raysweep.stopping import Stopping
+from raysweep.store import Result, Store, reason
 
 ASKED = 20
 """How often Optuna is asked for a point that is new, before one is drawn at random."""
@@ -157,17 +159,23 @@ class Proposer(Searcher):
     Results reach the queue as they are recorded, a trial's whole at its end, so nothing of what Tune tells is needed.
     """
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, stopping: Stopping) -> None:
         super().__init__()
-        self.queue = queue
+        self.queue, self.stopping = queue, stopping
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles it to restore a run, which is never done here (the store is the truth)."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, or that there is none."""
-        trial = self.queue.next()
+        """The next trial, or that there is none; nothing is proposed any more once the sweep is to end."""
+        if self.stopping.asked():
+            return Searcher.FINISHED
+        try:
+            trial = self.queue.next()
+        except OSError as fault:  # the trials at work go on; nothing runs of which a resume would not know
+            warnings.warn(f"no more points are proposed, as they cannot be recorded: {reason(fault)}", stacklevel=2)
+            return Searcher.FINISHED
         return Searcher.FINISHED if trial is None else {"trial": trial}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

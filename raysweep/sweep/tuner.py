@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raysweep import store
+from raysweep.bucket import Replaced
 from raysweep.config import METRICS, Collapse
+from raysweep.errors import InputError
 from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
-from raysweep.stopping import Stopping, watch
+from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
 from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.view import View
@@ -34,10 +38,10 @@ def run(
     datasets: Datasets,
     view: View,
     stopping: Stopping,
-) -> None:
+) -> Sweep:
     """Run the pending trials on the connected cluster; each leaves its result in its directory.
 
-    With a searcher, also those of the points that it proposes; they are known to the store.
+    With a searcher, also those of the points that it proposes; returns the sweep with them.
 
     A trial whose worker dies, or that raises, is begun again up to `max_failures` times and goes on from its own
     checkpoint; after that it is recorded as failed. Returns early, the trials at work saved, when the sweep is to end.
@@ -50,19 +54,23 @@ def run(
         "checkpoint_seconds": sweep.tune.checkpoint_seconds,
         "collapse": sweep.tune.collapse,
         "compared": sweep.tune.scheduler != "fifo",
+        "token": stopping.token,
     }
-    ended = {result.trial: result for result in kept}
+    ended = None  # kept for a searcher alone: those of 100,000 trials would take 1 GB
     scheduler = make_scheduler(sweep)
     proposer = None
     if sweep.tune.searcher == "optuna":
         from raysweep.sweep.searcher import Proposer, Queue  # Optuna need not be installed
 
-        proposer = Proposer(Queue(sweep, pending, ended, results))
-    seen = Watch(datasets, results, ended, scheduler, view)
+        ended = {result.trial: result for result in kept}
+        proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
+    earlier = {trial.name: store.attempts(results.trial(trial.name)) for trial in pending}
+    seen = Watch(datasets, results, ended, earlier, scheduler, view)
     stop = Stop(stopping, seen)
     # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
     with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
         make_tuner(run_trial, parameters, sweep, pending, Path(state), scheduler, proposer, stop, [seen]).fit()
+    return sweep if proposer is None else proposer.queue.sweep
 
 
 def make_tuner(
@@ -114,6 +122,7 @@ def run_trial(
     checkpoint_seconds: float | None,
     collapse: Collapse | None,
     compared: bool,
+    token: str,
 ) -> None:
     """The function trainable: one trial in a worker.
 
@@ -124,7 +133,7 @@ def run_trial(
 
     trial = config["trial"]
     results = store.Store(place)
-    stop = watch(results)
+    stop = watch(Mark(results, token))
     if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
         tune.report({"share": 0.0})
         return
@@ -135,7 +144,7 @@ def run_trial(
         nonlocal reported
         if compared and at.evaluated:
             push()  # it may be the last that this process does for the trial
-            tune.report({"share": at.share, EPOCH: at.epoch, **at.metrics})
+            tune.report({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
         elif time.monotonic() - reported >= REPORT_SECONDS:
             push(every=store.PUSH_SECONDS)
             tune.report({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
@@ -143,7 +152,8 @@ def run_trial(
             return
         reported = time.monotonic()
 
-    with results.at_work(trial.name) as push:
+    # A process that was replaced leaves: the one that has the trial now says how it ends.
+    with suppress(Replaced), results.at_work(trial.name) as push:
         experiment.run(
             trial,
             datasets,
@@ -192,11 +202,14 @@ class Watch(tune.Callback):
         self,
         datasets: Datasets,
         results: store.Store,
-        ended: dict[str, Result],
+        ended: dict[str, Result] | None,
+        earlier: Mapping[str, int],
         scheduler: ByEvaluation | None,
         view: View,
     ) -> None:
         self.datasets, self.results, self.ended, self.scheduler, self.view = datasets, results, ended, scheduler, view
+        self.earlier = earlier
+        """How many attempts earlier runs of the sweep made at a trial."""
         self.running: set[str] = set()
         """The trials that a worker has."""
 
@@ -219,6 +232,8 @@ class Watch(tune.Callback):
         """Its worker died; it will go on."""
         of = self._of(trial)
         self.running.discard(of.name)
+        if self.scheduler is not None:  # it goes on though it was to stop, if that could not be recorded
+            self.scheduler.reasons.pop(of.name, None)
         self.results.pull(of.name)
         self.view.retry(of, store.attempts(self.results.trial(of.name)), broke_off(trial))
 
@@ -226,40 +241,60 @@ class Watch(tune.Callback):
         """It wrote its result, was stopped, or left because the sweep is to end."""
         of = self._of(trial)
         self.running.discard(of.name)
-        self.results.pull(of.name)
-        result = self.results.result(of.name)
+        result = self._result(of)
         if result is None and self.scheduler is not None and of.name in self.scheduler.reasons:
             result = self._record_stop(of, self.scheduler.reasons[of.name], trial.last_result)
         if result is not None:
             self._end(result)
+        else:
+            self.view.leave(of)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It broke off for the last time."""
         of = self._of(trial)
         self.running.discard(of.name)
-        self.results.pull(of.name)
-        result = self.results.result(of.name)
+        result = self._result(of)
         if result is None:
             result = self.results.record_failure(of, self._digest(of), broke_off(trial))
         self._end(result)
+
+    def _result(self, of: Trial) -> Result | None:
+        """How a trial ended in this run; a failure of an earlier one is what it was begun again for."""
+        self.results.pull(of.name)
+        try:
+            result = self.results.result(of.name)
+        except InputError as fault:  # damaged since it was written: Tune would end the sweep for an exception here
+            warnings.warn(str(fault), stacklevel=2)
+            return None
+        if result is not None and result.status == "failed" and result.attempts <= self.earlier.get(of.name, 0):
+            return None
+        return result
 
     def _record_stop(self, of: Trial, reason: str, report: Mapping[str, Any]) -> Result:
         """Record what a trial had reported when it was stopped, which its process cannot do: it waits for its end."""
         from raysweep.events import end_stopped
 
-        with self.results.recording(of.name) as directory:
+        directory = self.results.trial(of.name)
+        result = store.make_result(
+            of,
+            self._digest(of),
+            directory,
+            status="stopped",
+            error=reason,
+            metrics={name: report[name] for name in METRICS if name in report},
+            wall_s=report["seconds"],
+            device="unknown",
+            warnings=[],
+        )
+        with self.results.recording(of.name):
             end_stopped(directory, store.attempts(directory))
-            return store.record_stop(
-                of,
-                self._digest(of),
-                directory,
-                reason=reason,
-                metrics={name: report[name] for name in METRICS if name in report},
-                wall_s=report["time_total_s"],
-            )
+            store.write_result(directory, result)
+            self.results.forget_checkpoints(of.name)
+        return result
 
     def _end(self, result: Result) -> None:
-        self.ended[result.trial] = result
+        if self.ended is not None:
+            self.ended[result.trial] = result
         self.view.end(result)
 
     def _digest(self, of: Trial) -> str:
@@ -272,12 +307,12 @@ class Watch(tune.Callback):
 
 def broke_off(trial: Any) -> str:
     """Why Tune's trial broke off last, in one line, from what Tune keeps of it on the driver's own disk."""
+    last = Path(trial.error_file).read_text().rpartition("Failure #")[2]  # one after the other
     if trial.pickled_error_file is not None:
         with open(trial.pickled_error_file, "rb") as file:
             fault = pickle.load(file)
-        if isinstance(fault, RayTaskError):  # raised in the worker
+        if isinstance(fault, RayTaskError) and type(fault.cause).__name__ in last:  # raised in the worker, and the last
             return store.reason(fault.cause)
-    text = Path(trial.error_file).read_text()
-    if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
+    if "low on memory" in last:  # of Ray's OutOfMemoryError only the text is kept
         return "out of memory: Ray ended its process as its node ran low on memory"
     return "its process died (killed, out of memory, or its node was lost)"

@@ -111,3 +111,13 @@ def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
     assert proposals(root) == before, "of so few points Optuna draws at random, each by its number"
     assert {path.parent.name for path in root.glob("*/result.json")} == set(results)
     assert command("--resume", root, cwd=root.parent).stdout.splitlines()[0] == f"{root}: all 10 trials have finished"
+    refused = command(
+        "--resume", root, "--set", "tune.searcher=none", "--set", "tune.max_concurrent=none", cwd=root.parent
+    )
+    assert refused.returncode == 2
+    assert "tune.searcher: a sweep whose points are proposed keeps it" in refused.stderr
+    more = command("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
+    assert more.returncode == 0, more.stderr
+    assert "12 trials (2 new), 10 finished before" in more.stdout
+    assert proposals(root)[:-1] == before
+    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
