@@ -31,6 +31,7 @@ class View:
 
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
         self.sweep, self.console = sweep, console
+        self.metric = sweep.metric  # it looks at all trials to say which
         self.weights = {trial.name: weight(trial) for trial in sweep.trials}
         self.usual = fmean(weight(trial) for trial in sweep.examples)  # of trials that are not proposed yet
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
@@ -83,7 +84,7 @@ class View:
             self.weights[result.trial] *= share  # the rest of it is no work that was done
         self.shares[result.trial] = 1.0
         self._count(result)
-        metric = self.sweep.metric
+        metric = self.metric
         score = f"  {metric} {result.metrics[metric]:.4f}" if metric in result.metrics else ""
         outcome = f"{result.wall_s:.1f} s{score}"
         if result.status != "finished":
@@ -103,7 +104,7 @@ class View:
     def _count(self, result: Result) -> None:
         self.failed += result.status == "failed"
         self.stopped += result.status == "stopped"
-        metric = self.sweep.metric
+        metric = self.metric
         if metric in result.metrics and not result.baseline and result.status == "finished":
             self.values[result.point].append(result.metrics[metric])
             self.means[result.point] = fmean(self.values[result.point])
@@ -116,7 +117,7 @@ class View:
         choose = max if self.sweep.tune.mode == "max" else min
         point = choose(self.means, key=self.means.__getitem__)
         count = len(self.values[point])
-        return f"{point}  {self.sweep.metric} {self.means[point]:.4f} ({count} seed{'s' if count > 1 else ''})"
+        return f"{point}  {self.metric} {self.means[point]:.4f} ({count} seed{'s' if count > 1 else ''})"
 
     def _best(self) -> str:
         best = self.best()
