@@ -79,7 +79,22 @@ Both need Ray, so not `--local`.
 A relative path (`folder:images`, `data_dir`) is taken from the directory in which the command is given.
 
 On the command line every setting is a flag (`--alpha 0.1`), and `--set NAME=VALUE` overrides any setting, `baseline`,
-`tune.NAME` and `resources.NAME`; a list makes a grid: `--set seed=[0,1,2]`.
+`tune.NAME` and `resources.NAME`. A value replaces what the file sweeps, a list makes a grid: `--set seed=[0,1,2]`. The
+other distributions are for files only. A number may be written `1e-5`, a truth value `true` or `True`.
+
+## Datasets
+
+`digits` and `digits_m` come with scikit-learn. torchvision's are downloaded once, to `data_dir`; without a network the
+message names the files to copy there. `folder:PATH` has one of these forms:
+
+| in PATH | is |
+| --- | --- |
+| `train/<class>/*`, `test/<class>/*` | both splits, with the same classes |
+| `train/<class>/*` | train and test, divided 80/20, stratified, always alike |
+| `train/*`, or images anywhere | images without labels: for `dataset` only, with another `probe_dataset` |
+
+Images may have any size and mode and lie in folders of their own; the centre square is scaled to `image_size`, as RGB.
+`probe_dataset` takes the size and the channels of `dataset`. A validation split is taken from train (`val_fraction`).
 """
 
 

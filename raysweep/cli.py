@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 from raysweep import __version__, space
 from raysweep.bucket import fetch_encoder, is_uri
@@ -66,7 +66,7 @@ def sweep_parser() -> Parser:
     )
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
     parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
-    parser.add_argument("--name", help="name of the results directory; must not exist")
+    parser.add_argument("--name", help="name of the results directory, which must not exist (the space's)")
     parser.add_argument(
         "--output",
         default="runs",
@@ -87,7 +87,11 @@ def sweep_parser() -> Parser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the trials and the resolved settings only")
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
-    parser.add_argument("--address", help="an existing Ray cluster (default: RAY_ADDRESS, else Ray on this machine)")
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="an existing Ray cluster (default: RAY_ADDRESS, else Ray on this machine)",
+    )
     groups: dict[str, Any] = {}
     for name in SETTINGS:
         of = about(name)
@@ -95,9 +99,17 @@ def sweep_parser() -> Parser:
             groups[of.group] = parser.add_argument_group(f"settings: {of.group}")
         default = Settings.model_fields[name].default
         groups[of.group].add_argument(
-            f"--{name}", metavar="X", help=f"{of.text} ({'none' if default is None else default})".replace("%", "%%")
+            f"--{name}",
+            metavar=shown_values(name),
+            help=f"{of.text} ({'none' if default is None else default})".replace("%", "%%"),
         )
     return parser
+
+
+def shown_values(name: str) -> str:
+    """What --help shows for a setting's value: the choices, where it is one of a few."""
+    kind: Any = Settings.model_fields[name].annotation
+    return f"{{{','.join(get_args(kind))}}}" if get_origin(kind) is Literal else "X"
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -422,7 +434,7 @@ def report_command(arguments: list[str]) -> int:
         description="Rebuild the table and the figures of a sweep; of several sweeps, set them side by side.",
         allow_abbrev=False,
     )
-    parser.add_argument("sweeps", nargs="+", metavar="DIR/NAME")
+    parser.add_argument("sweeps", nargs="+", metavar="DIR/NAME", help="a sweep's results directory; also in a bucket")
     parser.add_argument(
         "-o",
         "--output",
@@ -551,7 +563,7 @@ def preview_command(arguments: list[str]) -> int:
     )
     parser.add_argument("space", metavar="SPACE.yaml", help="search-space file")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help=f"the picture ({' '.join(PICTURES)}); must not exist"
+        "-o", "--output", required=True, metavar="FILE", help=f"the picture, a new file ({' '.join(PICTURES)})"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override any setting, as for sweep"
@@ -630,13 +642,23 @@ COMMANDS = {
     "export": export_command,
 }
 
+USAGE = """\
+usage: raysweep COMMAND …
+
+  raysweep sweep     run a sweep from a search-space file, or go on with one (also: python run_sweep.py …)
+  raysweep report    rebuild a sweep's tables and figures, or set several sweeps side by side
+  raysweep preview   a picture of the augmented views at each strength
+  raysweep embed     features of images by a trained encoder
+  raysweep export    the weights of a trained encoder, for other programs
+
+raysweep COMMAND --help says more; raysweep --version gives the version."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        print(f"Commands: {', '.join(f'raysweep {name} --help' for name in COMMANDS)}")
+        print(USAGE)
         return FINISHED
     if arguments[0] == "--version":
         print(__version__)

@@ -61,9 +61,9 @@ HEAD = Effect(
     "`usl_epochs` > 0, or a probe on the embedding",
     lambda s: PRETRAINED.holds(s) or "embedding" in (s.probe_layer, *(head.layer for head in s.heads)),
 )
-BANKLESS_LR = Effect("`probe_bank` without lr, or `per_layer`", lambda s: s.per_layer or "lr" not in s.banked)
+BANKLESS_LR = Effect("no `lr` in `probe_bank`, or `per_layer`", lambda s: s.per_layer or "lr" not in s.banked)
 BANKLESS_DECAY = Effect(
-    "`probe_bank` without weight_decay, or `per_layer`", lambda s: s.per_layer or "weight_decay" not in s.banked
+    "no `weight_decay` in `probe_bank`, or `per_layer`", lambda s: s.per_layer or "weight_decay" not in s.banked
 )
 
 
@@ -620,6 +620,7 @@ def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Mo
     except ValidationError as fault:
         error = fault.errors()[0]
         problem = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        problem = re.sub(r"valid (number|integer), (unable|got) .*", r"valid \1", problem)
         if not error["loc"]:  # of several settings together; it names them
             raise InputError(f"{where}: {problem}") from None
         key = error["loc"][0]

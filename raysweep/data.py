@@ -457,7 +457,7 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
             if not skip_bad_images:
                 raise InputError(
                     f"cannot read the image {str(paths[i])!r} ({bad[i]}): repair or remove it; "
-                    "`skip_bad_images: true` leaves such files out"
+                    "`skip_bad_images` leaves such files out"
                 ) from fault
 
     in_threads(one, len(paths))

@@ -130,10 +130,14 @@ class Tune(BaseModel):
         ),
     ] = None
     collapse_rankme: Annotated[
-        float, Field(ge=0), About("`collapse_stop`: collapsed is a RankMe, from 1 to the embedding's width, below this")
+        float,
+        Field(ge=0),
+        About("`collapse_stop`: collapsed is an embedding with a RankMe (1 to its width) below this."),
     ] = 1.5
     collapse_std: Annotated[
-        float, Field(ge=0), About("or a mean standard deviation of the embedding's dimensions below this.")
+        float,
+        Field(ge=0),
+        About("`collapse_stop`: and one with a mean standard deviation of its dimensions below this."),
     ] = 1e-4
 
     @property
@@ -590,7 +594,8 @@ def check_metric(sweep: Sweep, where: str) -> None:
         return
     if metric not in CHOICES:
         reason = " (test images are not for choosing)" if "test" in metric or metric.startswith("kmeans/") else ""
-        raise InputError(f"{where}: tune.metric: {metric!r} cannot be chosen by{reason}{suggest(metric, CHOICES)}")
+        hint = suggest(metric.replace("test", "val"), CHOICES)
+        raise InputError(f"{where}: tune.metric: {metric!r} cannot be chosen by{reason}{hint}")
     for trial in sweep.examples:
         if not trial.baseline and not has_metric(metric, trial.settings):
             of = trial.settings

@@ -749,7 +749,7 @@ def test_bad_images(how: str, suffix: str, tmp_path: Path) -> None:
     first = tmp_path / "train" / "dog" / f"1.{suffix}"
     message = fault(lambda: read(tmp_path))
     assert repr(str(first)) in message
-    assert "`skip_bad_images: true`" in message
+    assert "`skip_bad_images`" in message
     assert ("the file is empty" in message) == (how == "empty")
 
     with pytest.warns(UserWarning, match=r"2 of \d images left out") as warned:

@@ -396,7 +396,7 @@ def test_lists_that_are_one_value():
         ({"base": {"encoder": "resnet18", "probe_layer": "layer2"}}, ["probe_layer: layer2", "block of conv6"]),
         ({"base": {"usl_type": "simclr", "emb_loss": "l1"}}, ["emb_loss", "no effect", "usl_type: simclr"]),
         ({"base": {"usl_type": "simclr", "alpha": 5}}, ["alpha", "no effect", "usl_type: ae_parallel"]),
-        ({"base": {"probe_bank": "lr=1+2"}, "search": {"le_lr": [1, 2]}}, ["search.le_lr", "probe_bank without lr"]),
+        ({"base": {"probe_bank": "lr=1+2"}, "search": {"le_lr": [1, 2]}}, ["search.le_lr", "no lr in probe_bank"]),
         ({"search": {"per_layer": [True, False]}}, ["per_layer cannot be swept"]),
         ({"tune": {"metric": "linear/layer3/val_accuracy"}}, ["tune.metric", "per_layer: False"]),
         ({"base": {"usl_type": "ae_single", "hinge_m": 3}}, ["hinge_m", "no effect", "emb_loss: hinge"]),
