@@ -62,8 +62,11 @@ class Info:
 
 
 def is_uri(place: object) -> bool:
-    """Whether this names a place in a bucket, not a local path."""
-    return isinstance(place, str) and "://" in place
+    """Whether this names a place in a bucket, not a local path; raises InputError for what almost does."""
+    scheme, colon, rest = place.partition(":") if isinstance(place, str) else ("", "", "")
+    if colon and scheme in SCHEMES and not rest.startswith("//"):
+        raise InputError(f"{place}: a place in a bucket is {scheme}://BUCKET/PREFIX (a local directory: ./{place})")
+    return rest.startswith("//")
 
 
 def join(uri: str, name: str) -> str:

@@ -127,6 +127,8 @@ def requested(arguments: argparse.Namespace, begun: Path | None = None) -> Sweep
         overrides[name] = space.parse_value(name, text, f"--{name}")
     if arguments.space and arguments.exp_type:
         raise InputError(f"give {arguments.space} or --exp_type {arguments.exp_type}, not both")
+    if arguments.space in shipped_spaces() and not Path(arguments.space).exists():
+        raise InputError(f"{arguments.space}: no such file; did you mean --exp_type {arguments.space}?")
     if arguments.space:
         return space.build(space.read(Path(arguments.space)), overrides, arguments.space)
     if arguments.exp_type:
@@ -282,7 +284,7 @@ def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
     import yaml
 
     print(yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True))
-    print(f"# {sweep.total} trials:")
+    print(f"# {sweep.total} trial{'s' if sweep.total > 1 else ''}:")
     for trial in sweep.trials:
         print(trial.name if known is None or trial.name in known else f"{trial.name}  # new")
     left = sweep.tune.num_samples - len(sweep.proposed)

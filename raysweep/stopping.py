@@ -6,6 +6,7 @@ steps, saves a checkpoint and leaves. A mark there, because trials may run in ot
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -21,6 +22,9 @@ LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two looks for the mark; 
 GRACE_SECONDS = 20.0
 """How long trials may take to leave. Clusters kill 30 s after their SIGTERM by default (Slurm's KillWait, Kubernetes'
 terminationGracePeriodSeconds), and Ray needs some of them to end."""
+
+
+ENDING_SECONDS = 5.0  # that Ray gets after them
 
 
 class Mark:
@@ -115,6 +119,10 @@ class Stopping:
             self.interrupted = True
             print("stopping: trials save a checkpoint; once more to stop without", file=sys.stderr)
             self.ask()
+            # A signal to the whole process group ends Ray's servers too, and Ray looks for them for long.
+            last = threading.Timer(GRACE_SECONDS + ENDING_SECONDS, leave_at_once)
+            last.daemon = True
+            last.start()
 
         self.mark.place()
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -124,6 +132,12 @@ class Stopping:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.mark.remove(was_set=self.since is not None)
+
+
+def leave_at_once() -> None:
+    """End this process where it stands: the trials have saved what they could, and whatever hangs is not needed."""
+    print("interrupted, without an answer from Ray; go on with --resume", file=sys.stderr)
+    os._exit(130)
 
 
 def watch(mark: Mark) -> Callable[[], bool]:

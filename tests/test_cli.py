@@ -68,6 +68,8 @@ def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")
         (["--set", "output=/tmp"], "unknown setting"),
         (["--set", "alpha=[1"], "not valid YAML at line 1"),
         (["none.yaml"], "none.yaml: no such file"),
+        (["alpha"], "did you mean --exp_type alpha"),
+        (["--exp_type", "alpha", "--output", "s3:/b/x"], "s3://BUCKET/PREFIX"),
         (["."], "is a directory"),
         (["none.yaml", "--exp_type", "alpha"], "not both"),
         (["--dataset", "digitz"], "did you mean 'digits'"),

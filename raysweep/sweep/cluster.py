@@ -46,6 +46,8 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quieten()
+    if address is None:  # a server that died on this machine does not come back; Ray would look for it for a minute
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     try:
         if address is not None:
             knock(address)
