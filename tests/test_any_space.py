@@ -68,7 +68,7 @@ def outcome(path, *arguments):
     took = time.perf_counter() - began
     if status == 0:
         assert err.getvalue() == ""
-        assert " trials:" in out.getvalue()
+        assert " trial" in out.getvalue()
     else:
         assert status == 2
         assert out.getvalue() == ""

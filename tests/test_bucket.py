@@ -392,6 +392,8 @@ def test_one_that_lost_its_lock_leaves(s3, uri):
         [
             sys.executable,
             "-c",
+            # What a background job of a script inherits is that SIGINT is ignored.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from raysweep import bucket; bucket.BEAT = 0.5\n"
             + HOLD
             + "print(flush=True); import time; time.sleep(60)",
