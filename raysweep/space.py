@@ -186,7 +186,7 @@ class Trial:
         return self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled it is short: Tune keeps and writes down every trial so, several times over, as long as a sweep runs."""
+        """Short: Tune writes every trial down so, several times, again and again."""
         changed = self.settings.model_dump(exclude_defaults=True)
         return unpickled, (self.name, self.point, changed, dict(self.varied), self.baseline)
 
