@@ -185,6 +185,16 @@ class Trial:
         """Its name, which is also what Tune makes tags of."""
         return self.name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Short: Tune writes every trial down so, several times, again and again."""
+        changed = self.settings.model_dump(exclude_defaults=True)
+        return unpickled, (self.name, self.point, changed, dict(self.varied), self.baseline)
+
+
+def unpickled(name: str, point: str, changed: dict[str, Any], varied: dict[str, Any], baseline: bool) -> Trial:
+    """The trial that was pickled."""
+    return Trial(name, point, Settings(**changed), Frozen(varied), baseline)
+
 
 @dataclass(frozen=True)
 class Proposal:

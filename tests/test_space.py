@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -625,3 +626,16 @@ def test_the_random_encoders_of_a_searched_encoder_come_with_its_points():
         "random,encoder=conv6",
     ]
     assert sweep.total == 2 + 4
+
+
+def test_a_trial_is_short_when_pickled_and_the_same_again():
+    raw = {
+        "base": {"usl_epochs": 3, "probe_bank": {"lr": [0.1, 0.2]}},
+        "search": {"alpha": [0.1, 1e-300], "dataset": ["folder:a", "digits"], "seed": [0, 1]},
+        "baseline": True,
+    }
+    for trial in build(raw).trials:
+        content = pickle.dumps(trial)
+        assert pickle.loads(content) == trial
+        assert hash(pickle.loads(content)) == hash(trial)
+        assert len(content) < 600
