@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
@@ -27,6 +28,9 @@ from raysweep.store import Result
 from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.view import View
 
+PART = 500
+"""Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
+the end of a part slots wait for its last trial, and workers import torch anew."""
 REPORT_SECONDS = 1.0  # tune.report waits for the driver: reports go by time, not by epoch
 
 
@@ -67,15 +71,36 @@ def run(
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
     stop = Stop(stopping, seen)
-    # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
-    with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
-        make_tuner(run_trial, parameters, sweep, pending, Path(state), scheduler, proposer, stop, [seen]).fit()
+    trainable = shared(run_trial, parameters, sweep)
+    alone = scheduler is None and proposer is None  # what compares trials must see all of them
+    size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
+    for start in range(0, max(len(pending), 1), size):
+        if stopping.asked():
+            break
+        part = pending[start : start + size]
+        # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
+        with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
+            make_tuner(trainable, sweep, part, Path(state), scheduler, proposer, stop, [seen]).fit()
     return sweep if proposer is None else proposer.queue.sweep
 
 
+def slots(sweep: Sweep) -> int:
+    """How many trials the cluster's cores hold at a time."""
+    return int(ray.cluster_resources().get("CPU", 1) // sweep.resources.cpu)
+
+
+def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep: Sweep) -> Any:
+    """`trainable(config, **parameters)`, with what a trial of it needs.
+
+    The parameters go through the object store once: NumPy arrays in them are mapped read-only into every worker on a
+    node, not copied. To be called once for a sweep: Ray keeps what it is given until it ends.
+    """
+    resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
+    return tune.with_resources(tune.with_parameters(trainable, **parameters), resources)
+
+
 def make_tuner(
-    trainable: Callable[..., None],
-    parameters: Mapping[str, Any],
+    trainable: Any,
     sweep: Sweep,
     trials: Sequence[Trial],
     root: Path,
@@ -84,14 +109,12 @@ def make_tuner(
     stop: tune.Stopper | None = None,
     callbacks: Sequence[tune.Callback] = (),
 ) -> tune.Tuner:
-    """A Tuner that runs `trainable({"trial": trial}, **parameters)` for every trial, or all that the proposer gives.
+    """A Tuner that runs what `shared` gave, with config `{"trial": trial}`, for every trial, or all of the proposer's.
 
-    The parameters go through the object store once: NumPy arrays in them are mapped read-only into every worker on a
-    node, not copied. Workers are kept from trial to trial, so that each imports torch once.
+    Workers are kept from trial to trial, so that each imports torch once.
     """
-    resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, **parameters), resources),
+        trainable,
         param_space={"trial": tune.grid_search(list(trials))} if proposer is None else None,
         # No metric here: Tune raises when a first report lacks it, and what is best is read from the store.
         tune_config=tune.TuneConfig(

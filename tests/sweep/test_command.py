@@ -263,6 +263,32 @@ def test_a_diverging_trial_fails_without_retry_and_the_others_go_on(tmp_path):
     assert failed["error"] in (root / "summary.md").read_text()
 
 
+def test_a_long_sweep_runs_in_parts(tmp_path):
+    program = (
+        "import sys\n"
+        "from raysweep.sweep import authentication\n"
+        "authentication.present_token(None)  # before Ray is imported\n"
+        "from raysweep import cli\n"
+        "from raysweep.sweep import tuner\n"
+        "tuner.PART, tuner.slots = 2, lambda sweep: 0\n"
+        "sys.exit(cli.main())"
+    )
+    options = ["--usl_epochs", "0", "--le_epochs", "1", "--set", "seed=[0,1,2,3,4]", "--name", "x"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "sweep", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [result(tmp_path / "runs" / "x", f"seed={seed}")["attempts"] for seed in range(5)] == [1] * 5
+    pids = [json.loads((tmp_path / "runs" / "x" / f"seed={n}" / "attempt.json").read_text())["pid"] for n in range(5)]
+    assert len({*pids[:2]} & {*pids[2:4]}) == 0, "each part has workers of its own"
+
+
 def test_a_request_that_no_node_can_meet_is_refused(tmp_path):
     for request, words in (("cpu=1000", "needs 1000 cpu"), ("gpu=64", "64 gpu")):
         done = command(*QUICK, "--usl_type", "simclr", "--set", f"resources.{request}", cwd=tmp_path)

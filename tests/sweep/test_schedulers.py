@@ -47,7 +47,8 @@ def run(folder, alphas, **settings):
     raw = {"base": BASE, "search": {"alpha": alphas}, "baseline": True, "tune": {"max_concurrent": 1, **settings}}
     sweep = space.build(raw, {}, "test")
     scheduler = make_scheduler(sweep)
-    grid = tuner.make_tuner(curve, {"folder": str(folder)}, sweep, sweep.trials, folder / "results", scheduler).fit()
+    trainable = tuner.shared(curve, {"folder": str(folder)}, sweep)
+    grid = tuner.make_tuner(trainable, sweep, sweep.trials, folder / "results", scheduler).fit()
     assert not grid.errors
     notes = {trial.name: json.loads((folder / f"{trial.name}.json").read_text()) for trial in sweep.trials}
     assert len({pid for pid, _ in notes.values()}) == 1, "one worker ran all"

@@ -68,7 +68,8 @@ def test_workers_map_one_copy_of_the_dataset(started, tmp_path):
     size = images.nbytes / MEBIBYTE
     sweep = space.build({"base": {"dataset": "cifar10"}, "search": {"seed": [0, 1]}}, {}, "test")
     parameters = {"datasets": {("cifar10", 32, None): dataset}, "folder": str(tmp_path)}
-    tuner.make_tuner(set_up_a_trial, parameters, sweep, sweep.trials, tmp_path / "results").fit()
+    trainable = tuner.shared(set_up_a_trial, parameters, sweep)
+    tuner.make_tuner(trainable, sweep, sweep.trials, tmp_path / "results").fit()
     notes = [json.loads((tmp_path / trial.name / "memory.json").read_text()) for trial in sweep.trials]
     grown, files = zip(*notes)
     # Measured: 88 MiB whatever the size of the dataset (model, optimiser, PyTorch's own start); a copy adds `size`.
