@@ -13,7 +13,7 @@ PACKAGE = ROOT / "raysweep"
 
 # A module may import those before it in this list, none after it.
 ORDER = [
-    "errors", "config", "bucket", "space", "randomness", "data", "inputs", "augment", "models", "losses", "objective",
+    "errors", "config", "bucket", "space", "randomness", "data", "inputs", "augment", "ranks", "models", "losses", "objective",
     "pretrain", "probes", "store", "stopping", "events", "experiment", "portable", "view", "statistics", "figures",
     "report", "preview", "local", "sweep", "cli",
 ]  # fmt: skip
