@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -25,8 +26,12 @@ from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
 from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
+from raysweep.sweep import cluster
 from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.view import View
+
+if TYPE_CHECKING:  # it imports torch, which the driver does not need
+    from raysweep.ranks import Ranks
 
 PART = 500
 """Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
@@ -50,8 +55,10 @@ def run(
     A trial whose worker dies, or that raises, is begun again up to `max_failures` times and goes on from its own
     checkpoint; after that it is recorded as failed. Returns early, the trials at work saved, when the sweep is to end.
     """
+    parallel = sweep.resources.workers > 1
     parameters = {
-        "datasets": dict(datasets),
+        # Of a trial in several processes they alone need the data, and get it from the same place.
+        "datasets": [ray.put(dict(datasets))] if parallel else dict(datasets),
         "place": results.place,
         "threads": sweep.resources.cpu,
         "gpu": sweep.resources.gpu > 0,  # with 0 Ray hides no GPU, and every trial would take the first one
@@ -71,7 +78,12 @@ def run(
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
     stop = Stop(stopping, seen)
-    trainable = shared(run_trial, parameters, sweep)
+    if parallel:
+        from raysweep.sweep.workers import run_parallel_trial
+
+        trainable = shared(run_parallel_trial, {**parameters, "resources": sweep.resources}, sweep)
+    else:
+        trainable = shared(run_trial, parameters, sweep)
     alone = scheduler is None and proposer is None  # what compares trials must see all of them
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
     for start in range(0, max(len(pending), 1), size):
@@ -85,8 +97,18 @@ def run(
 
 
 def slots(sweep: Sweep) -> int:
-    """How many trials the cluster's cores hold at a time."""
-    return int(ray.cluster_resources().get("CPU", 1) // sweep.resources.cpu)
+    """How many trials the cluster's cores hold at a time, at least one."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1) // (sweep.resources.cpu * sweep.resources.workers)))
+
+
+def most_at_a_time(sweep: Sweep) -> int | None:
+    """How many trials may run at a time; None leaves it to their resources.
+
+    Those in several processes ask for nothing themselves: all would start, and most wait for their workers in vain.
+    """
+    if sweep.resources.workers == 1:
+        return sweep.tune.max_concurrent
+    return min(sweep.tune.max_concurrent or sys.maxsize, cluster.room([node["Resources"] for node in cluster.alive_nodes()], sweep.resources))
 
 
 def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep: Sweep) -> Any:
@@ -96,6 +118,8 @@ def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep:
     node, not copied. To be called once for a sweep: Ray keeps what it is given until it ends.
     """
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
+    if sweep.resources.workers > 1:  # they ask for their own beside the trial's, which waits for them
+        resources = {"cpu": 0}
     return tune.with_resources(tune.with_parameters(trainable, **parameters), resources)
 
 
@@ -121,7 +145,7 @@ def make_tuner(
             scheduler=scheduler,
             search_alg=proposer,
             num_samples=1 if proposer is None else -1,  # it says itself when it ends
-            max_concurrent_trials=sweep.tune.max_concurrent,
+            max_concurrent_trials=most_at_a_time(sweep),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -152,13 +176,32 @@ def run_trial(
     A trial that a scheduler compares with others reports every online evaluation, and waits for what is decided. If it
     is to stop, Ray ends this thread in that report by SystemExit, once it needs the worker for another trial.
     """
-    from raysweep import experiment
+    attempt(config["trial"], datasets, place, threads, gpu, checkpoint_seconds, collapse, compared, token, tune.report)
 
-    trial = config["trial"]
+
+def attempt(
+    trial: Trial,
+    datasets: Datasets,
+    place: str,
+    threads: int,
+    gpu: bool,
+    checkpoint_seconds: float | None,
+    collapse: Collapse | None,
+    compared: bool,
+    token: str,
+    tell: Callable[[dict[str, Any]], None],
+    ranks: Ranks | None = None,
+) -> None:
+    """Run a trial in this process, or lead those that run it; `tell` passes its reports on to Tune."""
+    from raysweep import experiment
+    from raysweep.ranks import ALONE
+
+    ranks = ranks or ALONE
     results = store.Store(place)
     stop = watch(Mark(results, token))
     if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
-        tune.report({"share": 0.0})
+        ranks.agree(True)
+        tell({"share": 0.0})
         return
 
     reported = time.monotonic()
@@ -167,10 +210,10 @@ def run_trial(
         nonlocal reported
         if compared and at.evaluated:
             push()  # it may be the last that this process does for the trial
-            tune.report({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
+            tell({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
         elif time.monotonic() - reported >= REPORT_SECONDS:
             push(every=store.PUSH_SECONDS)
-            tune.report({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
+            tell({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
         else:
             return
         reported = time.monotonic()
@@ -188,8 +231,9 @@ def run_trial(
             report=report,
             stop=stop,
             saved=push,
+            ranks=ranks,
         )
-    tune.report({"share": 1.0})
+    tell({"share": 1.0})
 
 
 class Stop(tune.Stopper):
