@@ -179,6 +179,8 @@ class Work:
         self.save_cost = 0.0
         self.settings, self.directory, self.caught = trial.settings, directory, caught
         self.device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+        if gpu and self.device.type == "cpu":
+            warnings.warn("resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU", stacklevel=2)
         self.probe = of.probe
         self.images = resident(of.pretrain, self.device)
         channels, size = of.pretrain.shape[1:3]
