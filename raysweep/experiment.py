@@ -214,6 +214,8 @@ class Work:
         self.ranks = ranks
         self.settings, self.directory, self.caught = trial.settings, directory, caught
         self.device = device_of(gpu)
+        if gpu and self.device.type == "cpu":
+            warnings.warn("resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU", stacklevel=2)
         self.probe = of.probe
         self.images = resident(of.pretrain, self.device)
         channels, size = of.pretrain.shape[1:3]

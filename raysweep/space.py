@@ -155,9 +155,7 @@ class Resources(BaseModel):
 
     _types = field_validator("*", mode="before")(check_type)
 
-    cpu: Annotated[
-        int, Field(ge=1), About("Processor cores, and threads, of a trial, or of each of its workers.")
-    ] = 1
+    cpu: Annotated[int, Field(ge=1), About("Processor cores, and threads, of a trial, or of each of its workers.")] = 1
     gpu: Annotated[
         float, Field(ge=0), About("GPUs of one trial, or of each of its workers; 0.25 puts four trials on one.")
     ] = 0.0

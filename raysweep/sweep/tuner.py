@@ -108,7 +108,10 @@ def most_at_a_time(sweep: Sweep) -> int | None:
     """
     if sweep.resources.workers == 1:
         return sweep.tune.max_concurrent
-    return min(sweep.tune.max_concurrent or sys.maxsize, cluster.room([node["Resources"] for node in cluster.alive_nodes()], sweep.resources))
+    return min(
+        sweep.tune.max_concurrent or sys.maxsize,
+        cluster.room([node["Resources"] for node in cluster.alive_nodes()], sweep.resources),
+    )
 
 
 def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep: Sweep) -> Any:
