@@ -122,7 +122,7 @@ def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep:
     """
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
     if sweep.resources.workers > 1:  # they ask for their own beside the trial's, which waits for them
-        resources = {"cpu": 0}
+        resources = {"cpu": 0, "memory": 1}  # Tune wants something, and every node has a byte
     return tune.with_resources(tune.with_parameters(trainable, **parameters), resources)
 
 

@@ -39,7 +39,7 @@ def run_parallel_trial(
 ) -> None:
     """The function trainable: one trial, led from the first of its workers, whose reports are passed on to Tune."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    desk = Desk.remote()
+    desk: Any = ray.remote(num_cpus=0)(Desk).remote()
     each: dict[str, float] = {"CPU": resources.cpu}
     if gpu:
         each["GPU"] = resources.gpu
@@ -115,7 +115,6 @@ def work(config: dict[str, Any]) -> None:
         attempt(config["trial"], datasets, **given, tell=tell, ranks=ranks)
 
 
-@ray.remote(num_cpus=0)
 class Desk:
     """Where a trial's leading worker leaves its reports for Tune, and learns whether to go on."""
 
