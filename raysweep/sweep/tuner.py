@@ -382,7 +382,16 @@ def broke_off(trial: Any) -> str:
         with open(trial.pickled_error_file, "rb") as file:
             fault = pickle.load(file)
         if isinstance(fault, RayTaskError) and type(fault.cause).__name__ in last:  # raised in the worker, and the last
-            return store.reason(fault.cause)
-    if "low on memory" in last:  # of Ray's OutOfMemoryError only the text is kept
+            return str(fault.cause) if isinstance(fault.cause, Broken) else store.reason(fault.cause)
+    return died(last)
+
+
+def died(text: str) -> str:
+    """How a process came to its end without a word of its own, from what Ray says of it."""
+    if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
         return "out of memory: Ray ended its process as its node ran low on memory"
     return "its process died (killed, out of memory, or its node was lost)"
+
+
+class Broken(Exception):
+    """A worker of a data-parallel trial broke off; the message is the reason in one line."""

@@ -13,16 +13,15 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from raysweep.config import Collapse
 from raysweep.space import Resources
-from raysweep.sweep.tuner import attempt
+from raysweep.store import reason
+from raysweep.sweep.tuner import Broken, attempt, died
 
 WAIT_SECONDS = 1.0  # for a report, between two looks at whether the workers have ended
-END_SECONDS = 20.0  # that workers get to leave once their trial was stopped
 
 
 def run_parallel_trial(
@@ -79,16 +78,11 @@ def run_parallel_trial(
         try:
             workers.result()
         except WorkerGroupError as fault:
-            raise telling(fault) from None
-
-
-def telling(fault: WorkerGroupError) -> BaseException:
-    """Of what happened in the workers what the others followed from."""
-    failures = [failure for _, failure in sorted(fault.worker_failures.items())]
-    for failure in failures:
-        if isinstance(failure, RayActorError):  # the others lost their connection to it
-            return failure
-    return failures[0] if failures else fault
+            told: dict[int, str] = ray.get(desk.faults.remote())
+            for rank, failure in fault.worker_failures.items():
+                if rank not in told:  # the others lost their connection to it
+                    raise Broken(died(str(failure))) from None
+            raise Broken(next(iter(told.values()))) from None
 
 
 def work(config: dict[str, Any]) -> None:
@@ -98,21 +92,25 @@ def work(config: dict[str, Any]) -> None:
     from raysweep import experiment
     from raysweep.ranks import join
 
-    ranks, given = join(), config["attempt"]
+    ranks, given, desk = join(), config["attempt"], config["desk"]
     if given["gpu"] and torch.cuda.is_available():
         torch.cuda.set_device(get_device())  # a node's workers see all the GPUs of its trial
-    datasets = ray.get(config["datasets"][0])
-    if not ranks.lead:
-        settings = config["trial"].settings
-        experiment.follow(settings, datasets, ranks, threads=given["threads"], gpu=given["gpu"])
-        return
 
     def tell(report: dict[str, Any]) -> None:
-        if not ray.get(config["desk"].tell.remote(report)):
+        if not ray.get(desk.tell.remote(report)):
             sys.exit()  # as in a trial that has one process
 
-    with suppress(SystemExit):
-        attempt(config["trial"], datasets, **given, tell=tell, ranks=ranks)
+    try:
+        datasets = ray.get(config["datasets"][0])
+        if ranks.lead:
+            with suppress(SystemExit):
+                attempt(config["trial"], datasets, **given, tell=tell, ranks=ranks)
+        else:
+            settings = config["trial"].settings
+            experiment.follow(settings, datasets, ranks, threads=given["threads"], gpu=given["gpu"])
+    except Exception as fault:
+        ray.get(desk.fail.remote(ranks.rank, reason(fault)))
+        raise
 
 
 class Desk:
@@ -121,6 +119,7 @@ class Desk:
     def __init__(self) -> None:
         self.reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.answers: asyncio.Queue[bool] = asyncio.Queue()
+        self.failed: dict[int, str] = {}
         self.closed = False
 
     async def tell(self, report: dict[str, Any]) -> bool:
@@ -144,3 +143,11 @@ class Desk:
         """Nobody takes reports any more."""
         self.closed = True
         await self.answers.put(False)
+
+    async def fail(self, rank: int, why: str) -> None:
+        """A worker breaks off."""
+        self.failed[rank] = why
+
+    async def faults(self) -> dict[int, str]:
+        """Why workers broke off that could say so, by rank, the first one first."""
+        return self.failed
