@@ -503,7 +503,7 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
         return
     if resources.gpu != int(resources.gpu):
         raise InputError(
-            f"{where}: resources: gpu {resources.gpu:g} for each of {resources.workers} workers; use whole ones"
+            f"{where}: resources.gpu: {resources.gpu:g} for each of {resources.workers} workers: these need whole GPUs"
         )
     for trial in trials:
         settings = trial.settings
