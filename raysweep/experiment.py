@@ -111,7 +111,6 @@ def run(
     if done is not None and done.status != "failed":  # its worker died between the result and the last report
         store.remove_checkpoints(directory)
         saved()
-        ranks.agree(True)  # there is nothing to do
         return done
     attempt = store.begin_attempt(directory, trial.settings)
     saved()
@@ -158,7 +157,7 @@ def follow(settings: Settings, datasets: Datasets, ranks: Ranks, *, threads: int
         gpu: as for `run`.
     """
     assert not ranks.lead
-    if ranks.agree(True):
+    if not ranks.meet():
         return
     with fixed_threads(threads), suppress(Diverged):  # the leader says so
         images = pick(settings, datasets).pretrain
@@ -239,7 +238,7 @@ class Work:
         if saved is None:
             self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
         self._split(of.pretrain)
-        ranks.agree(False)  # there is something to do
+        ranks.meet()
         spread(self.state, ranks)
 
     def seconds(self) -> float:

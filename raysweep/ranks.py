@@ -72,7 +72,7 @@ class _Gather(torch.autograd.Function):
         return gradient[share.start : share.end] * share.processes, None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """The processes of a trial, and which of them this is; by default the only one."""
 
@@ -81,10 +81,23 @@ class Ranks:
     talk: dist.ProcessGroup | None = None
     """By which they agree: over the network even where gradients go from GPU to GPU, so that no GPU is waited for."""
 
+    met: bool = False
+    """Whether the leader has called the others."""
+
     @property
     def lead(self) -> bool:
         """Whether this process leads."""
         return self.rank == 0
+
+    def meet(self) -> bool:
+        """The leader calls the others, which wait for it; gives whether there is something to do together."""
+        self.met = True
+        return self.agree(True)
+
+    def dismiss(self) -> None:
+        """The leader ends; where it never came to call the others, these end too."""
+        if not self.met:
+            self.agree(False)
 
     def share(self, batch: int) -> Share | None:
         """This process's part of a batch; None for all of it."""

@@ -199,11 +199,9 @@ def attempt(
     from raysweep import experiment
     from raysweep.ranks import ALONE
 
-    ranks = ranks or ALONE
     results = store.Store(place)
     stop = watch(Mark(results, token))
     if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
-        ranks.agree(True)
         tell({"share": 0.0})
         return
 
@@ -234,7 +232,7 @@ def attempt(
             report=report,
             stop=stop,
             saved=push,
-            ranks=ranks,
+            ranks=ranks or ALONE,
         )
     tell({"share": 1.0})
 

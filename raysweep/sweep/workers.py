@@ -111,6 +111,9 @@ def work(config: dict[str, Any]) -> None:
     except Exception as fault:
         ray.get(desk.fail.remote(ranks.rank, reason(fault)))
         raise
+    finally:
+        if ranks.lead:
+            ranks.dismiss()
 
 
 class Desk:
