@@ -33,7 +33,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,11 @@ def plan_of(device: torch.device, quick: bool, workers: int) -> Plan:
         return Plan(device, 8, 0.1, 2, (1, 2), (1, 2), 1, large, small, "aot_eager")
     large, small = Task("32×32 RGB", 3, 32, 50_000), Task("8×8 gray", 1, 8, 1_437)
     return Plan(device, 250, 1.5, 5, (1, 2, 4), (1, 2, 4, 8), workers, large, small, "inductor")
+
+
+def shorter(plan: Plan) -> Plan:
+    """Where there are many contenders."""
+    return replace(plan, seconds=plan.seconds / 2, turns=min(3, plan.turns))
 
 
 # ---- What is trained -------------------------------------------------------------------------------------------------
@@ -223,17 +228,18 @@ def plain(settings: Settings, task: Task, plan: Plan) -> Contender:
     device = plan.device
     state = state_of(settings, task, device)
     optimizer = torch.optim.Adam(state.optimizers[0].param_groups[0]["params"], lr=settings.usl_lr)
-    loader = DataLoader(
-        Pictures(task, settings.strength),
-        batch_size=settings.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=plan.workers,
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
-    )
+    pictures = Pictures(task, settings.strength)
 
     def forever() -> Iterator[Sequence[Tensor]]:
+        loader = DataLoader(
+            pictures,
+            batch_size=settings.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=plan.workers,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+        )
         while True:
             yield from loader
 
@@ -243,17 +249,18 @@ def plain(settings: Settings, task: Task, plan: Plan) -> Contender:
         # take no core from the others.
         batches = forever()
 
-        def step() -> None:
+        def step() -> Tensor:
             views = torch.cat([view.to(device, non_blocking=True) for view in next(batches)])
             optimizer.zero_grad()
-            objective(settings, state.encoder, state.decoder, views, views).total.backward()
+            loss = objective(settings, state.encoder, state.decoder, views, views).total
+            loss.backward()
             optimizer.step()
+            return loss.detach()
 
         for _ in range(2 * plan.workers + 1):
             step()
         yield step
         batches.close()
-        loader._iterator = None
 
     return turn
 
@@ -388,9 +395,10 @@ def always(step: Step) -> Contender:
     return lambda: nullcontext(step)
 
 
-def host_and_whole(call: Step, plan: Plan, calls: int = 20) -> tuple[float, float]:
+def host_and_whole(call: Step, plan: Plan) -> tuple[float, float]:
     """Milliseconds of one call: until the host has asked for all of it, and until it is done; medians."""
     host, whole = [], []
+    calls = 5  # after some thousand kernels that are asked for and not begun, CUDA lets the host wait
     for _ in range(plan.turns + 1):
         wait(plan.device)
         began = time.perf_counter()
@@ -483,7 +491,7 @@ def where_time_goes(plan: Plan, table: Table) -> dict[str, Any]:
             calls["rank of 1,024 embeddings on the device"] = lambda z=z: rankme(z)  # type: ignore[misc]
             calls["rank of 1,024 embeddings on the CPU"] = lambda z=z: rankme(z.cpu())  # type: ignore[misc]
         for name, call in calls.items():
-            host, whole = host_and_whole(call, plan, 20 if plan.turns > 2 else 2)
+            host, whole = host_and_whole(call, plan)
             table.add(f"{task.name}: {name}", whole, "ms", f"of which the host {host:.3g}")
             found[f"{task.name}: {name}"] = {"host_ms": host, "whole_ms": whole}
     return found
@@ -514,7 +522,8 @@ def arithmetic(plan: Plan, table: Table) -> dict[str, Any]:
         contenders["eager, fp32 (TF32 in products too)"] = with_tf32(bare(*ready("fp32")), True, True)
         contenders["eager, bf16"] = always(bare(*ready("bf16")))
         for precision in ("fp32", "bf16"):
-            contenders[f"compiled, {precision}"] = always(bare(*ready(precision), compiled=plan.backend))
+            if task is plan.large:  # it takes half a minute to compile
+                contenders[f"compiled, {precision}"] = always(bare(*ready(precision), compiled=plan.backend))
             if device.type == "cuda":
                 contenders[f"CUDA graph, {precision}"] = always(graphed(*ready(precision)))
                 settings = settings_of(plan, precision=precision)
@@ -527,7 +536,7 @@ def arithmetic(plan: Plan, table: Table) -> dict[str, Any]:
             except Exception as fault:  # no compiler on this machine
                 table.add(f"{task.name}: {name}", "failed", "", first_line(fault))
                 del contenders[name]
-        found = in_turns(contenders, plan, plan.batch_size)
+        found = in_turns(contenders, shorter(plan), plan.batch_size)
         table.rates(found, f"{task.name}: ", usual)
         rates[task.name] = {name: measure.summary(of) for name, of in found.items()}
     return {"images_per_s": rates}
@@ -604,8 +613,7 @@ def stack(plan: Plan, table: Table) -> dict[str, Any]:
 
                 names = f"{count} separate, {precision}", f"{count} stacked, {precision}"
                 contenders = {names[0]: always(in_order), names[1]: always(at_once)}
-                short = Plan(**{**vars(plan), "seconds": plan.seconds / 3, "turns": min(3, plan.turns)})
-                found = in_turns(contenders, short, plan.batch_size * count)
+                found = in_turns(contenders, shorter(plan), plan.batch_size * count)
                 table.rates(found, f"{task.name}: ", names[0])
                 rates.setdefault(task.name, {}).update({name: measure.summary(of) for name, of in found.items()})
     return {"images_per_s": rates}
@@ -614,12 +622,13 @@ def stack(plan: Plan, table: Table) -> dict[str, Any]:
 def repeats(plan: Plan, table: Table) -> dict[str, Any]:
     """Whether a training repeats bit for bit."""
     found: dict[str, Any] = {}
+    count = 20 if plan.turns > 2 else 2
 
     def weights(precision: str) -> Tensor:
         settings = settings_of(plan, precision=precision)
         state = state_of(settings, plan.large, plan.device)
         steps = pretrain(settings, state, random_images(plan.large, plan.device), pause=lambda: True)
-        for _ in range(20 if plan.turns > 2 else 2):
+        for _ in range(count):
             next(steps)
         return torch.cat([weight.detach().flatten() for weight in state.encoder.parameters()])
 
@@ -627,7 +636,7 @@ def repeats(plan: Plan, table: Table) -> dict[str, Any]:
         torch.backends.cudnn.deterministic = only_deterministic
         for precision in ("fp32", "bf16"):
             same = torch.equal(weights(precision), weights(precision))
-            name = f"20 steps twice, {precision}{', deterministic cuDNN' if only_deterministic else ''}"
+            name = f"{count} steps twice, {precision}{', deterministic cuDNN' if only_deterministic else ''}"
             table.add(name, "the same" if same else "differ", "bits")
             found[name] = same
     torch.backends.cudnn.deterministic = False
