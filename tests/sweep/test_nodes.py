@@ -3,14 +3,13 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import boto3
-import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,7 +17,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import ROOT
 from tests.sweep.nodes import RAY, cluster, descendants, lose, wait_for
 from tests.sweep.test_command import result
-from tests.sweep.test_sharing import place_in_memory
 
 pytestmark = pytest.mark.cluster
 BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
@@ -82,9 +80,15 @@ def attempt(trial):
     return json.loads((trial / "attempt.json").read_text())
 
 
-def at_work(trial, node):
-    """Whether the trial is at work on the node, and has a checkpoint."""
-    return list(trial.glob("checkpoints/*.json")) and attempt(trial)["pid"] in descendants(node.pid)
+def runs_on(trial, node):
+    """Whether the trial is at work on the node."""
+    return (trial / "attempt.json").exists() and attempt(trial)["pid"] in descendants(node.pid)
+
+
+def freeze(trial, process):
+    """Let a trial that has begun do no more once it has a checkpoint, so that it is still at work when its node dies."""
+    wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
+    os.kill(attempt(trial)["pid"], signal.SIGSTOP)
 
 
 def steps(trial):
@@ -94,110 +98,67 @@ def steps(trial):
 
 def test_trials_of_lost_nodes_go_on_from_their_checkpoints_on_nodes_that_join(ray, tmp_path):
     one = ray.join("--num-cpus=1", "--num-gpus=2")
-    sweep = ["--usl_epochs", "60", "--set", "seed=[0, 1]", "--set", "resources.gpu=2"]
+    sweep = ["--usl_epochs", "12", "--set", "seed=[0, 1]", "--set", "resources.gpu=2"]
     sweep += ["--set", "tune.checkpoint_seconds=0"]
     process = start(ray, *sweep, cwd=tmp_path, TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S="2")
-    trials = [tmp_path / "runs" / "x" / f"seed={seed}" for seed in (0, 1)]
-    wait_for(lambda: at_work(trials[0], one), process)
-    assert not trials[1].exists()
+    root = tmp_path / "runs" / "x"
+    first, waiting = root / "seed=0", root / "seed=1"
+    wait_for(lambda: runs_on(first, one), process)
+    freeze(first, process)
+    assert not waiting.exists()
 
     other = ray.join("--num-cpus=1", "--num-gpus=2")
-    wait_for(lambda: at_work(trials[1], other), process)
-    assert at_work(trials[0], one)
+    wait_for(lambda: runs_on(waiting, other), process)
+    freeze(waiting, process)
 
     for node in (one, other):
         lose(node)
     wait_for(lambda: "warning: no trial runs: none of the nodes" in (tmp_path / "err").read_text(), process)
 
     last = ray.join("--num-cpus=2", "--num-gpus=4")
-    wait_for(lambda: all(at_work(trial, last) and attempt(trial)["attempt"] == 2 for trial in trials), process)
+    on_last = set()
+    while process.poll() is None:
+        on_last |= descendants(last.pid).keys()
+        time.sleep(0.1)
     status, out, err = ended(process, tmp_path)
     lose(last)
     assert status == 0, err
     assert ": 2 trials, 1 at a time, each with 2 GPUs, on 1 node\n" in out
-    for trial in trials:
+    for trial in (first, waiting):
         assert f"{trial.name}: attempt 1 broke off; going on from its last checkpoint ({LOST})" in out
-        assert result(trial.parent, trial.name)["attempts"] == 2
-        assert steps(trial) == list(range(1, 61))
+        assert attempt(trial)["pid"] in on_last
+        assert steps(trial) == list(range(1, 13))
+        made = result(root, trial.name)
+        assert (made["attempts"], made["device"], made["warnings"]) == (2, "cpu", [NO_CUDA])
+    assert err.splitlines()[-1] == "1 warning(s), listed in runs/x/summary.md"
 
 
-def test_trials_spread_over_nodes_and_gpus_into_one_directory(ray, second, tmp_path):
-    sweep = ["--usl_epochs", "1", "--set", f"seed={list(range(12))}", "--set", "resources.gpu=0.25"]
+def test_a_quarter_of_a_gpu_puts_four_trials_on_each(ray, second, tmp_path):
+    sweep = ["--usl_epochs", "100000", "--set", f"seed={list(range(10))}", "--set", "resources.gpu=0.25"]
     process = start(ray, *sweep, cwd=tmp_path)
-    root, others = tmp_path / "runs" / "x", set()
-    while process.poll() is None:
-        others |= descendants(second.pid).keys()
-        time.sleep(0.2)
-    status, out, err = ended(process, tmp_path)
-    assert status == 0, err
-    assert ": 12 trials, 8 at a time: 4 per GPU on 2 GPUs of 2 nodes\n" in out
-    assert err == "1 warning(s), listed in runs/x/summary.md\n"
-
-    changes = []
-    for seed in range(12):
-        ended_as, begun = result(root, f"seed={seed}"), attempt(root / f"seed={seed}")
-        assert (ended_as["status"], ended_as["device"], ended_as["warnings"]) == ("finished", "cpu", [NO_CUDA])
-        assert begun["gpus"] == "0", "each node has one"
-        node = "second" if begun["pid"] in others else "first"
-        changes += [(begun["started"], 1, node), ((root / f"seed={seed}" / "result.json").stat().st_mtime, -1, node)]
-    most, now = Counter(), Counter()
-    for _, change, node in sorted(changes):
-        now[node] += change
-        most[node] = max(most[node], now[node])
-    assert set(most) == {"first", "second"}
-    assert max(most.values()) <= 4
-    assert (root / "results.csv").read_text().count(",cpu") == 12
-
-
-COPIES = 8
-
-
-def note_copy(config, datasets, folder):
-    """A trainable that notes where it runs and where the dataset lies in its memory, while the others do so too."""
-    import ray
-    from ray import tune
-
-    from raysweep import inputs
-
-    trial = config["trial"]
-    images = inputs.pick(trial.settings, datasets).pretrain
-    assert int(images.sum()) > 0, "it is read"
-    where = [ray.get_runtime_context().get_node_id(), ray.get_gpu_ids(), place_in_memory(images.ctypes.data)]
-    Path(folder, f"{trial.name}.json.new").write_text(json.dumps(where))
-    Path(folder, f"{trial.name}.json.new").rename(Path(folder, f"{trial.name}.json"))
-    end = time.monotonic() + 60
-    while len(list(Path(folder).glob("*.json"))) < COPIES and time.monotonic() < end:
-        time.sleep(0.05)
-    tune.report({"share": 1.0})
-
-
-def note_copies(address, folder):
-    """Run as many trials of it as four on each of two GPUs; the driver of the test below."""
-    from raysweep import space
-    from raysweep.data import Dataset
-    from raysweep.sweep import cluster, tuner
-
-    images = np.random.default_rng(0).integers(0, 256, (5000, 3, 32, 32), dtype=np.uint8)
-    dataset = Dataset("x", ("a", "b"), images, np.arange(5000) % 2, images[:2], np.arange(2), None, "x")
-    asked = {"base": {"dataset": "cifar10"}, "search": {"seed": list(range(COPIES))}, "resources": {"gpu": 0.25}}
-    sweep = space.build(asked, {}, "test")
-    print(cluster.connect(address, sweep.resources))
-    trainable = tuner.shared(note_copy, {"datasets": {("cifar10", 32, None): dataset}, "folder": folder}, sweep)
-    tuner.make_tuner(trainable, sweep, sweep.trials, Path(folder, "results")).fit()
+    root = tmp_path / "runs" / "x"
+    try:
+        wait_for(lambda: len(list(root.glob("*/attempt.json"))) >= 8, process)
+        time.sleep(1)
+        begun = [attempt(path.parent) for path in root.glob("*/attempt.json")]
+        there = descendants(second.pid)
+    finally:
+        process.kill()
+    _, out, _ = ended(process, tmp_path)
+    assert ": 10 trials, 8 at a time: 4 per GPU on 2 GPUs of 2 nodes\n" in out
+    assert Counter((each["pid"] in there, each["gpus"]) for each in begun) == {(True, "0"): 4, (False, "0"): 4}
 
 
 def test_each_node_receives_the_dataset_once(ray, second, tmp_path):
-    driver = f"from tests.sweep import test_nodes; test_nodes.note_copies({ray.address!r}, {str(tmp_path)!r})"
+    program = [sys.executable, "-m", "tests.sweep.copies", ray.address, str(tmp_path)]
     environment = {**ray.environment, "RAY_AUTH_MODE": "token"}
-    done = subprocess.run(
-        [sys.executable, "-c", driver], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert "8 at a time: 4 per GPU on 2 GPUs of 2 nodes\n" in done.stdout
+    assert done.stdout.startswith("4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n")
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    assert sorted(Counter((node, tuple(gpus)) for node, gpus, _ in notes).values()) == [4, 4], "at the same time"
-    assert sorted(Counter(place for _, _, place in notes).values()) == [4, 4]
+    assert sorted(Counter((node, *gpus) for node, gpus, _ in notes).values()) == [2, 2], "at the same time"
     assert len({(node, place) for node, _, place in notes}) == 2, "the trials of a node read one copy"
+    assert len({place for _, _, place in notes}) == 2, "which is the node's own"
 
 
 def test_a_directory_that_a_node_does_not_see_is_refused_before_anything_starts(ray, second, folder, tmp_path):

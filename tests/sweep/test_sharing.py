@@ -11,6 +11,7 @@ import ray
 from raysweep import space
 from raysweep.data import Dataset
 from raysweep.sweep import cluster, tuner
+from tests.sweep.copies import place_in_memory
 
 MEBIBYTE = 2**20
 IMAGES = 90_000  # 32×32 RGB: 264 MiB
@@ -27,16 +28,6 @@ def private_memory():
     """Memory that this process shares with no other, in MiB, from the kernel."""
     fields = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     return (int(fields["Private_Clean:"]) + int(fields["Private_Dirty:"])) / 1024
-
-
-def place_in_memory(address):
-    """Device and inode of the file that is mapped where `address` lies, and where in it; None: memory of its own."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, _, offset, device, inode = line.split()[:5]
-        start, end = (int(number, 16) for number in span.split("-"))
-        if start <= address < end:
-            return f"{device} {inode} {int(offset, 16) + address - start}" if inode != "0" else None
-    raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
 def set_up_a_trial(config, datasets, folder):
