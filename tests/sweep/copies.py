@@ -1,4 +1,4 @@
-"""Where the dataset lies in the memory of the processes that read it. The trainables here import little, to be quick."""
+"""Where the dataset lies in the memory of the processes that read it. Workers import little of it."""
 
 import json
 import sys

@@ -86,7 +86,7 @@ def runs_on(trial, node):
 
 
 def freeze(trial, process):
-    """Let a trial that has begun do no more once it has a checkpoint, so that it is still at work when its node dies."""
+    """Stop a trial that has begun once it has a checkpoint, so that it is still at work when its node dies."""
     wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
     os.kill(attempt(trial)["pid"], signal.SIGSTOP)
 
