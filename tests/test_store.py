@@ -209,3 +209,16 @@ def test_optional_parts_of_a_result_may_be_missing(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="is damaged"):
         store.read_result(tmp_path)
+
+
+def test_a_node_that_does_not_see_the_sweep_writes_nothing(tmp_path):
+    there = Store(tmp_path / "mount" / "x")
+    with (
+        pytest.raises(FileNotFoundError, match="does not see the sweep's sweep.yaml"),
+        there.at_work("alpha=0.1,seed=0"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+    there.create(SWEEP, {})
+    with there.at_work("alpha=0.1,seed=0"):
+        pass

@@ -25,6 +25,7 @@ from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
 from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
+from raysweep.sweep.cluster import Lookout
 from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.view import View
 
@@ -70,7 +71,7 @@ def run(
         proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
-    stop = Stop(stopping, seen)
+    stop = Stop(stopping, seen, Lookout(sweep.resources))
     trainable = shared(run_trial, parameters, sweep)
     alone = scheduler is None and proposer is None  # what compares trials must see all of them
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
@@ -195,8 +196,8 @@ def run_trial(
 class Stop(tune.Stopper):
     """Ends Tune's run once the sweep is to end and the trials at work then have left, or had their time to."""
 
-    def __init__(self, stopping: Stopping, watch: Watch) -> None:
-        self.stopping, self.watch = stopping, watch
+    def __init__(self, stopping: Stopping, watch: Watch, lookout: Lookout) -> None:
+        self.stopping, self.watch, self.lookout = stopping, watch, lookout
         self.leaving: set[str] | None = None
         """Those trials at work when the sweep was to end that have not left yet."""
 
@@ -210,6 +211,8 @@ class Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Asked by Tune over and over."""
+        if self.lookout.begins_to_wait(bool(self.watch.running)):
+            self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
             return False
         if self.leaving is None:
