@@ -220,5 +220,5 @@ def test_a_node_that_does_not_see_the_sweep_writes_nothing(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
     there.create(SWEEP, {})
-    with there.at_work("alpha=0.1,seed=0"):
+    with there.at_work(trial):
         pass

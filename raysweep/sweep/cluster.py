@@ -31,7 +31,7 @@ CHATTER = (
     "Failed to fetch metrics for",
     "Trial task failed for trial",  # the view says so in one line, and error.txt has the traceback
     "Trials did not complete",
-    "No trial is running and no new trial has been started",  # see `Lookout`: Tune counts the cores of all nodes together
+    "No trial is running and no new trial has been started",  # `Lookout` says so; Tune adds up all nodes
 )
 LOOK_SECONDS = 5.0  # between two looks at the nodes, while no trial runs
 
