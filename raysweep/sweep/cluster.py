@@ -7,8 +7,8 @@ import os
 import socket
 import sys
 import tempfile
+import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,8 +31,9 @@ CHATTER = (
     "Failed to fetch metrics for",
     "Trial task failed for trial",  # the view says so in one line, and error.txt has the traceback
     "Trials did not complete",
+    "No trial is running and no new trial has been started",  # `Lookout` says so; Tune adds up all nodes
 )
-STALLED = "No trial is running and no new trial has been started"  # what Tune says then, every minute, is for its users
+LOOK_SECONDS = 5.0  # between two looks at the nodes, while no trial runs
 
 Node = Mapping[str, float]
 """What a node has, by Ray's names of resources."""
@@ -46,19 +47,7 @@ def quieten() -> None:
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even when told to be silent
     for handler in logging.getLogger("ray").handlers:
-        handler.addFilter(is_told)
-
-
-def is_told(record: logging.LogRecord) -> bool:
-    """Whether Ray's message goes to the user as it is."""
-    text = record.getMessage()
-    if STALLED in text:
-        warnings.warn(
-            "no trial runs: none of the nodes that are up has room for one; trials go on when it has, or one joins",
-            stacklevel=2,
-        )
-        return False
-    return not any(chatter in text for chatter in CHATTER)
+        handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))
 
 
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
@@ -202,6 +191,29 @@ def counted(count: int, what: str) -> str:
 def gpus_in_words(gpu: float) -> str:
     """Such as `0.5 GPU`, `1 GPU`, `2 GPUs`."""
     return f"{gpu:g} GPU{'s' if gpu > 1 else ''}"
+
+
+class Lookout:
+    """Notices that trials wait while none runs, because no node that is up has room for one."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self.looked: float | None = None
+        """When, by the monotonic clock; None while trials run."""
+        self.waiting = False
+
+    def begins_to_wait(self, running: bool) -> bool:
+        """Whether that is so from now on. To be asked over and over, with whether any trial runs."""
+        now = time.monotonic()
+        if running:
+            self.looked, self.waiting = None, False
+        elif self.looked is None:
+            self.looked = now
+        elif not self.waiting and now - self.looked >= LOOK_SECONDS:
+            self.looked = now
+            self.waiting = not room([node["Resources"] for node in alive_nodes()], self.resources)
+            return self.waiting
+        return False
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def run(
         proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
-    stop = Stop(stopping, seen)
+    stop = Stop(stopping, seen, cluster.Lookout(sweep.resources))
     if parallel:
         from raysweep.sweep.workers import run_parallel_trial
 
@@ -240,8 +240,8 @@ def attempt(
 class Stop(tune.Stopper):
     """Ends Tune's run once the sweep is to end and the trials at work then have left, or had their time to."""
 
-    def __init__(self, stopping: Stopping, watch: Watch) -> None:
-        self.stopping, self.watch = stopping, watch
+    def __init__(self, stopping: Stopping, watch: Watch, lookout: cluster.Lookout) -> None:
+        self.stopping, self.watch, self.lookout = stopping, watch, lookout
         self.leaving: set[str] | None = None
         """Those trials at work when the sweep was to end that have not left yet."""
 
@@ -255,6 +255,8 @@ class Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Asked by Tune over and over."""
+        if self.lookout.begins_to_wait(bool(self.watch.running)):
+            self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
             return False
         if self.leaving is None:
