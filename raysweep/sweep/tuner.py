@@ -97,8 +97,8 @@ def run(
 
 
 def slots(sweep: Sweep) -> int:
-    """How many trials the cluster's cores hold at a time, at least one."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1) // (sweep.resources.cpu * sweep.resources.workers)))
+    """How many trials the nodes that are up hold at a time, at least one."""
+    return max(1, cluster.room([node["Resources"] for node in cluster.alive_nodes()], sweep.resources))
 
 
 def most_at_a_time(sweep: Sweep) -> int | None:
@@ -106,12 +106,8 @@ def most_at_a_time(sweep: Sweep) -> int | None:
 
     Those in several processes ask for nothing themselves: all would start, and most wait for their workers in vain.
     """
-    if sweep.resources.workers == 1:
-        return sweep.tune.max_concurrent
-    return min(
-        sweep.tune.max_concurrent or sys.maxsize,
-        cluster.room([node["Resources"] for node in cluster.alive_nodes()], sweep.resources),
-    )
+    most = sweep.tune.max_concurrent
+    return most if sweep.resources.workers == 1 else min(most or sys.maxsize, slots(sweep))
 
 
 def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep: Sweep) -> Any:
