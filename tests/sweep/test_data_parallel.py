@@ -69,6 +69,7 @@ def test_a_trial_on_two_nodes_survives_its_worker_and_goes_on_with_one(pair, tmp
 def test_a_scheduler_stops_trials_of_two_workers(pair, tmp_path):
     space = [*METHOD[:4], "--set", "alpha=[0.001,1000000]", "--le_epochs", "1", "--images_every", "0"]
     asha = ["tune.scheduler=asha", "tune.grace_epochs=1", "tune.reduction_factor=2", "tune.max_concurrent=1"]
+    asha += ["tune.metric=pretrain/loss", "tune.mode=min"]  # the second one's is much larger
     more = [part for one in (*asha, "resources.workers=2") for part in ("--set", one)]
     done = command(
         *space,
