@@ -89,9 +89,12 @@ export SLURM_CONF=$work/slurm.conf
 mkdir -m 700 "$work/state" "$work/spool-one" "$work/spool-two"
 (umask 077 && head -c 1024 /dev/urandom >"$work/munge.key")
 munged --foreground --force --key-file="$work/munge.key" --socket="$work/munge.socket" --pid-file="$work/munged.pid" \
-    --log-file="$work/munged.log" --seed-file="$work/munged.seed" &
+    --log-file="$work/munged.log" --seed-file="$work/munged.seed" 2>"$work/munged.err" &
 daemons+=($!)
-for ((i = 0; i < 100; i++)); do [[ -S $work/munge.socket ]] && break || sleep 0.1; done
+for ((i = 0; i < 100; i++)); do
+    if [[ -S $work/munge.socket ]]; then break; fi
+    sleep 0.1
+done
 slurmctld -D 2>"$work/slurmctld.err" &
 daemons+=($!)
 for node in one two; do
@@ -99,7 +102,8 @@ for node in one two; do
     daemons+=($!)
 done
 for ((i = 0; i < 300; i++)); do
-    [[ $(sinfo --noheader --states=idle --format=%D 2>/dev/null) == 2 ]] && break || sleep 0.1
+    if [[ $(sinfo --noheader --states=idle --format=%D 2>/dev/null) == 2 ]]; then break; fi
+    sleep 0.1
 done
 sinfo
 
