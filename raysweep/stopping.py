@@ -26,7 +26,7 @@ terminationGracePeriodSeconds), and Ray needs some of them to end."""
 
 ENDING_SECONDS = 5.0  # that Ray gets after them
 TWICE_SECONDS = 1.0
-"""In which a second SIGTERM is the first: Slurm sends it to a batch script, which passes it on, and to all its processes."""
+"""In which a second SIGTERM is the first: Slurm sends one to a batch script, which passes it on, and to all it started."""
 
 
 class Mark:
@@ -116,7 +116,6 @@ class Stopping:
 
         In the main thread only. SIGTERM is what a cluster's scheduler sends before it takes a machine away.
         """
-
         terminated = float("-inf")
 
         def handle(number: int, frame: FrameType | None) -> None:

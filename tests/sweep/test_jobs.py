@@ -63,7 +63,8 @@ class Cluster:
             env=environment,
             cwd=self.checkout,
             text=True,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
     def up(self):
