@@ -26,7 +26,7 @@ terminationGracePeriodSeconds), and Ray needs some of them to end."""
 
 ENDING_SECONDS = 5.0  # that Ray gets after them
 TWICE_SECONDS = 1.0
-"""In which a second SIGTERM is the first: Slurm sends one to a batch script, which passes it on, and to all it started."""
+"""In which a second SIGTERM is the first: Slurm sends it to a batch script, which passes it on, and to its children."""
 
 
 class Mark:
