@@ -31,7 +31,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,7 +230,7 @@ def plain(settings: Settings, task: Task, plan: Plan) -> Contender:
     optimizer = torch.optim.Adam(state.optimizers[0].param_groups[0]["params"], lr=settings.usl_lr)
     pictures = Pictures(task, settings.strength)
 
-    def forever() -> Iterator[Sequence[Tensor]]:
+    def forever() -> Generator[Sequence[Tensor], None, None]:
         loader = DataLoader(
             pictures,
             batch_size=settings.batch_size,
@@ -292,7 +292,7 @@ class Stack:
 
     def __init__(self, all_settings: Sequence[Settings], states: Sequence[State]) -> None:
         networks = [Network(state) for state in states]
-        weights, buffers = stack_module_state(networks)  # type: ignore[arg-type]
+        weights, buffers = stack_module_state(networks)
         self.weights: dict[str, Tensor] = weights
         one = copy.deepcopy(networks[0]).to("meta")
         settings = all_settings[0]
