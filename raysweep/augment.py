@@ -14,7 +14,8 @@ The times in the comments are microseconds per 32×32 RGB image, batch 250, stre
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,24 @@ CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there
 
 
-def augment(images: Tensor, policies: Sequence[str], strength: float, blur: bool, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Part:
+    """Which images of a larger batch are here, the others being elsewhere: what is drawn is drawn for all of them."""
+
+    of: int
+    """Images of the whole batch."""
+    index: Tensor
+    """int64, on the CPU: which of them."""
+
+
+def augment(
+    images: Tensor,
+    policies: Sequence[str],
+    strength: float,
+    blur: bool,
+    generator: torch.Generator,
+    part: Part | None = None,
+) -> Tensor:
     """Random views of a batch under several policies: each reads what the one before it made.
 
     Args:
@@ -35,6 +53,7 @@ def augment(images: Tensor, policies: Sequence[str], strength: float, blur: bool
         strength: scales all of them alike; 0 is the identity.
         blur: read by `simclr` only.
         generator: a CPU generator, whatever the images' device.
+        part: which images of a larger batch these are; they become what they would in it. None: they are all.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the
@@ -42,8 +61,23 @@ def augment(images: Tensor, policies: Sequence[str], strength: float, blur: bool
     """
     assert policies
     for name in policies:
-        images = POLICIES[name](images, strength, blur, generator)
+        images = POLICIES[name](images, strength, blur, generator, part)
     return images
+
+
+Parameters = TypeVar("Parameters", "SimCLRParameters", "AffineParameters", "NoiseParameters", "MaskParameters")
+
+
+def count_of(images: Tensor, part: Part | None) -> int:
+    """Images of the whole batch that these are a part of."""
+    return len(images) if part is None else part.of
+
+
+def of_part(parameters: Parameters, part: Part | None) -> Parameters:
+    """Of what was drawn for a whole batch that of a part of it."""
+    if part is None:
+        return parameters
+    return replace(parameters, **{each.name: getattr(parameters, each.name)[part.index] for each in fields(parameters)})
 
 
 # ---- simclr ----------------------------------------------------------------------------------------------------------
@@ -72,7 +106,7 @@ class SimCLRParameters:
     sigma: Tensor  # float32; the blur's standard deviation in pixels
 
 
-def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generator) -> Tensor:
+def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Random views of a batch: SimCLR's augmentation (Chen et al. 2020, arXiv 2002.05709, Appendix A), scaled.
 
     Args:
@@ -80,6 +114,7 @@ def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generat
         strength: 1 is the published policy, 0 the identity; `draw_simclr` says what lies between and beyond.
         blur: as published for ImageNet; off is the published policy for CIFAR-10.
         generator: a CPU generator, whatever the images' device.
+        part: as for `augment`.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the
@@ -87,8 +122,9 @@ def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generat
     """
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    count, _, height, width = images.shape
-    return apply_simclr(images, draw_simclr(count, height, width, strength, blur, generator))
+    height, width = images.shape[2:]
+    parameters = draw_simclr(count_of(images, part), height, width, strength, blur, generator)
+    return apply_simclr(images, of_part(parameters, part))
 
 
 def draw_simclr(
@@ -186,26 +222,45 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
     # sub-batches out and back takes 1.3 µs more.
     hue_turn = torch.where(p.jitter, (p.order == HUE).max(dim=1).indices, 4)
     sorting = hue_turn.argsort()
-    window = torch.stack((p.top, p.left, p.height, p.width, p.flip))[:, sorting]
-    x = images.index_select(0, sorting.to(device, non_blocking=True))
-    x = crop_and_flip(x, *window.to(device, non_blocking=True))
-    _jitter_(x, p, sorting, hue_turn.bincount(minlength=5).cumsum(0)[:4].tolist())
-    x = x.index_select(0, sorting.argsort().to(device, non_blocking=True))
+    ends = hue_turn.bincount(minlength=5).cumsum(0)[:4].tolist()
+    blurred = p.blur.nonzero()[:, 0]
+    there, back, window, gray, soft, sigma, *colours = to_device(
+        device,
+        sorting,
+        sorting.argsort(),
+        torch.stack((p.top, p.left, p.height, p.width, p.flip))[:, sorting],
+        p.grayscale.nonzero()[:, 0],
+        blurred,
+        p.sigma[blurred],
+        *_colours(p, sorting[: ends[3]], has_hue=channels == 3),
+    )
+    x = crop_and_flip(images.index_select(0, there), *window)
+    _jitter_(x, ends, *colours)
+    x = x.index_select(0, back)
 
     if channels == 3:
-        chosen = p.grayscale.nonzero()[:, 0].to(device, non_blocking=True)
-        x.index_copy_(0, chosen, grayscale(x.index_select(0, chosen)))
-    if bool(p.blur.any()):
-        chosen = p.blur.nonzero()[:, 0]
-        sigma = p.sigma[chosen].to(device, non_blocking=True)
-        chosen = chosen.to(device, non_blocking=True)
-        x.index_copy_(0, chosen, gaussian_blur(x.index_select(0, chosen), sigma, blur_kernel_size(height, width)))
+        x.index_copy_(0, gray, grayscale(x.index_select(0, gray)))
+    if len(blurred):
+        x.index_copy_(0, soft, gaussian_blur(x.index_select(0, soft), sigma, blur_kernel_size(height, width)))
     # Interpolation and blur can leave [0, 1] by a rounding error. `stack` changes the memory format in 0.9 µs,
     # `contiguous` in 1.2.
     return torch.stack(x.unbind(1), dim=-1).clamp_(0, 1).permute(0, 3, 1, 2)
 
 
-def _jitter_(images: Tensor, parameters: SimCLRParameters, sorting: Tensor, ends: list[int]) -> None:
+def _colours(parameters: SimCLRParameters, jittered: Tensor, has_hue: bool) -> list[Tensor]:
+    """What `_jitter_` reads, for the J images number `jittered`: numbers and, with hue, weights and shares.
+
+    The numbers, (3 blends, 3, J, 1, 1, 1), are the factor of each blend and whether it is of saturation or contrast.
+    """
+    p = parameters
+    order = p.order[jittered]
+    blends = order[order != HUE].view(len(jittered), 3)
+    factors = torch.stack((p.brightness, p.contrast, p.saturation), dim=1)[jittered].gather(1, blends)
+    numbers = torch.stack((factors, blends == SATURATION, blends == CONTRAST)).permute(2, 0, 1)[..., None, None, None]
+    return [numbers, *_hue_weights(p.hue[jittered])] if has_hue else [numbers]
+
+
+def _jitter_(images: Tensor, ends: list[int], numbers: Tensor, *hue: Tensor) -> None:
     """Jitter the colours of a batch in place, each image in its own order.
 
     Besides hue, an image has three operations, and all three are blends with a gray: one pass does the next blend of
@@ -214,29 +269,18 @@ def _jitter_(images: Tensor, parameters: SimCLRParameters, sorting: Tensor, ends
 
     Args:
         images: (B, C, H, W) float32, sorted by the turn of hue, those without jitter last.
-        parameters: of the images before they were sorted.
-        sorting: (B,), image i has the parameters number `sorting[i]`.
         ends: for each turn of hue, 0 to 3, the end of its images.
+        numbers: of the images up to `ends[3]`, from `_colours`.
+        hue: weights and shares, from `_colours`.
     """
-    p, device = parameters, images.device
-    jittered = sorting[: ends[3]]
-    if len(jittered) == 0:
-        return
     x = images[: ends[3]]
-    has_hue = images.shape[1] == 3
-
-    order = p.order[jittered]
-    blends = order[order != HUE].view(-1, 3)
-    factors = torch.stack((p.brightness, p.contrast, p.saturation), dim=1)[jittered].gather(1, blends)
-    numbers = torch.stack((factors, blends == SATURATION, blends == CONTRAST)).permute(2, 0, 1)  # (3 blends, 3, B)
-    numbers = numbers[..., None, None, None].to(device, non_blocking=True)
-    if has_hue:
-        weights, shares = (t.to(device, non_blocking=True) for t in _hue_weights(p.hue[jittered]))
-
+    if len(x) == 0:
+        return
     start = 0
     for turn, end in enumerate(ends):
-        if has_hue and start < end:
+        if hue and start < end:
             part = x[start:end]
+            weights, shares = hue
             _turn_hue(part, weights[start:end], shares[start:end], out=part)
         start = end
         if turn < 3:
@@ -261,7 +305,7 @@ class AffineParameters:
     hue: Tensor  # float32 in [-0.5, 0.5]; turns of the colour circle
 
 
-def affine(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def affine(images: Tensor, strength: float, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Random views of a batch: the deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
 
     Half of the images are deformed by an affine map, and all change their colours. Arguments and result as for
@@ -269,7 +313,7 @@ def affine(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
     """
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    return apply_affine(images, draw_affine(len(images), strength, generator))
+    return apply_affine(images, of_part(draw_affine(count_of(images, part), strength, generator), part))
 
 
 def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffineParameters:
@@ -323,17 +367,17 @@ def apply_affine(images: Tensor, parameters: AffineParameters) -> Tensor:
     assert images.shape[1] in (1, 3)
     assert p.flip.shape == (len(images),)
     x = to_float(images)
-    chosen = p.deform.nonzero()[:, 0]
+    deformed = p.deform.nonzero()[:, 0]
+    colours = [_per_image(p.saturation), *_hue_weights(p.hue)] if x.shape[1] == 3 else []
+    chosen, theta, flip, *colours = to_device(device, deformed, p.theta[deformed], _per_image(p.flip), *colours)
     if len(chosen):
-        theta, chosen = (t.to(device, non_blocking=True) for t in (p.theta[chosen], chosen))
         grid = F.affine_grid(theta, [len(chosen), *x.shape[1:]], align_corners=False)
-        deformed = F.grid_sample(x.index_select(0, chosen), grid, align_corners=False)
-        x = x.index_copy(0, chosen, deformed.clamp_(0, 1))  # interpolation can leave [0, 1] by a rounding error
-    x = torch.where(_per_image(p.flip).to(device, non_blocking=True), x.flip(3), x)
-    if x.shape[1] == 3:
-        factor = _per_image(p.saturation).to(device, non_blocking=True)
-        x = torch.lerp(grayscale(x), x, factor).clamp_(0, 1)
-        weights, shares = (t.to(device, non_blocking=True) for t in _hue_weights(p.hue))
+        views = F.grid_sample(x.index_select(0, chosen), grid, align_corners=False)
+        x = x.index_copy(0, chosen, views.clamp_(0, 1))  # interpolation can leave [0, 1] by a rounding error
+    x = torch.where(flip, x.flip(3), x)
+    if colours:
+        saturation, weights, shares = colours
+        x = torch.lerp(grayscale(x), x, saturation).clamp_(0, 1)
         x = _turn_hue(x, weights, shares)
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -349,11 +393,12 @@ class NoiseParameters:
     noise: Tensor  # float32 (B, C, H, W); standard normal
 
 
-def noise(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def noise(images: Tensor, strength: float, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Views of a batch with Gaussian noise: `draw_noise` says how much. Arguments and result as for `augment`."""
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    return apply_noise(images, draw_noise(images.shape, strength, generator))
+    shape = (count_of(images, part), *images.shape[1:])
+    return apply_noise(images, of_part(draw_noise(shape, strength, generator), part))
 
 
 def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> NoiseParameters:
@@ -374,7 +419,7 @@ def apply_noise(images: Tensor, parameters: NoiseParameters) -> Tensor:
     """
     p, device = parameters, images.device
     assert p.noise.shape == images.shape
-    sigma, added = (t.to(device, non_blocking=True) for t in (_per_image(p.sigma), p.noise))
+    sigma, added = to_device(device, _per_image(p.sigma), p.noise)
     return torch.addcmul(to_float(images), sigma, added).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -388,15 +433,15 @@ class MaskParameters:
     masked: Tensor  # bool (B, rows, columns); which patches of the grid are hidden
 
 
-def mask(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def mask(images: Tensor, strength: float, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Views of a batch with random patches hidden, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
 
     `draw_mask` says how many. Arguments and result as for `augment`.
     """
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    count, _, height, width = images.shape
-    return apply_mask(images, draw_mask(count, height, width, strength, generator))
+    height, width = images.shape[2:]
+    return apply_mask(images, of_part(draw_mask(count_of(images, part), height, width, strength, generator), part))
 
 
 def mask_patch_size(height: int, width: int) -> int:
@@ -430,13 +475,43 @@ def apply_mask(images: Tensor, parameters: MaskParameters) -> Tensor:
     """
     count, _, height, width = images.shape
     patch = mask_patch_size(height, width)
-    masked = parameters.masked.to(images.device, non_blocking=True)
+    (masked,) = to_device(images.device, parameters.masked)
     assert len(masked) == count
     pixels = masked.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, None, :height, :width]
     return to_float(images).masked_fill(pixels, MASK_VALUE).contiguous(memory_format=torch.channels_last)
 
 
 # ---- Operations ------------------------------------------------------------------------------------------------------
+
+
+def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    """CPU tensors on `device`, all of them in one transfer, for which nothing waits; on the CPU they themselves.
+
+    By way of page-locked memory: from any other, CUDA waits for the work before it and only then begins to copy.
+    """
+    if device.type == "cpu":
+        return list(tensors)
+    buffer, places = packed(tensors, page_locked=device.type == "cuda")
+    return unpacked(buffer.to(device, non_blocking=True), tensors, places)
+
+
+def packed(tensors: Sequence[Tensor], page_locked: bool) -> tuple[Tensor, list[int]]:
+    """The bytes of CPU tensors, one after the other, as (bytes,) uint8, and where each begins, a multiple of 16."""
+    places = [0]
+    for tensor in tensors:
+        places.append(-(-(places[-1] + tensor.nbytes) // 16) * 16)
+    buffer = torch.empty(places.pop(), dtype=torch.uint8, pin_memory=page_locked)
+    for tensor, own in zip(tensors, unpacked(buffer, tensors, places), strict=True):
+        own.copy_(tensor)
+    return buffer, places
+
+
+def unpacked(buffer: Tensor, like: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
+    """The tensors in what `packed` gave, of the types and shapes of those in `like`; they share its memory."""
+    return [
+        buffer[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for tensor, place in zip(like, places, strict=True)
+    ]
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -566,12 +641,12 @@ def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-Policy = Callable[[Tensor, float, bool, torch.Generator], Tensor]
-"""(images, strength, blur, generator) -> views, as `augment`."""
+Policy = Callable[[Tensor, float, bool, torch.Generator, Part | None], Tensor]
+"""(images, strength, blur, generator, part) -> views, as `augment`."""
 
 POLICIES: dict[str, Policy] = {
     "simclr": simclr,
-    "affine": lambda images, strength, _, generator: affine(images, strength, generator),
-    "noise": lambda images, strength, _, generator: noise(images, strength, generator),
-    "mask": lambda images, strength, _, generator: mask(images, strength, generator),
+    "affine": lambda images, strength, _, generator, part: affine(images, strength, generator, part),
+    "noise": lambda images, strength, _, generator, part: noise(images, strength, generator, part),
+    "mask": lambda images, strength, _, generator, part: mask(images, strength, generator, part),
 }

@@ -1,0 +1,274 @@
+"""The path of a GPU: what crosses between it and the host while a trial trains, and when the host waits for it.
+
+Wherever these tests run, PyTorch's meta device stands for the GPU: its tensors have no values, so that nothing can be
+computed from them on the host. A dispatch mode counts what is sent there, and answers what is read from there.
+"""
+
+from collections import Counter
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from raysweep import augment, objective
+from raysweep.config import POLICIES, Settings
+from raysweep.pretrain import fresh_state, pretrain
+from raysweep.probes.features import extract_layers
+from raysweep.probes.knn import knn_accuracy
+from raysweep.probes.linear import LinearProbes, train_linear
+from tests.test_augment import random_images, seeded
+from tests.test_experiment import Killed, run, trial_of
+
+META = torch.device("meta")
+NO_GPU = "no GPU is visible"
+STEPS, BATCH = 4, 10
+
+
+class Traffic(TorchDispatchMode):
+    """Counts what crosses between the meta device and the host, and refuses to compute with tensors of both.
+
+    Whatever is read from the device is 1. Masks and `nonzero`, whose sizes a GPU tells the host and lets it wait for,
+    are errors of the meta device itself.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sent = self.read = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # `item` and the like come here whole, not as what they are made of
+            with self:
+                found = function.decompose(*args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        name = function.overloadpacket._qualified_op_name
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        there = [tensor for tensor in tensors if tensor.is_meta]
+        here = [tensor for tensor in tensors if not tensor.is_meta]
+        if name == "aten::_local_scalar_dense" and there:
+            self.read += 1
+            return torch.ones((), dtype=there[0].dtype).item()
+        if name == "aten::_to_copy" and there and torch.device(kwargs.get("device") or META) != META:
+            self.read += 1
+            return torch.ones(there[0].shape, dtype=kwargs.get("dtype") or there[0].dtype)
+        if name == "aten::_to_copy" and here and torch.device(kwargs.get("device") or "cpu") == META:
+            self.sent += 1
+        elif name == "aten::copy_" and here and there:
+            self.sent += args[0].is_meta
+            self.read += not args[0].is_meta
+        else:
+            assert not (there and any(tensor.dim() for tensor in here)), f"{name} of tensors here and there"
+        return function(*args, **kwargs)
+
+    def since(self):
+        """What was sent and what was read since the last call."""
+        found = self.sent, self.read
+        self.sent = self.read = 0
+        return found
+
+
+def test_traffic_notices_what_a_gpu_would_do():
+    with Traffic() as traffic:
+        there = torch.zeros(3, device=META)
+        assert traffic.since() == (0, 0)
+        torch.ones(3).to(META)
+        there.copy_(torch.ones(3))
+        there[0] = torch.ones(())
+        assert traffic.since() == (3, 0)
+        assert [there.sum().item(), there.tolist(), there.cpu().sum().item()] == [1, [1, 1, 1], 3]
+        assert traffic.since() == (0, 3)
+        with pytest.raises(AssertionError, match="here and there"):
+            there + torch.ones(3)
+        with pytest.raises(AssertionError, match="here and there"):
+            there[torch.tensor([0, 1])]
+        for waits in (lambda: there.nonzero(), lambda: there[there > 0]):
+            with pytest.raises((NotImplementedError, RuntimeError)):
+                waits()
+
+
+def settings_of(**chosen):
+    return Settings(**{"usl_epochs": 2, "batch_size": BATCH, "embedding_dim": 8, "strength": 1.0, **chosen})
+
+
+def on_meta(settings, channels, monkeypatch):
+    """The state before the first epoch, on the meta device, with what PyTorch has for that device."""
+    # Neither autocast (here switched off) nor the fused kernel of Adam knows it.
+    monkeypatch.setattr(objective, "arithmetic", lambda settings, like: nullcontext())
+    state = fresh_state(settings, channels, 16, META)
+    state.optimizers = [torch.optim.Adam(each.param_groups[0]["params"]) for each in state.optimizers]
+    return state
+
+
+METHODS = {
+    "autoencoder": {"usl_type": "ae_single"},
+    "denoising": {"usl_type": "ae_single", "denoising": True},
+    "simclr": {"usl_type": "simclr"},
+    "resnet18": {"usl_type": "simclr", "encoder": "resnet18"},
+    **{name: {"emb_loss": name} for name in ("mse", "l1", "barlow", "hinge")},
+    "greedy": {"layerwise": "greedy", "usl_epochs": 1},
+    "random": {"layerwise": "random", "denoising": True, "usl_epochs": 1},
+    "blur": {"blur": True},
+    **{name: {"policy": name} for name in POLICIES},
+    "every policy": {"policy": "+".join(POLICIES)},
+    "no augmentation": {"strength": 0.0},
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_step_sends_the_parameters_of_a_policy_at_once_and_reads_nothing(method, channels, monkeypatch):
+    settings = settings_of(**method)
+    state = on_meta(settings, channels, monkeypatch)
+    images = random_images(STEPS * BATCH, channels, 16, 16).to(META)
+    parameters = len(settings.policies) if settings.strength else 0
+    epochs = settings.usl_epochs * len(state.optimizers)
+    with Traffic() as traffic:
+        steps = pretrain(settings, state, images, pause=lambda: True)
+        for _ in range(epochs):
+            assert next(steps) is None
+            assert traffic.since() == (parameters + 1, 0), "the order of the images, once an epoch"
+            for _ in range(STEPS - 2):
+                assert next(steps) is None
+                assert traffic.since() == (parameters, 0)
+            assert next(steps) is not None
+            sent, read = traffic.since()
+            assert sent == parameters
+            assert read <= 1 + len(list(state.encoder.parameters())), "the losses, and whether the weights are finite"
+        assert next(steps, "the end") == "the end"
+
+
+def test_an_epoch_of_linear_probes_sends_the_order_and_reads_the_losses():
+    heads = settings_of().heads
+    layer = heads[0].layer
+    features = {layer: torch.zeros(40, 6, device=META)}
+    labels = torch.zeros(40, dtype=torch.int64, device=META)
+    probes = LinearProbes(heads, {layer: 6}, 10, 0, META)
+    # As in `on_meta`.
+    probes.optimizer = torch.optim.Adam([w for group in probes.optimizer.param_groups for w in group["params"]])
+    with Traffic() as traffic:
+        for _ in train_linear(probes, features, labels, epochs=2, batch_size=BATCH):
+            assert traffic.since() == (1, 1)
+        probes.accuracy(features, labels)
+        assert traffic.since() == (0, 1)
+
+
+def test_features_and_neighbours_stay_on_the_device():
+    encoder = fresh_state(settings_of(), 3, 16, torch.device("cpu")).encoder.to(META)
+    images = random_images(30, 3, 16, 16).to(META)
+    index = torch.arange(30, device=META)
+    labels = torch.zeros(30, dtype=torch.int64, device=META)
+    with Traffic() as traffic:
+        features = extract_layers(encoder, images, index, ("trunk", "embedding", "layer1"))
+        assert traffic.since() == (0, 3), "of each layer, whether it is finite"
+        trunk = features["trunk"]
+        knn_accuracy(trunk, labels, trunk, labels, classes=10, k=5, temperature=0.07)
+        assert traffic.since() == (0, 1)
+
+
+# Several tensors in one transfer
+
+
+def test_property_what_is_packed_comes_out_bit_for_bit():
+    tensors = [
+        torch.rand(3, 5, generator=seeded()),
+        torch.rand(7, generator=seeded()) < 0.5,
+        torch.arange(5),
+        torch.tensor([float("nan"), -0.0, float("inf")], dtype=torch.float64),
+        torch.empty(0, dtype=torch.int64),
+        torch.rand(4, 6, generator=seeded()).T[..., None, None],
+        torch.tensor(3),
+        torch.empty(2, 0),
+    ]
+    buffer, places = augment.packed(tensors, page_locked=False)
+    found = augment.unpacked(buffer.clone(), tensors, places)
+    for before, after in zip(tensors, found, strict=True):
+        assert after.dtype == before.dtype
+        assert after.shape == before.shape
+        assert after.contiguous().numpy().tobytes() == before.contiguous().numpy().tobytes()
+        assert after.data_ptr() % 16 == 0
+    assert augment.packed([], page_locked=False)[0].shape == (0,)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("strength", [0.01, 0.5, 2.0])
+@pytest.mark.parametrize("count", [1, 40])
+def test_property_views_do_not_depend_on_the_transfer(channels, strength, count, monkeypatch):
+    images = random_images(count, channels, 16, 16)
+    expected = augment.augment(images, POLICIES, strength, True, seeded())
+
+    def in_one(device, *tensors):
+        buffer, places = augment.packed(tensors, page_locked=False)
+        return augment.unpacked(buffer.clone(), tensors, places)
+
+    monkeypatch.setattr(augment, "to_device", in_one)
+    assert torch.equal(augment.augment(images, POLICIES, strength, True, seeded()), expected)
+
+
+# With a GPU
+
+
+@pytest.fixture
+def cuda():
+    if not torch.cuda.is_available():
+        pytest.skip(NO_GPU)
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_cuda_counts_the_same(method, precision, cuda):
+    """By CUDA's own account: one copy from page-locked memory a policy, none back, and no call that waits."""
+    settings = settings_of(**method, precision=precision)
+    state = fresh_state(settings, 3, 16, cuda)
+    steps = pretrain(settings, state, random_images(20 * BATCH, 3, 16, 16).to(cuda), pause=lambda: True)
+    for _ in range(5):  # the optimizers' states are made, memory is taken; `random` may meet a block later all the same
+        next(steps)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            for _ in range(3):
+                next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = Counter(event.name for event in profiler.events())
+    sent = sum(count for name, count in found.items() if name.startswith("Memcpy HtoD"))
+    assert sent == sum(count for name, count in found.items() if name.startswith("Memcpy HtoD (Pinned"))
+    assert sent == 3 * (len(settings.policies) if settings.strength else 0)
+    assert not [name for name in found if name.startswith("Memcpy DtoH")]
+    # The profiler itself ends with cudaDeviceSynchronize.
+    assert not [name for name in found if name in ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", [*POLICIES, "+".join(POLICIES)])
+def test_cuda_makes_the_views_of_the_cpu(policy, channels, cuda):
+    images = random_images(200, channels, 32, 32)
+    for strength in (0.3, 1.0):
+        here, there = seeded(), seeded()
+        expected = augment.augment(images, policy.split("+"), strength, True, here)
+        views = augment.augment(images.to(cuda), policy.split("+"), strength, True, there)
+        assert views.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(views.cpu(), expected, rtol=0, atol=5e-5)
+        assert torch.equal(here.get_state(), there.get_state())
+
+
+def test_cuda_goes_on_from_a_checkpoint(tmp_path, cuda):
+    trial = trial_of(usl_epochs=4)
+    whole = run(tmp_path / "whole", trial)
+
+    def die(at):
+        if at.share > 0.5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", trial, checkpoint_seconds=0, report=die)
+    result = run(tmp_path / "broken", trial, checkpoint_seconds=0)
+    assert result.device == "cuda"
+    # Whether its bits are the same is a matter of cuDNN's choices.
+    np.testing.assert_allclose(result.metrics["pretrain/loss"], whole.metrics["pretrain/loss"], rtol=1e-2)
