@@ -41,7 +41,7 @@ from typing import Any
 import load
 import measure
 
-SLEEP = "RAYSWEEP_SCALE"  # in the environment of the workers: reports of a trial, and seconds before each
+SLEEP = "RAYSWEEP_SCALE"  # in the environment of the workers: the case
 PARTS = ("dataset", "storage", "start", "tensorboard", "driver")
 TRIAL = {"usl_epochs": 4, "le_epochs": 6, "images_every": 2, "probe_every": 2}  # of the trial whose storage is counted
 CALLS = "%file,fsync,fdatasync,flock,read,pread64,write,ftruncate,getdents64"
@@ -58,11 +58,14 @@ class Case:
     """Of each trial, beside the last."""
     seconds: float
     """Between two of them."""
+    paced: bool = False
+    """Whether they come as seldom as the driver's answers make a trial report; `seconds` is then the least."""
 
 
 CASES = {
     "many short trials": Case(slots=8, trials=800, reports=0, seconds=0.0),
     "as many reports as it takes": Case(slots=8, trials=16, reports=500, seconds=0.0),
+    "the same, paced": Case(slots=8, trials=16, reports=1000, seconds=0.01, paced=True),
     "a report a second": Case(slots=24, trials=96, reports=10, seconds=1.0),
 }
 
@@ -113,22 +116,31 @@ def sleeping(config: Mapping[str, Any], datasets: Any, place: str, token: str, *
 
     from raysweep import store
     from raysweep.stopping import Mark, watch
+    from raysweep.sweep import tuner
 
-    number, seconds = json.loads(os.environ[SLEEP])
+    case = json.loads(os.environ[SLEEP])
     trial, results = config["trial"], store.Store(place)
     stop = watch(Mark(results, token))
-    waited = []
+    waited: list[float] = []
+
+    def tell(values: dict[str, Any]) -> None:
+        asked = time.monotonic()
+        tune.report(values)
+        waited.append(time.monotonic() - asked)
+
+    if case["paced"]:  # a few trials that report very often, in place of very many that do once a second
+        tuner.REPORT_SECONDS = case["seconds"]
+    pace = tuner.Pace(tell)
     with results.at_work(trial.name) as push:
         folder = results.trial(trial.name)
         store.begin_attempt(folder, trial.settings)
         begun = time.monotonic()
-        for at in range(number):
-            time.sleep(seconds)
+        for at in range(case["reports"]):
+            time.sleep(case["seconds"])
             stop()
-            push(every=store.PUSH_SECONDS)
-            asked = time.monotonic()
-            tune.report({"share": at / (number + 1)})
-            waited.append(time.monotonic() - asked)
+            if pace.due() or not case["paced"]:
+                push(every=store.PUSH_SECONDS)
+                pace.tell({"share": at / (case["reports"] + 1)})
         result = store.make_result(
             trial,
             "none",
@@ -148,7 +160,7 @@ def sleeping(config: Mapping[str, Any], datasets: Any, place: str, token: str, *
 def driven(case: Case) -> dict[str, Any]:
     """The figures of a case, measured in a process of its own."""
     command = [sys.executable, __file__, "--drive", json.dumps(asdict(case))]
-    environment = {**os.environ, SLEEP: json.dumps([case.reports, case.seconds])}
+    environment = {**os.environ, SLEEP: json.dumps(asdict(case))}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -236,9 +248,10 @@ def drive(case: Case) -> dict[str, Any]:
         **steady(marks, case),
     }
     if waited:
+        figures["trials' time that goes into waiting for the driver"] = sum(waited) / sum(own)
         figures["a report waits for the driver, median s"] = statistics.median(waited)
         figures["and in one case of a hundred, s"] = waited[int(len(waited) * 0.99)]
-    if case.seconds:
+    if case.seconds and not case.paced:
         first, last = nth(marks, "begin", case.slots), nth(marks, "end", case.trials - case.slots + 1)
         inside = sum(kind == "end" and first[1] < at <= last[1] for kind, at, _ in marks)
         figures["share of the slots' time that trials have"] = (
