@@ -301,9 +301,11 @@ def real_trial(
     data: inputs.Datasets = {}
     checkpoint_seconds = float(changed.get("checkpoint_seconds", 1e9))
     settings = {name: value for name, value in changed.items() if name != "checkpoint_seconds"}
-    trial = space.build({"name": "one", "base": {**TRIAL, **settings}}, {}, "one").trials[0]
+    sweep = space.build({"name": "one", "base": {**TRIAL, **settings}}, {}, "one")
+    trial = sweep.trials[0]
     inputs.pick(trial.settings, data, load=True)
     results = store.Store(place)
+    results.create(sweep, {})
     phase("the trial")
     with results.at_work(trial.name) as push:
         experiment.run(
@@ -327,7 +329,6 @@ def real_trial(
 def directory(folder: Path) -> dict[str, Any]:
     """What a trial leaves in a directory, and which system calls it makes there."""
     place = folder / "plain"
-    place.mkdir()
     command = [sys.executable, __file__, "--one", str(place)]
     log = folder / "strace.log"
     traced = shutil.which("strace") is not None
