@@ -64,7 +64,7 @@ class Case:
 
 CASES = {
     "many short trials": Case(slots=8, trials=800, reports=0, seconds=0.0),
-    "as many reports as it takes": Case(slots=8, trials=16, reports=500, seconds=0.0),
+    "as many reports as it takes": Case(slots=8, trials=16, reports=1000, seconds=0.0),
     "the same, paced": Case(slots=8, trials=16, reports=1000, seconds=0.01, paced=True),
     "a report a second": Case(slots=24, trials=96, reports=10, seconds=1.0),
 }
@@ -251,7 +251,7 @@ def drive(case: Case) -> dict[str, Any]:
         figures["trials' time that goes into waiting for the driver"] = sum(waited) / sum(own)
         figures["a report waits for the driver, median s"] = statistics.median(waited)
         figures["and in one case of a hundred, s"] = waited[int(len(waited) * 0.99)]
-    if case.seconds and not case.paced:
+    if case.seconds and case.reports and not case.paced:
         first, last = nth(marks, "begin", case.slots), nth(marks, "end", case.trials - case.slots + 1)
         inside = sum(kind == "end" and first[1] < at <= last[1] for kind, at, _ in marks)
         figures["share of the slots' time that trials have"] = (
@@ -269,6 +269,8 @@ def steady(marks: Sequence[tuple[str, float, float]], case: Case) -> dict[str, f
     """What events cost the driver while all slots are in use."""
     first = nth(marks, "begin", case.slots)
     last = nth(marks, "end", case.trials - case.slots + 1)
+    if case.trials > 4 * case.slots:  # a worker's first trial imports what the later ones have
+        first = nth(marks, "end", 2 * case.slots)
     if case.reports and case.trials <= 2 * case.slots:  # of reports alone: before the first trial ends
         last = nth(marks, "end", 1)
     window = [mark for mark in marks if first[1] < mark[1] < last[1]]
