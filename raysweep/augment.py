@@ -14,7 +14,8 @@ The times in the comments are microseconds per 32×32 RGB image, batch 250, stre
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,24 @@ CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there
 
 
-def augment(images: Tensor, policies: Sequence[str], strength: float, blur: bool, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Part:
+    """Which images of a larger batch are here, the others being elsewhere: what is drawn is drawn for all of them."""
+
+    of: int
+    """Images of the whole batch."""
+    index: Tensor
+    """int64, on the CPU: which of them."""
+
+
+def augment(
+    images: Tensor,
+    policies: Sequence[str],
+    strength: float,
+    blur: bool,
+    generator: torch.Generator,
+    part: Part | None = None,
+) -> Tensor:
     """Random views of a batch under several policies: each reads what the one before it made.
 
     Args:
@@ -35,6 +53,7 @@ def augment(images: Tensor, policies: Sequence[str], strength: float, blur: bool
         strength: scales all of them alike; 0 is the identity.
         blur: read by `simclr` only.
         generator: a CPU generator, whatever the images' device.
+        part: which images of a larger batch these are; they become what they would in it. None: they are all.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the
@@ -42,8 +61,23 @@ def augment(images: Tensor, policies: Sequence[str], strength: float, blur: bool
     """
     assert policies
     for name in policies:
-        images = POLICIES[name](images, strength, blur, generator)
+        images = POLICIES[name](images, strength, blur, generator, part)
     return images
+
+
+Parameters = TypeVar("Parameters", "SimCLRParameters", "AffineParameters", "NoiseParameters", "MaskParameters")
+
+
+def count_of(images: Tensor, part: Part | None) -> int:
+    """Images of the whole batch that these are a part of."""
+    return len(images) if part is None else part.of
+
+
+def of_part(parameters: Parameters, part: Part | None) -> Parameters:
+    """Of what was drawn for a whole batch that of a part of it."""
+    if part is None:
+        return parameters
+    return replace(parameters, **{each.name: getattr(parameters, each.name)[part.index] for each in fields(parameters)})
 
 
 # ---- simclr ----------------------------------------------------------------------------------------------------------
@@ -72,7 +106,7 @@ class SimCLRParameters:
     sigma: Tensor  # float32; the blur's standard deviation in pixels
 
 
-def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generator) -> Tensor:
+def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Random views of a batch: SimCLR's augmentation (Chen et al. 2020, arXiv 2002.05709, Appendix A), scaled.
 
     Args:
@@ -80,6 +114,7 @@ def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generat
         strength: 1 is the published policy, 0 the identity; `draw_simclr` says what lies between and beyond.
         blur: as published for ImageNet; off is the published policy for CIFAR-10.
         generator: a CPU generator, whatever the images' device.
+        part: as for `augment`.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the
@@ -87,8 +122,9 @@ def simclr(images: Tensor, strength: float, blur: bool, generator: torch.Generat
     """
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    count, _, height, width = images.shape
-    return apply_simclr(images, draw_simclr(count, height, width, strength, blur, generator))
+    height, width = images.shape[2:]
+    parameters = draw_simclr(count_of(images, part), height, width, strength, blur, generator)
+    return apply_simclr(images, of_part(parameters, part))
 
 
 def draw_simclr(
@@ -269,7 +305,7 @@ class AffineParameters:
     hue: Tensor  # float32 in [-0.5, 0.5]; turns of the colour circle
 
 
-def affine(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def affine(images: Tensor, strength: float, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Random views of a batch: the deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
 
     Half of the images are deformed by an affine map, and all change their colours. Arguments and result as for
@@ -277,7 +313,7 @@ def affine(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
     """
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    return apply_affine(images, draw_affine(len(images), strength, generator))
+    return apply_affine(images, of_part(draw_affine(count_of(images, part), strength, generator), part))
 
 
 def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffineParameters:
@@ -357,11 +393,12 @@ class NoiseParameters:
     noise: Tensor  # float32 (B, C, H, W); standard normal
 
 
-def noise(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def noise(images: Tensor, strength: float, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Views of a batch with Gaussian noise: `draw_noise` says how much. Arguments and result as for `augment`."""
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    return apply_noise(images, draw_noise(images.shape, strength, generator))
+    shape = (count_of(images, part), *images.shape[1:])
+    return apply_noise(images, of_part(draw_noise(shape, strength, generator), part))
 
 
 def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> NoiseParameters:
@@ -396,15 +433,15 @@ class MaskParameters:
     masked: Tensor  # bool (B, rows, columns); which patches of the grid are hidden
 
 
-def mask(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def mask(images: Tensor, strength: float, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Views of a batch with random patches hidden, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
 
     `draw_mask` says how many. Arguments and result as for `augment`.
     """
     if strength == 0:
         return to_float(images).contiguous(memory_format=torch.channels_last)
-    count, _, height, width = images.shape
-    return apply_mask(images, draw_mask(count, height, width, strength, generator))
+    height, width = images.shape[2:]
+    return apply_mask(images, of_part(draw_mask(count_of(images, part), height, width, strength, generator), part))
 
 
 def mask_patch_size(height: int, width: int) -> int:
@@ -604,12 +641,12 @@ def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-Policy = Callable[[Tensor, float, bool, torch.Generator], Tensor]
-"""(images, strength, blur, generator) -> views, as `augment`."""
+Policy = Callable[[Tensor, float, bool, torch.Generator, Part | None], Tensor]
+"""(images, strength, blur, generator, part) -> views, as `augment`."""
 
 POLICIES: dict[str, Policy] = {
     "simclr": simclr,
-    "affine": lambda images, strength, _, generator: affine(images, strength, generator),
-    "noise": lambda images, strength, _, generator: noise(images, strength, generator),
-    "mask": lambda images, strength, _, generator: mask(images, strength, generator),
+    "affine": lambda images, strength, _, generator, part: affine(images, strength, generator, part),
+    "noise": lambda images, strength, _, generator, part: noise(images, strength, generator, part),
+    "mask": lambda images, strength, _, generator, part: mask(images, strength, generator, part),
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from raysweep.data import Images, draw_labels, split_train
 from raysweep.errors import Diverged
 from raysweep.events import Events, image_grid, projector
 from raysweep.inputs import Data, Datasets, pick
-from raysweep.pretrain import fresh_state, pretrain
+from raysweep.pretrain import fresh_state, pretrain, spread
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.features import compute, extract, extract_layers, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.randomness import generator
+from raysweep.ranks import ALONE, Ranks
 from raysweep.space import Trial
 
 CHECKPOINT_SECONDS = 30.0
@@ -84,6 +85,7 @@ def run(
     report: Report = lambda at: None,
     stop: Stop = lambda: False,
     saved: Saved = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> store.Result | None:
     """Run a trial, or continue it from its newest checkpoint, and write its `result.json`.
 
@@ -102,7 +104,9 @@ def run(
         report: told of the progress.
         stop: see `Stop`; the trial that leaves gives None and goes on from its checkpoint when it is run again.
         saved: see `Saved`.
+        ranks: the processes of a data-parallel trial; this one leads, and the others `follow`.
     """
+    assert ranks.lead
     done = store.read_result(directory)
     if done is not None and done.status != "failed":  # its worker died between the result and the last report
         store.remove_checkpoints(directory)
@@ -115,7 +119,7 @@ def run(
         warnings.simplefilter("default", UserWarning)  # among them k-means' on a collapsed embedding
         warnings.simplefilter("default", RuntimeWarning)
         try:
-            work = Work(trial, pick(trial.settings, datasets), directory, attempt, gpu, caught)
+            work = Work(trial, pick(trial.settings, datasets), directory, attempt, gpu, caught, ranks)
             end = work.run(checkpoint_seconds, collapse, report, stop, saved)
         except Exception:
             store.note_traceback(directory)
@@ -140,6 +144,34 @@ def run(
         store.remove_checkpoints(directory)
     saved()
     return result
+
+
+def follow(settings: Settings, datasets: Datasets, ranks: Ranks, *, threads: int, gpu: bool) -> None:
+    """Pretrain beside the process that leads, in which `run` runs; to it all that is found belongs.
+
+    Args:
+        settings: the trial's.
+        datasets: as for `run`.
+        ranks: this process among them.
+        threads: of this process.
+        gpu: as for `run`.
+    """
+    assert not ranks.lead
+    if not ranks.meet():
+        return
+    with fixed_threads(threads), suppress(Diverged):  # the leader says so
+        images = pick(settings, datasets).pretrain
+        device = device_of(gpu)
+        channels, size = images.shape[1:3]
+        state = fresh_state(settings, channels, size, device)
+        spread(state, ranks)
+        for _ in pretrain(settings, state, resident(images, device), ranks=ranks):
+            pass
+
+
+def device_of(gpu: bool) -> torch.device:
+    """Where a trial computes: on this process's CUDA device, if it is to and there is one."""
+    return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -174,11 +206,15 @@ class Work:
         attempt: int,
         gpu: bool,
         caught: list[warnings.WarningMessage],
+        ranks: Ranks,
     ) -> None:
         self.started = self.last_save = time.perf_counter()
         self.save_cost = 0.0
+        self.ranks = ranks
         self.settings, self.directory, self.caught = trial.settings, directory, caught
-        self.device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+        self.device = device_of(gpu)
+        if gpu and self.device.type == "cpu":
+            warnings.warn("resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU", stacklevel=2)
         self.probe = of.probe
         self.images = resident(of.pretrain, self.device)
         channels, size = of.pretrain.shape[1:3]
@@ -202,6 +238,8 @@ class Work:
         if saved is None:
             self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
         self._split(of.pretrain)
+        ranks.meet()
+        spread(self.state, ranks)
 
     def seconds(self) -> float:
         """Wall time spent so far, over all attempts."""
@@ -230,21 +268,22 @@ class Work:
 
         try:
             end = End("finished")
-            for at in self._steps(collapse, lambda: stop() or due()):
-                if isinstance(at, End):
-                    end = at
-                    break
-                leaving = stop()
-                if leaving or due():
-                    begun = time.perf_counter()
-                    self._save()
-                    saved()  # into a bucket it takes longer than to write it
-                    self.last_save = time.perf_counter()
-                    self.save_cost = self.last_save - begun
-                if leaving:
-                    return None
-                if at is not None:
-                    report(at)
+            with closing(self._steps(collapse, lambda: stop() or due())) as steps:
+                for at in steps:
+                    if isinstance(at, End):
+                        end = at
+                        break
+                    leaving = stop()
+                    if leaving or due():
+                        begun = time.perf_counter()
+                        self._save()
+                        saved()  # into a bucket it takes longer than to write it
+                        self.last_save = time.perf_counter()
+                        self.save_cost = self.last_save - begun
+                    if leaving:
+                        return None
+                    if at is not None:
+                        report(at)
             self.events.end(finished=True)  # one that was stopped has not failed
             return end
         except Diverged as fault:
@@ -254,26 +293,27 @@ class Work:
         finally:
             self.events.close()
 
-    def _steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Iterator[Progress | End | None]:
+    def _steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[Progress | End | None]:
         """All of the trial that is left; wherever this yields, it may be saved. None is in the middle of an epoch."""
         settings, state = self.settings, self.state
         total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
-        for metrics in pretrain(settings, state, self.images, pause):
-            if metrics is None:
-                yield None
-                continue
-            self._log(metrics, state.epoch)
-            last = state.epoch == settings.pretrain_epochs
-            evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
-            if evaluated:
-                self._log(self._watch(), state.epoch)
-            if settings.images_every and (state.epoch % settings.images_every == 0 or last):
-                self._draw()
-            if evaluated and collapse is not None:
-                self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
-                if self.collapsed >= collapse.evaluations:
-                    yield End("stopped", collapse.words(self.metrics, state.epoch))
-            yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics, self.seconds())
+        with closing(pretrain(settings, state, self.images, pause, self.ranks)) as epochs:
+            for metrics in epochs:
+                if metrics is None:
+                    yield None
+                    continue
+                self._log(metrics, state.epoch)
+                last = state.epoch == settings.pretrain_epochs
+                evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
+                if evaluated:
+                    self._log(self._watch(), state.epoch)
+                if settings.images_every and (state.epoch % settings.images_every == 0 or last):
+                    self._draw()
+                if evaluated and collapse is not None:
+                    self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
+                    if self.collapsed >= collapse.evaluations:
+                        yield End("stopped", collapse.words(self.metrics, state.epoch))
+                yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics, self.seconds())
         yield from self._evaluate()
 
     def _split(self, pretrain: Images) -> None:

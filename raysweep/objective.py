@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from raysweep import losses
 from raysweep.config import Settings
 from raysweep.models import Conv6
+from raysweep.ranks import Share
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ def embedding_loss(settings: Settings, z1: Tensor, z2: Tensor) -> Tensor:
 
 
 def objective(
-    settings: Settings, encoder: nn.Module, decoder: nn.Module | None, views: Tensor, clean: Tensor
+    settings: Settings,
+    encoder: nn.Module,
+    decoder: nn.Module | None,
+    views: Tensor,
+    clean: Tensor,
+    share: Share | None = None,
 ) -> Losses:
     """The losses of one batch, for the whole network.
 
@@ -48,12 +54,13 @@ def objective(
         decoder: embeddings -> images; None for `simclr`.
         views: (V·B, C, H, W) float32 in [0, 1]: all first views, then all second ones.
         clean: (B, C, H, W) float32 in [0, 1], not augmented; read only where `denoising`.
+        share: of the batch, where `views` and `clean` are one of several processes' part; the losses are then shares.
     """
     with arithmetic(settings, views):
         z = encoder(views)
         images = decoder(z) if decoder is not None else None
     target = clean.repeat(settings.views, 1, 1, 1) if settings.denoising else views
-    return combine(settings, z, images, target)
+    return combine(settings, z, images, target, share)
 
 
 def local_objective(
@@ -64,6 +71,7 @@ def local_objective(
     decoder_block: nn.Module | None,
     views: Tensor,
     clean: Tensor,
+    share: Share | None = None,
 ) -> Losses:
     """The losses of one batch for one block of the encoder alone; no gradient goes below it.
 
@@ -78,6 +86,7 @@ def local_objective(
         decoder_block: h' -> h; None for `simclr`.
         views: as for `objective`.
         clean: as for `objective`.
+        share: as for `objective`.
     """
     with arithmetic(settings, views):
         with torch.no_grad():
@@ -88,7 +97,7 @@ def local_objective(
         above = encoder.blocks[block](below)
         z = head(above.flatten(1)) if settings.views == 2 else None  # else no loss would read it
         restored = decoder_block(above) if decoder_block is not None else None
-    return combine(settings, z, restored, target.float())
+    return combine(settings, z, restored, full(target), share)
 
 
 def arithmetic(settings: Settings, like: Tensor) -> torch.autocast:
@@ -96,15 +105,27 @@ def arithmetic(settings: Settings, like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def combine(settings: Settings, z: Tensor | None, restored: Tensor | None, target: Tensor) -> Losses:
+def full(x: Tensor) -> Tensor:
+    """In fp32 at least: bf16 keeps 8 bits of mantissa, too few for a similarity over τ or a mean of small squares."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def combine(
+    settings: Settings, z: Tensor | None, restored: Tensor | None, target: Tensor, share: Share | None = None
+) -> Losses:
     """The objective from embeddings (V·B, D), read with two views, and reconstructions (V·B, …), None for none."""
-    # Losses in fp32: bf16 keeps 8 bits of mantissa, too few for a similarity over τ or a mean of small squares.
     rec = emb = None
     if restored is not None:
-        rec = F.mse_loss(restored.float(), target) * settings.views  # the sum over views of their means
+        rec = F.mse_loss(full(restored), target) * settings.views  # the sum over views of their means
+        if share is not None:
+            rec = rec * share.fraction
     if settings.views == 2:
         assert z is not None
-        emb = embedding_loss(settings, *z.float().chunk(2))
+        z1, z2 = full(z).chunk(2)
+        if share is None:
+            emb = embedding_loss(settings, z1, z2)
+        else:  # of the whole batch, in every process
+            emb = embedding_loss(settings, share.gather(z1), share.gather(z2)) / share.processes
     if rec is None:
         assert emb is not None, "a method has a reconstruction, two views, or both"
         return Losses(emb, None, emb)

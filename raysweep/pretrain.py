@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from raysweep.models import (
     Conv6,
     Decoder,
     Encoder,
+    ResNet18,
     SymmetricDecoder,
     make_decoder,
     make_encoder,
@@ -26,6 +28,7 @@ from raysweep.models import (
 )
 from raysweep.objective import Losses, local_objective, objective
 from raysweep.randomness import generator
+from raysweep.ranks import ALONE, Ranks, Share, Step
 
 
 @dataclass
@@ -135,19 +138,31 @@ def state_of(settings: Settings, encoder: Encoder) -> State:
     return State(encoder, decoder, heads, optimizers, generator(settings.seed, "pretrain"))
 
 
-def losses_of(settings: Settings, state: State, block: int | None, views: Tensor, clean: Tensor) -> Losses:
-    """The losses of one batch, for the whole network, or for one block of it, from 0."""
-    if block is None:
-        return objective(settings, state.encoder, state.decoder, views, clean)
-    assert isinstance(state.encoder, Conv6)
+def steps_of(settings: Settings, state: State, share: Share | None) -> list[Step]:
+    """What each of the optimizers trains, and by which losses."""
+    encoder, decoder = state.encoder, state.decoder
+    if settings.layerwise == "none":
+        whole = [encoder] if decoder is None else [encoder, decoder]
+        return [Step(whole, partial(objective, settings, encoder, decoder, share=share))]
+    assert isinstance(encoder, Conv6)
     assert state.heads is not None
-    undo = state.decoder.blocks[block] if isinstance(state.decoder, SymmetricDecoder) else None
-    return local_objective(settings, state.encoder, block, state.heads[block], undo, views, clean)
+    steps = []
+    for block, head in enumerate(state.heads):
+        undo = decoder.blocks[block] if isinstance(decoder, SymmetricDecoder) else None
+        trained = [encoder.blocks[block]]
+        trained += [head] if settings.views == 2 else []  # with one view no loss reads an embedding
+        trained += [undo] if undo is not None else []
+        steps.append(Step(trained, partial(local_objective, settings, encoder, block, head, undo, share=share)))
+    return steps
 
 
 def pretrain(
-    settings: Settings, state: State, images: Tensor, pause: Callable[[], bool] = lambda: False
-) -> Iterator[dict[str, float] | None]:
+    settings: Settings,
+    state: State,
+    images: Tensor,
+    pause: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
+) -> Generator[dict[str, float] | None]:
     """Train `state` to its last epoch, yielding after each epoch its metrics (see `config.METRICS`).
 
     Layer by layer, epochs are counted on through the stages: `greedy` trains each block for `usl_epochs`, one after the
@@ -158,6 +173,8 @@ def pretrain(
         state: where to go on; whenever this yields it may be saved.
         images: (N, C, H, W) uint8, resident on the training device, N ≥ `batch_size`.
         pause: asked after each step but an epoch's last; where it is true, None is yielded.
+        ranks: the processes that train together, each on its part of every batch: equal in all but which of them this
+            is. All yield at the same places; where the leader's generator is closed, the others' end.
 
     Raises:
         Diverged: the loss or a weight is NaN or infinite; the message names the epoch.
@@ -165,6 +182,10 @@ def pretrain(
     steps = len(images) // settings.batch_size
     assert steps > 0, "batch_size is checked against the dataset before a trial starts"
     state.encoder.train()
+    share = ranks.share(settings.batch_size)
+    if share is not None:
+        synchronise_batch_norm(state.encoder)
+    networks = [ranks.parallel(step) for step in steps_of(settings, state, share)]
     blocks = len(state.optimizers)
     epochs = settings.usl_epochs * blocks
     while state.epoch < epochs:
@@ -175,26 +196,33 @@ def pretrain(
             state.sums = torch.zeros(3, device=images.device)
         assert state.sums is not None
         for index in state.order.to(images.device).split(settings.batch_size)[begun:steps]:
+            if share is not None:
+                index = index[share.start : share.end]
             batch = images.index_select(0, index)  # images[index] is 20 times slower for uint8 on a CPU
             clean = to_float(batch) if settings.denoising else batch
             copies = batch.repeat(settings.views, 1, 1, 1)
-            views = augment(copies, settings.policies, settings.strength, settings.blur, state.generator)
-            block = None  # the whole network
+            part = share.views(settings.views) if share is not None else None
+            views = augment(copies, settings.policies, settings.strength, settings.blur, state.generator, part)
+            block = 0  # the whole network
             if settings.layerwise == "greedy":
                 block = greedy_stage(settings, state.epoch)
             elif settings.layerwise == "random":
                 block = int(torch.randint(blocks, (), generator=state.generator))
-            loss = losses_of(settings, state, block, views, clean)
-            optimizer = state.optimizers[block or 0]
-            optimizer.zero_grad()
-            loss.total.backward()
-            optimizer.step()
-            for position, part in enumerate((loss.total, loss.rec, loss.emb)):
-                if part is not None:
-                    state.sums[position] += part.detach()
+            loss: Losses = networks[block](views, clean)
+            state.optimizers[block].zero_grad()
+            ranks.backward(loss.total)
+            state.optimizers[block].step()
+            for position, value in enumerate((loss.total, loss.rec, loss.emb)):
+                if value is not None:
+                    state.sums[position] += value.detach()
             state.step += 1
-            if state.step < steps and pause():
-                yield None
+            if state.step < steps and ranks.agree(pause()):
+                ranks.add_up(state.sums)
+                if not ranks.lead:  # the leader has them all now, and may save them
+                    state.sums.zero_()
+                if (yield from ranks.hand_over(None)):
+                    return
+        ranks.add_up(state.sums)
         total, rec, emb = (state.sums / steps).tolist()
         state.epoch, state.step, state.order, state.sums = state.epoch + 1, 0, None, None
         if not math.isfinite(total):
@@ -207,4 +235,25 @@ def pretrain(
         if settings.views == 2:
             metrics["pretrain/emb_loss"] = emb
         metrics["pretrain/images_per_s"] = (steps - begun) * settings.batch_size / (time.perf_counter() - started)
-        yield metrics
+        if (yield from ranks.hand_over(metrics)):
+            return
+
+
+def synchronise_batch_norm(encoder: Encoder) -> None:
+    """Let batch norm, where the encoder has it, take its statistics over the batch's parts in all processes.
+
+    Only on GPUs, which is checked before a sweep starts. Weights stay the same objects.
+    """
+    if isinstance(encoder, ResNet18):
+        encoder.body = nn.SyncBatchNorm.convert_sync_batchnorm(encoder.body)
+
+
+def spread(state: State, ranks: Ranks) -> None:
+    """Give every process the leader's state."""
+    if ranks.size == 1:
+        return
+    saved = ranks.spread(state.state_dict() if ranks.lead else None)
+    if not ranks.lead:
+        state.load_state_dict(saved)
+        if state.sums is not None:  # shares add up to the batch's, and the leader has those of the steps so far
+            state.sums.zero_()

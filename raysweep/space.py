@@ -155,9 +155,13 @@ class Resources(BaseModel):
 
     _types = field_validator("*", mode="before")(check_type)
 
-    cpu: Annotated[int, Field(ge=1), About("Processor cores, and threads, of one trial.")] = 1
-    gpu: Annotated[float, Field(ge=0), About("GPUs of one trial; 0.25 puts four trials on one.")] = 0.0
-    workers: Annotated[Literal[1], About("Processes of one trial; more than one is not supported yet.")] = 1
+    cpu: Annotated[int, Field(ge=1), About("Processor cores, and threads, of a trial, or of each of its workers.")] = 1
+    gpu: Annotated[
+        float, Field(ge=0), About("GPUs of one trial, or of each of its workers; 0.25 puts four trials on one.")
+    ] = 0.0
+    workers: Annotated[
+        int, Field(ge=1), About("Processes of one trial, each with a part of every batch, each with `cpu` and `gpu`.")
+    ] = 1
 
     @field_validator("gpu")
     @classmethod
@@ -479,6 +483,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     examples = tuple(expand(resolved, search, samples, baseline, where))
     changed = [key for key in base if getattr(resolved, key) != Settings.model_fields[key].default]
     check_meant([*overrides, *changed], examples, where)
+    check_workers(resources, examples, where)
     trials = examples
     if tune.searcher != "none":  # a random encoder that all its points share is no question of what it proposes
         baselines = [trial for trial in examples if trial.baseline]
@@ -490,6 +495,28 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     if tune.collapse_stop is not None and not watched:
         raise InputError(f"{where}: tune.collapse_stop: nothing is evaluated while pretraining (probe_every: 0)")
     return sweep
+
+
+def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> None:
+    """Raises InputError if a trial cannot be divided among its workers."""
+    if resources.workers == 1:
+        return
+    if resources.gpu != int(resources.gpu):
+        raise InputError(
+            f"{where}: resources.gpu: {resources.gpu:g} for each of {resources.workers} workers: these need whole GPUs"
+        )
+    for trial in trials:
+        settings = trial.settings
+        if settings.encoder == "resnet18" and settings.usl_epochs and not resources.gpu:
+            raise InputError(
+                f"{where}: resources.workers: resnet18 has batch norm, which PyTorch synchronises between GPUs only; "
+                f"use workers: 1, or gpu: 1"
+            )
+        if settings.batch_size < resources.workers:
+            raise InputError(
+                f"{where}: resources.workers: batch_size {settings.batch_size} cannot be divided among "
+                f"{resources.workers} workers"
+            )
 
 
 def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:

@@ -25,6 +25,8 @@ terminationGracePeriodSeconds), and Ray needs some of them to end."""
 
 
 ENDING_SECONDS = 5.0  # that Ray gets after them
+TWICE_SECONDS = 1.0
+"""In which a second SIGTERM is the first: Slurm sends it to a batch script, which passes it on, and to its children."""
 
 
 class Mark:
@@ -110,10 +112,19 @@ class Stopping:
     def running(self) -> Iterator[None]:
         """Run trials: ask on the first SIGINT (Ctrl-C) or SIGTERM, raise KeyboardInterrupt on the second.
 
+        A SIGTERM that arrives twice, by two ways, counts once.
+
         In the main thread only. SIGTERM is what a cluster's scheduler sends before it takes a machine away.
         """
+        terminated = float("-inf")
 
         def handle(number: int, frame: FrameType | None) -> None:
+            nonlocal terminated
+            if number == signal.SIGTERM:
+                now, before = time.monotonic(), terminated
+                terminated = now
+                if now - before < TWICE_SECONDS:
+                    return
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True

@@ -316,7 +316,14 @@ class Store:
             What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
             take them: they are kept here until the trial is taken up again, and its `error.txt` says why. It raises
             Replaced where another process has taken the trial up.
+
+        Raises:
+            FileNotFoundError: the sweep does not lie there, as on a node that joined without the shared mount.
         """
+        if self.bucket is None and not (self.root / "sweep.yaml").exists():  # or what it writes would be lost
+            raise FileNotFoundError(
+                errno.ENOENT, f"{socket.gethostname()} does not see the sweep's sweep.yaml", str(self.root)
+            )
         with hold(self.trial(name)):
             if self.bucket is None:
                 yield lambda every=0.0: None
@@ -587,6 +594,7 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
             "attempt": attempt,
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),  # of those that Ray gave it on this host; None is all
             "started": time.time(),
             "settings": settings.model_dump(),
         },

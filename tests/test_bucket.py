@@ -26,6 +26,7 @@ from raysweep.bucket import Bucket, Mirror
 from raysweep.errors import InputError
 from raysweep.store import Store
 from tests.conftest import ROOT
+from tests.sweep.nodes import cluster
 
 SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
 TRIAL = "alpha=1e-05,seed=0,dataset=folder%3Aü"
@@ -520,29 +521,9 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
 @pytest.fixture
 def node(s3, tmp_path, monkeypatch):
     """The address of a Ray cluster whose node has a copy of its own, as another machine has."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    subprocess.run([*ray, "get-auth-token", "--generate"], check=True, capture_output=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    environment = {**os.environ, "RAYSWEEP_CACHE": str(tmp_path / "node"), "PYTHONPATH": str(ROOT)}
-    head = subprocess.Popen(
-        [*ray, "start", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    end = time.monotonic() + 60
-    while True:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert head.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    yield f"127.0.0.1:{port}"
-    head.terminate()
-    head.wait(60)
+    with cluster(tmp_path, "--num-cpus=2", RAYSWEEP_CACHE=str(tmp_path / "node")) as one:
+        monkeypatch.setenv("HOME", one.environment["HOME"])
+        yield one.address
 
 
 def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undisturbed, tmp_path):

@@ -106,6 +106,18 @@ def test_property_views_are_images(policies, strength, channels, height, width, 
 
 @pytest.mark.parametrize("policies", LISTS, ids="+".join)
 @pytest.mark.parametrize("channels", [1, 3])
+def test_views_of_a_part_are_those_of_the_whole_batch(channels, policies):
+    images, generator = random_images(12, channels, 16, 16), seeded()
+    whole = augment.augment(images, policies, 0.8, True, generator)
+    index = torch.tensor([7, 0, 11, 3])
+    for_part = seeded()
+    views = augment.augment(images[index], policies, 0.8, True, for_part, augment.Part(12, index))
+    torch.testing.assert_close(views, whole[index], rtol=0, atol=1e-6)  # sums over other memory are rounded otherwise
+    assert torch.equal(for_part.get_state(), generator.get_state())
+
+
+@pytest.mark.parametrize("policies", LISTS, ids="+".join)
+@pytest.mark.parametrize("channels", [1, 3])
 def test_property_every_image_has_a_view_of_its_own(channels, policies):
     generator = seeded()
     same = random_images(1, channels, 32, 32).expand(60, -1, -1, -1)

@@ -321,6 +321,10 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
         ({"tune": {"mode": "min"}}, ["tune.mode", "needs a tune.metric"]),
         ({"tune": {"max_failures": True}}, ["max_failures", "number"]),
         ({"resources": {"gpu": 1.5}}, ["resources: gpu", "whole number"]),
+        ({"resources": {"workers": 0}}, ["resources: workers", "0"]),
+        ({"resources": {"workers": 2, "gpu": 0.5}}, ["resources.gpu", "0.5 for each of 2 workers", "whole GPUs"]),
+        ({"resources": {"workers": 2}, "base": {"encoder": "resnet18"}}, ["resources.workers", "resnet18", "gpu: 1"]),
+        ({"resources": {"workers": 4}, "base": {"batch_size": 3}}, ["resources.workers", "batch_size 3", "4 workers"]),
         ({"base": {"data_dir": "~nobody-of-that-name/x"}}, ["data_dir", "cannot be resolved"]),
     ],
 )

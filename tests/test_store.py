@@ -209,3 +209,13 @@ def test_optional_parts_of_a_result_may_be_missing(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="is damaged"):
         store.read_result(tmp_path)
+
+
+def test_a_node_that_does_not_see_the_sweep_writes_nothing(tmp_path):
+    there, trial = Store(tmp_path / "mount" / "x"), SWEEP.trials[0].name
+    with pytest.raises(FileNotFoundError, match="does not see the sweep"), there.at_work(trial):
+        pass
+    assert not list(tmp_path.iterdir())
+    there.create(SWEEP, {})
+    with there.at_work(trial):
+        pass

@@ -29,6 +29,8 @@ def present_token(address: str | None) -> None:
         is_given = True
     if is_given:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address is not None:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # Ray would try a token that is refused for 20 seconds
 
 
 def make_token(file: Path) -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import tempfile
+import time
 import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.bucket import Bucket
@@ -24,7 +31,12 @@ CHATTER = (
     "Failed to fetch metrics for",
     "Trial task failed for trial",  # the view says so in one line, and error.txt has the traceback
     "Trials did not complete",
+    "No trial is running and no new trial has been started",  # `Lookout` says so; Tune adds up all nodes
 )
+LOOK_SECONDS = 5.0  # between two looks at the nodes, while no trial runs
+
+Node = Mapping[str, float]
+"""What a node has, by Ray's names of resources."""
 
 
 def quieten() -> None:
@@ -42,7 +54,8 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
     """Attach to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
 
     Raises:
-        InputError: nobody answers at the address, or no node can ever hold one trial.
+        InputError: nobody answers at the address, or our token is not the cluster's, or its nodes can never hold one
+            trial.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quieten()
@@ -51,21 +64,46 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
     try:
         if address is not None:
             knock(address)
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,  # nobody looks at it, and it costs a second
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    except (OSError, ValueError, RuntimeError) as fault:
+        with nullcontext() if address is None else held_back():
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,  # nobody looks at it, and it costs a second
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as fault:
         reason = " ".join(str(fault).split())
         if address is None:
             raise InputError(f"Ray cannot be started on this machine: {reason}") from None
-        raise InputError(
-            f"the Ray cluster at {address} cannot be used: {reason} (is it up, and is its token, which `ray "
-            f"get-auth-token` prints there, in ~/.ray/auth_token here?)"
-        ) from None
-    return check_resources(resources, most)
+        if is_token_refused(fault):
+            raise InputError(
+                f"the Ray cluster at {address} wants its own token: write what `ray get-auth-token` prints on its head "
+                f"node to ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it"
+            ) from None
+        raise InputError(f"the Ray cluster at {address} cannot be used: {reason} (is it up?)") from None
+    return plan([node["Resources"] for node in alive_nodes()], resources, most)
+
+
+def is_token_refused(fault: BaseException) -> bool:
+    """Whether the cluster wants another token than ours; of that Ray keeps, within another error, only the text."""
+    return isinstance(fault, AuthenticationError) or AuthenticationError.__name__ in str(fault.__cause__)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold back what is written to standard error meanwhile, and drop it if this fails.
+
+    Every second in which Ray tries a token its C++ code writes a line there, which no setting of Ray's stops.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as stderr:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr.fileno(), 2)
+        held.seek(0)
+        stderr.write(held.read())
 
 
 def knock(address: str) -> None:
@@ -76,30 +114,111 @@ def knock(address: str) -> None:
             pass
 
 
+def per_gpu(resources: Resources) -> int:
+    """How many workers Ray puts on one GPU, whose ten-thousandths it counts, cutting off what is smaller."""
+    return 10_000 // int(resources.gpu * 10_000) if 0 < resources.gpu <= 1 else 0
+
+
+def workers_on(node: Node, resources: Resources) -> int:
+    """How many workers of trials a node holds; one lies on one node."""
+    by_cores = int(node.get("CPU", 0)) // resources.cpu
+    return min(by_cores, workers_by_gpus(node, resources)) if resources.gpu else by_cores
+
+
+def workers_by_gpus(node: Node, resources: Resources) -> int:
+    """How many its GPUs alone would hold."""
+    gpus = int(node.get("GPU", 0))
+    return gpus * per_gpu(resources) if resources.gpu <= 1 else gpus // int(resources.gpu)
+
+
+def room(nodes: Sequence[Node], resources: Resources) -> int:
+    """How many trials these nodes hold at a time. The workers of one may lie on different nodes."""
+    return sum(workers_on(node, resources) for node in nodes) // resources.workers
+
+
+def plan(nodes: Sequence[Node], resources: Resources, most: int | None = None) -> str:
+    """How many trials run at a time on these nodes, at most `most`, and where, in words.
+
+    Raises:
+        InputError: they can never hold one.
+    """
+    fit = room(nodes, resources)
+    if not fit:
+        raise InputError(f"resources: a trial needs {needs(resources)}, but {has(nodes)}")
+    used = [node for node in nodes if workers_on(node, resources)]
+    count = min(fit, most or fit)
+    words = f"{count} at a time"
+    on_nodes = counted(len(used), "node")
+    if resources.workers > 1:
+        each = gpus_in_words(resources.gpu) if resources.gpu else counted(resources.cpu, "core")
+        words += f", each {resources.workers} workers with {each}, on {on_nodes}"
+    elif resources.gpu > 1:
+        words += f", each with {gpus_in_words(resources.gpu)}, on {on_nodes}"
+    elif resources.gpu:
+        gpus = sum(int(node["GPU"]) for node in used)
+        most_on_one = min(count, per_gpu(resources))
+        words += ": " if count == gpus * most_on_one else ": at most "
+        words += f"{most_on_one} per GPU on {counted(gpus, 'GPU')}"
+        words += f" of {on_nodes}" if len(used) > 1 else ""
+    else:
+        words += f" on {on_nodes}"
+    if resources.gpu and count == fit < sum(workers_by_gpus(node, resources) for node in nodes) // resources.workers:
+        words += " (the cores hold no more)"
+    return words
+
+
+def needs(resources: Resources) -> str:
+    """What a trial needs, in words."""
+    each = f"{resources.cpu} cpu and {resources.gpu:g} gpu"
+    return f"{each} on one node" if resources.workers == 1 else f"{resources.workers} workers of {each}"
+
+
+def has(nodes: Sequence[Node]) -> str:
+    """What the nodes have, in words, alike ones together."""
+    kinds = Counter((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
+    listed = [f"{counted(count, 'node')} with {cpu} cpu and {gpu} gpu" for (cpu, gpu), count in kinds.most_common(4)]
+    if not listed:
+        return "the cluster has no node up"
+    rest = len(nodes) - sum(count for _, count in kinds.most_common(4))
+    return f"the cluster has {', '.join(listed)}{f' and {rest} others' if rest else ''} up"
+
+
+def counted(count: int, what: str) -> str:
+    """Such as `1 node`, `2 nodes`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def gpus_in_words(gpu: float) -> str:
+    """Such as `0.5 GPU`, `1 GPU`, `2 GPUs`."""
+    return f"{gpu:g} GPU{'s' if gpu > 1 else ''}"
+
+
+class Lookout:
+    """Notices that trials wait while none runs, because no node that is up has room for one."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self.looked: float | None = None
+        """When, by the monotonic clock; None while trials run."""
+        self.waiting = False
+
+    def begins_to_wait(self, running: bool) -> bool:
+        """Whether that is so from now on. To be asked over and over, with whether any trial runs."""
+        now = time.monotonic()
+        if running:
+            self.looked, self.waiting = None, False
+        elif self.looked is None:
+            self.looked = now
+        elif not self.waiting and now - self.looked >= LOOK_SECONDS:
+            self.looked = now
+            self.waiting = not room([node["Resources"] for node in alive_nodes()], self.resources)
+            return self.waiting
+        return False
+
+
 def alive_nodes() -> list[dict[str, Any]]:
     """What Ray says of each node that is up."""
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-def check_resources(resources: Resources, most: int | None = None) -> str:
-    """Raises InputError unless some node can hold a trial; returns how many run at a time, at most `most`, in words."""
-    nodes = [node["Resources"] for node in alive_nodes()]
-    slots = 0
-    for node in nodes:
-        fits = int(node.get("CPU", 0)) // resources.cpu
-        if resources.gpu:
-            gpus = node.get("GPU", 0)
-            on_gpus = int(gpus) * int(1 / resources.gpu) if resources.gpu <= 1 else int(gpus // resources.gpu)
-            fits = min(fits, on_gpus)
-        slots += fits
-    if not slots:
-        most_cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
-        most_gpus = max((int(node.get("GPU", 0)) for node in nodes), default=0)
-        raise InputError(
-            f"resources: a trial needs {resources.cpu} cpu and {resources.gpu:g} gpu on one node, but the cluster's "
-            f"{len(nodes)} node(s) have at most {most_cpus} cpu and {most_gpus} gpu"
-        )
-    return f"{min(slots, most or slots)} at a time on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
 
 
 @ray.remote(num_cpus=0)

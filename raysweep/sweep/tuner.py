@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -25,8 +26,12 @@ from raysweep.inputs import Datasets, pick
 from raysweep.space import Sweep, Trial
 from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
+from raysweep.sweep import cluster
 from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.view import View
+
+if TYPE_CHECKING:  # it imports torch, which the driver does not need
+    from raysweep.ranks import Ranks
 
 PART = 500
 """Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
@@ -50,8 +55,10 @@ def run(
     A trial whose worker dies, or that raises, is begun again up to `max_failures` times and goes on from its own
     checkpoint; after that it is recorded as failed. Returns early, the trials at work saved, when the sweep is to end.
     """
+    parallel = sweep.resources.workers > 1
     parameters = {
-        "datasets": dict(datasets),
+        # Of a trial in several processes they alone need the data, and get it from the same place.
+        "datasets": [ray.put(dict(datasets))] if parallel else dict(datasets),
         "place": results.place,
         "threads": sweep.resources.cpu,
         "gpu": sweep.resources.gpu > 0,  # with 0 Ray hides no GPU, and every trial would take the first one
@@ -70,8 +77,13 @@ def run(
         proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
-    stop = Stop(stopping, seen)
-    trainable = shared(run_trial, parameters, sweep)
+    stop = Stop(stopping, seen, cluster.Lookout(sweep.resources))
+    if parallel:
+        from raysweep.sweep.workers import run_parallel_trial
+
+        trainable = shared(run_parallel_trial, {**parameters, "resources": sweep.resources}, sweep)
+    else:
+        trainable = shared(run_trial, parameters, sweep)
     alone = scheduler is None and proposer is None  # what compares trials must see all of them
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
     for start in range(0, max(len(pending), 1), size):
@@ -85,8 +97,17 @@ def run(
 
 
 def slots(sweep: Sweep) -> int:
-    """How many trials the cluster's cores hold at a time."""
-    return int(ray.cluster_resources().get("CPU", 1) // sweep.resources.cpu)
+    """How many trials the nodes that are up hold at a time, at least one."""
+    return max(1, cluster.room([node["Resources"] for node in cluster.alive_nodes()], sweep.resources))
+
+
+def most_at_a_time(sweep: Sweep) -> int | None:
+    """How many trials may run at a time; None leaves it to their resources.
+
+    Those in several processes ask for nothing themselves: all would start, and most wait for their workers in vain.
+    """
+    most = sweep.tune.max_concurrent
+    return most if sweep.resources.workers == 1 else min(most or sys.maxsize, slots(sweep))
 
 
 def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep: Sweep) -> Any:
@@ -96,6 +117,8 @@ def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep:
     node, not copied. To be called once for a sweep: Ray keeps what it is given until it ends.
     """
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
+    if sweep.resources.workers > 1:  # they ask for their own beside the trial's, which waits for them
+        resources = {"cpu": 0, "memory": 1}  # Tune wants something, and every node has a byte
     return tune.with_resources(tune.with_parameters(trainable, **parameters), resources)
 
 
@@ -121,7 +144,7 @@ def make_tuner(
             scheduler=scheduler,
             search_alg=proposer,
             num_samples=1 if proposer is None else -1,  # it says itself when it ends
-            max_concurrent_trials=sweep.tune.max_concurrent,
+            max_concurrent_trials=most_at_a_time(sweep),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -152,13 +175,30 @@ def run_trial(
     A trial that a scheduler compares with others reports every online evaluation, and waits for what is decided. If it
     is to stop, Ray ends this thread in that report by SystemExit, once it needs the worker for another trial.
     """
-    from raysweep import experiment
+    attempt(config["trial"], datasets, place, threads, gpu, checkpoint_seconds, collapse, compared, token, tune.report)
 
-    trial = config["trial"]
+
+def attempt(
+    trial: Trial,
+    datasets: Datasets,
+    place: str,
+    threads: int,
+    gpu: bool,
+    checkpoint_seconds: float | None,
+    collapse: Collapse | None,
+    compared: bool,
+    token: str,
+    tell: Callable[[dict[str, Any]], None],
+    ranks: Ranks | None = None,
+) -> None:
+    """Run a trial in this process, or lead those that run it; `tell` passes its reports on to Tune."""
+    from raysweep import experiment
+    from raysweep.ranks import ALONE
+
     results = store.Store(place)
     stop = watch(Mark(results, token))
     if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
-        tune.report({"share": 0.0})
+        tell({"share": 0.0})
         return
 
     reported = time.monotonic()
@@ -167,10 +207,10 @@ def run_trial(
         nonlocal reported
         if compared and at.evaluated:
             push()  # it may be the last that this process does for the trial
-            tune.report({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
+            tell({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
         elif time.monotonic() - reported >= REPORT_SECONDS:
             push(every=store.PUSH_SECONDS)
-            tune.report({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
+            tell({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
         else:
             return
         reported = time.monotonic()
@@ -188,15 +228,16 @@ def run_trial(
             report=report,
             stop=stop,
             saved=push,
+            ranks=ranks or ALONE,
         )
-    tune.report({"share": 1.0})
+    tell({"share": 1.0})
 
 
 class Stop(tune.Stopper):
     """Ends Tune's run once the sweep is to end and the trials at work then have left, or had their time to."""
 
-    def __init__(self, stopping: Stopping, watch: Watch) -> None:
-        self.stopping, self.watch = stopping, watch
+    def __init__(self, stopping: Stopping, watch: Watch, lookout: cluster.Lookout) -> None:
+        self.stopping, self.watch, self.lookout = stopping, watch, lookout
         self.leaving: set[str] | None = None
         """Those trials at work when the sweep was to end that have not left yet."""
 
@@ -210,6 +251,8 @@ class Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Asked by Tune over and over."""
+        if self.lookout.begins_to_wait(bool(self.watch.running)):
+            self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
             return False
         if self.leaving is None:
@@ -335,7 +378,16 @@ def broke_off(trial: Any) -> str:
         with open(trial.pickled_error_file, "rb") as file:
             fault = pickle.load(file)
         if isinstance(fault, RayTaskError) and type(fault.cause).__name__ in last:  # raised in the worker, and the last
-            return store.reason(fault.cause)
-    if "low on memory" in last:  # of Ray's OutOfMemoryError only the text is kept
+            return str(fault.cause) if isinstance(fault.cause, Broken) else store.reason(fault.cause)
+    return died(last)
+
+
+def died(text: str) -> str:
+    """How a process came to its end without a word of its own, from what Ray says of it."""
+    if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
         return "out of memory: Ray ended its process as its node ran low on memory"
     return "its process died (killed, out of memory, or its node was lost)"
+
+
+class Broken(Exception):
+    """A worker of a data-parallel trial broke off; the message is the reason in one line."""

@@ -4,10 +4,8 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -15,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from tests.conftest import ROOT
+from tests.sweep.nodes import cluster, wait_for
 
 QUICK = ["--usl_epochs", "2", "--le_epochs", "3", "--probe_every", "1", "--images_every", "2"]
 CPUS = max(1, (os.cpu_count() or 1) // 2)  # per trial: two or three trials at a time on any machine
@@ -72,15 +71,6 @@ def result(root, trial):
 
 def scores(root, trial):
     return {name: value for name, value in result(root, trial)["metrics"].items() if name not in OWN}
-
-
-def wait_for(what, process, seconds=120):
-    """Wait until `what()` is true while the process runs."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -307,45 +297,15 @@ def test_an_address_where_no_cluster_answers_is_refused(tmp_path):
 
 
 def test_an_existing_cluster_is_used_with_its_token(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {**os.environ, "HOME": str(home)}
-    environment.pop("RAY_AUTH_MODE", None)
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    subprocess.run([*ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--block"]
-    head = subprocess.Popen(
-        [*ray, "start", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-
-        def answers():
-            with socket.socket() as client:
-                return client.connect_ex(("127.0.0.1", port)) == 0
-
-        wait_for(answers, head)
+    with cluster(tmp_path, "--num-cpus=3") as one:
         done = subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "run_sweep.py"),
-                *QUICK,
-                "--usl_type",
-                "simclr",
-                "--address",
-                f"127.0.0.1:{port}",
-            ],
+            [sys.executable, str(ROOT / "run_sweep.py"), *QUICK, "--usl_type", "simclr", "--address", one.address],
             cwd=tmp_path,
-            env=environment,
+            env=one.environment,
             capture_output=True,
             text=True,
             timeout=240,
             check=False,
         )
-    finally:
-        head.terminate()
-        head.wait(60)
     assert done.returncode == 0, done.stderr
     assert "3 at a time on 1 node" in done.stdout, "it ran on the cluster that was named"

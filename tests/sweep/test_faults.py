@@ -1,15 +1,10 @@
 """Faults, injected into the real command: each costs at most the trial that it hits, and the command says why."""
 
 import os
-import signal
-import socket
 import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.sweep.test_command import command, result, scores, start, wait_for
 
@@ -121,72 +116,3 @@ def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
     failed = result(tmp_path / "runs" / "x", "seed=0")
     assert failed["error"] == "out of memory: Ray ended its process as its node ran low on memory"
     assert lines(done.stderr) == [f"failed: seed=0: {failed['error']}"]
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """A Ray cluster of two nodes with a core each: its address, its user's environment, the second node's process."""
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {**os.environ, "HOME": str(home), "RAY_health_check_period_ms": "500"}  # a lost node is soon missed
-    environment.pop("RAY_AUTH_MODE", None)
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    subprocess.run([*ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"127.0.0.1:{port}"
-    nodes = []
-
-    def join(*options):
-        program = [*ray, "start", *options, "--num-cpus=1", "--block"]
-        nodes.append(
-            subprocess.Popen(
-                program,
-                env={**environment, "RAY_AUTH_MODE": "token"},  # a node that joins sends none otherwise
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=tmp_path,
-            )
-        )
-        return nodes[-1]
-
-    def answers():
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        head = join("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false")
-        wait_for(answers, head)
-        second = join("--node-ip-address=127.0.0.2", f"--address={address}")
-        wait_for(lambda: children(second.pid, "raylet"), second)
-        yield address, environment, second
-    finally:
-        for node in reversed(nodes):
-            node.terminate()
-        for node in nodes:
-            node.wait(60)
-
-
-def children(pid, name):
-    """The processes of that name that a process has started."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if Path(f"/proc/{child}/comm").read_text().strip() == name]
-
-
-def test_a_lost_node_costs_nothing_but_time(cluster, tmp_path):
-    address, environment, second = cluster
-    sweep = ["--usl_epochs", "40", "--set", "seed=[0, 1]", "--name", "x", "--address", address]
-    process = start(*STEPS, *sweep, cwd=tmp_path, **environment)
-    trials = [tmp_path / "runs" / "x" / f"seed={seed}" for seed in (0, 1)]
-    wait_for(lambda: all(checkpoints(trial) for trial in trials), process)
-    (raylet,) = children(second.pid, "raylet")
-    os.kill(raylet, signal.SIGKILL)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert "2 at a time on 2 nodes" in out
-    assert "(its process died (killed, out of memory, or its node was lost))" in out
-    assert sorted(result(trial.parent, trial.name)["attempts"] for trial in trials) == [1, 2]
-    for trial in trials:
-        events = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
-        assert [event.step for event in events.Scalars("pretrain/loss")] == list(range(1, 41))

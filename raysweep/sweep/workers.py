@@ -1,0 +1,156 @@
+"""A trial in several processes: Ray Train's workers inside Tune's trial, each with a part of every batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from raysweep.config import Collapse
+from raysweep.space import Resources
+from raysweep.store import reason
+from raysweep.sweep.tuner import Broken, attempt, died
+
+WAIT_SECONDS = 1.0  # for a report, between two looks at whether the workers have ended
+
+
+def run_parallel_trial(
+    config: Mapping[str, Any],
+    datasets: list[ray.ObjectRef[Any]],
+    resources: Resources,
+    place: str,
+    threads: int,
+    gpu: bool,
+    checkpoint_seconds: float | None,
+    collapse: Collapse | None,
+    compared: bool,
+    token: str,
+) -> None:
+    """The function trainable: one trial, led from the first of its workers, whose reports are passed on to Tune."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    desk: Any = ray.remote(num_cpus=0)(Desk).remote()
+    each: dict[str, float] = {"CPU": resources.cpu}
+    if gpu:
+        each["GPU"] = resources.gpu
+    with tempfile.TemporaryDirectory(prefix="raysweep-") as state, ThreadPoolExecutor(1) as thread:
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={
+                "trial": config["trial"],
+                "datasets": datasets,
+                "desk": desk,
+                "attempt": {
+                    "place": place,
+                    "threads": threads,
+                    "gpu": gpu,
+                    "checkpoint_seconds": checkpoint_seconds,
+                    "collapse": collapse,
+                    "compared": compared,
+                    "token": token,
+                },
+            },
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers, use_gpu=gpu, resources_per_worker=each, placement_strategy="PACK"
+            ),
+            # A trial that fails is begun again by Tune, from its own checkpoint.
+            run_config=RunConfig(name="workers", storage_path=state, failure_config=FailureConfig(max_failures=0)),
+        )
+        workers = thread.submit(trainer.fit)
+        try:
+            while not workers.done():
+                report = ray.get(desk.take.remote())
+                if report is not None:
+                    tune.report(report)  # SystemExit where the trial was stopped
+                    ray.get(desk.answer.remote())
+        finally:
+            desk.close.remote()
+        try:
+            workers.result()
+        except WorkerGroupError as fault:
+            told: dict[int, str] = ray.get(desk.faults.remote())
+            for rank, failure in fault.worker_failures.items():
+                if rank not in told:  # the others lost their connection to it
+                    raise Broken(died(str(failure))) from None
+            raise Broken(next(iter(told.values()))) from None
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each worker does."""
+    import torch
+
+    from raysweep import experiment
+    from raysweep.ranks import join
+
+    ranks, given, desk = join(), config["attempt"], config["desk"]
+    if given["gpu"] and torch.cuda.is_available():
+        torch.cuda.set_device(get_device())  # a node's workers see all the GPUs of its trial
+
+    def tell(report: dict[str, Any]) -> None:
+        if not ray.get(desk.tell.remote(report)):
+            sys.exit()  # as in a trial that has one process
+
+    try:
+        datasets = ray.get(config["datasets"][0])
+        if ranks.lead:
+            with suppress(SystemExit):
+                attempt(config["trial"], datasets, **given, tell=tell, ranks=ranks)
+        else:
+            settings = config["trial"].settings
+            experiment.follow(settings, datasets, ranks, threads=given["threads"], gpu=given["gpu"])
+    except Exception as fault:
+        ray.get(desk.fail.remote(ranks.rank, reason(fault)))
+        raise
+    finally:
+        if ranks.lead:
+            ranks.dismiss()
+
+
+class Desk:
+    """Where a trial's leading worker leaves its reports for Tune, and learns whether to go on."""
+
+    def __init__(self) -> None:
+        self.reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.answers: asyncio.Queue[bool] = asyncio.Queue()
+        self.failed: dict[int, str] = {}
+        self.closed = False
+
+    async def tell(self, report: dict[str, Any]) -> bool:
+        """Leave a report, and wait for what is decided: False is to leave at once."""
+        if self.closed:
+            return False
+        await self.reports.put(report)
+        return await self.answers.get()
+
+    async def take(self) -> dict[str, Any] | None:
+        """The next report, if it comes soon."""
+        with suppress(asyncio.TimeoutError):
+            return await asyncio.wait_for(self.reports.get(), WAIT_SECONDS)
+        return None
+
+    async def answer(self) -> None:
+        """Tune has taken the report, and the trial goes on."""
+        await self.answers.put(True)
+
+    async def close(self) -> None:
+        """Nobody takes reports any more."""
+        self.closed = True
+        await self.answers.put(False)
+
+    async def fail(self, rank: int, why: str) -> None:
+        """A worker breaks off."""
+        self.failed[rank] = why
+
+    async def faults(self) -> dict[int, str]:
+        """Why workers broke off that could say so, by rank, the first one first."""
+        return self.failed

@@ -1,0 +1,132 @@
+"""Pretraining in several processes: what they compute together is what one computes."""
+
+import os
+from contextlib import closing
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from raysweep.augment import augment, to_float
+from raysweep.config import Settings
+from raysweep.pretrain import fresh_state, pretrain, spread, steps_of
+from raysweep.ranks import ALONE, join
+
+LOSSES = ("mse", "l1", "simclr", "barlow", "hinge")
+PARALLEL = {
+    **{f"parallel, {loss}": {"usl_type": "ae_parallel", "emb_loss": loss, "alpha": 0.7} for loss in LOSSES},
+    "parallel, denoising": {"usl_type": "ae_parallel", "denoising": True},
+    "autoencoder": {"usl_type": "ae_single", "denoising": False},
+    "denoising autoencoder": {"usl_type": "ae_single", "denoising": True},
+    "simclr": {"usl_type": "simclr"},
+}
+METHODS = {
+    **PARALLEL,
+    **{f"{way}, {name}": {**of, "layerwise": way} for way in ("greedy", "random") for name, of in PARALLEL.items()},
+    "all policies": {"usl_type": "ae_parallel", "policy": "affine+noise+mask+simclr", "strength": 1.0},
+}
+BATCH = 11  # which no number of processes here divides
+
+
+def settings_of(name):
+    return Settings(batch_size=BATCH, usl_epochs=2, precision="fp32", **METHODS[name])
+
+
+def images_of(count):
+    return torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(settings, ranks):
+    """Of every parameter, by each optimizer's losses of one batch, in float64; and the losses."""
+    state = fresh_state(settings, 3, 16, torch.device("cpu"))
+    for module in (state.encoder, state.decoder, state.heads):
+        if module is not None:
+            module.double()
+    share, images = ranks.share(BATCH), images_of(BATCH)
+    part = None if share is None else share.views(settings.views)
+    clean = to_float(images if share is None else images[share.start : share.end])
+    views = augment(
+        clean.repeat(settings.views, 1, 1, 1), settings.policies, settings.strength, True, state.generator, part
+    )
+    found = []
+    for step in steps_of(settings, state, share):
+        network = ranks.parallel(step)
+        losses = network(views.double(), clean.double())
+        ranks.backward(losses.total)
+        sums = torch.stack([of.detach() for of in (losses.total, losses.rec, losses.emb) if of is not None])
+        ranks.add_up(sums)
+        found.append((sums, [weight.grad for weight in step.parameters()]))
+        step.zero_grad()
+    return found
+
+
+def trained(settings, ranks):
+    """A state, and its metrics, after training, which the leader is asked to leave once in the middle of an epoch."""
+    images = images_of(3 * BATCH)
+    state = fresh_state(settings, 3, 16, torch.device("cpu"))
+    # Adam divides gradients by their size, and with it by any factor that is wrong in all of them.
+    state.optimizers = [torch.optim.SGD(of.param_groups[0]["params"], lr=1e-4) for of in state.optimizers]
+    metrics = []
+
+    def run(pause):
+        with closing(pretrain(settings, state, images, pause, ranks)) as epochs:
+            for at in epochs:
+                if at is None and ranks.lead:
+                    return
+                if at is not None:
+                    metrics.append({name: value for name, value in at.items() if name != "pretrain/images_per_s"})
+
+    run(lambda: state.epoch == 1 and state.step == 2)
+    assert (state.epoch, state.step) == (1, 2), "the others left where the leader did"
+    saved = state.state_dict()
+    if not ranks.lead:  # what they have is not what counts
+        state = fresh_state(settings, 3, 16, torch.device("cpu"))
+        state.optimizers = [torch.optim.SGD(of.param_groups[0]["params"], lr=1e-4) for of in state.optimizers]
+    spread(state, ranks)
+    run(lambda: False)
+    return metrics, saved["sums"], list(state.encoder.state_dict().values())
+
+
+def work(rank, size, folder, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    ranks = join()
+    found = {name: gradients(settings_of(name), ranks) for name in METHODS}
+    after = {name: trained(settings_of(name), ranks) for name in ("parallel, barlow", "greedy, simclr")}
+    if rank == 0:
+        torch.save((found, after), results)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(work, (request.param, folder, folder / "results"), nprocs=request.param)
+    return torch.load(folder / "results", weights_only=False)
+
+
+def test_gradients_and_losses_are_those_of_one_process(together):
+    for name, found in together[0].items():
+        alone = gradients(settings_of(name), ALONE)
+        assert len(found) == len(alone)
+        for (sums, of_many), (alone_sums, of_one) in zip(found, alone, strict=True):
+            assert sums.tolist() == pytest.approx(alone_sums.tolist(), rel=1e-9), name
+            assert len(of_many) == len(of_one) > 0
+            for many, one in zip(of_many, of_one, strict=True):
+                assert one.dtype == torch.float64
+                assert one.abs().max() > 0, name
+                error = (many - one).abs().max() / one.abs().max()
+                assert error < 1e-6, (name, error)
+
+
+def test_training_is_that_of_one_process_though_it_leaves_in_the_middle(together):
+    for name, (metrics, sums, weights) in together[1].items():
+        alone_metrics, alone_sums, alone_weights = trained(settings_of(name), ALONE)
+        assert len(metrics) == len(alone_metrics) > 1
+        for many, one in zip(metrics, alone_metrics, strict=True):
+            assert many == pytest.approx(one, rel=1e-4), name
+        torch.testing.assert_close(sums, alone_sums, rtol=1e-4, atol=1e-6)
+        for many, one in zip(weights, alone_weights, strict=True):
+            torch.testing.assert_close(many, one, rtol=1e-3, atol=1e-5)
