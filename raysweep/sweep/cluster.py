@@ -68,6 +68,11 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
     return check_resources(resources, most)
 
 
+def disconnect() -> None:
+    """Leave the cluster, and end it if `connect` started it."""
+    ray.shutdown()
+
+
 def knock(address: str) -> None:
     """Raises OSError unless something listens at `address`, [ray://]HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
