@@ -8,7 +8,7 @@ quickstart: $(VENV)/installed
 	$(VENV)/bin/python run_sweep.py search_spaces/quickstart.yaml
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the slow ones first
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check
