@@ -1,0 +1,155 @@
+"""What all benchmarks share: the machine in words, timing side by side, and where the figures go."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "torchvision", "ray", "numpy", "lightly")
+GIBIBYTE = 2**30
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a figure was measured."""
+    return {
+        "cpu": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIBIBYTE, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def processor() -> str:
+    """The processor's name, with what of its instructions decides the speed: AVX-512, and bf16 in hardware."""
+    try:
+        said = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)$", said, re.MULTILINE)
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flags and flag in flags[1].split()]
+    return f"{name[1].strip() if name else platform.machine()} ({', '.join(known)})"
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of this copy, with `+` where tracked files (figures apart) differ from it; None outside a checkout."""
+    try:
+
+        def git(*arguments: str) -> str:
+            return subprocess.run(
+                ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def alternate(work: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds that each takes, measured in turns (A B A B …), so that what disturbs the machine disturbs all alike.
+
+    Args:
+        work: what to call, by name.
+        repeats: measurements of each.
+        warm_up: call each once before, which is not counted.
+    """
+    assert repeats > 0
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(-1 if warm_up else 0, repeats):
+        for name, call in work.items():
+            gc.collect()
+            began = time.perf_counter()
+            call()
+            took = time.perf_counter() - began
+            if turn >= 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least and greatest of measurements, and they themselves."""
+    return {
+        "median": significant(statistics.median(values)),
+        "min": significant(min(values)),
+        "max": significant(max(values)),
+        "all": [significant(value) for value in values],
+    }
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
+    """How many times `above` is of `below`: the median over the turns of the quotient within each turn."""
+    return summary([a / b for a, b in zip(above, below, strict=True)])
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """Rounded to some significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def save(name: str, content: Mapping[str, Any]) -> Path:
+    """Write `results/NAME.json`: the command, the machine, and the content; lists of seconds become their `summary`.
+
+    A key that ends in `seconds` and holds a mapping of lists (what `alternate` gave) or a list is summarised.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    script = Path(sys.argv[0]).resolve()
+    with contextlib.suppress(ValueError):
+        script = script.relative_to(ROOT)
+    command = shlex.join(["python", str(script), *sys.argv[1:]])
+    whole = {"command": command, "machine": machine(), **_summarised(content)}
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _summarised(content: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if key.endswith("seconds") and isinstance(value, Mapping):
+            found[key] = {name: summary(of) if isinstance(of, list) else of for name, of in value.items()}
+        elif key.endswith("seconds") and isinstance(value, list):
+            found[key] = summary(value)
+        elif isinstance(value, Mapping):
+            found[key] = _summarised(value)
+        else:
+            found[key] = value
+    return found
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """What `save` wrote last under a name; None if it never did."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
