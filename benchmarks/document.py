@@ -179,13 +179,20 @@ def linear(content: Content) -> str:
 def means(content: Content) -> str:
     """Times faster than the step as it is."""
     names = list(next(iter(content["cases"].values()))["times faster than as it is"])
-    return rows(
+    found = rows(
         ["changed", *content["cases"]],
         [
             (name, *(spread(case["times faster than as it is"][name]) for case in content["cases"].values()))
             for name in names
         ],
     )
+    body = []
+    for shape, cases in content["memory"].items():
+        for precision, of in cases.items():
+            faults = " and ".join(f"{count:.0f}" for count in of["page faults per step"].values())
+            body.append((f"{shape}, {precision}", spread(of["times faster"]), faults))
+    head = ["freed memory kept", "times faster", "page faults per step, as it is and kept"]
+    return found + (f"\n\n{rows(head, body)}" if body else "")
 
 
 def growth(content: Content) -> str:
