@@ -10,9 +10,9 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-# One after the other, nothing beside them: each measures. The last one fails where a target is missed.
+# One after the other on a machine that does nothing else. The last one fails where a target is missed.
 bench: $(VENV)/installed-bench
-	for name in sweeps epoch augmentation linear means growth overhead; do \
+	for name in sweeps epoch augmentation linear growth overhead; do \
 	    echo "== $$name"; $(VENV)/bin/python benchmarks/$$name.py || exit 1; \
 	done
 	$(VENV)/bin/python benchmarks/document.py

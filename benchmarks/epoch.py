@@ -141,7 +141,7 @@ def measure_case(shape: str, precision: str, method: str, count: int, repeats: i
     within = within_experiment(settings, shape, count, turns, bare) if turns else None
     operations_per_step = flops(bare)
     step_s = min(seconds["bare"]) / bare.steps
-    return {
+    case = {
         "work": {"images": count, "batch_size": settings.batch_size, "steps": bare.steps, "method": method},
         "seconds": seconds,
         "epoch over bare": overhead,
@@ -150,11 +150,13 @@ def measure_case(shape: str, precision: str, method: str, count: int, repeats: i
         "epoch within an experiment over bare": measure.significant(sum(within["experiment"]) / sum(within["bare"]))
         if within
         else None,
-        "parts of a step, seconds": parts(settings, images, bare, 5 * repeats),
         "GFLOP per step": measure.significant(operations_per_step / 1e9),
         "GFLOP per second": measure.significant(operations_per_step / step_s / 1e9),
-        "operations of the bare step": operations(bare),
     }
+    if turns:
+        case["parts of a step, seconds"] = parts(settings, images, bare, 2 * repeats)
+        case["operations of the bare step"] = operations(bare)
+    return case
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    repeats = 2 if given.quick else 7
-    counts = {"8×8×1": 500, "32×32×3": 250} if given.quick else {"8×8×1": 1437, "32×32×3": 1500}
+    repeats = 2 if given.quick else 5
+    counts = {"8×8×1": 500, "32×32×3": 250} if given.quick else {"8×8×1": 1437, "32×32×3": 500}
     content: dict[str, Any] = {"quick": given.quick, "threads": 1, "default": precisions()[0], "cases": {}}
     rates = {name: multiplication_rate(dtype) for name, dtype in DTYPES.items()}
     content["matrix products, GFLOP per second"] = rates

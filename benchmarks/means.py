@@ -121,7 +121,7 @@ def steps_with_memory(shape: str, precision: str, keep: bool, count: int, report
         keep_memory()
     settings = settings_for(shape, precision=precision)
     bare = BareSteps(settings, random_images(shape, settings.batch_size), prepared=1)
-    for _ in range(3):
+    for _ in range(2):
         bare.step()
     faults, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []
     for _ in range(count):
@@ -167,12 +167,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
     cases = {}
     for shape in SHAPES:
-        case = cases[shape] = compare(shape, 2 if given.quick else 9, has_compiler and not given.no_compile)
+        case = cases[shape] = compare(shape, 2 if given.quick else 5, has_compiler and not given.no_compile)
         for name, of in case["times faster than as it is"].items():
             print(f"{shape:8} {name:28} {of['median']:.2f} ×", flush=True)
     memory = {}
     if sys.platform == "linux":
-        memory["32×32×3"] = compare_memory("32×32×3", 1 if given.quick else 3, 2 if given.quick else 8)
+        memory["32×32×3"] = compare_memory("32×32×3", 1 if given.quick else 3, 2 if given.quick else 5)
         for precision, of in memory["32×32×3"].items():
             print(f"32×32×3  {precision}, freed memory kept     {of['times faster']['median']:.2f} ×")
     measure.save("means", {"quick": given.quick, "threads": 1, "cases": cases, "memory": memory})

@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure.save("sweep-cifar", {"quick": given.quick, **content})
             show("sweep-cifar", content)
     if "lightly" in parts:
-        found = compare_lightly(500 if given.quick else 1000, 2 if given.quick else max(5, repeats))
+        found = compare_lightly(500 if given.quick else 750, 2 if given.quick else max(5, repeats))
         if found is not None:
             measure.save("lightly", {"quick": given.quick, **found})
             show("lightly", found)
