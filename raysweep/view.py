@@ -35,7 +35,9 @@ class View:
         self.weights = {trial.name: weight(trial) for trial in sweep.trials}
         self.usual = fmean(weight(trial) for trial in sweep.examples)  # of trials that are not proposed yet
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
-        self.kept = {result.trial for result in kept}
+        # Kept, not added up at every trial's end: of 10,000 trials that took 5 ms each time.
+        self.whole = sum(self.weights.values())
+        self.kept = self.done = sum(self.weights[name] for name in self.shares)
         self.running: dict[str, float] = {}
         self.failed = self.stopped = 0
         self.values: dict[str, list[float]] = defaultdict(list)
@@ -59,7 +61,9 @@ class View:
 
     def begin(self, trial: Trial) -> None:
         """A worker took the trial up."""
-        self.weights.setdefault(trial.name, weight(trial))
+        if trial.name not in self.weights:
+            self.weights[trial.name] = weight(trial)
+            self.whole += self.weights[trial.name]
         self.running[trial.name] = self.shares.get(trial.name, 0.0)
 
     def progress(self, trial: Trial, share: float) -> None:
@@ -80,8 +84,10 @@ class View:
     def end(self, result: Result) -> None:
         """The trial ended."""
         share = self.running.pop(result.trial, 1.0)
-        if result.status == "stopped":
-            self.weights[result.trial] *= share  # the rest of it is no work that was done
+        if result.status == "stopped":  # the rest of it is no work that was done
+            self.whole -= self.weights[result.trial] * (1 - share)
+            self.weights[result.trial] *= share
+        self.done += self.weights[result.trial]
         self.shares[result.trial] = 1.0
         self._count(result)
         metric = self.metric
@@ -132,15 +138,18 @@ class View:
         """The weight of the trials that are not proposed yet."""
         return self.usual * (self.total - len(self.weights))
 
+    def _under_way(self) -> float:
+        """The weight of what the running trials have done."""
+        return sum(self.weights[name] * share for name, share in self.running.items())
+
     def _left(self) -> str:
         waiting = self.total - len(self.shares) - len(self.running)
         return f"{len(self.running)} running, {waiting} waiting, ETA {self._eta()}"
 
     def _eta(self) -> str:
         """Time left, were the rest as fast as what this run has done, weighing trials by their epochs."""
-        done = float(sum(self.weights[name] for name in self.shares if name not in self.kept))
-        done += sum(self.weights[name] * share for name, share in self.running.items())
-        total = self._rest() + sum(of for name, of in self.weights.items() if name not in self.kept)
+        done = self.done - self.kept + self._under_way()
+        total = self._rest() + self.whole - self.kept
         if done < 0.02 * total:  # so far mostly starting up
             return "unknown"
         seconds = round((time.monotonic() - self.started) * (total - done) / done)
@@ -151,15 +160,12 @@ class View:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
     def _render(self) -> Group:
-        whole = self._rest() + sum(self.weights.values())
-        share = float(sum(self.weights[name] for name in self.shares))
-        share += sum(self.weights[name] * part for name, part in self.running.items())
         head = Table.grid(padding=(0, 1))
         ended = ((self.stopped, "stopped early"), (self.failed, "failed"))
         which = "".join(f", {count} {how}" for count, how in ended if count)
         head.add_row(
             Text(self.sweep.name, style="bold"),
-            ProgressBar(total=whole, completed=share, width=30),
+            ProgressBar(total=self._rest() + self.whole, completed=self.done + self._under_way(), width=30),
             Text(f"{len(self.shares)}/{self.total} done{which}, {self._left()}"),
         )
         rows = Table.grid(padding=(0, 1))

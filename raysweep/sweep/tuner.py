@@ -36,7 +36,9 @@ if TYPE_CHECKING:  # it imports torch, which the driver does not need
 PART = 500
 """Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
 the end of a part slots wait for its last trial, and workers import torch anew."""
-REPORT_SECONDS = 1.0  # tune.report waits for the driver: reports go by time, not by epoch
+REPORT_SECONDS = 1.0  # a report waits for the driver: they go by time, not by epoch,
+REPORT_COST = 50  # take at most 2 % of a trial's time (the driver takes some 200 a second, of all trials together),
+REPORT_LATEST = 30.0  # and are no further apart than this.
 
 
 def run(
@@ -201,19 +203,15 @@ def attempt(
         tell({"share": 0.0})
         return
 
-    reported = time.monotonic()
+    pace = Pace(tell)
 
     def report(at: experiment.Progress) -> None:
-        nonlocal reported
         if compared and at.evaluated:
             push()  # it may be the last that this process does for the trial
-            tell({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
-        elif time.monotonic() - reported >= REPORT_SECONDS:
+            pace.tell({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
+        elif pace.due():
             push(every=store.PUSH_SECONDS)
-            tell({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
-        else:
-            return
-        reported = time.monotonic()
+            pace.tell({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
 
     # A process that was replaced leaves: the one that has the trial now says how it ends.
     with suppress(Replaced), results.at_work(trial.name) as push:
@@ -231,6 +229,29 @@ def attempt(
             ranks=ranks or ALONE,
         )
     tell({"share": 1.0})
+
+
+class Pace:
+    """How often a trial reports: every `REPORT_SECONDS`, less often where the driver is too busy to answer at once.
+
+    Args:
+        report: passes a report on to the driver and waits for it.
+    """
+
+    def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        self._report = report
+        self._every, self._last = REPORT_SECONDS, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time for the next report."""
+        return time.monotonic() - self._last >= self._every
+
+    def tell(self, values: dict[str, Any]) -> None:
+        """Report, and see how long that takes."""
+        begun = time.monotonic()
+        self._report(values)
+        self._last = time.monotonic()
+        self._every = min(max(REPORT_SECONDS, REPORT_COST * (self._last - begun)), REPORT_LATEST)
 
 
 class Stop(tune.Stopper):
