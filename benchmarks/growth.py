@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -53,7 +54,7 @@ def throughput(shape: str, threads: int, seconds: float, barrier: Barrier | None
     bare = BareSteps(settings_for(shape), random_images(shape, 500))
     bare.epoch()
     if barrier is not None:
-        barrier.wait()
+        barrier.wait(timeout=300)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         bare.epoch()
@@ -70,7 +71,7 @@ def with_cores(most: int, seconds: float, repeats: int) -> dict[str, Any]:
             for processes, threads in dict.fromkeys(((1, 1), (most, 1), (1, most))):
                 barrier, report = context.Barrier(processes), context.Queue()
                 workers = [
-                    context.Process(target=throughput, args=(shape, threads, seconds, barrier, report))
+                    context.Process(target=throughput, args=(shape, threads, seconds, barrier, report), daemon=True)
                     for _ in range(processes)
                 ]
                 for worker in workers:
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=["images", "batch", "cores", "trials"], action="append", help="default: all")
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
     quick, parts = given.quick, given.part or ["images", "batch", "cores", "trials"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     content: dict[str, Any] = {"quick": quick, "default": precisions()[0]}

@@ -17,6 +17,7 @@ import ctypes
 import multiprocessing
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -143,7 +144,7 @@ def compare_memory(shape: str, turns: int, count: int) -> dict[str, Any]:
             for name, of in seconds.items():
                 report = context.Queue()
                 worker = context.Process(
-                    target=steps_with_memory, args=(shape, precision, name != "as it is", count, report)
+                    target=steps_with_memory, args=(shape, precision, name != "as it is", count, report), daemon=True
                 )
                 worker.start()
                 took, faults[name] = report.get(timeout=300)
@@ -163,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
     torch.set_num_threads(1)
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
     cases = {}
