@@ -2,13 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test bench lint docs clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python run_sweep.py search_spaces/quickstart.yaml
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the slow ones first
+
+# One after the other on a machine that does nothing else. The last one fails where a target is missed.
+bench: $(VENV)/installed-bench
+	for name in sweeps epoch augmentation linear growth overhead; do \
+	    echo "== $$name"; $(VENV)/bin/python benchmarks/$$name.py || exit 1; \
+	done
+	$(VENV)/bin/python benchmarks/document.py
+	$(VENV)/bin/python benchmarks/check.py
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check
@@ -28,6 +36,10 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
 	touch $@
 
 clean:

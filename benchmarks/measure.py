@@ -85,14 +85,19 @@ def alternate(work: Mapping[str, Callable[[], object]], repeats: int, warm_up: b
     """
     assert repeats > 0
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(-1 if warm_up else 0, repeats):
-        for name, call in work.items():
-            gc.collect()
-            began = time.perf_counter()
-            call()
-            took = time.perf_counter() - began
-            if turn >= 0:
-                seconds[name].append(took)
+    gc.collect()
+    gc.freeze()  # or each of the collections below would go through all that torch has loaded, for 0.1 s
+    try:
+        for turn in range(-1 if warm_up else 0, repeats):
+            for name, call in work.items():
+                gc.collect()
+                began = time.perf_counter()
+                call()
+                took = time.perf_counter() - began
+                if turn >= 0:
+                    seconds[name].append(took)
+    finally:
+        gc.unfreeze()
     return seconds
 
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -340,9 +341,12 @@ def run_trials(
 
             local.run(sweep, pending, store, datasets, view, stopping)
         else:
-            from raysweep.sweep import tuner
+            from raysweep.sweep import cluster, tuner
 
-            sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
+            try:
+                sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
+            finally:  # Ray takes 1.5 s to end, in which the report is made; this process exits after both
+                threading.Thread(target=cluster.disconnect).start()
         if stopping.interrupted:
             raise KeyboardInterrupt
     if stopping.since is not None and sweep.tune.time_budget is not None:

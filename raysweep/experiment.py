@@ -206,7 +206,7 @@ class Work:
         attempt: int,
         gpu: bool,
         caught: list[warnings.WarningMessage],
-        ranks: Ranks,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.started = self.last_save = time.perf_counter()
         self.save_cost = 0.0

@@ -195,6 +195,7 @@ def pretrain(
             # Summed on the device: reading a loss each step would wait for it.
             state.sums = torch.zeros(3, device=images.device)
         assert state.sums is not None
+        absent = torch.zeros((), device=images.device)
         for index in state.order.to(images.device).split(settings.batch_size)[begun:steps]:
             if share is not None:
                 index = index[share.start : share.end]
@@ -212,9 +213,9 @@ def pretrain(
             state.optimizers[block].zero_grad()
             ranks.backward(loss.total)
             state.optimizers[block].step()
-            for position, value in enumerate((loss.total, loss.rec, loss.emb)):
-                if value is not None:
-                    state.sums[position] += value.detach()
+            values = (loss.total, loss.rec, loss.emb)
+            # Together, because on a GPU each operation costs a launch.
+            state.sums += torch.stack([absent if value is None else value.detach() for value in values])
             state.step += 1
             if state.step < steps and ranks.agree(pause()):
                 ranks.add_up(state.sums)
@@ -223,11 +224,13 @@ def pretrain(
                 if (yield from ranks.hand_over(None)):
                     return
         ranks.add_up(state.sums)
-        total, rec, emb = (state.sums / steps).tolist()
+        finite = torch.stack([weight.isfinite().all() for weight in state.encoder.parameters()]).all()
+        # Read together, because a GPU is waited for each time.
+        total, rec, emb, all_finite = torch.cat((state.sums / steps, finite[None].float())).tolist()
         state.epoch, state.step, state.order, state.sums = state.epoch + 1, 0, None, None
         if not math.isfinite(total):
             raise Diverged(f"the loss became {total} in pretraining epoch {state.epoch}")
-        if not all(bool(p.isfinite().all()) for p in state.encoder.parameters()):
+        if not all_finite:
             raise Diverged(f"a weight became infinite in pretraining epoch {state.epoch}")
         metrics = {"pretrain/loss": total}
         if state.decoder is not None:

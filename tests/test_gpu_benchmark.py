@@ -47,10 +47,9 @@ def test_the_plain_recipe_trains_until_its_workers_end(plan):
 
 def test_a_table_is_printed_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    assert gpu.main(["--device", "cpu", "--quick", "--part", "repeats", "--part", "where time goes"]) == 0
+    assert gpu.main(["--device", "cpu", "--quick", "--part", "repeats"]) == 0
     said = capsys.readouterr().out
     assert said.count("the same") == 4
-    assert "augmentation" in said
     found = measure.load("gpu-cpu-quick")
     assert found["rows"]
     assert found["repeats"]["2 steps twice, fp32"] is True

@@ -245,11 +245,11 @@ def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep):
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
-def test_exported_safetensors_hold_the_weights_and_what_they_are(tmp_path):
+def test_exported_safetensors_hold_the_weights_and_what_they_are(tmp_path, here):
     encoder = trained(tmp_path / "trial", 3, 16)
-    done = command(tmp_path, "export", "trial", "-o", "e.safetensors")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "e.safetensors: conv6 for images of 3×16×16; trunk 2048, embedding 16\n"
+    status, out, err = here("export", "trial", "-o", "e.safetensors")
+    assert status == 0, err
+    assert out == "e.safetensors: conv6 for images of 3×16×16; trunk 2048, embedding 16\n"
     with safe_open(tmp_path / "e.safetensors", "pt") as file:
         about = file.metadata()
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -264,10 +264,10 @@ def test_exported_safetensors_hold_the_weights_and_what_they_are(tmp_path):
     same(weights, encoder.state_dict())
 
 
-def test_exported_pt_is_the_plain_state_dict(tmp_path):
+def test_exported_pt_is_the_plain_state_dict(tmp_path, here):
     encoder = trained(tmp_path / "trial", 3, 16)
-    done = command(tmp_path, "export", "trial/encoder.pt", "-o", "e.pt")
-    assert done.returncode == 0, done.stderr
+    status, _, err = here("export", "trial/encoder.pt", "-o", "e.pt")
+    assert status == 0, err
     weights = torch.load(tmp_path / "e.pt", weights_only=True)
     same(weights, encoder.state_dict())
     assert all(weight.is_contiguous() for weight in weights.values())
@@ -278,35 +278,46 @@ def same(weights, expected):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "channels", "size", "images"),
-    [
-        ("conv6", 3, 32, "torch.rand(16, 3, 32, 32)"),
-        ("conv6", 1, 28, "nn.functional.pad(torch.rand(16, 1, 28, 28), (2, 2, 2, 2))"),
-        ("conv6", 3, 19, "nn.functional.pad(torch.rand(16, 3, 19, 19), (2, 3, 2, 3))"),
-        ("resnet18", 3, 32, "torch.rand(16, 3, 32, 32)"),
-        ("resnet18", 1, 13, "torch.rand(16, 1, 13, 13)"),
-    ],
-    ids=lambda value: "" if "(" in str(value) else str(value),
-)
-def test_the_documented_plain_torch_program_equals_ours_as_reference(tmp_path, architecture, channels, size, images):
-    encoder = trained(tmp_path / "trial", channels, size, architecture=architecture)
-    portable.export(tmp_path / "trial", tmp_path / "encoder.safetensors")
+SHOWN = [
+    ("conv6", 3, 32, "torch.rand(16, 3, 32, 32)"),
+    ("conv6", 1, 28, "nn.functional.pad(torch.rand(16, 1, 28, 28), (2, 2, 2, 2))"),
+    ("conv6", 3, 19, "nn.functional.pad(torch.rand(16, 3, 19, 19), (2, 3, 2, 3))"),
+    ("resnet18", 3, 32, "torch.rand(16, 3, 32, 32)"),
+    ("resnet18", 1, 13, "torch.rand(16, 1, 13, 13)"),
+]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """An encoder and what the documented program computes with it, for each of SHOWN, all in one process."""
     text = (ROOT / "docs" / "take-it-elsewhere.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "safetensors" in block]
-    block = blocks[architecture == "resnet18"]
-    assert "torch.rand(16, 3, 32, 32)" in block
-    assert "raysweep" not in block
-    before = "import sys\nsys.modules['raysweep'] = None\n"
-    after = "\ntorch.save({'images': images, 'trunk': trunk, 'embedding': embedding}, 'out.pt')\n"
-    program = before + block.replace("torch.rand(16, 3, 32, 32)", images) + after
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    out = torch.load(tmp_path / "out.pt", weights_only=True)
+    encoders, folders = [], []
+    for architecture, channels, size, images in SHOWN:
+        folder = tmp_path_factory.mktemp("shown")
+        encoders.append(trained(folder / "trial", channels, size, architecture=architecture))
+        portable.export(folder / "trial", folder / "encoder.safetensors")
+        block = blocks[architecture == "resnet18"]
+        assert "torch.rand(16, 3, 32, 32)" in block
+        assert "raysweep" not in block
+        after = "\ntorch.save({'images': images, 'trunk': trunk, 'embedding': embedding}, 'out.pt')\n"
+        (folder / "shown.py").write_text(block.replace("torch.rand(16, 3, 32, 32)", images) + after)
+        folders.append(folder)
+    program = "import os, runpy, sys\nsys.modules['raysweep'] = None\n"
+    program += "for folder in sys.argv[1:]:\n    os.chdir(folder)\n    runpy.run_path('shown.py')\n"
+    subprocess.run([sys.executable, "-c", program, *map(str, folders)], check=True)
+    return dict(zip(SHOWN, zip(encoders, folders)))
+
+
+@pytest.mark.parametrize("of", SHOWN, ids=lambda of: "-".join(map(str, of[:3])))
+def test_the_documented_plain_torch_program_equals_ours_as_reference(shown, of):
+    (encoder, folder), size = shown[of], of[2]
+    out = torch.load(folder / "out.pt", weights_only=True)
     left = (out["images"].shape[-1] - size) // 2
-    shown = out["images"][..., left : left + size, left : left + size]
+    cut = out["images"][..., left : left + size, left : left + size]
     with torch.inference_mode():
-        assert torch.allclose(out["trunk"], encoder.trunk(shown), atol=1e-5)
-        assert torch.allclose(out["embedding"], encoder(shown), atol=1e-5)
+        assert torch.allclose(out["trunk"], encoder.trunk(cut), atol=1e-5)
+        assert torch.allclose(out["embedding"], encoder(cut), atol=1e-5)
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

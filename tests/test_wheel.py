@@ -8,7 +8,7 @@ import sys
 from tests.conftest import ROOT
 
 
-def test_the_search_spaces_travel_with_the_wheel(tmp_path):
+def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
     tree = tmp_path / "tree"
     parts = ("raysweep", "search_spaces", "setup.cfg", "pyproject.toml", "README.md")
     tree.mkdir()
@@ -22,12 +22,19 @@ def test_the_search_spaces_travel_with_the_wheel(tmp_path):
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
 
+    for here, there, files in (
+        (ROOT / "raysweep", site / "raysweep", "*.py"),
+        (ROOT / "search_spaces", site / "raysweep" / "search_spaces", "*.yaml"),
+    ):
+        expected = {path.relative_to(here) for path in here.rglob(files)}
+        assert {path.relative_to(there) for path in there.rglob(files)} == expected
+
     empty = tmp_path / "empty"
     empty.mkdir()
     script = site / "bin" / "raysweep"
     arguments = ["sweep", "--exp_type", "alpha", "--set", "alpha=[0.1, 1]", "--set", "seed=0", "--usl_epochs", "1"]
     done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--le_epochs", "1", "--batch_size", "500"],
+        [sys.executable, str(script), *arguments, "--le_epochs", "1", "--batch_size", "500", "--local"],
         cwd=empty,
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,

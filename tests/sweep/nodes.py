@@ -69,10 +69,10 @@ class Cluster:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def end(self):
-        """End all nodes, the head last."""
+        """End all nodes, the head last. At once: in good order Ray takes 15 s for each."""
         for node in reversed(self.nodes):
-            node.terminate()
-        for node in self.nodes:
+            lose(node)
+            node.kill()
             node.wait(60)
 
 

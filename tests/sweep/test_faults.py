@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.sweep.test_command import command, result, scores, start, wait_for
+from tests.sweep.test_command import alone, command, result, scores, start, wait_for
 
 BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
 STEPS = [*BRIEF, "--usl_epochs", "12", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"]
@@ -71,10 +71,17 @@ def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path)
         assert "attempt 1 broke off; going on from its last checkpoint (out of memory: " in done.stdout
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The scores of the trial that nothing befalls."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = alone(*STEPS, "--name", "x", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return scores(folder / "runs" / "x", "seed=0")
+
+
 @pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finished_later(tmp_path, how):
-    undisturbed = command(*STEPS, "--local", "--output", "undisturbed", "--name", "x", cwd=tmp_path)
-    assert undisturbed.returncode == 0, undisturbed.stderr
+def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finished_later(undisturbed, tmp_path, how):
     disk = tmp_path / "disk"
     with small(disk, 64):
         process = start(*STEPS, "--output", "disk", "--name", "x", cwd=tmp_path)
@@ -99,16 +106,15 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
         assert len(said) == 2
         assert not (root / "seed=0" / "result.json").exists()
 
-        done = command("--resume", "disk/x", "--local", cwd=tmp_path)
+        done = alone("--resume", "disk/x", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert scores(root, "seed=0") == scores(tmp_path / "undisturbed" / "x", "seed=0")
+        assert scores(root, "seed=0") == undisturbed
 
 
 def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
     done = command(
         *STEPS,
-        "--name",
-        "x",
+        *("--set", "tune.max_failures=0", "--name", "x"),
         cwd=tmp_path,
         RAY_memory_usage_threshold="0.001",  # any memory is too much
     )

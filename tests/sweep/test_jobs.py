@@ -139,7 +139,7 @@ def test_a_job_that_is_stopped_leaves_checkpoints(cluster):
         cluster.ended(name)
     cluster.submit("long", *[word for flag in LONG.items() for word in flag])
     trial = cluster.results / "long" / "seed=0"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (trial / "attempt.json").exists():
         assert time.monotonic() < end, cluster.ended("long")
         time.sleep(0.1)

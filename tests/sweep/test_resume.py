@@ -13,12 +13,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raysweep.store import Store
-from tests.sweep.test_command import command, result, scores, start, wait_for
+from tests.sweep.test_command import alone, command, result, scores, start, wait_for
 
 QUICK = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
 SEVEN = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
 NINE = [1e-6, *SEVEN, 100.0]
-STEPS = ["--usl_epochs", "8", "--le_epochs", "3", "--probe_every", "2", "--local", "--name", "x"]
+STEPS = ["--usl_epochs", "8", "--le_epochs", "3", "--probe_every", "2", "--name", "x"]
 
 
 def write_space(path, base=(), **search):
@@ -33,7 +33,7 @@ def rows(root):
 
 def refused(*arguments, cwd):
     """The one line with which the command refuses."""
-    done = command(*arguments, "--local", cwd=cwd)
+    done = alone(*arguments, cwd=cwd)
     assert done.returncode == 2, done
     assert done.stderr.count("\n") == 1
     return done.stderr
@@ -43,7 +43,7 @@ def refused(*arguments, cwd):
 def seven(tmp_path_factory):
     """A finished sweep over seven values; its directory."""
     folder = tmp_path_factory.mktemp("seven")
-    done = command(write_space(folder / "seven.yaml", alpha=SEVEN), "--local", cwd=folder)
+    done = alone(write_space(folder / "seven.yaml", alpha=SEVEN), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "a"
 
@@ -54,12 +54,12 @@ def test_a_longer_grid_runs_its_new_points_only_and_keeps_the_old(seven, tmp_pat
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     nine = write_space(tmp_path / "nine.yaml", alpha=NINE)
 
-    planned = command(nine, "--resume", "a", "--dry-run", cwd=tmp_path)
+    planned = alone(nine, "--resume", "a", "--dry-run", cwd=tmp_path)
     new = [line for line in planned.stdout.splitlines() if line.endswith("# new")]
     assert new == ["alpha=1e-06,seed=0  # new", "alpha=100.0,seed=0  # new"]
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")} == before
 
-    done = command(nine, "--resume", "a", "--local", cwd=tmp_path)
+    done = alone(nine, "--resume", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "9 trials (2 new), 7 finished before" in done.stdout
     assert rows(root) == [f"alpha={alpha},seed=0" for alpha in NINE]
@@ -69,7 +69,7 @@ def test_a_longer_grid_runs_its_new_points_only_and_keeps_the_old(seven, tmp_pat
 
     # What it no longer names stays, in the tables and in a sweep.yaml that gives all of it again.
     one = write_space(tmp_path / "one.yaml", alpha=[0.1])
-    done = command(one, "--resume", "a", "--local", cwd=tmp_path)
+    done = alone(one, "--resume", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{root}: all 9 trials have finished")
     assert sorted(rows(root)) == sorted(f"alpha={alpha},seed=0" for alpha in NINE)
@@ -77,7 +77,7 @@ def test_a_longer_grid_runs_its_new_points_only_and_keeps_the_old(seven, tmp_pat
     written = yaml.safe_load((root / "sweep.yaml").read_text())
     assert written["made_by"] == begun["made_by"]
     assert [entry["command"].split()[1] for entry in written["changed_by"]] == [str(nine), str(one)]
-    assert command("--resume", "a", "--dry-run", cwd=tmp_path).stdout.count("alpha=") == 9
+    assert alone("--resume", "a", "--dry-run", cwd=tmp_path).stdout.count("alpha=") == 9
 
 
 def test_what_would_make_it_another_sweep_is_refused_and_nothing_changes(seven, tmp_path):
@@ -120,9 +120,9 @@ def test_damaged_and_missing_files_are_survived_on_ray(seven, tmp_path):
 def broken(tmp_path_factory):
     """A sweep killed between two checkpoints, its directory; and the scores had it not been killed."""
     folder = tmp_path_factory.mktemp("broken")
-    undisturbed = command(*STEPS, "--output", "undisturbed", cwd=folder)
+    undisturbed = alone(*STEPS, "--output", "undisturbed", cwd=folder)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    process = start(*STEPS, "--set", "tune.checkpoint_seconds=0", cwd=folder)
+    process = start(*STEPS, "--local", "--set", "tune.checkpoint_seconds=0", cwd=folder)
     trial = folder / "runs" / "x" / "seed=0"
     wait_for(lambda: (trial / "checkpoints" / "00000004.json").exists(), process)
     process.kill()
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(broken, tmp_
     newest = max(trial.glob("checkpoints/*.json")).with_suffix(suffix)
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     (trial / "attempt.json").write_text("")
-    done = command("--resume", "x", "--local", cwd=tmp_path)
+    done = alone("--resume", "x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     ended = result(tmp_path / "x", "seed=0")
     assert scores(tmp_path / "x", "seed=0") == expected
@@ -157,7 +157,7 @@ def test_without_any_checkpoint_or_event_file_it_starts_anew(broken, tmp_path):
     trial = shutil.copytree(killed, tmp_path / "x") / "seed=0"
     for path in (*trial.glob("checkpoints/*"), *trial.glob("events*"), trial / "attempt.json"):
         path.unlink()
-    done = command("--resume", "x", "--local", cwd=tmp_path)
+    done = alone("--resume", "x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert scores(tmp_path / "x", "seed=0") == expected
 
@@ -171,7 +171,7 @@ def test_other_data_is_refused_though_no_trial_has_finished(tmp_path):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     datasets = ["--dataset", f"folder:{tmp_path / 'pretraining'}", "--probe_dataset", f"folder:{tmp_path / 'probe'}"]
     sizes = ["--batch_size", "4", "--knn_k", "2", "--image_size", "8", "--usl_epochs", "1", "--le_epochs", "1"]
-    done = command(*datasets, *sizes, "--local", "--name", "x", cwd=tmp_path)
+    done = alone(*datasets, *sizes, "--name", "x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (tmp_path / "runs" / "x" / "seed=0" / "result.json").unlink()
     for changed in (tmp_path / "pretraining", tmp_path / "probe"):
@@ -185,7 +185,7 @@ def test_other_data_is_refused_though_no_trial_has_finished(tmp_path):
         changed.rename(tmp_path / "elsewhere")
         assert f"there is no folder '{changed}'" in refused("--resume", "runs/x", cwd=tmp_path)
         (tmp_path / "elsewhere").rename(changed)
-    done = command("--resume", "runs/x", "--local", cwd=tmp_path)
+    done = alone("--resume", "runs/x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

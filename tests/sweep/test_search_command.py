@@ -3,14 +3,12 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, here
 from tests.sweep.test_command import command, result
 
 SPACE = """
@@ -95,29 +93,21 @@ def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
         shutil.rmtree(root / name)
     (root / "proposals.json").write_text(json.dumps({"points": before[:-1]}))
     kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in results if name not in (*last, again)}
-    report = subprocess.run(
-        [sys.executable, "-m", "raysweep.cli", "report", str(root)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    report = here("raysweep", "report", root, cwd=ROOT)
     assert report.returncode == 1
     assert "3 of 10 trials have not finished" in report.stderr
-    done = command("--resume", root, cwd=root.parent)
+    done = command("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
     assert done.returncode == 0, done.stderr
-    assert "7 finished before" in done.stdout
+    assert "12 trials (2 new), 7 finished before" in done.stdout
     assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
-    assert proposals(root) == before, "of so few points Optuna draws at random, each by its number"
-    assert {path.parent.name for path in root.glob("*/result.json")} == set(results)
-    assert command("--resume", root, cwd=root.parent).stdout.splitlines()[0] == f"{root}: all 10 trials have finished"
-    refused = command(
-        "--resume", root, "--set", "tune.searcher=none", "--set", "tune.max_concurrent=none", cwd=root.parent
-    )
+    assert proposals(root)[:-1] == before, "of so few points Optuna draws at random, each by its number"
+    new = [f"alpha={proposals(root)[-1]['values']['alpha']},seed={seed}" for seed in (0, 1)]
+    assert {path.parent.name for path in root.glob("*/result.json")} == {*results, *new}
+
+    def local(*arguments):
+        return here("run_sweep.py", "--resume", root, *arguments, cwd=root.parent)
+
+    assert local().stdout.splitlines()[0] == f"{root}: all 12 trials have finished"
+    refused = local("--set", "tune.searcher=none", "--set", "tune.max_concurrent=none")
     assert refused.returncode == 2
     assert "tune.searcher: a sweep whose points are proposed keeps it" in refused.stderr
-    more = command("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
-    assert more.returncode == 0, more.stderr
-    assert "12 trials (2 new), 10 finished before" in more.stdout
-    assert proposals(root)[:-1] == before
-    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept

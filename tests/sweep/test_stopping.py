@@ -7,37 +7,55 @@ import time
 
 import pytest
 
-from tests.sweep.test_command import command, result, scores, start, wait_for
+from tests.conftest import here
+from tests.sweep.test_command import alone, begun, command, result, scores, start, wait_for
 
 # One epoch is several hundred steps: what is saved between two of them is not what the clock would have saved.
 SLOW = ["--usl_type", "simclr", "--usl_epochs", "2", "--batch_size", "4", "--le_epochs", "3", "--name", "long"]
 
 
-@pytest.mark.parametrize("how", [[], ["--local"]], ids=["ray", "local"])
-def test_sigterm_saves_at_once_and_resume_gives_the_same_bits(tmp_path, how):
-    process = start(*SLOW, *how, cwd=tmp_path)
-    trial = tmp_path / "runs" / "long" / "seed=0"
-    wait_for(lambda: (trial / "attempt.json").exists(), process)
+def interrupt(process, number):
+    """SIGTERM, or Ctrl-C's SIGINT, in the middle of an epoch; the command says how to go on."""
     time.sleep(1)
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)  # the same one, passed on by a batch script that it was sent to as well
+    asked = time.monotonic()
+    process.send_signal(number)
+    if number == signal.SIGTERM:
+        time.sleep(0.1)
+        process.send_signal(number)  # the same one, passed on by a batch script that it was sent to as well
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines() == [
         "stopping: trials save a checkpoint; once more to stop without",
         "interrupted; go on with: run_sweep.py --resume runs/long",
     ]
-    assert time.monotonic() - begun < 30, "a cluster's grace period"
-    assert list(trial.glob("checkpoints/*.json"))
-    done = command("--resume", "runs/long", *how, cwd=tmp_path)
+    assert time.monotonic() - asked < 30, "a cluster's grace period"
+
+
+def test_signals_save_at_once_and_resume_gives_the_same_bits(tmp_path):
+    root = tmp_path / "runs" / "long"
+    trial = root / "seed=0"
+    for attempt, how, number in ((1, SLOW, signal.SIGTERM), (2, ["--resume", "runs/long"], signal.SIGINT)):
+        process = start(*how, cwd=tmp_path)
+        wait_for(lambda attempt=attempt: begun(trial, attempt), process)
+        interrupt(process, number)
+        assert list(trial.glob("checkpoints/*.json"))
+    done = command("--resume", "runs/long", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert result(tmp_path / "runs" / "long", "seed=0")["attempts"] == 2
-    if not how:
-        whole = command(*SLOW, "--local", "--output", "undisturbed", cwd=tmp_path)
-        assert whole.returncode == 0, whole.stderr
-        assert scores(tmp_path / "runs" / "long", "seed=0") == scores(tmp_path / "undisturbed" / "long", "seed=0")
+    assert result(root, "seed=0")["attempts"] == 3
+    whole = alone(*SLOW, "--output", "undisturbed", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert scores(root, "seed=0") == scores(tmp_path / "undisturbed" / "long", "seed=0")
+
+
+def test_sigterm_without_ray_does_the_same(tmp_path):
+    process = start(*SLOW, "--local", cwd=tmp_path)
+    trial = tmp_path / "runs" / "long" / "seed=0"
+    wait_for(lambda: begun(trial), process)
+    interrupt(process, signal.SIGTERM)
+    assert list(trial.glob("checkpoints/*.json"))
+    done = alone("--resume", "runs/long", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result(trial.parent, "seed=0")["attempts"] == 2
 
 
 def test_a_second_signal_stops_without_waiting(tmp_path):
@@ -54,9 +72,9 @@ def test_a_second_signal_stops_without_waiting(tmp_path):
     assert not list(trial.glob("checkpoints/*.json"))
 
 
-@pytest.mark.parametrize("how", [[], ["--local"]], ids=["ray", "local"])
-def test_a_time_budget_ends_the_sweep_and_a_resume_goes_on(tmp_path, how):
-    done = command(*SLOW, "--set", "tune.time_budget=1", "--set", "seed=[0,1,2,3]", *how, cwd=tmp_path)
+@pytest.mark.parametrize("run", [command, alone])
+def test_a_time_budget_ends_the_sweep_and_a_resume_goes_on(tmp_path, run):
+    done = run(*SLOW, "--set", "tune.time_budget=1", "--set", "seed=[0,1,2,3]", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "the time budget of 1 s is used up",
@@ -91,5 +109,5 @@ def test_collapsed_trials_are_rows_of_their_own_and_not_run_again(tmp_path):
     assert rows["random,seed=0"]["status"] == "finished"
     assert json.loads((root / "seed=0" / "result.json").read_text())["metrics"]["pretrain/loss"] > 0
     assert "1 stopped early" in (root / "summary.md").read_text()
-    again = command("--resume", root, cwd=tmp_path)
+    again = here("run_sweep.py", "--resume", root, cwd=tmp_path)
     assert "all 2 trials have finished" in again.stdout.splitlines()[0]

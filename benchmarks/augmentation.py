@@ -1,0 +1,87 @@
+"""Our batched augmentation against torchvision's transforms, image by image.
+
+    python benchmarks/augmentation.py
+
+Microseconds per image on one thread for SimCLR's policy at strength 1, for 32×32×3 and 8×8×1 images in batches of 500
+(two views of 250). torchvision twice: PIL images with `ToTensor` at the end, which is what a DataLoader's dataset
+usually holds and the faster one at this size, and tensors. Writes `benchmarks/results/augmentation.json`; a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import measure
+import torch
+from PIL import Image
+from steps import SHAPES, random_images, seeded
+from torchvision import transforms
+
+from raysweep.augment import augment
+
+OURS, PIL, TENSORS = "batched", "torchvision, PIL images", "torchvision, tensors"
+
+
+def torchvision_transform(size: int, strength: float, last: Sequence[Any]) -> transforms.Compose:
+    """SimCLR's policy as torchvision has it, for one image; strength in (0, 1]."""
+    s = strength
+    jitter = transforms.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=(1 - 0.92 * s, 1), ratio=((3 / 4) ** s, (4 / 3) ** s)),
+            transforms.RandomHorizontalFlip(s / 2),
+            transforms.RandomApply([jitter], p=0.8 * s),
+            transforms.RandomGrayscale(0.2 * s),
+            *last,
+        ]
+    )
+
+
+def compare(shape: str, strength: float, batch: int, repeats: int) -> dict[str, Any]:
+    """Microseconds per image, and how many times faster ours is."""
+    size = SHAPES[shape][2]
+    images, draws = random_images(shape, batch), seeded()
+    one_by_one = images[: batch // 4]  # torchvision's time per image does not depend on how many there are
+    pictures = [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in one_by_one]
+    of_pil = torchvision_transform(size, strength, [transforms.ToTensor()])
+    of_tensor = torchvision_transform(size, strength, [transforms.ConvertImageDtype(torch.float32)])
+    torch.manual_seed(0)
+    work: dict[str, Callable[[], object]] = {
+        OURS: lambda: augment(images, ("simclr",), strength, False, draws),
+        PIL: lambda: torch.stack([of_pil(picture) for picture in pictures]),
+        TENSORS: lambda: torch.stack([of_tensor(image) for image in one_by_one]),
+    }
+    seconds = measure.alternate(work, repeats)
+    counts = {OURS: batch, PIL: len(pictures), TENSORS: len(one_by_one)}
+    each = {name: [1e6 * s / counts[name] for s in of] for name, of in seconds.items()}
+    return {
+        "microseconds per image": {name: measure.summary(of) for name, of in each.items()},
+        "times faster": {name: measure.ratio(each[name], each[OURS]) for name in (PIL, TENSORS)},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Augmentation in batches against torchvision, image by image.")
+    parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    batch, repeats = (100, 2) if given.quick else (500, 15)
+    cases = {}
+    for shape in SHAPES:
+        for strength in (1.0, 0.5):
+            case = cases[f"{shape}, strength {strength:g}"] = compare(shape, strength, batch, repeats)
+            each, times = case["microseconds per image"], case["times faster"]
+            print(
+                f"{shape:8} strength {strength:3g}: {each[OURS]['median']} µs, {PIL} {each[PIL]['median']} µs "
+                f"({times[PIL]['median']} ×), {TENSORS} {each[TENSORS]['median']} µs ({times[TENSORS]['median']} ×)"
+            )
+    measure.save("augmentation", {"quick": given.quick, "threads": 1, "batch": batch, "cases": cases})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The targets for speed: what each is, what was measured, and whether it is met.
+
+    python benchmarks/check.py
+
+Reads `benchmarks/results/*.json`. Exit status 0 if all are met, 1 if one is missed or was not measured; rows that begin
+with … stand beside a target and decide nothing. Targets are ratios of two times of one run on one machine, or seconds;
+those of a GPU are in `benchmarks/gpu.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import measure
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of them."""
+
+    words: str
+    file: str
+    """Which of the results."""
+    least: bool
+    """Whether the bound is a lower one."""
+    bound: float
+    read: Callable[[dict[str, Any]], float]
+    """From what the file holds; raises LookupError where it was not measured."""
+    binding: bool = True
+    """False: shown beside the others, but it decides nothing."""
+
+    def measured(self) -> float | None:
+        """What was measured; None where it was not, or small and in haste."""
+        content = measure.load(self.file)
+        if content is None or content.get("quick"):
+            return None
+        try:
+            return float(self.read(content))
+        except (LookupError, TypeError, StopIteration):
+            return None
+
+    def met(self, value: float) -> bool:
+        """Whether that is enough."""
+        return value >= self.bound if self.least else value <= self.bound
+
+    def asked(self) -> str:
+        """The bound in words."""
+        return f"{'≥' if self.least else '≤'} {self.bound:g}"
+
+
+def sweep(content: dict[str, Any]) -> float:
+    """How many times faster the sweep is, at the default precision."""
+    return float(content["times faster than the plain script"][content["default"]]["median"])
+
+
+def sweep_in(precision: str) -> Callable[[dict[str, Any]], float]:
+    """The same in a precision, the default or not."""
+
+    def read(content: dict[str, Any]) -> float:
+        faster = content["times faster than the plain script"]
+        return float(next(of["median"] for name, of in faster.items() if precision in name.split(", ")[1]))
+
+    return read
+
+
+def epoch(shape: str) -> Callable[[dict[str, Any]], float]:
+    """Epoch over bare step of `ae_parallel` at the default precision."""
+    return lambda content: content["cases"][f"ae_parallel, {shape}, {content['default']}"]["epoch over bare"]["median"]
+
+
+def against_pil(shape: str) -> Callable[[dict[str, Any]], float]:
+    """Augmentation at strength 1 against torchvision's faster way."""
+
+    def read(content: dict[str, Any]) -> float:
+        return min(of["median"] for of in content["cases"][f"{shape}, strength 1"]["times faster"].values())
+
+    return read
+
+
+def cached(shape: str) -> Callable[[dict[str, Any]], float]:
+    """Linear evaluation."""
+    return lambda content: content["cases"][shape]["times faster"]["median"]
+
+
+def per_trial(content: dict[str, Any]) -> float:
+    """Overhead of each trial after the first, in the largest sweep."""
+    largest = max(content["sweeps"].items(), key=lambda item: int(item[0].split()[0]))[1]
+    of = next(value for name, value in largest.items() if "overhead" in name and "each further" in name)
+    return float(of["median"])
+
+
+TARGETS = (
+    Target("α sweep on digits, times faster than the plain script, default precision", "sweep-digits", True, 3, sweep),
+    Target("… the ambition", "sweep-digits", True, 4, sweep, False),
+    Target("… fp32, the plain script's own precision", "sweep-digits", True, 3, sweep_in("fp32"), False),
+    Target("… bf16", "sweep-digits", True, 3, sweep_in("bf16"), False),
+    Target("32×32×3 sweep, times faster than the plain script, default precision", "sweep-cifar", True, 2.2, sweep),
+    Target("… fp32, the plain script's own precision", "sweep-cifar", True, 2.2, sweep_in("fp32"), False),
+    Target("… bf16", "sweep-cifar", True, 2.2, sweep_in("bf16"), False),
+    Target("epoch over bare step, 32×32×3", "epoch", False, 1.10, epoch("32×32×3")),
+    Target("epoch over bare step, 8×8×1", "epoch", False, 1.25, epoch("8×8×1")),
+    Target("augmentation, times faster than torchvision, 32×32×3", "augmentation", True, 30, against_pil("32×32×3")),
+    Target("augmentation, times faster than torchvision, 8×8×1", "augmentation", True, 30, against_pil("8×8×1")),
+    Target("linear evaluation, times faster than encoding anew, 32×32×3", "linear", True, 20, cached("32×32×3")),
+    Target("linear evaluation, times faster than encoding anew, 8×8×1", "linear", True, 20, cached("8×8×1")),
+    Target("overhead of each trial after the first, seconds", "overhead", False, 0.3, per_trial),
+    Target(
+        "share of checkpoints and TensorBoard in a trial's time",
+        "overhead",
+        False,
+        0.03,
+        lambda content: content["records"]["both"],
+    ),
+)
+
+
+def verdict(target: Target) -> tuple[str, str]:
+    """What was measured, and `met`, `missed` or `not measured`."""
+    value = target.measured()
+    if value is None:
+        return "–", "not measured"
+    return f"{value:.3g}", "met" if target.met(value) else "missed"
+
+
+def main() -> int:
+    """Print the table."""
+    table = Table("target", "asked", "measured", "", title="Targets")
+    colours = {"met": "green", "missed": "bold red", "not measured": "yellow"}
+    verdicts = []
+    for target in TARGETS:
+        value, word = verdict(target)
+        verdicts += [word] if target.binding else []
+        table.add_row(target.words, target.asked(), value, f"[{colours[word]}]{word}[/]")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    return 0 if set(verdicts) == {"met"} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

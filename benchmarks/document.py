@@ -1,0 +1,301 @@
+"""Fill the tables of `docs/performance.md` and draw its figures from `benchmarks/results/*.json`.
+
+    python benchmarks/document.py
+
+Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`; all else in the file is left as it is. What was not
+measured says so.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import check
+import matplotlib as mpl
+import measure
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+PAGE = measure.ROOT / "docs" / "performance.md"
+FIGURES = measure.ROOT / "docs" / "figures"
+NOT_MEASURED = "Not yet measured."
+
+Content = dict[str, Any]
+
+
+def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *body)]
+    return "\n".join(lines)
+
+
+def spread(of: Content, unit: str = "") -> str:
+    """Median (least – greatest)."""
+    return f"{of['median']:.4g}{unit} ({of['min']:.4g} – {of['max']:.4g})"
+
+
+def source(content: Content) -> str:
+    """The command, the machine, and a warning where a file holds a trial run only."""
+    of = content["machine"]
+    words = (
+        f"`{content['command']}`, {of['date'][:10]}, commit {of['commit']}; {of['cpu']}, {of['cores']} cores, "
+        f"{of['memory_gib']} GiB, Python {of['python']}, torch {of['torch']}, Ray {of['ray']}."
+    )
+    return words + (" **A quick run: no measurement.**" if content.get("quick") else "")
+
+
+def table(name: str, make: Callable[[Content], str]) -> str:
+    """What `make` writes about a file of results, with its source."""
+    content = measure.load(name)
+    return NOT_MEASURED if content is None else f"{make(content)}\n\n{source(content)}"
+
+
+def targets() -> str:
+    """All of them with their verdicts."""
+    return rows(
+        ["target", "asked", "measured", ""],
+        [(target.words, target.asked(), *check.verdict(target)) for target in check.TARGETS],
+    )
+
+
+def sweep(content: Content) -> str:
+    """Seconds from start to exit, and how many times faster."""
+    faster = content["times faster than the plain script"]
+    return rows(
+        ["", "seconds from start to exit", "times faster than the plain script"],
+        [
+            (name, spread(of), spread(faster[name]) if name in faster else "–")
+            for name, of in content["seconds"].items()
+        ],
+    )
+
+
+def within_plain(content: Content) -> str:
+    """Where the trials of the plain script spend their time."""
+    trials = content["trials of the last turn"]["plain script"]
+    total = {name: sum(of[name] for of in trials) / len(trials) for name in ("pretraining_s", "linear_s")}
+    ours = {
+        name: sum(of["wall_s"] for of in runs) / len(runs)
+        for name, runs in content["trials of the last turn"].items()
+        if name != "plain script"
+    }
+    words = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ours.items())
+    return (
+        f"A trial of the plain script pretrained for {total['pretraining_s']:.1f} s and evaluated for "
+        f"{total['linear_s']:.1f} s in the mean; a whole trial of {words}."
+    )
+
+
+def lightly(content: Content) -> str:
+    """Images per second."""
+    faster = content["times faster than lightly"]
+    return rows(
+        ["", "images per second, one thread", "times faster"],
+        [
+            (name, spread(of), spread(faster[name]) if name in faster else "–")
+            for name, of in content["images per second"].items()
+        ],
+    )
+
+
+def epoch(content: Content) -> str:
+    """Ratios, rates, and shares of the machine."""
+    head = ["", "epoch / bare step", "within an experiment", "images/s", "GFLOP/s of the bare step", "of the peak"]
+    share = "share of the matrix products' rate"
+    body = []
+    for name, case in content["cases"].items():
+        within = case["epoch within an experiment over bare"]
+        body.append(
+            (
+                name,
+                spread(case["epoch over bare"]),
+                "–" if within is None else f"{within:.3f}",
+                f"{case['images per second']['median']:.0f}",
+                f"{case['GFLOP per second']:.4g}",
+                f"{100 * case[share]:.0f} %" if share in case else "–",
+            )
+        )
+    rates = content["matrix products, GFLOP per second"]
+    peak = ", ".join(f"{name} {max(of.values()):.4g}" for name, of in rates.items())
+    return f"{rows(head, body)}\n\nMatrix products on one thread reach, in GFLOP per second: {peak}."
+
+
+def parts(content: Content) -> str:
+    """Milliseconds of a step's parts."""
+    cases = {name: case for name, case in content["cases"].items() if name.startswith("ae_parallel")}
+    names = list(next(iter(cases.values()))["parts of a step, seconds"])
+    body = [
+        (part, *(f"{1000 * case['parts of a step, seconds'][part]['median']:.3g}" for case in cases.values()))
+        for part in names
+    ]
+    return rows(["milliseconds", *cases], body)
+
+
+def operations(content: Content) -> str:
+    """What the profiler says of the bare step at the default precision."""
+    found = []
+    for shape in ("32×32×3", "8×8×1"):
+        case = content["cases"][f"ae_parallel, {shape}, {content['default']}"]
+        body = [
+            (f"`{of['operation']}`", f"{100 * of['share']:.1f} %", f"{of['calls per step']:g}")
+            for of in case["operations of the bare step"][:10]
+        ]
+        found.append(rows([f"{shape}, {content['default']}", "share of the time", "calls per step"], body))
+    return "\n\n".join(found)
+
+
+def augmentation(content: Content) -> str:
+    """Microseconds per image."""
+    cases = content["cases"]
+    names = list(next(iter(cases.values()))["microseconds per image"])
+    body = []
+    for name, case in cases.items():
+        faster = case["times faster"]
+        each = [spread(case["microseconds per image"][of]) for of in names]
+        body.append((name, *each, " and ".join(f"{of['median']:.1f}" for of in faster.values())))
+    return rows(["µs per image", *names, "times faster"], body)
+
+
+def linear(content: Content) -> str:
+    """Seconds of 300 epochs."""
+    body = [
+        (
+            f"{name}, {case['work']['images']} images",
+            *map(spread, case["seconds"].values()),
+            spread(case["times faster"]),
+        )
+        for name, case in content["cases"].items()
+    ]
+    first = next(iter(content["cases"].values()))
+    few = first["work"]["epochs measured of those encoded anew, then scaled"]
+    note = f"Encoding anew was measured over {few} epochs, and scaled to {first['work']['epochs']}."
+    return rows(["seconds", *first["seconds"], "times faster"], body) + f"\n\n{note}"
+
+
+def means(content: Content) -> str:
+    """Times faster than the step as it is."""
+    names = list(next(iter(content["cases"].values()))["times faster than as it is"])
+    found = rows(
+        ["changed", *content["cases"]],
+        [
+            (name, *(spread(case["times faster than as it is"][name]) for case in content["cases"].values()))
+            for name in names
+        ],
+    )
+    body = []
+    for shape, cases in content["memory"].items():
+        for precision, of in cases.items():
+            faults = " and ".join(f"{count:.0f}" for count in of["page faults per step"].values())
+            body.append((f"{shape}, {precision}", spread(of["times faster"]), faults))
+    head = ["freed memory kept", "times faster", "page faults per step, as it is and kept"]
+    return found + (f"\n\n{rows(head, body)}" if body else "")
+
+
+def growth(content: Content) -> str:
+    """Four small tables, of which those that were measured."""
+    found = []
+    if "images" in content:
+        each = content["images"]["microseconds per image"]
+        body = [[spread(of) for of in each.values()]]
+        found.append(rows([f"{name} images" for name in each], body) + "\n\nMicroseconds per image and epoch, 8×8×1.")
+    if "batch" in content:
+        cases = content["batch"]["images per second"]
+        sizes = list(next(iter(cases.values())))
+        body = [(shape, *(f"{of[size]['median']:.0f}" for size in sizes)) for shape, of in cases.items()]
+        found.append(rows(["images per second", *(f"batch {size}" for size in sizes)], body))
+    if "cores" in content:
+        cases = content["cores"]["images per second"]
+        names = list(next(iter(cases.values())))
+        body = [(shape, *(f"{of[name]['median']:.0f}" for name in names)) for shape, of in cases.items()]
+        found.append(rows(["images per second in all", *names], body))
+    if "trials" in content:
+        cases = content["trials"]["seconds by trials"]
+        counts = list(next(iter(cases.values())))
+        body = [(name, *(of[count] for count in counts)) for name, of in cases.items()]
+        work = content["trials"]["work"]
+        note = f"Whole sweeps on digits, {work['usl_epochs']} and {work['le_epochs']} epochs, once each."
+        found.append(rows(["seconds", *(f"{count} trials" for count in counts)], body) + f"\n\n{note}")
+    return "\n\n".join(found)
+
+
+def overhead(content: Content) -> str:
+    """What a trial costs beside its own work."""
+    body = []
+    for name, of in content["sweeps"].items():
+        body += [
+            (name, what, spread(value) if isinstance(value, dict) else value)
+            for what, value in of.items()
+            if not isinstance(value, dict) or "median" in value
+        ]
+    records = content["records"]
+    body.append(("records", "checkpoints and TensorBoard, share of a trial", f"{100 * records['both']:.2f} %"))
+    return rows(["sweep", "", "measured"], body)
+
+
+def draw() -> str:
+    """The figure of whole sweeps, where they were measured; returns its place on the page."""
+    found = [
+        (title, content)
+        for name, title in (("sweep-digits", "seven α on digits"), ("sweep-cifar", "four α, 32×32×3"))
+        if (content := measure.load(name)) is not None and not content.get("quick")
+    ]
+    if not found:
+        return ""
+    figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 2.4), squeeze=False, layout="constrained")
+    for axis, (title, content) in zip(axes[0], found, strict=True):
+        names = list(content["seconds"])
+        values = [content["seconds"][name] for name in names]
+        middle = [of["median"] for of in values]
+        error = [
+            [m - of["min"] for m, of in zip(middle, values, strict=True)],
+            [of["max"] - m for m, of in zip(middle, values, strict=True)],
+        ]
+        colours = ["0.65" if name == "plain script" else "C0" for name in names]
+        axis.barh(names, middle, xerr=error, color=colours, capsize=3)
+        for place, (name, of) in enumerate(zip(names, values, strict=True)):
+            factor = content["times faster than the plain script"].get(name)
+            words = f" {of['median']:.0f} s" + (f", {factor['median']:.1f} ×" if factor else "")
+            axis.text(of["max"] + 0.02 * max(middle), place, words, va="center", fontsize=8)
+        axis.set(title=title, xlabel="seconds, start to exit", xlim=(0, 1.35 * max(of["max"] for of in values)))
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURES / "performance-sweeps.png", dpi=120)
+    plt.close(figure)
+    return "![seconds of whole sweeps](figures/performance-sweeps.png)"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "targets": targets,
+    "figure": draw,
+    "sweep-digits": lambda: table("sweep-digits", lambda of: f"{sweep(of)}\n\n{within_plain(of)}"),
+    "sweep-cifar": lambda: table("sweep-cifar", lambda of: f"{sweep(of)}\n\n{within_plain(of)}"),
+    "lightly": lambda: table("lightly", lightly),
+    "epoch": lambda: table("epoch", epoch),
+    "parts": lambda: table("epoch", parts),
+    "operations": lambda: table("epoch", operations),
+    "augmentation": lambda: table("augmentation", augmentation),
+    "linear": lambda: table("linear", linear),
+    "means": lambda: table("means", means),
+    "overhead": lambda: table("overhead", overhead),
+    "growth": lambda: table("growth", growth),
+}
+
+
+def main() -> int:
+    """Rewrite the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        assert len(pattern.findall(text)) == 1, f"{PAGE} has no place for {name}"
+        text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)  # type: ignore[misc]
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""One pretraining epoch against the bare step, and the bare step against the machine.
+
+    python benchmarks/epoch.py
+
+On one thread, for 8×8×1 and 32×32×3 images, in both precisions: an epoch of the loop that a trial runs, one within a
+whole experiment (metrics, TensorBoard, checkpoints, measures while training), and as many bare steps (forward, backward
+and optimiser on ready tensors), in turns. Then where an epoch's time goes, part by part, and which operations take the
+bare step's; and the step's floating-point operations a second as a share of what matrix products reach here. Writes
+`benchmarks/results/epoch.json`; 4 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from steps import (
+    SHAPES,
+    BareSteps,
+    epochs,
+    multiplication_rate,
+    precisions,
+    random_datasets,
+    random_images,
+    seeded,
+    settings_for,
+)
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from raysweep import experiment
+from raysweep.augment import augment, draw_simclr
+from raysweep.config import Settings
+from raysweep.objective import objective
+from raysweep.space import Trial
+
+SHARE = "share of the matrix products' rate"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def flops(bare: BareSteps) -> int:
+    """Floating-point operations of a step's convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        bare.step()
+    return int(counter.get_total_flops())
+
+
+def parts(settings: Settings, images: Tensor, bare: BareSteps, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a step's parts, each called alone, in turns."""
+    index = torch.randperm(len(images), generator=seeded())[: settings.batch_size]
+    count, _, height, width = images.shape
+    copies = images[: settings.batch_size].repeat(settings.views, 1, 1, 1)
+    draws, views, clean = seeded(), *bare.batches[0]
+    sums = torch.zeros(3)
+
+    def gather() -> None:
+        images.index_select(0, index).repeat(settings.views, 1, 1, 1)
+
+    def forward() -> Any:
+        return objective(settings, bare.state.encoder, bare.state.decoder, views, clean)
+
+    def bookkeeping() -> None:
+        for position in range(3):
+            sums[position] += sums[0].detach()
+
+    def step() -> None:
+        bare.step()
+
+    step()  # gradients are there from now on
+    work: dict[str, Callable[[], object]] = {
+        "order of the images (once an epoch)": lambda: torch.randperm(count, generator=draws),
+        "gather": gather,
+        "augmentation": lambda: augment(copies, settings.policies, settings.strength, settings.blur, draws),
+        "of it, drawing": lambda: draw_simclr(len(copies), height, width, settings.strength, False, draws),
+        "forward and losses": forward,
+        "optimiser": bare.optimizer.step,
+        "sums of the losses": bookkeeping,
+        "bare step": step,
+    }
+    return measure.alternate(work, repeats)
+
+
+def operations(bare: BareSteps, most: int = 14) -> list[dict[str, Any]]:
+    """Which operations take the bare step's time, by torch's profiler."""
+    bare.epoch()
+    with profile(activities=[ProfilerActivity.CPU]) as of:
+        bare.epoch()
+    found = sorted(of.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in found)
+    return [
+        {
+            "operation": event.key,
+            "share": measure.significant(event.self_cpu_time_total / total, 3),
+            "calls per step": event.count / bare.steps,
+        }
+        for event in found[:most]
+    ]
+
+
+def within_experiment(
+    settings: Settings, shape: str, count: int, turns: int, bare: BareSteps
+) -> dict[str, list[float]]:
+    """Seconds of epochs of a whole experiment, and of bare ones between them; `turns` epochs, the first not counted."""
+    epochs_s: list[float] = []
+    bare_s: list[float] = []
+    last = time.perf_counter()
+
+    def report(at: experiment.Progress) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        epochs_s.append(now - last)
+        bare.epoch()
+        last = time.perf_counter()
+        bare_s.append(last - now)
+
+    trial = Trial("trial", "trial", settings, {"seed": settings.seed})
+    with tempfile.TemporaryDirectory(prefix="raysweep-epoch-") as scratch:
+        directory = Path(scratch, "trial")
+        directory.mkdir()
+        datasets = random_datasets(shape, count)
+        experiment.run(
+            trial, datasets, directory, threads=1, gpu=False, report=report, stop=lambda: len(epochs_s) > turns
+        )
+    return {"experiment": epochs_s[1:turns], "bare": bare_s[1:turns]}
+
+
+def measure_case(shape: str, precision: str, method: str, count: int, repeats: int, turns: int) -> dict[str, Any]:
+    """All figures of one case."""
+    settings, images = settings_for(shape, precision=precision, usl_type=method), random_images(shape, count)
+    bare = BareSteps(settings, images)
+    seconds = measure.alternate({"epoch": epochs(settings, images), "bare": bare.epoch}, repeats)
+    overhead = measure.ratio(seconds["epoch"], seconds["bare"])
+    within = within_experiment(settings, shape, count, turns, bare) if turns else None
+    operations_per_step = flops(bare)
+    step_s = min(seconds["bare"]) / bare.steps
+    case = {
+        "work": {"images": count, "batch_size": settings.batch_size, "steps": bare.steps, "method": method},
+        "seconds": seconds,
+        "epoch over bare": overhead,
+        "images per second": measure.summary([bare.steps * settings.batch_size / s for s in seconds["epoch"]]),
+        # An evaluation and pictures are in it, every tenth and fiftieth epoch: the mean, not the median.
+        "epoch within an experiment over bare": measure.significant(sum(within["experiment"]) / sum(within["bare"]))
+        if within
+        else None,
+        "GFLOP per step": measure.significant(operations_per_step / 1e9),
+        "GFLOP per second": measure.significant(operations_per_step / step_s / 1e9),
+    }
+    if turns:
+        case["parts of a step, seconds"] = parts(settings, images, bare, 2 * repeats)
+        case["operations of the bare step"] = operations(bare)
+    return case
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="A pretraining epoch against the bare step.")
+    parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    repeats = 2 if given.quick else 5
+    counts = {"8×8×1": 500, "32×32×3": 250} if given.quick else {"8×8×1": 1437, "32×32×3": 500}
+    content: dict[str, Any] = {"quick": given.quick, "threads": 1, "default": precisions()[0], "cases": {}}
+    rates = {name: multiplication_rate(dtype) for name, dtype in DTYPES.items()}
+    content["matrix products, GFLOP per second"] = rates
+    for shape in SHAPES:
+        for precision in precisions():
+            for method in ("ae_parallel", "simclr"):
+                turns = 21 if shape == "8×8×1" else 11
+                turns = 3 if given.quick else turns if method == "ae_parallel" else 0
+                case = measure_case(shape, precision, method, counts[shape], repeats, turns)
+                if precision in rates:
+                    peak = max(rates[precision].values())
+                    case[SHARE] = measure.significant(case["GFLOP per second"] / peak, 3)
+                content["cases"][f"{method}, {shape}, {precision}"] = case
+                print(
+                    f"{method:12} {shape:8} {precision:5} epoch / bare step {case['epoch over bare']['median']:.3f}, "
+                    f"within an experiment {case['epoch within an experiment over bare']}, "
+                    f"{case['GFLOP per second']} GFLOP/s, {case.get(SHARE)} of peak",
+                    flush=True,
+                )
+    measure.save("epoch", content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""How the time of an epoch and of a sweep grows with images, batch, trials and cores.
+
+    python benchmarks/growth.py
+
+Writes `benchmarks/results/growth.json`; 4 minutes on two cores. `cores` runs as many processes at a time, of one thread
+each (as trials are), and for comparison one process with as many threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from steps import SHAPES, BareSteps, epochs, precisions, random_images, settings_for
+from sweeps import PLAIN, SPACES, Sweeps
+from sweeps import precisions as runs
+
+
+def with_images(counts: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Microseconds per image and epoch for datasets of several sizes, 8×8×1."""
+    shape = "8×8×1"
+    work = {str(count): epochs(settings_for(shape), random_images(shape, count)) for count in counts}
+    seconds = measure.alternate(work, repeats)
+    each = {count: measure.summary([1e6 * s / int(count) for s in of]) for count, of in seconds.items()}
+    return {"microseconds per image": each}
+
+
+def with_batch(sizes: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Images per second of an epoch at several batch sizes; of the largest batch, or two at 8×8×1."""
+    found = {}
+    for shape in SHAPES:
+        count = 2 * max(sizes) if shape == "8×8×1" else max(sizes)
+        images = random_images(shape, count)
+        work = {str(size): epochs(settings_for(shape, batch_size=size), images) for size in sizes}
+        seconds = measure.alternate(work, repeats)
+        found[shape] = {size: measure.summary([count / s for s in of]) for size, of in seconds.items()}
+    return {"images per second": found}
+
+
+def throughput(shape: str, threads: int, seconds: float, barrier: Barrier | None, report: Any) -> None:
+    """In a process of its own: put images per second of bare steps into `report`."""
+    torch.set_num_threads(threads)
+    bare = BareSteps(settings_for(shape), random_images(shape, 500))
+    bare.epoch()
+    if barrier is not None:
+        barrier.wait(timeout=300)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        bare.epoch()
+        done += bare.steps * bare.settings.batch_size
+    report.put(done / (time.perf_counter() - began))
+
+
+def with_cores(most: int, seconds: float, repeats: int) -> dict[str, Any]:
+    """Images per second in all, of processes side by side and of threads of one process."""
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(repeats):
+        for shape in SHAPES:
+            for processes, threads in dict.fromkeys(((1, 1), (most, 1), (1, most))):
+                barrier, report = context.Barrier(processes), context.Queue()
+                workers = [
+                    context.Process(target=throughput, args=(shape, threads, seconds, barrier, report), daemon=True)
+                    for _ in range(processes)
+                ]
+                for worker in workers:
+                    worker.start()
+                rate = sum(report.get(timeout=300) for _ in workers)
+                for worker in workers:
+                    worker.join()
+                name = f"{processes} process(es) of {threads} thread(s)"
+                found.setdefault(shape, {}).setdefault(name, []).append(rate)
+    return {
+        "images per second": {
+            shape: {name: measure.summary(of) for name, of in rates.items()} for shape, rates in found.items()
+        }
+    }
+
+
+def with_trials(counts: Sequence[int], changes: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Seconds of sweeps of several sizes, by the real command and by the plain script."""
+    name, flags = next(iter(runs().items()))
+    seconds: dict[str, dict[str, float]] = {name: {}, PLAIN: {}}
+    for count in counts:
+        alphas = [10.0 ** (k - 5) for k in range(count)]
+        (root := folder / str(count)).mkdir()
+        sweep = Sweeps(SPACES / "digits.yaml", "digits", {**changes, "alpha": alphas}, root)
+        for who, run in ((PLAIN, sweep.plain), (name, lambda sweep=sweep: sweep.ours(name, flags))):
+            began = time.perf_counter()
+            run()  # type: ignore[operator]
+            seconds[who][str(count)] = measure.significant(time.perf_counter() - began)
+    return {"work": {**sweep.base, "alpha": "as many as trials"}, "seconds by trials": seconds}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="How the time grows with images, batch, trials and cores.")
+    parser.add_argument("--part", choices=["images", "batch", "cores", "trials"], action="append", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
+    given = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
+    quick, parts = given.quick, given.part or ["images", "batch", "cores", "trials"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    content: dict[str, Any] = {"quick": quick, "default": precisions()[0]}
+    if "cores" in parts:
+        content["cores"] = with_cores(cores, 0.5 if quick else 3.0, 1 if quick else 2)
+    torch.set_num_threads(1)
+    if "images" in parts:
+        content["images"] = with_images((250, 500) if quick else (500, 1000, 2000, 4000), 2 if quick else 5)
+    if "batch" in parts:
+        content["batch"] = with_batch((50, 100) if quick else (50, 125, 250, 500), 2 if quick else 3)
+    if "trials" in parts:
+        changes = {"usl_epochs": 1, "le_epochs": 2} if quick else {"usl_epochs": 5, "le_epochs": 10}
+        with tempfile.TemporaryDirectory(prefix="raysweep-growth-") as scratch:
+            content["trials"] = with_trials((1, 2) if quick else (1, 3, 6), changes, Path(scratch))
+    for part in parts:
+        print(part, content[part])
+    measure.save("growth", content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

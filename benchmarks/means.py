@@ -1,0 +1,185 @@
+"""Which means make a pretraining step faster, each against the step without it.
+
+    python benchmarks/means.py
+
+Bare steps on one thread at 8×8×1 and 32×32×3: as they are (channels last, fused Adam, fp32), and with one thing
+changed: memory contiguous, Adam not fused, bf16, the two views encoded one after the other, and `torch.compile` where a
+C++ compiler is found. Times faster than as they are: above 1 is better. Apart, in processes of their own, with freed
+memory kept by glibc instead of given back to the system at every step: above 32 MiB, which is what an activation of 500
+32×32 images in fp32 has, it otherwise comes back page by page, each cleared by the kernel. Writes
+`benchmarks/results/means.json`; 5 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import resource
+import shutil
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import measure
+import torch
+from steps import SHAPES, BareSteps, random_images, settings_for
+from torch import nn
+from torch.nn import functional as F
+
+AS_IT_IS = "as it is: channels last, fused Adam, fp32"
+
+
+def contiguous(bare: BareSteps) -> BareSteps:
+    """The same with all tensors contiguous; the decoder is rebuilt, because the model's own asks for channels last."""
+    decoder = bare.state.decoder
+    assert decoder is not None
+    bare.state.encoder.to(memory_format=torch.contiguous_format)
+    plain = nn.Sequential(decoder.linear, nn.Unflatten(1, (64, decoder.start, decoder.start)), decoder.convolutions)
+    bare.state.decoder = plain.to(memory_format=torch.contiguous_format)  # type: ignore[assignment]
+    bare.batches = [(views.contiguous(), clean.contiguous()) for views, clean in bare.batches]
+    return bare
+
+
+def unfused(bare: BareSteps) -> BareSteps:
+    """The same with PyTorch's default Adam."""
+    weights = [weight for group in bare.optimizer.param_groups for weight in group["params"]]
+    bare.state.optimizers[0] = torch.optim.Adam(weights, lr=bare.settings.usl_lr)
+    return bare
+
+
+def separate_views(bare: BareSteps) -> Callable[[], None]:
+    """The same step of `ae_parallel` in two passes of half the batch, as most scripts have it."""
+    encoder, decoder, alpha = bare.state.encoder, bare.state.decoder, bare.settings.alpha
+    assert decoder is not None
+    views, _ = bare.batches[0]
+    halves = views.chunk(2)
+
+    def step() -> None:
+        bare.optimizer.zero_grad()
+        first, second = (encoder(view) for view in halves)
+        rec = F.mse_loss(decoder(first), halves[0]) + F.mse_loss(decoder(second), halves[1])
+        (rec + alpha * F.mse_loss(first, second)).backward()
+        bare.optimizer.step()
+
+    return step
+
+
+def compiled(bare: BareSteps) -> BareSteps:
+    """The same with encoder and decoder compiled; the compilation is not in the time."""
+    bare.state.encoder = torch.compile(bare.state.encoder)  # type: ignore[assignment]
+    bare.state.decoder = torch.compile(bare.state.decoder)
+    return bare
+
+
+def compare(shape: str, repeats: int, compile_too: bool) -> dict[str, Any]:
+    """Seconds of a step by what is changed, and the quotients."""
+
+    def bare(**changes: Any) -> BareSteps:
+        settings = settings_for(shape, **{"precision": "fp32", **changes})
+        return BareSteps(settings, random_images(shape, settings.batch_size), prepared=1)
+
+    work: dict[str, Callable[[], object]] = {
+        AS_IT_IS: bare().step,
+        "contiguous memory": contiguous(bare()).step,
+        "Adam not fused": unfused(bare()).step,
+        "views one after the other": separate_views(bare()),
+        "bf16": bare(precision="bf16").step,
+        "bf16, contiguous memory": contiguous(bare(precision="bf16")).step,
+    }
+    compilation = {}
+    if compile_too:
+        work["torch.compile"] = compiled(bare()).step
+        began = time.perf_counter()
+        work["torch.compile"]()
+        compilation["compilation with the first step, s"] = measure.significant(time.perf_counter() - began)
+    seconds = measure.alternate(work, repeats)
+    return {
+        **compilation,
+        "seconds": seconds,
+        "times faster than as it is": {
+            name: measure.ratio(seconds[AS_IT_IS], of) for name, of in seconds.items() if name != AS_IT_IS
+        },
+    }
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed in this process; raises OSError where its allocator is another one."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        raise OSError("no mallopt")
+    libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def steps_with_memory(shape: str, precision: str, keep: bool, count: int, report: Any) -> None:
+    """In a process of its own: put the median seconds of a step, and its page faults, into `report`."""
+    torch.set_num_threads(1)
+    if keep:
+        keep_memory()
+    settings = settings_for(shape, precision=precision)
+    bare = BareSteps(settings, random_images(shape, settings.batch_size), prepared=1)
+    for _ in range(2):
+        bare.step()
+    faults, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []
+    for _ in range(count):
+        began = time.perf_counter()
+        bare.step()
+        seconds.append(time.perf_counter() - began)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    report.put((statistics.median(seconds), faults / count))
+
+
+def compare_memory(shape: str, turns: int, count: int) -> dict[str, Any]:
+    """Steps with freed memory kept against those without, in turns."""
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, Any] = {}
+    for precision in ("fp32", "bf16"):
+        seconds: dict[str, list[float]] = {"as it is": [], "freed memory kept": []}
+        faults: dict[str, float] = {}
+        for _ in range(turns):
+            for name, of in seconds.items():
+                report = context.Queue()
+                worker = context.Process(
+                    target=steps_with_memory, args=(shape, precision, name != "as it is", count, report), daemon=True
+                )
+                worker.start()
+                took, faults[name] = report.get(timeout=300)
+                worker.join()
+                of.append(took)
+        found[precision] = {
+            "seconds": seconds,
+            "page faults per step": faults,
+            "times faster": measure.ratio(seconds["as it is"], seconds["freed memory kept"]),
+        }
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Means to make a step faster.")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
+    given = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
+    torch.set_num_threads(1)
+    has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
+    cases = {}
+    for shape in SHAPES:
+        case = cases[shape] = compare(shape, 2 if given.quick else 5, has_compiler and not given.no_compile)
+        for name, of in case["times faster than as it is"].items():
+            print(f"{shape:8} {name:28} {of['median']:.2f} ×", flush=True)
+    memory = {}
+    if sys.platform == "linux":
+        memory["32×32×3"] = compare_memory("32×32×3", 1 if given.quick else 3, 2 if given.quick else 5)
+        for precision, of in memory["32×32×3"].items():
+            print(f"32×32×3  {precision}, freed memory kept     {of['times faster']['median']:.2f} ×")
+    measure.save("means", {"quick": given.quick, "threads": 1, "cases": cases, "memory": memory})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What the benchmarks of pretraining share: images, settings, and the bare step, which is the least a step can be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysweep.augment import augment, to_float
+from raysweep.config import Settings
+from raysweep.data import Dataset
+from raysweep.inputs import Datasets
+from raysweep.objective import objective
+from raysweep.pretrain import State, fresh_state, pretrain
+
+CPU = torch.device("cpu")
+SHAPES = {"8×8×1": ("digits", 1, 8), "32×32×3": ("cifar10", 3, 32)}
+"""Of the images, in words: the dataset whose shape it is, channels, side."""
+
+
+def settings_for(shape: str, **changes: Any) -> Settings:
+    """The defaults, for images of a shape; the precision is the default one unless given."""
+    return Settings.model_validate({"dataset": SHAPES[shape][0], "usl_lr": 1e-3, "usl_epochs": 10**6, **changes})
+
+
+def precisions() -> tuple[str, ...]:
+    """The default precision first."""
+    default = str(Settings.model_fields["precision"].default)
+    return (default, *(name for name in ("fp32", "bf16") if name != default))
+
+
+def random_images(shape: str, count: int) -> Tensor:
+    """(count, C, H, W) uint8, the same ones for the same arguments."""
+    _, channels, size = SHAPES[shape]
+    return torch.randint(256, (count, channels, size, size), generator=seeded(), dtype=torch.uint8)
+
+
+def seeded() -> torch.Generator:
+    """Draws that are the same in every run."""
+    return torch.Generator().manual_seed(0)
+
+
+def random_datasets(shape: str, count: int) -> Datasets:
+    """What an experiment on random images and labels reads."""
+    name, _, size = SHAPES[shape]
+    images, tests = random_images(shape, count).numpy(), random_images(shape, max(10, count // 5)).numpy()
+    labels = np.arange(count) % 10
+    dataset = Dataset(name, tuple("0123456789"), images, labels, tests, np.arange(len(tests)) % 10)
+    return {(name, size, None): dataset}
+
+
+def epochs(settings: Settings, images: Tensor) -> Callable[[], object]:
+    """A function that pretrains for one more epoch, by the loop that a trial runs."""
+    state = fresh_state(settings, images.shape[1], images.shape[2], CPU)
+    running: Iterator[object] = pretrain(settings, state, images)
+    return lambda: next(running)
+
+
+class BareSteps:
+    """Forward, backward and optimiser on tensors that are ready: an epoch's steps without all else.
+
+    Model, objective, precision, batch and memory format are those of the loop; the views were made before.
+    """
+
+    def __init__(self, settings: Settings, images: Tensor, prepared: int = 4) -> None:
+        self.settings, self.steps = settings, len(images) // settings.batch_size
+        self.state: State = fresh_state(settings, images.shape[1], images.shape[2], CPU)
+        self.state.encoder.train()
+        self.batches = []
+        for part in images.split(settings.batch_size)[: min(prepared, self.steps)]:
+            views = augment(part.repeat(settings.views, 1, 1, 1), settings.policies, settings.strength, False, seeded())
+            self.batches.append((views, to_float(part)))
+
+    def step(self, number: int = 0) -> None:
+        """One of them."""
+        views, clean = self.batches[number % len(self.batches)]
+        self.optimizer.zero_grad()
+        objective(self.settings, self.state.encoder, self.state.decoder, views, clean).total.backward()
+        self.optimizer.step()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The loop's own."""
+        return self.state.optimizers[0]
+
+    def epoch(self) -> None:
+        """As many as an epoch has."""
+        for number in range(self.steps):
+            self.step(number)
+
+
+def multiplication_rate(dtype: torch.dtype, sizes: tuple[int, ...] = (512, 1024, 2048)) -> dict[str, float]:
+    """GFLOP per second of square matrix products on the threads that PyTorch now has, by their size; best of seven."""
+    rates = {}
+    for size in sizes:
+        a, b = (torch.randn(size, size, generator=seeded()).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, dtype=dtype)
+        best = float("inf")
+        for _ in range(8):
+            began = time.perf_counter()
+            torch.mm(a, b, out=out)
+            best = min(best, time.perf_counter() - began)
+        rates[str(size)] = measure.significant(2 * size**3 / best / 1e9)
+    return rates
