@@ -1,0 +1,74 @@
+"""The benchmarks: the peer does equal work, targets are judged by what was measured, the page has a place for all."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+
+from raysweep.models import make_decoder, make_encoder
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of `benchmarks/`, by name, as its own scripts import it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return import_module
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_the_plain_script_trains_the_same_network(benchmark, channels, size):
+    pytest.importorskip("ray")
+    plain = benchmark("plain_tune")
+    pairs = [
+        (plain.Encoder(channels, size), make_encoder("conv6", channels, size, 64, 0)),
+        (plain.make_decoder(channels, size), make_decoder(channels, size, 64, 0)),
+    ]
+    inputs = [torch.rand(2, channels, size, size), torch.rand(2, 64)]
+    for (theirs, ours), x in zip(pairs, inputs):
+        assert [w.shape for w in theirs.parameters()] == [w.shape for w in ours.parameters()]
+        with torch.no_grad():
+            for mine, other in zip(ours.parameters(), theirs.parameters()):
+                mine.copy_(other)
+            torch.testing.assert_close(theirs(x), ours(x))
+
+
+def test_targets_are_judged_by_what_was_measured(benchmark, monkeypatch, tmp_path, capsys):
+    check, measure = benchmark("check"), benchmark("measure")
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    assert check.main() == 1  # nothing was measured
+    assert "not measured" in capsys.readouterr().out
+
+    def write(times: float, quick: bool) -> None:
+        faster = {"raysweep, fp32 (default)": {"median": times}, "raysweep, bf16": {"median": 9.0}}
+        content = {"quick": quick, "default": "raysweep, fp32 (default)", "times faster than the plain script": faster}
+        (tmp_path / "sweep-digits.json").write_text(json.dumps(content))
+
+    target = check.TARGETS[0]
+    write(3.1, quick=False)
+    assert check.verdict(target) == ("3.1", "met")
+    write(2.9, quick=False)
+    assert check.verdict(target) == ("2.9", "missed")
+    write(3.1, quick=True)  # a trial run is no measurement
+    assert check.verdict(target) == ("–", "not measured")
+    monkeypatch.setattr(check, "TARGETS", (target,))
+    write(3.1, quick=False)
+    assert check.main() == 0
+
+
+def test_work_is_measured_in_turns(benchmark):
+    measure = benchmark("measure")
+    calls = []
+    seconds = measure.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3  # the first turn is not counted
+    assert [len(of) for of in seconds.values()] == [2, 2]
+    assert measure.ratio([4.0, 9.0, 1.0], [2.0, 3.0, 1.0])["median"] == 2.0
+
+
+def test_the_page_has_a_place_for_every_table(benchmark):
+    document = benchmark("document")
+    text = document.PAGE.read_text(encoding="utf-8")
+    for name in document.TABLES:
+        assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- /{name} -->") == 1
