@@ -81,6 +81,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 KillWait=5
+FirstJobId=$((10000 + RANDOM))
 NodeName=one NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=$half
 NodeName=two NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=$half
 PartitionName=try Nodes=one,two Default=YES MaxTime=INFINITE State=UP
@@ -148,6 +149,7 @@ echo "a job with a setting that does not exist"
 submit refused "$SPACE" --set alhpa=1
 until_state FAILED
 holds "its exit status is run_sweep.py's" [ "$(field ExitCode)" = 2:0 ]
+holds "it leaves nothing behind" [ -z "$(compgen -G "/tmp/ray-${jobs[-1]}-*")" ]
 
 echo "$SPACE as a job"
 submit slurm "$SPACE"
