@@ -56,8 +56,7 @@ import socket
 held = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
 print(*(s.getsockname()[1] for s in held), sep="\n")')
 host=$(hostname -s)
-cores=$(nproc)
-half=$(((cores + 1) / 2))
+# Two nodes of one core, whatever the machine has: with more, the sweep would be over before it is disturbed.
 cat >"$work/slurm.conf" <<CONF
 ClusterName=try
 SlurmctldHost=$host(127.0.0.1)
@@ -82,8 +81,8 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 KillWait=5
 FirstJobId=$((10000 + RANDOM))
-NodeName=one NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=$half
-NodeName=two NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=$half
+NodeName=one NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=1
+NodeName=two NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=1
 PartitionName=try Nodes=one,two Default=YES MaxTime=INFINITE State=UP
 CONF
 export SLURM_CONF=$work/slurm.conf
@@ -114,7 +113,7 @@ runs=$work/runs
 submit() { # NAME, arguments of run_sweep.py; the job's number is the last of jobs
     local name=$1
     shift
-    jobs+=("$(sbatch --parsable --nodes=2 --cpus-per-task="$half" --output="$work/$name.log" \
+    jobs+=("$(sbatch --parsable --nodes=2 --cpus-per-task=1 --output="$work/$name.log" \
         cluster/slurm.sbatch "$@" --output "$runs" --name "$name")")
 }
 field() { scontrol --oneliner show job "${jobs[-1]}" | tr ' ' '\n' | sed -n "s/^$1=//p"; }
