@@ -1,11 +1,13 @@
 """A Ray that a sweep starts is closed to whoever has not its token, and shows no dashboard."""
 
+import http.client
 import os
 import re
 import signal
 import stat
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -65,19 +67,33 @@ def test_the_same_user_is_admitted_by_a_token_that_only_they_can_read(sweep):
     assert stat.S_IMODE(token.stat().st_mode) & 0o077 == 0
 
 
-def test_no_dashboard_listens(sweep):
-    listening = set()
+def test_no_dashboard_serves_who_has_no_token(sweep):
+    listening = {}
     for table in ("tcp", "tcp6"):
         rows = [line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:]]
-        listening |= {row[9] for row in rows if row[3] == "0A"}
+        listening |= {row[9]: int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
     held = set()
     for pid, title in sweep[1].items():
         for opened in Path(f"/proc/{pid}/fd").iterdir():
             inode = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(opened))
             if inode and inode[1] in listening:
-                held.add(" ".join(title.split()[:2]))  # the program, without its options
-    assert any("/raylet/raylet" in program for program in held), "ports are found"
-    assert not [program for program in held if "dashboard" in program.lower()]
+                held.add((" ".join(title.split()[:2]), listening[inode[1]]))  # the program, without its options
+    assert any("/raylet/raylet" in program for program, _ in held), "ports are found"
+    # Without ray[default] nothing of the dashboard listens. With it its processes do, but tell nothing but counters.
+    for program, port in held:
+        if "dashboard" in program.lower():
+            for path in ("", "api/version", "api/jobs/", "nodes?view=summary"):
+                shown = get(f"http://127.0.0.1:{port}/{path}")
+                assert shown is None or shown.startswith(b"# HELP ray_"), (program, path, shown)
+
+
+def get(url):
+    """What is served there to who has no token; None where nothing is."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read(1000)
+    except (OSError, http.client.HTTPException):  # refused, or no HTTP
+        return None
 
 
 def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path, monkeypatch):
