@@ -9,7 +9,7 @@ import pytest
 from tests.sweep.test_command import alone, command, result, scores, start, wait_for
 
 BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
-STEPS = [*BRIEF, "--usl_epochs", "12", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"]
+STEPS = [*BRIEF, "--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"]
 
 
 @contextmanager
