@@ -136,4 +136,4 @@ def test_workers_map_one_copy_of_the_dataset(started, tmp_path):
 )
 def test_a_request_that_no_node_can_meet_is_refused(started, asked, words):
     with pytest.raises(InputError, match=words):
-        cluster.check_resources(space.Resources(**asked))
+        cluster.plan([node["Resources"] for node in cluster.alive_nodes()], space.Resources(**asked))
