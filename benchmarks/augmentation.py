@@ -21,6 +21,7 @@ from steps import SHAPES, random_images, seeded
 from torchvision import transforms
 
 from raysweep.augment import augment
+from raysweep.experiment import keep_memory
 
 OURS, PIL, TENSORS = "batched", "torchvision, PIL images", "torchvision, tensors"
 
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
+    keep_memory()
     batch, repeats = (100, 2) if given.quick else (500, 15)
     cases = {}
     for shape in SHAPES:

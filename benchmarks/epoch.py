@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raysweep import experiment
 from raysweep.augment import augment, draw_simclr
 from raysweep.config import Settings
+from raysweep.experiment import keep_memory
 from raysweep.objective import objective
 from raysweep.space import Trial
 
@@ -165,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
+    keep_memory()
     repeats = 2 if given.quick else 5
     counts = {"8×8×1": 500, "32×32×3": 250} if given.quick else {"8×8×1": 1437, "32×32×3": 500}
     content: dict[str, Any] = {"quick": given.quick, "threads": 1, "default": precisions()[0], "cases": {}}

@@ -26,6 +26,8 @@ from steps import SHAPES, BareSteps, epochs, precisions, random_images, settings
 from sweeps import PLAIN, SPACES, Sweeps
 from sweeps import precisions as runs
 
+from raysweep.experiment import keep_memory
+
 
 def with_images(counts: Sequence[int], repeats: int) -> dict[str, Any]:
     """Microseconds per image and epoch for datasets of several sizes, 8×8×1."""
@@ -51,6 +53,7 @@ def with_batch(sizes: Sequence[int], repeats: int) -> dict[str, Any]:
 def throughput(shape: str, threads: int, seconds: float, barrier: Barrier | None, report: Any) -> None:
     """In a process of its own: put images per second of bare steps into `report`."""
     torch.set_num_threads(threads)
+    keep_memory()
     bare = BareSteps(settings_for(shape), random_images(shape, 500))
     bare.epoch()
     if barrier is not None:
@@ -116,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "cores" in parts:
         content["cores"] = with_cores(cores, 0.5 if quick else 3.0, 1 if quick else 2)
     torch.set_num_threads(1)
+    keep_memory()
     if "images" in parts:
         content["images"] = with_images((250, 500) if quick else (500, 1000, 2000, 4000), 2 if quick else 5)
     if "batch" in parts:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from raysweep.augment import to_float
 from raysweep.config import Head
+from raysweep.experiment import keep_memory
 from raysweep.models import Encoder, make_encoder
 from raysweep.probes.features import extract, standardize_
 from raysweep.probes.linear import LinearProbes, train_linear
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
+    keep_memory()
     epochs, few, repeats = (10, 1, 2) if given.quick else (300, 3, 5)
     cases = {}
     for shape, count in {"8×8×1": 1437, "32×32×3": 300 if given.quick else 1000}.items():

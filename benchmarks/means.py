@@ -13,7 +13,6 @@ memory kept by glibc instead of given back to the system at every step: above 32
 from __future__ import annotations
 
 import argparse
-import ctypes
 import multiprocessing
 import resource
 import shutil
@@ -29,6 +28,8 @@ import torch
 from steps import SHAPES, BareSteps, random_images, settings_for
 from torch import nn
 from torch.nn import functional as F
+
+from raysweep.experiment import keep_memory
 
 AS_IT_IS = "as it is: channels last, fused Adam, fp32"
 
@@ -106,15 +107,6 @@ def compare(shape: str, repeats: int, compile_too: bool) -> dict[str, Any]:
     }
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is freed in this process; raises OSError where its allocator is another one."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        raise OSError("no mallopt")
-    libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 def steps_with_memory(shape: str, precision: str, keep: bool, count: int, report: Any) -> None:
     """In a process of its own: put the median seconds of a step, and its page faults, into `report`."""
     torch.set_num_threads(1)
@@ -166,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
     torch.set_num_threads(1)
+    keep_memory()
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
     cases = {}
     for shape in SHAPES:

@@ -15,7 +15,7 @@ from raysweep.augment import augment, to_float
 from raysweep.config import Settings
 from raysweep.data import Dataset
 from raysweep.inputs import Datasets
-from raysweep.objective import objective
+from raysweep.objective import objective, precision_of
 from raysweep.pretrain import State, fresh_state, pretrain
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def settings_for(shape: str, **changes: Any) -> Settings:
 
 def precisions() -> tuple[str, ...]:
     """The default precision first."""
-    default = str(Settings.model_fields["precision"].default)
+    default = precision_of(Settings(), "cpu")
     return (default, *(name for name in ("fp32", "bf16") if name != default))
 
 

@@ -60,8 +60,9 @@ def call(command: Sequence[object], log: Path) -> None:
 def precisions() -> dict[str, list[str]]:
     """The names of raysweep's runs, the default first, and their flags."""
     from raysweep.config import Settings
+    from raysweep.objective import precision_of
 
-    default = str(Settings.model_fields["precision"].default)
+    default = precision_of(Settings(), "cpu")
     others = [name for name in ("fp32", "bf16") if name != default]
     return {f"{OURS}, {default} (default)": [], **{f"{OURS}, {name}": ["--precision", name] for name in others}}
 
@@ -170,9 +171,11 @@ def compare_lightly(images: int, repeats: int) -> dict[str, Any] | None:
         print("lightly is not installed (pip install 'raysweep[bench]'): left out")
         return None
     from raysweep.config import Settings
+    from raysweep.experiment import keep_memory
     from raysweep.pretrain import fresh_state, pretrain
 
     torch.set_num_threads(1)
+    keep_memory()
     pixels = np.random.RandomState(0).randint(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     recipe = Recipe(pixels, 250)
     work: dict[str, Callable[[], object]] = {"lightly": recipe.epoch}

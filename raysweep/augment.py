@@ -26,9 +26,6 @@ from torch import Tensor
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as torchvision's ColorJitter numbers its operations
 LUMINANCE = (0.2989, 0.587, 0.114)  # ITU-R 601, rounded as torchvision rounds it
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
-CHUNK = 200 * 3 * 32 * 32
-"""Values (images × channels × pixels) that `apply_simclr` works on at a time on a CPU: what its steps hand on to each
-other stays in the cache."""
 MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there
 
 
@@ -80,12 +77,9 @@ def count_of(images: Tensor, part: Part | None) -> int:
 
 def of_part(parameters: Parameters, part: Part | None) -> Parameters:
     """Of what was drawn for a whole batch that of a part of it."""
-    return parameters if part is None else of_images(parameters, part.index)
-
-
-def of_images(parameters: Parameters, index: Tensor | slice) -> Parameters:
-    """The parameters of some of the images."""
-    return replace(parameters, **{each.name: getattr(parameters, each.name)[index] for each in fields(parameters)})
+    if part is None:
+        return parameters
+    return replace(parameters, **{each.name: getattr(parameters, each.name)[part.index] for each in fields(parameters)})
 
 
 # ---- simclr ----------------------------------------------------------------------------------------------------------
@@ -221,22 +215,10 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With C = 1, hue, saturation and
         grayscale have no effect, as in torchvision.
     """
+    p, device = parameters, images.device
     count, channels, height, width = images.shape
     assert channels in (1, 3)
-    assert parameters.flip.shape == (count,)
-    out = torch.empty(count, height, width, channels, device=images.device)
-    step = CHUNK // (channels * height * width) if images.device.type == "cpu" else count
-    step = max(1, step)
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        _apply_simclr(images[part], of_images(parameters, part), out[part])
-    return out.permute(0, 3, 1, 2)
-
-
-def _apply_simclr(images: Tensor, parameters: SimCLRParameters, out: Tensor) -> None:
-    """`apply_simclr` of as many images as fit into the cache, into `out` (B, H, W, C)."""
-    p, device = parameters, images.device
-    _, channels, height, width = images.shape
+    assert p.flip.shape == (count,)
 
     # Sorted by the turn in which an image's hue is adjusted (4: no jitter), so that `_jitter_` works on slices. To copy
     # sub-batches out and back takes 1.3 µs more.
@@ -264,8 +246,7 @@ def _apply_simclr(images: Tensor, parameters: SimCLRParameters, out: Tensor) -> 
         x.index_copy_(0, soft, gaussian_blur(x.index_select(0, soft), sigma, blur_kernel_size(height, width)))
     # Interpolation and blur can leave [0, 1] by a rounding error. `stack` changes the memory format in 0.9 µs,
     # `contiguous` in 1.2.
-    torch.stack(x.unbind(1), dim=-1, out=out)
-    out.clamp_(0, 1)
+    return torch.stack(x.unbind(1), dim=-1).clamp_(0, 1).permute(0, 3, 1, 2)
 
 
 def _colours(parameters: SimCLRParameters, jittered: Tensor, has_hue: bool) -> list[Tensor]:
@@ -565,7 +546,7 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, height: Tensor, wid
     rows = torch.arange(images.shape[2], device=images.device) + 0.5
     columns = torch.arange(images.shape[3], device=images.device) + 0.5
     columns = torch.where(flip.bool()[:, None], columns.flip(0), columns)
-    x = _interpolate_rows(to_float(images).transpose(2, 3).contiguous(), columns, left, width)
+    x = _interpolate_rows(to_float(images.transpose(2, 3).contiguous()), columns, left, width)
     return _interpolate_rows(x.transpose(2, 3).contiguous(), rows, top, height)
 
 

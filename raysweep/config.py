@@ -254,9 +254,13 @@ class Settings(BaseModel):
         About("Images per pretraining step; an incomplete last batch of an epoch is left out.", PRETRAINED),
     ] = 250
     precision: Annotated[
-        Literal["fp32", "bf16"],
-        About("Arithmetic of the encoder and decoder in pretraining (bf16: autocast; losses stay fp32).", PRETRAINED),
-    ] = "fp32"
+        Literal["auto", "fp32", "bf16"],
+        About(
+            "Arithmetic of the encoder and decoder in pretraining (bf16: autocast; losses stay fp32); `auto` is bf16 where "
+            "the processor or GPU has it in hardware, else fp32, and results say which.",
+            PRETRAINED,
+        ),
+    ] = "auto"
     seed: Annotated[
         int, Field(ge=0, le=2**31 - 1), About("Seed of the initial weights and of every draw of the trial.")
     ] = 0

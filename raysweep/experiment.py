@@ -24,6 +24,7 @@ from raysweep.data import Images, draw_labels, split_train
 from raysweep.errors import Diverged
 from raysweep.events import Events, image_grid, projector
 from raysweep.inputs import Data, Datasets, pick
+from raysweep.objective import precision_of
 from raysweep.pretrain import fresh_state, pretrain, spread
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.features import compute, extract, extract_layers, standardize_
@@ -75,23 +76,29 @@ def fixed_threads(threads: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Let glibc keep memory that is freed until this ends, where it is the allocator.
+def keep_memory() -> None:
+    """Let glibc keep the memory that this process frees; elsewhere nothing happens.
 
-    Blocks above 32 MiB, such as an activation of 500 32×32 images, it would give back to the system at every step and
-    fetch anew, page by page, each cleared first: up to a fifth of a step in fp32 (`benchmarks/means.py`).
+    Blocks above 32 MiB, such as an activation of 500 32×32 images, and the end of the heap it would give back to the
+    system at every step, and fetch anew page by page, each cleared first: up to a fifth of a step in fp32, and half of
+    the augmentation's time (`benchmarks/means.py`).
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep freed memory until this ends."""
+    keep_memory()
     try:
         yield
     finally:
-        libc.malloc_trim(0)
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def run(
@@ -157,6 +164,7 @@ def run(
         metrics=work.metrics,
         wall_s=work.seconds(),
         device=str(work.device),
+        precision=precision_of(trial.settings, work.device.type) if has_effect("precision", trial.settings) else "",
         warnings=work.warnings(),
     )
     store.write_result(directory, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,26 @@ def local_objective(
 
 def arithmetic(settings: Settings, like: Tensor) -> torch.autocast:
     """The precision in which a network computes."""
-    return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    kind = like.device.type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision_of(settings, kind) == "bf16")
+
+
+def precision_of(settings: Settings, device: str) -> str:
+    """`fp32` or `bf16`: what the setting comes to on this type of device."""
+    if settings.precision == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    return settings.precision
+
+
+@cache
+def has_bf16(device: str) -> bool:
+    """Whether this type of device computes bf16 in hardware; emulated it is slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # PyTorch before 2.11 does not tell
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def full(x: Tensor) -> Tensor:

@@ -219,6 +219,7 @@ def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
         else:
             row |= result.metrics
             row |= {key: getattr(result, key) for key in kept}
+            row |= {"precision": result.precision} if result.precision else {}
             row["wall_s"] = round(result.wall_s, 3)
         rows.append(row)
     return to_csv(header, rows)

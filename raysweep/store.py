@@ -80,6 +80,8 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     linear_probe: str = ""
     """Which linear probe of a bank counted, as `Head` writes it; empty where there was only one."""
+    precision: str = ""
+    """In which it was pretrained, at last: what `auto` came to; empty where that is not known."""
 
 
 def make_result(
@@ -94,6 +96,7 @@ def make_result(
     device: str,
     warnings: list[str],
     linear_probe: str = "",
+    precision: str = "",
 ) -> Result:
     """The result of a trial that ran in `directory` on the probe dataset with this digest."""
     assert (error is None) == (status == "finished")
@@ -114,6 +117,7 @@ def make_result(
         device=device,
         warnings=warnings,
         linear_probe=linear_probe,
+        precision=precision,
     )
 
 

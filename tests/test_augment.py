@@ -213,17 +213,6 @@ def test_property_batch_of_one_and_layout_and_type_of_the_input_do_not_matter():
         torch.testing.assert_close(apply_simclr(images[i : i + 1], alone)[0], views[i], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [7, 14, 15])
-def test_property_working_in_parts_changes_no_bit(count, monkeypatch):
-    images = random_images(count, 3, 16, 16)
-    p = draw_simclr(count, 16, 16, 1.0, True, seeded(4))
-    whole = apply_simclr(images, p)
-    monkeypatch.setattr(augment, "CHUNK", 7 * 3 * 16 * 16)
-    parts = apply_simclr(images, p)
-    assert torch.equal(parts, whole)
-    assert parts.stride() == whole.stride()
-
-
 def test_property_the_input_is_not_changed():
     for images in (random_images(20, 3, 8, 8), torch.rand(20, 3, 8, 8, generator=seeded())):
         before = images.clone()
