@@ -256,8 +256,8 @@ class Settings(BaseModel):
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         About(
-            "Arithmetic of the encoder and decoder in pretraining (bf16: autocast; losses stay fp32); `auto` is bf16 where "
-            "the processor or GPU has it in hardware, else fp32, and results say which.",
+            "Arithmetic of the encoder and decoder in pretraining (bf16: autocast; losses stay fp32); `auto` is bf16 "
+            "where the processor or GPU has it in hardware, else fp32, and results say which.",
             PRETRAINED,
         ),
     ] = "auto"

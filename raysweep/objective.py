@@ -118,7 +118,7 @@ def precision_of(settings: Settings, device: str) -> str:
 def has_bf16(device: str) -> bool:
     """Whether this type of device computes bf16 in hardware; emulated it is slower than fp32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # PyTorch before 2.11 does not tell
         return False
     found = torch.cpu.get_capabilities()

@@ -33,7 +33,7 @@ def digit_images(count=60):
 
 
 def settings_of(**given):
-    return Settings(**{"usl_epochs": 2, "batch_size": 20, "usl_lr": 1e-3, **given})
+    return Settings(**{"precision": "fp32", "usl_epochs": 2, "batch_size": 20, "usl_lr": 1e-3, **given})
 
 
 def weights(state):
@@ -136,7 +136,7 @@ def test_reference_local_objective_is_the_formula(block, denoising):
     decoder = SymmetricDecoder(encoder)
     head = torch.nn.Linear(encoder.width(block), 8, bias=False)
     clean, views = torch.rand(6, 1, 8, 8), torch.rand(12, 1, 8, 8)
-    settings = Settings(usl_type="ae_parallel", denoising=denoising, alpha=0.3, layerwise="greedy")
+    settings = Settings(usl_type="ae_parallel", denoising=denoising, alpha=0.3, layerwise="greedy", precision="fp32")
     got = local_objective(settings, encoder, block, head, decoder.blocks[block], views, clean)
     got.total.backward()
     trained = {id(p) for part in (encoder.blocks[block], decoder.blocks[block], head) for p in part.parameters()}
@@ -156,7 +156,7 @@ def test_reference_local_objective_is_the_formula(block, denoising):
         total = total + ((decoder.blocks[block](h) - target) ** 2).mean()
         z.append(head(h.flatten(1)))
     torch.testing.assert_close(got.total, total + 0.3 * ((z[0] - z[1]) ** 2).mean())
-    simclr = Settings(usl_type="simclr", temperature=0.2, layerwise="greedy")
+    simclr = Settings(usl_type="simclr", temperature=0.2, layerwise="greedy", precision="fp32")
     torch.testing.assert_close(
         local_objective(simclr, encoder, block, head, None, views, clean).total, losses.nt_xent(*z, 0.2)
     )

@@ -6,7 +6,7 @@ import torch
 from raysweep import losses
 from raysweep.config import Settings
 from raysweep.models import make_decoder, make_encoder
-from raysweep.objective import objective
+from raysweep.objective import objective, precision_of
 
 B = 6
 HINGE = {"hinge_m": 1.5, "hinge_delta": 0.7}
@@ -28,10 +28,12 @@ def test_ae_single(batch):
     encoder, decoder, views, clean = batch
     views = views[:B]
     out = decoder(encoder(views))
-    plain = objective(Settings(usl_type="ae_single", denoising=False), encoder, decoder, views, clean)
+    plain = objective(Settings(usl_type="ae_single", denoising=False, precision="fp32"), encoder, decoder, views, clean)
     torch.testing.assert_close(plain.total, mse(out, views))
     assert plain.emb is None
-    denoising = objective(Settings(usl_type="ae_single", denoising=True), encoder, decoder, views, clean)
+    denoising = objective(
+        Settings(usl_type="ae_single", denoising=True, precision="fp32"), encoder, decoder, views, clean
+    )
     torch.testing.assert_close(denoising.total, mse(out, clean))
 
 
@@ -39,7 +41,8 @@ def test_ae_single(batch):
 @pytest.mark.parametrize("emb_loss", ["mse", "l1", "simclr", "barlow", "hinge"])
 def test_ae_parallel(batch, denoising, emb_loss):
     encoder, decoder, views, clean = batch
-    of = Settings(usl_type="ae_parallel", denoising=denoising, emb_loss=emb_loss, alpha=0.3, temperature=0.2, **HINGE)
+    how = {"denoising": denoising, "emb_loss": emb_loss, "alpha": 0.3, "temperature": 0.2, **HINGE}
+    of = Settings(usl_type="ae_parallel", precision="fp32", **how)
     z1, z2 = encoder(views[:B]), encoder(views[B:])
     targets = (clean, clean) if denoising else (views[:B], views[B:])
     emb = {
@@ -58,9 +61,20 @@ def test_ae_parallel(batch, denoising, emb_loss):
 
 def test_simclr_has_no_reconstruction_and_ignores_alpha(batch):
     encoder, _, views, clean = batch
-    got = objective(Settings(usl_type="simclr", alpha=9.0, temperature=0.5), encoder, None, views, clean)
+    got = objective(
+        Settings(usl_type="simclr", alpha=9.0, temperature=0.5, precision="fp32"), encoder, None, views, clean
+    )
     torch.testing.assert_close(got.total, losses.nt_xent(encoder(views[:B]), encoder(views[B:]), 0.5))
     assert got.rec is None
+
+
+def test_auto_is_what_the_processor_has_in_hardware(batch):
+    encoder, decoder, views, clean = batch
+    flags = {flag for line in open("/proc/cpuinfo") if line.startswith("flags") for flag in line.split()}
+    expected = "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    assert precision_of(Settings(), "cpu") == expected
+    auto, same = (objective(Settings(precision=p), encoder, decoder, views, clean).total for p in ("auto", expected))
+    assert auto.item() == same.item()
 
 
 def test_bf16_is_near_fp32_and_keeps_the_losses_in_fp32(batch):
