@@ -117,7 +117,7 @@ def train_linear(
             target = labels.index_select(0, index)
             for layer, own in probes.own.items():
                 logits = probes.logits({layer: features[layer].index_select(0, index)}, layer)
-                # One row for each image and head: along a dimension that is not the last a step takes 0.77 ms, not 0.64.
+                # A row for each image and head: along a dimension that is not the last a step takes 0.77 ms, not 0.64.
                 targets = target[:, None].expand(-1, len(own)).flatten()
                 each = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(-1, len(own)).mean(0)
                 gradients = torch.autograd.grad(each.sum(), (probes.weights[layer], probes.biases[layer]))
