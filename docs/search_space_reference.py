@@ -24,7 +24,7 @@ search:                     # what is swept, per setting
   seed: {grid: [0, 1, 2]}
 baseline: true              # adds the random encoder (usl_epochs: 0), per seed
 tune: {max_failures: 3}
-resources: {cpu: 1, gpu: 0}
+resources: {cpu: 1, gpu: 0} # of each trial; GPUs, and trials in several processes: docs/nodes.md
 ```
 
 ## search
