@@ -34,7 +34,7 @@ def score(trial, metric):
     return float(0.5 + EFFECT[trial.point] + 0.1 * trial.settings.seed + noise)
 
 
-def fill(tmp_path, sweep=SWEEP, leave_out=(), failed=(), digest=lambda trial: "digest"):
+def fill(tmp_path, sweep=SWEEP, leave_out=(), failed=(), digest=lambda trial: "digest", precision=lambda trial: ""):
     """A store with a result for every trial, as if the sweep had run."""
     made = Store.plan(tmp_path, None, sweep.name)
     made.create(sweep, {})
@@ -54,6 +54,7 @@ def fill(tmp_path, sweep=SWEEP, leave_out=(), failed=(), digest=lambda trial: "d
             wall_s=1.0,
             device="cpu",
             warnings=[],
+            precision=precision(trial),
         )
         store.write_result(directory, result)
     return made
@@ -123,6 +124,17 @@ def test_unfinished_and_failed_trials_are_rows_but_not_in_the_means(tmp_path):
     assert len(points["alpha=0.01"].by_seed) == 2
     assert len(points["alpha=10.0"].differences("linear/test_accuracy")) == 2
     assert "- alpha=10.0,seed=2: the loss became nan" in (made.root / "summary.md").read_text()
+
+
+def test_what_auto_came_to_is_in_the_table_and_noted_where_it_differs(tmp_path):
+    alike = fill(tmp_path / "alike", precision=lambda trial: "" if trial.baseline else "bf16")
+    report.build(alike, SWEEP)
+    assert "precision: auto" not in (alike.root / "summary.md").read_text()
+    mixed = fill(tmp_path / "mixed", precision=lambda trial: "bf16" if trial.settings.seed else "fp32")
+    report.build(mixed, SWEEP)
+    assert "`precision: auto` came to bf16 on some machines" in (mixed.root / "summary.md").read_text()
+    table = {row["trial"]: row["precision"] for row in rows(mixed.root / "results.csv")}
+    assert (table["alpha=0.01,seed=0"], table["alpha=0.01,seed=1"]) == ("fp32", "bf16")
 
 
 def test_results_that_were_not_evaluated_alike_are_refused(tmp_path):
