@@ -378,8 +378,8 @@ def summary_md(made: Report) -> str:
     came_to = {of.precision for _, of in results if of.settings.get("precision") == "auto"} - {""}
     if len(came_to) > 1:
         text.append(
-            "Note: `precision: auto` came to bf16 on some machines and to fp32 on others (`results.csv` says where); set "
-            "it to one of them for points that are to be compared closely."
+            "Note: `precision: auto` came to bf16 on some machines and to fp32 on others (`results.csv` says where); "
+            "set it to one of them for points that are to be compared closely."
         )
     if any(trial.settings.probes == "digits" for member in made.members for trial in member.sweep.examples):
         text.append(f"Note: {SATURATED}")
