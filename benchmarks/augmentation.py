@@ -21,7 +21,7 @@ from steps import SHAPES, random_images, seeded
 from torchvision import transforms
 
 from raysweep.augment import augment
-from raysweep.experiment import keep_memory
+from raysweep.memory import keep_memory
 
 OURS, PIL, TENSORS = "batched", "torchvision, PIL images", "torchvision, tensors"
 

@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raysweep import experiment
 from raysweep.augment import augment, draw_simclr
 from raysweep.config import Settings
-from raysweep.experiment import keep_memory
+from raysweep.memory import keep_memory
 from raysweep.objective import objective
 from raysweep.space import Trial
 

@@ -26,7 +26,7 @@ from steps import SHAPES, BareSteps, epochs, precisions, random_images, settings
 from sweeps import PLAIN, SPACES, Sweeps
 from sweeps import precisions as runs
 
-from raysweep.experiment import keep_memory
+from raysweep.memory import keep_memory
 
 
 def with_images(counts: Sequence[int], repeats: int) -> dict[str, Any]:

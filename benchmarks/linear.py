@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from raysweep.augment import to_float
 from raysweep.config import Head
-from raysweep.experiment import keep_memory
+from raysweep.memory import keep_memory
 from raysweep.models import Encoder, make_encoder
 from raysweep.probes.features import extract, standardize_
 from raysweep.probes.linear import LinearProbes, train_linear

@@ -29,7 +29,7 @@ from steps import SHAPES, BareSteps, random_images, settings_for
 from torch import nn
 from torch.nn import functional as F
 
-from raysweep.experiment import keep_memory
+from raysweep.memory import keep_memory
 
 AS_IT_IS = "as it is: channels last, fused Adam, fp32"
 

@@ -171,7 +171,7 @@ def compare_lightly(images: int, repeats: int) -> dict[str, Any] | None:
         print("lightly is not installed (pip install 'raysweep[bench]'): left out")
         return None
     from raysweep.config import Settings
-    from raysweep.experiment import keep_memory
+    from raysweep.memory import keep_memory
     from raysweep.pretrain import fresh_state, pretrain
 
     torch.set_num_threads(1)

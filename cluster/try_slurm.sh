@@ -6,7 +6,7 @@
 #   make .venv/installed && cluster/try_slurm.sh
 #
 # Takes about three times as long as the sweep, and four minutes. Everything that it starts it ends, and it leaves nothing
-# behind but the packages. SPACE names another search space than the quickstart, PYTHON another interpreter than .venv's.
+# behind but the packages (where systemd runs, Debian's enable their services, which this does not use). SPACE names another search space than the quickstart, PYTHON another interpreter than .venv's.
 # Exit status: 0 if everything holds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,15 +16,16 @@ PYTHON=$(realpath --no-symlinks "${PYTHON:-.venv/bin/python}")
 export SPACE PYTHON
 [[ -x $PYTHON ]] || { echo "no $PYTHON: run make .venv/installed, or set PYTHON" >&2; exit 2; }
 
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
+PATH=$PATH:/usr/sbin
+missing=
+for program in slurmctld slurmd sbatch munged; do command -v "$program" >/dev/null || missing=yes; done
+if [[ -n $missing ]]; then
     sudo=()
     if ((EUID)); then sudo=(sudo); fi
     echo "installing slurm-wlm and munge"
     "${sudo[@]}" apt-get update -qq
-    # Its services are not ours: no service is started, and none is needed.
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
 fi
-PATH=$PATH:/usr/sbin
 
 # ---- A Slurm of its own -----------------------------------------------------------------------------------------------
 
@@ -136,13 +137,13 @@ in_the_middle() { # wait until $1 trials have finished and another is at work
     done
 }
 state() { [[ $(field JobState) =~ ^($1)$ ]]; }
-until_state() { while ! state "$1"; do sleep 0.5; done; }
-run_again() { # wait until Slurm runs the job for the ($1 + 1)th time
-    until [[ $(field Restarts) == "$1" ]] && state RUNNING; do
-        if state 'COMPLETED|FAILED|CANCELLED|NODE_FAIL|TIMEOUT'; then cat "$work/slurm.log" >&2; exit 1; fi
-        sleep 0.5
-    done
+FINAL='COMPLETED|FAILED|CANCELLED|NODE_FAIL|TIMEOUT'
+wait_on() { # sleep a little, unless the job has ended
+    if state "$FINAL"; then cat "$work"/*.log >&2; exit 1; fi
+    sleep 0.5
 }
+until_state() { until state "$1"; do wait_on; done; }
+run_again() { until [[ $(field Restarts) == "$1" ]] && state RUNNING; do wait_on; done; } # for the ($1 + 1)th time
 
 echo "a job with a setting that does not exist"
 submit refused "$SPACE" --set alhpa=1
@@ -163,7 +164,7 @@ in_the_middle $((finished + 2))
 echo "killed in the middle, and requeued"
 scontrol requeue "${jobs[-1]}"
 run_again 2
-until_state 'COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL'
+until_state "$FINAL"
 cat "$work/slurm.log"
 holds "it ends well" [ "$(field JobState) $(field ExitCode)" = "COMPLETED 0:0" ]
 holds "Ray had both nodes, each time" [ "$(grep -c 'Ray runs on 2 of 2 nodes' "$work/slurm.log")" = 3 ]

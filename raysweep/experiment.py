@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -24,6 +23,7 @@ from raysweep.data import Images, draw_labels, split_train
 from raysweep.errors import Diverged
 from raysweep.events import Events, image_grid, projector
 from raysweep.inputs import Data, Datasets, pick
+from raysweep.memory import kept_memory
 from raysweep.objective import precision_of
 from raysweep.pretrain import fresh_state, pretrain, spread
 from raysweep.probes.collapse import embedding_std, rankme
@@ -39,7 +39,6 @@ CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 50  # a checkpoint takes at most 2 % of the time
 ONLINE_BANK, ONLINE_QUERIES, WATCHED_IMAGES = 2048, 1024, 1024
 GRID_IMAGES = 8
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Features = dict[str, dict[str, Tensor]]
 """By split and layer, (N, D)."""
@@ -74,31 +73,6 @@ def fixed_threads(threads: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     with threadpool_limits(limits=threads):
         yield
-
-
-def keep_memory() -> None:
-    """Let glibc keep the memory that this process frees; elsewhere nothing happens.
-
-    Blocks above 32 MiB, such as an activation of 500 32×32 images, and the end of the heap it would give back to the
-    system at every step, and fetch anew page by page, each cleared first: up to a fifth of a step in fp32, and half of
-    the augmentation's time (`benchmarks/means.py`).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Keep freed memory until this ends."""
-    keep_memory()
-    try:
-        yield
-    finally:
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
 
 
 def run(
@@ -422,6 +396,7 @@ class Work:
             "metrics": self.metrics,
             "warnings": self.warnings(),
             "wall_s": self.seconds(),
+            "precision": precision_of(self.settings, self.device.type),
         }
         store.save_checkpoint(self.directory, content)
 
@@ -436,6 +411,12 @@ class Work:
         self.probed, self.saved_probes = saved.get("probed"), saved.get("probes")
         self.metrics, self.wall_before = saved["metrics"], saved["wall_s"]
         self.warned_before = saved.get("warnings", [])
+        was, now = saved.get("precision"), precision_of(self.settings, self.device.type)
+        if was not in (None, now) and self.state.epoch < self.settings.pretrain_epochs:
+            done = f"{self.state.epoch} of its pretraining epochs"
+            warnings.warn(
+                f"{done} were in {was}, the others in {now}, which is what its next machine has", stacklevel=2
+            )
 
     def _passes(self) -> list[tuple[Head, ...]]:
         """The linear probes that are trained together: those that count first, then one block after the other.

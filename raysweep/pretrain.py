@@ -26,7 +26,7 @@ from raysweep.models import (
     make_local_heads,
     make_symmetric_decoder,
 )
-from raysweep.objective import Losses, local_objective, objective
+from raysweep.objective import Losses, local_objective, objective, precision_of
 from raysweep.randomness import generator
 from raysweep.ranks import ALONE, Ranks, Share, Step
 
@@ -179,15 +179,20 @@ def pretrain(
     Raises:
         Diverged: the loss or a weight is NaN or infinite; the message names the epoch.
     """
+    blocks = len(state.optimizers)
+    epochs = settings.usl_epochs * blocks
+    if state.epoch >= epochs:
+        return
     steps = len(images) // settings.batch_size
     assert steps > 0, "batch_size is checked against the dataset before a trial starts"
     state.encoder.train()
     share = ranks.share(settings.batch_size)
     if share is not None:
         synchronise_batch_norm(state.encoder)
+    # The leader's precision for all: `auto` may be another elsewhere.
+    in_bf16 = ranks.agree(precision_of(settings, images.device.type) == "bf16")
+    settings = settings.model_copy(update={"precision": "bf16" if in_bf16 else "fp32"})
     networks = [ranks.parallel(step) for step in steps_of(settings, state, share)]
-    blocks = len(state.optimizers)
-    epochs = settings.usl_epochs * blocks
     while state.epoch < epochs:
         started, begun = time.perf_counter(), state.step
         if state.order is None:

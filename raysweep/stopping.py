@@ -121,10 +121,9 @@ class Stopping:
         def handle(number: int, frame: FrameType | None) -> None:
             nonlocal terminated
             if number == signal.SIGTERM:
-                now, before = time.monotonic(), terminated
-                terminated = now
-                if now - before < TWICE_SECONDS:
+                if time.monotonic() - terminated < TWICE_SECONDS:
                     return
+                terminated = time.monotonic()
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True

@@ -196,6 +196,8 @@ def test_the_entrypoint_begins_a_sweep_or_goes_on_with_it(manifests, begun, tmp_
     (tmp_path / "raysweep").write_text("\n".join(lines))
     (tmp_path / "raysweep").chmod(0o755)
     entrypoint = manifests["RayJob"]["spec"]["entrypoint"]
+    # As KubeRay writes it into the submitter's command, without quotes of its own.
+    subprocess.run(["bash", "-n", "-c", f"if ! true ; then ray job submit -- {entrypoint} ; fi ; true"], check=True)
     done = subprocess.run(["sh", "-c", entrypoint], env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, check=False)
     assert done.returncode == 7, "the sweep's own status"
     last = (tmp_path / "calls").read_text().splitlines()[-1]

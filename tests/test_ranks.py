@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from raysweep import experiment, space
 from raysweep.augment import augment, to_float
 from raysweep.config import Settings
+from raysweep.inputs import pick
 from raysweep.pretrain import fresh_state, pretrain, spread, steps_of
 from raysweep.ranks import ALONE, join
 
@@ -27,6 +29,12 @@ METHODS = {
     "all policies": {"usl_type": "ae_parallel", "policy": "affine+noise+mask+simclr", "strength": 1.0},
 }
 BATCH = 11  # which no number of processes here divides
+
+
+EXPERIMENT = {"usl_epochs": 3, "le_epochs": 2, "batch_size": 50, "images_every": 0, "projector_images": 0}
+TRIAL = space.build({"base": {**EXPERIMENT, "precision": "fp32", "alpha": 0.7}}, {}, "test").trials[0]
+DATASETS = {}
+pick(TRIAL.settings, DATASETS, load=True)
 
 
 def settings_of(name):
@@ -88,22 +96,39 @@ def trained(settings, ranks):
     return metrics, saved["sums"], list(state.encoder.state_dict().values())
 
 
+def run_trial(directory, ranks, pauses=None):
+    """A small trial in `directory`, which leaves when it has been asked that many times whether to; its result."""
+    if not ranks.lead:
+        return experiment.follow(TRIAL.settings, DATASETS, ranks, threads=1, gpu=False)
+    asked = iter(range(10**9))
+    leave = (lambda: next(asked) >= pauses) if pauses is not None else (lambda: False)
+    return experiment.run(TRIAL, DATASETS, directory, threads=1, gpu=False, stop=leave, ranks=ranks)
+
+
 def work(rank, size, folder, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     ranks = join()
     found = {name: gradients(settings_of(name), ranks) for name in METHODS}
     after = {name: trained(settings_of(name), ranks) for name in ("parallel, barlow", "greedy, simclr")}
+    assert run_trial(folder / "trial", ranks, pauses=6) is None
     if rank == 0:
         torch.save((found, after), results)
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def together(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
+def folder(request, tmp_path_factory):
+    """Where so many processes have worked."""
+    made = tmp_path_factory.mktemp("processes")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(work, (request.param, folder, folder / "results"), nprocs=request.param)
+    mp.spawn(work, (request.param, made, made / "results"), nprocs=request.param)
+    return made
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    """What they found."""
     return torch.load(folder / "results", weights_only=False)
 
 
@@ -119,6 +144,16 @@ def test_gradients_and_losses_are_those_of_one_process(together):
                 assert one.abs().max() > 0, name
                 error = (many - one).abs().max() / one.abs().max()
                 assert error < 1e-6, (name, error)
+
+
+def test_a_trial_that_several_processes_left_is_finished_by_one(folder, tmp_path):
+    assert list(folder.glob("trial/checkpoints/*"))
+    done = run_trial(folder / "trial", ALONE)
+    whole = run_trial(tmp_path, ALONE)
+    assert (done.status, done.attempts, done.warnings) == ("finished", 2, [])
+    expected = {name: value for name, value in whole.metrics.items() if name != "pretrain/images_per_s"}
+    assert {name: done.metrics[name] for name in expected} == pytest.approx(expected, rel=0.01, abs=0.03)
+    assert done.metrics["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
 
 
 def test_training_is_that_of_one_process_though_it_leaves_in_the_middle(together):

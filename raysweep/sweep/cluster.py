@@ -43,8 +43,9 @@ def quieten() -> None:
     """Silence Ray's chatter in this process. To be called before Ray is initialised."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # their files lag behind; ours are live
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would swallow Ctrl-C: the exit status is ours to set
-    # A stopped trial's thread ends, and lets go of its directory, while the next trial waits for its worker.
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
+    # A stopped trial's thread ends, and lets go of its directory, while the next trial waits for its worker. Those in
+    # several processes end these first; after this time Tune would fail the next trial.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "90")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even when told to be silent
     for handler in logging.getLogger("ray").handlers:
         handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))
@@ -214,10 +215,11 @@ class Lookout:
             self.looked, self.waiting = None, False
         elif self.looked is None:
             self.looked = now
-        elif not self.waiting and now - self.looked >= LOOK_SECONDS:
+        elif now - self.looked >= LOOK_SECONDS:
+            before = self.waiting
             self.looked = now
             self.waiting = not room([node["Resources"] for node in alive_nodes()], self.resources)
-            return self.waiting
+            return self.waiting and not before
         return False
 
 

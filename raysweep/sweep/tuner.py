@@ -23,6 +23,7 @@ from raysweep.bucket import Replaced
 from raysweep.config import METRICS, Collapse
 from raysweep.errors import InputError
 from raysweep.inputs import Datasets, pick
+from raysweep.memory import keep_memory
 from raysweep.space import Sweep, Trial
 from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
@@ -32,6 +33,8 @@ from raysweep.view import View
 
 if TYPE_CHECKING:  # it imports torch, which the driver does not need
     from raysweep.ranks import Ranks
+
+keep_memory()  # in a worker this module is imported before the thread of its first trial begins
 
 PART = 500
 """Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
@@ -272,7 +275,8 @@ class Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Asked by Tune over and over."""
-        if self.lookout.begins_to_wait(bool(self.watch.running)):
+        # Those in several processes count as running while they wait for them.
+        if self.lookout.begins_to_wait(bool(self.watch.running) and self.lookout.resources.workers == 1):
             self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
             return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import tempfile
@@ -13,15 +12,21 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    get_context,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from raysweep.config import Collapse
 from raysweep.space import Resources
 from raysweep.store import reason
+from raysweep.sweep.desk import Desk
 from raysweep.sweep.tuner import Broken, attempt, died
-
-WAIT_SECONDS = 1.0  # for a report, between two looks at whether the workers have ended
 
 
 def run_parallel_trial(
@@ -64,7 +69,11 @@ def run_parallel_trial(
                 num_workers=resources.workers, use_gpu=gpu, resources_per_worker=each, placement_strategy="PACK"
             ),
             # A trial that fails is begun again by Tune, from its own checkpoint.
-            run_config=RunConfig(name="workers", storage_path=state, failure_config=FailureConfig(max_failures=0)),
+            run_config=RunConfig(
+                name="workers",
+                storage_path=state,
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # type: ignore[call-arg]
+            ),
         )
         workers = thread.submit(trainer.fit)
         try:
@@ -77,12 +86,14 @@ def run_parallel_trial(
             desk.close.remote()
         try:
             workers.result()
-        except WorkerGroupError as fault:
+        except ControllerError as fault:  # the workers never came to work together
+            raise Broken(reason(fault.controller_failure)) from None
+        except TrainingFailedError as fault:
             told: dict[int, str] = ray.get(desk.faults.remote())
-            for rank, failure in fault.worker_failures.items():
+            for rank, failure in getattr(fault, "worker_failures", {}).items():
                 if rank not in told:  # the others lost their connection to it
                     raise Broken(died(str(failure))) from None
-            raise Broken(next(iter(told.values()))) from None
+            raise Broken(next(iter(told.values()), died(str(fault)))) from None
 
 
 def work(config: dict[str, Any]) -> None:
@@ -92,15 +103,16 @@ def work(config: dict[str, Any]) -> None:
     from raysweep import experiment
     from raysweep.ranks import join
 
-    ranks, given, desk = join(), config["attempt"], config["desk"]
-    if given["gpu"] and torch.cuda.is_available():
-        torch.cuda.set_device(get_device())  # a node's workers see all the GPUs of its trial
+    given, desk, ranks = config["attempt"], config["desk"], None
 
     def tell(report: dict[str, Any]) -> None:
         if not ray.get(desk.tell.remote(report)):
             sys.exit()  # as in a trial that has one process
 
     try:
+        if given["gpu"] and torch.cuda.is_available():
+            torch.cuda.set_device(get_device())  # a node's workers see all the GPUs of its trial
+        ranks = join()
         datasets = ray.get(config["datasets"][0])
         if ranks.lead:
             with suppress(SystemExit):
@@ -109,48 +121,8 @@ def work(config: dict[str, Any]) -> None:
             settings = config["trial"].settings
             experiment.follow(settings, datasets, ranks, threads=given["threads"], gpu=given["gpu"])
     except Exception as fault:
-        ray.get(desk.fail.remote(ranks.rank, reason(fault)))
+        ray.get(desk.fail.remote(get_context().get_world_rank(), reason(fault)))
         raise
     finally:
-        if ranks.lead:
+        if ranks is not None and ranks.lead:
             ranks.dismiss()
-
-
-class Desk:
-    """Where a trial's leading worker leaves its reports for Tune, and learns whether to go on."""
-
-    def __init__(self) -> None:
-        self.reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.answers: asyncio.Queue[bool] = asyncio.Queue()
-        self.failed: dict[int, str] = {}
-        self.closed = False
-
-    async def tell(self, report: dict[str, Any]) -> bool:
-        """Leave a report, and wait for what is decided: False is to leave at once."""
-        if self.closed:
-            return False
-        await self.reports.put(report)
-        return await self.answers.get()
-
-    async def take(self) -> dict[str, Any] | None:
-        """The next report, if it comes soon."""
-        with suppress(asyncio.TimeoutError):
-            return await asyncio.wait_for(self.reports.get(), WAIT_SECONDS)
-        return None
-
-    async def answer(self) -> None:
-        """Tune has taken the report, and the trial goes on."""
-        await self.answers.put(True)
-
-    async def close(self) -> None:
-        """Nobody takes reports any more."""
-        self.closed = True
-        await self.answers.put(False)
-
-    async def fail(self, rank: int, why: str) -> None:
-        """A worker breaks off."""
-        self.failed[rank] = why
-
-    async def faults(self) -> dict[int, str]:
-        """Why workers broke off that could say so, by rank, the first one first."""
-        return self.failed

@@ -35,15 +35,19 @@ class Cluster:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
-        self.nodes = []
+        self.nodes, self.folder = [], folder
 
     def _start(self, *options, within=(), **environment):
-        node = subprocess.Popen(
-            [*within, *RAY, "start", *options, "--block"],
-            env={**self.environment, "RAY_AUTH_MODE": "token", **environment},  # one that joins sends none otherwise
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        said = self.folder / f"node-{len(self.nodes)}"
+        with open(said, "w") as out:
+            node = subprocess.Popen(
+                [*within, *RAY, "start", *options, "--block"],
+                # Without the mode one that joins sends no token.
+                env={**self.environment, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token", **environment},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        node.is_up = lambda: "Ray runtime started" in said.read_text()
         self.nodes.append(node)
         return node
 
@@ -51,7 +55,7 @@ class Cluster:
         """The head node, once it answers."""
         own = ("--node-ip-address=127.0.0.1", f"--port={self.port}", "--include-dashboard=false")
         head = self._start("--head", *own, *options)
-        wait_for(self._answers, head)
+        wait_for(head.is_up, head)
         return head
 
     def join(self, *options, **how):
@@ -61,12 +65,8 @@ class Cluster:
         """
         ip = f"127.0.0.{len(self.nodes) + 1}"
         node = self._start(f"--address={self.address}", f"--node-ip-address={ip}", *options, **how)
-        wait_for(lambda: raylets(node.pid), node)
+        wait_for(node.is_up, node)
         return node
-
-    def _answers(self):
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def end(self):
         """End all nodes, the head last. At once: in good order Ray takes 15 s for each."""
