@@ -22,7 +22,7 @@ def keep_memory() -> None:
         return
     libc.mallopt(M_ARENA_MAX, 1)
     libc.mallopt(M_TOP_PAD, 2**27)
-    # Older ones take 32 MiB at most. Where neither is taken, the last call would have every block above 128 KiB fetched.
+    # Older ones take 32 MiB at most; without either the last call would have all above 128 KiB fetched anew.
     if libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
