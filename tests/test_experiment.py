@@ -359,7 +359,7 @@ def test_pretraining_is_the_textbook_loop_on_augmented_pairs(method):
     """Two epochs against a loop written out: order, pairs of views, targets, losses, Adam."""
     if method["usl_type"] == "ae_parallel":
         method = {**method, "alpha": 0.7}
-    settings = trial_of(usl_lr=1e-3, usl_epochs=2, strength=0.8, batch_size=60, **method).settings
+    settings = trial_of(usl_lr=1e-3, usl_epochs=2, strength=0.8, batch_size=60, precision="fp32", **method).settings
     images = torch.from_numpy(DATASETS["digits", 8, None].train_images)
     state = fresh_state(settings, 1, 8, torch.device("cpu"))
     reported = [metrics["pretrain/loss"] for metrics in pretrain(settings, state, images)]

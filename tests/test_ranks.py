@@ -117,7 +117,7 @@ def work(rank, size, folder, results):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2])
 def folder(request, tmp_path_factory):
     """Where so many processes have worked."""
     made = tmp_path_factory.mktemp("processes")

@@ -12,8 +12,8 @@ from tests.sweep.test_command import alone, begun, result, scores, start
 
 pytestmark = pytest.mark.cluster
 
-METHOD = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--precision", "fp32", "--usl_epochs", "4"]
-BRIEF = ["--le_epochs", "3", "--probe_every", "1", "--images_every", "0"]
+METHOD = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--precision", "fp32", "--usl_epochs", "3"]
+BRIEF = ["--le_epochs", "1", "--probe_every", "1", "--images_every", "0"]
 # The second trial's loss is much larger, so that it is stopped after an epoch.
 STOPPED = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "grace_epochs=1", "reduction_factor=2"]
 TUNE = [*STOPPED, "max_concurrent=1", "checkpoint_seconds=0"]

@@ -19,6 +19,8 @@ from tests.sweep.test_command import wait_for
 
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR'); print('joined', len(ray.nodes()))"
 
+FEW = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds for which Ray tries a token that is refused, else 20
+
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
@@ -49,13 +51,13 @@ def join(sweep, **changes):
 
 
 def test_who_has_no_token_is_refused(sweep, tmp_path):
-    stranger = join(sweep, HOME=str(tmp_path), RAY_AUTH_MODE="disabled")
+    stranger = join(sweep, HOME=str(tmp_path), RAY_AUTH_MODE="disabled", **FEW)
     assert stranger.returncode != 0
     assert "joined" not in stranger.stdout
 
 
 def test_who_has_another_token_is_refused(sweep):
-    stranger = join(sweep, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
+    stranger = join(sweep, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, **FEW)
     assert stranger.returncode != 0
     assert "joined" not in stranger.stdout
 

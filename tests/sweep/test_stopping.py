@@ -11,7 +11,7 @@ from tests.conftest import here
 from tests.sweep.test_command import alone, begun, command, result, scores, start, wait_for
 
 # One epoch is several hundred steps: what is saved between two of them is not what the clock would have saved.
-SLOW = ["--usl_type", "simclr", "--usl_epochs", "2", "--batch_size", "4", "--le_epochs", "3", "--name", "long"]
+SLOW = ["--usl_type", "simclr", "--usl_epochs", "2", "--batch_size", "6", "--le_epochs", "3", "--name", "long"]
 
 
 def interrupt(process, number):
