@@ -20,7 +20,7 @@ from PIL import Image
 from steps import SHAPES, random_images, seeded
 from torchvision import transforms
 
-from raysweep.augment import augment
+from raysweep.augment import augment, crop_and_flip, draw_simclr
 from raysweep.memory import keep_memory
 
 OURS, PIL, TENSORS = "batched", "torchvision, PIL images", "torchvision, tensors"
@@ -55,10 +55,18 @@ def compare(shape: str, strength: float, batch: int, repeats: int) -> dict[str, 
         PIL: lambda: torch.stack([of_pil(picture) for picture in pictures]),
         TENSORS: lambda: torch.stack([of_tensor(image) for image in one_by_one]),
     }
-    seconds = measure.alternate(work, repeats)
-    counts = {OURS: batch, PIL: len(pictures), TENSORS: len(one_by_one)}
-    each = {name: [1e6 * s / counts[name] for s in of] for name, of in seconds.items()}
+    drawn = draw_simclr(batch, size, size, strength, False, draws)
+    window = (drawn.top, drawn.left, drawn.height, drawn.width, drawn.flip)
+    parts: dict[str, Callable[[], object]] = {
+        "drawing": lambda: draw_simclr(batch, size, size, strength, False, draws),
+        "crop and flip": lambda: crop_and_flip(images, *window),
+    }
+    seconds = measure.alternate(work | parts, repeats)
+    counts = {PIL: len(pictures), TENSORS: len(one_by_one)}
+    each = {name: [1e6 * s / counts.get(name, batch) for s in of] for name, of in seconds.items()}
+    of_ours = {name: measure.summary(each.pop(name)) for name in parts}
     return {
+        "of batched, microseconds per image": of_ours,
         "microseconds per image": {name: measure.summary(of) for name, of in each.items()},
         "times faster": {name: measure.ratio(each[name], each[OURS]) for name in (PIL, TENSORS)},
     }

@@ -156,8 +156,10 @@ def augmentation(content: Content) -> str:
     for name, case in cases.items():
         faster = case["times faster"]
         each = [spread(case["microseconds per image"][of]) for of in names]
-        body.append((name, *each, " and ".join(f"{of['median']:.1f}" for of in faster.values())))
-    return rows(["µs per image", *names, "times faster"], body)
+        parts = " and ".join(f"{of['median']:.1f}" for of in case["of batched, microseconds per image"].values())
+        body.append((name, *each, parts, " and ".join(f"{of['median']:.1f}" for of in faster.values())))
+    first = next(iter(cases.values()))["of batched, microseconds per image"]
+    return rows(["µs per image", *names, f"of batched: {' and '.join(first)}", "times faster"], body)
 
 
 def linear(content: Content) -> str:
