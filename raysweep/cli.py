@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from raysweep.inputs import Datasets
     from raysweep.report import Report
 
+REPORT_IMPORT_SECONDS = 10.0
 FINISHED, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -335,6 +337,10 @@ def run_trials(
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
     stopping = Stopping(store, sweep.tune.time_budget)
+    # What the report needs takes 2 s to import, in which its reader would wait; not while workers import PyTorch.
+    early = threading.Timer(REPORT_IMPORT_SECONDS, import_module, ["raysweep.report"])
+    early.daemon = True
+    early.start()
     with interruptible(store), stopping.running(), View(sweep, kept, console) as view:
         if local_run:
             from raysweep import local
@@ -347,6 +353,7 @@ def run_trials(
                 sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
             finally:  # Ray takes 1.5 s to end, in which the report is made; this process exits after both
                 threading.Thread(target=cluster.disconnect).start()
+        early.cancel()
         if stopping.interrupted:
             raise KeyboardInterrupt
     if stopping.since is not None and sweep.tune.time_budget is not None:
