@@ -347,12 +347,9 @@ def run_trials(
 
             local.run(sweep, pending, store, datasets, view, stopping)
         else:
-            from raysweep.sweep import cluster, tuner
+            from raysweep.sweep import tuner
 
-            try:
-                sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
-            finally:  # Ray takes 1.5 s to end, in which the report is made; this process exits after both
-                threading.Thread(target=cluster.disconnect).start()
+            sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
         early.cancel()
         if stopping.interrupted:
             raise KeyboardInterrupt

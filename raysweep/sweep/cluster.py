@@ -107,11 +107,6 @@ def held_back() -> Iterator[None]:
         stderr.write(held.read())
 
 
-def disconnect() -> None:
-    """Leave the cluster, and end it if `connect` started it."""
-    ray.shutdown()
-
-
 def knock(address: str) -> None:
     """Raises OSError unless something listens at `address`, [ray://]HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
