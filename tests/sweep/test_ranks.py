@@ -15,6 +15,8 @@ from raysweep.inputs import pick
 from raysweep.pretrain import fresh_state, pretrain, spread, steps_of
 from raysweep.ranks import ALONE, join
 
+pytestmark = pytest.mark.cluster
+
 LOSSES = ("mse", "l1", "simclr", "barlow", "hinge")
 PARALLEL = {
     **{f"parallel, {loss}": {"usl_type": "ae_parallel", "emb_loss": loss, "alpha": 0.7} for loss in LOSSES},
