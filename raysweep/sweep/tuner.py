@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +65,15 @@ def run(
     parameters = {
         # Of a trial in several processes they alone need the data, and get it from the same place.
         "datasets": [ray.put(dict(datasets))] if parallel else dict(datasets),
-        "place": results.place,
-        "threads": sweep.resources.cpu,
-        "gpu": sweep.resources.gpu > 0,  # with 0 Ray hides no GPU, and every trial would take the first one
-        "checkpoint_seconds": sweep.tune.checkpoint_seconds,
-        "collapse": sweep.tune.collapse,
-        "compared": sweep.tune.scheduler != "fifo",
-        "token": stopping.token,
+        "how": How(
+            place=results.place,
+            threads=sweep.resources.cpu,
+            gpu=sweep.resources.gpu > 0,
+            checkpoint_seconds=sweep.tune.checkpoint_seconds,
+            collapse=sweep.tune.collapse,
+            compared=sweep.tune.scheduler != "fifo",
+            token=stopping.token,
+        ),
     }
     ended = None  # kept for a searcher alone: those of 100,000 trials would take 1 GB
     scheduler = make_scheduler(sweep)
@@ -164,35 +167,37 @@ def make_tuner(
     )
 
 
-def run_trial(
-    config: Mapping[str, Any],
-    datasets: Datasets,
-    place: str,
-    threads: int,
-    gpu: bool,
-    checkpoint_seconds: float | None,
-    collapse: Collapse | None,
-    compared: bool,
-    token: str,
-) -> None:
+@dataclass(frozen=True)
+class How:
+    """How every trial of a sweep is run."""
+
+    place: str
+    """Of the sweep's results."""
+    threads: int
+    """Of each of its processes."""
+    gpu: bool
+    """Whether it uses CUDA: given no GPU, Ray hides none, and every trial would take the first one."""
+    checkpoint_seconds: float | None
+    collapse: Collapse | None
+    compared: bool
+    """Whether a scheduler compares it with others."""
+    token: str
+    """Of the mark by which it is told to leave."""
+
+
+def run_trial(config: Mapping[str, Any], datasets: Datasets, how: How) -> None:
     """The function trainable: one trial in a worker.
 
     A trial that a scheduler compares with others reports every online evaluation, and waits for what is decided. If it
     is to stop, Ray ends this thread in that report by SystemExit, once it needs the worker for another trial.
     """
-    attempt(config["trial"], datasets, place, threads, gpu, checkpoint_seconds, collapse, compared, token, tune.report)
+    attempt(config["trial"], datasets, how, tune.report)
 
 
 def attempt(
     trial: Trial,
     datasets: Datasets,
-    place: str,
-    threads: int,
-    gpu: bool,
-    checkpoint_seconds: float | None,
-    collapse: Collapse | None,
-    compared: bool,
-    token: str,
+    how: How,
     tell: Callable[[dict[str, Any]], None],
     ranks: Ranks | None = None,
 ) -> None:
@@ -200,8 +205,8 @@ def attempt(
     from raysweep import experiment
     from raysweep.ranks import ALONE
 
-    results = store.Store(place)
-    stop = watch(Mark(results, token))
+    results = store.Store(how.place)
+    stop = watch(Mark(results, how.token))
     if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
         tell({"share": 0.0})
         return
@@ -209,7 +214,7 @@ def attempt(
     pace = Pace(tell)
 
     def report(at: experiment.Progress) -> None:
-        if compared and at.evaluated:
+        if how.compared and at.evaluated:
             push()  # it may be the last that this process does for the trial
             pace.tell({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
         elif pace.due():
@@ -222,10 +227,10 @@ def attempt(
             trial,
             datasets,
             results.trial(trial.name),
-            threads=threads,
-            gpu=gpu,
-            checkpoint_seconds=checkpoint_seconds,
-            collapse=collapse,
+            threads=how.threads,
+            gpu=how.gpu,
+            checkpoint_seconds=how.checkpoint_seconds,
+            collapse=how.collapse,
             report=report,
             stop=stop,
             saved=push,

@@ -22,30 +22,23 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from raysweep.config import Collapse
 from raysweep.space import Resources
 from raysweep.store import reason
 from raysweep.sweep.desk import Desk
-from raysweep.sweep.tuner import Broken, attempt, died
+from raysweep.sweep.tuner import Broken, How, attempt, died
 
 
 def run_parallel_trial(
     config: Mapping[str, Any],
     datasets: list[ray.ObjectRef[Any]],
+    how: How,
     resources: Resources,
-    place: str,
-    threads: int,
-    gpu: bool,
-    checkpoint_seconds: float | None,
-    collapse: Collapse | None,
-    compared: bool,
-    token: str,
 ) -> None:
     """The function trainable: one trial, led from the first of its workers, whose reports are passed on to Tune."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     desk: Any = ray.remote(num_cpus=0)(Desk).remote()
     each: dict[str, float] = {"CPU": resources.cpu}
-    if gpu:
+    if how.gpu:
         each["GPU"] = resources.gpu
     with tempfile.TemporaryDirectory(prefix="raysweep-") as state, ThreadPoolExecutor(1) as thread:
         trainer = TorchTrainer(
@@ -54,19 +47,11 @@ def run_parallel_trial(
                 "trial": config["trial"],
                 "datasets": datasets,
                 "desk": desk,
-                "attempt": {
-                    "place": place,
-                    "threads": threads,
-                    "gpu": gpu,
-                    "checkpoint_seconds": checkpoint_seconds,
-                    "collapse": collapse,
-                    "compared": compared,
-                    "token": token,
-                },
+                "how": how,
             },
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if how.gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=resources.workers, use_gpu=gpu, resources_per_worker=each, placement_strategy="PACK"
+                num_workers=resources.workers, use_gpu=how.gpu, resources_per_worker=each, placement_strategy="PACK"
             ),
             # A trial that fails is begun again by Tune, from its own checkpoint.
             run_config=RunConfig(
@@ -103,23 +88,23 @@ def work(config: dict[str, Any]) -> None:
     from raysweep import experiment
     from raysweep.ranks import join
 
-    given, desk, ranks = config["attempt"], config["desk"], None
+    how, desk, ranks = config["how"], config["desk"], None
 
     def tell(report: dict[str, Any]) -> None:
         if not ray.get(desk.tell.remote(report)):
             sys.exit()  # as in a trial that has one process
 
     try:
-        if given["gpu"] and torch.cuda.is_available():
+        if how.gpu and torch.cuda.is_available():
             torch.cuda.set_device(get_device())  # a node's workers see all the GPUs of its trial
         ranks = join()
         datasets = ray.get(config["datasets"][0])
         if ranks.lead:
             with suppress(SystemExit):
-                attempt(config["trial"], datasets, **given, tell=tell, ranks=ranks)
+                attempt(config["trial"], datasets, how, tell, ranks)
         else:
             settings = config["trial"].settings
-            experiment.follow(settings, datasets, ranks, threads=given["threads"], gpu=given["gpu"])
+            experiment.follow(settings, datasets, ranks, threads=how.threads, gpu=how.gpu)
     except Exception as fault:
         ray.get(desk.fail.remote(get_context().get_world_rank(), reason(fault)))
         raise
