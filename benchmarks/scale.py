@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 # The driver
 
 
-def sleeping(config: Mapping[str, Any], datasets: Any, place: str, token: str, **others: Any) -> None:
+def sleeping(config: Mapping[str, Any], datasets: Any, how: Any) -> None:
     """In place of `run_trial`: what that does, but for the experiment itself, of which it only sleeps."""
     from ray import tune
 
@@ -119,8 +119,8 @@ def sleeping(config: Mapping[str, Any], datasets: Any, place: str, token: str, *
     from raysweep.sweep import tuner
 
     case = json.loads(os.environ[SLEEP])
-    trial, results = config["trial"], store.Store(place)
-    stop = watch(Mark(results, token))
+    trial, results = config["trial"], store.Store(how.place)
+    stop = watch(Mark(results, how.token))
     waited: list[float] = []
 
     def tell(values: dict[str, Any]) -> None:
