@@ -4,6 +4,7 @@ import io
 import runpy
 import subprocess
 import sys
+import urllib.request
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -39,6 +40,8 @@ def here(program, *arguments, cwd, **environment):
             status = cli.main()
         except SystemExit as end:
             status = end.code
+        finally:
+            urllib.request.install_opener(None)  # it would keep the proxies of this environment
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 
