@@ -139,6 +139,8 @@ class Stopping:
         try:
             yield
         finally:
+            # Trials may leave faster than the second one arrives, which would then kill this process as it ends.
+            time.sleep(max(0.0, terminated + TWICE_SECONDS - time.monotonic()))
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.mark.remove(was_set=self.since is not None)
