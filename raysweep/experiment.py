@@ -232,6 +232,8 @@ class Work:
         """Of the pass that is at work,"""
         self.saved_probes: dict[str, Any] | None = None
         """or, until its features are there, where they go on."""
+        self.features: Features | None = None
+        """Those of the first pass, from the last epoch's measures on."""
         self.wall_before = 0.0
         self.warned_before: list[str] = []
         saved = store.load_checkpoint(directory)
@@ -308,6 +310,8 @@ class Work:
                 self._log(metrics, state.epoch)
                 last = state.epoch == settings.pretrain_epochs
                 evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
+                if evaluated and last:  # the evaluation reads them too
+                    self.features = self._first_features()
                 if evaluated:
                     self._log(self._watch(), state.epoch)
                 if settings.images_every and (state.epoch % settings.images_every == 0 or last):
@@ -352,17 +356,23 @@ class Work:
         (z,) = compute(encoder, self.images, self.watched, lambda images: [self.state.embed(settings, images)])
         metrics = {"pretrain/embedding_std": embedding_std(z), "pretrain/rankme": rankme(z)}
         if len(self.online_val):
-            fit, val = self.splits["fit"], self.splits["val"]
             metrics["online/knn_val_accuracy"] = knn_accuracy(
-                extract(encoder, fit.images, fit.index[self.online_fit], settings.probe_layer),
-                fit.labels[self.online_fit],
-                extract(encoder, val.images, val.index[self.online_val], settings.probe_layer),
-                val.labels[self.online_val],
+                *self._online("fit", self.online_fit),
+                *self._online("val", self.online_val),
                 classes=len(self.probe.classes),
                 k=min(settings.knn_k, len(self.online_fit)),
                 temperature=settings.knn_temperature,
             )
         return metrics
+
+    def _online(self, name: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and labels of chosen images of a split."""
+        split, layer = self.splits[name], self.settings.probe_layer
+        if self.features is not None:
+            features = self.features[name][layer].index_select(0, chosen)
+        else:
+            features = extract(self.state.encoder, split.images, split.index[chosen], layer)
+        return features, split.labels[chosen]
 
     def _draw(self) -> None:
         """A picture of originals, views and what the decoder makes of them, drawn apart from the training's draws."""
@@ -436,7 +446,8 @@ class Work:
             # What needs no training comes first, with the features of the first pass.
             untrained = self.probed is None
             layers = [head.layer for head in heads]
-            features = self._extract((settings.probe_layer, *layers) if untrained else tuple(layers))
+            features = (self.features or self._first_features()) if untrained else self._extract(tuple(layers))
+            self.features = None
             if untrained:
                 of = {split: features[split][settings.probe_layer] for split in features}
                 self._log({**self._knn(of), **self._kmeans(of["test"])}, trained)
@@ -500,6 +511,10 @@ class Work:
             for name, head in block_heads(self.settings).items()
             if head in of
         }
+
+    def _first_features(self) -> Features:
+        """What the first pass of `_evaluate` reads."""
+        return self._extract((self.settings.probe_layer, *(head.layer for head in self._passes()[0])))
 
     def _extract(self, layers: tuple[str, ...]) -> Features:
         """The features of every split in each of the layers."""
