@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raysweep.adam import Adam
 from raysweep.augment import augment, to_float
 from raysweep.config import Settings
 from raysweep.errors import Diverged
@@ -39,7 +40,7 @@ class State:
     decoder: Decoder | SymmetricDecoder | None
     heads: nn.ModuleList | None
     """Layer by layer: one for each block, the last being the encoder's own."""
-    optimizers: list[torch.optim.Adam]
+    optimizers: list[Adam]
     """One; layer by layer one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
     epoch: int = 0
@@ -134,7 +135,7 @@ def state_of(settings: Settings, encoder: Encoder) -> State:
             [weight for part in parts for weight in part.parameters()]
             for parts in zip(encoder.blocks, heads, undo, strict=True)
         ]
-    optimizers = [torch.optim.Adam(weights, lr=settings.usl_lr, fused=True) for weights in trained]
+    optimizers = [Adam(weights, lr=settings.usl_lr) for weights in trained]
     return State(encoder, decoder, heads, optimizers, generator(settings.seed, "pretrain"))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raysweep.adam import Adam
 from raysweep.config import Head
 from raysweep.errors import Diverged
 from raysweep.randomness import generator, seed_of
@@ -51,7 +52,7 @@ class LinearProbes:
             self.weights[layer], self.biases[layer] = weights.requires_grad_(), biases.requires_grad_()
             for i, (_, weight, bias) in zip(members, self.own[layer], strict=True):
                 groups.append({"params": [weight, bias], "lr": heads[i].lr, "weight_decay": heads[i].weight_decay})
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = Adam(groups)
         self.generator = generator(seed, "linear order")
 
     def state_dict(self) -> dict[str, Any]:
