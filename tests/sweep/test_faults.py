@@ -80,11 +80,13 @@ def undisturbed(tmp_path_factory):
     return scores(folder / "runs" / "x", "seed=0")
 
 
-@pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finished_later(undisturbed, tmp_path, how):
+@pytest.mark.parametrize(("how", "where"), [("full", []), ("read-only", ["--local"])])
+def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finished_later(
+    undisturbed, tmp_path, how, where
+):
     disk = tmp_path / "disk"
     with small(disk, 64):
-        process = start(*STEPS, "--output", "disk", "--name", "x", cwd=tmp_path)
+        process = start(*STEPS, *where, "--output", "disk", "--name", "x", cwd=tmp_path)
         root = disk / "x"
         wait_for(lambda: len(list(root.glob("seed=0/checkpoints/*.json"))) == 2, process)
         if how == "full":

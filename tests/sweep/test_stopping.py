@@ -39,7 +39,7 @@ def test_signals_save_at_once_and_resume_gives_the_same_bits(tmp_path):
         wait_for(lambda attempt=attempt: begun(trial, attempt), process)
         interrupt(process, number)
         assert list(trial.glob("checkpoints/*.json"))
-    done = command("--resume", "runs/long", cwd=tmp_path)
+    done = alone("--resume", "runs/long", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert result(root, "seed=0")["attempts"] == 3
     whole = alone(*SLOW, "--output", "undisturbed", cwd=tmp_path)
