@@ -7,7 +7,7 @@
 `benchmarks/search_spaces/` (at the default precision, and at the other one of fp32 and bf16), and
 `benchmarks/peers/plain_tune.py`. `lightly` compares images per second in one process on one thread. The images of
 `cifar` are random ones of its shape, or the first of every class below `--folder`. Writes
-`benchmarks/results/sweep-digits.json`, `sweep-cifar.json` and `lightly.json`; 20 minutes on two cores.
+`benchmarks/results/sweep-digits.json`, `sweep-cifar.json` and `lightly.json`; half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Whole sweeps against a plain script and lightly.")
     parser.add_argument("--part", choices=["digits", "cifar", "lightly"], action="append", help="default: all")
     parser.add_argument("--folder", type=Path, help="train/<class>/*, test/<class>/*; default: random images")
-    parser.add_argument("--images", type=int, default=1500, help="training images of the cifar sweep (1500)")
+    parser.add_argument("--images", type=int, default=3000, help="training images of the cifar sweep (3000)")
     parser.add_argument("--repeats", type=int, default=3, help="of the sweeps (3); lightly has five at least")
     parser.add_argument("--quick", action="store_true", help="small and once: for development, no measurement")
     given = parser.parse_args(argv)
