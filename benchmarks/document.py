@@ -233,8 +233,21 @@ def overhead(content: Content) -> str:
             for what, value in of.items()
             if not isinstance(value, dict) or "median" in value
         ]
-    records = content["records"]
-    body.append(("records", "checkpoints and TensorBoard, share of a trial", f"{100 * records['both']:.2f} %"))
+    memory, records = content["memory"], content["records"]
+    workers = [
+        f"{of['resident']:.0f}, of which {of['of that, its proportional part']:.1f} of it"
+        for of in memory["workers, MiB"]
+    ]
+
+    def share(name: str) -> str:
+        return f"{100 * records[name]:.2f} %"
+
+    body += [
+        ("memory", "the dataset that two trials read at a time, MiB", memory["the dataset that both read, MiB"]),
+        ("memory", "the two workers at their largest, MiB", " and ".join(workers)),
+        ("records", "TensorBoard, share of a trial", share("TensorBoard's share by its calls")),
+        ("records", "checkpoints, one every 30 s, share of a trial", share("checkpoints' share, one every 30 s")),
+    ]
     return rows(["sweep", "", "measured"], body)
 
 
