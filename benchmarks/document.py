@@ -180,20 +180,18 @@ def linear(content: Content) -> str:
 
 def means(content: Content) -> str:
     """Times faster than the step as it is."""
-    names = list(next(iter(content["cases"].values()))["times faster than as it is"])
+    cases = {shape: case["times faster than as it is"] for shape, case in content["cases"].items()}
+    names = dict.fromkeys(name for of in cases.values() for name in of)
     found = rows(
-        ["changed", *content["cases"]],
-        [
-            (name, *(spread(case["times faster than as it is"][name]) for case in content["cases"].values()))
-            for name in names
-        ],
+        ["changed", *cases],
+        [(name, *(spread(of[name]) if name in of else "–" for of in cases.values())) for name in names],
     )
     body = []
     for shape, cases in content["memory"].items():
         for precision, of in cases.items():
             faults = " and ".join(f"{count:.0f}" for count in of["page faults per step"].values())
             body.append((f"{shape}, {precision}", spread(of["times faster"]), faults))
-    head = ["freed memory kept", "times faster", "page faults per step, as it is and kept"]
+    head = ["freed memory kept", "times faster", "page faults per step, given back and kept"]
     return found + (f"\n\n{rows(head, body)}" if body else "")
 
 
@@ -235,7 +233,7 @@ def overhead(content: Content) -> str:
         ]
     memory, records = content["memory"], content["records"]
     workers = [
-        f"{of['resident']:.0f}, of which {of['of that, its proportional part']:.1f} of it"
+        f"{of['resident']:.0f}, of which {of['of the object store']:.1f} shared with the other: the dataset"
         for of in memory["workers, MiB"]
     ]
 
@@ -244,7 +242,7 @@ def overhead(content: Content) -> str:
 
     body += [
         ("memory", "the dataset that two trials read at a time, MiB", memory["the dataset that both read, MiB"]),
-        ("memory", "the two workers at their largest, MiB", " and ".join(workers)),
+        ("memory", "the two workers at their largest, resident, MiB", " and ".join(workers)),
         ("records", "TensorBoard, share of a trial", share("TensorBoard's share by its calls")),
         ("records", "checkpoints, one every 30 s, share of a trial", share("checkpoints' share, one every 30 s")),
     ]

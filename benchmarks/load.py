@@ -144,9 +144,6 @@ def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> d
             round(at[mark].worker_mib, 1) for mark in (marks[0], last.finished)
         ],
         "disk per trial, KiB": round(statistics.median(sizes) / 1024, 1),
-        "disk for Ray's own state per trial, KiB": round(
-            sum(file.stat().st_size for file in (root / ".ray").rglob("*") if file.is_file()) / 1024 / len(results), 1
-        ),
     }
 
 

@@ -34,6 +34,13 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
+        **BEGUN,
+    }
+
+
+def beginning() -> dict[str, Any]:
+    """What is to be noted before anything is measured: the code, and how much else the machine had to do."""
+    return {
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -73,6 +80,9 @@ def commit() -> str | None:
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+BEGUN = beginning()
 
 
 def alternate(work: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:

@@ -95,7 +95,7 @@ class BareSteps:
 
 
 def multiplication_rate(dtype: torch.dtype, sizes: tuple[int, ...] = (512, 1024, 2048)) -> dict[str, float]:
-    """GFLOP per second of square matrix products on the threads that PyTorch now has, by their size; best of seven."""
+    """GFLOP per second of square matrix products on the threads that PyTorch now has, by their size; best of eight."""
     rates = {}
     for size in sizes:
         a, b = (torch.randn(size, size, generator=seeded()).to(dtype) for _ in range(2))
