@@ -9,7 +9,7 @@ To add a policy, write a function that returns the images bit for bit at strengt
 entry in `POLICIES` at the end of this file, and name it in `config.POLICIES`.
 
 The times in the comments are microseconds per 32×32 RGB image, batch 250, strength 1, one thread of an AMD EPYC of
-2024. A view of `simclr` takes 16 (14 at strength 0.5; an 8×8 gray one 4); torchvision's transforms, one by one, 500.
+2024, and for comparison with each other: `benchmarks/augmentation.py` measures what a view takes.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ def run(
 ) -> store.Result | None:
     """Run a trial, or continue it from its newest checkpoint, and write its `result.json`.
 
-    On a CPU a trial that was cut off, anywhere and any number of times, gives bit for bit what it gives in one go.
+    On a CPU a trial that was cut off, anywhere and any number of times, gives bit for bit what it gives in one go (in
+    several processes but for the last bits of `pretrain/loss`, whose sum may be taken in other parts).
     A loss that becomes NaN or infinite is a result too, with status `failed`: the same settings would only repeat it.
 
     Args:
@@ -311,7 +312,7 @@ class Work:
                 last = state.epoch == settings.pretrain_epochs
                 evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
                 if evaluated and last:  # the evaluation reads them too
-                    self.features = self._first_features()
+                    self.features = self._extract(self._first_layers())
                 if evaluated:
                     self._log(self._watch(), state.epoch)
                 if settings.images_every and (state.epoch % settings.images_every == 0 or last):
@@ -445,13 +446,12 @@ class Work:
                 continue
             # What needs no training comes first, with the features of the first pass.
             untrained = self.probed is None
-            layers = [head.layer for head in heads]
-            features = (self.features or self._first_features()) if untrained else self._extract(tuple(layers))
-            self.features = None
+            features, self.features = self.features, None
+            if features is None:
+                layers = tuple(head.layer for head in heads)
+                features = self._extract(self._first_layers() if untrained else layers)
             if untrained:
-                of = {split: features[split][settings.probe_layer] for split in features}
-                self._log({**self._knn(of), **self._kmeans(of["test"])}, trained)
-                self._project(of["test"])
+                self._log(self._untrained_scores(features), trained)
                 self.probed = 0
             self._standardise(features)
             widths = {head.layer: features["fit"][head.layer].shape[1] for head in heads}
@@ -512,9 +512,15 @@ class Work:
             if head in of
         }
 
-    def _first_features(self) -> Features:
-        """What the first pass of `_evaluate` reads."""
-        return self._extract((self.settings.probe_layer, *(head.layer for head in self._passes()[0])))
+    def _first_layers(self) -> tuple[str, ...]:
+        """What `_evaluate` reads first: by the scores that need no training, and by the heads that count."""
+        return (self.settings.probe_layer, *(head.layer for head in self.settings.heads))
+
+    def _untrained_scores(self, features: Features) -> dict[str, float]:
+        """Scores of kNN and k-means; besides, what TensorBoard's projector shows."""
+        of = {split: features[split][self.settings.probe_layer] for split in features}
+        self._project(of["test"])
+        return {**self._knn(of), **self._kmeans(of["test"])}
 
     def _extract(self, layers: tuple[str, ...]) -> Features:
         """The features of every split in each of the layers."""

@@ -18,6 +18,17 @@ def padded(size: int) -> int:
     return -(-size // DOWNSAMPLING) * DOWNSAMPLING
 
 
+def flattened(h: Tensor) -> Tensor:
+    """Feature maps (B, C, H, W) as (B, C·H·W); their gradient has their own memory format.
+
+    That of `flatten` alone is contiguous, also where the maps are channels last, which costs 3 % of a step of Conv6 at
+    32×32 (`benchmarks/means.py`).
+    """
+    if h.requires_grad and not h.is_contiguous():
+        h.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return h.flatten(1)
+
+
 class Conv6(nn.Module):
     """Five 3×3 convolutions and a linear head, without biases or normalisation.
 
@@ -64,11 +75,7 @@ class Conv6(nn.Module):
 
     def trunk(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] -> features (B, 512·⌈H/8⌉·⌈W/8⌉)."""
-        h = self.up_to(images, len(self.blocks))
-        if h.requires_grad and not h.is_contiguous():
-            # It is channels last. The gradient of `flatten` is not, which costs 3 % of a step at 32×32.
-            h.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
-        return h.flatten(1)
+        return flattened(self.up_to(images, len(self.blocks)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] -> embeddings (B, embedding_dim)."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from raysweep import losses
 from raysweep.config import Settings
-from raysweep.models import Conv6
+from raysweep.models import Conv6, flattened
 from raysweep.ranks import Share
 
 
@@ -96,7 +96,7 @@ def local_objective(
             if settings.denoising and decoder_block is not None:
                 target = encoder.up_to(clean, block).repeat(settings.views, 1, 1, 1)
         above = encoder.blocks[block](below)
-        z = head(above.flatten(1)) if settings.views == 2 else None  # else no loss would read it
+        z = head(flattened(above)) if settings.views == 2 else None  # else no loss would read it
         restored = decoder_block(above) if decoder_block is not None else None
     return combine(settings, z, restored, full(target), share)
 

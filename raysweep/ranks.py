@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -157,7 +158,8 @@ ALONE = Ranks()
 
 def join() -> Ranks:
     """The processes of torch.distributed's default group, which is there already; all of them must call it."""
-    talk = dist.new_group(backend="gloo")
+    # Long, for the others wait while the leader evaluates; one that dies closes its connections, which ends them all.
+    talk = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     assert isinstance(talk, dist.ProcessGroup)
     return Ranks(dist.get_rank(), dist.get_world_size(), talk)
 

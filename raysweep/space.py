@@ -472,7 +472,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
     if is_layerwise and not any("per_layer" in space for space in (base, *spaces)):
         base["per_layer"] = True  # for all trials, so that they and the random encoder are measured alike
-    resolved = make_settings(base, f"{where}: base")
+    resolved = make_settings(base, f"{where}: base" if raw.get("base") else where)
     search = tuple(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
         for space in spaces

@@ -139,16 +139,18 @@ class Stopping:
         try:
             yield
         finally:
-            # Trials may leave faster than the second one arrives, which would then kill this process as it ends.
-            time.sleep(max(0.0, terminated + TWICE_SECONDS - time.monotonic()))
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self.mark.remove(was_set=self.since is not None)
+            try:
+                # Trials may leave faster than the second one arrives, which would then kill this process as it ends.
+                time.sleep(max(0.0, terminated + TWICE_SECONDS - time.monotonic()))
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                self.mark.remove(was_set=self.since is not None)
 
 
 def leave_at_once() -> None:
     """End this process where it stands: the trials have saved what they could, and whatever hangs is not needed."""
-    print("interrupted, without an answer from Ray; go on with --resume", file=sys.stderr)
+    print("interrupted, though trials did not leave in time; go on with --resume", file=sys.stderr)
     os._exit(130)
 
 

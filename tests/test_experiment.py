@@ -354,6 +354,31 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
     assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
+def test_the_last_online_accuracy_is_that_of_its_own_images(tmp_path, monkeypatch):
+    """Of all features, which are there by then, it picks the fixed subsets'."""
+    monkeypatch.setattr(experiment, "ONLINE_BANK", 40)
+    monkeypatch.setattr(experiment, "ONLINE_QUERIES", 15)
+    trial = trial_of()
+    got = run(tmp_path, trial).metrics["online/knn_val_accuracy"]
+    dataset, saved = DATASETS["digits", 8, None], torch.load(tmp_path / "encoder.pt", weights_only=True)
+    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder.load_state_dict(saved["encoder"])
+    labels = torch.from_numpy(dataset.train_labels)
+    splits = [torch.from_numpy(index) for index in split_train(dataset.train_labels, 0.1, 0)]
+    with torch.no_grad():
+        features = encoder.trunk(torch.from_numpy(dataset.train_images) / 255)
+
+    def accuracy(bank, queries):
+        return knn_accuracy(
+            features[bank], labels[bank], features[queries], labels[queries], classes=10, k=5, temperature=0.07
+        )
+
+    chosen = [index[experiment.fixed_subset(len(index), n)] for index, n in zip(splits, (40, 15), strict=True)]
+    first = [index[:n] for index, n in zip(splits, (40, 15), strict=True)]
+    assert got == accuracy(*chosen)
+    assert got != accuracy(*first), "else this would show nothing"
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_pretraining_is_the_textbook_loop_on_augmented_pairs(method):
     """Two epochs against a loop written out: order, pairs of views, targets, losses, Adam."""

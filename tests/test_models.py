@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from raysweep.models import Conv6, make_decoder, make_encoder
+from raysweep.models import Conv6, flattened, make_decoder, make_encoder
 
 
 def test_conv6_has_the_published_weights():
@@ -38,6 +38,16 @@ def test_any_size_goes_in_and_comes_out(size, channels):
     assert encoder.trunk(x).shape == (2, encoder.feature_dim)
     assert z.shape == (2, 64)
     assert decoder(z).shape == x.shape
+
+
+def test_gradients_of_feature_maps_keep_their_memory_format():
+    h = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    maps = h * 2
+    maps.retain_grad()
+    weights = torch.randn(2, 48)
+    (flattened(maps) * weights).sum().backward()
+    assert torch.equal(maps.grad, weights.view(2, 3, 4, 4))
+    assert maps.grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_padding_is_zeros_around_the_image():

@@ -434,6 +434,8 @@ def test_what_is_given_on_the_command_line_must_mean_something():
     with pytest.raises(InputError, match="emb_loss: has no effect in any trial"):
         space.build({}, {"usl_type": "simclr", "emb_loss": "mse"}, "command line")
     space.build({"base": {"emb_loss": "mse"}}, {"usl_type": "simclr"}, "command line")  # a file's default is no harm
+    with pytest.raises(InputError, match=r"^command line: alpha: must be a valid number, not 'abc'$"):
+        space.build({}, {"alpha": "abc"}, "command line")
 
 
 def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line():
