@@ -34,8 +34,8 @@ def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
 
 
 def spread(of: Content, unit: str = "") -> str:
-    """Median (least – greatest)."""
-    return f"{of['median']:.4g}{unit} ({of['min']:.4g} – {of['max']:.4g})"
+    """Median (least – greatest), of several measurements."""
+    return f"{of['median']:.4g}{unit}" + (f" ({of['min']:.4g} – {of['max']:.4g})" if len(of["all"]) > 1 else "")
 
 
 def source(content: Content) -> str:
@@ -224,13 +224,9 @@ def growth(content: Content) -> str:
 
 def overhead(content: Content) -> str:
     """What a trial costs beside its own work."""
-    body = []
-    for name, of in content["sweeps"].items():
-        body += [
-            (name, what, spread(value) if isinstance(value, dict) else value)
-            for what, value in of.items()
-            if not isinstance(value, dict) or "median" in value
-        ]
+    sweeps = content["sweeps"]
+    names = next(iter(sweeps.values()))
+    found = rows(["", *sweeps], [(name, *(spread(of[name]) for of in sweeps.values())) for name in names])
     memory, records = content["memory"], content["records"]
     workers = [
         f"{of['resident']:.0f}, of which {of['of the object store']:.1f} shared with the other: the dataset"
@@ -240,13 +236,13 @@ def overhead(content: Content) -> str:
     def share(name: str) -> str:
         return f"{100 * records[name]:.2f} %"
 
-    body += [
+    body = [
         ("memory", "the dataset that two trials read at a time, MiB", memory["the dataset that both read, MiB"]),
         ("memory", "the two workers at their largest, resident, MiB", " and ".join(workers)),
         ("records", "TensorBoard, share of a trial", share("TensorBoard's share by its calls")),
         ("records", "checkpoints, one every 30 s, share of a trial", share("checkpoints' share, one every 30 s")),
     ]
-    return rows(["sweep", "", "measured"], body)
+    return f"{found}\n\n{rows(['', '', 'measured'], body)}"
 
 
 def draw() -> str:

@@ -79,8 +79,8 @@ Both need Ray, so not `--local`.
 A relative path (`folder:images`, `data_dir`) is taken from the directory in which the command is given.
 
 On the command line every setting is a flag (`--alpha 0.1`), and `--set NAME=VALUE` overrides any setting, `baseline`,
-`tune.NAME` and `resources.NAME`. A value replaces what the file sweeps, a list makes a grid: `--set seed=[0,1,2]`. The
-other distributions are for files only. A number may be written `1e-5`, a truth value `true` or `True`.
+`tune.NAME` and `resources.NAME`. A value replaces what the file sweeps, a list makes a grid: `--set 'seed=[0,1,2]'`.
+The other distributions are for files only. A number may be written `1e-5`, a truth value `true` or `True`.
 
 ## Datasets
 

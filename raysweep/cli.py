@@ -165,7 +165,7 @@ def check_means(sweep: Sweep, local_run: bool) -> None:
         raise InputError(f"--local runs trials one after the other, without Ray, but {needs_ray[0]} needs Ray")
     if tune.searcher == "optuna" and find_spec("optuna") is None:
         raise InputError(
-            f"tune.searcher: {tune.searcher} needs a package that is not installed: pip install 'raysweep[optuna]'"
+            f"tune.searcher: {tune.searcher} needs a package that is not installed: pip install 'optuna>=5'"
         )
 
 

@@ -442,7 +442,8 @@ def best_section(made: Report) -> list[str]:
         text += [
             "## Difference from the best point",
             f"Paired by seed: mean difference [{PERCENT} interval]. Each interval stands for itself; none is corrected "
-            "for the number of comparisons. All pairs of points are in `differences.csv`.",
+            "for the number of comparisons. Pairs of points are in `differences.csv`: all of "
+            f"them, or of more than {MOST_PAIRED} points those with the best.",
             *tables,
         ]
     return text

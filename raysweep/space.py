@@ -88,7 +88,7 @@ class Tune(BaseModel):
         Literal["none", "optuna"],
         About(
             "What proposes the points: the search space alone, or Optuna's TPE (Bergstra et al. 2011), which goes by "
-            "the mean over seeds of the points before (`pip install raysweep[optuna]`)."
+            "the mean over seeds of the points before (`pip install -e '.[optuna]'`)."
         ),
     ] = "none"
     num_samples: Annotated[
