@@ -228,17 +228,16 @@ def overhead(content: Content) -> str:
     names = next(iter(sweeps.values()))
     found = rows(["", *sweeps], [(name, *(spread(of[name]) for of in sweeps.values())) for name in names])
     memory, records = content["memory"], content["records"]
-    workers = [
-        f"{of['resident']:.0f}, of which {of['of the object store']:.1f} shared with the other: the dataset"
-        for of in memory["workers, MiB"]
-    ]
+    workers = " and ".join(f"{of['resident']:.0f}" for of in memory["workers, MiB"])
+    shared = max(of["of the object store"] for of in memory["workers, MiB"])
 
     def share(name: str) -> str:
         return f"{100 * records[name]:.2f} %"
 
     body = [
         ("memory", "the dataset that two trials read at a time, MiB", memory["the dataset that both read, MiB"]),
-        ("memory", "the two workers at their largest, resident, MiB", " and ".join(workers)),
+        ("memory", "the two workers at their largest, resident, MiB", workers),
+        ("memory", "of that, in each, shared with the other: the dataset, MiB", f"{shared:.1f}"),
         ("records", "TensorBoard, share of a trial", share("TensorBoard's share by its calls")),
         ("records", "checkpoints, one every 30 s, share of a trial", share("checkpoints' share, one every 30 s")),
     ]
