@@ -1,14 +1,10 @@
 """The optimiser: PyTorch's, without what makes it slow to import."""
 
-import subprocess
-import sys
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from raysweep.adam import Adam
-from tests.conftest import ROOT
 
 
 def test_reference_it_is_pytorchs(tmp_path):
@@ -32,23 +28,3 @@ def test_reference_it_is_pytorchs(tmp_path):
     for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.requires_grad
-
-
-def test_a_trial_leaves_the_compiler_alone(tmp_path):
-    program = """
-import sys
-from raysweep.cli import main
-settings = ["--usl_type", "ae_parallel", "--usl_epochs", "1", "--le_epochs", "1"]
-status = main(["sweep", *settings, "--local"])
-sys.exit(status or "torch._dynamo" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr

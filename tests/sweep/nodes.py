@@ -29,7 +29,6 @@ class Cluster:
         self.environment = {name: of for name, of in os.environ.items() if name not in USERS_OWN}
         self.environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
         self.environment["RAY_health_check_period_ms"] = "500"  # a lost node is soon missed
-        self.environment["RAY_prestart_worker_first_driver"] = "0"
         subprocess.run([*RAY, "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

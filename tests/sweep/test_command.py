@@ -29,7 +29,7 @@ GRID = [
     "seed=[0, 1]",
 ]
 TRIALS = ["random,seed=0", "random,seed=1"] + [f"alpha={a},seed={s}" for a in ("1e-05", "1.0") for s in (0, 1)]
-LONG = ["--usl_epochs", "12", "--le_epochs", "3", "--set", "tune.checkpoint_seconds=0", "--name", "long"]
+LONG = ["--usl_epochs", "8", "--le_epochs", "3", "--set", "tune.checkpoint_seconds=0", "--name", "long"]
 OWN = {"pretrain/images_per_s"}  # differs from run to run
 
 

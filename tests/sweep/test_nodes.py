@@ -99,7 +99,7 @@ def steps(trial):
 
 def test_trials_of_lost_nodes_go_on_from_their_checkpoints_on_nodes_that_join(ray, tmp_path):
     one = ray.join("--num-cpus=1", "--num-gpus=2")
-    sweep = ["--usl_epochs", "12", "--set", "seed=[0, 1]", "--set", "resources.gpu=2"]
+    sweep = ["--usl_epochs", "6", "--set", "seed=[0, 1]", "--set", "resources.gpu=2"]
     sweep += ["--set", "tune.checkpoint_seconds=0"]
     process = start(ray, *sweep, cwd=tmp_path)
     root = tmp_path / "runs" / "x"
@@ -128,7 +128,7 @@ def test_trials_of_lost_nodes_go_on_from_their_checkpoints_on_nodes_that_join(ra
     for trial in (first, waiting):
         assert f"{trial.name}: attempt 1 broke off; going on from its last checkpoint ({LOST})" in out
         assert attempt(trial)["pid"] in on_last
-        assert steps(trial) == list(range(1, 13))
+        assert steps(trial) == list(range(1, 7))
         made = result(root, trial.name)
         assert (made["attempts"], made["device"], made["warnings"]) == (2, "cpu", [NO_CUDA])
     assert out.count(WAITING) == 1

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raysweep.store import Store
-from tests.sweep.test_command import alone, command, result, scores, start, wait_for
+from tests.sweep.test_command import alone, result, scores, start, wait_for
 
 QUICK = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
 SEVEN = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
@@ -92,7 +92,7 @@ def test_what_would_make_it_another_sweep_is_refused_and_nothing_changes(seven, 
     assert (root / "sweep.yaml").read_bytes() == before
 
 
-def test_damaged_and_missing_files_are_survived_on_ray(seven, tmp_path):
+def test_damaged_and_missing_files_are_survived(seven, tmp_path):
     root = shutil.copytree(seven, tmp_path / "a")
     before = {alpha: scores(root, f"alpha={alpha},seed=0") for alpha in SEVEN}
     lost, damaged = root / f"alpha={SEVEN[0]},seed=0", root / f"alpha={SEVEN[1]},seed=0"
@@ -103,9 +103,9 @@ def test_damaged_and_missing_files_are_survived_on_ray(seven, tmp_path):
     (root / "results.csv").unlink()
     (root / ".ray").mkdir()
     (root / ".ray" / "tuner.pkl").write_bytes(b"cut off")
-    done = command("--resume", "a", cwd=tmp_path)
+    done = alone("--resume", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == [
+    assert list(dict.fromkeys(done.stderr.splitlines())) == [  # both who look, here in one process, say the first
         f"warning: {lost / 'attempt.json'} is damaged; counting attempts by the event files",
         f"warning: {damaged / 'result.json'} was damaged and is now result.json.damaged-1; the trial runs again",
     ]

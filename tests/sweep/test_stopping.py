@@ -98,7 +98,7 @@ def test_collapsed_trials_are_rows_of_their_own_and_not_run_again(tmp_path):
         "--set",
         "baseline=true",
     ]
-    done = command(*settings, *rule, cwd=tmp_path)
+    done = alone(*settings, *rule, cwd=tmp_path)
     root = tmp_path / "runs" / "x"
     assert done.returncode == 0, done.stderr
     assert "seed=0  the embedding collapsed" in done.stdout
