@@ -41,7 +41,7 @@ PART = 500
 """Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
 the end of a part slots wait for its last trial, and workers import torch anew."""
 REPORT_SECONDS = 1.0  # a report waits for the driver: they go by time, not by epoch,
-REPORT_COST = 50  # take at most 2 % of a trial's time (the driver takes some 600 a second, of all trials together),
+REPORT_COST = 50  # take at most 2 % of a trial's time (the driver takes some 1,000 a second, of all together),
 REPORT_LATEST = 30.0  # and are no further apart than this, even where one takes longer than 0.6 s.
 
 
