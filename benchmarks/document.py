@@ -196,7 +196,7 @@ def means(content: Content) -> str:
 
 
 def growth(content: Content) -> str:
-    """Four small tables, of which those that were measured."""
+    """Three small tables, of which those that were measured."""
     found = []
     if "images" in content:
         each = content["images"]["microseconds per image"]
@@ -212,13 +212,6 @@ def growth(content: Content) -> str:
         names = list(next(iter(cases.values())))
         body = [(shape, *(f"{of[name]['median']:.0f}" for name in names)) for shape, of in cases.items()]
         found.append(rows(["images per second in all", *names], body))
-    if "trials" in content:
-        cases = content["trials"]["seconds by trials"]
-        counts = list(next(iter(cases.values())))
-        body = [(name, *(of[count] for count in counts)) for name, of in cases.items()]
-        work = content["trials"]["work"]
-        note = f"Whole sweeps on digits, {work['usl_epochs']} and {work['le_epochs']} epochs, once each."
-        found.append(rows(["seconds", *(f"{count} trials" for count in counts)], body) + f"\n\n{note}")
     return "\n\n".join(found)
 
 

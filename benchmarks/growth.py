@@ -1,9 +1,10 @@
-"""How the time of an epoch and of a sweep grows with images, batch, trials and cores.
+"""How the time of an epoch grows with images and batch, and the work that is done with cores.
 
     python benchmarks/growth.py
 
 Writes `benchmarks/results/growth.json`; 4 minutes on two cores. `cores` runs as many processes at a time, of one thread
-each (as trials are), and for comparison one process with as many threads.
+each (as trials are), and for comparison one process with as many threads. `benchmarks/overhead.py` has sweeps of 7, 100
+and 500 trials.
 """
 
 from __future__ import annotations
@@ -13,18 +14,14 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
 import measure
 import torch
 from steps import SHAPES, BareSteps, epochs, precisions, random_images, settings_for
-from sweeps import PLAIN, SPACES, Sweeps
-from sweeps import precisions as runs
 
 from raysweep.memory import keep_memory
 
@@ -91,43 +88,24 @@ def with_cores(most: int, seconds: float, repeats: int) -> dict[str, Any]:
     }
 
 
-def with_trials(counts: Sequence[int], changes: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Seconds of sweeps of several sizes, by the real command and by the plain script."""
-    name, flags = next(iter(runs().items()))
-    seconds: dict[str, dict[str, float]] = {name: {}, PLAIN: {}}
-    for count in counts:
-        alphas = [10.0 ** (k - 5) for k in range(count)]
-        (root := folder / str(count)).mkdir()
-        sweep = Sweeps(SPACES / "digits.yaml", "digits", {**changes, "alpha": alphas}, root)
-        for who, run in ((PLAIN, sweep.plain), (name, lambda sweep=sweep: sweep.ours(name, flags))):
-            began = time.perf_counter()
-            run()  # type: ignore[operator]
-            seconds[who][str(count)] = measure.significant(time.perf_counter() - began)
-    return {"work": {**sweep.base, "alpha": "as many as trials"}, "seconds by trials": seconds}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description="How the time grows with images, batch, trials and cores.")
-    parser.add_argument("--part", choices=["images", "batch", "cores", "trials"], action="append", help="default: all")
+    parser = argparse.ArgumentParser(description="How the time grows with images, batch and cores.")
+    parser.add_argument("--part", choices=["images", "batch", "cores"], action="append", help="default: all")
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
-    quick, parts = given.quick, given.part or ["images", "batch", "cores", "trials"]
+    quick, parts = given.quick, given.part or ["images", "batch", "cores"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     content: dict[str, Any] = {"quick": quick, "default": precisions()[0]}
     if "cores" in parts:
-        content["cores"] = with_cores(cores, 0.5 if quick else 3.0, 1 if quick else 2)
+        content["cores"] = with_cores(cores, 0.5 if quick else 2.0, 1 if quick else 5)
     torch.set_num_threads(1)
     keep_memory()
     if "images" in parts:
         content["images"] = with_images((250, 500) if quick else (500, 1000, 2000, 4000), 2 if quick else 5)
     if "batch" in parts:
-        content["batch"] = with_batch((50, 100) if quick else (50, 125, 250, 500), 2 if quick else 3)
-    if "trials" in parts:
-        changes = {"usl_epochs": 1, "le_epochs": 2} if quick else {"usl_epochs": 5, "le_epochs": 10}
-        with tempfile.TemporaryDirectory(prefix="raysweep-growth-") as scratch:
-            content["trials"] = with_trials((1, 2) if quick else (1, 3, 6), changes, Path(scratch))
+        content["batch"] = with_batch((50, 100) if quick else (50, 125, 250, 500), 2 if quick else 5)
     for part in parts:
         print(part, content[part])
     measure.save("growth", content)
