@@ -3,7 +3,7 @@
 
 import sys
 
-from raysweep.cli import main
+from raysweep.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["sweep", *sys.argv[1:]]))

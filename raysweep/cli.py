@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 from raysweep import __version__, space
+from raysweep.__main__ import INTERRUPTED
 from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
 from raysweep.stopping import Stopping
-from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference, reason
+from raysweep.store import Result, Store, check_writable, existing_ancestor, note_traceback, protocol_difference, reason
+from raysweep.terminal import make_console, output_is_lost, redraws, resume_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from raysweep.report import Report
 
 REPORT_IMPORT_SECONDS = 10.0
-FINISHED, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+FINISHED, SOME_FAILED, BAD_INPUT = 0, 1, 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,7 +66,7 @@ def sweep_parser() -> Parser:
         prog="run_sweep.py",
         description="Run a sweep of self-supervised experiments on Ray.",
         epilog="Exit status: 0 all trials finished or were stopped early, 1 some failed, 2 bad input, 130 interrupted "
-        "(go on with --resume).",
+        "(resume with --resume).",
         allow_abbrev=False,
     )
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
@@ -210,9 +212,10 @@ def sweep_command(arguments: list[str]) -> int:
     store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, {}, parsed, console)
     store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
-    with store.lock():
+    with breaking_off(store, parsed), store.lock():
         tell(console, f"{store.place}: {sweep.total} trials, {plan}")
-        return conclude_run(run_trials(sweep, store, datasets, [], parsed.local, console), store, console)
+        sweep = run_trials(sweep, store, datasets, [], parsed, console)
+        return conclude_run(sweep, store, parsed, console)
 
 
 def resume(parsed: argparse.Namespace) -> int:
@@ -231,7 +234,7 @@ def resume(parsed: argparse.Namespace) -> int:
 
     warnings.showwarning = show_warning
     console, store = make_console(), Store(parsed.resume)
-    with store.lock():
+    with breaking_off(store, parsed), store.lock():
         _, before = Store.open(store.place)  # another process may have gone on with it until now
         sweep = extended(before, store, parsed)
         added = sweep.total - before.total
@@ -252,7 +255,8 @@ def resume(parsed: argparse.Namespace) -> int:
             say("warning: other resources than before: results on other threads, or a GPU, differ in their last digits")
         new = f" ({added} new)" if added else ""
         tell(console, f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {plan}")
-        return conclude_run(run_trials(sweep, store, datasets, kept, parsed.local, console), store, console)
+        sweep = run_trials(sweep, store, datasets, kept, parsed, console)
+        return conclude_run(sweep, store, parsed, console)
 
 
 def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:
@@ -316,8 +320,11 @@ def prepare(
         return datasets, "one at a time in this process"
     with waiting(console, "starting Ray"):
         from raysweep.sweep.authentication import present_token
+        from raysweep.sweep.environment import prepare_environment
 
-        present_token(parsed.address or os.environ.get("RAY_ADDRESS"))
+        address = parsed.address or os.environ.get("RAY_ADDRESS")
+        prepare_environment(address)
+        present_token(address)
         from raysweep.sweep import cluster
 
         plan = cluster.connect(parsed.address, sweep.resources, sweep.tune.max_concurrent)
@@ -329,20 +336,20 @@ def prepare(
 
 
 def run_trials(
-    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], local_run: bool, console: Console
+    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], parsed: argparse.Namespace, console: Console
 ) -> Sweep:
-    """Run the trials of the sweep but those of which results are kept; returns it with what was proposed meanwhile."""
+    """Run the trials that have no result in `kept`; returns the sweep with the points that were proposed meanwhile."""
     from raysweep.view import View
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
-    stopping = Stopping(store, sweep.tune.time_budget)
+    stopping = Stopping(store, sweep.tune.time_budget, resume_of(store, parsed))
     # What the report needs takes 2 s to import, in which its reader would wait; not while workers import PyTorch.
     early = threading.Timer(REPORT_IMPORT_SECONDS, import_module, ["raysweep.report"])
     early.daemon = True
     early.start()
-    with interruptible(store), stopping.running(), View(sweep, kept, console) as view:
-        if local_run:
+    with stopping.running(), View(sweep, kept, console) as view:
+        if parsed.local:
             from raysweep import local
 
             local.run(sweep, pending, store, datasets, view, stopping)
@@ -358,13 +365,6 @@ def run_trials(
     return sweep
 
 
-def make_console() -> Console:
-    """Standard output; where it is no terminal, wide enough for the table."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=140)
-
-
 def tell(console: Console, text: str) -> None:
     """One line on standard output, as it is, however long."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -372,25 +372,43 @@ def tell(console: Console, text: str) -> None:
 
 def waiting(console: Console, what: str) -> AbstractContextManager[Any]:
     """Show on a terminal what is being waited for; nothing elsewhere."""
-    return console.status(what) if console.is_terminal else nullcontext()
+    return console.status(what) if redraws(console) else nullcontext()
+
+
+def resume_of(store: Store, parsed: argparse.Namespace) -> str:
+    """The command that resumes a sweep in the way in which it was called."""
+    options = ["--local"] if parsed.local else []
+    options += ["--address", parsed.address] if parsed.address is not None else []
+    return resume_command(shown_place(store), *options)
 
 
 @contextmanager
-def interruptible(store: Store) -> Iterator[None]:
-    """Turn an interruption into an exit with status 130 that says how to go on."""
+def breaking_off(store: Store, parsed: argparse.Namespace) -> Iterator[None]:
+    """Say in one line why a sweep that has begun broke off, and how it is resumed.
+
+    The traceback of an exception that nobody expected goes into the sweep's `error.txt`, for whoever looks for the
+    cause. The exit status is 130 after an interruption, else 1.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        say(f"interrupted; go on with: run_sweep.py --resume {shown_place(store)}")
+        say(f"interrupted; resume with: {resume_of(store, parsed)}")
         raise SystemExit(INTERRUPTED) from None
+    except InputError:
+        raise
+    except Exception as fault:
+        note_traceback(store.root)
+        where = shown(store.root / "error.txt")
+        say(f"the sweep broke off: {reason(fault)} (traceback in {where}); resume with: {resume_of(store, parsed)}")
+        raise SystemExit(SOME_FAILED) from None
 
 
-def conclude_run(sweep: Sweep, store: Store, console: Console) -> int:
+def conclude_run(sweep: Sweep, store: Store, parsed: argparse.Namespace, console: Console) -> int:
     """`conclude` after trials have run: where the report cannot be written, the trials' results are still there."""
     try:
         return conclude(sweep, store, console)
     except OSError as fault:
-        say(f"the report cannot be written: {reason(fault)}; go on with: run_sweep.py --resume {shown_place(store)}")
+        say(f"the report cannot be written: {reason(fault)}; resume with: {resume_of(store, parsed)}")
         return SOME_FAILED
 
 
@@ -401,7 +419,9 @@ def conclude(sweep: Sweep, store: Store, console: Console) -> int:
     made = report.build(store, sweep)
     show_report(made, store.root, console)
     store.push()
-    tell(console, f"TensorBoard tensorboard --logdir {shown_place(store).partition('?')[0]}")
+    tell(console, f"TensorBoard tensorboard --logdir {shlex.quote(shown_place(store).partition('?')[0])}")
+    if output_is_lost():
+        say(f"standard output was closed before the end; the report is in {shown(store.root / 'summary.md')}")
     return tell_state(made, store.root)
 
 
@@ -428,8 +448,8 @@ def tell_state(made: Report, directory: Path) -> int:
                 status = SOME_FAILED
         unfinished = member.sweep.total - len(member.results)
         if unfinished:
-            place = shown_place(member.store)
-            say(f"{unfinished} of {member.sweep.total} trials have not finished; go on with: --resume {place}")
+            command = resume_command(shown_place(member.store))
+            say(f"{unfinished} of {member.sweep.total} trials have not finished; resume with: {command}")
             status = SOME_FAILED
     remarks = {warning for member in made.members for result in member.results for warning in result.warnings}
     if remarks:
@@ -505,7 +525,7 @@ def embed_command(arguments: list[str]) -> int:
 
     warnings.showwarning = show_warning
     console = make_console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=console, transient=True, disable=not redraws(console)) as bar:
         task = bar.add_task("embedding", total=None)
         count, width = portable.embed(
             checkpoint_of(parsed),
@@ -685,10 +705,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         say(f"error: {fault.filename}: {fault.strerror}")  # a place that the user named, or a disk that is full
         return BAD_INPUT
-    except KeyboardInterrupt:
-        say("interrupted")
-        return INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from raysweep.__main__ import main as main_of_process
+
+    sys.exit(main_of_process())

@@ -17,16 +17,18 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from raysweep.store import Store, reason
+from raysweep.terminal import say_at_once
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two looks for the mark; in a bucket each is a request
 GRACE_SECONDS = 20.0
 """How long trials may take to leave. Clusters kill 30 s after their SIGTERM by default (Slurm's KillWait, Kubernetes'
 terminationGracePeriodSeconds), and Ray needs some of them to end."""
-
-
-ENDING_SECONDS = 5.0  # that Ray gets after them
+ENDING_SECONDS = 5.0
+"""How long Ray may take to end afterwards."""
 TWICE_SECONDS = 1.0
-"""In which a second SIGTERM is the first: Slurm sends it to a batch script, which passes it on, and to its children."""
+"""Within this time a second SIGTERM is the first one again: Slurm sends it to a batch script, which passes it on to its
+children, and to these children as well."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Mark:
@@ -75,31 +77,43 @@ class Stopping:
     Args:
         results: where its trials look for the mark.
         seconds: time from now after which the sweep ends early; None is never.
+        resume: the command that resumes the sweep, for messages.
     """
 
-    def __init__(self, results: Store, seconds: float | None = None) -> None:
+    def __init__(self, results: Store, seconds: float | None = None, resume: str = "--resume") -> None:
         self.token = uuid.uuid4().hex
         self.mark = Mark(results, self.token)
         self.deadline = time.monotonic() + seconds if seconds is not None else None
+        self.resume = resume
         self.interrupted = False
-        """By a signal; otherwise the time was up."""
+        """Whether a signal ends the sweep; otherwise its time is up."""
         self.since: float | None = None
+        """When the sweep was asked to end, by the monotonic clock."""
+        self.told = threading.Event()
+        """Set once every trial that begins from now on sees the mark."""
+        self._quitting = False
+        self._terminated = False
+        self._responsive: float | None = None
+        """When the main thread first came back to its work after SIGTERM or SIGHUP."""
 
     def ask(self) -> None:
         """Have every trial save a checkpoint and leave."""
         if self.since is None:
             self.since = time.monotonic()
-            # A thread, for this is done in a signal's handler, and a bucket may take its time.
+            # In a thread, because a signal handler calls this, and a bucket may take its time.
             threading.Thread(target=self._set, daemon=True).start()
 
     def _set(self) -> None:
         try:
             self.mark.set()
+            self.told.set()
         except OSError as fault:
             print(f"warning: trials cannot be told to leave: {reason(fault)}", file=sys.stderr)
 
     def asked(self) -> bool:
-        """Whether the sweep is to end."""
+        """Whether the sweep is to end. The main thread asks this over and over while it runs trials."""
+        if self._terminated and self._responsive is None:
+            self._responsive = time.monotonic()
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.ask()
         return self.since is not None
@@ -108,49 +122,62 @@ class Stopping:
         """Whether the trials have had the time they get to leave."""
         return self.since is not None and time.monotonic() - self.since > GRACE_SECONDS
 
+    def _is_same_signal(self) -> bool:
+        """Whether a SIGTERM or SIGHUP only repeats the one before, which arrived by another way.
+
+        The time counts from when the main thread came back to its work. Python delivers a signal only then, so a second
+        one that arrived at once may be seen seconds later, after a long call into a library.
+        """
+        before, self._terminated = self._terminated, True
+        return before and (self._responsive is None or time.monotonic() - self._responsive < TWICE_SECONDS)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: the first signal asks the trials to leave, the second one quits, later ones are ignored."""
+        if self._quitting or (number != signal.SIGINT and self._is_same_signal()):
+            return
+        if self.interrupted:
+            self._quitting = True
+            self._end_process_in(ENDING_SECONDS)
+            raise KeyboardInterrupt
+        self.interrupted = True
+        say_at_once("stopping: trials are saving checkpoints; press Ctrl-C again to quit without saving")
+        self.ask()
+        # A signal to the whole process group ends Ray's servers too, and Ray looks for them for long.
+        self._end_process_in(GRACE_SECONDS + ENDING_SECONDS)
+
+    def _end_process_in(self, seconds: float) -> None:
+        timer = threading.Timer(seconds, leave_at_once, [self.resume])
+        timer.daemon = True
+        timer.start()
+
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run trials: ask on the first SIGINT (Ctrl-C) or SIGTERM, raise KeyboardInterrupt on the second.
+        """Run trials: ask on the first SIGINT (Ctrl-C), SIGTERM or SIGHUP, raise KeyboardInterrupt on the second.
 
-        A SIGTERM that arrives twice, by two ways, counts once.
+        A SIGTERM that arrives twice, by two ways, counts once. SIGTERM is what a cluster's scheduler sends before it
+        takes a machine away, SIGHUP what a terminal sends that is closed. A SIGHUP that `nohup` ignores stays ignored.
 
-        In the main thread only. SIGTERM is what a cluster's scheduler sends before it takes a machine away.
+        To be used in the main thread only.
         """
-        terminated = float("-inf")
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            nonlocal terminated
-            if number == signal.SIGTERM:
-                if time.monotonic() - terminated < TWICE_SECONDS:
-                    return
-                terminated = time.monotonic()
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            print("stopping: trials save a checkpoint; once more to stop without", file=sys.stderr)
-            self.ask()
-            # A signal to the whole process group ends Ray's servers too, and Ray looks for them for long.
-            last = threading.Timer(GRACE_SECONDS + ENDING_SECONDS, leave_at_once)
-            last.daemon = True
-            last.start()
-
         self.mark.place()
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
             try:
-                # Trials may leave faster than the second one arrives, which would then kill this process as it ends.
-                time.sleep(max(0.0, terminated + TWICE_SECONDS - time.monotonic()))
+                # Trials may leave before a repeated SIGTERM arrives, which would then kill this process as it ends.
+                if self._terminated:
+                    time.sleep(max(0.0, (self._responsive or time.monotonic()) + TWICE_SECONDS - time.monotonic()))
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
                 self.mark.remove(was_set=self.since is not None)
 
 
-def leave_at_once() -> None:
+def leave_at_once(resume: str) -> None:
     """End this process where it stands: the trials have saved what they could, and whatever hangs is not needed."""
-    print("interrupted, though trials did not leave in time; go on with --resume", file=sys.stderr)
+    say_at_once(f"interrupted before all trials could save a checkpoint; resume with: {resume}")
     os._exit(130)
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from raysweep.space import Sweep, Trial
 from raysweep.store import Result
+from raysweep.terminal import redraws
 
 SILENCE = 60.0  # seconds after which plain output says how far the sweep is
 SHOWN = 8  # running trials listed by name; more would push the view off a small terminal
@@ -30,7 +31,7 @@ class View:
     """
 
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
-        self.sweep, self.console = sweep, console
+        self.sweep, self.console, self.redraws = sweep, console, redraws(console)
         self.metric = sweep.metric  # it looks at all trials to say which
         self.weights = {trial.name: weight(trial) for trial in sweep.trials}
         self.usual = fmean(weight(trial) for trial in sweep.examples)  # of trials that are not proposed yet
@@ -49,14 +50,14 @@ class View:
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> View:
-        if self.console.is_terminal:
+        if self.redraws:
             self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:
+        if self.redraws:
             self.live.stop()
 
     def begin(self, trial: Trial) -> None:
@@ -69,7 +70,7 @@ class View:
     def progress(self, trial: Trial, share: float) -> None:
         """The trial is done to `share`, in [0, 1]."""
         self.running[trial.name] = share
-        if not self.console.is_terminal and time.monotonic() - self.said >= SILENCE:
+        if not self.redraws and time.monotonic() - self.said >= SILENCE:
             self.note(f"[{len(self.shares)}/{self.total}] {self._left()}{self._best()}")
 
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:
@@ -95,7 +96,7 @@ class View:
         outcome = f"{result.wall_s:.1f} s{score}"
         if result.status != "finished":
             outcome = f"FAILED: {result.error}" if result.status == "failed" else str(result.error)
-        if self.console.is_terminal:
+        if self.redraws:
             if result.status == "failed":
                 self.note(f"{result.trial} {outcome}")
         else:

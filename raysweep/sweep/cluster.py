@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections import Counter
@@ -20,8 +22,10 @@ from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.bucket import Bucket
+from raysweep.cpus import allowed_cpus
 from raysweep.errors import InputError
 from raysweep.space import Resources
+from raysweep.sweep.environment import imports_from_our_folder
 
 CONNECT_SECONDS = 5.0
 
@@ -54,26 +58,28 @@ def quieten() -> None:
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
     """Attach to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
 
+    A Ray that is started here gets as many CPUs as this process may use, not as many as the machine has.
+
     Raises:
         InputError: nobody answers at the address, or our token is not the cluster's, or its nodes can never hold one
             trial.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quieten()
-    if address is None:  # a server that died on this machine does not come back; Ray would look for it for a minute
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+    cpus = allowed_cpus()
     try:
         if address is not None:
             knock(address)
-        with nullcontext() if address is None else held_back():
+        with nullcontext() if address is None else held_back(), imports_from_our_folder(), keeping_signals():
             ray.init(
                 address=address or "local",
+                num_cpus=None if address else cpus.count,
                 include_dashboard=None if address else False,  # nobody looks at it, and it costs a second
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-    except (OSError, ValueError, RuntimeError, AuthenticationError) as fault:
-        reason = " ".join(str(fault).split())
+    except Exception as fault:  # Ray's start raises many kinds, plain Exception among them
+        reason = " ".join(str(fault).split()) or type(fault).__name__
         if address is None:
             raise InputError(f"Ray cannot be started on this machine: {reason}") from None
         if is_token_refused(fault):
@@ -82,7 +88,29 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
                 f"node to ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it"
             ) from None
         raise InputError(f"the Ray cluster at {address} cannot be used: {reason} (is it up?)") from None
-    return plan([node["Resources"] for node in alive_nodes()], resources, most)
+    words = plan([node["Resources"] for node in alive_nodes()], resources, most)
+    if address is None and cpus.source:
+        words += f" ({cpus.count} of {os.cpu_count()} CPUs: {cpus.source})"
+    return words
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """Put this process's signal handlers back after Ray has started, which sets a SIGTERM handler of its own.
+
+    Ray's handler raises SystemExit with the number of the signal. Here that becomes what Ctrl-C raises.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit as fault:
+        if fault.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def is_token_refused(fault: BaseException) -> bool:

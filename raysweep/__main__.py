@@ -1,0 +1,44 @@
+"""The process of a command: `raysweep …`, `python -m raysweep …` and `run_sweep.py …` all begin and end here.
+
+It imports little, so that Ctrl-C in the first tenth of a second already gets its one line and its exit status.
+"""
+
+import signal
+import sys
+from types import FrameType
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, SIGTERM or SIGHUP: 128 + 2, as shells give it."""
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Signal handler: end like Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line in a process of its own; returns its exit status.
+
+    Args:
+        arguments: what follows the program's name; None takes them from `sys.argv`.
+    """
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and it stays ignored
+                signal.signal(number, interrupt)
+        from raysweep.terminal import use_lasting_streams
+
+        use_lasting_streams()
+        from raysweep import cli
+
+        return cli.main(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # nothing is left to save, and Ray takes a moment to end
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""What this process's environment must say before Ray is imported. So this module does not import Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import raysweep
+
+
+def prepare_environment(address: str | None) -> None:
+    """Set what Ray reads from the environment while it is imported; what the user has set stays.
+
+    Args:
+        address: of the cluster; None where Ray is started on this machine.
+    """
+    # Under `uv run` Ray would repeat that command in every worker, in a copy of the working directory that lacks the
+    # environment, and no worker would ever start.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if address is None:  # a server that died on this machine does not come back; Ray would look for it for a minute
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+
+
+def import_folder() -> Path:
+    """The folder from which workers may import besides Python's own path.
+
+    It is the checkout, if raysweep is not installed elsewhere, so that `import raysweep` works in workers too. For an
+    installed package it is a folder of ours without any Python module.
+    """
+    package = Path(raysweep.__file__).parent
+    installed = package / "search_spaces"
+    return installed if installed.is_dir() else package.parent
+
+
+@contextmanager
+def imports_from_our_folder() -> Iterator[None]:
+    """Change to `import_folder()` for the time in which Ray starts.
+
+    Ray puts the driver's working directory before the standard library in every worker. A user's `statistics.py` there
+    would be imported in place of Python's.
+    """
+    before = os.open(".", os.O_RDONLY)  # a directory that was removed has no name to return to
+    try:
+        os.chdir(import_folder())
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)

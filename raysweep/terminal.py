@@ -1,0 +1,118 @@
+"""Standard output and standard error of a command that must run to its end, whoever reads them and wherever they go.
+
+A sweep runs for hours. A reader that leaves (`| head`), a closed terminal or a full disk must not stop it, and neither
+must a terminal that cannot show `α`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import shlex
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH_WITHOUT_TERMINAL = 140
+"""Characters of a line where standard output is no terminal: wide enough for the summary table."""
+
+SPELLED = {"α": "alpha", "τ": "tau", "λ": "lambda", "η": "eta", "±": "+/-", "×": "x", "–": "-", "…": "...", "−": "-"}
+"""How characters of our own are written where the terminal's encoding lacks them."""
+
+
+class LastingFile(io.FileIO):
+    """A file descriptor whose writes never fail: from the first fault on, what is written is dropped."""
+
+    lost = False
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or drop them; returns how many were taken, which is all of them once the file is lost."""
+        if not self.lost:
+            try:
+                return super().write(data)
+            except OSError:
+                self.lost = True
+        return len(data)
+
+
+def spell(fault: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: spell out a character of ours, and escape any other with a backslash."""
+    if not isinstance(fault, UnicodeEncodeError):
+        raise fault
+    characters = fault.object[fault.start : fault.end]
+    written = [SPELLED.get(c, c.encode("ascii", "backslashreplace").decode()) for c in characters]
+    return "".join(written), fault.end
+
+
+codecs.register_error("raysweep.spell", spell)
+
+
+def lasting(stream: TextIO | None, descriptor: int) -> TextIO:
+    """A text stream over the descriptor of `stream` that survives the loss of its reader and any encoding."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    raw = LastingFile(descriptor, "w", closefd=False)
+    # Lines are written at once: a file that somebody follows, or a pipe, shows them when they are printed.
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "raysweep.spell", line_buffering=True)
+
+
+def use_lasting_streams() -> None:
+    """Make `sys.stdout` and `sys.stderr` of this process streams that never fail.
+
+    A descriptor that was closed (`>&-`) is opened on the null device first. Otherwise the next file that is opened,
+    such as a result, would get its number and receive what libraries print.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdout, sys.stderr = lasting(sys.stdout, 1), lasting(sys.stderr, 2)
+
+
+def output_is_lost() -> bool:
+    """Whether nobody receives standard output any more."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, LastingFile) and raw.lost
+
+
+def typed_program() -> list[str]:
+    """The words with which the user called `sweep` in this process, without its arguments.
+
+    `raysweep sweep`, or for a script or a module what was typed, such as `.venv/bin/python ../run_sweep.py`.
+    """
+    program, arguments = sys.argv[0], sys.argv[1:]
+    typed = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+    if os.path.basename(program) == "raysweep" or sys.orig_argv[len(typed) :] != arguments or len(typed) < 2:
+        typed = [os.path.basename(program)] if program.endswith("run_sweep.py") else ["raysweep"]
+    return typed if typed[-1].endswith("run_sweep.py") else [*typed, "sweep"]
+
+
+def resume_command(place: str, *options: str) -> str:
+    """The command that resumes the sweep at `place`, quoted for a shell.
+
+    Example:
+        `resume_command("my runs/s", "--local")` gives `raysweep sweep --resume 'my runs/s' --local`.
+    """
+    return shlex.join([*typed_program(), "--resume", place, *options])
+
+
+def say_at_once(text: str) -> None:
+    """Write one line to standard error from a signal handler or a thread, where a buffered stream may be in use."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def make_console() -> Console:
+    """A rich console on standard output."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
+
+
+def redraws(console: Console) -> bool:
+    """Whether a live display can be drawn: on a terminal that moves its cursor, whatever FORCE_COLOR says."""
+    return console.file.isatty() and not console.is_dumb_terminal and console.is_interactive
