@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import sys
-import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -30,6 +32,7 @@ from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
 from raysweep.sweep import cluster
 from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
+from raysweep.temporary import temporary_directory
 from raysweep.view import View
 
 if TYPE_CHECKING:  # it imports torch, which the driver does not need
@@ -40,6 +43,8 @@ keep_memory()  # in a worker this module is imported before the thread of its fi
 PART = 500
 """Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
 the end of a part slots wait for its last trial, and workers import torch anew."""
+LOW_ON_MEMORY = "low on memory"
+"""Words in the text of Ray's OutOfMemoryError."""
 REPORT_SECONDS = 1.0  # a report waits for the driver: they go by time, not by epoch,
 REPORT_COST = 50  # take at most 2 % of a trial's time (the driver takes some 1,000 a second, of all together),
 REPORT_LATEST = 30.0  # and are no further apart than this, even where one takes longer than 0.6 s.
@@ -59,7 +64,9 @@ def run(
     With a searcher, also those of the points that it proposes; returns the sweep with them.
 
     A trial whose worker dies, or that raises, is begun again up to `max_failures` times and goes on from its own
-    checkpoint; after that it is recorded as failed. Returns early, the trials at work saved, when the sweep is to end.
+    checkpoint; after that it is recorded as failed. Tune ends its whole run where Ray's memory monitor ends a worker;
+    then a new run of Tune goes on with the trials that are left. Returns early, the trials at work saved, when the
+    sweep is to end.
     """
     parallel = sweep.resources.workers > 1
     parameters = {
@@ -76,32 +83,62 @@ def run(
         ),
     }
     ended = None  # kept for a searcher alone: those of 100,000 trials would take 1 GB
-    scheduler = make_scheduler(sweep)
-    proposer = None
     if sweep.tune.searcher == "optuna":
-        from raysweep.sweep.searcher import Proposer, Queue  # Optuna need not be installed
-
         ended = {result.trial: result for result in kept}
-        proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
-    seen = Watch(datasets, results, ended, earlier, scheduler, view)
-    stop = Stop(stopping, seen, cluster.Lookout(sweep.resources))
     if parallel:
         from raysweep.sweep.workers import run_parallel_trial
 
         trainable = shared(run_parallel_trial, {**parameters, "resources": sweep.resources}, sweep)
     else:
         trainable = shared(run_trial, parameters, sweep)
-    alone = scheduler is None and proposer is None  # what compares trials must see all of them
+    seen = Watch(datasets, results, ended, earlier, view)
+    stop = Stop(stopping, seen, cluster.Lookout(sweep.resources))
+    broken: Counter[str] = Counter()
+    while True:
+        scheduler = make_scheduler(sweep)
+        seen.scheduler = scheduler
+        proposer = None
+        if ended is not None:
+            from raysweep.sweep.searcher import Proposer, Queue  # Optuna need not be installed
+
+            proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
+        try:
+            run_parts(trainable, sweep, pending, scheduler, proposer, stop, seen)
+        except RuntimeError as fault:  # Tune raises this one from any of Ray's errors that it does not expect
+            if not isinstance(fault.__cause__, RayError) or not seen.running:
+                raise
+            seen.break_off(fault.__cause__, broken, sweep.tune.max_failures)
+        else:
+            return sweep if proposer is None else proposer.queue.sweep
+        if proposer is not None:
+            sweep = proposer.queue.sweep
+            pending = list(sweep.trials)
+        over = seen.done if ended is None else ended.keys()
+        pending = [trial for trial in pending if trial.name not in over]
+        if not pending and proposer is None:
+            return sweep
+
+
+def run_parts(
+    trainable: Any,
+    sweep: Sweep,
+    pending: list[Trial],
+    scheduler: ByEvaluation | None,
+    proposer: Searcher | None,
+    stop: Stop,
+    seen: Watch,
+) -> None:
+    """Run the pending trials, `PART` of them in one run of Tune, or all where trials are compared with one another."""
+    alone = scheduler is None and proposer is None
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
     for start in range(0, max(len(pending), 1), size):
-        if stopping.asked():
+        if stop.stopping.asked():
             break
         part = pending[start : start + size]
         # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
-        with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
-            make_tuner(trainable, sweep, part, Path(state), scheduler, proposer, stop, [seen]).fit()
-    return sweep if proposer is None else proposer.queue.sweep
+        with temporary_directory() as state:
+            make_tuner(trainable, sweep, part, state, scheduler, proposer, stop, [seen]).fit()
 
 
 def slots(sweep: Sweep) -> int:
@@ -267,8 +304,8 @@ class Stop(tune.Stopper):
 
     def __init__(self, stopping: Stopping, watch: Watch, lookout: cluster.Lookout) -> None:
         self.stopping, self.watch, self.lookout = stopping, watch, lookout
-        self.leaving: set[str] | None = None
-        """Those trials at work when the sweep was to end that have not left yet."""
+        self.leaving: set[str] = set()
+        """The trials that must save a checkpoint before the sweep ends."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for `Watch`."""
@@ -285,10 +322,13 @@ class Stop(tune.Stopper):
             self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
             return False
-        if self.leaving is None:
-            self.leaving = set(self.watch.running)
-        self.leaving &= self.watch.running
-        return not self.leaving or self.stopping.overdue()
+        # A trial that begins before the others are told computes until it is told too. One that begins later sees the
+        # mark at once; waiting for those as well would take as long as trials are left.
+        if not self.stopping.told.is_set():
+            self.leaving |= self.watch.running.keys()
+        self.leaving &= self.watch.running.keys()
+        is_told = self.stopping.told.is_set() or not self.watch.running
+        return (is_told and not self.leaving) or self.stopping.overdue()
 
 
 class Watch(tune.Callback):
@@ -300,14 +340,17 @@ class Watch(tune.Callback):
         results: store.Store,
         ended: dict[str, Result] | None,
         earlier: Mapping[str, int],
-        scheduler: ByEvaluation | None,
         view: View,
     ) -> None:
-        self.datasets, self.results, self.ended, self.scheduler, self.view = datasets, results, ended, scheduler, view
+        self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
+        self.scheduler: ByEvaluation | None = None
+        """The scheduler of the present run of Tune."""
+        self.done: set[str] = set()
+        """The names of the trials that have ended while the sweep runs here."""
         self.earlier = earlier
         """At how many attempts earlier runs of the sweep gave a trial up."""
-        self.running: set[str] = set()
-        """The trials that a worker has."""
+        self.running: dict[str, Trial] = {}
+        """The trials that a worker has, by name."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks to restore a run, which is never done here (the store is the truth)."""
@@ -315,7 +358,7 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker has it."""
-        self.running.add(self._of(trial).name)
+        self.running[self._of(trial).name] = self._of(trial)
         self.view.begin(self._of(trial))
 
     def on_trial_result(
@@ -327,7 +370,7 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died; it will go on."""
         of = self._of(trial)
-        self.running.discard(of.name)
+        self.running.pop(of.name, None)
         if self.scheduler is not None:  # it goes on though it was to stop, if that could not be recorded
             self.scheduler.reasons.pop(of.name, None)
         self.results.pull(of.name)
@@ -336,7 +379,7 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It wrote its result, was stopped, or left because the sweep is to end."""
         of = self._of(trial)
-        self.running.discard(of.name)
+        self.running.pop(of.name, None)
         result = self._result(of)
         if result is None and self.scheduler is not None and of.name in self.scheduler.reasons:
             result = self._record_stop(of, self.scheduler.reasons[of.name], trial.last_result)
@@ -348,11 +391,41 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It broke off for the last time."""
         of = self._of(trial)
-        self.running.discard(of.name)
+        self.running.pop(of.name, None)
         result = self._result(of)
         if result is None:
             result = self.results.record_failure(of, self._digest(of), broke_off(trial))
         self._end(result)
+
+    def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
+        """Take note of the trials that a run of Tune leaves behind because of one of Ray's errors.
+
+        The trial in the process that the error names has broken off, or all where it names none. After more than
+        `max_failures` times it is recorded as failed. The others go on from their checkpoints in the next run.
+
+        Args:
+            fault: the error.
+            broken: how often each trial broke off so before; counted up.
+            max_failures: of the sweep.
+        """
+        named = re.search(r"\bpid=(\d+)", str(fault))
+        pid = int(named[1]) if named is not None else None
+        hit = [name for name in self.running if pid is not None and last_pid(self.results.trial(name)) == pid]
+        why = died(str(fault)) if LOW_ON_MEMORY in str(fault) else store.reason(fault)
+        for name, trial in list(self.running.items()):
+            del self.running[name]
+            self.results.pull(name)
+            result = self._result(trial)
+            if result is None and name in (hit or [name]):
+                broken[name] += 1
+                if broken[name] > max_failures:
+                    result = self.results.record_failure(trial, self._digest(trial), why)
+                else:
+                    self.view.retry(trial, store.attempts(self.results.trial(name)), why)
+            if result is not None:
+                self._end(result)
+            else:
+                self.view.leave(trial)
 
     def _result(self, of: Trial) -> Result | None:
         """How a trial ended in this run; a failure of an earlier one is what it was begun again for."""
@@ -389,6 +462,7 @@ class Watch(tune.Callback):
         return result
 
     def _end(self, result: Result) -> None:
+        self.done.add(result.trial)
         if self.ended is not None:
             self.ended[result.trial] = result
         self.view.end(result)
@@ -399,6 +473,14 @@ class Watch(tune.Callback):
     def _of(self, trial: Any) -> Trial:
         of: Trial = trial.config["trial"]
         return of
+
+
+def last_pid(directory: Path) -> int | None:
+    """The process that began the last attempt of the trial in `directory`; None where that is not known."""
+    try:
+        return int(json.loads((directory / "attempt.json").read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def broke_off(trial: Any) -> str:
@@ -414,7 +496,7 @@ def broke_off(trial: Any) -> str:
 
 def died(text: str) -> str:
     """How a process came to its end without a word of its own, from what Ray says of it."""
-    if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
+    if LOW_ON_MEMORY in text:  # of Ray's OutOfMemoryError only the text is kept
         return "out of memory: Ray ended its process as its node ran low on memory"
     return "its process died (killed, out of memory, or its node was lost)"
 
