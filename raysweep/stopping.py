@@ -6,7 +6,6 @@ steps, saves a checkpoint and leaves. A mark there, because trials may run in ot
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -16,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from raysweep.__main__ import INTERRUPTED
 from raysweep.store import Store, reason
-from raysweep.terminal import say_at_once
+from raysweep.terminal import end_process, say_at_once
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two looks for the mark; in a bucket each is a request
 GRACE_SECONDS = 20.0
@@ -177,8 +177,7 @@ class Stopping:
 
 def leave_at_once(resume: str) -> None:
     """End this process where it stands: the trials have saved what they could, and whatever hangs is not needed."""
-    say_at_once(f"interrupted before all trials could save a checkpoint; resume with: {resume}")
-    os._exit(130)
+    end_process(INTERRUPTED, f"interrupted before all trials could save a checkpoint; resume with: {resume}")
 
 
 def watch(mark: Mark) -> Callable[[], bool]:

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,6 +104,15 @@ def say_at_once(text: str) -> None:
     """Write one line to standard error from a signal handler or a thread, where a buffered stream may be in use."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def end_process(status: int, text: str) -> NoReturn:
+    """Write one line to standard error and end this process where it stands; threads and libraries may hang."""
+    if os.isatty(1):
+        with suppress(OSError):
+            os.write(1, b"\x1b[?25h")  # a live display hides the cursor
+    say_at_once(text)
+    os._exit(status)
 
 
 def make_console() -> Console:

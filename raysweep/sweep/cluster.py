@@ -55,6 +55,14 @@ def quieten() -> None:
         handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))
 
 
+_own_session: Path | None = None
+
+
+def own_session() -> Path | None:
+    """Directory of the Ray session that this process started; None where it uses another cluster."""
+    return _own_session
+
+
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
     """Attach to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
 
@@ -71,7 +79,7 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
         if address is not None:
             knock(address)
         with nullcontext() if address is None else held_back(), imports_from_our_folder(), keeping_signals():
-            ray.init(
+            context: Any = ray.init(
                 address=address or "local",
                 num_cpus=None if address else cpus.count,
                 include_dashboard=None if address else False,  # nobody looks at it, and it costs a second
@@ -88,6 +96,8 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
                 f"node to ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it"
             ) from None
         raise InputError(f"the Ray cluster at {address} cannot be used: {reason} (is it up?)") from None
+    global _own_session
+    _own_session = Path(context.address_info["session_dir"]) if address is None else None
     words = plan([node["Resources"] for node in alive_nodes()], resources, most)
     if address is None and cpus.source:
         words += f" ({cpus.count} of {os.cpu_count()} CPUs: {cpus.source})"

@@ -31,6 +31,7 @@ from raysweep.space import Sweep, Trial
 from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
 from raysweep.sweep import cluster
+from raysweep.sweep.health import HeadWatch, StartWatch, explain_late_workers
 from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
 from raysweep.temporary import temporary_directory
 from raysweep.view import View
@@ -104,7 +105,8 @@ def run(
 
             proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
         try:
-            run_parts(trainable, sweep, pending, scheduler, proposer, stop, seen)
+            with HeadWatch(stopping, lambda: not seen.running, cluster.own_session() is not None):
+                run_parts(trainable, sweep, pending, scheduler, proposer, stop, seen)
         except RuntimeError as fault:  # Tune raises this one from any of Ray's errors that it does not expect
             if not isinstance(fault.__cause__, RayError) or not seen.running:
                 raise
@@ -304,6 +306,7 @@ class Stop(tune.Stopper):
 
     def __init__(self, stopping: Stopping, watch: Watch, lookout: cluster.Lookout) -> None:
         self.stopping, self.watch, self.lookout = stopping, watch, lookout
+        self.start = StartWatch()
         self.leaving: set[str] = set()
         """The trials that must save a checkpoint before the sweep ends."""
 
@@ -318,6 +321,8 @@ class Stop(tune.Stopper):
     def stop_all(self) -> bool:
         """Asked by Tune over and over."""
         # Those in several processes count as running while they wait for them.
+        if self.start.is_late(bool(self.watch.running or self.watch.done)):
+            self.watch.view.note(explain_late_workers(cluster.own_session()))
         if self.lookout.begins_to_wait(bool(self.watch.running) and self.lookout.resources.workers == 1):
             self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
