@@ -212,7 +212,7 @@ def sweep_command(arguments: list[str]) -> int:
     store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, {}, parsed, console)
     store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
-    with breaking_off(store, parsed), store.lock():
+    with store.lock(), breaking_off(store, parsed):
         tell(console, f"{store.place}: {sweep.total} trials, {plan}")
         sweep = run_trials(sweep, store, datasets, [], parsed, console)
         return conclude_run(sweep, store, parsed, console)
@@ -234,7 +234,7 @@ def resume(parsed: argparse.Namespace) -> int:
 
     warnings.showwarning = show_warning
     console, store = make_console(), Store(parsed.resume)
-    with breaking_off(store, parsed), store.lock():
+    with store.lock():
         _, before = Store.open(store.place)  # another process may have gone on with it until now
         sweep = extended(before, store, parsed)
         added = sweep.total - before.total
@@ -255,8 +255,9 @@ def resume(parsed: argparse.Namespace) -> int:
             say("warning: other resources than before: results on other threads, or a GPU, differ in their last digits")
         new = f" ({added} new)" if added else ""
         tell(console, f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {plan}")
-        sweep = run_trials(sweep, store, datasets, kept, parsed, console)
-        return conclude_run(sweep, store, parsed, console)
+        with breaking_off(store, parsed):
+            sweep = run_trials(sweep, store, datasets, kept, parsed, console)
+            return conclude_run(sweep, store, parsed, console)
 
 
 def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:

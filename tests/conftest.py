@@ -2,7 +2,7 @@
 
 import io
 import os
-import runpy
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 def here(program, *arguments, cwd, **environment):
     """The real command, run in this process, where torch is imported already: that takes 4 s of a core otherwise.
 
-    For whatever is neither killed nor on Ray. `program` is `run_sweep.py`, which is executed, or `raysweep`.
+    For whatever is neither killed nor on Ray. `program` is `run_sweep.py` or `raysweep`.
     """
     argv, out, err = [str(ROOT / program), *map(str, arguments)], io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
@@ -39,14 +39,20 @@ def here(program, *arguments, cwd, **environment):
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
-            if program == "run_sweep.py":
-                runpy.run_path(argv[0], run_name="__main__")
-            status = cli.main()
+            status = cli.main(["sweep", *argv[1:]] if program == "run_sweep.py" else argv[1:])
         except SystemExit as end:
             status = end.code
         finally:
             urllib.request.install_opener(None)  # it would keep the proxies of this environment
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
+def resume_command(place, *options):
+    """The command that `run_sweep.py`, run as a program of its own, prints for resuming the sweep at `place`."""
+    return shlex.join([sys.executable, str(ROOT / "run_sweep.py"), "--resume", str(place), *options])
+
+
+STOPPING = "stopping: trials are saving checkpoints; press Ctrl-C again to quit without saving"
 
 
 @pytest.fixture

@@ -536,7 +536,9 @@ def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undis
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == f"interrupted; go on with: run_sweep.py --resume {place}"
+    assert err.splitlines()[-1] == (
+        f"interrupted; resume with: {sys.executable} -m raysweep.cli sweep --resume {place} --address {node}"
+    )
     resume = ["sweep", "--resume", place, "--address", node]
     process = command(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
     _, err = process.communicate(timeout=240)

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from tests.conftest import ROOT, here
+from tests.conftest import ROOT, STOPPING, here, resume_command
 from tests.sweep.nodes import wait_for
 
 QUICK = ["--usl_epochs", "2", "--le_epochs", "3", "--probe_every", "1", "--images_every", "2"]
@@ -58,15 +58,15 @@ def start(*arguments, cwd, **environment):
     return subprocess.Popen(program, cwd=cwd, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def interrupt(process, trial):
+def interrupt(process, trial, *options):
     """Ctrl-C once the trial has a checkpoint; the command exits with 130 and says how to go on."""
     wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines() == [
-        "stopping: trials save a checkpoint; once more to stop without",
-        "interrupted; go on with: run_sweep.py --resume runs/long",
+        STOPPING,
+        f"interrupted; resume with: {resume_command('runs/long', *options)}",
     ]
 
 
@@ -250,7 +250,7 @@ def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
 
 def test_ctrl_c_without_ray_does_the_same(tmp_path):
     process = start(*LONG, "--local", cwd=tmp_path)
-    interrupt(process, tmp_path / "runs" / "long" / "seed=0")
+    interrupt(process, tmp_path / "runs" / "long" / "seed=0", "--local")
     text = (tmp_path / "runs" / "long" / "sweep.yaml").read_text()
     (tmp_path / "runs" / "long" / "sweep.yaml").write_text(text.replace("usl_lr: 0.0001", "usl_lr: 0.5"))
     changed = alone("--resume", "runs/long", cwd=tmp_path)
