@@ -29,7 +29,7 @@ from raysweep.space import Sweep, Trial
 from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
 from raysweep.sweep import cluster
-from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
+from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler, recall_evaluations
 from raysweep.view import View
 
 if TYPE_CHECKING:  # it imports torch, which the driver does not need
@@ -77,6 +77,8 @@ def run(
     }
     ended = None  # kept for a searcher alone: those of 100,000 trials would take 1 GB
     scheduler = make_scheduler(sweep)
+    if scheduler is not None:
+        recall_evaluations(scheduler, sweep, results)
     proposer = None
     if sweep.tune.searcher == "optuna":
         from raysweep.sweep.searcher import Proposer, Queue  # Optuna need not be installed
