@@ -88,9 +88,11 @@ def run(
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
     seen = Watch(datasets, results, ended, earlier, scheduler, view)
     stop = Stop(stopping, seen, cluster.Lookout(sweep.resources))
+    callbacks: list[tune.Callback] = [seen]
     if parallel:
-        from raysweep.sweep.workers import run_parallel_trial
+        from raysweep.sweep.workers import Freeing, run_parallel_trial
 
+        callbacks.append(Freeing(stopping.token, sweep.resources))
         trainable = shared(run_parallel_trial, {**parameters, "resources": sweep.resources}, sweep)
     else:
         trainable = shared(run_trial, parameters, sweep)
@@ -102,7 +104,7 @@ def run(
         part = pending[start : start + size]
         # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
         with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
-            make_tuner(trainable, sweep, part, Path(state), scheduler, proposer, stop, [seen]).fit()
+            make_tuner(trainable, sweep, part, Path(state), scheduler, proposer, stop, callbacks).fit()
     return sweep if proposer is None else proposer.queue.sweep
 
 
@@ -414,11 +416,16 @@ def broke_off(trial: Any) -> str:
     return died(last)
 
 
-def died(text: str) -> str:
-    """How a process came to its end without a word of its own, from what Ray says of it."""
+def died(text: str, who: str = "its process") -> str:
+    """How a process came to its end without a word of its own, from what Ray says of it.
+
+    Args:
+        text: what Ray says.
+        who: the process, in a word that begins the sentence.
+    """
     if "low on memory" in text:  # of Ray's OutOfMemoryError only the text is kept
-        return "out of memory: Ray ended its process as its node ran low on memory"
-    return "its process died (killed, out of memory, or its node was lost)"
+        return f"out of memory: Ray ended {who} as its node ran low on memory"
+    return f"{who} died (killed, out of memory, or its node was lost)"
 
 
 class Broken(Exception):
