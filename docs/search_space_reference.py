@@ -56,7 +56,9 @@ A setting swept where it has no effect is an error: its trials would repeat one 
 They compare trials by pretraining epoch, so an evaluation must come before the last epoch (`probe_every`), and what
 is swept must leave the evaluation alike. The random encoder is neither compared nor stopped, and no trial is stopped
 at its last epoch. A stopped trial has the status `stopped`: a row in `results.csv` with its last metrics and no test
-score. It is in no mean, and a resume does not run it again. A resume compares only the trials that it runs.
+score. It is in no mean, and a resume does not run it again. A resume first reads the evaluations of all earlier trials
+from their event files, so that it compares trials as the uninterrupted sweep would have done. A trial of which an
+evaluation is missing there is no longer compared.
 
 `tune.searcher: optuna` chooses the points: `tune.num_samples` of them, by Optuna's TPE over `choice`, `uniform`,
 `loguniform` and `randint`. A grid is run as a whole, so that of `seed` is the only one: every point runs with every

@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
@@ -124,6 +125,45 @@ def end_stopped(directory: Path, attempt: int) -> None:
         writer = RecordWriter(file)
         for event in (Event(wall_time=time.time(), file_version="brain.Event:2"), session_end("STATUS_SUCCESS")):
             writer.write(event.SerializeToString())
+
+
+def read_scalar(directory: Path, tag: str, every: int) -> dict[int, float]:
+    """Read one metric of a trial back from its event files.
+
+    TensorBoard's own reader computes the checksum of every picture in Python, at 2 MB/s. This one skips the records
+    that do not name the metric. It reads a file that was cut off, or is damaged, up to that record.
+
+    Args:
+        directory: the trial's.
+        tag: the metric's name.
+        every: steps that are no multiple of it are left out.
+
+    Returns:
+        The metric, in single precision, by step.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    points: dict[int, float] = {}
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        with open(path, "rb") as file:
+            # A record is the content's size in 8 bytes, their checksum in 4, the content, and its checksum in 4.
+            while checked(size := file.read(8), file.read(4)):
+                content, checksum = file.read(int.from_bytes(size, "little")), file.read(4)
+                if tag.encode() in content:
+                    if not checked(content, checksum):
+                        break
+                    event = Event.FromString(content)
+                    for value in event.summary.value:
+                        if value.tag == tag and event.step % every == 0:
+                            points[event.step] = value.simple_value
+    return points
+
+
+def checked(content: bytes, checksum: bytes) -> bool:
+    """Whether the checksum is the one that `RecordWriter` writes after this content."""
+    expected: bytes = masked_crc32c(content).to_bytes(4, "little")
+    return checksum == expected
 
 
 def image_grid(rows: Sequence[NDArray[np.float32]], scale: int) -> NDArray[np.uint8]:

@@ -280,16 +280,20 @@ class Work:
                         end = at
                         break
                     leaving = stop()
+                    # Before it is saved: a trial whose process died between the two would go on from that checkpoint
+                    # after an evaluation of which no scheduler has heard.
+                    if at is not None and not leaving:
+                        report(at)
                     if leaving or due():
                         begun = time.perf_counter()
                         self._save()
                         saved()  # into a bucket it takes longer than to write it
                         self.last_save = time.perf_counter()
                         self.save_cost = self.last_save - begun
-                    if leaving:
+                    if leaving:  # which must not wait for anything before the checkpoint
+                        if at is not None and at.evaluated:
+                            report(at)
                         return None
-                    if at is not None:
-                        report(at)
             self.events.end(finished=True)  # one that was stopped has not failed
             return end
         except Diverged as fault:

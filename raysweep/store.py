@@ -307,6 +307,11 @@ class Store:
         elif self._mirror is not None:
             self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
 
+    def pull_events(self) -> None:
+        """Bring over the event files of all trials from a bucket; raises OSError if it does not answer."""
+        if self._mirror is not None:
+            self._mirror.pull(lambda name: name.rpartition("/")[2].startswith("events.out.tfevents."))
+
     def push(self) -> None:
         """Bring `sweep.yaml` and the report into a bucket; raises OSError if it does not take them."""
         if self._mirror is not None:

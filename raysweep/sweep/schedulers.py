@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from raysweep.space import Sweep
+from raysweep.space import Sweep, Trial
+from raysweep.store import Store, reason
 
 EPOCH = "epoch"
 """In a trial's report: the pretraining epoch that it has just been evaluated after. Other reports lack it."""
@@ -41,11 +46,21 @@ def make_scheduler(sweep: Sweep) -> ByEvaluation | None:
     return ByEvaluation(tune.scheduler, scheduler, sweep.stop_metric)
 
 
-class ByEvaluation(FIFOScheduler):
-    """Passes on to a scheduler the online evaluations of trials that pretrain, each once, and what it decides.
+@dataclass(frozen=True)
+class Competitor:
+    """A trial as Ray's schedulers know it: by its name, which a resume keeps, where Tune gives it another id."""
 
-    A random encoder is never evaluated online, so never compared. Nor is a trial stopped at its last epoch, when little
-    of it is left.
+    trial_id: str
+
+
+class ByEvaluation(FIFOScheduler):
+    """Passes the online evaluations of trials that pretrain on to a scheduler, each once, and returns its decisions.
+
+    Trials are compared after equally many epochs. The scheduler puts an evaluation into the highest rung that its epoch
+    has passed, and averages over all evaluations that it was told. So it must be told all of them, from the first on: a
+    trial of which an earlier evaluation is unknown is no longer compared. Nor is an evaluation after a last epoch that
+    is not a multiple of `probe_every`, since longer trials have none of that epoch. A random encoder is never evaluated
+    online. No trial is stopped at its last epoch, when little of it is left.
 
     Args:
         name: the scheduler's, as the search space has it.
@@ -56,7 +71,8 @@ class ByEvaluation(FIFOScheduler):
     def __init__(self, name: str, scheduler: FIFOScheduler, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.name, self.scheduler, self.measure = name, scheduler, metric
-        self.newest: dict[str, dict[str, Any]] = {}
+        self.newest: dict[str, int] = {}
+        """The epoch of each trial's newest evaluation that the scheduler was told, by the trial's name."""
         self.reasons: dict[str, str] = {}
         """Why a trial was stopped, by its name."""
 
@@ -64,35 +80,70 @@ class ByEvaluation(FIFOScheduler):
         """Nothing: Tune pickles it to restore a run, which is never done here (the store is the truth)."""
         return {}
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """It waits."""
-        self.scheduler.on_trial_add(tune_controller, trial)
+    def recall(self, trial: Trial, evaluations: Mapping[int, float]) -> None:
+        """Tell the scheduler what a trial scored in earlier runs of the sweep. This stops no trial.
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """It broke off for the last time."""
-        self.scheduler.on_trial_error(tune_controller, trial)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """It ended without running."""
-        self.scheduler.on_trial_remove(tune_controller, trial)
+        Args:
+            trial: one that ended, or one that is to go on.
+            evaluations: the metric after each evaluated epoch.
+        """
+        for epoch, value in sorted(evaluations.items()):
+            if self._is_next(trial, epoch):
+                self._record(trial, self._evaluation(epoch, value))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """It reported: whether it goes on."""
-        of = trial.config["trial"]
-        before = self.newest.get(of.name, {}).get(EPOCH, 0)
-        if result.get(EPOCH, 0) <= before:  # no evaluation; or one that a trial repeats since its last checkpoint
+        """Decide whether a trial that has reported goes on."""
+        ours: Trial = trial.config["trial"]
+        epoch = result.get(EPOCH, 0)
+        if self.measure not in result or not self._is_next(ours, epoch):
             return str(TrialScheduler.CONTINUE)
-        self.newest[of.name] = result
-        if result[EPOCH] >= of.settings.pretrain_epochs:
+        evaluation = self._evaluation(epoch, result[self.measure])
+        if epoch >= ours.settings.pretrain_epochs:
+            self._record(ours, evaluation)
             return str(TrialScheduler.CONTINUE)
-        decision = str(self.scheduler.on_trial_result(tune_controller, trial, result))
+        competitor = Competitor(ours.name)
+        self.scheduler.on_trial_add(tune_controller, competitor)  # type: ignore[arg-type]
+        decision = str(self.scheduler.on_trial_result(tune_controller, competitor, evaluation))  # type: ignore[arg-type]
         if decision == TrialScheduler.STOP:
             value = f"{self.measure} {result[self.measure]:.4f}"
-            self.reasons[of.name] = f"stopped by {self.name} after epoch {result[EPOCH]}: {value}"
+            self.reasons[ours.name] = f"stopped by {self.name} after epoch {epoch}: {value}"
         return decision
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """It ended, or was stopped."""
-        newest = self.newest.get(trial.config["trial"].name)
-        if newest is not None:
-            self.scheduler.on_trial_complete(tune_controller, trial, newest)
+    def _is_next(self, trial: Trial, epoch: int) -> bool:
+        """Whether a trial's evaluation follows the one before, and note it.
+
+        False for a report without an evaluation, for an evaluation that a trial repeats since its last checkpoint, and
+        for one before which others are missing.
+        """
+        if epoch == 0 or epoch != self.newest.get(trial.name, 0) + trial.settings.probe_every:
+            return False
+        self.newest[trial.name] = epoch
+        return True
+
+    def _evaluation(self, epoch: int, value: float) -> dict[str, Any]:
+        """An evaluation as the scheduler is told it: in the precision of event files, or equal scores would differ."""
+        return {EPOCH: epoch, self.measure: float(np.float32(value))}
+
+    def _record(self, trial: Trial, evaluation: dict[str, Any]) -> None:
+        """Tell the scheduler an evaluation about which nothing is to be decided, as that of a trial that ends there."""
+        competitor: Any = Competitor(trial.name)
+        self.scheduler.on_trial_add(None, competitor)  # type: ignore[arg-type]
+        self.scheduler.on_trial_complete(None, competitor, evaluation)  # type: ignore[arg-type]
+
+
+def recall_evaluations(scheduler: ByEvaluation, sweep: Sweep, results: Store) -> None:
+    """Tell a scheduler what the trials of a sweep scored in its earlier runs, from their event files.
+
+    Without that a trial that goes on would be compared by a late epoch with what others scored after an early one.
+    Where the evaluations cannot be read, trials of earlier runs are not compared, and a warning says so.
+    """
+    try:
+        results.pull_events()
+        for trial in sweep.trials:
+            directory = results.trial(trial.name)
+            if trial.settings.probe_every and any(directory.glob("events.out.tfevents.*")):
+                from raysweep.events import read_scalar  # which takes a second, and a new sweep does without
+
+                scheduler.recall(trial, read_scalar(directory, scheduler.measure, trial.settings.probe_every))
+    except OSError as fault:
+        warnings.warn(f"trials of earlier runs are not compared: {reason(fault)}", stacklevel=2)

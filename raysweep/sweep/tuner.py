@@ -32,7 +32,7 @@ from raysweep.stopping import Mark, Stopping, watch
 from raysweep.store import Result
 from raysweep.sweep import cluster
 from raysweep.sweep.health import HeadWatch, StartWatch, explain_late_workers
-from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler
+from raysweep.sweep.schedulers import EPOCH, ByEvaluation, make_scheduler, recall_evaluations
 from raysweep.temporary import temporary_directory
 from raysweep.view import View
 
@@ -87,17 +87,21 @@ def run(
     if sweep.tune.searcher == "optuna":
         ended = {result.trial: result for result in kept}
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
+    seen = Watch(datasets, results, ended, earlier, view)
+    stop = Stop(stopping, seen, cluster.Lookout(sweep.resources))
+    callbacks: list[tune.Callback] = [seen]
     if parallel:
-        from raysweep.sweep.workers import run_parallel_trial
+        from raysweep.sweep.workers import Freeing, run_parallel_trial
 
+        callbacks.append(Freeing(stopping.token, sweep.resources))
         trainable = shared(run_parallel_trial, {**parameters, "resources": sweep.resources}, sweep)
     else:
         trainable = shared(run_trial, parameters, sweep)
-    seen = Watch(datasets, results, ended, earlier, view)
-    stop = Stop(stopping, seen, cluster.Lookout(sweep.resources))
     broken: Counter[str] = Counter()
     while True:
         scheduler = make_scheduler(sweep)
+        if scheduler is not None:
+            recall_evaluations(scheduler, sweep, results)
         seen.scheduler = scheduler
         proposer = None
         if ended is not None:
@@ -106,7 +110,7 @@ def run(
             proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
         try:
             with HeadWatch(stopping, lambda: not seen.running, cluster.own_session() is not None):
-                run_parts(trainable, sweep, pending, scheduler, proposer, stop, seen)
+                run_parts(trainable, sweep, pending, scheduler, proposer, stop, callbacks)
         except RuntimeError as fault:  # Tune raises this one from any of Ray's errors that it does not expect
             if not isinstance(fault.__cause__, RayError) or not seen.running:
                 raise
@@ -129,7 +133,7 @@ def run_parts(
     scheduler: ByEvaluation | None,
     proposer: Searcher | None,
     stop: Stop,
-    seen: Watch,
+    callbacks: Sequence[tune.Callback],
 ) -> None:
     """Run the pending trials, `PART` of them in one run of Tune, or all where trials are compared with one another."""
     alone = scheduler is None and proposer is None
@@ -140,7 +144,7 @@ def run_parts(
         part = pending[start : start + size]
         # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
         with temporary_directory() as state:
-            make_tuner(trainable, sweep, part, state, scheduler, proposer, stop, [seen]).fit()
+            make_tuner(trainable, sweep, part, state, scheduler, proposer, stop, callbacks).fit()
 
 
 def slots(sweep: Sweep) -> int:
@@ -499,11 +503,16 @@ def broke_off(trial: Any) -> str:
     return died(last)
 
 
-def died(text: str) -> str:
-    """How a process came to its end without a word of its own, from what Ray says of it."""
+def died(text: str, who: str = "its process") -> str:
+    """How a process came to its end without a word of its own, from what Ray says of it.
+
+    Args:
+        text: what Ray says.
+        who: the process, in a word that begins the sentence.
+    """
     if LOW_ON_MEMORY in text:  # of Ray's OutOfMemoryError only the text is kept
-        return "out of memory: Ray ended its process as its node ran low on memory"
-    return "its process died (killed, out of memory, or its node was lost)"
+        return f"out of memory: Ray ended {who} as its node ran low on memory"
+    return f"{who} died (killed, out of memory, or its node was lost)"
 
 
 class Broken(Exception):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.train import (
     ControllerError,
     FailureConfig,
@@ -21,11 +22,13 @@ from ray.train import (
     get_context,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from raysweep.space import Resources
+from raysweep.space import Resources, Trial
 from raysweep.store import reason
 from raysweep.sweep.desk import Desk
 from raysweep.sweep.tuner import Broken, How, attempt, died
+from raysweep.temporary import temporary_directory
 
 
 def run_parallel_trial(
@@ -36,11 +39,10 @@ def run_parallel_trial(
 ) -> None:
     """The function trainable: one trial, led from the first of its workers, whose reports are passed on to Tune."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    each = resources_of_a_worker(config["trial"], how.token, resources)
+    free(each)  # of an attempt whose process was killed
     desk: Any = ray.remote(num_cpus=0)(Desk).remote()
-    each: dict[str, float] = {"CPU": resources.cpu}
-    if how.gpu:
-        each["GPU"] = resources.gpu
-    with tempfile.TemporaryDirectory(prefix="raysweep-") as state, ThreadPoolExecutor(1) as thread:
+    with temporary_directory() as state, ThreadPoolExecutor(1) as thread:
         trainer = TorchTrainer(
             work,
             train_loop_config={
@@ -56,7 +58,7 @@ def run_parallel_trial(
             # A trial that fails is begun again by Tune, from its own checkpoint.
             run_config=RunConfig(
                 name="workers",
-                storage_path=state,
+                storage_path=str(state),
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # type: ignore[call-arg]
             ),
         )
@@ -67,10 +69,14 @@ def run_parallel_trial(
                 if report is not None:
                     tune.report(report)  # SystemExit where the trial was stopped
                     ray.get(desk.answer.remote())
+        except RayActorError as fault:  # the workers break off at their next report, and this waits for them
+            raise Broken(died(str(fault), "the process that passes on its reports")) from None
         finally:
             desk.close.remote()
         try:
             workers.result()
+        except RayActorError as fault:
+            raise Broken(died(str(fault), "Ray Train's controller")) from None
         except ControllerError as fault:  # the workers never came to work together
             raise Broken(reason(fault.controller_failure)) from None
         except TrainingFailedError as fault:
@@ -79,6 +85,54 @@ def run_parallel_trial(
                 if rank not in told:  # the others lost their connection to it
                     raise Broken(died(str(failure))) from None
             raise Broken(next(iter(told.values()), died(str(fault)))) from None
+        finally:
+            free(each)
+
+
+def resources_of_a_worker(trial: Trial, token: str, resources: Resources) -> dict[str, float]:
+    """What Ray Train asks for for each worker of a trial, by which its placement group is found again.
+
+    Ray Train's controller makes that group, without a name, and where the controller or the trial's own process was
+    killed, it keeps its cores until the sweep ends: the trial would wait for them for ever. Every node has some MB of
+    memory to spare, and how many bytes of them a group asks for says whose it is.
+
+    Args:
+        trial: the trial.
+        token: tells the runs of sweeps on one cluster apart.
+        resources: those of the sweep.
+    """
+    digest = hashlib.sha256(f"{token} {trial.name}".encode()).digest()
+    each: dict[str, float] = {"CPU": resources.cpu, "memory": 2 + int.from_bytes(digest[:3], "big")}  # Tune asks for 1
+    if resources.gpu:
+        each["GPU"] = resources.gpu
+    return each
+
+
+def free(each: Mapping[str, float]) -> None:
+    """Remove the placement groups of workers with these resources, which ends the workers, if there are any."""
+    for name, group in placement_group_table().items():
+        if group["state"] != "REMOVED" and each in group["bundles"].values():
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
+class Freeing(tune.Callback):
+    """Frees what a trial's workers had where the trial's own process died and cannot.
+
+    Args:
+        token: the run's.
+        resources: those of the sweep.
+    """
+
+    def __init__(self, token: str, resources: Resources) -> None:
+        self.token, self.resources = token, resources
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its attempt broke off; it will go on."""
+        free(resources_of_a_worker(trial.config["trial"], self.token, self.resources))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its last attempt broke off."""
+        free(resources_of_a_worker(trial.config["trial"], self.token, self.resources))
 
 
 def work(config: dict[str, Any]) -> None:
