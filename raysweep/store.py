@@ -942,12 +942,14 @@ def load_encoder(path: Path) -> SavedEncoder:
     file = encoder_file(path)
     saved = load_plain(file)
     try:
-        weights = saved["state"]["encoder"] if "state" in saved else saved["encoder"]  # a training checkpoint, or not
+        weights = dict(saved.get("state", saved))["encoder"]  # of a training checkpoint, or of `save_encoder`
         check_weights(weights, file)
         description = describe(saved["settings"], weights) if "state" in saved else saved
         architecture = description.get("architecture", "conv6")  # older files do not say it: there was no other
         channels, image_size, embedding_dim = (description[n] for n in ("channels", "image_size", "embedding_dim"))
-    except (LookupError, TypeError, AttributeError, StopIteration):
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as fault:
+        if isinstance(fault, InputError):  # which says more
+            raise
         raise InputError(f"{file}: is not a checkpoint of raysweep: it holds no encoder") from None
     known = get_args(Settings.model_fields["encoder"].annotation)
     if architecture not in known:
@@ -1028,7 +1030,9 @@ def load_plain(file: Path) -> dict[str, Any]:
                         intact = archive.testzip() is None  # PyTorch writes these sums but does not look at them
                 if intact:
                     opened.seek(0)
-                    saved = torch.load(opened, map_location="cpu", weights_only=True)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # PyTorch warns of kinds of tensors that are refused anyway
+                        saved = torch.load(opened, map_location="cpu", weights_only=True)
                     if isinstance(saved, dict):
                         return saved
                     reason = "it holds no encoder"
