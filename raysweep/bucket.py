@@ -18,7 +18,6 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -33,6 +32,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from raysweep.config import suggest
 from raysweep.errors import InputError
+from raysweep.files import UNSUPPORTED, replacing
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 """Of stores whose objects appear only when they are complete. s3 is what the tests run against."""
@@ -46,6 +46,10 @@ CLAIM = "attempt.json"
 
 T = TypeVar("T")
 Wanted = Callable[[str], bool]
+
+
+class Held(InputError):
+    """Another process holds what this one wants."""
 
 
 class Replaced(OSError):
@@ -375,13 +379,13 @@ class Mirror:
         self._pushed = time.monotonic()
 
     def _here(self, wanted: Wanted) -> dict[str, Path]:
-        """The wanted files of the copy, by their path in it."""
+        """The wanted files of the copy, by their path in it; nothing that is not a regular file."""
         files = {}
         for folder, folders, names in os.walk(self.local):
             folders[:] = [each for each in folders if not hidden(each)]
             for path in (Path(folder, name) for name in names):
                 name = path.relative_to(self.local).as_posix()
-                if not hidden(path.name) and wanted(name):
+                if not hidden(path.name) and wanted(name) and path.is_file():
                     files[name] = path
         return files
 
@@ -392,16 +396,9 @@ class Mirror:
             raise InputError(f"{self.bucket}: the object {name!r} would lie outside of {self.local}")
         content = self.bucket.read(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)
-            set_time(Path(temporary), info)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path, durable=False) as file:
+            file.write(content)
+        set_time(path, info)
 
 
 def unchanged(path: Path, info: Info) -> bool:
@@ -411,8 +408,15 @@ def unchanged(path: Path, info: Info) -> bool:
 
 
 def set_time(path: Path, info: Info) -> None:
-    """Mark a local file as what the object holds: the next change gives it a time of its own."""
-    os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
+    """Mark a local file as what the object holds: the next change gives it a time of its own.
+
+    Where the file system refuses that, the file counts as changed and is fetched or sent again.
+    """
+    try:
+        os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
+    except OSError as fault:
+        if fault.errno not in (*UNSUPPORTED, errno.EPERM):
+            raise
 
 
 def fetch_encoder(uri: str) -> Path:
@@ -447,7 +451,7 @@ def hold(folder: Bucket, token: str, dead: str) -> Iterator[None]:
         dead: that of a process which is known to be no more.
 
     Raises:
-        InputError: another process holds it.
+        Held: another process holds it.
     """
     content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
     if dead:
@@ -460,7 +464,7 @@ def hold(folder: Bucket, token: str, dead: str) -> Iterator[None]:
         for other, info in contenders.items():
             left = STALE - (contenders[token].mtime_ns - info.mtime_ns) / 1e9
             if other != token and left > 0:
-                raise InputError(
+                raise Held(
                     f"{folder.uri}: another process{holder(folder, other)} is running this sweep; if it is no more, "
                     f"try again in {math.ceil(left)} s"
                 )

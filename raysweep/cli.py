@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from importlib import import_module
@@ -27,9 +27,19 @@ from raysweep.__main__ import INTERRUPTED
 from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
 from raysweep.errors import InputError
+from raysweep.files import existing_ancestor
 from raysweep.space import Sweep
 from raysweep.stopping import Stopping
-from raysweep.store import Result, Store, check_writable, existing_ancestor, note_traceback, protocol_difference, reason
+from raysweep.store import (
+    TAKE_SECONDS,
+    Result,
+    Store,
+    candidates,
+    check_writable,
+    note_traceback,
+    protocol_difference,
+    reason,
+)
 from raysweep.terminal import make_console, output_is_lost, redraws, resume_command
 
 if TYPE_CHECKING:
@@ -211,8 +221,9 @@ def sweep_command(arguments: list[str]) -> int:
 
     store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, {}, parsed, console)
-    store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
-    with store.lock(), breaking_off(store, parsed):
+    # Another process may have taken the name meanwhile: from here on the store is the one that was made.
+    store = store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
+    with store.lock(wait=TAKE_SECONDS), breaking_off(store, parsed):
         tell(console, f"{store.place}: {sweep.total} trials, {plan}")
         sweep = run_trials(sweep, store, datasets, [], parsed, console)
         return conclude_run(sweep, store, parsed, console)
@@ -361,6 +372,12 @@ def run_trials(
         early.cancel()
         if stopping.interrupted:
             raise KeyboardInterrupt
+    if not store.present():
+        say(
+            f"{shown_place(store)}: the results directory was removed, renamed or replaced while its trials ran, so "
+            f"nothing more was written; if it has another name now, go on with: --resume and that name"
+        )
+        raise SystemExit(SOME_FAILED)
     if stopping.since is not None and sweep.tune.time_budget is not None:
         say(f"the time budget of {sweep.tune.time_budget:g} s is used up")
     return sweep
@@ -493,8 +510,11 @@ def report_command(arguments: list[str]) -> int:
     from raysweep import report
 
     made = report.read_several(opened)
-    directory = Path(parsed.output) if parsed.output is not None else Store.plan(roots[0].parent, None, made.name).root
-    report.build_comparison(made, directory)
+    directories: Iterable[Path] = [Path(parsed.output or "")]
+    if parsed.output is None:
+        check_writable(roots[0].parent)
+        directories = (roots[0].parent / name for name in candidates(None, made.name))
+    directory = report.build_comparison(made, directories)
     show_report(made, directory, make_console())
     return tell_state(made, directory)
 

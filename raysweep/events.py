@@ -23,7 +23,7 @@ from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from raysweep.store import replacing, write_atomically
+from raysweep.files import replacing, write_atomically
 
 COMPONENTS = 50
 """Of the projector's points: 8,192 columns of text would be 50 MB for 500 images, and the page does a PCA anyway."""

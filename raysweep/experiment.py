@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -110,6 +110,7 @@ def run(
         ranks: the processes of a data-parallel trial; this one leads, and the others `follow`.
     """
     assert ranks.lead
+    store.set_result_aside(directory, trial.name)
     done = store.read_result(directory)
     if done is not None and done.status != "failed":  # its worker died between the result and the last report
         store.remove_checkpoints(directory)
@@ -182,7 +183,7 @@ def device_of(gpu: bool) -> torch.device:
 class End:
     """How a trial ended by itself."""
 
-    status: str
+    status: Literal["finished", "failed", "stopped"]
     """Of its `store.Result`."""
     reason: str | None = None
 

@@ -47,6 +47,8 @@ def run(
         except Replaced:  # by another process, which says how it ends
             result = None
         except Exception as fault:
+            if not results.present():
+                return  # the command says so
             # The trial's traceback is in its error.txt already. What came after its result takes nothing from that.
             result = results.result(trial.name)
             if result is None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from raysweep import __version__, data, store
 from raysweep.errors import Diverged, InputError
+from raysweep.files import irregular, replacing
 
 if TYPE_CHECKING:
     from raysweep.models import Encoder
@@ -201,6 +202,9 @@ def listed(images: Path) -> tuple[Path, list[Path]]:
     if not images.exists():
         raise InputError(f"{images}: no such folder or image")
     if not images.is_dir():
+        kind = irregular(images)
+        if kind is not None:
+            raise InputError(f"{images}: is {kind}; give a folder of images, or one image")
         return images.parent, [images]
     paths = list(data.images_below(images))
     if not paths:
@@ -234,7 +238,7 @@ def check_output(path: Path, endings: tuple[str, ...]) -> None:
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears as `path` where the block ends, complete or not at all."""
     try:
-        with store.replacing(path) as file:
+        with replacing(path) as file:
             yield file
             check_output(path, (path.suffix.lower(),))  # it may have been made meanwhile
     except OSError as fault:

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from raysweep import figures
 from raysweep.config import BLOCKS, METRICS, SETTINGS, about, has_effect
 from raysweep.errors import InputError
 from raysweep.figures import BLOCK_SCORES
+from raysweep.files import make_directory, write_atomically
 from raysweep.space import Sweep, shorten
 from raysweep.statistics import (
     COLUMNS,
@@ -38,7 +39,7 @@ from raysweep.statistics import (
     rank,
     shown_scores,
 )
-from raysweep.store import Result, Store, attempts, write_atomically
+from raysweep.store import Result, Store, attempts
 
 MOST_PAIRED = 50
 """Of more points than this, only the pairs with the best one are written down."""
@@ -159,18 +160,25 @@ def build(store: Store, sweep: Sweep) -> Report:
     return made
 
 
-def build_comparison(made: Report, directory: Path) -> None:
-    """Write the same, `results.csv` aside, of several sweeps, into a directory that is made for it.
+def build_comparison(made: Report, directories: Iterable[Path]) -> Path:
+    """Write the same, `results.csv` aside, of several sweeps, into a new directory.
+
+    Returns:
+        The first of `directories` that did not exist.
 
     Raises:
-        InputError: the directory exists.
+        InputError: they all exist.
     """
-    try:
-        directory.mkdir(parents=True)
-    except FileExistsError:
-        raise InputError(f"{directory}: exists; choose another directory") from None
+    tried = directory = None
+    for tried in directories:
+        if make_directory(tried):
+            directory = tried
+            break
+    if directory is None:
+        raise InputError(f"{tried}: exists; choose another directory")
     figure = figures.draw_comparison(made.name, made.points, made.metric, made.mode)
     write(made, directory, [] if figure is None else [("comparison", figure)])
+    return directory
 
 
 def write(made: Report, directory: Path, drawn: Sequence[tuple[str, Figure]] | Iterator[tuple[str, Figure]]) -> None:

@@ -52,9 +52,10 @@ class Mark:
 
     def set(self) -> None:
         """Have the trials leave; raises OSError where they cannot be told."""
-        (self.root / self.name).write_text("leave")
         if self.bucket is not None:
             self.bucket.write(self.name, b"leave")
+        with open(self.root / self.name, "r+") as file:  # not a new file where the directory is another one by now
+            file.write("leave")
 
     def is_set(self) -> bool:
         """Whether trials are to leave."""
@@ -83,6 +84,7 @@ class Stopping:
     def __init__(self, results: Store, seconds: float | None = None, resume: str = "--resume") -> None:
         self.token = uuid.uuid4().hex
         self.mark = Mark(results, self.token)
+        self.results, self.looked = results, time.monotonic()
         self.deadline = time.monotonic() + seconds if seconds is not None else None
         self.resume = resume
         self.interrupted = False
@@ -111,9 +113,17 @@ class Stopping:
             print(f"warning: trials cannot be told to leave: {reason(fault)}", file=sys.stderr)
 
     def asked(self) -> bool:
-        """Whether the sweep is to end. The main thread asks this over and over while it runs trials."""
+        """Whether the sweep is to end, as it also is once its results directory is gone.
+
+        The main thread asks this over and over while it runs trials.
+        """
         if self._terminated and self._responsive is None:
             self._responsive = time.monotonic()
+        if self.since is None and time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            if not self.results.present():
+                self.since = self.looked
+                self.told.set()  # the mark is gone too: trials break off when they next write
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.ask()
         return self.since is not None

@@ -289,9 +289,10 @@ def test_names_are_free_or_refused_as_in_a_directory(s3, uri):
     assert keys(s3, uri) == ["a/sweep.yaml"]
     late = Store.plan(uri, None, "a")
     assert late.place == f"{uri}/a-2"
-    late.create(SWEEP, {})
+    assert late.create(SWEEP, {}).place == f"{uri}/a-2"
+    assert late.create(SWEEP, {}).place == f"{uri}/a-3", "as if another process had made it meanwhile"
     with pytest.raises(InputError, match="another process has just made it"):
-        late.create(SWEEP, {})
+        Store(late.place).create(SWEEP, {})
     with pytest.raises(InputError, match="exists; choose another name"):
         Store.plan(uri, "a", "ignored")
     assert Store.plan(f"{uri}?region=us-east-1", "b", "ignored").place == f"{uri}/b?region=us-east-1"

@@ -78,10 +78,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_attempts_are_counted_and_a_new_one_clears_the_failure_of_the_last(tmp_path):
     trial = SWEEP.trials[0]
-    directory = Store(tmp_path).trial(trial.name)
+    made = Store(tmp_path / "a").create(SWEEP, {})
+    directory = made.trial(trial.name)
     assert store.begin_attempt(directory, trial.settings) == 1
     (directory / "error.txt").write_text("Traceback\nRuntimeError: no")
-    failed = Store(tmp_path).record_failure(trial, "digest", "RuntimeError: no")
+    failed = made.record_failure(trial, "digest", "RuntimeError: no")
     assert (failed.status, failed.error, failed.attempts) == ("failed", "RuntimeError: no", 1)
     assert store.read_result(directory) == failed
     assert store.begin_attempt(directory, trial.settings) == 2
@@ -125,7 +126,7 @@ def test_a_reason_is_one_line_that_names_the_file():
     assert store.reason(ValueError("one\ntwo")) == "ValueError: one"
     assert store.reason(AssertionError()) == "AssertionError"
     with pytest.raises(OSError, match="No such file") as fault:
-        store.read_attempt(Path("/nowhere/x"))
+        Path("/nowhere/x").read_bytes()
     assert store.reason(fault.value) == "FileNotFoundError: No such file or directory: /nowhere/x"
 
 
