@@ -20,7 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raysweep import store
-from raysweep.bucket import Replaced
+from raysweep.bucket import Replaced, hidden_credentials
 from raysweep.config import METRICS, Collapse
 from raysweep.errors import InputError
 from raysweep.inputs import Datasets, pick
@@ -99,7 +99,7 @@ def run(
             break
         part = pending[start : start + size]
         # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
-        with tempfile.TemporaryDirectory(prefix="raysweep-") as state:
+        with tempfile.TemporaryDirectory(prefix="raysweep-") as state, hidden_credentials():
             make_tuner(trainable, sweep, part, Path(state), scheduler, proposer, stop, [seen]).fit()
     return sweep if proposer is None else proposer.queue.sweep
 
