@@ -50,10 +50,10 @@ def _masked_rest(scheme: str, rest: str) -> str:
 
 def _masked_option(found: re.Match[str]) -> str:
     option = found[0].rstrip(":,.)'\"")  # the punctuation of a sentence around the URI
-    name, equals, value = option.partition("=")
+    name, _, value = option.partition("=")
     if not option or (name.lower() in SHOWN_OPTIONS and "@" not in unquote(value)):
         return found[0]
-    return (f"{name}=***" if equals else "***") + found[0][len(option) :]
+    return (f"{name}=***" if value else "***") + found[0][len(option) :]
 
 
 class InputError(ValueError):
