@@ -31,12 +31,14 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from raysweep.config import suggest
-from raysweep.errors import InputError
+from raysweep.errors import URI_OPTIONS, InputError, has_password, masked
 from raysweep.files import UNSUPPORTED, replacing
+from raysweep.places import expanded
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 """Of stores whose objects appear only when they are complete. s3 is what the tests run against."""
-S3_OPTIONS = ("region", "scheme", "endpoint_override")
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+"""The variables that Ray Tune passes on to its workers by way of a log file."""
 PATIENCE = 60.0  # seconds after the first failure of a request in which it is tried again
 PAUSE = 1.0  # seconds before the second try; each later one waits twice as long
 THREADS = 16  # small files at a time
@@ -66,11 +68,65 @@ class Info:
 
 
 def is_uri(place: object) -> bool:
-    """Whether this names a place in a bucket, not a local path; raises InputError for what almost does."""
+    """Whether this names a place in a bucket, not a local path.
+
+    Raises:
+        InputError: it almost does, or it has a password.
+    """
     scheme, colon, rest = place.partition(":") if isinstance(place, str) else ("", "", "")
+    refuse_password(str(place))
     if colon and scheme in SCHEMES and not rest.startswith("//"):
         raise InputError(f"{place}: a place in a bucket is {scheme}://BUCKET/PREFIX (a local directory: ./{place})")
     return rest.startswith("//")
+
+
+def refuse_password(uri: str, what: str = "") -> None:
+    """Raises InputError if the URI has a password in it; `what` names it, as the message does not show it."""
+    if has_password(uri):
+        raise refusal_of_credentials(uri.partition(":")[0], what)
+
+
+def refusal_of_credentials(scheme: str, what: str = "") -> InputError:
+    """The error for credentials in a URI. It quotes nothing of the URI but its scheme."""
+    where = {
+        "s3": "in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws",
+        "gs": "by GOOGLE_APPLICATION_CREDENTIALS",
+        "gcs": "by GOOGLE_APPLICATION_CREDENTIALS",
+        "abfs": "in the environment (AZURE_CLIENT_ID, AZURE_CLIENT_SECRET, AZURE_TENANT_ID)",
+        "abfss": "in the environment (AZURE_CLIENT_ID, AZURE_CLIENT_SECRET, AZURE_TENANT_ID)",
+    }.get(scheme, "in the environment")
+    name = what or f"{scheme}://…"
+    return InputError(f"{name}: credentials in a URI end up in logs; give them {where}")
+
+
+@contextmanager
+def hidden_credentials() -> Iterator[None]:
+    """Take the credentials out of this process's environment for a while; buckets still use them.
+
+    Ray Tune copies them into the runtime environment of its workers, which Ray writes to a log that everyone can read.
+    Workers on this machine have them all the same: they inherit the environment in which Ray was started.
+    """
+    taken = {name: os.environ.pop(name) for name in CREDENTIALS if name in os.environ}
+    _hidden.update(taken)
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+        _hidden.clear()
+
+
+_hidden: dict[str, str] = {}
+
+
+def credentials() -> dict[str, str]:
+    """The S3 credentials that the environment gives, as arguments of pyarrow; none where it gives no complete pair."""
+    environment = {**os.environ, **_hidden}
+    key, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
+    if not key or not secret:
+        return {}
+    given = {"access_key": key, "secret_key": secret}
+    token = environment.get("AWS_SESSION_TOKEN")
+    return {**given, "session_token": token} if token else given
 
 
 def join(uri: str, name: str) -> str:
@@ -93,22 +149,32 @@ class Bucket:
 
     def __init__(self, uri: str, inside: str = "") -> None:
         self.uri, self.inside = uri, inside
-        parts = urlsplit(uri)
+        refuse_password(uri)
+        try:
+            parts = urlsplit(uri)
+        except ValueError as fault:
+            raise InputError(f"{uri}: is no URI ({fault})") from None
         self.scheme, self.name, self.query = parts.scheme, parts.netloc, parts.query
+        # abfs://CONTAINER@ACCOUNT names no user, and gs://anonymous@BUCKET nobody.
+        user = self.name.rpartition("@")[0]
+        if user and not self.scheme.startswith("abfs") and (self.scheme, user) != ("gs", "anonymous"):
+            raise refusal_of_credentials(self.scheme)
         if self.scheme not in SCHEMES:
             raise InputError(f"{uri}: unknown kind of bucket {self.scheme!r}{suggest(self.scheme, SCHEMES)}")
-        if "@" in self.name and self.scheme == "s3":
-            raise InputError(
-                f"{self.scheme}://…@…: credentials in a URI end up in logs; give them in the environment "
-                f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws"
-            )
         self.prefix = parts.path.strip("/")
         if not self.name or parts.fragment or {"", ".", ".."} & set(self.prefix.split("/") if self.prefix else ()):
             raise InputError(f"{uri}: is not a place in a bucket; give {self.scheme}://BUCKET/PREFIX")
-        known = S3_OPTIONS if self.scheme == "s3" else ()
-        for option, _ in parse_qsl(self.query):
-            if known and option not in known:
-                raise InputError(f"{uri}: unknown option {option!r}{suggest(option, known)}")
+        known = URI_OPTIONS[{"gcs": "gs", "abfss": "abfs"}.get(self.scheme, self.scheme)]
+        for option, value in parse_qsl(self.query, keep_blank_values=True):
+            if option not in known:  # its value, and what has none, may be a secret
+                name = repr(option) if value else "***"
+                raise InputError(
+                    f"{uri}: unknown option {name}{suggest(option, known)} (credentials do not belong into a URI)"
+                )
+            if "@" in value:
+                raise refusal_of_credentials(self.scheme, f"{self.scheme}://…?{option}=…")
+        if self.scheme == "s3":
+            s3_endpoint()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Bucket, (self.uri, self.inside)  # the connection stays where it was made
@@ -129,11 +195,10 @@ class Bucket:
         Args:
             purpose: separates the copies of those that would get in each other's way.
         """
-        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "raysweep")
         where = f"{self.scheme}://{self.name}?{self.query} {s3_endpoint() if self.scheme == 's3' else ''}"
         store = f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
-        cache = Path(os.environ.get("RAYSWEEP_CACHE") or default).expanduser().absolute()
-        return cache / purpose / store / (self.prefix + self.inside).lstrip("/")
+        cache = os.environ.get("RAYSWEEP_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/raysweep"
+        return Path(expanded(cache)).absolute() / purpose / store / (self.prefix + self.inside).lstrip("/")
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -251,8 +316,22 @@ class Bucket:
 
 
 def s3_endpoint() -> str:
-    """The address of the S3 service that the environment names, "" for Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    """The address of the S3 service that the environment names, "" for Amazon's.
+
+    Raises:
+        InputError: it is no such address, or has credentials in it.
+    """
+    name = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
+    address = os.environ.get(name, "")
+    if "@" in address:
+        raise refusal_of_credentials("s3", name)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        parts = urlsplit("?")
+    if address and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment):
+        raise InputError(f"{name}={address}: is no address of an S3 service; give http://HOST:PORT or https://HOST")
+    return address
 
 
 def open_s3(fs: Any, bucket: str, options: dict[str, str]) -> Any:
@@ -264,7 +343,8 @@ def open_s3(fs: Any, bucket: str, options: dict[str, str]) -> Any:
     if region is None:
         region = "us-east-1" if "endpoint_override" in options else fs.resolve_s3_region(bucket)
     return fs.S3FileSystem(
-        **{**options, "region": region},
+        # Given here, they are not looked for in the environment at each request: they are hidden there while Tune runs.
+        **{**options, "region": region, **credentials()},
         connect_timeout=5,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
         allow_delayed_open=True,  # one request for a small file instead of three
@@ -290,7 +370,7 @@ def reason(fault: OSError) -> str:
     found = re.search(
         r"AWS Error (\w+) during \w+ operation: (?:curlCode: \d+, )?(.*?)(?:; Details:.*| \(Request ID.*)?$", text
     )
-    return f"{found[2].rstrip('.')} ({found[1]})" if found else text
+    return masked(f"{found[2].rstrip('.')} ({found[1]})" if found else text)
 
 
 def hidden(name: str) -> bool:

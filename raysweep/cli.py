@@ -26,8 +26,9 @@ from raysweep import __version__, space
 from raysweep.__main__ import INTERRUPTED
 from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
-from raysweep.errors import InputError
+from raysweep.errors import InputError, masked
 from raysweep.files import existing_ancestor
+from raysweep.places import ensure_home, expanded, settle_ray_directory
 from raysweep.space import Sweep
 from raysweep.stopping import Stopping
 from raysweep.store import (
@@ -70,6 +71,27 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+def place(text: str) -> str:
+    """A path on the command line, or a place in a bucket: `~` is the home directory, and passwords are refused."""
+    try:
+        is_uri(text)
+        return expanded(text)
+    except InputError as fault:  # argparse would say for any other ValueError that the function `place` failed
+        raise argparse.ArgumentTypeError(str(fault)) from None
+
+
+def local_path(text: str) -> Path:
+    """A path on the command line that is on this machine."""
+    return Path(place(text))
+
+
+def cluster_address(text: str) -> str:
+    """The address of a Ray cluster, which is printed and logged."""
+    if "@" in text:
+        raise argparse.ArgumentTypeError("credentials in an address end up in logs; Ray's is RAY_AUTH_TOKEN")
+    return text
+
+
 def sweep_parser() -> Parser:
     """The flags of `sweep`: every setting of the experiment is one of them."""
     parser = Parser(
@@ -79,11 +101,12 @@ def sweep_parser() -> Parser:
         "(resume with --resume).",
         allow_abbrev=False,
     )
-    parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help="search-space file")
+    parser.add_argument("space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file")
     parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
     parser.add_argument("--name", help="name of the results directory, which must not exist (the space's)")
     parser.add_argument(
         "--output",
+        type=place,
         default="runs",
         metavar="DIR",
         help="where results directories are made, or s3://BUCKET/PREFIX (runs)",
@@ -97,6 +120,7 @@ def sweep_parser() -> Parser:
     )
     parser.add_argument(
         "--resume",
+        type=place,
         metavar="DIR/NAME",
         help="go on with a sweep: run the trials that have not finished, and those that a changed search space adds",
     )
@@ -104,6 +128,7 @@ def sweep_parser() -> Parser:
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
     parser.add_argument(
         "--address",
+        type=cluster_address,
         metavar="HOST:PORT",
         help="an existing Ray cluster (default: RAY_ADDRESS, else Ray on this machine)",
     )
@@ -170,6 +195,8 @@ def check_paths(sweep: Sweep) -> None:
 
 def check_means(sweep: Sweep, local_run: bool) -> None:
     """Raises InputError where the sweep needs what is not there: Ray, or an extra."""
+    if not local_run and "@" in os.environ.get("RAY_ADDRESS", ""):
+        raise InputError("RAY_ADDRESS: credentials in an address end up in logs; Ray's is RAY_AUTH_TOKEN")
     tune = sweep.tune
     needs_ray = [f"tune.scheduler: {tune.scheduler}"] if tune.scheduler != "fifo" else []
     needs_ray += [f"tune.searcher: {tune.searcher}"] if tune.searcher != "none" else []
@@ -337,6 +364,8 @@ def prepare(
         address = parsed.address or os.environ.get("RAY_ADDRESS")
         prepare_environment(address)
         present_token(address)
+        if address is None:
+            settle_ray_directory()
         from raysweep.sweep import cluster
 
         plan = cluster.connect(parsed.address, sweep.resources, sweep.tune.max_concurrent)
@@ -482,10 +511,13 @@ def report_command(arguments: list[str]) -> int:
         description="Rebuild the table and the figures of a sweep; of several sweeps, set them side by side.",
         allow_abbrev=False,
     )
-    parser.add_argument("sweeps", nargs="+", metavar="DIR/NAME", help="a sweep's results directory; also in a bucket")
+    parser.add_argument(
+        "sweeps", nargs="+", type=place, metavar="DIR/NAME", help="a sweep's results directory; also in a bucket"
+    )
     parser.add_argument(
         "-o",
         "--output",
+        type=place,
         metavar="DIR",
         help="where a comparison of several sweeps goes; must not exist (default: NAME+NAME beside the first)",
     )
@@ -534,8 +566,10 @@ def embed_command(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     add_checkpoint(parser)
-    parser.add_argument("images", metavar="IMAGES", type=Path, help="a folder of images, at any depth, or one image")
-    parser.add_argument("-o", "--output", metavar="FEATURES.npz", type=Path, required=True, help="a new file")
+    parser.add_argument(
+        "images", metavar="IMAGES", type=local_path, help="a folder of images, at any depth, or one image"
+    )
+    parser.add_argument("-o", "--output", metavar="FEATURES.npz", type=local_path, required=True, help="a new file")
     parser.add_argument("--layer", choices=("trunk", "embedding"), default="trunk", help="which features (trunk)")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time (500 of 32×32, fewer if larger)")
     parser.add_argument("--skip_bad_images", action="store_true", help="leave unreadable images out, do not stop")
@@ -573,7 +607,7 @@ def export_command(arguments: list[str]) -> int:
         "-o",
         "--output",
         metavar="FILE",
-        type=Path,
+        type=local_path,
         required=True,
         help="a new file: .safetensors, with the encoder's description in its header, or .pt, the state_dict alone",
     )
@@ -592,6 +626,7 @@ def add_checkpoint(parser: Parser) -> None:
     """The argument that names a trained encoder."""
     parser.add_argument(
         "checkpoint",
+        type=place,
         metavar="CHECKPOINT",
         help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt); also in a bucket",
     )
@@ -612,15 +647,20 @@ def preview_command(arguments: list[str]) -> int:
         description="Draw the views that a sweep would train on: a row for each augmentation strength.",
         allow_abbrev=False,
     )
-    parser.add_argument("space", metavar="SPACE.yaml", help="search-space file")
+    parser.add_argument("space", type=place, metavar="SPACE.yaml", help="search-space file")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help=f"the picture, a new file ({' '.join(PICTURES)})"
+        "-o",
+        "--output",
+        required=True,
+        type=local_path,
+        metavar="FILE",
+        help=f"the picture, a new file ({' '.join(PICTURES)})",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override any setting, as for sweep"
     )
     parsed = parser.parse_all(arguments)
-    output = Path(parsed.output)
+    output = parsed.output
     check_picture(output)
     sweep = space.build(space.read(Path(parsed.space)), space.parse_assignments(parsed.set), parsed.space)
     check_paths(sweep)
@@ -682,7 +722,7 @@ def show_warning(
 
 def say(text: str) -> None:
     """One line on standard error."""
-    print(text, file=sys.stderr)
+    print(masked(text), file=sys.stderr)
 
 
 COMMANDS = {
@@ -717,6 +757,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise InputError(f"unknown command {arguments[0]!r}{suggest(arguments[0], COMMANDS)}")
+        ensure_home()
         return COMMANDS[arguments[0]](arguments[1:])
     except InputError as fault:
         say(f"error: {fault}")

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raysweep.errors import InputError
+from raysweep.places import expanded
 
 FOLDER = "folder:"
 """What the name of an image folder as a dataset begins with."""
@@ -542,11 +543,8 @@ ONLINE = tuple(name for name in METRICS if name.startswith(("pretrain/", "online
 
 
 def absolute(path: str) -> str:
-    """The path from the root on, `~` resolved; raises ValueError for the home of nobody."""
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError as fault:
-        raise ValueError(f"cannot be resolved ({fault})") from None
+    """The path from the root on, with `~` replaced by the home directory; raises InputError where there is none."""
+    return str(Path(expanded(path)).absolute())
 
 
 def has_metric(name: str, settings: Settings) -> bool:

@@ -1,7 +1,59 @@
-"""The two exceptions that are not a fault of ours."""
+"""The two exceptions that are not a fault of ours, and what no message may show."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
 
 MESSAGE = 2000
 """Characters of a message; of a longer one the middle, which is what the user gave, is left out."""
+
+
+URI_OPTIONS = {
+    "s3": ("region", "scheme", "endpoint_override"),
+    "gs": ("scheme", "endpoint_override", "retry_limit_seconds", "project_id"),
+    "abfs": (
+        *("blob_storage_authority", "dfs_storage_authority", "blob_storage_scheme", "dfs_storage_scheme"),
+        *("enable_tls", "credential_kind", "tenant_id", "client_id", "background_writes"),
+    ),
+}
+"""The options that may stand in the URI of a bucket. None of them is a secret, so messages show their values."""
+SHOWN_OPTIONS = frozenset(name for names in URI_OPTIONS.values() for name in names)
+
+URI = re.compile(r"([A-Za-z][\w+.-]*://|\b(?:s3[an]?|gs|gcs|abfss?|https?|ray):/*)(\S*)", re.IGNORECASE)
+# A password may hold any character, so it ends at the last @. Digits alone after the colon are a port.
+PASSWORD = re.compile(r"[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@")
+USER = re.compile(r"[^/?#@]*@")
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI has the form SCHEME://USER:PASSWORD@…, also where the slashes are missing."""
+    start = URI.match(uri)
+    return start is not None and PASSWORD.match(uri, start.end(1)) is not None
+
+
+def masked(text: str) -> str:
+    """`text` with `***` in place of the user and the password of each URI, and of values of options that may be secret.
+
+    Options of buckets that are no secrets are shown.
+    """
+    return URI.sub(lambda uri: uri[1] + _masked_rest(uri[1], uri[2]), text)
+
+
+def _masked_rest(scheme: str, rest: str) -> str:
+    user = PASSWORD.match(rest) or (None if scheme.lower().startswith("abfs") else USER.match(rest))
+    if user is not None:  # abfs://CONTAINER@ACCOUNT names no user
+        rest = f"***@{rest[user.end() :]}"
+    path, mark, query = rest.partition("?")
+    return path + mark + re.sub(r"[^&;]+", _masked_option, query)
+
+
+def _masked_option(found: re.Match[str]) -> str:
+    option = found[0].rstrip(":,.)'\"")  # the punctuation of a sentence around the URI
+    name, _, value = option.partition("=")
+    if not option or (name.lower() in SHOWN_OPTIONS and "@" not in unquote(value)):
+        return found[0]
+    return (f"{name}=***" if value else "***") + found[0][len(option) :]
 
 
 class InputError(ValueError):
@@ -11,6 +63,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
+        message = masked(message)
         if len(message) > MESSAGE:
             message = f"{message[: MESSAGE // 2]} … {message[-MESSAGE // 2 :]}"
         # Messages quote files and names: no line break or control character in them reaches the terminal as one.

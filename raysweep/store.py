@@ -41,7 +41,7 @@ from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, 
 from raysweep.bucket import Bucket, Held, Mirror, Replaced, is_uri, join
 from raysweep.bucket import hold as hold_bucket
 from raysweep.config import METRICS, SETTINGS, Settings, about, fingerprint, protocol
-from raysweep.errors import InputError
+from raysweep.errors import InputError, masked
 from raysweep.files import (
     Irregular,
     check_held,
@@ -201,8 +201,8 @@ def make_result(
 
 
 def reason(fault: BaseException) -> str:
-    """Why something broke off, in one line that says so where memory or space ran out."""
-    text = (str(fault).strip().splitlines() or [""])[0]
+    """Why something broke off, in one line that says so where memory or space ran out, and shows no credentials."""
+    text = masked((str(fault).strip().splitlines() or [""])[0])
     if isinstance(fault, MemoryError) or any(words in str(fault) for words in NO_MEMORY):
         return f"out of memory: {text}" if text else "out of memory"
     if isinstance(fault, OSError) and fault.strerror is not None:
@@ -215,7 +215,7 @@ def note_traceback(directory: Path) -> None:
     """Write the traceback of the exception that is being handled to the trial's `error.txt`."""
     with suppress(OSError):  # the disk may be full, and the exception itself goes on to whoever records it
         check_held(directory)
-        (directory / "error.txt").write_text(traceback.format_exc())
+        (directory / "error.txt").write_text(masked(traceback.format_exc()))
 
 
 class Store:

@@ -22,7 +22,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raysweep import store
-from raysweep.bucket import Replaced
+from raysweep.bucket import Replaced, hidden_credentials
 from raysweep.config import METRICS, Collapse
 from raysweep.errors import InputError
 from raysweep.inputs import Datasets, pick
@@ -143,7 +143,7 @@ def run_parts(
             break
         part = pending[start : start + size]
         # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
-        with temporary_directory() as state:
+        with temporary_directory() as state, hidden_credentials():
             make_tuner(trainable, sweep, part, state, scheduler, proposer, stop, callbacks).fit()
 
 

@@ -1,0 +1,120 @@
+"""Directories that belong to the user or to the machine: the home directory, `~` in a path, where Ray keeps its files.
+
+Only the standard library is imported here, as this is settled before Ray is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import warnings
+from pathlib import Path
+
+from raysweep.errors import InputError
+
+SOCKET_BYTES = 107  # the longest path of a Unix socket on Linux
+SOCKET = "/ray/session_2026-01-31_23-59-59_123456_{pid}/sockets/plasma_store"
+"""Below its directory, the longest path at which Ray makes a socket."""
+UNUSABLE = frozenset("'\"\\$%`")
+"""Characters in whose presence Ray does not start, or does not quote its commands."""
+
+
+def expanded(path: str) -> str:
+    """`path` with a leading `~` or `~USER` replaced by that home directory.
+
+    The shell leaves them as they are after `=`, inside quotes and in files.
+
+    Raises:
+        InputError: there is no such user or no home directory.
+    """
+    if not path.startswith("~"):
+        return path
+    known = os.path.expanduser(path)
+    user = path[1:].partition("/")[0]
+    if known.startswith("~"):
+        raise InputError(
+            f"{path}: cannot be resolved: there is no user {user!r}; write ./{path} for a file of this name"
+        )
+    if not user and Path(os.path.expanduser("~")) == substitute_home():
+        raise InputError(f"{path}: cannot be resolved: you have no home directory; set HOME, or give another path")
+    return known
+
+
+def substitute_home() -> Path:
+    """The directory that serves as the home of a user who has none."""
+    return Path(tempfile.gettempdir(), f"home-{os.getuid()}-raysweep")
+
+
+def ensure_home() -> None:
+    """Set HOME in this process, and for those that it starts, where the environment does not say it.
+
+    Containers often run under a user whom the machine does not know. Ray cannot even be imported there.
+
+    Raises:
+        InputError: the user has no home directory, and none can be made.
+    """
+    if os.environ.get("HOME", "").startswith("/"):
+        return
+    os.environ.pop("HOME", None)
+    home = os.path.expanduser("~")
+    if home.startswith("/"):
+        os.environ["HOME"] = home
+        return
+    directory = substitute_home()
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
+    except OSError as fault:
+        raise InputError(
+            f"you have no home directory, and {directory} cannot be made ({fault.strerror}); set HOME"
+        ) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+        raise InputError(f"you have no home directory, and {directory} belongs to somebody else; set HOME")
+    os.environ["HOME"] = str(directory)
+
+
+def settle_ray_directory() -> None:
+    """Choose the directory of a Ray that is started here, RAY_TMPDIR, else TMPDIR, else /tmp, and check it.
+
+    A TMPDIR that Ray cannot use is replaced by /tmp, with a warning.
+
+    Raises:
+        InputError: Ray cannot use the directory.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    directory = os.path.abspath(expanded(given or os.environ.get("TMPDIR") or "/tmp"))
+    why = unusable(directory)
+    if why and not given and directory != "/tmp":
+        warnings.warn(
+            f"Ray cannot keep its files in TMPDIR, {directory}: {why}; it uses /tmp, or what RAY_TMPDIR names",
+            stacklevel=2,
+        )
+        directory = "/tmp"
+        why = unusable(directory)
+    if why:
+        name = "RAY_TMPDIR" if given else "its directory"
+        hint = "a short path that you may write to" + ("" if directory == "/tmp" else ", such as RAY_TMPDIR=/tmp")
+        raise InputError(f"Ray cannot keep its files in {name}, {directory}: {why}; set RAY_TMPDIR to {hint}")
+    os.environ["RAY_TMPDIR"] = directory  # an empty or a relative one would mean another directory in each process
+
+
+def unusable(directory: str) -> str:
+    """Why Ray cannot keep its files there; empty where it can."""
+    if not directory.isascii() or not directory.isprintable():
+        return "it takes only ASCII characters"
+    bad = sorted(UNUSABLE & set(directory))
+    if bad:
+        return f"it does not take the character {bad[0]}"
+    length = len(directory.rstrip("/") + SOCKET.format(pid=os.getpid()))
+    if length > SOCKET_BYTES:
+        most = SOCKET_BYTES - length + len(directory)
+        return f"the paths of its sockets have a limit, so it takes at most {most} characters, not {len(directory)}"
+    try:
+        os.makedirs(directory, exist_ok=True)
+        below = os.path.join(directory, "ray")
+        with tempfile.TemporaryFile(dir=below if os.path.isdir(below) else directory) as file:
+            file.write(bytes(4096))
+    except OSError as fault:
+        return fault.strerror or str(fault)
+    return ""
