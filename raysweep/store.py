@@ -35,13 +35,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
-import yaml
-
 from raysweep.bucket import Bucket, Mirror, Replaced, is_uri, join
 from raysweep.bucket import hold as hold_bucket
 from raysweep.config import SETTINGS, Settings, about, fingerprint, protocol
 from raysweep.errors import InputError
-from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read
+from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read, to_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -262,7 +260,7 @@ class Store:
 
     def _write(self, sweep: Sweep, records: dict[str, Any]) -> None:
         header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
-        text = yaml.safe_dump({**sweep.to_dict(), **records}, sort_keys=False, allow_unicode=True)
+        text = to_yaml({**sweep.to_dict(), **records})
         write_atomically(self.root / "sweep.yaml", (header + text).encode())
 
     @contextmanager
