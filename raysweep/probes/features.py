@@ -97,7 +97,9 @@ def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[T
         if not math.isfinite(largest):
             raise Diverged("the encoder's features are not finite")
         if largest > LARGEST:
-            raise Diverged(f"the encoder's features reach {largest:.3g}; beyond {LARGEST:g} their squares overflow")
+            raise Diverged(
+                f"the encoder's features reach {largest:.3g}; beyond {LARGEST:g} sums of their squares overflow"
+            )
     return outputs
 
 
