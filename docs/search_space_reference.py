@@ -82,7 +82,16 @@ A relative path (`folder:images`, `data_dir`) is taken from the directory in whi
 
 On the command line every setting is a flag (`--alpha 0.1`), and `--set NAME=VALUE` overrides any setting, `baseline`,
 `tune.NAME` and `resources.NAME`. A value replaces what the file sweeps, a list makes a grid: `--set 'seed=[0,1,2]'`.
-The other distributions are for files only. A number may be written `1e-5`, a truth value `true` or `True`.
+The other distributions are for files only. What says a setting twice is refused: a flag given twice, or
+`--set seed=0` beside `--seed 1`.
+
+Values are read alike in files and on the command line:
+
+- A number is decimal: `16`, `0.5`, `1e-5`. `010` is ten, as `seq -w` writes it. Every other notation is refused:
+  `0x10`, `0o10`, `1_000`, `1:30`, digits of other scripts.
+- A truth value is `true` or `false`, or one of YAML 1.1's other words for it: `yes`, `no`, `on`, `off`.
+- `none` or `null` is no value, where that is valid. An empty value on the command line is refused.
+- Text that YAML reads as a number, a date, a truth value or nothing needs quotes in a file: `name: "12"`.
 
 ## Datasets
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, get_args, get_
 from raysweep import __version__, space
 from raysweep.__main__ import INTERRUPTED
 from raysweep.bucket import fetch_encoder, is_uri
-from raysweep.config import SETTINGS, Settings, about, protocol, suggest
+from raysweep.config import SETTINGS, Settings, about, protocol, read_number, suggest
 from raysweep.errors import InputError, masked
 from raysweep.files import existing_ancestor
 from raysweep.places import ensure_home, expanded, settle_ray_directory
@@ -53,8 +53,27 @@ REPORT_IMPORT_SECONDS = 10.0
 FINISHED, SOME_FAILED, BAD_INPUT = 0, 1, 2
 
 
+class StoreOnce(argparse.Action):
+    """Keep a flag's value; of a flag that is given twice argparse would drop the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """Called for every value that the command line has."""
+        given = vars(namespace).setdefault("given", {})
+        if option_string is not None and self.dest in given:
+            first, flag = str(given[self.dest]), "/".join(self.option_strings)
+            parser.error(f"{flag} is given twice, as {first!r} and {str(values)!r}; give it once")
+        given[self.dest] = values
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that suggest the flag that was meant."""
+    """argparse with one-line errors that suggest the flag that was meant, and no flag twice."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, StoreOnce)  # of every flag that does not name another action
 
     def error(self, message: str) -> NoReturn:
         """Raise what `main` prints, instead of printing the usage."""
@@ -62,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_all(self, arguments: list[str]) -> argparse.Namespace:
         """Parse; an unknown flag gets a suggestion."""
-        known, unknown = self.parse_known_args(arguments)
+        known, unknown = self.parse_known_args(arguments, argparse.Namespace(given={}))
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
@@ -164,6 +183,8 @@ def requested(arguments: argparse.Namespace, begun: Path | None = None) -> Sweep
     overrides = space.parse_assignments(arguments.set)
     flags = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
     for name, text in flags.items():
+        if name in overrides:
+            raise InputError(f"give --set {name}={overrides[name]} or --{name} {text}, not both")
         overrides[name] = space.parse_value(name, text, f"--{name}")
     if arguments.space and arguments.exp_type:
         raise InputError(f"give {arguments.space} or --exp_type {arguments.exp_type}, not both")
@@ -237,6 +258,8 @@ def has_git(source: Path) -> bool:
 def sweep_command(arguments: list[str]) -> int:
     """Run, or go on with, a sweep."""
     parsed = sweep_parser().parse_all(arguments)
+    if parsed.local and parsed.address is not None:
+        raise InputError(f"--local runs without Ray and takes no --address {parsed.address}")
     if parsed.resume is not None:
         return resume(parsed)
     sweep = requested(parsed)
@@ -258,8 +281,9 @@ def sweep_command(arguments: list[str]) -> int:
 
 def resume(parsed: argparse.Namespace) -> int:
     """Go on with the sweep that lies in a directory; a search space, or settings, add the points that they name."""
-    if parsed.name is not None:
-        raise InputError("--resume goes on in the directory that it names and takes no --name")
+    for flag in ("name", "output"):
+        if flag in parsed.given:
+            raise InputError(f"--resume goes on in the directory that it names and takes no --{flag}")
     there, before = Store.open(
         parsed.resume, copies="reports"
     )  # another process may be at work in the copy of a bucket
@@ -327,9 +351,7 @@ def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
 
 def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
     """Print what would run; where a sweep is gone on with, which trials it does not know yet."""
-    import yaml
-
-    print(yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True))
+    print(space.to_yaml(sweep.to_dict()))
     print(f"# {sweep.total} trial{'s' if sweep.total > 1 else ''}:")
     for trial in sweep.trials:
         print(trial.name if known is None or trial.name in known else f"{trial.name}  # new")
@@ -571,7 +593,9 @@ def embed_command(arguments: list[str]) -> int:
     )
     parser.add_argument("-o", "--output", metavar="FEATURES.npz", type=local_path, required=True, help="a new file")
     parser.add_argument("--layer", choices=("trunk", "embedding"), default="trunk", help="which features (trunk)")
-    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time (500 of 32×32, fewer if larger)")
+    parser.add_argument(
+        "--batch_size", type=whole_number, metavar="N", help="images at a time (500 of 32×32, fewer if larger)"
+    )
     parser.add_argument("--skip_bad_images", action="store_true", help="leave unreadable images out, do not stop")
     parsed = parser.parse_all(arguments)
     from rich.progress import Progress
@@ -620,6 +644,17 @@ def export_command(arguments: list[str]) -> int:
     widths = f"trunk {made['trunk_dim']}, embedding {made['embedding_dim']}"
     tell(make_console(), f"{shown(parsed.output)}: {what}; {widths}")
     return FINISHED
+
+
+def whole_number(text: str) -> int:
+    """The whole number that a flag has, read as those of the settings are."""
+    try:
+        number = read_number(text)
+    except ValueError as fault:
+        raise argparse.ArgumentTypeError(f"{fault}, not {text!r}") from None
+    if not float(number).is_integer():
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}")
+    return int(number)
 
 
 def add_checkpoint(parser: Parser) -> None:

@@ -6,6 +6,7 @@ search space, the evaluation protocol's fingerprint, TensorBoard's hyperparamete
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import hashlib
 import json
@@ -16,7 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raysweep.errors import InputError
 from raysweep.places import expanded
@@ -128,13 +138,36 @@ class Collapse:
         )
 
 
+MAX_DIGITS = 300
+"""Digits of a whole number that is kept exactly; a longer one is a float, of which the largest has 309."""
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def read_number(text: str) -> int | float:
+    """The number that `text` writes in decimal, the only notation there is: `010` is ten, as `seq -w` means it.
+
+    Raises:
+        ValueError: `text` is something else, such as `0x10`, `1_000`, `1:30` or digits of another script.
+    """
+    text = text.strip()
+    if not NUMBER.fullmatch(text):
+        raise ValueError("must be a number in decimal, such as 16, 0.5 or 1e-3")
+    if WHOLE_NUMBER.fullmatch(text) and len(text) <= MAX_DIGITS:
+        return int(text)
+    return float(text) + 0.0  # -0.0 becomes 0.0: a trial of the two would have two names
+
+
+Number = Annotated[float, BeforeValidator(lambda value: read_number(value) if isinstance(value, str) else value)]
+
+
 class Bank(BaseModel):
     """Linear probes to train together: every combination of these; an empty list is the one setting's own value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    lr: tuple[Annotated[Number, Field(gt=0)], ...] = ()
+    weight_decay: tuple[Annotated[Number, Field(ge=0)], ...] = ()
     layer: tuple[Layer, ...] = ()
 
     @classmethod
@@ -156,7 +189,8 @@ class Bank(BaseModel):
             bank = cls(**given)
         except ValidationError as fault:
             first = fault.errors()[0]
-            raise ValueError(f"{first['loc'][0]}: {first['input']!r}: {first['msg']}") from None
+            problem = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{first['loc'][0]}: {first['input']!r}: {problem}") from None
         for name in cls.model_fields:
             items = getattr(bank, name)
             if len(set(items)) < len(items):
@@ -171,18 +205,21 @@ class Bank(BaseModel):
 
 NUMBERS = (int, float, int | None, float | None)
 OPTIONAL = (int | None, float | None, str | None)
-NUMBER = re.compile(r"[+-]?(\d[\d_]*)?\.?\d+([eE][+-]?\d+)?|[+-]?\d+\.([eE][+-]?\d+)?")
+TEXTS = (str, str | None)
 
 
 def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
-    """Where pydantic is lenient: `1e-5`, which YAML 1.1 reads as text, is a number; true is none, and 1 is not true."""
-    kind = cls.model_fields[str(info.field_name)].annotation
+    """Check what pydantic would let pass: text as a number in any notation, true as a number, 1 as true."""
+    field = cls.model_fields[str(info.field_name)]
+    kind, composed = field.annotation, any(isinstance(item, About) and item.composed for item in field.metadata)
     if isinstance(value, str) and value.strip().lower() in ("none", "null") and kind in OPTIONAL:
         return None  # as the documentation writes it; YAML's own word is null
     if kind in NUMBERS and isinstance(value, bool):
         raise ValueError("expected a number")
-    if kind in NUMBERS and isinstance(value, str) and NUMBER.fullmatch(value.strip()):
-        return float(value)
+    if kind in NUMBERS and isinstance(value, str) and re.search(r"\d", value):
+        return read_number(value)
+    if kind in TEXTS and not composed and value is not None and not isinstance(value, (str, list, dict)):
+        raise ValueError('must be a string (put it in quotes, such as "12")')
     if kind is bool and not isinstance(value, bool):
         raise ValueError("expected True or False")
     return value
@@ -424,8 +461,10 @@ class Settings(BaseModel):
     @classmethod
     def _one_policy(cls, value: Any) -> Any:
         """The policies in their order, as one text."""
-        names = value if isinstance(value, list) else str(value).split("+")
+        names = value.split("+") if isinstance(value, str) else value if isinstance(value, list) else [value]
         for name in names:
+            if not isinstance(name, str):
+                raise ValueError('must be a string, or a list of strings (put it in quotes, such as "mask")')
             if name not in POLICIES:
                 raise ValueError(f"unknown policy {name!r}{suggest(str(name), POLICIES)}")
         if len(set(names)) < len(names) or not names:
@@ -594,7 +633,9 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
         if about(name).protocol
     }
     chosen["probe_dataset"] = settings.probes.split(":")[0]  # a folder counts by its content, not by where it lies
-    return {**chosen, "probe_data": probe_digest, "version": PROTOCOL_VERSION}
+    # Version 1 lost the kNN votes at temperatures below 0.02: exp(-2 / temperature), the least vote, is 0 in float32.
+    version = PROTOCOL_VERSION if settings.knn_temperature >= 0.02 else max(PROTOCOL_VERSION, 2)
+    return {**chosen, "probe_data": probe_digest, "version": version}
 
 
 def fingerprint(of: Mapping[str, Any]) -> str:
@@ -626,4 +667,9 @@ def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Mo
         if not error["loc"]:  # of several settings together; it names them
             raise InputError(f"{where}: {problem}") from None
         key = error["loc"][0]
-        raise InputError(f"{where}: {key}: {problem}, not {error['input']!r}") from None
+        raise InputError(f"{where}: {key}: {problem}, not {shown(error['input'])}") from None
+
+
+def shown(value: object) -> str:
+    """A value in a message: as Python writes it, a date as YAML writes it."""
+    return str(value) if isinstance(value, datetime.date) else repr(value)

@@ -140,7 +140,7 @@ def embed(
         N and D.
 
     Raises:
-        InputError: a path, the checkpoint or an image is not what it should be, or a feature is NaN or infinite.
+        InputError: a path, the checkpoint or an image is not what it should be, or a feature is NaN or beyond 1e15.
     """
     assert layer in LAYERS
     if batch_size is not None and batch_size < 1:

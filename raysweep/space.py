@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import itertools
 import math
@@ -20,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from raysweep.config import (
     CHOICES,
     METHOD_EFFECTS,
+    NUMBER,
     ONLINE,
     SETTINGS,
+    WHOLE_NUMBER,
     About,
     Collapse,
     Settings,
@@ -32,6 +35,8 @@ from raysweep.config import (
     has_metric,
     is_number,
     make_settings,
+    read_number,
+    shown,
     suggest,
 )
 from raysweep.errors import InputError
@@ -40,7 +45,6 @@ MAX_TRIALS = 100_000
 EXAMPLES = 100
 """Points drawn to check a search space by, of which a searcher will propose the points."""
 MAX_TEXT = 2**22  # characters of a search-space file, aliases written out; a list of 100,000 seeds has 10**6
-MAX_DIGITS = 300  # of a whole number; the largest float has 309
 MAX_NAME = 160  # characters; file systems stop at 255 bytes, and a checkpoint's path needs some of them
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
 RECORDS = ("made_by", "changed_by")
@@ -330,8 +334,20 @@ def read(path: Path) -> dict[str, Any]:
     return raw
 
 
+WHOLE_TAG, REAL_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+NUMBER_TAGS = (
+    (WHOLE_TAG, re.compile(rf"(?:{WHOLE_NUMBER.pattern})\Z"), "+-0123456789"),
+    (REAL_TAG, re.compile(rf"(?:{NUMBER.pattern}|[+-]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"), "+-.0123456789"),
+)
+"""What is a number, and the characters that it can begin with."""
+
+
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the last of two equal keys win in silence, and aliases fill the memory."""
+    """PyYAML's safe loader, made stricter.
+
+    It refuses a key that stands twice, of which PyYAML takes the last, and aliases that would fill the memory. Numbers
+    are decimal: PyYAML, which follows YAML 1.1, reads `010` as 8, `1:30` as 90 and `1e-5` as text.
+    """
 
     def get_single_node(self) -> yaml.Node | None:
         """The document; refused where it is endless, or too long, with every alias written out."""
@@ -340,11 +356,24 @@ class Loader(yaml.SafeLoader):
             written_out(root, {})
         return root
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """A whole number, unless it is so long that Python would refuse to print it again."""
-        if len(node.value) > MAX_DIGITS:
-            raise yaml.constructor.ConstructorError(None, None, "a number too long", node.start_mark)
-        return super().construct_yaml_int(node)
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number, also one that is marked as such (`!!int 0x10`) but is not decimal, which is refused."""
+        text = str(self.construct_scalar(node))
+        if text.lower().lstrip("+-") in (".inf", ".nan"):
+            return float(text.replace(".", ""))
+        try:
+            return read_number(text)
+        except ValueError as fault:
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} {fault}", node.start_mark) from None
+
+    def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> datetime.date:
+        """A date or a time; one that no calendar has, such as 2024-02-30, is refused with its place."""
+        try:
+            date: datetime.date = super().construct_yaml_timestamp(node)
+        except ValueError as fault:
+            problem = f"{node.value!r} is no date ({fault}); put it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        return date
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The mapping of `node`; a key that stands in it twice is an error."""
@@ -358,7 +387,25 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also puts text in quotes that only `Loader` would read as a number, such as `009`."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (WHOLE_TAG, REAL_TAG)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for tag, pattern, first in NUMBER_TAGS:
+    Loader.add_implicit_resolver(tag, pattern, list(first))
+    Loader.add_constructor(tag, Loader.construct_number)
+    Dumper.add_implicit_resolver(tag, pattern, list(first))
+Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_timestamp)
+
+
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Plain data as YAML that `read` gives back exactly."""
+    text: str = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def written_out(node: yaml.Node, lengths: dict[int, int]) -> int:
@@ -397,20 +444,26 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """`["alpha=0.1", "seed=[0,1]"]` as `{"alpha": 0.1, "seed": [0, 1]}`."""
-    values = {}
+    texts: dict[str, str] = {}
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
-        if not sign or not name.strip():
+        name = name.strip()
+        if not sign or not name:
             raise InputError(f"--set {assignment}: expected NAME=VALUE, such as alpha=0.1 or seed=[0,1,2]")
-        values[name.strip()] = parse_value(name.strip(), text, f"--set {name.strip()}")
-    return values
+        if name in texts:
+            raise InputError(f"--set {name} is given twice, as {texts[name]!r} and {text!r}; give it once")
+        texts[name] = text
+    return {name: parse_value(name, text, f"--set {name}") for name, text in texts.items()}
 
 
 def parse_value(name: str, text: str, where: str) -> Any:
     """What the text given for a setting on the command line means: YAML, or the text itself where text is expected.
 
-    `folder:/a #1` would be a mapping or lose its comment as YAML.
+    `folder:/a #1` would be a mapping or lose its comment as YAML. Nothing at all, as from a shell variable that is not
+    set, raises InputError: it would count as none.
     """
+    if not text.strip():
+        raise InputError(f"{where}: the value is empty")
     expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation is not bool
     is_yaml = text.lstrip().startswith(("[", "{") if name in SETTINGS and about(name).composed else "[")
     return parse_yaml(text, where) if is_yaml or not expects_text else text
@@ -613,6 +666,9 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
 
 def check_name(name: object, where: str) -> None:
     """A sweep's name is one plain directory name."""
+    if name is None or isinstance(name, (bool, int, float, datetime.date)):
+        given = "nothing" if name is None else f"{kind(name)} ({shown(name)})"
+        raise InputError(f'{where}: must be text, not {given}; put it in quotes, such as name: "12"')
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"{where}: {name!r} cannot name a directory: use letters, digits, '-', '_' and '.', no '/'")
 
@@ -770,6 +826,7 @@ def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
 def kind(value: object) -> str:
     """The YAML word for what `value` is."""
     words = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    words |= {datetime.date: "a date", datetime.datetime: "a time"}
     return "nothing" if value is None else words.get(type(value), type(value).__name__)
 
 
@@ -795,7 +852,7 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict
             raise InputError(f"{where}: {how}: the list is empty")
         twice = [value for value, count in Counter(checked).items() if count > 1]
         if twice:
-            raise InputError(f"{where}: {how}: {twice[0]!r} stands there twice")
+            raise InputError(f"{where}: {how}: {twice[0]!r} stands there twice, however it is written")
         return {how: checked}
     if len(checked) != 2 or None in checked or not is_number(name):
         raise InputError(f"{where}: {how}: needs a number setting and two bounds [low, high]")

@@ -35,7 +35,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, ValidationError
 
 from raysweep.bucket import Bucket, Held, Mirror, Replaced, is_uri, join
@@ -61,7 +60,7 @@ from raysweep.files import (
     write_atomically,
     write_json,
 )
-from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read
+from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read, to_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -356,7 +355,7 @@ class Store:
 
     def _write(self, sweep: Sweep, records: dict[str, Any]) -> None:
         header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
-        text = yaml.safe_dump({**sweep.to_dict(), **records}, sort_keys=False, allow_unicode=True)
+        text = to_yaml({**sweep.to_dict(), **records})
         write_atomically(self.root / "sweep.yaml", (header + text).encode())
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,6 +14,9 @@ from raysweep.augment import to_float
 from raysweep.errors import Diverged
 from raysweep.models import Conv6, Encoder
 
+LARGEST = 1e15
+"""Of a feature: the squares of a whole split, added up, stay within float32, whose largest is 3e38. Beyond 1e17
+k-means goes wrong, and beyond 1e19 kNN, without a word."""
 BATCH = 500  # images of 32×32: larger is no faster on a CPU, and activations stay below 150 MB
 
 
@@ -33,7 +38,7 @@ def extract(encoder: Encoder, images: Tensor, index: Tensor, layer: str) -> Tens
         (M, D) float32 on the same device.
 
     Raises:
-        Diverged: a feature is NaN or infinite.
+        Diverged: a feature is NaN, or beyond `LARGEST`.
     """
     return extract_layers(encoder, images, index, (layer,))[layer]
 
@@ -75,21 +80,27 @@ def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[T
     """What `read` makes of float images (B, C, H, W), over all of them, as `extract` says; raises Diverged."""
     was_training = encoder.training
     encoder.eval()
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     with torch.no_grad():  # not inference_mode: its tensors could not be standardised in place
         start = 0
         for part in index.split(batch_of(images.shape[-1])):
             batch = to_float(images.index_select(0, part))
             features = read(batch.contiguous(memory_format=torch.channels_last))
-            if not found:
-                found = [torch.empty(len(index), of.shape[1], device=images.device) for of in features]
-            for out, of in zip(found, features, strict=True):
-                out[start : start + len(part)] = of
+            if not outputs:
+                outputs = [torch.empty(len(index), layer.shape[1], device=images.device) for layer in features]
+            for output, layer in zip(outputs, features, strict=True):
+                output[start : start + len(part)] = layer
             start += len(part)
     encoder.train(was_training)
-    if not all(bool(of.isfinite().all()) for of in found):
-        raise Diverged("the encoder's features are not finite")
-    return found
+    for output in outputs:
+        largest = torch.linalg.vector_norm(output, math.inf).item() if output.numel() else 0.0
+        if not math.isfinite(largest):
+            raise Diverged("the encoder's features are not finite")
+        if largest > LARGEST:
+            raise Diverged(
+                f"the encoder's features reach {largest:.3g}; beyond {LARGEST:g} sums of their squares overflow"
+            )
+    return outputs
 
 
 def standardize_(fit: Tensor, *others: Tensor) -> None:
@@ -99,6 +110,8 @@ def standardize_(fit: Tensor, *others: Tensor) -> None:
     huge values. In place, because the features of 50,000 images of 32×32 are 1.6 GB.
     """
     mean, std = fit.mean(0), fit.std(0, correction=0)
+    if not (std > 1e-6).any():
+        warnings.warn("no feature varies by more than 1e-6: the linear probe has nothing to read", stacklevel=2)
     scale = torch.where(std > 1e-6, 1 / std.clamp_min(1e-6), torch.ones_like(std))
     for features in (fit, *others):
         features.sub_(mean).mul_(scale)

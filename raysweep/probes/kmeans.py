@@ -18,6 +18,9 @@ def kmeans_scores(
         `kmeans/accuracy` under the one-to-one assignment of clusters to classes that maximises it (Hungarian method),
         `kmeans/nmi` (normalised by the arithmetic mean of the entropies) and `kmeans/ari`.
     """
+    largest = np.abs(features).max()
+    if 0 < largest < 1e-10:  # squares of such features would vanish, and with them all distances
+        features = features / largest
     clusters = KMeans(classes, n_init=10, random_state=seed).fit_predict(features)
     counts = confusion_matrix(labels, clusters, labels=np.arange(classes))
     rows, columns = linear_sum_assignment(counts, maximize=True)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysweep.errors import Diverged
+
 
 @torch.inference_mode()
 def knn_accuracy(
@@ -14,7 +16,7 @@ def knn_accuracy(
     """Accuracy of kNN by cosine similarity s, each neighbour voting with exp(s / temperature).
 
     Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4
-    (arXiv 1805.01978).
+    (arXiv 1805.01978). Of classes with equally many votes the one with the lowest number counts.
 
     Args:
         bank: (N, D) features of the labelled images.
@@ -24,14 +26,29 @@ def knn_accuracy(
         classes: number of classes.
         k: neighbours, at most N.
         temperature: > 0.
+
+    Raises:
+        Diverged: features are so large that their squares overflow.
     """
     assert k <= len(bank), "knn_k is checked against the bank before a trial starts"
-    bank = F.normalize(bank, dim=1)
+    bank = normalize(bank)
     right = torch.zeros((), device=bank.device)
     for part, target in zip(queries.split(1000), labels.split(1000), strict=True):
-        similarity, index = (F.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
-        # exp((s − 1)/τ): the same votes as exp(s/τ), without overflow at a small τ
-        weights = ((similarity - 1) / temperature).exp()
-        votes = torch.zeros(len(part), classes, device=bank.device).scatter_add_(1, bank_labels[index], weights)
+        similarity, index = (normalize(part) @ bank.T).topk(k, dim=1)  # the nearest first
+        # Only ratios of votes matter. The nearest neighbour's is 1, so that no temperature makes all of them 0; in
+        # float64, because a valid temperature may be 0 in float32.
+        weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
+        votes = weights.new_zeros(len(part), classes).scatter_add_(1, bank_labels[index], weights)
         right += (votes.argmax(1) == target).sum()
     return right.item() / len(queries)
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Features (N, D) scaled to length 1 each; zeros stay zeros. Raises Diverged where squares overflow."""
+    lengths = features.norm(dim=1, keepdim=True)
+    if not lengths.isfinite().all():
+        raise Diverged("the features are not finite, or so large that their squares overflow")
+    tiny = lengths < 1e-12
+    if tiny.any():  # their squares would be inexact, or 0; a power of two changes no digit
+        features = torch.where(tiny, features * 2.0**100, features)
+    return F.normalize(features, dim=1, eps=1e-30)

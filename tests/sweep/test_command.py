@@ -29,7 +29,8 @@ GRID = [
     "seed=[0, 1]",
 ]
 TRIALS = ["random,seed=0", "random,seed=1"] + [f"alpha={a},seed={s}" for a in ("1e-05", "1.0") for s in (0, 1)]
-LONG = ["--usl_epochs", "8", "--le_epochs", "3", "--set", "tune.checkpoint_seconds=0", "--name", "long"]
+STEPS = ["--le_epochs", "3", "--set", "tune.checkpoint_seconds=0", "--name", "long"]
+LONG = ["--usl_epochs", "8", *STEPS]
 OWN = {"pretrain/images_per_s"}  # differs from run to run
 
 
@@ -205,12 +206,12 @@ def test_report_rebuilds_what_was_deleted(alpha):
 def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
     """In one sweep: seed 0 is killed once, seed 1 once too often, and a trial diverges."""
     epochs = ["--usl_epochs", "6"]
-    undisturbed = alone(*LONG, *epochs, "--output", "undisturbed", cwd=tmp_path)
+    undisturbed = alone(*STEPS, *epochs, "--output", "undisturbed", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
     (tmp_path / "space.yaml").write_text(
         "search: [{usl_type: ae_parallel, seed: [0, 1]}, {usl_type: simclr, usl_lr: 1e18, seed: 0}]\n"
     )
-    process = start("space.yaml", *LONG, *epochs, "--set", "tune.max_failures=1", cwd=tmp_path)
+    process = start("space.yaml", *STEPS, *epochs, "--set", "tune.max_failures=1", cwd=tmp_path)
     root = tmp_path / "runs" / "long"
     killed, often, diverged = (
         "usl_type=ae_parallel,seed=0",
