@@ -15,8 +15,12 @@ import ray
 from raysweep import space
 from raysweep.data import Dataset
 from raysweep.errors import InputError
+from raysweep.stopping import Stopping
+from raysweep.store import Store
 from raysweep.sweep import cluster, tuner
 from raysweep.sweep.schedulers import EPOCH, make_scheduler
+from raysweep.terminal import make_console
+from raysweep.view import View
 from tests.sweep.copies import place_in_memory
 
 METRIC = "online/knn_val_accuracy"
@@ -137,3 +141,24 @@ def test_workers_map_one_copy_of_the_dataset(started, tmp_path):
 def test_a_request_that_no_node_can_meet_is_refused(started, asked, words):
     with pytest.raises(InputError, match=words):
         cluster.plan([node["Resources"] for node in cluster.alive_nodes()], space.Resources(**asked))
+
+
+def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(tmp_path):
+    sweep = space.build({"search": {"seed": [0, 1, 2]}}, {}, "test")
+    first, second, late = sweep.trials
+    results = Store(tmp_path).create(sweep, {})
+    stopping = Stopping(results)
+    watch = tuner.Watch({}, results, None, {}, View(sweep, [], make_console()))
+    stop = tuner.Stop(stopping, watch, cluster.Lookout(sweep.resources))
+
+    watch.running = {first.name: first}
+    stopping.since = time.monotonic()  # the sweep is to end, and the mark is being written
+    assert not stop.stop_all()
+    watch.running[second.name] = second
+    assert not stop.stop_all()
+    stopping.mark.set()
+    stopping.told.set()
+    watch.running = {second.name: second}
+    assert not stop.stop_all(), "the second trial computes until it looks for the mark"
+    watch.running = {late.name: late}
+    assert stop.stop_all(), "the late trial has seen the mark when it began"
