@@ -146,7 +146,7 @@ def test_a_request_that_no_node_can_meet_is_refused(started, asked, words):
 def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(tmp_path):
     sweep = space.build({"search": {"seed": [0, 1, 2]}}, {}, "test")
     first, second, late = sweep.trials
-    results = Store(tmp_path).create(sweep, {})
+    results = Store(tmp_path / "x").create(sweep, {})
     stopping = Stopping(results)
     watch = tuner.Watch({}, results, None, {}, View(sweep, [], make_console()))
     stop = tuner.Stop(stopping, watch, cluster.Lookout(sweep.resources))
