@@ -148,6 +148,7 @@ def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(tmp_pa
     first, second, late = sweep.trials
     results = Store(tmp_path / "x").create(sweep, {})
     stopping = Stopping(results)
+    stopping.mark.place()
     watch = tuner.Watch({}, results, None, {}, View(sweep, [], make_console()))
     stop = tuner.Stop(stopping, watch, cluster.Lookout(sweep.resources))
 
