@@ -232,7 +232,9 @@ class Sweep:
     @property
     def total(self) -> int:
         """How many trials there will be; with a searcher, but for baselines that depend on points not proposed yet."""
-        missing = self.tune.num_samples - len(self.proposed) if self.tune.searcher != "none" else 0
+        if self.tune.searcher == "none":
+            return len(self.trials)  # whose seeds may be drawn at random
+        missing = self.tune.num_samples - len(self.proposed)
         return len(self.trials) + max(0, missing) * len(self.seeds)
 
     @property

@@ -27,7 +27,7 @@ def digits():
 
 
 def reference(bank, bank_labels, queries, labels, *, classes, k, temperature):
-    """KNN in float64 by the definition, each vote divided by the nearest neighbour's."""
+    """Do kNN in float64 by the definition, each vote divided by the nearest neighbour's."""
     bank, queries = (part.double().numpy() for part in (bank, queries))
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
