@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import boto3
@@ -299,6 +300,16 @@ def test_names_are_free_or_refused_as_in_a_directory(s3, uri):
     opened, sweep = Store.open(f"{uri}/a")
     assert sweep.trials == SWEEP.trials
     assert opened.results(sweep) == []
+
+
+def test_new_sweeps_that_begin_at_once_take_names_of_their_own(s3, uri):
+    planned = [Store.plan(uri, None, "a") for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda store: store.create(SWEEP, {}), planned))
+    assert len({store.place for store in made}) == 3
+    for each in made:
+        with each.lock():
+            assert "sweep.yaml" in each.bucket.names()
 
 
 def test_a_new_sweep_takes_nothing_from_the_copy_of_one_that_was_deleted(s3, uri):

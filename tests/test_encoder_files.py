@@ -101,6 +101,7 @@ def run(tmp_path, monkeypatch, capfd):
             ["embed", checkpoint, "image.png", "-o", "f.npz"],
             ["export", checkpoint, "-o", "e.safetensors"],
         ):
+            capfd.readouterr()  # what was said while the file was made
             status = cli.main(arguments)
             yield status, capfd.readouterr().err
 

@@ -76,7 +76,8 @@ def lost(root):
 
 def replaced(root):
     root.rename(root.with_name("renamed"))
-    shutil.copytree(root.with_name("renamed"), root)  # with other files than those that this process has open
+    ignored = shutil.ignore_patterns(".leave-*")  # which is of this run alone
+    shutil.copytree(root.with_name("renamed"), root, ignore=ignored)
     (root / "seed=0").mkdir(exist_ok=True)
 
 

@@ -380,7 +380,7 @@ BAD_FILES = {
     "pickle among weights": (archive_of(pickle.dumps({"encoder": Malicious()}, 2)), "more than tensors and plain"),
     "another's state_dict": (store.to_bytes({"fc.weight": torch.zeros(2, 2)}), "holds no encoder"),
     "a tensor": (store.to_bytes(torch.zeros(2)), "holds no encoder"),
-    "odd checkpoint": (store.to_bytes({"settings": {}, "state": {"encoder": 3}}), "holds no encoder"),
+    "odd checkpoint": (store.to_bytes({"settings": {}, "state": {"encoder": 3}}), "not a mapping of tensors"),
     "not tensors": (with_changes(encoder={"blocks.0.0.weight": [1, 2]}), "not a mapping of tensors"),
     "unknown architecture": (with_changes(architecture="vit"), "unknown architecture 'vit'; valid: conv6, resnet18"),
     "another architecture": (with_changes(architecture="resnet18"), "do not fit a resnet18 for 1×8×8 images"),
