@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, get_args, get_
 from raysweep import __version__, space
 from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, suggest
-from raysweep.errors import InputError
+from raysweep.errors import InputError, printable
 from raysweep.space import Sweep
 from raysweep.stopping import Stopping
 from raysweep.store import Result, Store, check_writable, existing_ancestor, protocol_difference, reason
@@ -286,7 +286,10 @@ def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
     """Print what would run; where a sweep is gone on with, which trials it does not know yet."""
     import yaml
 
-    print(yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(sweep.to_dict(), sort_keys=False, allow_unicode=True)
+    if not all(line.isprintable() for line in text.splitlines()):  # such as a character that turns the direction round
+        text = yaml.safe_dump(sweep.to_dict(), sort_keys=False)
+    print(text)
     print(f"# {sweep.total} trial{'s' if sweep.total > 1 else ''}:")
     for trial in sweep.trials:
         print(trial.name if known is None or trial.name in known else f"{trial.name}  # new")
@@ -338,7 +341,7 @@ def run_trials(
     pending = [trial for trial in sweep.trials if trial.name not in done]
     stopping = Stopping(store, sweep.tune.time_budget)
     # What the report needs takes 2 s to import, in which its reader would wait; not while workers import PyTorch.
-    early = threading.Timer(REPORT_IMPORT_SECONDS, import_module, ["raysweep.report"])
+    early = threading.Timer(REPORT_IMPORT_SECONDS, import_report)
     early.daemon = True
     early.start()
     with interruptible(store), stopping.running(), View(sweep, kept, console) as view:
@@ -358,16 +361,25 @@ def run_trials(
     return sweep
 
 
+def import_report() -> None:
+    """Import what the report needs ahead of time. If that fails, it fails again at the report, which says so."""
+    for name in ("report", "figures"):
+        with suppress(Exception):
+            import_module(f"raysweep.{name}")
+
+
 def make_console() -> Console:
-    """Standard output; where it is no terminal, wide enough for the table."""
+    """Standard output; where it is no terminal, wide enough for the table. What is printed is shown as it is."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    # In a name, brackets are no markup, `:smile:` is no emoji, and numbers get no colour.
+    width = None if sys.stdout.isatty() else 140
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def tell(console: Console, text: str) -> None:
-    """One line on standard output, as it is, however long."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """One line on standard output, however long; control characters in it become escape sequences."""
+    console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def waiting(console: Console, what: str) -> AbstractContextManager[Any]:
@@ -419,7 +431,9 @@ def show_report(made: Report, directory: Path, console: Console) -> None:
 
 
 def tell_state(made: Report, directory: Path) -> int:
-    """Say which trials failed, or have not finished; the exit status."""
+    """Say which figures could not be drawn, and which trials failed or have not finished; returns the exit status."""
+    for line in made.not_drawn:
+        say(f"warning: {line}")
     status = FINISHED
     for member in made.members:
         for result in member.results:
@@ -473,7 +487,7 @@ def report_command(arguments: list[str]) -> int:
 
     made = report.read_several(opened)
     directory = Path(parsed.output) if parsed.output is not None else Store.plan(roots[0].parent, None, made.name).root
-    report.build_comparison(made, directory)
+    made = report.build_comparison(made, directory)
     show_report(made, directory, make_console())
     return tell_state(made, directory)
 
@@ -640,8 +654,8 @@ def show_warning(
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    print(text, file=sys.stderr)
+    """One line on standard error; control characters in it become escape sequences."""
+    print(printable(text), file=sys.stderr)
 
 
 COMMANDS = {

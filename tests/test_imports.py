@@ -15,7 +15,7 @@ PACKAGE = ROOT / "raysweep"
 ORDER = [
     "errors", "memory", "config", "bucket", "space", "randomness", "data", "inputs", "augment", "ranks", "models",
     "adam", "losses", "objective", "pretrain", "probes", "store", "stopping", "events", "experiment", "portable",
-    "view", "statistics", "figures", "report", "preview", "local", "sweep", "cli",
+    "view", "statistics", "drawing", "figures", "report", "preview", "local", "sweep", "cli",
 ]  # fmt: skip
 LIGHT = ("errors", "config", "bucket", "space", "store", "cli")
 HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow"}
