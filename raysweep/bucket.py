@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from raysweep.config import suggest
-from raysweep.errors import InputError
+from raysweep.errors import InputError, printable
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 """Of stores whose objects appear only when they are complete. s3 is what the tests run against."""
@@ -490,9 +490,11 @@ def beat(folder: Bucket, token: str, content: bytes, over: threading.Event) -> N
     while not over.wait(BEAT):
         try:
             if token not in folder.files():
-                print(f"{folder.uri}: another process has taken this sweep over; leaving it", file=sys.stderr)
+                print(
+                    printable(f"{folder.uri}: another process has taken this sweep over; leaving it"), file=sys.stderr
+                )
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             folder.write(token, content)
         except OSError as fault:  # as long as nobody reads the store, nobody takes the lock over
-            print(f"warning: {fault.filename}: {fault.strerror}", file=sys.stderr)
+            print(printable(f"warning: {fault.filename}: {fault.strerror}"), file=sys.stderr)

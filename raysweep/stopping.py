@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from raysweep.errors import printable
 from raysweep.store import Store, reason
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two looks for the mark; in a bucket each is a request
@@ -96,7 +97,7 @@ class Stopping:
         try:
             self.mark.set()
         except OSError as fault:
-            print(f"warning: trials cannot be told to leave: {reason(fault)}", file=sys.stderr)
+            print(printable(f"warning: trials cannot be told to leave: {reason(fault)}"), file=sys.stderr)
 
     def asked(self) -> bool:
         """Whether the sweep is to end."""
