@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from raysweep.config import suggest
-from raysweep.errors import URI_OPTIONS, InputError, has_password, masked
+from raysweep.errors import URI_OPTIONS, InputError, has_password, masked, printable
 from raysweep.files import UNSUPPORTED, replacing
 from raysweep.places import expanded
 
@@ -574,9 +574,11 @@ def beat(folder: Bucket, token: str, content: bytes, over: threading.Event) -> N
     while not over.wait(BEAT):
         try:
             if token not in folder.files():
-                print(f"{folder.uri}: another process has taken this sweep over; leaving it", file=sys.stderr)
+                print(
+                    printable(f"{folder.uri}: another process has taken this sweep over; leaving it"), file=sys.stderr
+                )
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             folder.write(token, content)
         except OSError as fault:  # as long as nobody reads the store, nobody takes the lock over
-            print(f"warning: {fault.filename}: {fault.strerror}", file=sys.stderr)
+            print(printable(f"warning: {fault.filename}: {fault.strerror}"), file=sys.stderr)

@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +26,7 @@ from raysweep import __version__, space
 from raysweep.__main__ import INTERRUPTED
 from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, read_number, suggest
-from raysweep.errors import InputError, masked
+from raysweep.errors import InputError, masked, printable
 from raysweep.files import existing_ancestor
 from raysweep.places import ensure_home, expanded, settle_ray_directory
 from raysweep.space import Sweep
@@ -351,7 +351,10 @@ def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
 
 def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
     """Print what would run; where a sweep is gone on with, which trials it does not know yet."""
-    print(space.to_yaml(sweep.to_dict()))
+    text = space.to_yaml(sweep.to_dict())
+    if not all(line.isprintable() for line in text.splitlines()):  # such as a character that turns the direction round
+        text = space.to_yaml(sweep.to_dict(), ascii_only=True)
+    print(text)
     print(f"# {sweep.total} trial{'s' if sweep.total > 1 else ''}:")
     for trial in sweep.trials:
         print(trial.name if known is None or trial.name in known else f"{trial.name}  # new")
@@ -408,7 +411,7 @@ def run_trials(
     pending = [trial for trial in sweep.trials if trial.name not in done]
     stopping = Stopping(store, sweep.tune.time_budget, resume_of(store, parsed))
     # What the report needs takes 2 s to import, in which its reader would wait; not while workers import PyTorch.
-    early = threading.Timer(REPORT_IMPORT_SECONDS, import_module, ["raysweep.report"])
+    early = threading.Timer(REPORT_IMPORT_SECONDS, import_report)
     early.daemon = True
     early.start()
     with stopping.running(), View(sweep, kept, console) as view:
@@ -434,9 +437,16 @@ def run_trials(
     return sweep
 
 
+def import_report() -> None:
+    """Import what the report needs ahead of time. If that fails, it fails again at the report, which says so."""
+    for name in ("report", "figures"):
+        with suppress(Exception):
+            import_module(f"raysweep.{name}")
+
+
 def tell(console: Console, text: str) -> None:
-    """One line on standard output, as it is, however long."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """One line on standard output, however long; control characters in it become escape sequences."""
+    console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def waiting(console: Console, what: str) -> AbstractContextManager[Any]:
@@ -508,7 +518,9 @@ def show_report(made: Report, directory: Path, console: Console) -> None:
 
 
 def tell_state(made: Report, directory: Path) -> int:
-    """Say which trials failed, or have not finished; the exit status."""
+    """Say which figures could not be drawn, and which trials failed or have not finished; returns the exit status."""
+    for line in made.not_drawn:
+        say(f"warning: {line}")
     status = FINISHED
     for member in made.members:
         for result in member.results:
@@ -568,7 +580,7 @@ def report_command(arguments: list[str]) -> int:
     if parsed.output is None:
         check_writable(roots[0].parent)
         directories = (roots[0].parent / name for name in candidates(None, made.name))
-    directory = report.build_comparison(made, directories)
+    made, directory = report.build_comparison(made, directories)
     show_report(made, directory, make_console())
     return tell_state(made, directory)
 
@@ -756,8 +768,8 @@ def show_warning(
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    print(masked(text), file=sys.stderr)
+    """One line on standard error, without secrets; control characters in it become escape sequences."""
+    print(printable(masked(text)), file=sys.stderr)
 
 
 COMMANDS = {

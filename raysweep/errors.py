@@ -56,6 +56,14 @@ def _masked_option(found: re.Match[str]) -> str:
     return (f"{name}=***" if value else "***") + found[0][len(option) :]
 
 
+def printable(text: str) -> str:
+    """One line of text that can be shown anywhere: what is not printable becomes its escape sequence.
+
+    That is every control character, line break and text direction override, and every byte of a path that is no text.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class InputError(ValueError):
     """A fault in what the user gave: its message is one line that says what is wrong and what is valid.
 
@@ -67,7 +75,7 @@ class InputError(ValueError):
         if len(message) > MESSAGE:
             message = f"{message[: MESSAGE // 2]} … {message[-MESSAGE // 2 :]}"
         # Messages quote files and names: no line break or control character in them reaches the terminal as one.
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        super().__init__(printable(message))
 
 
 class Diverged(ArithmeticError):

@@ -79,15 +79,21 @@ class Events:
         )
 
     def hyperparameters(self, varied: Mapping[str, Any]) -> None:
-        """The HParams row of the trial, at its start."""
+        """The HParams row of the trial, at its start.
+
+        A setting that is None, or a number that is not finite, is left out: TensorBoard cannot sort a column that has
+        text beside numbers, and its JSON has no number for these.
+        """
         start = SessionStartInfo(start_time_secs=time.time())
         for name, value in varied.items():
             if isinstance(value, bool):
                 start.hparams[name].bool_value = value
             elif isinstance(value, (int, float)):
-                start.hparams[name].number_value = value
-            else:
-                start.hparams[name].string_value = str(value)
+                if math.isfinite(value):
+                    start.hparams[name].number_value = value
+            elif value is not None:
+                # A path whose bytes are no text holds surrogates, which a message of TensorBoard's cannot.
+                start.hparams[name].string_value = str(value).encode(errors="backslashreplace").decode()
         self._write(session(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)))
 
     def end(self, finished: bool) -> None:

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from raysweep.config import BLOCKS
+from raysweep.drawing import (
+    Figure,
+    Line2D,
+    Normalize,
+    add_legend,
+    colormaps,
+    label_powers_of_ten,
+    literal,
+    own_style,
+    wrapped,
+)
 from raysweep.space import Sweep
-from raysweep.statistics import PERCENT, Estimate, Point, estimate, mean_of, rank, shown_scores
+from raysweep.statistics import BLOCK_SCORES, PERCENT, Estimate, Point, estimate, mean_of, rank, shown_scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Told apart with any colour vision (Okabe and Ito 2008), without the yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("D", "o", "s", "^", "v", "P", "X", "p", "<", ">")
 MOST_LINES = 10
 MOST_ROWS = 60
-BLOCK_SCORES = tuple(f"linear/layer{block}/test_accuracy" for block in range(1, BLOCKS + 1))
+LEGEND_WIDTH = 60  # characters of a line
+BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "ncols": 3, "fontsize": 8}
+"""The legend of a whole figure."""
 
 
+@own_style()
 def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     """The scores against one setting: mean and interval over seeds, each seed a dot, the random encoder as a band.
 
@@ -45,7 +57,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     for line in lines.values():
         line.sort(key=lambda point: values.index(point.varied[name]))
     baselines = [point for point in points if point.baseline]
-    rows = math.ceil((len(lines) + 2 * len(baselines)) / 3)
+    rows = math.ceil((len(lines) + 2 * len(baselines)) / 3) * max(map(lines_in_legend, lines))
     figure = Figure(figsize=(4.2 * len(scores), 4.0 + 0.18 * rows), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         scale_axis(axes, name, values, numeric)
@@ -69,8 +81,9 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
         axes.set_ylabel("accuracy")
         clip(axes)
         axes.grid(alpha=0.25)
-    figure.suptitle(f"{sweep.name}: {seeds_and_bars(points)}", fontsize=11)
-    add_legend(figure, figure.axes[0], 3)
+    figure.suptitle(headed(sweep.name, seeds_and_bars(points)), fontsize=11)
+    entries = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
+    add_legend(figure, entries, **BELOW)
     return figure
 
 
@@ -89,6 +102,7 @@ def heatmap_settings(sweep: Sweep) -> tuple[str, str] | None:
     return (x, y) if 2 * len(points) > len(values[x]) * len(values[y]) else None
 
 
+@own_style()
 def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     """The scores over two settings: the mean over seeds as colour and number, one panel for each score.
 
@@ -103,7 +117,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     planned = [trial.varied for trial in sweep.trials if not trial.baseline]
     axis = [list(dict.fromkeys(varied[name] for varied in planned)) for name in names]
     x_values, y_values = (sorted(values, key=ordered) if is_numeric(values) else values for values in axis)
-    beside = 0.08 * max(len(number(value)) for value in y_values)
+    beside = 0.08 * max(len(line) for value in y_values for line in number(value).splitlines())
     width, height = max(4.0, 0.72 * len(x_values) + 1.4), max(2.8, 0.5 * len(y_values) + 1.6)
     figure = Figure(figsize=(width * len(scores) + beside, height), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
@@ -128,7 +142,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         axes.set_xlabel(axis_label(names[0]))
         if score == scores[0]:
             axes.set_ylabel(axis_label(names[1]))
-        if max(len(number(value)) for value in x_values) > 7:
+        if max(len(line) for value in x_values for line in number(value).splitlines()) > 7:
             axes.tick_params(axis="x", labelrotation=35)
         bar = figure.colorbar(image, ax=axes)
         for value in randoms:
@@ -139,10 +153,11 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         axes.set_title(title(score) + shown, fontsize=10)
     several = any(len(point.by_seed) > 1 for point in trained)
     half = f" (± half of its {PERCENT} interval)" if several else ""
-    figure.suptitle(f"{sweep.name}: mean over {seeds(trained)}{half}", fontsize=11)
+    figure.suptitle(headed(sweep.name, f"mean over {seeds(trained)}{half}"), fontsize=11)
     return figure
 
 
+@own_style()
 def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     """Accuracy of a linear probe on every block, a line for each point; a panel for each protocol. None without any.
 
@@ -170,21 +185,24 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         axes.set_title(words, fontsize=10)
         clip(axes)
         axes.grid(alpha=0.25)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=2 if len(lines) > 4 else 1)
-    figure.suptitle(f"{sweep.name}: linear probe on every block\n{seeds_and_bars(points)}", fontsize=11)
+        entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        columns = 2 if len(lines) > 4 else 1
+        add_legend(axes, entries, width=40, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=columns)
+    figure.suptitle(headed(sweep.name, f"linear probe on every block\n{seeds_and_bars(points)}"), fontsize=11)
     return figure
 
 
 def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: str) -> None:
     """One point's accuracy by block: mean and interval over seeds, each seed a dot; moved aside by `step`."""
     found = [(block + step, point.values(score)) for block, score in enumerate(BLOCK_SCORES, 1) if point.values(score)]
-    label = wrapped(f"{point.title} encoder" if point.baseline else point.title)
+    label = f"{point.title} encoder" if point.baseline else point.title
     means = [float(np.mean(values)) for _, values in found]
     axes.plot([x for x, _ in found], means, dashes, color=colour, marker=marker, markersize=5, label=label)
     for x, values in found:
         add_seeds(axes, x, values, colour)
 
 
+@own_style()
 def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode: str) -> Figure | None:
     """The points of several sweeps below one another: mean, interval and seeds of every score.
 
@@ -227,14 +245,14 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
         axes.grid(axis="x", alpha=0.25)
     panels[0].set_yticks(range(len(rows)), [wrapped(point.name, 48) for point in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    handles = [
-        Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], linestyle="", label=sweep)
+    entries = {
+        sweep: Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], linestyle="")
         for n, sweep in enumerate(sweeps)
-    ]
+    }
     if any(point.baseline for point in points):
-        handles.append(Line2D([], [], color="0.4", linestyle="--", label="random encoder of the sweep of that colour"))
-    figure.suptitle(f"{name}: {seeds_and_bars(points)}{words}", fontsize=11)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+        entries["random encoder of the sweep of that colour"] = Line2D([], [], color="0.4", linestyle="--")
+    figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}"), fontsize=11)
+    add_legend(figure, entries, **BELOW)
     return figure
 
 
@@ -306,7 +324,7 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> N
         rotate = max(len(str(value)) for value in values) * len(values) > 36
         axes.set_xticks(
             range(len(values)),
-            [wrapped(str(value), 24) for value in values],
+            [wrapped(value, 24) for value in values],
             rotation=25 if rotate else 0,
             ha="right" if rotate else "center",
         )
@@ -317,6 +335,7 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> N
             axes.set_xscale("log")
         else:
             axes.set_xscale("symlog", linthresh=min(positive))
+        label_powers_of_ten(axes)
 
 
 def clip(axes: Axes) -> None:
@@ -338,10 +357,14 @@ def seeds_and_bars(points: Sequence[Point]) -> str:
     return seeds(points) + (f" (dots), bars: {PERCENT} interval of the mean" if several else "")
 
 
-def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """One legend below all panels, each label once."""
-    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+def headed(name: str, words: str) -> str:
+    """A figure's heading: a sweep's name, on lines of its own where it is long, and what is shown."""
+    return f"{literal(name)}: {words}" if len(literal(name)) <= 60 else f"{wrapped(name, 60)}:\n{words}"
+
+
+def lines_in_legend(label: str) -> int:
+    """How many lines an entry of the legend below a figure takes."""
+    return wrapped(label, LEGEND_WIDTH).count("\n") + 1
 
 
 def title(score: str) -> str:
@@ -367,20 +390,10 @@ def ordered(value: Any) -> float:
 def number(value: Any) -> str:
     """A value as a tick: short where that is exact, else to three digits."""
     if not isinstance(value, float):
-        return str(value)
+        return wrapped(value, 24)
     return f"{value:g}" if float(f"{value:g}") == value else f"{value:.3g}"
 
 
 def cell_text(of: Estimate) -> str:
     """The mean, and half of its interval where there is one."""
     return f"{of.mean:.3f}" if of.high is None else f"{of.mean:.3f}\n±{of.high - of.mean:.3f}"
-
-
-def wrapped(name: str, width: int = 40) -> str:
-    """A long name on several lines, broken at its commas."""
-    lines = [""]
-    for part in name.split(","):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += f"{part},"
-    return "\n".join(lines).removesuffix(",")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from raysweep import data
+from raysweep import data, drawing
 from raysweep.augment import augment
 from raysweep.config import Settings
+from raysweep.drawing import Figure, literal, own_style
 from raysweep.errors import InputError
 from raysweep.portable import new_file
 from raysweep.randomness import generator
 from raysweep.space import Sweep
+from raysweep.store import reason
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """What is shown, beside the strength that is trained with, where strength is not searched."""
@@ -142,6 +142,7 @@ def block(panel: Panel, dataset: data.Dataset) -> tuple[str, list[tuple[str, NDA
     return title, rows
 
 
+@own_style()
 def draw(sweep: Sweep, load: Callable[[Settings], data.Dataset]) -> Figure:
     """The picture of a sweep's views.
 
@@ -169,7 +170,8 @@ def draw(sweep: Sweep, load: Callable[[Settings], data.Dataset]) -> Figure:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
 
     def write(x: float, y: float, text: str, size: float, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, fontsize=size, parse_math=False, **style)
+        lines = [literal(line) for line in text.split("\n")]
+        figure.text(x / width, 1 - y / height, "\n".join(lines), fontsize=size, **style)
 
     write(LEFT, 26, f"{sweep.name}: {blocks[0][0] if alone else 'augmented views'}", 14, va="center")
     words = f"rows: augmentation strength; {VIEWS} views of each image, from the same random numbers in every row"
@@ -191,8 +193,14 @@ def draw(sweep: Sweep, load: Callable[[Settings], data.Dataset]) -> Figure:
 
 
 def save(figure: Figure, output: Path) -> None:
-    """Write a figure to a file that must not exist, in the format that its name ends with."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=output.suffix[1:].lower(), dpi=DPI)
+    """Write a figure to a file that must not exist, in the format that its name ends with.
+
+    Raises:
+        InputError: the format cannot hold the figure, for example because it is too large; no file is made.
+    """
+    try:
+        picture = drawing.save(figure, output.suffix[1:].lower(), DPI)
+    except Exception as fault:
+        raise InputError(f"{output}: the picture cannot be drawn: {reason(fault)}") from fault
     with new_file(output) as file:
-        file.write(buffer.getvalue())
+        file.write(picture)

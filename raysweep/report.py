@@ -6,21 +6,21 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
-from raysweep import figures
 from raysweep.config import BLOCKS, METRICS, SETTINGS, about, has_effect
-from raysweep.errors import InputError
-from raysweep.figures import BLOCK_SCORES
+from raysweep.errors import InputError, printable
 from raysweep.files import make_directory, write_atomically
 from raysweep.space import Sweep, shorten
 from raysweep.statistics import (
+    BLOCK_SCORES,
     COLUMNS,
     LINEAR,
     METHOD,
@@ -39,7 +39,10 @@ from raysweep.statistics import (
     rank,
     shown_scores,
 )
-from raysweep.store import Result, Store, attempts
+from raysweep.store import Result, Store, attempts, reason
+
+if TYPE_CHECKING:
+    from raysweep.drawing import Figure
 
 MOST_PAIRED = 50
 """Of more points than this, only the pairs with the best one are written down."""
@@ -74,6 +77,8 @@ class Report:
     metric: str | None
     """What "best" means; None where there is no validation split, or the sweeps do not agree."""
     mode: str
+    not_drawn: Sequence[str] = ()
+    """A line for each figure that could not be drawn."""
 
     @property
     def several(self) -> bool:
@@ -140,12 +145,12 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
 
 
 def labels(roots: Sequence[Path]) -> list[str]:
-    """The directories' names, with as much of the path before them as tells them apart."""
+    """The directories' names as printable text, with as much of the path before them as tells them apart."""
     names = [root.resolve().name for root in roots]
-    if len(set(names)) == len(names):
-        return names
-    common = os.path.commonpath([root.resolve() for root in roots])
-    return [os.path.relpath(root.resolve(), common) for root in roots]
+    if len(set(names)) < len(names):
+        common = os.path.commonpath([root.resolve() for root in roots])
+        names = [os.path.relpath(root.resolve(), common) for root in roots]
+    return [printable(name) for name in names]
 
 
 def build(store: Store, sweep: Sweep) -> Report:
@@ -155,16 +160,15 @@ def build(store: Store, sweep: Sweep) -> Report:
         InputError: the results were not all evaluated alike; nothing is written.
     """
     made = read(store, sweep)
-    write_atomically(store.root / "results.csv", results_csv(store, sweep, made.members[0].results).encode())
-    write(made, store.root, sweep_figures(sweep, made.points))
-    return made
+    write_atomically(store.root / "results.csv", encoded(results_csv(store, sweep, made.members[0].results)))
+    return write(made, store.root)
 
 
-def build_comparison(made: Report, directories: Iterable[Path]) -> Path:
+def build_comparison(made: Report, directories: Iterable[Path]) -> tuple[Report, Path]:
     """Write the same, `results.csv` aside, of several sweeps, into a new directory.
 
     Returns:
-        The first of `directories` that did not exist.
+        The report with what could not be drawn, and the first of `directories` that did not exist.
 
     Raises:
         InputError: they all exist.
@@ -176,29 +180,65 @@ def build_comparison(made: Report, directories: Iterable[Path]) -> Path:
             break
     if directory is None:
         raise InputError(f"{tried}: exists; choose another directory")
-    figure = figures.draw_comparison(made.name, made.points, made.metric, made.mode)
-    write(made, directory, [] if figure is None else [("comparison", figure)])
-    return directory
+    return write(made, directory), directory
 
 
-def write(made: Report, directory: Path, drawn: Sequence[tuple[str, Figure]] | Iterator[tuple[str, Figure]]) -> None:
-    """Write tables, words and figures."""
-    write_atomically(directory / "summary.csv", summary_csv(made).encode())
-    write_atomically(directory / "differences.csv", differences_csv(made).encode())
-    write_atomically(directory / "summary.md", summary_md(made).encode())
+def write(made: Report, directory: Path) -> Report:
+    """Write tables and words, and only then figures. Returns the report with what could not be drawn."""
+    write_atomically(directory / "summary.csv", encoded(summary_csv(made)))
+    write_atomically(directory / "differences.csv", encoded(differences_csv(made)))
+    write_atomically(directory / "summary.md", encoded(summary_md(made)))
     (directory / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=150)
-        write_atomically(directory / "figures" / f"{name}.png", buffer.getvalue())
+    return replace(made, not_drawn=write_figures(made, directory / "figures"))
 
 
-def sweep_figures(sweep: Sweep, points: Sequence[Point]) -> Iterator[tuple[str, Figure]]:
-    """The figures of one sweep, by name."""
-    drawn = [(name, figures.draw(sweep, points, name)) for name in sweep.searched]
-    drawn.append(("_x_".join(figures.heatmap_settings(sweep) or ()), figures.draw_heatmap(sweep, points)))
-    drawn.append(("layers", figures.draw_layers(sweep, points)))
-    yield from ((name, figure) for name, figure in drawn if figure is not None)
+def encoded(text: str) -> bytes:
+    """Text as the content of a file. The bytes of a path that are no text become escape sequences."""
+    return text.encode(errors="backslashreplace")
+
+
+def write_figures(made: Report, directory: Path) -> list[str]:
+    """Draw and write the figures. Returns a line for each that failed, which costs no other figure.
+
+    Raises:
+        OSError: a figure cannot be written; its drawing never raises.
+    """
+    try:
+        drawings = figures_of(made)
+    except Exception as fault:
+        return [f"the figures could not be drawn: {reason(fault)}"]
+    failed = []
+    for name, draw in drawings.items():
+        try:
+            picture = draw()
+        except Exception as fault:
+            failed.append(f"the figure {name}.png could not be drawn: {reason(fault)}")
+            continue
+        if picture is not None:
+            write_atomically(directory / f"{name}.png", picture)
+    return failed
+
+
+def figures_of(made: Report) -> dict[str, Callable[[], bytes | None]]:
+    """By name, functions that draw the report's figures as PNG; they return None where there is nothing to draw."""
+    from raysweep import drawing, figures  # the tables must not need Matplotlib
+
+    def png(draw: Callable[[], Figure | None]) -> bytes | None:
+        figure = draw()
+        return None if figure is None else drawing.save(figure)
+
+    found: dict[str, Callable[[], Figure | None]] = {}
+    if made.several:
+        found["comparison"] = partial(figures.draw_comparison, made.name, made.points, made.metric, made.mode)
+    else:
+        sweep = made.members[0].sweep
+        for name in sweep.searched:
+            found[name] = partial(figures.draw, sweep, made.points, name)
+        pair = figures.heatmap_settings(sweep)
+        if pair is not None:
+            found["_x_".join(pair)] = partial(figures.draw_heatmap, sweep, made.points)
+        found["layers"] = partial(figures.draw_layers, sweep, made.points)
+    return {name: partial(png, draw) for name, draw in found.items()}
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -334,7 +374,8 @@ def verdict(of: Estimate | None, than: str = "random") -> str:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(item).replace("|", "\\|") for item in line) + " |" for line in lines)
+    cells = [[printable(str(item)).replace("|", "\\|") for item in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def names_of(made: Report, point: Point) -> list[str]:
@@ -375,11 +416,16 @@ def summary_md(made: Report) -> str:
     for status, title in (("failed", "## Failed"), ("stopped", "## Stopped early")):
         ended = [(prefix[id(member)], result) for member, result in results if result.status == status]
         if ended:
-            text += [title, "\n".join(f"- {before}{result.trial}: {result.error}" for before, result in ended)]
+            text += [
+                title,
+                "\n".join(f"- {before}{result.trial}: {printable(str(result.error))}" for before, result in ended),
+            ]
     if any(result.status == "stopped" for _, result in results):
         text.append(STOPPED)
     remarks = dict.fromkeys(
-        f"{warning} ({prefix[id(member)]}{result.trial})" for member, result in results for warning in result.warnings
+        f"{printable(warning)} ({prefix[id(member)]}{result.trial})"
+        for member, result in results
+        for warning in result.warnings
     )
     if remarks:
         text += ["## Warnings", *(f"- {remark}" for remark in remarks)]
@@ -490,7 +536,9 @@ def summary_table(made: Report) -> Table:
     columns = shown_scores(made.points, COLUMNS)
     compared = any(point.differences(LINEAR) for point in made.points)
     best = {ranked[0].title for ranked in made.ranked}
-    table = Table(title=f"{made.name}: mean over seeds ± half of the {PERCENT} interval")
+    # Names are `Text`: in plain strings rich would take brackets for its markup, and leave them out.
+    title = Text(f"{made.name}: mean over seeds ± half of the {PERCENT} interval", style="table.title")
+    table = Table(title=title)
     for name in name_columns(made):
         table.add_column(name, overflow="fold")
     table.add_column("n", justify="right")
@@ -499,7 +547,7 @@ def summary_table(made: Report) -> Table:
     if compared:
         table.add_column("linear test accuracy\nminus random, paired", justify="right", no_wrap=True)
     for point in made.points:
-        row = [*names_of(made, point), str(len(point.by_seed))]
+        row: list[str | Text] = [*(Text(printable(name)) for name in names_of(made, point)), str(len(point.by_seed))]
         row += [cell(estimate(point.values(name))) for name in columns]
         if compared:
             row.append(difference_cell(estimate(point.differences(LINEAR))))

@@ -404,9 +404,9 @@ for tag, pattern, first in NUMBER_TAGS:
 Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_timestamp)
 
 
-def to_yaml(content: Mapping[str, Any]) -> str:
-    """Plain data as YAML that `read` gives back exactly."""
-    text: str = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+def to_yaml(content: Mapping[str, Any], ascii_only: bool = False) -> str:
+    """Plain data as YAML that `read` gives back exactly; with `ascii_only`, other characters are escaped."""
+    text: str = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=not ascii_only)
     return text
 
 

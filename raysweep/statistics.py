@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from raysweep.config import SETTINGS, Settings, about, fingerprint
+from raysweep.config import BLOCKS, SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
 from raysweep.space import Sweep, Trial, canonical, make_baseline
 from raysweep.store import Result, complete_protocol, protocol_difference
@@ -22,6 +22,7 @@ NO_SPREAD = 1e-9
 LINEAR = "linear/test_accuracy"
 SCORES = (LINEAR, "knn/test_accuracy", "kmeans/accuracy")
 COLUMNS = ("linear/val_accuracy", *SCORES)
+BLOCK_SCORES = tuple(f"linear/layer{block}/test_accuracy" for block in range(1, BLOCKS + 1))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from raysweep.__main__ import INTERRUPTED
+from raysweep.errors import printable
 from raysweep.store import Store, reason
 from raysweep.terminal import end_process, say_at_once
 
@@ -110,7 +111,7 @@ class Stopping:
             self.mark.set()
             self.told.set()
         except OSError as fault:
-            print(f"warning: trials cannot be told to leave: {reason(fault)}", file=sys.stderr)
+            print(printable(f"warning: trials cannot be told to leave: {reason(fault)}"), file=sys.stderr)
 
     def asked(self) -> bool:
         """Whether the sweep is to end, as it also is once its results directory is gone.

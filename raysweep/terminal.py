@@ -116,10 +116,14 @@ def end_process(status: int, text: str) -> NoReturn:
 
 
 def make_console() -> Console:
-    """A rich console on standard output."""
+    """A rich console on standard output that shows all text as it is.
+
+    In a name, brackets are no markup, `:smile:` is no emoji, and numbers get no colour.
+    """
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
+    width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def redraws(console: Console) -> bool:

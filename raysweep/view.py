@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raysweep.errors import printable
 from raysweep.space import Sweep, Trial
 from raysweep.store import Result
 from raysweep.terminal import redraws
@@ -106,7 +107,7 @@ class View:
     def note(self, text: str) -> None:
         """One line that stays."""
         self.said = time.monotonic()
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _count(self, result: Result) -> None:
         self.failed += result.status == "failed"

@@ -105,8 +105,8 @@ def projected(directory, count=20, width=60, size=8, channels=1, classes=("zero"
 
 
 @contextmanager
-def served(logdir):
-    """A real TensorBoard of `logdir`: a function that fetches from the projector."""
+def served(logdir, plugin="projector"):
+    """A real TensorBoard of `logdir`: a function that fetches from the plugin."""
     arguments = ["--logdir", str(logdir), "--host", "localhost", "--port", "0", "--load_fast", "false"]
     process = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
@@ -117,7 +117,7 @@ def served(logdir):
         )
 
         def fetch(route, **query):
-            url = f"{address}data/plugin/projector/{route}?{urlencode(query)}"
+            url = f"{address}data/plugin/{plugin}/{route}?{urlencode(query)}"
             with urlopen(url, timeout=60) as answer:
                 return answer.read()
 
@@ -219,3 +219,58 @@ def test_thumbnails_are_of_a_size_to_see_and_fit_the_sheet(size, count, side):
         assert np.array_equal(first, images[0, 0].repeat(side // size, 0).repeat(side // size, 1))
     else:
         assert abs(float(first.mean()) - images[0, 0].mean()) < 1.5
+
+
+# ---- TensorBoard's HParams -------------------------------------------------------------------------------------------
+
+ROWS = {
+    "a": {
+        "image_size": 32,
+        "denoising": True,
+        "probe_bank": "lr=1e-4+1e-3",
+        "dataset": "folder:/a\udcff",
+        "alpha": 0.1,
+    },
+    "b": {"image_size": None, "denoising": False, "probe_bank": None, "dataset": "digits", "alpha": float("nan")},
+    "c": {"image_size": 8, "denoising": None, "probe_bank": "lr=1e-3", "probe_dataset": None, "alpha": float("inf")},
+}
+"""Trials and what varies in them."""
+
+
+def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
+    for name, varied in ROWS.items():
+        (tmp_path / name).mkdir()
+        events = Events(tmp_path / name, 1, None)
+        events.hyperparameters(varied)
+        events.end(finished=True)
+        events.close()
+
+    with served(tmp_path, "hparams") as fetch:
+
+        def rows(**column):
+            request = {"colParams": [column] if column else [], "sliceSize": 10, "startIndex": 0}
+            request["allowedStatuses"] = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
+            answer = json.loads(fetch("session_groups", request=json.dumps(request)))
+            return {row["name"]: row["hparams"] for row in answer.get("sessionGroups", [])}
+
+        for _ in range(100):  # it lists the trials once it has read them
+            if len(rows()) == len(ROWS):
+                break
+            time.sleep(0.1)
+        assert rows() == {
+            "a": {
+                "image_size": 32,
+                "denoising": True,
+                "probe_bank": "lr=1e-4+1e-3",
+                "dataset": "folder:/a\\udcff",
+                "alpha": 0.1,
+            },
+            "b": {"denoising": False, "dataset": "digits"},
+            "c": {"image_size": 8, "probe_bank": "lr=1e-3"},
+        }
+        first = {"image_size": "c", "denoising": "b", "probe_bank": "c", "dataset": "b", "alpha": "a"}
+        for name, trial in first.items():
+            assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a fault would be an HTTPError
+            assert len(rows(hparam=name, order="ORDER_DESC", missingValuesFirst=True)) == len(ROWS)
+        names = {info["name"] for info in json.loads(fetch("experiment", request="{}"))["hparamInfos"]}
+        assert names == first.keys()
