@@ -13,9 +13,9 @@ PACKAGE = ROOT / "raysweep"
 
 # A module may import those before it in this list, none after it.
 ORDER = [
-    "errors", "memory", "config", "bucket", "space", "randomness", "data", "inputs", "augment", "ranks", "models",
-    "adam", "losses", "objective", "pretrain", "probes", "store", "stopping", "events", "experiment", "portable",
-    "view", "statistics", "figures", "report", "preview", "local", "sweep", "cli",
+    "errors", "memory", "config", "bucket", "space", "randomness", "folders", "data", "inputs", "augment", "ranks",
+    "models", "adam", "losses", "objective", "pretrain", "probes", "store", "stopping", "events", "experiment",
+    "portable", "view", "statistics", "figures", "report", "preview", "local", "sweep", "cli",
 ]  # fmt: skip
 LIGHT = ("errors", "config", "bucket", "space", "store", "cli")
 HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow"}
