@@ -479,14 +479,14 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
 
 def ignoring(ignored: Sequence[Path]) -> str:
     """In a message that images are missing: which other files lie there."""
-    return f" (files with other endings lie there: {folders.kinds(ignored)})" if ignored else ""
+    return f" (only files that end like images are read; there are {folders.kinds(ignored)})" if ignored else ""
 
 
 def warn_of_ignored(spec: str, ignored: Sequence[Path]) -> None:
     """Warn of the files in a dataset's folders that are not images by their ending."""
     if ignored:
         files = "1 file is" if len(ignored) == 1 else f"{len(ignored):,} files are"
-        warn_once(f"{spec}: {files} ignored, as their endings are not those of images: {folders.kinds(ignored)}")
+        warn_once(f"{spec}: {files} ignored, as only files that end like images are read: {folders.kinds(ignored)}")
 
 
 @cache

@@ -123,7 +123,7 @@ def meant_split(name: str, typing_errors: bool) -> str | None:
     or too few, or letters in the wrong order.
     """
     letters = re.sub(r"[^a-z]", "", name.casefold())
-    letters = re.sub(r"(set|data|split|images|imgs)$", "", letters)
+    letters = re.sub(r"(?<=[a-z]{3})(set|data|split|images|imgs)$", "", letters)
     for split, words in WORDS.items():
         if letters in words:
             return split
@@ -209,5 +209,5 @@ def kinds(paths: Sequence[Path]) -> str:
     counts = Counter(path.suffix.lower() or "no ending" for path in paths)
     words = [f"{count} {ending}" for ending, count in counts.most_common(3)]
     others = len(paths) - sum(count for _, count in counts.most_common(3))
-    words += [f"{others} others"] if others else []
+    words += [f"{others} more"] if others else []
     return f"{', '.join(words)}; for example {str(paths[0])!r}"
