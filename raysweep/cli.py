@@ -203,15 +203,21 @@ def requested(arguments: argparse.Namespace, begun: Path | None = None) -> Sweep
     return space.build({"name": name if isinstance(name, str) else "sweep"}, overrides, "command line")
 
 
-def check_paths(sweep: Sweep) -> None:
-    """Raises InputError for a dataset that does not exist, before anything heavy is imported."""
-    from raysweep import data
+def check_paths(sweep: Sweep, probed: bool = True) -> None:
+    """Check the datasets of a sweep by the names of their files, before anything heavy is imported.
 
-    for name in dict.fromkeys(
-        name for trial in sweep.examples for name in (trial.settings.dataset, trial.settings.probes)
-    ):
-        data.check_name(name)
+    With `probed`, the datasets that trials are evaluated on must have labels.
+
+    Raises:
+        InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
+    """
+    from raysweep import data, inputs
+
+    for name in dict.fromkeys(trial.settings.dataset for trial in sweep.examples):
         data.check_exists(name)
+    for name in dict.fromkeys(trial.settings.probes for trial in sweep.examples):
+        data.check_exists(name, labelled=probed)
+        inputs.check_validation(name, [t.settings for t in sweep.examples if t.settings.probes == name])
 
 
 def check_means(sweep: Sweep, local_run: bool) -> None:
@@ -710,7 +716,7 @@ def preview_command(arguments: list[str]) -> int:
     output = parsed.output
     check_picture(output)
     sweep = space.build(space.read(Path(parsed.space)), space.parse_assignments(parsed.set), parsed.space)
-    check_paths(sweep)
+    check_paths(sweep, probed=False)
     from raysweep import data, preview
 
     warnings.showwarning = show_warning

@@ -8,24 +8,30 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import logging
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
-from typing import Any, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from raysweep import folders
 from raysweep.config import FOLDER
 from raysweep.errors import InputError
 
@@ -34,10 +40,23 @@ Labels = NDArray[np.int64]  # (N,)
 Indices = NDArray[np.int64]
 
 FOLDER_SIZE = 32
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 PATCH_SIDE = 64  # pixels of a photograph behind a digit of digits_m: enough for edges and texture to show at 16×16
 MEMORY_SHARE = 0.5  # of the physical memory that one dataset may take: the encoder and the features want some too
 NETWORK_TIMEOUT = 20.0  # seconds without an answer
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the orientation in an image's EXIF data: what makes it upright."""
+
+# Some of Pillow's decoders log what they then raise; without a handler Python would print it, without the file's name.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # What reading or downloading files that are missing, damaged or out of reach raises.
 FILE_FAULTS = (OSError, RuntimeError, ValueError, AssertionError, IndexError, EOFError, HTTPException, TarError)
@@ -62,8 +81,11 @@ class Dataset:
     test_labels: Labels | None
     unlabelled: Images | None = None
     """Images for pretraining, where these are more than the train split (STL-10)."""
+    val_images: Images | None = None
+    """The validation split, where the dataset has one of its own; else it is divided off the train split."""
+    val_labels: Labels | None = None
     digest: str = ""
-    """16 hexadecimal digits over shapes, pixels and labels of the train and test splits: what a score depends on."""
+    """16 hexadecimal digits over shapes, pixels and labels of all splits: what a score depends on."""
 
     @property
     def pretrain_images(self) -> Images:
@@ -92,11 +114,16 @@ def check_name(spec: str) -> None:
     raise InputError(f"unknown dataset {spec!r}{hint} valid: {', '.join(valid)}")
 
 
-def check_exists(spec: str) -> None:
+def check_exists(spec: str, labelled: bool = False) -> None:
     """Check that the folder of a `folder:PATH` can be a dataset, without reading its images.
 
+    Args:
+        spec: the name of a dataset.
+        labelled: whether the dataset must have labels.
+
     Raises:
-        InputError: PATH is missing, is not a folder, or holds neither `train/` nor an image.
+        InputError: PATH is missing, is not a folder, or holds neither `train/` nor an image; its splits are not as
+            `folders.layout` wants them; with `labelled`, there are no class folders in `train/`.
     """
     check_name(spec)
     if not spec.startswith(FOLDER):
@@ -106,11 +133,26 @@ def check_exists(spec: str) -> None:
         raise InputError(f"dataset {spec!r}: there is no folder {str(root.absolute())!r}")
     if not root.is_dir():
         raise InputError(f"dataset {spec!r}: {str(root.absolute())!r} is not a folder")
-    if not (root / "train").is_dir() and next(images_below(root), None) is None:
-        raise InputError(
-            f"dataset {spec!r}: neither train/<class>/ nor an image ({' '.join(EXTENSIONS)}) in "
-            f"{str(root.absolute())!r}"
-        )
+    train = folders.layout(root.absolute(), f"dataset {spec!r}").train
+    if train is None:
+        ignored: list[Path] = []
+        if next(folders.images_below(root, ignored), None) is None:
+            raise InputError(
+                f"dataset {spec!r}: neither train/<class>/ nor an image in {str(root.absolute())!r}{ignoring(ignored)}"
+            )
+    if labelled and (train is None or not folders.class_folders(train)):
+        raise InputError(no_classes(spec))
+
+
+def no_classes(spec: str) -> str:
+    """Say that a dataset has no labels to evaluate with, and what to do."""
+    if not spec.startswith(FOLDER):
+        return f"{spec} has no classes to evaluate on; name a labelled probe_dataset"
+    root = folder_path(spec)
+    # A folder too high is the likeliest mistake; else the class folders may lie in PATH itself.
+    inner = next((path for path in sorted(root.iterdir()) if (path / "train").is_dir()), None)
+    remedy = f"did you mean {FOLDER}{inner}?" if inner else "put the class folders under train/ (train/<class>/*)"
+    return f"dataset {spec!r} has no classes to evaluate on: {remedy}; or name a labelled probe_dataset"
 
 
 def native_size(spec: str) -> int:
@@ -157,11 +199,13 @@ def load(
         train_images=convert(dataset.train_images, size, channels),
         test_images=None if dataset.test_images is None else convert(dataset.test_images, size, channels),
         unlabelled=None if dataset.unlabelled is None else convert(dataset.unlabelled, size, channels),
+        val_images=None if dataset.val_images is None else convert(dataset.val_images, size, channels),
     )
     for images, labels in (
         (dataset.train_images, dataset.train_labels),
         (dataset.test_images, dataset.test_labels),
         (dataset.unlabelled, None),
+        (dataset.val_images, dataset.val_labels),
     ):
         if images is not None:
             assert images.dtype == np.uint8
@@ -177,12 +221,15 @@ def load(
 
 
 def digest_of(dataset: Dataset) -> str:
-    """16 hexadecimal digits that identify the train and test splits.
+    """16 hexadecimal digits that identify the train, test and val splits.
 
     `unlabelled` is left out: the same test scores compare whether or not it was read.
     """
     sha = hashlib.sha256()
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+    arrays = [dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels]
+    if dataset.val_images is not None:  # else the digest is what it was before there were val splits
+        arrays += [dataset.val_images, dataset.val_labels]
+    for array in arrays:
         if array is None:
             sha.update(b"none;")
         else:
@@ -201,6 +248,36 @@ def pretraining_digest(dataset: Dataset) -> str:
 
 
 # ---- Splits ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the images of an array, with their labels."""
+
+    images: Images
+    index: Indices
+    """(M,) which of the images."""
+    labels: Labels
+    """(M,)"""
+
+
+def fit_and_val(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Part, Part]:
+    """What the probes are fitted on and what they are validated on.
+
+    A dataset with a val split of its own is fitted on all of train; `val_fraction` > 0 then only says that the val
+    split is used. Any other is divided by `split_train`. With `val_fraction` = 0 the second part is empty.
+
+    Raises:
+        InputError: a class has too few images to be divided.
+    """
+    images, labels = dataset.train_images, dataset.train_labels
+    assert labels is not None
+    if val_fraction > 0 and dataset.val_images is not None:
+        assert dataset.val_labels is not None
+        val = Part(dataset.val_images, np.arange(len(dataset.val_labels)), dataset.val_labels)
+        return Part(images, np.arange(len(labels)), labels), val
+    fit, held_out = split_train(labels, val_fraction, split_seed, dataset.classes)
+    return Part(images, fit, labels[fit]), Part(images, held_out, labels[held_out])
 
 
 def split_train(
@@ -329,112 +406,113 @@ def folder_path(spec: str) -> Path:
     return Path(spec.removeprefix(FOLDER)).expanduser()
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """The image files in a folder and all folders in it, hidden ones left out, always in the same order.
-
-    Links are followed, but for those to a folder that contains this one or was visited: they would lead in circles, or
-    bring another class's images in.
-    """
-    own = folder.resolve()
-    visited = {own}
-
-    def is_new(path: Path) -> bool:
-        target = path.resolve()
-        if target in visited or own.is_relative_to(target):
-            return False
-        visited.add(target)
-        return True
-
-    def unreadable(fault: OSError) -> None:
-        raise InputError(f"cannot read the folder {str(fault.filename)!r}: {fault.strerror}") from None
-
-    for where, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and is_new(Path(where, name))]
-        yield from (
-            Path(where, name)
-            for name in sorted(files)
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        )
-
-
-def class_folders(split: Path) -> tuple[str, ...]:
-    """The names of the folders in train/ or test/, sorted, hidden ones left out."""
-    return tuple(sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+def has_val_folder(spec: str) -> bool:
+    """Whether `spec` is a `folder:PATH` with a validation split of its own. `check_exists` must have passed."""
+    return spec.startswith(FOLDER) and folders.layout(folder_path(spec), f"dataset {spec!r}").val is not None
 
 
 def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> Dataset:
     """Read `folder:PATH`, every image decoded to RGB, cut to its centre square and scaled.
 
     - PATH/train/<class>/* and PATH/test/<class>/*: labelled; images may lie in folders inside the class folders.
+      PATH/val/<class>/*, or PATH/validation/<class>/*, beside them is the validation split.
     - PATH/train/<class>/* alone: 80 % of each class become the train split and 20 % the test split.
     - PATH/train/* without class folders, or PATH without train/: all images below it, without labels.
 
+    A warning says how many other files lie there.
+
     Raises:
-        InputError: no images, a class without images or not in both splits, images beside class folders, an
-            unreadable image, or more than memory holds.
+        InputError: no images, a class without images or not in all splits, images beside class folders, an unreadable
+            image, or more than memory holds.
     """
     check_exists(spec)
     root = folder_path(spec).absolute()
-    train, test = root / "train", root / "test"
-    classes = class_folders(train) if train.is_dir() else ()
+    found = folders.layout(root, f"dataset {spec!r}")
+    ignored: list[Path] = []
+    classes = tuple(folders.class_folders(found.train)) if found.train is not None else ()
     if not classes:
-        where = train if train.is_dir() else root
-        paths = list(images_below(where))
+        where = found.train or root
+        paths = list(folders.images_below(where, ignored))
         check_memory(spec, len(paths), channels, size)
         images, good = decode(paths, size, channels, skip_bad_images)
-        require_images(where, (), np.zeros(len(images), dtype=np.int64))
+        require_images(where, (), np.zeros(len(images), dtype=np.int64), ignored)
+        warn_of_ignored(spec, ignored)
         return Dataset(spec, (), images, None, None, None)
 
-    splits = [train, test] if test.is_dir() else [train]
+    splits = [split for split in (found.train, found.test, found.val) if split is not None]
     listed = []
     for split in splits:
-        if class_folders(split) != classes:
-            raise InputError(f"dataset {spec!r}: {differences(classes, class_folders(split))}")
-        per_class = [list(images_below(split / name)) for name in classes]
+        of_class = folders.class_folders(split)
+        if tuple(of_class) != classes:
+            raise InputError(f"dataset {spec!r}: {differences(classes, tuple(of_class), split.name)}")
+        beside = (path.name for path in split.iterdir() if not path.is_dir())
+        stray = next(folders.images_among(split, beside, ignored), None)
+        if stray is not None:
+            raise InputError(f"image {str(stray)!r} lies beside class folders: move it into one, or away")
+        per_class = [list(folders.images_below(folder, ignored)) for folder in of_class.values()]
         paths = [path for paths in per_class for path in paths]
         labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in per_class])
-        stray = next(images_below(split), None)  # a folder's own files come before those in its folders
-        if stray is not None and stray.parent == split:
-            raise InputError(f"image {str(stray)!r} lies beside class folders: move it into one, or away")
-        require_images(split, classes, labels)
+        require_images(split, classes, labels, ignored)
         listed.append((paths, labels))
     check_memory(spec, sum(len(paths) for paths, _ in listed), channels, size)
+    warn_of_ignored(spec, ignored)
 
     read = []
     for split, (paths, labels) in zip(splits, listed, strict=True):
         images, good = decode(paths, size, channels, skip_bad_images)
         require_images(split, classes, labels[good])
         read.append((images, labels[good]))
-    if len(read) == 2:
-        return Dataset(spec, classes, *read[0], *read[1])
+    if len(read) > 1:
+        val_images, val_labels = read[2] if len(read) > 2 else (None, None)
+        return Dataset(spec, classes, *read[0], *read[1], val_images=val_images, val_labels=val_labels)
 
     images, labels = read[0]
     counts = np.bincount(labels)
     if counts.min() < 2:
         raise InputError(
-            f"class folder {str(train / classes[counts.argmin()])!r} has one image, too few to divide into train and "
-            "test: add images, or a test/ folder"
+            f"class folder {str(splits[0] / classes[counts.argmin()])!r} has one image, too few to divide into train "
+            "and test: add images, or a test/ folder"
         )
     fit, held_out = split_train(labels, 0.2, split_seed=0)
     return Dataset(spec, classes, images[fit], labels[fit], images[held_out], labels[held_out])
 
 
-def differences(train: tuple[str, ...], test: tuple[str, ...]) -> str:
-    """Which classes only one of the splits has, in words."""
+def ignoring(ignored: Sequence[Path]) -> str:
+    """In a message that images are missing: which other files lie there."""
+    return f" (only files that end like images are read; there are {folders.kinds(ignored)})" if ignored else ""
+
+
+def warn_of_ignored(spec: str, ignored: Sequence[Path]) -> None:
+    """Warn of the files in a dataset's folders that are not images by their ending."""
+    if ignored:
+        files = "1 file is" if len(ignored) == 1 else f"{len(ignored):,} files are"
+        warn_once(f"{spec}: {files} ignored, as only files that end like images are read: {folders.kinds(ignored)}")
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Warn, the first time that the process calls it with this text: a dataset may be read in several sizes."""
+    warnings.warn(text, stacklevel=3)
+
+
+def differences(train: tuple[str, ...], other: tuple[str, ...], name: str) -> str:
+    """Which classes only train/ or only the folder `name` of another split has, in words."""
     words = []
-    for split, names in (("train/", sorted({*train} - {*test})), ("test/", sorted({*test} - {*train}))):
+    for split, names in (("train/", sorted({*train} - {*other})), (f"{name}/", sorted({*other} - {*train}))):
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             words.append(f"only in {split}: {', '.join(map(repr, names[:5]))}{more}")
-    return f"train/ and test/ must have the same class folders, but {'; '.join(words)}"
+    return f"train/ and {name}/ must have the same class folders, but {'; '.join(words)}"
 
 
-def require_images(split: Path, classes: tuple[str, ...], labels: Labels) -> None:
-    """Raise an InputError if there are no images in a split or in one of its classes."""
-    empty = [split / name for i, name in enumerate(classes) if not (labels == i).any()]
+def require_images(split: Path, classes: tuple[str, ...], labels: Labels, ignored: Sequence[Path] = ()) -> None:
+    """Raise an InputError if there are no images in a split or in one of its classes; `ignored` lie there as well."""
+    empty = [name for i, name in enumerate(classes) if not (labels == i).any()]
     if empty or len(labels) == 0:
-        what = f"class folder {str(empty[0])!r}" if empty else f"folder {str(split)!r}"
-        raise InputError(f"{what} has no images ({' '.join(EXTENSIONS)}): add some, or remove it")
+        folder = folders.class_folders(split)[empty[0]] if empty else split
+        there = [path for path in ignored if path.is_relative_to(folder)]
+        what = "class folder" if empty else "folder"
+        raise InputError(f"{what} {str(folder)!r} has no images{ignoring(there)}: add some, or remove it")
 
 
 def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: bool) -> tuple[Images, NDArray[np.bool_]]:
@@ -448,8 +526,8 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
 
     def one(i: int) -> None:
         try:
-            with Image.open(paths[i]) as image:
-                images[i] = square(to_rgb(image), size, channels)
+            with open_regular(paths[i]) as file, Image.open(file, formats=folders.formats()) as image:
+                images[i] = square(to_rgb(upright(image)), size, channels)
         except MemoryError:
             raise
         except Exception as fault:  # what Pillow's decoders raise for damaged files is not documented
@@ -460,7 +538,14 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
                     "`skip_bad_images` leaves such files out"
                 ) from fault
 
-    in_threads(one, len(paths))
+    folders.formats()  # imports Pillow's plugins, before threads do
+    with warnings_with_names(paths) as working_on:
+
+        def named(i: int) -> None:
+            working_on.index = i
+            one(i)
+
+        in_threads(named, len(paths))
     good = np.ones(len(paths), dtype=bool)
     if bad:
         first = min(bad)
@@ -474,18 +559,96 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
     return images, good
 
 
+@contextmanager
+def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
+    """Name the image in the warnings that reading images gives, and join those of the same kind in one.
+
+    Yields an object whose attribute `index` every thread must set to the image that it reads. The warnings are given
+    when the block ends, also by an exception.
+    """
+    working_on = threading.local()
+    texts: dict[str, str] = {}
+    images: dict[str, set[int]] = {}
+    show_other = warnings.showwarning
+
+    def note(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        index = getattr(working_on, "index", None)
+        if index is None:  # of a thread that reads no images
+            show_other(message, category, filename, lineno, file, line)
+            return
+        kind = re.sub(r"\d+", "0", str(message))
+        images.setdefault(kind, set()).add(index)
+        if index == min(images[kind]):
+            texts[kind] = " ".join(str(message).split())
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for category in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("always", category)
+            warnings.showwarning = note
+            yield working_on
+    finally:
+        for kind, those in images.items():
+            first = repr(str(paths[min(those)]))
+            which = f"image {first}" if len(those) == 1 else f"{len(those)} of {len(paths)} images, the first {first}"
+            warn_once(f"{which}: {texts[kind]}")
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to read it; raises ValueError for a named pipe, a device or a socket, which could block for ever."""
+    mode = path.stat().st_mode
+    for is_kind, kind in (
+        (stat.S_ISFIFO, "named pipe"),
+        (stat.S_ISSOCK, "socket"),
+        (stat.S_ISCHR, "device"),
+        (stat.S_ISBLK, "device"),
+        (stat.S_ISDIR, "folder"),
+    ):
+        if is_kind(mode):
+            raise ValueError(f"it is a {kind}, not a file")
+    # It may have become a pipe since: then this does not wait for a writer.
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
 def why_unreadable(path: Path, fault: Exception) -> str:
     """In a few words, what is wrong with an image file that raised `fault`."""
+    if isinstance(fault, OSError) and fault.strerror:
+        return "the link leads nowhere" if path.is_symlink() and not path.exists() else fault.strerror
     with suppress(OSError):
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             return "the file is empty"
+    if isinstance(fault, Image.DecompressionBombError):
+        return f"{one_line(fault)} Make it smaller"
     return "it is not an image" if isinstance(fault, UnidentifiedImageError) else one_line(fault)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as viewers show it: turned or mirrored as the orientation in its EXIF data says.
+
+    Pillow does this by itself for TIFF only. EXIF data that cannot be read is warned of, and the image stays as it is.
+    """
+    image.load()  # some formats have their EXIF data behind the pixels
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception as fault:  # what damaged EXIF data raises is not documented
+        warnings.warn(f"its EXIF data cannot be read, so it is not turned ({one_line(fault)})", stacklevel=2)
+        return image
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode -> RGB, as torchvision's loader does, except that 16-bit gray is scaled and not clipped.
 
-    Transparency is dropped, and the orientation that a camera noted is not applied.
+    Transparency is dropped: a transparent pixel has the colour that the file gives it.
     """
     if image.mode.startswith("I"):  # 16 bits; some versions and formats hand them out in 32
         wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)

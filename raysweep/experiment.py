@@ -19,7 +19,7 @@ from torch import Tensor
 from raysweep import store
 from raysweep.augment import augment, to_float
 from raysweep.config import BLOCKS, Collapse, Head, Settings, has_effect
-from raysweep.data import Images, draw_labels, split_train
+from raysweep.data import Images, Part, draw_labels, fit_and_val
 from raysweep.errors import Diverged
 from raysweep.events import Events, image_grid, projector
 from raysweep.inputs import Data, Datasets, pick
@@ -331,26 +331,23 @@ class Work:
 
     def _split(self, pretrain: Images) -> None:
         """Bring the probe dataset's splits to the device; choose the fixed images of the online measures."""
-        labels, test_labels, test_images = self.probe.train_labels, self.probe.test_labels, self.probe.test_images
-        assert labels is not None
+        test_labels, test_images = self.probe.test_labels, self.probe.test_images
         assert test_labels is not None
         assert test_images is not None
         # The images stay where they are, shared with other trials; a split is an index into them.
         train = self.images if self.probe.train_images is pretrain else resident(self.probe.train_images, self.device)
-        train_labels = resident(labels, self.device)
-        fit, val = (
-            torch.from_numpy(index).to(self.device)
-            for index in split_train(labels, self.settings.val_fraction, self.settings.split_seed)
-        )
-        test = torch.arange(len(test_images), device=self.device)
-        self.splits = {
-            "fit": Split(train, fit, train_labels[fit]),
-            "val": Split(train, val, train_labels[val]),
-            "test": Split(resident(test_images, self.device), test, resident(test_labels, self.device)),
-        }
+
+        def split(part: Part) -> Split:
+            of_train = part.images is self.probe.train_images
+            images = train if of_train else resident(part.images, self.device)
+            return Split(images, torch.from_numpy(part.index).to(self.device), resident(part.labels, self.device))
+
+        fit, val = fit_and_val(self.probe, self.settings.val_fraction, self.settings.split_seed)
+        test = Part(test_images, np.arange(len(test_images)), test_labels)
+        self.splits = {"fit": split(fit), "val": split(val), "test": split(test)}
         self.watched = fixed_subset(len(self.images), WATCHED_IMAGES).to(self.device)
-        self.online_fit = fixed_subset(len(fit), ONLINE_BANK).to(self.device)
-        self.online_val = fixed_subset(len(val), ONLINE_QUERIES).to(self.device)
+        self.online_fit = fixed_subset(len(fit.index), ONLINE_BANK).to(self.device)
+        self.online_val = fixed_subset(len(val.index), ONLINE_QUERIES).to(self.device)
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
         self.metrics.update(metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,24 @@ def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
             )
 
 
+def check_validation(dataset: str, trials: Sequence[Settings]) -> None:
+    """Check what trials that are evaluated on `dataset` say about its validation split.
+
+    Raises:
+        InputError: they differ in how it is drawn from the train split, but the dataset has a validation split.
+    """
+    if not data.has_val_folder(dataset):
+        return
+    validated = [settings for settings in trials if settings.val_fraction > 0]
+    for name in ("val_fraction", "split_seed"):
+        values = {getattr(settings, name) for settings in validated}
+        if len(values) > 1:
+            raise InputError(
+                f"{name}: {min(values)} and {max(values)} would give the same results, as the val folder of {dataset} "
+                "is the validation split"
+            )
+
+
 def check(settings: Settings, of: Data) -> None:
     """Raises InputError where the settings ask for more than the data holds."""
     images = len(of.pretrain)
@@ -79,16 +97,15 @@ def check(settings: Settings, of: Data) -> None:
             f"batch_size: {settings.batch_size} is more than the {images} training images of {settings.dataset}"
         )
     if not of.probe.labelled:
-        raise InputError(f"{settings.probes} has no classes to evaluate on; name a labelled probe_dataset")
-    labels = of.probe.train_labels
-    assert labels is not None
+        raise InputError(data.no_classes(settings.probes))
     if len(of.probe.classes) < 2:
         raise InputError(f"{settings.probes} has a single class, {of.probe.classes[0]!r}; an evaluation needs two")
-    fit, _ = data.split_train(labels, settings.val_fraction, settings.split_seed, of.probe.classes)
-    if settings.knn_k > len(fit):
-        raise InputError(f"knn_k: {settings.knn_k} is more than the {len(fit)} images of {settings.probes}'s fit split")
+    fit, _ = data.fit_and_val(of.probe, settings.val_fraction, settings.split_seed)
+    images = len(fit.index)
+    if settings.knn_k > images:
+        raise InputError(f"knn_k: {settings.knn_k} is more than the {images} images of {settings.probes}'s fit split")
     if settings.labels_per_class is not None:
-        data.draw_labels(labels[fit], settings.labels_per_class, settings.seed, of.probe.classes)
+        data.draw_labels(fit.labels, settings.labels_per_class, settings.seed, of.probe.classes)
     assert of.probe.test_images is not None
     tests, classes = len(of.probe.test_images), len(of.probe.classes)
     if tests < classes:

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep import __version__, data, store
+from raysweep import __version__, data, folders, store
 from raysweep.errors import Diverged, InputError
 from raysweep.files import irregular, replacing
 
@@ -206,9 +206,11 @@ def listed(images: Path) -> tuple[Path, list[Path]]:
         if kind is not None:
             raise InputError(f"{images}: is {kind}; give a folder of images, or one image")
         return images.parent, [images]
-    paths = list(data.images_below(images))
+    ignored: list[Path] = []
+    paths = list(folders.images_below(images, ignored))
     if not paths:
-        raise InputError(f"{images}: has no images ({' '.join(data.EXTENSIONS)})")
+        raise InputError(f"{images}: has no images{data.ignoring(ignored)}")
+    data.warn_of_ignored(str(images), ignored)
     return images, paths
 
 

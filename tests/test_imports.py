@@ -14,7 +14,7 @@ PACKAGE = ROOT / "raysweep"
 # A module may import those before it in this list, none after it.
 ORDER = [
     "__main__", "errors", "cpus", "temporary", "terminal", "places", "memory", "config", "files", "bucket", "space",
-    "randomness", "data", "inputs", "augment", "ranks", "models", "adam", "losses", "objective", "pretrain", "probes",
+    "randomness", "folders", "data", "inputs", "augment", "ranks", "models", "adam", "losses", "objective", "pretrain", "probes",
     "store", "stopping", "events", "experiment", "portable", "view", "statistics", "drawing", "figures", "report",
     "preview", "local", "sweep", "cli",
 ]  # fmt: skip
