@@ -101,11 +101,19 @@ message names the files to copy there. `folder:PATH` has one of these forms:
 | in PATH | is |
 | --- | --- |
 | `train/<class>/*`, `test/<class>/*` | both splits, with the same classes |
+| the same, and `val/<class>/*` or `validation/<class>/*` | three splits: probes learn from all of train and are \
+validated on val, which pretraining never sees |
 | `train/<class>/*` | train and test, divided 80/20, stratified, always alike |
 | `train/*`, or images anywhere | images without labels: for `dataset` only, with another `probe_dataset` |
 
-Images may have any size and mode and lie in folders of their own; the centre square is scaled to `image_size`, as RGB.
-`probe_dataset` takes the size and the channels of `dataset`. A validation split is taken from train (`val_fraction`).
+Without a val folder a validation split is taken from train (`val_fraction`). With one, `val_fraction: 0` means that it
+is not used. A folder whose name is almost that of a split (`Test`, `valid`, `training`) is refused, and so is val
+without test.
+
+Every format that Pillow can decode by itself is read; a warning says how many other files lie there. Images may have
+any size and mode and lie in folders inside the class folders. A photograph is turned upright as its EXIF data says.
+Transparency is dropped, so a transparent pixel has the colour that the file gives it. The centre square is scaled to
+`image_size`, as RGB. `probe_dataset` takes the size and the channels of `dataset`.
 """
 
 

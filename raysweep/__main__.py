@@ -7,9 +7,6 @@ import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, SIGTERM or SIGHUP: 128 + 2, as shells give it."""
-
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Signal handler: end like Ctrl-C does."""
@@ -34,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return cli.main(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + signal.SIGINT
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # nothing is left to save, and Ray takes a moment to end

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 from raysweep import __version__, space
-from raysweep.__main__ import INTERRUPTED
 from raysweep.bucket import fetch_encoder, is_uri
 from raysweep.config import SETTINGS, Settings, about, protocol, read_number, suggest
 from raysweep.errors import InputError, masked, printable
@@ -41,7 +40,7 @@ from raysweep.store import (
     protocol_difference,
     reason,
 )
-from raysweep.terminal import make_console, output_is_lost, redraws, resume_command
+from raysweep.terminal import INTERRUPTED, make_console, output_is_lost, redraws, resume_command
 
 if TYPE_CHECKING:
     from rich.console import Console

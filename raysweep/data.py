@@ -33,6 +33,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from raysweep import folders
 from raysweep.config import FOLDER
+from raysweep.cpus import allowed_cpus
 from raysweep.errors import InputError
 
 Images = NDArray[np.uint8]  # (N, C, H, W), C = 1 or 3
@@ -372,7 +373,7 @@ def square(image: Image.Image, size: int, channels: int) -> Images:
 
 
 def in_threads(work: Callable[[int], None], count: int) -> None:
-    """Call `work(i)` for i < count on every core (Pillow decodes without Python's lock).
+    """Call `work(i)` for i < count on every core that this process may use (Pillow decodes without Python's lock).
 
     What is raised is the fault of the smallest i that has one.
     """
@@ -382,7 +383,7 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
         for i in chunk:
             work(i)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(allowed_cpus().count) as pool:
         for _ in pool.map(run, chunks):
             pass
 

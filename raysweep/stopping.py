@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from raysweep.__main__ import INTERRUPTED
 from raysweep.errors import printable
 from raysweep.store import Store, reason
-from raysweep.terminal import end_process, say_at_once
+from raysweep.terminal import INTERRUPTED, end_process, say_at_once
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two looks for the mark; in a bucket each is a request
 GRACE_SECONDS = 20.0

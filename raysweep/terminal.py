@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WIDTH_WITHOUT_TERMINAL = 140
 """Characters of a line where standard output is no terminal: wide enough for the summary table."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, SIGTERM or SIGHUP: 128 + SIGINT, as shells give it."""
 SPELLED = {"α": "alpha", "τ": "tau", "λ": "lambda", "η": "eta", "±": "+/-", "×": "x", "–": "-", "…": "...", "−": "-"}
 """How characters of our own are written where the terminal's encoding lacks them."""
 

@@ -13,10 +13,10 @@ PACKAGE = ROOT / "raysweep"
 
 # A module may import those before it in this list, none after it.
 ORDER = [
-    "__main__", "errors", "cpus", "temporary", "terminal", "places", "memory", "config", "files", "bucket", "space",
-    "randomness", "folders", "data", "inputs", "augment", "ranks", "models", "adam", "losses", "objective", "pretrain", "probes",
-    "store", "stopping", "events", "experiment", "portable", "view", "statistics", "drawing", "figures", "report",
-    "preview", "local", "sweep", "cli",
+    "errors", "cpus", "temporary", "terminal", "places", "memory", "config", "files", "bucket", "space",
+    "randomness", "folders", "data", "inputs", "augment", "ranks", "models", "adam", "losses", "objective",
+    "pretrain", "probes", "store", "stopping", "events", "experiment", "portable", "view", "statistics", "drawing",
+    "figures", "report", "preview", "local", "sweep", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "places", "config", "bucket", "space", "store", "cli")
 HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow"}
