@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from raysweep import cli, data, portable, store
+from raysweep import cli, data, folders, portable, store
 from raysweep.config import Settings
 from raysweep.errors import InputError
 from raysweep.models import make_encoder
@@ -103,7 +103,7 @@ def test_embedded_features_equal_the_probes_reference(tmp_path, architecture, ch
         assert sorted(file.files) == ["features", "layer", "paths"]
     assert features.dtype == np.float32
     assert np.array_equal(features, expected)
-    assert paths.tolist() == [str(path.relative_to(folder)) for path in data.images_below(folder)]
+    assert paths.tolist() == [str(path.relative_to(folder)) for path in folders.images_below(folder)]
     assert len(paths) == 11
     assert len(np.unique(features, axis=0)) == 11, "not one image over and over"
 
@@ -188,7 +188,7 @@ def test_the_command_says_what_it_leaves_out(tmp_path, here):
     assert err.startswith("warning: 1 of 5 images left out")
     assert err.count("\n") == 1
     assert "00 bad.jpg" in err
-    expected = [str(path.relative_to(folder)) for path in data.images_below(folder) if "bad" not in path.name]
+    expected = [str(path.relative_to(folder)) for path in folders.images_below(folder) if "bad" not in path.name]
     file = np.load(tmp_path / "f.npz")
     assert file["paths"].tolist() == expected
     assert len(file["features"]) == 11
