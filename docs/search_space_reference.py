@@ -101,19 +101,24 @@ message names the files to copy there. `folder:PATH` has one of these forms:
 | in PATH | is |
 | --- | --- |
 | `train/<class>/*`, `test/<class>/*` | both splits, with the same classes |
-| the same, and `val/<class>/*` or `validation/<class>/*` | three splits: probes learn from all of train and are \
-validated on val, which pretraining never sees |
+| these and `val/<class>/*` or `validation/<class>/*` | train, test and validation; `val_fraction: 0` leaves val out |
 | `train/<class>/*` | train and test, divided 80/20, stratified, always alike |
 | `train/*`, or images anywhere | images without labels: for `dataset` only, with another `probe_dataset` |
 
-Without a val folder a validation split is taken from train (`val_fraction`). With one, `val_fraction: 0` means that it
-is not used. A folder whose name is almost that of a split (`Test`, `valid`, `training`) is refused, and so is val
-without test.
+Without a val folder the validation split is taken from train (`val_fraction`). Pretraining sees train only. A folder
+of images whose name looks like a split (`Test`, `valid`, `training`) is refused, with the name that is expected. So is
+`val` without `test`, as there would be nothing to test on. `é` is the same class in both Unicode forms.
 
-Every format that Pillow can decode by itself is read; a warning says how many other files lie there. Images may have
-any size and mode and lie in folders inside the class folders. A photograph is turned upright as its EXIF data says.
-Transparency is dropped, so a transparent pixel has the colour that the file gives it. The centre square is scaled to
-`image_size`, as RGB. `probe_dataset` takes the size and the channels of `dataset`.
+Images may have any size and mode and lie in folders of their own; the centre square is scaled to `image_size`, as RGB.
+Every still-image format that the installed Pillow decodes is read, by the file's ending, in either case (`.jpg .jfif
+.png .webp .avif .jp2 .tif …`); of an animation the first picture. EPS is not read, as Pillow would start Ghostscript
+for it. A warning counts the other files, except hidden ones and `Thumbs.db`, `desktop.ini` and their like.
+
+- Photographs are upright, as viewers show them: the orientation in the EXIF data is applied.
+- Transparency is dropped: a transparent pixel has the colour that the file gives it, often black, as with torchvision's
+  loader. To have another background, flatten the images first.
+
+`probe_dataset` takes the size and the channels of `dataset`.
 """
 
 

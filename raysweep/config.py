@@ -427,13 +427,21 @@ class Settings(BaseModel):
         float,
         Field(ge=0, lt=1),
         About(
-            "Share of the train split kept for validation, stratified; 0 is none.", group="Evaluation", protocol=True
+            "Share of the train split kept for validation, stratified; 0 is none. A dataset with a `val/` folder is "
+            "validated on that, whatever the share, unless it is 0.",
+            group="Evaluation",
+            protocol=True,
         ),
     ] = 0.1
     split_seed: Annotated[
         int,
         Field(ge=0, le=2**31 - 1),
-        About("Seed of the fit/val division, apart from `seed`.", VALIDATED, "Evaluation", protocol=True),
+        About(
+            "Seed of the fit/val division, apart from `seed`; a `val/` folder needs none.",
+            VALIDATED,
+            "Evaluation",
+            protocol=True,
+        ),
     ] = 0
     probe_every: Annotated[
         int,

@@ -149,11 +149,14 @@ def no_classes(spec: str) -> str:
     """Say that a dataset has no labels to evaluate with, and what to do."""
     if not spec.startswith(FOLDER):
         return f"{spec} has no classes to evaluate on; name a labelled probe_dataset"
-    root = folder_path(spec)
-    # A folder too high is the likeliest mistake; else the class folders may lie in PATH itself.
-    inner = next((path for path in sorted(root.iterdir()) if (path / "train").is_dir()), None)
-    remedy = f"did you mean {FOLDER}{inner}?" if inner else "put the class folders under train/ (train/<class>/*)"
-    return f"dataset {spec!r} has no classes to evaluate on: {remedy}; or name a labelled probe_dataset"
+    root = folder_path(spec).absolute()
+    meant = root.parent if root.name == "train" else None  # PATH may lead one folder too deep, or not deep enough
+    meant = next((path for path in sorted(root.iterdir()) if (path / "train").is_dir()), meant)
+    hint = f" (or did you mean {FOLDER}{meant}?)" if meant is not None else ""
+    return (
+        f"dataset {spec!r} has no classes to evaluate on: put the class folders under train/, as "
+        f"train/<class>/*{hint}, or name a labelled probe_dataset"
+    )
 
 
 def native_size(spec: str) -> int:
