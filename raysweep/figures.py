@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ MARKERS = ("D", "o", "s", "^", "v", "P", "X", "p", "<", ">")
 MOST_LINES = 10
 MOST_ROWS = 60
 LEGEND_WIDTH = 60  # characters of a line
-BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "ncols": 3, "fontsize": 8}
+BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "fontsize": 8}
 """The legend of a whole figure."""
 
 
@@ -57,8 +57,15 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     for line in lines.values():
         line.sort(key=lambda point: values.index(point.varied[name]))
     baselines = [point for point in points if point.baseline]
-    rows = math.ceil((len(lines) + 2 * len(baselines)) / 3) * max(map(lines_in_legend, lines))
-    figure = Figure(figsize=(4.2 * len(scores), 4.0 + 0.18 * rows), layout="constrained")
+    labels = [
+        *lines,
+        *(f"{point.name} encoder" for point in baselines),
+        *(f"its {PERCENT} interval" for _ in baselines),
+    ]
+    width = 4.2 * len(scores)
+    columns = legend_columns(labels, width)
+    rows = math.ceil(len(labels) / columns) * max(len(wrapped_lines(label)) for label in labels)
+    figure = Figure(figsize=(width, 4.0 + 0.18 * rows), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         scale_axis(axes, name, values, numeric)
         for place, (label, line) in enumerate(lines.items()):
@@ -83,7 +90,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
         axes.grid(alpha=0.25)
     figure.suptitle(headed(sweep.name, seeds_and_bars(points)), fontsize=11)
     entries = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
-    add_legend(figure, entries, **BELOW)
+    add_legend(figure, entries, ncols=columns, **BELOW)
     return figure
 
 
@@ -117,8 +124,11 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     planned = [trial.varied for trial in sweep.trials if not trial.baseline]
     axis = [list(dict.fromkeys(varied[name] for varied in planned)) for name in names]
     x_values, y_values = (sorted(values, key=ordered) if is_numeric(values) else values for values in axis)
-    beside = 0.08 * max(len(line) for value in y_values for line in number(value).splitlines())
+    beside, below = (0.08 * max(map(longest_line, values)) for values in (y_values, x_values))
+    slanted = max(map(longest_line, x_values)) > 7
     width, height = max(4.0, 0.72 * len(x_values) + 1.4), max(2.8, 0.5 * len(y_values) + 1.6)
+    if below > 1.2:  # labels this long need room of their own
+        height += 0.6 * below
     figure = Figure(figsize=(width * len(scores) + beside, height), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
         grid: list[list[Estimate | None]] = [[None] * len(x_values) for _ in y_values]
@@ -142,14 +152,16 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         axes.set_xlabel(axis_label(names[0]))
         if score == scores[0]:
             axes.set_ylabel(axis_label(names[1]))
-        if max(len(line) for value in x_values for line in number(value).splitlines()) > 7:
+        if slanted:
             axes.tick_params(axis="x", labelrotation=35)
         bar = figure.colorbar(image, ax=axes)
         for value in randoms:
             bar.ax.axhline(value, color="white", linewidth=4)
             bar.ax.axhline(value, color="black", linewidth=2, gid="random")
-        of_random = ", ".join(f"{value:.4f}" for value in randoms)
-        shown = f"\nrandom encoder (line on the bar): {of_random}" if randoms else ""
+        means_of_random = [f"{value:.4f}" for value in randoms]
+        if len(randoms) > 3:
+            means_of_random = [f"{min(randoms):.4f} to {max(randoms):.4f}"]
+        shown = f"\nrandom encoder (line on the bar): {', '.join(means_of_random)}" if randoms else ""
         axes.set_title(title(score) + shown, fontsize=10)
     several = any(len(point.by_seed) > 1 for point in trained)
     half = f" (± half of its {PERCENT} interval)" if several else ""
@@ -221,7 +233,8 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
         kept = set((ranked or [point.title for point in trained])[:MOST_ROWS])
         rows = [point for point in points if point.baseline or point.title in kept]
         words = f"; {len(kept)} of {len(trained)} points, {f'the best by mean {metric}' if ranked else 'the first'}"
-    figure = Figure(figsize=(3.2 + 3.4 * len(scores), 1.8 + 0.3 * len(rows)), layout="constrained")
+    width = 3.2 + 3.4 * len(scores)
+    figure = Figure(figsize=(width, 1.8 + 0.3 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
     for axes, score in zip(panels, scores, strict=True):
         for place, point in enumerate(rows):
@@ -252,7 +265,7 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
     if any(point.baseline for point in points):
         entries["random encoder of the sweep of that colour"] = Line2D([], [], color="0.4", linestyle="--")
     figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}"), fontsize=11)
-    add_legend(figure, entries, **BELOW)
+    add_legend(figure, entries, ncols=legend_columns(entries, width), **BELOW)
     return figure
 
 
@@ -362,9 +375,16 @@ def headed(name: str, words: str) -> str:
     return f"{literal(name)}: {words}" if len(literal(name)) <= 60 else f"{wrapped(name, 60)}:\n{words}"
 
 
-def lines_in_legend(label: str) -> int:
-    """How many lines an entry of the legend below a figure takes."""
-    return wrapped(label, LEGEND_WIDTH).count("\n") + 1
+def wrapped_lines(label: str) -> list[str]:
+    """The lines that an entry takes in the legend below a figure."""
+    return wrapped(label, LEGEND_WIDTH).split("\n")
+
+
+def legend_columns(labels: Iterable[str], width: float) -> int:
+    """Columns of the legend below a figure that is `width` inches wide: three, fewer for long labels."""
+    longest = max(len(line) for label in labels for line in wrapped_lines(label))
+    # Inches of a character, and of the handle and the gaps. The columns are not all as wide as the widest.
+    return max(1, min(3, int(1.1 * width / (0.061 * longest + 0.45))))
 
 
 def title(score: str) -> str:
@@ -392,6 +412,11 @@ def number(value: Any) -> str:
     if not isinstance(value, float):
         return wrapped(value, 24)
     return f"{value:g}" if float(f"{value:g}") == value else f"{value:.3g}"
+
+
+def longest_line(value: Any) -> int:
+    """Characters of the longest line of a value's tick label."""
+    return max(map(len, number(value).split("\n")))
 
 
 def cell_text(of: Estimate) -> str:

@@ -467,8 +467,10 @@ def test_one_seed_has_no_interval_anywhere(tmp_path, capsys):
     assert tables
     assert not [line for line in tables if "±" in line or "[" in line]
     points = report.read(made, sweep).points
-    drawn = [*(figure for _, figure in report.sweep_figures(sweep, points))]
-    assert len(drawn) == 3
+    drawn = [*(figures.draw(sweep, points, name) for name in sweep.searched), figures.draw_heatmap(sweep, points)]
+    assert {path.name for path in (made.root / "figures").iterdir()} == {
+        "alpha.png", "strength.png", "alpha_x_strength.png"
+    }  # fmt: skip
     assert not [axes.containers for figure in drawn for axes in figure.axes if axes.containers]
 
 
