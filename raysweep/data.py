@@ -82,11 +82,11 @@ class Dataset:
     test_labels: Labels | None
     unlabelled: Images | None = None
     """Images for pretraining, where these are more than the train split (STL-10)."""
+    digest: str = ""
+    """16 hexadecimal digits over shapes, pixels and labels of all splits: what a score depends on."""
     val_images: Images | None = None
     """The validation split, where the dataset has one of its own; else it is divided off the train split."""
     val_labels: Labels | None = None
-    digest: str = ""
-    """16 hexadecimal digits over shapes, pixels and labels of all splits: what a score depends on."""
 
     @property
     def pretrain_images(self) -> Images:

@@ -64,7 +64,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     ]
     width = 4.2 * len(scores)
     columns = legend_columns(labels, width)
-    rows = math.ceil(len(labels) / columns) * max(len(wrapped_lines(label)) for label in labels)
+    rows = math.ceil(sum(len(wrapped_lines(label)) for label in labels) / columns)
     figure = Figure(figsize=(width, 4.0 + 0.18 * rows), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         scale_axis(axes, name, values, numeric)

@@ -507,7 +507,7 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
     status, out, err = completed(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
     assert status == 0, err
     assert out.startswith(f"{place}: 2 trials, ")
-    assert f"TensorBoard tensorboard --logdir {place}" in out
+    assert f"TensorBoard tensorboard --logdir '{place}'" in out
     check_equal(place, undisturbed, tmp_path)
     assert {"long/results.csv", "long/summary.md", "long/summary.csv"} < set(keys(s3, uri))
 
@@ -549,7 +549,7 @@ def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undis
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        f"interrupted; resume with: {sys.executable} -m raysweep.cli sweep --resume {place} --address {node}"
+        f"interrupted; resume with: {sys.executable} -m raysweep.cli sweep --resume '{place}' --address {node}"
     )
     resume = ["sweep", "--resume", place, "--address", node]
     process = command(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
