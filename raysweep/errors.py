@@ -20,7 +20,8 @@ URI_OPTIONS = {
 """The options that may stand in the URI of a bucket. None of them is a secret, so messages show their values."""
 SHOWN_OPTIONS = frozenset(name for names in URI_OPTIONS.values() for name in names)
 
-URI = re.compile(r"([A-Za-z][\w+.-]*://|\b(?:s3[an]?|gs|gcs|abfss?|https?|ray):/*)(\S*)", re.IGNORECASE)
+# The length of a scheme is bounded, or a long word in a message would be searched from each of its letters to its end.
+URI = re.compile(r"([A-Za-z][\w+.-]{0,30}://|\b(?:s3[an]?|gs|gcs|abfss?|https?|ray):/*)(\S*)", re.IGNORECASE)
 # A password may hold any character, so it ends at the last @. Digits alone after the colon are a port.
 PASSWORD = re.compile(r"[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@")
 USER = re.compile(r"[^/?#@]*@")
