@@ -459,7 +459,7 @@ def test_reference_differences_between_all_points_that_share_seeds(tmp_path):
 
 def test_one_seed_has_no_interval_anywhere(tmp_path, capsys):
     raw = {"name": "one", "search": {"alpha": [0.1, 1], "strength": [0.5, 1]}, "baseline": True}
-    effects = {f"alpha={a},strength={s}": a + s for a in (0.1, 1.0) for s in (0.5, 1.0)} | {"random": 0.5}
+    effects = {f"alpha={a},strength={s}": (a + s) / 4 for a in (0.1, 1.0) for s in (0.5, 1.0)} | {"random": 0.5}
     made, sweep = fill_with(tmp_path, raw, made_up(effects))
     assert main(["report", str(made.root)]) == 0
     text = (made.root / "summary.md").read_text() + capsys.readouterr().out
