@@ -819,9 +819,3 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         say(f"error: {fault.filename}: {fault.strerror}")  # a place that the user named, or a disk that is full
         return BAD_INPUT
-
-
-if __name__ == "__main__":
-    from raysweep.__main__ import main as main_of_process
-
-    sys.exit(main_of_process())

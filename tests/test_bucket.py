@@ -433,7 +433,7 @@ OWN = {"wall_s", "attempts", "pretrain/images_per_s", "data_dir"}  # differ from
 def command(*arguments, cwd, **environment):
     """The real command, running."""
     return subprocess.Popen(
-        [sys.executable, "-m", "raysweep.cli", *map(str, arguments)],
+        [sys.executable, "-m", "raysweep", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
@@ -549,7 +549,7 @@ def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undis
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        f"interrupted; resume with: {sys.executable} -m raysweep.cli sweep --resume '{place}' --address {node}"
+        f"interrupted; resume with: {sys.executable} -m raysweep sweep --resume '{place}' --address {node}"
     )
     resume = ["sweep", "--resume", place, "--address", node]
     process = command(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))

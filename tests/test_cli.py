@@ -208,7 +208,7 @@ def test_the_resolved_sweep_is_a_search_space(run_sweep, tmp_path):
 
 def test_other_commands(run_sweep, tmp_path):
     def raysweep(*arguments):
-        program = ["python", "-m", "raysweep.cli", *arguments]
+        program = ["python", "-m", "raysweep", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 

@@ -208,7 +208,7 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path):
     assert (tmp_path / "x.pt").stat().st_size < 2**23
     limit = 2**33  # of addresses, of which torch takes more than of memory
     done = subprocess.run(
-        [sys.executable, "-m", "raysweep.cli", "export", "x.pt", "-o", "e.pt"],
+        [sys.executable, "-m", "raysweep", "export", "x.pt", "-o", "e.pt"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

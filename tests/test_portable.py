@@ -30,7 +30,7 @@ from tests.conftest import ROOT
 def command(where, *arguments, **options):
     """The real command in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "raysweep.cli", *arguments],
+        [sys.executable, "-m", "raysweep", *arguments],
         cwd=where,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -31,24 +31,27 @@ def knn_accuracy(
         Diverged: features are so large that their squares overflow.
     """
     assert k <= len(bank), "knn_k is checked against the bank before a trial starts"
-    bank = normalize(bank)
+    bank, finite = normalize(bank)
     right = torch.zeros((), device=bank.device)
     for part, target in zip(queries.split(1000), labels.split(1000), strict=True):
-        similarity, index = (normalize(part) @ bank.T).topk(k, dim=1)  # the nearest first
+        directions, part_finite = normalize(part)
+        finite &= part_finite
+        similarity, index = (directions @ bank.T).topk(k, dim=1)  # the nearest first
         # Only ratios of votes matter. The nearest neighbour's is 1, so that no temperature makes all of them 0; in
         # float64, because a valid temperature may be 0 in float32.
         weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
         votes = weights.new_zeros(len(part), classes).scatter_add_(1, bank_labels[index], weights)
         right += (votes.argmax(1) == target).sum()
-    return right.item() / len(queries)
-
-
-def normalize(features: Tensor) -> Tensor:
-    """Features (N, D) scaled to length 1 each; zeros stay zeros. Raises Diverged where squares overflow."""
-    lengths = features.norm(dim=1, keepdim=True)
-    if not lengths.isfinite().all():
+    # The two results are read together: every read waits for a GPU.
+    correct, all_finite = torch.stack((right, finite.to(right.dtype))).tolist()
+    if not all_finite:
         raise Diverged("the features are not finite, or so large that their squares overflow")
-    tiny = lengths < 1e-12
-    if tiny.any():  # their squares would be inexact, or 0; a power of two changes no digit
-        features = torch.where(tiny, features * 2.0**100, features)
-    return F.normalize(features, dim=1, eps=1e-30)
+    return float(correct) / len(queries)
+
+
+def normalize(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, D) scaled to length 1 each, zeros staying zeros, and whether all lengths are finite (a scalar)."""
+    lengths = features.norm(dim=1, keepdim=True)
+    # The squares of tiny features would be inexact, or 0. Multiplying by a power of two changes no digit.
+    features = torch.where(lengths < 1e-12, features * 2.0**100, features)
+    return F.normalize(features, dim=1, eps=1e-30), lengths.isfinite().all()
