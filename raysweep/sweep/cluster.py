@@ -79,13 +79,7 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
         if address is not None:
             knock(address)
         with nullcontext() if address is None else held_back(), imports_from_our_folder(), keeping_signals():
-            context: Any = ray.init(
-                address=address or "local",
-                num_cpus=None if address else cpus.count,
-                include_dashboard=None if address else False,  # nobody looks at it, and it costs a second
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            context = start_or_attach(address, cpus.count)
     except Exception as fault:  # Ray's start raises many kinds, plain Exception among them
         reason = " ".join(str(fault).split()) or type(fault).__name__
         if address is None:
@@ -102,6 +96,28 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
     if address is None and cpus.source:
         words += f" ({cpus.count} of {os.cpu_count()} CPUs: {cpus.source})"
     return words
+
+
+def start_or_attach(address: str | None, cpus: int) -> Any:
+    """`ray.init`: attach to a cluster, or start Ray with so many CPUs on this machine.
+
+    A Ray that does not start within the 30 s that Ray allows, as on a busy machine, is started once more. By then its
+    files are in memory, and it starts faster.
+    """
+    for is_last in (address is not None, True):
+        try:
+            return ray.init(
+                address=address or "local",
+                num_cpus=None if address else cpus,
+                include_dashboard=None if address else False,  # nobody looks at it, and it costs a second
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        except Exception as fault:  # Ray raises a plain Exception here
+            if is_last or "timed out during startup" not in str(fault):
+                raise
+            ray.shutdown()
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager

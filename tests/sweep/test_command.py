@@ -42,7 +42,7 @@ def command(*arguments, cwd, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -63,7 +63,7 @@ def interrupt(process, trial, *options):
     """Ctrl-C once the trial has a checkpoint; the command exits with 130 and says how to go on."""
     wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert err.splitlines() == [
         STOPPING,
@@ -230,7 +230,7 @@ def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
         for kill in due():
             os.kill(json.loads((root / kill[0] / "attempt.json").read_text())["pid"], signal.SIGKILL)
             kills.remove(kill)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
 
     assert f"{killed}: attempt 1 broke off; going on from its last checkpoint" in out
@@ -280,7 +280,7 @@ def test_a_long_sweep_runs_in_parts(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_kill
     wait_for(lambda: (root / "seed=0" / "result.json").exists(), running)
     wait_for(lambda: processes(running, "TrainController"), running, 240)
     kill(running, "ImplicitFunc")  # Tune's name of a trial that is a function
-    out, err = running.communicate(timeout=400)
+    out, err = running.communicate(timeout=600)
     assert running.returncode == 1, err
     why = "Ray Train's controller died (killed, out of memory, or its node was lost)"
     assert f"seed=0: attempt 1 broke off; going on from its last checkpoint ({why})" in out

@@ -41,7 +41,7 @@ def test_one_on_two_nodes_survives_its_worker_and_another_is_stopped(pair, tmp_p
     trial = root / "alpha=0.01,seed=0"
     wait_for(lambda: begun(trial) and list(trial.glob("checkpoints/*.json")), running)
     os.kill(json.loads((trial / "attempt.json").read_text())["pid"], signal.SIGKILL)
-    out, err = running.communicate(timeout=240)
+    out, err = running.communicate(timeout=600)
     assert running.returncode == 0, err
     assert ": 2 trials, 1 at a time, each 2 workers with 1 core, on 2 nodes" in out
     assert "attempt 1 broke off; going on from its last checkpoint (its process died" in out

@@ -23,7 +23,7 @@ def test_files_of_the_user_and_uv_run_do_not_reach_the_workers(tmp_path):
         env={**os.environ, "PYTHONSAFEPATH": "1"},  # for `-m uv` alone; it is not what keeps workers safe
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_an_import_that_fails_in_a_worker_is_reported_as_that(tmp_path):
     (tmp_path / "bad" / "threadpoolctl.py").write_text("raise ImportError('the wrong threadpoolctl')\n")
     (tmp_path / "sitecustomize.py").write_text(f"{IN_WORKERS}sys.path.insert(0, {str(tmp_path / 'bad')!r})\n")
     process = start(*QUICK, "--set", "tune.max_failures=0", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 1
     assert err.splitlines() == ["failed: seed=0: ImportError: the wrong threadpoolctl"]
 
@@ -85,7 +85,7 @@ def test_a_running_trial_that_ray_ends_for_want_of_memory_costs_that_trial_alone
         # The wide head takes about 8 GB for its weights, their gradient and Adam's two averages.
         RAY_memory_usage_threshold=str((total - available + 5 * 2**20) / total),
     )
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=600)
     wide = "embedding_dim=1000000,seed=0"
     assert err.splitlines() == [f"failed: {wide}: out of memory: Ray ended its process as its node ran low on memory"]
     assert process.returncode == 1

@@ -96,7 +96,7 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
             fault, words = mounted(root, "--bind", "-o", "ro", str(root)), "OSError: Read-only file system"
             fault.__enter__()
         try:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=600)
             assert checkpoints(root / "seed=0")
         finally:
             filler.unlink() if fault is None else fault.__exit__(None, None, None)

@@ -84,7 +84,7 @@ class Cluster:
     def ended(self, name):
         """The exit status of `ray job submit`, and what it showed."""
         job = self.jobs[name]
-        shown, _ = job.communicate(timeout=120)
+        shown, _ = job.communicate(timeout=600)
         return job.returncode, shown
 
 

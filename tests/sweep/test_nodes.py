@@ -73,7 +73,7 @@ def start(ray, *arguments, cwd, **environment):
 
 def ended(process, cwd):
     """Its exit status once it has ended, and what it said."""
-    status = process.wait(timeout=240)
+    status = process.wait(timeout=600)
     return status, (cwd / "out").read_text(), (cwd / "err").read_text()
 
 
@@ -154,7 +154,7 @@ def test_half_of_a_gpu_puts_two_trials_on_each(ray, second, tmp_path):
 def test_each_node_receives_the_dataset_once(ray, second, tmp_path):
     program = [sys.executable, "-m", "tests.sweep.copies", ray.address, str(tmp_path)]
     environment = {**ray.environment, "RAY_AUTH_MODE": "token"}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n")
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]

@@ -196,7 +196,7 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     first, *others = (f"alpha={alpha},seed=0" for alpha in ("0.01", "100.0", "10000.0"))
     wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 3, process, 240)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=240)
+    process.communicate(timeout=600)
     assert process.returncode == 130
     assert not (root / first / "result.json").exists()
     done = command("--resume", root, cwd=tmp_path)

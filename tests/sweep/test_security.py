@@ -47,7 +47,7 @@ def join(sweep, **changes):
     (address,) = {match[1] for title in found.values() if (match := re.search(r"--gcs-address=(\S+)", title))}
     environment = {name: value for name, value in environment.items() if name != MARK} | changes
     program = [sys.executable, "-c", JOIN, address]
-    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_who_has_no_token_is_refused(sweep, tmp_path):
