@@ -17,7 +17,7 @@ from rich.text import Text
 
 from raysweep.config import BLOCKS, METRICS, SETTINGS, about, has_effect
 from raysweep.errors import InputError, printable
-from raysweep.files import make_directory, write_atomically
+from raysweep.files import lies, make_directory, set_aside, write_atomically
 from raysweep.space import Sweep, shorten
 from raysweep.statistics import (
     BLOCK_SCORES,
@@ -188,6 +188,8 @@ def write(made: Report, directory: Path) -> Report:
     write_atomically(directory / "summary.csv", encoded(summary_csv(made)))
     write_atomically(directory / "differences.csv", encoded(differences_csv(made)))
     write_atomically(directory / "summary.md", encoded(summary_md(made)))
+    if lies(directory / "figures") and not (directory / "figures").is_dir():
+        set_aside(directory / "figures")
     (directory / "figures").mkdir(exist_ok=True)
     return replace(made, not_drawn=write_figures(made, directory / "figures"))
 

@@ -773,3 +773,12 @@ def test_the_linear_probe_that_counted_is_a_column(tmp_path):
     found = {row["trial"]: row["linear_probe"] for row in rows(made.root / "results.csv")}
     assert found.pop("alpha=0.01,seed=1") == "layer=trunk,lr=0.001,weight_decay=0.0"
     assert set(found.values()) == {""}
+
+
+def test_a_file_where_the_figures_go_is_set_aside(tmp_path):
+    raw = {"name": "one", "search": {"alpha": [0.1, 1]}}
+    made, _ = fill_with(tmp_path, raw, made_up({"alpha=0.1": 0.1, "alpha=1.0": 0.2}))
+    (made.root / "figures").write_text("of the user")
+    assert main(["report", str(made.root)]) == 0
+    assert (made.root / "figures").is_dir()
+    assert (made.root / "figures.damaged-1").read_text() == "of the user"
