@@ -115,8 +115,8 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
 
 def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
     done = command(
-        *STEPS,
-        *("--set", "tune.max_failures=0", "--name", "x"),
+        *BRIEF,
+        *("--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=0", "--name", "x"),
         cwd=tmp_path,
         RAY_memory_usage_threshold="0.001",  # any memory is too much
     )
