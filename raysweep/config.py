@@ -139,7 +139,7 @@ class Collapse:
 
 
 MAX_DIGITS = 300
-"""Digits of a whole number that is kept exactly; a longer one is a float, of which the largest has 309."""
+"""Most digits of a whole number that is kept exactly. A longer one becomes a float; the largest float has 309 digits."""
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 

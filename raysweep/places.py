@@ -47,7 +47,7 @@ def substitute_home() -> Path:
 
 
 def ensure_home() -> None:
-    """Set HOME in this process, and for those that it starts, where the environment does not say it.
+    """Set HOME for this process and its children if the environment lacks it.
 
     Containers often run under a user whom the machine does not know. Ray cannot even be imported there.
 

@@ -347,7 +347,7 @@ NUMBER_TAGS = (
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader, made stricter.
 
-    It refuses a key that stands twice, of which PyYAML takes the last, and aliases that would fill the memory. Numbers
+    It refuses a key that stands twice (PyYAML takes the last one) and aliases that would fill the memory. Numbers
     are decimal: PyYAML, which follows YAML 1.1, reads `010` as 8, `1:30` as 90 and `1e-5` as text.
     """
 
