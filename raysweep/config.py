@@ -139,7 +139,7 @@ class Collapse:
 
 
 MAX_DIGITS = 300
-"""Most digits of a whole number that is kept exactly. A longer one becomes a float; the largest float has 309 digits."""
+"""Most digits of a whole number that is kept exactly. A longer one becomes a float, whose maximum has 309 digits."""
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
