@@ -248,31 +248,6 @@ class Sweep:
         seeds = self.search[0].get("seed")
         return tuple(seeds["grid"]) if seeds else (make_settings(self.base, self.name).seed,)
 
-    def propose(self, point: Proposal) -> Sweep | None:
-        """The sweep with one more point: its trials, seed by seed, and the baselines that are new with it.
-
-        None where the point adds nothing: it is none of the search space, it was proposed before, or one of its
-        settings has no effect in it.
-        """
-        if not 0 <= point.space < len(self.search):
-            return None
-        searched = {name: spec for name, spec in self.search[point.space].items() if name != "seed"}
-        if set(point.values) != set(searched) or not all(holds(searched[n], v) for n, v in point.values.items()):
-            return None
-        base = make_settings(self.base, self.name)
-        values = {name: point.values[name] for name in searched}
-        try:
-            new = [make_trial(base, {**values, "seed": seed}, self.name) for seed in self.seeds]
-        except InputError:
-            return None
-        if new[0].point in self.proposed:
-            return None
-        baselines = [trial for trial in self.trials if trial.baseline]
-        if self.baseline:
-            baselines = list(dict.fromkeys([*baselines, *map(make_baseline, new)]))
-        points = [trial for trial in self.trials if not trial.baseline]
-        return replace(self, trials=(*baselines, *points, *new))
-
     @property
     def metric(self) -> str | None:
         """What "best" means here; None where there is no validation split to choose by."""
@@ -726,6 +701,32 @@ def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ..
     trials = tune.num_samples * len(seeds[0]["grid"] or [0])
     if trials > MAX_TRIALS:
         raise InputError(f"{where}: search: {trials} trials; at most {MAX_TRIALS} in one sweep")
+
+
+def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
+    """A sweep with one more point: its trials, seed by seed, and the baselines that are new with it.
+
+    None where the point adds nothing: it is none of the search space, it was proposed before, or one of its
+    settings has no effect in it.
+    """
+    if not 0 <= point.space < len(sweep.search):
+        return None
+    searched = {name: spec for name, spec in sweep.search[point.space].items() if name != "seed"}
+    if set(point.values) != set(searched) or not all(holds(searched[n], v) for n, v in point.values.items()):
+        return None
+    base = make_settings(sweep.base, sweep.name)
+    values = {name: point.values[name] for name in searched}
+    try:
+        new = [make_trial(base, {**values, "seed": seed}, sweep.name) for seed in sweep.seeds]
+    except InputError:
+        return None
+    if new[0].point in sweep.proposed:
+        return None
+    baselines = [trial for trial in sweep.trials if trial.baseline]
+    if sweep.baseline:
+        baselines = list(dict.fromkeys([*baselines, *map(make_baseline, new)]))
+    points = [trial for trial in sweep.trials if not trial.baseline]
+    return replace(sweep, trials=(*baselines, *points, *new))
 
 
 def holds(spec: Mapping[str, Any], value: Any) -> bool:

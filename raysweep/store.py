@@ -60,7 +60,7 @@ from raysweep.files import (
     write_atomically,
     write_json,
 )
-from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, read, to_yaml
+from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, propose, read, to_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -564,7 +564,7 @@ class Store:
             InputError: a point is none of the sweep's, as after `sweep.yaml` was changed by hand.
         """
         for number, point in enumerate(self.proposals() if sweep.tune.searcher != "none" else []):
-            grown = sweep.propose(point)
+            grown = propose(sweep, point)
             if grown is None:
                 path = self.root / PROPOSALS
                 raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")

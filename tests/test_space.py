@@ -614,11 +614,11 @@ def test_a_sweep_with_a_searcher_grows_point_by_point_and_is_the_same_when_read_
     sweep = build({"search": DRAWN, "tune": OPTUNA, "baseline": True})
     assert [trial.name for trial in sweep.trials] == ["random,seed=0", "random,seed=1"]
     assert (sweep.total, sweep.seeds, sweep.metric) == (2 + 4 * 2, (0, 1), "linear/val_accuracy")
-    grown = sweep.propose(space.Proposal(0, {"alpha": 0.5}))
+    grown = space.propose(sweep, space.Proposal(0, {"alpha": 0.5}))
     assert [trial.name for trial in grown.trials[2:]] == ["alpha=0.5,seed=0", "alpha=0.5,seed=1"]
     assert grown.total == sweep.total
-    assert grown.propose(space.Proposal(0, {"alpha": 0.5})) is None
-    assert build(sweep.to_dict()).propose(space.Proposal(0, {"alpha": 0.5})).trials == grown.trials
+    assert space.propose(grown, space.Proposal(0, {"alpha": 0.5})) is None
+    assert space.propose(build(sweep.to_dict()), space.Proposal(0, {"alpha": 0.5})).trials == grown.trials
 
 
 def test_the_random_encoders_of_a_searched_encoder_come_with_its_points():
@@ -626,7 +626,7 @@ def test_the_random_encoders_of_a_searched_encoder_come_with_its_points():
     sweep = build({"search": search, "tune": OPTUNA, "baseline": True})
     assert sweep.trials == ()
     for encoder in ("resnet18", "conv6", "resnet18"):
-        sweep = sweep.propose(space.Proposal(0, {"encoder": encoder, "usl_lr": 0.1 + 0.1 * len(sweep.trials)}))
+        sweep = space.propose(sweep, space.Proposal(0, {"encoder": encoder, "usl_lr": 0.1 + 0.1 * len(sweep.trials)}))
     assert [trial.point for trial in sweep.trials if trial.baseline] == [
         "random,encoder=resnet18",
         "random,encoder=conv6",

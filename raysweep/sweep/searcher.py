@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
-from raysweep.space import Proposal, Sweep, Trial, draw
+from raysweep.space import Proposal, Sweep, Trial, draw, propose
 from raysweep.stopping import Stopping
 from raysweep.store import Result, Store, reason
 
@@ -59,7 +59,7 @@ class Queue:
         # Of few choices Optuna may propose the best again and again. The search space has enough points: it is checked.
         drawn = (draw_point(self.sweep, sample) for sample in itertools.count())
         for point in itertools.chain(asked, drawn):
-            grown = self.sweep.propose(point)
+            grown = propose(self.sweep, point)
             if grown is not None:
                 return point, grown
         raise AssertionError("the random draws do not end")

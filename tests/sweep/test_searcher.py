@@ -82,7 +82,7 @@ def test_a_point_counts_by_its_mean_and_one_that_did_not_finish_ranks_last(tmp_p
     results, points = {}, []
     for alpha, of in zip((0.1, 0.2, 0.3, 0.4, 0.5), scores):
         points.append(space.Proposal(0, {"alpha": alpha}))
-        sweep = sweep.propose(points[-1])
+        sweep = space.propose(sweep, points[-1])
         for trial, score in zip(sweep.trials[-2:], of):
             if score is not None:
                 status = score if isinstance(score, str) else "finished"
