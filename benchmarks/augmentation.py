@@ -20,8 +20,10 @@ from PIL import Image
 from steps import SHAPES, random_images, seeded
 from torchvision import transforms
 
-from raysweep.augment import augment, crop_and_flip, draw_simclr
-from raysweep.memory import keep_memory
+from raysweep.augment.operations import crop_and_flip
+from raysweep.augment.policies import augment
+from raysweep.augment.simclr import draw_simclr
+from raysweep.system.memory import keep_memory
 
 OURS, PIL, TENSORS = "batched", "torchvision, PIL images", "torchvision, tensors"
 

@@ -36,12 +36,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysweep import experiment
-from raysweep.augment import augment, draw_simclr
+from raysweep.augment.policies import augment
+from raysweep.augment.simclr import draw_simclr
 from raysweep.config import Settings
-from raysweep.memory import keep_memory
-from raysweep.objective import objective
+from raysweep.methods.objective import objective
 from raysweep.space import Trial
+from raysweep.system.memory import keep_memory
+from raysweep.trial import Progress, run_trial
 
 SHARE = "share of the matrix products' rate"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -113,7 +114,7 @@ def within_experiment(
     bare_s: list[float] = []
     last = time.perf_counter()
 
-    def report(at: experiment.Progress) -> None:
+    def report(at: Progress) -> None:
         nonlocal last
         now = time.perf_counter()
         epochs_s.append(now - last)
@@ -127,9 +128,7 @@ def within_experiment(
         directory = Path(scratch, "trial")
         directory.mkdir()
         datasets = random_datasets(shape, count)
-        experiment.run(
-            trial, datasets, directory, threads=1, gpu=False, report=report, stop=lambda: len(epochs_s) > turns
-        )
+        run_trial(trial, datasets, directory, threads=1, gpu=False, report=report, stop=lambda: len(epochs_s) > turns)
     return {"experiment": epochs_s[1:turns], "bare": bare_s[1:turns]}
 
 

@@ -47,12 +47,13 @@ from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from raysweep.augment import augment
+from raysweep.augment.policies import augment
 from raysweep.config import Settings
-from raysweep.models import crop
-from raysweep.objective import objective
-from raysweep.pretrain import State, fresh_state, pretrain
+from raysweep.methods.objective import objective
+from raysweep.models.decoders import crop
 from raysweep.probes.collapse import rankme
+from raysweep.training.loop import pretrain
+from raysweep.training.state import State, fresh_state
 
 Step = Callable[[], object]
 Contender = Callable[[], AbstractContextManager[Step]]

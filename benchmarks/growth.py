@@ -23,7 +23,7 @@ import measure
 import torch
 from steps import SHAPES, BareSteps, epochs, precisions, random_images, settings_for
 
-from raysweep.memory import keep_memory
+from raysweep.system.memory import keep_memory
 
 
 def with_images(counts: Sequence[int], repeats: int) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from steps import CPU, SHAPES, random_images, seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysweep.augment import to_float
-from raysweep.config import Head
-from raysweep.memory import keep_memory
-from raysweep.models import Encoder, make_encoder
+from raysweep.augment.operations import to_float
+from raysweep.config import ProbeSpec
+from raysweep.models.building import Encoder, make_encoder
 from raysweep.probes.features import extract, standardize_
 from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.system.memory import keep_memory
 
 BATCH, CLASSES = 250, 10
 CACHED, ANEW = "cached", "encoded anew"
@@ -37,7 +37,7 @@ def cached(encoder: Encoder, images: Tensor, labels: Tensor, fit: Tensor, val: T
     """As a trial does it."""
     of_fit, of_val = (extract(encoder, images, index, "trunk") for index in (fit, val))
     standardize_(of_fit, of_val)
-    head = Head("trunk", 1e-3, 0.0)
+    head = ProbeSpec("trunk", 1e-3, 0.0)
     probes = LinearProbes([head], {"trunk": of_fit.shape[1]}, CLASSES, 0, CPU)
     for _ in train_linear(probes, {"trunk": of_fit}, labels[fit], epochs=epochs, batch_size=BATCH):
         probes.accuracy({"trunk": of_val}, labels[val])

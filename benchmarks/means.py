@@ -29,8 +29,8 @@ from steps import SHAPES, BareSteps, random_images, settings_for
 from torch import nn
 from torch.nn import functional as F
 
-from raysweep.memory import keep_memory
-from raysweep.models import Conv6
+from raysweep.models.conv6 import Conv6
+from raysweep.system.memory import keep_memory
 
 AS_IT_IS = "as it is: channels last, fused Adam, fp32"
 GIVEN_BACK = "freed memory given back, glibc's default"

@@ -211,23 +211,27 @@ def mapped(pid: int) -> dict[str, float]:
 
 def records(epochs: int, turns: int, folder: Path) -> dict[str, Any]:
     """What TensorBoard and checkpoints cost a trial: in turns with and without, and by the clock in their calls."""
-    from raysweep import experiment, inputs, space
+    import raysweep.trial
+    from raysweep import space
+    from raysweep.data import selection
+    from raysweep.data.selection import select_data
+    from raysweep.trial import run_trial
 
-    datasets: inputs.Datasets = {}
+    datasets: selection.Datasets = {}
 
     def run(kept: bool, checkpoint_seconds: float) -> dict[str, list[float]]:
         """A trial; what each call of its records took, by kind."""
         base = {"usl_epochs": epochs, "le_epochs": epochs * 3 // 2}
         base |= {} if kept else {"images_every": 0, "projector_images": 0}
         trial = space.build({"name": "records", "base": base}, {}, "records").trials[0]
-        of = inputs.pick(trial.settings, datasets, load=True)
+        of = select_data(trial.settings, datasets, load=True)
         assert of.probe.labelled
         directory = Path(tempfile.mkdtemp(dir=folder))
         with ExitStack() as stack:
             if not kept:
-                stack.enter_context(mock.patch.object(experiment, "Events", Silent))
+                stack.enter_context(mock.patch.object(raysweep.trial, "Events", Silent))
             clock = stack.enter_context(clocked())
-            experiment.run(trial, datasets, directory, threads=1, gpu=False, checkpoint_seconds=checkpoint_seconds)
+            run_trial(trial, datasets, directory, threads=1, gpu=False, checkpoint_seconds=checkpoint_seconds)
         shutil.rmtree(directory)
         return clock
 
@@ -285,7 +289,9 @@ class Silent:
 @contextmanager
 def clocked() -> Iterator[dict[str, list[float]]]:
     """Seconds of every call that records something of the trials in the block, by kind."""
-    from raysweep import events, experiment, store
+    import raysweep.trial
+    from raysweep.results import events
+    from raysweep.trial import TrialRun
 
     clock: dict[str, list[float]] = {"scalars": [], "pictures": [], "projector": [], "save": []}
 
@@ -302,9 +308,9 @@ def clocked() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as stack:
         for kind, of, name in (
             ("scalars", events.Events, "scalars"),
-            ("pictures", experiment.Work, "_draw"),  # the views for it included
-            ("projector", experiment.Work, "_project"),
-            ("save", store, "save_checkpoint"),
+            ("pictures", TrialRun, "_draw"),  # the views for it included
+            ("projector", TrialRun, "_project"),
+            ("save", raysweep.trial, "save_checkpoint"),
         ):
             stack.enter_context(mock.patch.object(of, name, timed(kind, getattr(of, name))))
         yield clock

@@ -114,13 +114,16 @@ def sleeping(config: Mapping[str, Any], datasets: Any, how: Any) -> None:
     """In place of `run_trial`: what that does, but for the experiment itself, of which it only sleeps."""
     from ray import tune
 
-    from raysweep import store
-    from raysweep.stopping import Mark, watch
-    from raysweep.sweep import tuner
+    from raysweep.backends.ray import trainable
+    from raysweep.backends.ray.trainable import Pace
+    from raysweep.backends.stopping import StopFlag, watch
+    from raysweep.results.attempts import begin_attempt
+    from raysweep.results.result import make_result, write_result
+    from raysweep.results.store import PUSH_SECONDS, Store
 
     case = json.loads(os.environ[SLEEP])
-    trial, results = config["trial"], store.Store(how.place)
-    stop = watch(Mark(results, how.token))
+    trial, results = config["trial"], Store(how.place)
+    stop = watch(StopFlag(results, how.token))
     waited: list[float] = []
 
     def tell(values: dict[str, Any]) -> None:
@@ -129,19 +132,19 @@ def sleeping(config: Mapping[str, Any], datasets: Any, how: Any) -> None:
         waited.append(time.monotonic() - asked)
 
     if case["paced"]:  # a few trials that report very often, in place of very many that do once a second
-        tuner.REPORT_SECONDS = case["seconds"]
-    pace = tuner.Pace(tell)
+        trainable.REPORT_SECONDS = case["seconds"]
+    pace = Pace(tell)
     with results.at_work(trial.name) as push:
         folder = results.trial(trial.name)
-        store.begin_attempt(folder, trial.settings)
+        begin_attempt(folder, trial.settings)
         begun = time.monotonic()
         for at in range(case["reports"]):
             time.sleep(case["seconds"])
             stop()
             if pace.due() or not case["paced"]:
-                push(every=store.PUSH_SECONDS)
+                push(every=PUSH_SECONDS)
                 pace.tell({"share": at / (case["reports"] + 1)})
-        result = store.make_result(
+        result = make_result(
             trial,
             "none",
             folder,
@@ -152,7 +155,7 @@ def sleeping(config: Mapping[str, Any], datasets: Any, how: Any) -> None:
             device="cpu",
             warnings=[],
         )
-        store.write_result(folder, result)
+        write_result(folder, result)
         (folder / "waited.json").write_text(json.dumps({"waited": waited, "mib": load.pss_mib(os.getpid())}))
     tune.report({"share": 1.0})
 
@@ -171,20 +174,26 @@ def driven(case: Case) -> dict[str, Any]:
 
 def drive(case: Case) -> dict[str, Any]:
     """Run a case as the command line would, and tell what it took."""
-    from raysweep.sweep.authentication import present_token
+    from raysweep.backends.ray.authentication import present_token
 
     present_token(None)  # before Ray is imported
     import ray
     from rich.console import Console
 
-    from raysweep import cli, inputs, report, space, store
-    from raysweep.stopping import Stopping
-    from raysweep.sweep import cluster, tuner
-    from raysweep.view import View
+    from raysweep import cli, space
+    from raysweep.backends.progress import ProgressDisplay
+    from raysweep.backends.ray import tuner
+    from raysweep.backends.ray.cluster import quieten
+    from raysweep.backends.ray.tuner import run_on_ray
+    from raysweep.backends.stopping import Stopping
+    from raysweep.data import selection
+    from raysweep.data.selection import select_data
+    from raysweep.report.building import build_report
+    from raysweep.results.store import Store
 
     marks: list[tuple[str, float, float]] = []
 
-    class Noting(View):
+    class Noting(ProgressDisplay):
         """The real view, told of everything, and the clock beside it."""
 
         def begin(self, trial: Any) -> None:
@@ -200,7 +209,7 @@ def drive(case: Case) -> dict[str, Any]:
             marks.append(("end", time.monotonic(), time.process_time()))
 
     began = time.monotonic()
-    cluster.quieten()
+    quieten()
     ray.init(
         address="local",
         num_cpus=case.slots,
@@ -211,13 +220,13 @@ def drive(case: Case) -> dict[str, Any]:
     up = time.monotonic() - began
     description = {"base": {"usl_epochs": 0, "le_epochs": 1}, "search": {"seed": {"grid": list(range(case.trials))}}}
     sweep = space.build({"name": "scale", **description}, {}, "scale")
-    data: inputs.Datasets = {}
+    data: selection.Datasets = {}
     for trial in sweep.examples:
-        inputs.pick(trial.settings, data, load=True)
+        select_data(trial.settings, data, load=True)
     output = tempfile.mkdtemp(prefix="raysweep-scale-")
-    tuner.run_trial = sleeping  # the only thing that is not the command's own
+    tuner.trial_function = sleeping  # the only thing that is not the command's own
     try:
-        results = store.Store.plan(output, None, sweep.name)
+        results = Store.plan(output, None, sweep.name)
         results.create(sweep, cli.provenance())
         stopping = Stopping(results)
         begun = time.monotonic()
@@ -227,10 +236,10 @@ def drive(case: Case) -> dict[str, Any]:
             stopping.running(),
             Noting(sweep, [], Console(file=nowhere)) as view,
         ):
-            tuner.run(sweep, list(sweep.trials), [], results, data, view, stopping)
+            run_on_ray(sweep, list(sweep.trials), [], results, data, view, stopping)
         mib = load.pss_mib(os.getpid())
         ended = time.monotonic()
-        report.build(results, sweep)
+        build_report(results, sweep)
         reported = time.monotonic() - ended
         notes = [json.loads(path.read_text()) for path in results.root.glob("*/waited.json")]
         own = [json.loads(path.read_text())["wall_s"] for path in results.root.glob("*/result.json")]
@@ -297,20 +306,24 @@ def real_trial(
     place: str, changed: Mapping[str, Any], phase: Callable[[str], None] = lambda name: None
 ) -> dict[str, Any]:
     """One trial in the results directory at `place`, as its worker and then the driver deal with it."""
-    from raysweep import experiment, inputs, space, store
-    from raysweep.stopping import Mark
+    from raysweep import space
+    from raysweep.backends.stopping import StopFlag
+    from raysweep.data import selection
+    from raysweep.data.selection import select_data
+    from raysweep.results.store import Store
+    from raysweep.trial import run_trial
 
-    data: inputs.Datasets = {}
+    data: selection.Datasets = {}
     checkpoint_seconds = float(changed.get("checkpoint_seconds", 1e9))
     settings = {name: value for name, value in changed.items() if name != "checkpoint_seconds"}
     sweep = space.build({"name": "one", "base": {**TRIAL, **settings}}, {}, "one")
     trial = sweep.trials[0]
-    inputs.pick(trial.settings, data, load=True)
-    results = store.Store(place)
+    select_data(trial.settings, data, load=True)
+    results = Store(place)
     results.create(sweep, {})
     phase("the trial")
     with results.at_work(trial.name) as push:
-        experiment.run(
+        run_trial(
             trial,
             data,
             results.trial(trial.name),
@@ -323,7 +336,7 @@ def real_trial(
     results.pull(trial.name)
     assert results.result(trial.name) is not None
     phase("a look whether to leave")
-    Mark(results, "none").is_set()
+    StopFlag(results, "none").is_set()
     phase("")
     return {"trial": trial.name}
 
@@ -453,7 +466,7 @@ def bucket(folder: Path) -> dict[str, Any]:
 
 def tensorboard(runs: int, folder: Path) -> dict[str, Any]:
     """How long TensorBoard takes until it has read so many trials, and what memory it then has."""
-    from raysweep.events import Events
+    from raysweep.results.events import Events
 
     root = folder / "many"
     points = dict.fromkeys(("rec_loss", "emb_loss", "loss", "images_per_s"), 0.5)
@@ -513,7 +526,11 @@ def children(parent: int) -> Iterable[int]:
 
 def start(trials: int, folder: Path) -> dict[str, Any]:
     """What a sweep of so many trials takes to be begun, read again for a resume when all have ended, and reported."""
-    from raysweep import report, space, store
+    from raysweep import space
+    from raysweep.report.building import build_report
+    from raysweep.results.attempts import begin_attempt
+    from raysweep.results.result import make_result, write_result
+    from raysweep.results.store import Store
 
     took: dict[str, float] = {}
     description = {"base": {"usl_epochs": 1}, "search": {"seed": {"grid": list(range(trials))}}}
@@ -526,36 +543,36 @@ def start(trials: int, folder: Path) -> dict[str, Any]:
 
     with timed("the points are made, s"):
         sweep = space.build({"name": "start", **description}, {}, "start")
-    results = store.Store.plan(folder, None, sweep.name)
+    results = Store.plan(folder, None, sweep.name)
     with timed("sweep.yaml is written, s"):
         results.create(sweep, {})
     for number, trial in enumerate(sweep.trials):
         path = results.trial(trial.name)
         path.mkdir()
-        store.begin_attempt(path, trial.settings)
+        begin_attempt(path, trial.settings)
         metrics = {"linear/val_accuracy": number / trials, "linear/test_accuracy": number / trials}
-        done = store.make_result(
+        done = make_result(
             trial, "x", path, status="finished", error=None, metrics=metrics, wall_s=1.0, device="cpu", warnings=[]
         )
-        store.write_result(path, done)
+        write_result(path, done)
     with timed("sweep.yaml is read again, s"):
-        opened, sweep = store.Store.open(results.root)
+        opened, sweep = Store.open(results.root)
     with timed("the trials' states are read again, s"):
         opened.check_begun(sweep)
         opened.set_damaged_aside(sweep)
         opened.results(sweep)
     with timed("the report is made, s"):
-        report.build(opened, sweep)
+        build_report(opened, sweep)
     return {"trials": trials, **took, "this process, MiB": round(load.pss_mib(os.getpid()), 1)}
 
 
 def datasets() -> dict[str, Any]:
     """What each dataset takes of a node's object store: a byte for each value."""
-    from raysweep import data
+    from raysweep.data import named
 
     return {
         f"{name}, MiB": measure.significant((of.images + of.unlabelled) * of.channels * of.size**2 / load.MEBIBYTE)
-        for name, of in data.SOURCES.items()
+        for name, of in named.SOURCES.items()
     }
 
 

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysweep.augment import augment, to_float
+from raysweep.augment.operations import to_float
+from raysweep.augment.policies import augment
 from raysweep.config import Settings
-from raysweep.data import Dataset
-from raysweep.inputs import Datasets
-from raysweep.objective import objective, precision_of
-from raysweep.pretrain import State, fresh_state, pretrain
+from raysweep.data import Dataset, Datasets
+from raysweep.methods.objective import objective
+from raysweep.methods.precision import precision_of
+from raysweep.training.loop import pretrain
+from raysweep.training.state import State, fresh_state
 
 CPU = torch.device("cpu")
 SHAPES = {"8×8×1": ("digits", 1, 8), "32×32×3": ("cifar10", 3, 32)}

@@ -60,7 +60,7 @@ def call(command: Sequence[object], log: Path) -> None:
 def precisions() -> dict[str, list[str]]:
     """The names of raysweep's runs, the default first, and their flags."""
     from raysweep.config import Settings
-    from raysweep.objective import precision_of
+    from raysweep.methods.precision import precision_of
 
     default = precision_of(Settings(), "cpu")
     others = [name for name in ("fp32", "bf16") if name != default]
@@ -171,8 +171,9 @@ def compare_lightly(images: int, repeats: int) -> dict[str, Any] | None:
         print("lightly is not installed (pip install 'raysweep[bench]'): left out")
         return None
     from raysweep.config import Settings
-    from raysweep.memory import keep_memory
-    from raysweep.pretrain import fresh_state, pretrain
+    from raysweep.system.memory import keep_memory
+    from raysweep.training.loop import pretrain
+    from raysweep.training.state import fresh_state
 
     torch.set_num_threads(1)
     keep_memory()

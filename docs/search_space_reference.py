@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raysweep.config import CHOICES, METRICS, About, Settings
-from raysweep.space import Resources, Tune
+from raysweep.space import Resources
+from raysweep.space.model import Tune
 
 HEAD = """# Search-space files
 

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and it stays ignored
                 signal.signal(number, interrupt)
-        from raysweep.terminal import use_lasting_streams
+        from raysweep.system.terminal import use_lasting_streams
 
         use_lasting_streams()
         from raysweep import cli

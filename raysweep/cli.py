@@ -23,30 +23,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, get_args, get_origin
 
 from raysweep import __version__, space
-from raysweep.bucket import fetch_encoder, is_uri
+from raysweep.backends.stopping import Stopping
 from raysweep.config import SETTINGS, Settings, about, protocol, read_number, suggest
 from raysweep.errors import InputError, masked, printable
-from raysweep.files import existing_ancestor
-from raysweep.places import ensure_home, expanded, settle_ray_directory
+from raysweep.results.credentials import is_uri
+from raysweep.results.mirror import fetch_encoder
+from raysweep.results.result import Result, describe_error, note_traceback, protocol_difference
+from raysweep.results.store import TAKE_SECONDS, Store, candidates, check_writable
 from raysweep.space import Sweep
-from raysweep.stopping import Stopping
-from raysweep.store import (
-    TAKE_SECONDS,
-    Result,
-    Store,
-    candidates,
-    check_writable,
-    note_traceback,
-    protocol_difference,
-    reason,
-)
-from raysweep.terminal import INTERRUPTED, make_console, output_is_lost, redraws, resume_command
+from raysweep.system.files import existing_ancestor
+from raysweep.system.places import ensure_home, expanded, settle_ray_directory
+from raysweep.system.terminal import INTERRUPTED, make_console, output_is_lost, redraws, resume_command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raysweep.inputs import Datasets
-    from raysweep.report import Report
+    from raysweep.data import Datasets
+    from raysweep.report.contents import Report
 
 REPORT_IMPORT_SECONDS = 10.0
 FINISHED, SOME_FAILED, BAD_INPUT = 0, 1, 2
@@ -210,13 +203,14 @@ def check_paths(sweep: Sweep, probed: bool = True) -> None:
     Raises:
         InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
     """
-    from raysweep import data, inputs
+    from raysweep import data
+    from raysweep.data import selection
 
     for name in dict.fromkeys(trial.settings.dataset for trial in sweep.examples):
         data.check_exists(name)
     for name in dict.fromkeys(trial.settings.probes for trial in sweep.examples):
         data.check_exists(name, labelled=probed)
-        inputs.check_validation(name, [t.settings for t in sweep.examples if t.settings.probes == name])
+        selection.check_validation(name, [t.settings for t in sweep.examples if t.settings.probes == name])
 
 
 def check_means(sweep: Sweep, local_run: bool) -> None:
@@ -272,12 +266,12 @@ def sweep_command(arguments: list[str]) -> int:
     check_means(sweep, parsed.local)
     if parsed.dry_run:
         return dry_run(sweep)
-    from raysweep import inputs
+    from raysweep.data import selection
 
     store, console = Store.plan(parsed.output, parsed.name, sweep.name), make_console()
     datasets, plan = prepare(sweep, store, {}, parsed, console)
     # Another process may have taken the name meanwhile: from here on the store is the one that was made.
-    store = store.create(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
+    store = store.create(sweep, {**provenance(), "datasets": selection.digests(datasets)})
     with store.lock(wait=TAKE_SECONDS), breaking_off(store, parsed):
         tell(console, f"{store.place}: {sweep.total} trials, {plan}")
         sweep = run_trials(sweep, store, datasets, [], parsed, console)
@@ -297,7 +291,7 @@ def resume(parsed: argparse.Namespace) -> int:
     check_means(sweep, parsed.local)
     if parsed.dry_run:
         return dry_run(sweep, {trial.name for trial in before.trials})
-    from raysweep import inputs
+    from raysweep.data import selection
 
     warnings.showwarning = show_warning
     console, store = make_console(), Store(parsed.resume)
@@ -317,7 +311,7 @@ def resume(parsed: argparse.Namespace) -> int:
         datasets, plan = prepare(sweep, store, store.recorded_datasets(), parsed, console)
         check_kept(sweep, kept, datasets)
         if changed:
-            store.extend(sweep, {**provenance(), "datasets": inputs.digests(datasets)})
+            store.extend(sweep, {**provenance(), "datasets": selection.digests(datasets)})
         if before.resources != sweep.resources:
             say("warning: other resources than before: results on other threads, or a GPU, differ in their last digits")
         new = f" ({added} new)" if added else ""
@@ -339,12 +333,12 @@ def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:
 
 def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:
     """Raises InputError if what is kept was evaluated otherwise than the rest would be: other data, another version."""
-    from raysweep import inputs
+    from raysweep.data.selection import select_data
 
     trials = {trial.name: trial for trial in sweep.trials}
     for result in kept:
         settings = trials[result.trial].settings
-        now = protocol(settings, inputs.pick(settings, datasets).probe.digest)
+        now = protocol(settings, select_data(settings, datasets).probe.digest)
         differs = protocol_difference(result.protocol, now)
         if differs is not None:
             key, was, value = differs
@@ -377,32 +371,34 @@ def prepare(
 
     `recorded` has the digests of the datasets that the sweep was begun with.
     """
-    from raysweep import inputs
+    from raysweep.data import selection
+    from raysweep.data.selection import check_data, select_data
 
     warnings.showwarning = show_warning
     datasets: Datasets = {}
     with waiting(console, "loading the data; what is not there yet is downloaded"):
         for trial in sweep.examples:
-            inputs.check(trial.settings, inputs.pick(trial.settings, datasets, load=True))
-        inputs.check_unchanged(datasets, recorded)
+            check_data(trial.settings, select_data(trial.settings, datasets, load=True))
+        selection.check_unchanged(datasets, recorded)
     if parsed.local:
         return datasets, "one at a time in this process"
     with waiting(console, "starting Ray"):
-        from raysweep.sweep.authentication import present_token
-        from raysweep.sweep.environment import prepare_environment
+        from raysweep.backends.ray.authentication import present_token
+        from raysweep.backends.ray.environment import prepare_environment
 
         address = parsed.address or os.environ.get("RAY_ADDRESS")
         prepare_environment(address)
         present_token(address)
         if address is None:
             settle_ray_directory()
-        from raysweep.sweep import cluster
+        from raysweep.backends.ray import cluster
+        from raysweep.backends.ray.cluster import check_bucket, check_shared
 
         plan = cluster.connect(parsed.address, sweep.resources, sweep.tune.max_concurrent)
         if store.bucket is None:
-            cluster.check_shared(existing_ancestor(store.root))
+            check_shared(existing_ancestor(store.root))
         else:
-            cluster.check_bucket(store.place)
+            check_bucket(store.place)
     return datasets, plan
 
 
@@ -410,7 +406,7 @@ def run_trials(
     sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], parsed: argparse.Namespace, console: Console
 ) -> Sweep:
     """Run the trials that have no result in `kept`; returns the sweep with the points that were proposed meanwhile."""
-    from raysweep.view import View
+    from raysweep.backends.progress import ProgressDisplay
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
@@ -419,15 +415,15 @@ def run_trials(
     early = threading.Timer(REPORT_IMPORT_SECONDS, import_report)
     early.daemon = True
     early.start()
-    with stopping.running(), View(sweep, kept, console) as view:
+    with stopping.running(), ProgressDisplay(sweep, kept, console) as view:
         if parsed.local:
-            from raysweep import local
+            from raysweep.backends.local import run_locally
 
-            local.run(sweep, pending, store, datasets, view, stopping)
+            run_locally(sweep, pending, store, datasets, view, stopping)
         else:
-            from raysweep.sweep import tuner
+            from raysweep.backends.ray.tuner import run_on_ray
 
-            sweep = tuner.run(sweep, pending, kept, store, datasets, view, stopping)
+            sweep = run_on_ray(sweep, pending, kept, store, datasets, view, stopping)
         early.cancel()
         if stopping.interrupted:
             raise KeyboardInterrupt
@@ -483,7 +479,8 @@ def breaking_off(store: Store, parsed: argparse.Namespace) -> Iterator[None]:
     except Exception as fault:
         note_traceback(store.root)
         where = shown(store.root / "error.txt")
-        say(f"the sweep broke off: {reason(fault)} (traceback in {where}); resume with: {resume_of(store, parsed)}")
+        why = describe_error(fault)
+        say(f"the sweep broke off: {why} (traceback in {where}); resume with: {resume_of(store, parsed)}")
         raise SystemExit(SOME_FAILED) from None
 
 
@@ -492,15 +489,15 @@ def conclude_run(sweep: Sweep, store: Store, parsed: argparse.Namespace, console
     try:
         return conclude(sweep, store, console)
     except OSError as fault:
-        say(f"the report cannot be written: {reason(fault)}; resume with: {resume_of(store, parsed)}")
+        say(f"the report cannot be written: {describe_error(fault)}; resume with: {resume_of(store, parsed)}")
         return SOME_FAILED
 
 
 def conclude(sweep: Sweep, store: Store, console: Console) -> int:
     """Write the report and print it; the exit status."""
-    from raysweep import report
+    from raysweep.report.building import build_report
 
-    made = report.build(store, sweep)
+    made = build_report(store, sweep)
     show_report(made, store.root, console)
     store.push()
     tell(console, f"TensorBoard tensorboard --logdir {shlex.quote(shown_place(store).partition('?')[0])}")
@@ -511,10 +508,10 @@ def conclude(sweep: Sweep, store: Store, console: Console) -> int:
 
 def show_report(made: Report, directory: Path, console: Console) -> None:
     """Print the table, what it says in words, and where the rest lies."""
-    from raysweep import report
+    from raysweep.report.tables import summary_table
 
     if made.points:
-        console.print(report.summary_table(made))
+        console.print(summary_table(made))
     for line in made.in_words(scores=1):
         tell(console, line)
     for figure in sorted((directory / "figures").glob("*.png")):
@@ -578,14 +575,14 @@ def report_command(arguments: list[str]) -> int:
         check_free(Path(parsed.output))
     elif opened[0][0].bucket is not None:
         raise InputError(f"{parsed.sweeps[0]}: lies in a bucket; say with -o DIR where the comparison goes")
-    from raysweep import report
+    from raysweep.report.building import build_comparison, read_several
 
-    made = report.read_several(opened)
+    made = read_several(opened)
     directories: Iterable[Path] = [Path(parsed.output or "")]
     if parsed.output is None:
         check_writable(roots[0].parent)
         directories = (roots[0].parent / name for name in candidates(None, made.name))
-    made, directory = report.build_comparison(made, directories)
+    made, directory = build_comparison(made, directories)
     show_report(made, directory, make_console())
     return tell_state(made, directory)
 
@@ -716,7 +713,8 @@ def preview_command(arguments: list[str]) -> int:
     check_picture(output)
     sweep = space.build(space.read(Path(parsed.space)), space.parse_assignments(parsed.set), parsed.space)
     check_paths(sweep, probed=False)
-    from raysweep import data, preview
+    from raysweep import data
+    from raysweep.report import preview
 
     warnings.showwarning = show_warning
 

@@ -15,12 +15,15 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep import __version__, data, folders, store
+from raysweep import __version__, data
+from raysweep.data import layout
 from raysweep.errors import Diverged, InputError
-from raysweep.files import irregular, replacing
+from raysweep.results.checkpoints import to_bytes
+from raysweep.results.encoders import SavedEncoder, encoder_file, load_encoder
+from raysweep.system.files import irregular, replacing
 
 if TYPE_CHECKING:
-    from raysweep.models import Encoder
+    from raysweep.models.building import Encoder
 
 FEATURES, WEIGHTS = (".npz",), (".safetensors", ".pt")
 LAYERS = ("trunk", "embedding")
@@ -39,14 +42,14 @@ def load(checkpoint: Path) -> Encoder:
     Raises:
         InputError: there is no such file, it is no checkpoint, or its weights do not fit what it says of itself.
     """
-    return build(store.load_encoder(checkpoint))
+    return build(load_encoder(checkpoint))
 
 
-def build(saved: store.SavedEncoder) -> Encoder:
+def build(saved: SavedEncoder) -> Encoder:
     """The encoder that a file describes, with its weights; raises InputError where the two do not fit."""
     import torch
 
-    from raysweep.models import make_encoder
+    from raysweep.models.building import make_encoder
 
     # On the meta device nothing is computed or allocated: a damaged size cannot fill the memory.
     with torch.device("meta"):
@@ -86,8 +89,8 @@ def export(checkpoint: Path, output: Path) -> dict[str, str]:
         InputError: a path or the checkpoint is not what it should be.
     """
     check_output(output, WEIGHTS)
-    store.encoder_file(checkpoint)
-    saved = store.load_encoder(checkpoint)
+    encoder_file(checkpoint)
+    saved = load_encoder(checkpoint)
     encoder = build(saved)
     about = {
         "format": "pt",
@@ -107,7 +110,7 @@ def export(checkpoint: Path, output: Path) -> dict[str, str]:
 
         content = safetensors.torch.save(weights, about)
     else:
-        content = store.to_bytes(weights)
+        content = to_bytes(weights)
     with new_file(output) as file:
         file.write(content)
     return about
@@ -146,7 +149,7 @@ def embed(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: must be at least 1")
     check_output(output, FEATURES)
-    store.encoder_file(checkpoint)
+    encoder_file(checkpoint)
     folder, paths = listed(images)
     encoder = load(checkpoint)
     import torch
@@ -207,7 +210,7 @@ def listed(images: Path) -> tuple[Path, list[Path]]:
             raise InputError(f"{images}: is {kind}; give a folder of images, or one image")
         return images.parent, [images]
     ignored: list[Path] = []
-    paths = list(folders.images_below(images, ignored))
+    paths = list(layout.images_below(images, ignored))
     if not paths:
         raise InputError(f"{images}: has no images{data.ignoring(ignored)}")
     data.warn_of_ignored(str(images), ignored)

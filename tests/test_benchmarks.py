@@ -6,8 +6,8 @@ from importlib import import_module
 import pytest
 import torch
 
-from raysweep.models import make_decoder, make_encoder
-from tests.conftest import ROOT
+from raysweep.models.building import make_decoder, make_encoder
+from tests.support import ROOT
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_kills_change_nothing(tmp_path):
 
 def test_what_differs_is_found(tmp_path):
     """The comparison itself, on two sweeps that differ in one metric, one figure and one step too many."""
-    from raysweep.events import Events
+    from raysweep.results.events import Events
 
     for name, accuracy, picture in (("a", "0.5", b"one"), ("b", "0.6", b"two")):
         (tmp_path / name / "figures").mkdir(parents=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 TINY = ["--usl_epochs", "1", "--le_epochs", "1", "--batch_size", "4", "--knn_k", "2", "--image_size", "8", "--local"]
 

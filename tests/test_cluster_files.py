@@ -13,7 +13,7 @@ import yaml
 
 from raysweep import space
 from raysweep.cli import shipped_spaces, sweep_parser
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 CLUSTER = ROOT / "cluster"
 # The fields of ray.io/v1 that KubeRay's reference documents for these objects (1.5.1 and newer).

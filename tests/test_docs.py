@@ -5,7 +5,7 @@ import re
 
 from raysweep.cli import shipped_spaces
 from raysweep.config import SETTINGS
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 
 def test_the_search_space_reference_is_current():

@@ -14,14 +14,19 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raysweep import augment, objective
-from raysweep.config import POLICIES, Settings
-from raysweep.pretrain import fresh_state, pretrain
+from raysweep.augment import affine, mask, noise, simclr
+from raysweep.augment.operations import packed, unpacked
+from raysweep.augment.policies import augment
+from raysweep.config import Settings
+from raysweep.config.settings import POLICIES
+from raysweep.methods import objective
 from raysweep.probes.features import extract_layers
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_linear
-from tests.test_augment import random_images, seeded
-from tests.test_experiment import Killed, run, trial_of
+from raysweep.training.loop import pretrain
+from raysweep.training.state import fresh_state
+from tests.support.images import random_images, seeded
+from tests.support.trials import Killed, run, trial_of
 
 META = torch.device("meta")
 NO_GPU = "no GPU is visible"
@@ -98,7 +103,7 @@ def settings_of(**chosen):
 def on_meta(settings, channels, monkeypatch):
     """The state before the first epoch, on the meta device, with what PyTorch has for that device."""
     # Neither autocast (here switched off) nor the fused kernel of Adam knows it.
-    monkeypatch.setattr(objective, "arithmetic", lambda settings, like: nullcontext())
+    monkeypatch.setattr(objective, "autocast_for", lambda settings, like: nullcontext())
     state = fresh_state(settings, channels, 16, META)
     state.optimizers = [torch.optim.Adam(each.param_groups[0]["params"]) for each in state.optimizers]
     return state
@@ -184,14 +189,14 @@ def test_property_what_is_packed_comes_out_bit_for_bit():
         torch.tensor(3),
         torch.empty(2, 0),
     ]
-    buffer, places = augment.packed(tensors, page_locked=False)
-    found = augment.unpacked(buffer.clone(), tensors, places)
+    buffer, places = packed(tensors, page_locked=False)
+    found = unpacked(buffer.clone(), tensors, places)
     for before, after in zip(tensors, found, strict=True):
         assert after.dtype == before.dtype
         assert after.shape == before.shape
         assert after.contiguous().numpy().tobytes() == before.contiguous().numpy().tobytes()
         assert after.data_ptr() % 16 == 0
-    assert augment.packed([], page_locked=False)[0].shape == (0,)
+    assert packed([], page_locked=False)[0].shape == (0,)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -199,14 +204,15 @@ def test_property_what_is_packed_comes_out_bit_for_bit():
 @pytest.mark.parametrize("count", [1, 40])
 def test_property_views_do_not_depend_on_the_transfer(channels, strength, count, monkeypatch):
     images = random_images(count, channels, 16, 16)
-    expected = augment.augment(images, POLICIES, strength, True, seeded())
+    expected = augment(images, POLICIES, strength, True, seeded())
 
     def in_one(device, *tensors):
-        buffer, places = augment.packed(tensors, page_locked=False)
-        return augment.unpacked(buffer.clone(), tensors, places)
+        buffer, places = packed(tensors, page_locked=False)
+        return unpacked(buffer.clone(), tensors, places)
 
-    monkeypatch.setattr(augment, "to_device", in_one)
-    assert torch.equal(augment.augment(images, POLICIES, strength, True, seeded()), expected)
+    for module in (affine, mask, noise, simclr):
+        monkeypatch.setattr(module, "to_device", in_one)
+    assert torch.equal(augment(images, POLICIES, strength, True, seeded()), expected)
 
 
 # With a GPU
@@ -251,8 +257,8 @@ def test_cuda_makes_the_views_of_the_cpu(policy, channels, cuda):
     images = random_images(200, channels, 32, 32)
     for strength in (0.3, 1.0):
         here, there = seeded(), seeded()
-        expected = augment.augment(images, policy.split("+"), strength, True, here)
-        views = augment.augment(images.to(cuda), policy.split("+"), strength, True, there)
+        expected = augment(images, policy.split("+"), strength, True, here)
+        views = augment(images.to(cuda), policy.split("+"), strength, True, there)
         assert views.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(views.cpu(), expected, rtol=0, atol=5e-5)
         assert torch.equal(here.get_state(), there.get_state())

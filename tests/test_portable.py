@@ -18,13 +18,16 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from raysweep import cli, data, folders, portable, store
+from raysweep import cli, data, portable
 from raysweep.config import Settings
+from raysweep.data import layout
 from raysweep.errors import InputError
-from raysweep.models import make_encoder
-from raysweep.pretrain import fresh_state
+from raysweep.models.building import make_encoder
 from raysweep.probes.features import extract
-from tests.conftest import ROOT
+from raysweep.results.checkpoints import save_checkpoint, to_bytes
+from raysweep.results.encoders import save_encoder
+from raysweep.training.state import fresh_state
+from tests.support import ROOT
 
 
 def command(where, *arguments, **options):
@@ -66,7 +69,7 @@ def trained(directory, channels=1, size=8, dim=16, architecture="conv6"):
     with torch.no_grad():
         encoder(torch.rand(8, channels, size, size))  # moves the statistics of a batch normalisation
     directory.mkdir(parents=True, exist_ok=True)
-    store.save_encoder(directory, encoder.state_dict(), describe(channels, size, dim, architecture))
+    save_encoder(directory, encoder.state_dict(), describe(channels, size, dim, architecture))
     return encoder.eval()
 
 
@@ -103,7 +106,7 @@ def test_embedded_features_equal_the_probes_reference(tmp_path, architecture, ch
         assert sorted(file.files) == ["features", "layer", "paths"]
     assert features.dtype == np.float32
     assert np.array_equal(features, expected)
-    assert paths.tolist() == [str(path.relative_to(folder)) for path in folders.images_below(folder)]
+    assert paths.tolist() == [str(path.relative_to(folder)) for path in layout.images_below(folder)]
     assert len(paths) == 11
     assert len(np.unique(features, axis=0)) == 11, "not one image over and over"
 
@@ -190,7 +193,7 @@ def test_the_command_says_what_it_leaves_out(tmp_path, here):
     assert "notes.txt" in ignored
     assert left_out.startswith("warning: 1 of 5 images left out")
     assert "00 bad.jpg" in left_out
-    expected = [str(path.relative_to(folder)) for path in folders.images_below(folder) if "bad" not in path.name]
+    expected = [str(path.relative_to(folder)) for path in layout.images_below(folder) if "bad" not in path.name]
     file = np.load(tmp_path / "f.npz")
     assert file["paths"].tolist() == expected
     assert len(file["features"]) == 11
@@ -221,7 +224,7 @@ def test_names_that_are_no_valid_text_come_back(tmp_path):
 def test_a_training_checkpoint_gives_its_encoder(tmp_path, settings, channels, size):
     settings = Settings(**settings)
     state = fresh_state(settings, channels, size, torch.device("cpu"))
-    store.save_checkpoint(tmp_path, {"settings": settings.model_dump(), "state": state.state_dict()})
+    save_checkpoint(tmp_path, {"settings": settings.model_dump(), "state": state.state_dict()})
     encoder = state.encoder.eval()
     loaded = portable.load(tmp_path / "checkpoints" / "00000001.pt")
     assert (loaded.channels, loaded.image_size) == (channels, size)
@@ -307,8 +310,8 @@ def shown(tmp_path_factory):
         folders.append(folder)
     program = "import os, runpy, sys\nsys.modules['raysweep'] = None\n"
     program += "for folder in sys.argv[1:]:\n    os.chdir(folder)\n    runpy.run_path('shown.py')\n"
-    subprocess.run([sys.executable, "-c", program, *map(str, folders)], check=True)
-    return dict(zip(SHOWN, zip(encoders, folders)))
+    subprocess.run([sys.executable, "-c", program, *map(str, layout)], check=True)
+    return dict(zip(SHOWN, zip(encoders, layout)))
 
 
 @pytest.mark.parametrize("of", SHOWN, ids=lambda of: "-".join(map(str, of[:3])))
@@ -354,13 +357,13 @@ def with_changes(weights=None, **changes):
     encoder = make_encoder("conv6", 1, 8, 16, seed=0).state_dict()
     for name, weight in (weights or {}).items():
         encoder[name] = weight
-    return store.to_bytes({**describe(), "encoder": encoder, **changes})
+    return to_bytes({**describe(), "encoder": encoder, **changes})
 
 
 def without(name):
     saved = torch.load(io.BytesIO(with_changes()), weights_only=True)
     saved["encoder"].pop(name)
-    return store.to_bytes(saved)
+    return to_bytes(saved)
 
 
 def flipped():
@@ -380,9 +383,9 @@ BAD_FILES = {
     "pickle": (pickle.dumps(Malicious()), "not a file of PyTorch"),
     "pickle in a zip": (archive_of(pickle.dumps(Malicious(), 2)), "more than tensors and plain values"),
     "pickle among weights": (archive_of(pickle.dumps({"encoder": Malicious()}, 2)), "more than tensors and plain"),
-    "another's state_dict": (store.to_bytes({"fc.weight": torch.zeros(2, 2)}), "holds no encoder"),
-    "a tensor": (store.to_bytes(torch.zeros(2)), "holds no encoder"),
-    "odd checkpoint": (store.to_bytes({"settings": {}, "state": {"encoder": 3}}), "not a mapping of tensors"),
+    "another's state_dict": (to_bytes({"fc.weight": torch.zeros(2, 2)}), "holds no encoder"),
+    "a tensor": (to_bytes(torch.zeros(2)), "holds no encoder"),
+    "odd checkpoint": (to_bytes({"settings": {}, "state": {"encoder": 3}}), "not a mapping of tensors"),
     "not tensors": (with_changes(encoder={"blocks.0.0.weight": [1, 2]}), "not a mapping of tensors"),
     "unknown architecture": (with_changes(architecture="vit"), "unknown architecture 'vit'; valid: conv6, resnet18"),
     "another architecture": (with_changes(architecture="resnet18"), "do not fit a resnet18 for 1×8×8 images"),

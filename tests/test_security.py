@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep import space
-from raysweep.store import Store
+from raysweep.results.store import Store
+from raysweep.space import expansion
 
 QUICK = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x"]
 CALL = "!!python/object/apply:os.mkdir [pwned]"
@@ -71,12 +71,12 @@ def test_no_checkpoint_runs_code(run_sweep, tmp_path):
 @given(PATHS | st.text(max_size=300))
 @settings(deadline=None, derandomize=True)
 def test_a_trials_directory_lies_in_its_sweeps_whatever_its_settings(tmp_path_factory, text):
-    name = space.trial_name({"dataset": f"folder:{text}", "seed": 0})
+    name = expansion.trial_name({"dataset": f"folder:{text}", "seed": 0})
     assert name.isascii()
     assert name.isprintable()
     assert "/" not in name
     assert name.startswith("dataset=")
-    assert len(name) <= space.MAX_NAME
+    assert len(name) <= expansion.MAX_NAME
     root = tmp_path_factory.getbasetemp()
     assert os.path.dirname(os.path.normpath(Store(root).trial(name))) == str(root)
 
@@ -84,7 +84,7 @@ def test_a_trials_directory_lies_in_its_sweeps_whatever_its_settings(tmp_path_fa
 @given(PATHS, PATHS)
 @settings(deadline=None, derandomize=True)
 def test_different_settings_have_different_directories(one, other):
-    names = {space.trial_name({"dataset": text, "seed": 0}) for text in (one, other)}
+    names = {expansion.trial_name({"dataset": text, "seed": 0}) for text in (one, other)}
     assert len(names) == len({one, other})
 
 

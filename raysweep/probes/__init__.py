@@ -1,1 +1,1 @@
-"""Evaluation of a frozen encoder: features once, then linear probe, k-means and kNN on them."""
+"""Evaluation of a frozen encoder: features, linear probe, kNN, k-means, and measures of collapse."""

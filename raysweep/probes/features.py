@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysweep.augment import to_float
+from raysweep.augment.operations import to_float
 from raysweep.errors import Diverged
-from raysweep.models import Conv6, Encoder
+from raysweep.models.building import Encoder
+from raysweep.models.conv6 import Conv6
 
 LARGEST = 1e15
 """Of a feature: the squares of a whole split, added up, stay within float32, whose largest is 3e38. Beyond 1e17

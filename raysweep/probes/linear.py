@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysweep.adam import Adam
-from raysweep.config import Head
+from raysweep.config import ProbeSpec
 from raysweep.errors import Diverged
 from raysweep.randomness import generator, seed_of
+from raysweep.training.adam import Adam
 
 
 class LinearProbes:
@@ -28,7 +28,7 @@ class LinearProbes:
     """
 
     def __init__(
-        self, heads: Sequence[Head], widths: Mapping[str, int], classes: int, seed: int, device: torch.device
+        self, heads: Sequence[ProbeSpec], widths: Mapping[str, int], classes: int, seed: int, device: torch.device
     ) -> None:
         self.heads, self.classes = tuple(heads), classes
         self.epoch = 0

@@ -9,9 +9,9 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from raysweep.augment import to_float
-from raysweep.config import Head
-from raysweep.models import make_encoder
+from raysweep.augment.operations import to_float
+from raysweep.config import ProbeSpec
+from raysweep.models.building import make_encoder
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.features import extract, extract_layers, standardize_
 from raysweep.probes.kmeans import kmeans_scores
@@ -84,7 +84,7 @@ def train_layers(layers, labels, heads, *, epochs, batch_size, seed):
 def test_linear_probe_learns_what_is_separable_and_no_more(digits):
     features, labels = digits
     draws = torch.Generator().manual_seed(0)
-    head = Head("trunk", 1e-2, 0.0)
+    head = ProbeSpec("trunk", 1e-2, 0.0)
     epochs = [probes.epoch for probes in train(features / 16, labels, head, epochs=40, batch_size=100, seed=0)]
     assert epochs == list(range(1, 41))
     *_, probes = train(features / 16, labels, head, epochs=40, batch_size=100, seed=0)
@@ -97,7 +97,7 @@ def test_linear_probe_learns_what_is_separable_and_no_more(digits):
 
 def test_linear_probe_is_that_of_its_seed_alone(digits):
     def weights(seed):
-        *_, probes = train(*digits, Head("trunk", 1e-3, 0.0), epochs=2, batch_size=256, seed=seed)
+        *_, probes = train(*digits, ProbeSpec("trunk", 1e-3, 0.0), epochs=2, batch_size=256, seed=seed)
         return probes.weights["trunk"]
 
     first = weights(0)
@@ -109,7 +109,7 @@ def test_linear_probe_is_that_of_its_seed_alone(digits):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_reference_linear_probe_is_adam_on_cross_entropy_step_by_step(digits, weight_decay):
     features, labels = digits[0][:64] / 16, digits[1][:64]  # one full batch an epoch: the order does not matter
-    steps = train(features, labels, Head("trunk", 0.01, weight_decay), epochs=6, batch_size=64, seed=3)
+    steps = train(features, labels, ProbeSpec("trunk", 0.01, weight_decay), epochs=6, batch_size=64, seed=3)
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(3, "linear"))
         reference = torch.nn.Linear(64, 10)
@@ -125,7 +125,7 @@ def test_reference_linear_probe_is_adam_on_cross_entropy_step_by_step(digits, we
 def test_reference_every_head_of_a_bank_equals_the_head_trained_alone(digits):
     features, labels = digits
     layers = {"trunk": features / 16, "embedding": (features[:, :7] / 16).contiguous()}
-    heads = [Head(layer, lr, decay) for layer in layers for lr in (1e-3, 3e-2) for decay in (0.0, 0.1)]
+    heads = [ProbeSpec(layer, lr, decay) for layer in layers for lr in (1e-3, 3e-2) for decay in (0.0, 0.1)]
     arguments = {"epochs": 3, "batch_size": 500, "seed": 4}  # the last batch is incomplete
     *_, together = train_layers(layers, labels, heads, **arguments)
     scores = together.accuracy(layers, labels)

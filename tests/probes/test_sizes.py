@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from raysweep.config import PROTOCOL_VERSION, make_settings, protocol
+from raysweep.config import make_settings, protocol
+from raysweep.config.protocol import PROTOCOL_VERSION
 from raysweep.errors import Diverged
-from raysweep.models import make_encoder
+from raysweep.models.building import make_encoder
 from raysweep.probes.features import LARGEST, extract, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy

@@ -1,0 +1,1 @@
+"""Augmentation policies, one file each, and the image operations that they share."""

@@ -1,0 +1,112 @@
+"""Affine deformations with changes of saturation and hue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+from raysweep.augment.operations import (
+    BatchPart,
+    _hue_weights,
+    _per_image,
+    _turn_hue,
+    count_of,
+    grayscale,
+    of_part,
+    to_device,
+    to_float,
+)
+
+
+@dataclass(frozen=True)
+class AffineParameters:
+    """What `draw_affine` drew for a batch of B images: CPU tensors, (B,) except for `theta`."""
+
+    deform: Tensor  # bool; apply `theta`
+    theta: Tensor  # float32 (B, 2, 3); the map from places in the view to places in the image, as affine_grid takes it
+    flip: Tensor  # bool; mirror left to right, after the map
+    saturation: Tensor  # float32; 0 gives the gray version of the image, 1 the image
+    hue: Tensor  # float32 in [-0.5, 0.5]; turns of the colour circle
+
+
+def affine(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
+    """Random views of a batch: the deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
+
+    Half of the images are deformed by an affine map, and all change their colours. Arguments and result as for
+    `augment`; 1 is the published policy, `draw_affine` says what lies between and beyond.
+    """
+    if strength == 0:
+        return to_float(images).contiguous(memory_format=torch.channels_last)
+    return apply_affine(images, of_part(draw_affine(count_of(images, part), strength, generator), part))
+
+
+def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffineParameters:
+    """Draw the parameters for views of `n` images.
+
+    With s = `strength` > 0, u = min(s, 1) and v = min(s, 2):
+
+    - with probability u/2 (a random half of the batch at s = 1) an affine map, otherwise none: each of the four
+      entries of its linear part is that of the identity plus U(−0.25v, 0.25v), and each of the two shifts is
+      U(−0.5v, 0.5v), in the coordinates of `torch.nn.functional.affine_grid`, in which the image spans [−1, 1]: 0.5 is
+      a quarter of its side. At more than twice the published range, many views would show nothing of the image;
+    - flip with probability u/2;
+    - saturation factor 2^U(−2s, 2s), from s = 4 on 2^U(−8, 8), where colours are as good as pure or gray;
+    - hue U(−h, h) with h = min(0.1s, 0.5).
+
+    How much is drawn from `generator` (a CPU generator) depends on `n` only: runs that differ in strength use the same
+    random numbers.
+    """
+    assert strength > 0
+
+    def symmetric(most: float, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator).mul_(2 * most).sub_(most)
+
+    chosen = torch.rand(2, n, generator=generator) < min(strength, 1.0) / 2
+    reach = min(strength, 2.0)
+    theta = torch.eye(2, 3) + symmetric(reach, n, 2, 3) * torch.tensor([0.25, 0.25, 0.5])
+    return AffineParameters(
+        deform=chosen[0],
+        theta=theta,
+        flip=chosen[1],
+        saturation=symmetric(min(2 * strength, 8.0), n).exp2_(),
+        hue=symmetric(min(0.1 * strength, 0.5), n),
+    )
+
+
+def apply_affine(images: Tensor, parameters: AffineParameters) -> Tensor:
+    """Deform and flip those images for which that was drawn, then change saturation and hue of all.
+
+    Bilinear, black where the view shows what lies outside the image: `affine_grid` and `grid_sample` of
+    torch.nn.functional, `align_corners=False`.
+
+    Args:
+        images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
+        parameters: from `draw_affine` for B images.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With C = 1, saturation and hue
+        have no effect.
+    """
+    p, device = parameters, images.device
+    assert images.shape[1] in (1, 3)
+    assert p.flip.shape == (len(images),)
+    x = to_float(images)
+    deformed = p.deform.nonzero()[:, 0]
+    colours = [_per_image(p.saturation), *_hue_weights(p.hue)] if x.shape[1] == 3 else []
+    chosen, theta, flip, *colours = to_device(device, deformed, p.theta[deformed], _per_image(p.flip), *colours)
+    if len(chosen):
+        grid = F.affine_grid(theta, [len(chosen), *x.shape[1:]], align_corners=False)
+        views = F.grid_sample(x.index_select(0, chosen), grid, align_corners=False)
+        x = x.index_copy(0, chosen, views.clamp_(0, 1))  # interpolation can leave [0, 1] by a rounding error
+    x = torch.where(flip, x.flip(3), x)
+    if colours:
+        saturation, weights, shares = colours
+        x = torch.lerp(grayscale(x), x, saturation).clamp_(0, 1)
+        x = _turn_hue(x, weights, shares)
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,71 @@
+"""Random hidden patches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+from raysweep.augment.operations import BatchPart, count_of, of_part, to_device, to_float
+
+MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there
+
+
+@dataclass(frozen=True)
+class MaskParameters:
+    """What `draw_mask` drew for a batch of B images: a CPU tensor."""
+
+    masked: Tensor  # bool (B, rows, columns); which patches of the grid are hidden
+
+
+def mask(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
+    """Views of a batch with random patches hidden, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
+
+    `draw_mask` says how many. Arguments and result as for `augment`.
+    """
+    if strength == 0:
+        return to_float(images).contiguous(memory_format=torch.channels_last)
+    height, width = images.shape[2:]
+    return apply_mask(images, of_part(draw_mask(count_of(images, part), height, width, strength, generator), part))
+
+
+def mask_patch_size(height: int, width: int) -> int:
+    """Side of the square patches in pixels: an eighth of the shorter side, at least 2."""
+    return max(2, min(height, width) // 8)
+
+
+def draw_mask(n: int, height: int, width: int, strength: float, generator: torch.Generator) -> MaskParameters:
+    """Draw the patches to hide in `n` images of `height` × `width` pixels.
+
+    A grid of squares of `mask_patch_size` starts in the upper left corner; the last row and column are cut off where
+    they do not fit. Of its P patches, the share min(0.5 `strength`, 0.75) is hidden, any as likely as any other, drawn
+    for each image. Where that is no whole number, it is rounded up or down at random, so that its mean is exact: weak
+    masks on a small grid do not vanish. 0.75 is the share of He et al.
+
+    How much is drawn from `generator` (a CPU generator) depends on the sizes only, and what is hidden at one strength
+    is hidden at a greater one.
+    """
+    assert strength > 0
+    patch = mask_patch_size(height, width)
+    rows, columns = math.ceil(height / patch), math.ceil(width / patch)
+    rank = torch.rand(n, rows * columns, generator=generator).argsort(dim=1).argsort(dim=1)
+    count = (min(0.5 * strength, 0.75) * rows * columns + torch.rand(n, 1, generator=generator)).floor()
+    return MaskParameters((rank < count).view(n, rows, columns))
+
+
+def apply_mask(images: Tensor, parameters: MaskParameters) -> Tensor:
+    """Set the hidden patches of every image to `MASK_VALUE` in all channels.
+
+    (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on the same device, channels last in memory.
+    """
+    count, _, height, width = images.shape
+    patch = mask_patch_size(height, width)
+    (masked,) = to_device(images.device, parameters.masked)
+    assert len(masked) == count
+    pixels = masked.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, None, :height, :width]
+    return to_float(images).masked_fill(pixels, MASK_VALUE).contiguous(memory_format=torch.channels_last)

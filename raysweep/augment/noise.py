@@ -1,0 +1,52 @@
+"""Gaussian noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+from raysweep.augment.operations import BatchPart, _per_image, count_of, of_part, to_device, to_float
+
+
+@dataclass(frozen=True)
+class NoiseParameters:
+    """What `draw_noise` drew for a batch of B images: CPU tensors."""
+
+    sigma: Tensor  # float32 (B,); the noise's standard deviation
+    noise: Tensor  # float32 (B, C, H, W); standard normal
+
+
+def noise(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
+    """Views of a batch with Gaussian noise: `draw_noise` says how much. Arguments and result as for `augment`."""
+    if strength == 0:
+        return to_float(images).contiguous(memory_format=torch.channels_last)
+    shape = (count_of(images, part), *images.shape[1:])
+    return apply_noise(images, of_part(draw_noise(shape, strength, generator), part))
+
+
+def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> NoiseParameters:
+    """Draw the noise for images of `shape` (B, C, H, W).
+
+    Its standard deviation is U(0, 0.2 `strength`) for each image, images spanning [0, 1], so that an encoder meets
+    clean and noisy ones. How much is drawn from `generator` (a CPU generator) depends on `shape` only.
+    """
+    assert strength > 0
+    sigma = torch.rand(shape[0], generator=generator).mul_(0.2 * strength)
+    return NoiseParameters(sigma, torch.randn(tuple(shape), generator=generator))
+
+
+def apply_noise(images: Tensor, parameters: NoiseParameters) -> Tensor:
+    """Add `sigma` times `noise` to every image, and clamp to [0, 1].
+
+    (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on the same device, channels last in memory.
+    """
+    p, device = parameters, images.device
+    assert p.noise.shape == images.shape
+    sigma, added = to_device(device, _per_image(p.sigma), p.noise)
+    return torch.addcmul(to_float(images), sigma, added).clamp_(0, 1).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""Where the trials of a sweep run: in this process, or on Ray."""

@@ -1,0 +1,1 @@
+"""Trials on a Ray cluster. Only this folder imports Ray."""

@@ -1,0 +1,227 @@
+"""What Tune tells of its trials, and when its run ends."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+
+from raysweep.backends.progress import ProgressDisplay
+from raysweep.backends.ray.capacity import CapacityMonitor
+from raysweep.backends.ray.cluster import own_session
+from raysweep.backends.ray.health import StartWatch, explain_late_workers
+from raysweep.backends.ray.schedulers import ByEvaluation
+from raysweep.backends.ray.trainable import LOW_ON_MEMORY, WorkerFailure, died
+from raysweep.backends.stopping import Stopping
+from raysweep.config import METRICS
+from raysweep.data import Datasets, select_data
+from raysweep.errors import InputError
+from raysweep.results.result import Result, attempts, describe_error, make_result, write_result
+from raysweep.results.store import Store
+from raysweep.space import Trial
+
+
+class Stop(tune.Stopper):
+    """Ends Tune's run once the sweep is to end and the trials at work then have left, or had their time to."""
+
+    def __init__(self, stopping: Stopping, watch: Watch, lookout: CapacityMonitor) -> None:
+        self.stopping, self.watch, self.lookout = stopping, watch, lookout
+        self.start = StartWatch()
+        self.leaving: set[str] = set()
+        """The trials that must save a checkpoint before the sweep ends."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for `Watch`."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped by what it reports."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Tune over and over."""
+        # Those in several processes count as running while they wait for them.
+        if self.start.is_late(bool(self.watch.running or self.watch.done)):
+            self.watch.view.note(explain_late_workers(own_session()))
+        if self.lookout.begins_to_wait(bool(self.watch.running) and self.lookout.resources.workers == 1):
+            self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
+        if not self.stopping.asked():
+            return False
+        # A trial that begins before the others are told computes until it is told too. One that begins later sees the
+        # mark at once; waiting for those as well would take as long as trials are left.
+        if not self.stopping.told.is_set():
+            self.leaving |= self.watch.running.keys()
+        self.leaving &= self.watch.running.keys()
+        is_told = self.stopping.told.is_set() or not self.watch.running
+        return (is_told and not self.leaving) or self.stopping.overdue()
+
+
+class Watch(tune.Callback):
+    """Passes on to the view what Tune sees of the trials."""
+
+    def __init__(
+        self,
+        datasets: Datasets,
+        results: Store,
+        ended: dict[str, Result] | None,
+        earlier: Mapping[str, int],
+        view: ProgressDisplay,
+    ) -> None:
+        self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
+        self.scheduler: ByEvaluation | None = None
+        """The scheduler of the present run of Tune."""
+        self.done: set[str] = set()
+        """The names of the trials that have ended while the sweep runs here."""
+        self.earlier = earlier
+        """At how many attempts earlier runs of the sweep gave a trial up."""
+        self.running: dict[str, Trial] = {}
+        """The trials that a worker has, by name."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks to restore a run, which is never done here (the store is the truth)."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker has it."""
+        self.running[self._of(trial).name] = self._of(trial)
+        self.view.begin(self._of(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """It reported."""
+        self.view.progress(self._of(trial), result["share"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker died; it will go on."""
+        of = self._of(trial)
+        self.running.pop(of.name, None)
+        if self.scheduler is not None:  # it goes on though it was to stop, if that could not be recorded
+            self.scheduler.reasons.pop(of.name, None)
+        self.results.pull(of.name)
+        self.view.retry(of, attempts(self.results.trial(of.name)), broke_off(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It wrote its result, was stopped, or left because the sweep is to end."""
+        of = self._of(trial)
+        self.running.pop(of.name, None)
+        result = self._result(of)
+        if result is None and self.scheduler is not None and of.name in self.scheduler.reasons:
+            result = self._record_stop(of, self.scheduler.reasons[of.name], trial.last_result)
+        if result is not None:
+            self._end(result)
+        else:
+            self.view.leave(of)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It broke off for the last time."""
+        of = self._of(trial)
+        self.running.pop(of.name, None)
+        result = self._result(of)
+        if result is None:
+            result = self.results.record_failure(of, self._digest(of), broke_off(trial))
+        self._end(result)
+
+    def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
+        """Take note of the trials that a run of Tune leaves behind because of one of Ray's errors.
+
+        The trial in the process that the error names has broken off, or all where it names none. After more than
+        `max_failures` times it is recorded as failed. The others go on from their checkpoints in the next run.
+
+        Args:
+            fault: the error.
+            broken: how often each trial broke off so before; counted up.
+            max_failures: of the sweep.
+        """
+        named = re.search(r"\bpid=(\d+)", str(fault))
+        pid = int(named[1]) if named is not None else None
+        hit = [name for name in self.running if pid is not None and last_pid(self.results.trial(name)) == pid]
+        why = died(str(fault)) if LOW_ON_MEMORY in str(fault) else describe_error(fault)
+        for name, trial in list(self.running.items()):
+            del self.running[name]
+            self.results.pull(name)
+            result = self._result(trial)
+            if result is None and name in (hit or [name]):
+                broken[name] += 1
+                if broken[name] > max_failures:
+                    result = self.results.record_failure(trial, self._digest(trial), why)
+                else:
+                    self.view.retry(trial, attempts(self.results.trial(name)), why)
+            if result is not None:
+                self._end(result)
+            else:
+                self.view.leave(trial)
+
+    def _result(self, of: Trial) -> Result | None:
+        """How a trial ended in this run; a failure of an earlier one is what it was begun again for."""
+        self.results.pull(of.name)
+        try:
+            result = self.results.result(of.name)
+        except InputError as fault:  # damaged since it was written: Tune would end the sweep for an exception here
+            warnings.warn(str(fault), stacklevel=2)
+            return None
+        if result is not None and result.status == "failed" and result.attempts <= self.earlier.get(of.name, 0):
+            return None
+        return result
+
+    def _record_stop(self, of: Trial, reason: str, report: Mapping[str, Any]) -> Result:
+        """Record what a trial had reported when it was stopped, which its process cannot do: it waits for its end."""
+        from raysweep.results.events import end_stopped
+
+        directory = self.results.trial(of.name)
+        result = make_result(
+            of,
+            self._digest(of),
+            directory,
+            status="stopped",
+            error=reason,
+            metrics={name: report[name] for name in METRICS if name in report},
+            wall_s=report["seconds"],
+            device="unknown",
+            warnings=[],
+        )
+        with self.results.recording(of.name):
+            end_stopped(directory, attempts(directory))
+            write_result(directory, result)
+            self.results.forget_checkpoints(of.name)
+        return result
+
+    def _end(self, result: Result) -> None:
+        self.done.add(result.trial)
+        if self.ended is not None:
+            self.ended[result.trial] = result
+        self.view.end(result)
+
+    def _digest(self, of: Trial) -> str:
+        return select_data(of.settings, self.datasets).probe.digest
+
+    def _of(self, trial: Any) -> Trial:
+        of: Trial = trial.config["trial"]
+        return of
+
+
+def last_pid(directory: Path) -> int | None:
+    """The process that began the last attempt of the trial in `directory`; None where that is not known."""
+    try:
+        return int(json.loads((directory / "attempt.json").read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def broke_off(trial: Any) -> str:
+    """Why Tune's trial broke off last, in one line, from what Tune keeps of it on the driver's own disk."""
+    last = Path(trial.error_file).read_text().rpartition("Failure #")[2]  # one after the other
+    if trial.pickled_error_file is not None:
+        with open(trial.pickled_error_file, "rb") as file:
+            fault = pickle.load(file)
+        if isinstance(fault, RayTaskError) and type(fault.cause).__name__ in last:  # raised in the worker, and the last
+            return str(fault.cause) if isinstance(fault.cause, WorkerFailure) else describe_error(fault.cause)
+    return died(last)

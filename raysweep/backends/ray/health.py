@@ -1,0 +1,119 @@
+"""Noticing that Ray itself is ill: workers that never start, or a head process that has died."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+
+from raysweep.backends.stopping import Stopping
+from raysweep.system.terminal import end_process, say_at_once
+
+START_SECONDS = 45.0
+"""After this time without any worker the user is told. A worker takes 2 to 5 s to start, on a busy machine 30 s."""
+LOG_BYTES = 65536
+PROBE_SECONDS = 1.0
+HEAD_SECONDS, HEAD_SECONDS_CLUSTER = 3.0, 40.0
+"""After how long without an answer the head process counts as dead. Ray's own library ends the driver, without a word
+of ours, after 20 s (see `environment`) for a Ray of our own and after 60 s for a cluster, whose head may come back."""
+LEAVE_SECONDS = 8.0
+"""How long trials may then take to save a checkpoint."""
+
+
+class StartWatch:
+    """Notices that no worker starts although there is room for one."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.over = False
+        """Whether a worker has started, or the user has been told."""
+
+    def is_late(self, some_running: bool) -> bool:
+        """Whether the user is to be told now, which happens once."""
+        if some_running:
+            self.over = True
+        if self.over or time.monotonic() - self.begun < START_SECONDS:
+            return False
+        self.over = True
+        return True
+
+
+def explain_late_workers(session: Path | None) -> str:
+    """One line that says that no worker has started, with the last that Ray's logs say about it.
+
+    Args:
+        session: directory of the Ray session that was started on this machine; None for another cluster.
+    """
+    text = f"no worker has started for {START_SECONDS:.0f} s"
+    if session is None:
+        return (
+            f"{text}; the raylet.err and worker-*.err files in the nodes' logs say why (/tmp/ray/session_latest/logs)"
+        )
+    logs = session / "logs"
+    candidates = [*logs.glob("worker-*.err"), *logs.glob("runtime_env_setup-*.log"), logs / "raylet.err"]
+    for path in sorted((p for p in candidates if p.exists()), key=lambda p: p.stat().st_mtime, reverse=True):
+        line = last_line(path)
+        if line:
+            return f"{text}; Ray's {path.name} ends with: {line} (logs: {logs})"
+    return f"{text}, and Ray does not say why (logs: {logs})"
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log file that is not blank."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+class HeadWatch:
+    """Ends this process in good order when Ray's head process (the GCS) has died.
+
+    Without it Ray's library ends the driver from C++, and no Python code runs any more. The trials, whose processes
+    live on for a while, are told to save a checkpoint first.
+
+    Args:
+        stopping: tells the trials to leave.
+        is_idle: whether no trial is at work.
+        own: whether the cluster was started by this process.
+    """
+
+    def __init__(self, stopping: Stopping, is_idle: Callable[[], bool], own: bool) -> None:
+        self.stopping, self.is_idle = stopping, is_idle
+        self.patience = HEAD_SECONDS if own else HEAD_SECONDS_CLUSTER
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self.address = host.strip("[]"), int(port)
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> HeadWatch:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.over.set()
+
+    def _watch(self) -> None:
+        answered = time.monotonic()
+        while not self.over.wait(PROBE_SECONDS):
+            try:
+                socket.create_connection(self.address, timeout=PROBE_SECONDS).close()
+                answered = time.monotonic()
+            except ConnectionRefusedError:
+                pass  # nobody listens; a busy head times out instead, and is waited for
+            except OSError:
+                answered += PROBE_SECONDS / 2
+            if time.monotonic() - answered > self.patience:
+                self._end()
+
+    def _end(self) -> None:
+        say_at_once("Ray's head process has died: trials are saving checkpoints")
+        self.stopping.ask()
+        end = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < end and not self.is_idle():
+            time.sleep(0.1)
+        end_process(1, f"the sweep broke off: Ray's head process has died; resume with: {self.stopping.resume}")

@@ -1,0 +1,34 @@
+"""The evaluation protocol: everything that decides whether two scores may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from raysweep.config.settings import SETTINGS, Settings, about, has_effect
+
+PROTOCOL_VERSION = 1
+"""Raised whenever the same settings would give another score, so that old and new scores are never compared."""
+
+
+def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
+    """All that decides whether two scores may be compared: settings of the evaluation, its data, the code's version.
+
+    `probe_digest` identifies the pixels and labels of the probe dataset (`Dataset.digest`).
+    """
+    chosen = {
+        name: getattr(settings, name) if has_effect(name, settings) else Settings.model_fields[name].default
+        for name in SETTINGS
+        if about(name).protocol
+    }
+    chosen["probe_dataset"] = settings.probes.split(":")[0]  # a folder counts by its content, not by where it lies
+    # Version 1 lost the kNN votes at temperatures below 0.02: exp(-2 / temperature), the least vote, is 0 in float32.
+    version = PROTOCOL_VERSION if settings.knn_temperature >= 0.02 else max(PROTOCOL_VERSION, 2)
+    return {**chosen, "probe_data": probe_digest, "version": version}
+
+
+def fingerprint(of: Mapping[str, Any]) -> str:
+    """A protocol in 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,54 @@
+"""Check the values of a pydantic model; a fault becomes one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+    ValidationInfo,
+)
+
+from raysweep.config.description import About
+from raysweep.config.values import NUMBERS, OPTIONAL, TEXTS, read_number, shown, suggest
+from raysweep.errors import InputError
+
+
+def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """Check what pydantic would let pass: text as a number in any notation, true as a number, 1 as true."""
+    field = cls.model_fields[str(info.field_name)]
+    kind, composed = field.annotation, any(isinstance(item, About) and item.composed for item in field.metadata)
+    if isinstance(value, str) and value.strip().lower() in ("none", "null") and kind in OPTIONAL:
+        return None  # as the documentation writes it; YAML's own word is null
+    if kind in NUMBERS and isinstance(value, bool):
+        raise ValueError("expected a number")
+    if kind in NUMBERS and isinstance(value, str) and re.search(r"\d", value):
+        return read_number(value)
+    if kind in TEXTS and not composed and value is not None and not isinstance(value, (str, list, dict)):
+        raise ValueError('must be a string (put it in quotes, such as "12")')
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError("expected True or False")
+    return value
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Build `model` from `values`; the first fault becomes one line, as an InputError."""
+    unknown = [key for key in values if key not in model.model_fields]
+    if unknown:
+        raise InputError(f"{where}: unknown key {str(unknown[0])!r}{suggest(unknown[0], model.model_fields)}")
+    try:
+        return model(**values)
+    except ValidationError as fault:
+        error = fault.errors()[0]
+        problem = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        problem = re.sub(r"valid (number|integer), (unable|got) .*", r"valid \1", problem)
+        if not error["loc"]:  # of several settings together; it names them
+            raise InputError(f"{where}: {problem}") from None
+        key = error["loc"][0]
+        raise InputError(f"{where}: {key}: {problem}, not {shown(error['input'])}") from None

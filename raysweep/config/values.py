@@ -1,0 +1,50 @@
+"""Values as text and as numbers, and how messages show them."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import (
+    BeforeValidator,
+)
+
+MAX_DIGITS = 300
+"""Most digits of a whole number that is kept exactly. A longer one becomes a float, whose maximum has 309 digits."""
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def read_number(text: str) -> int | float:
+    """The number that `text` writes in decimal, the only notation there is: `010` is ten, as `seq -w` means it.
+
+    Raises:
+        ValueError: `text` is something else, such as `0x10`, `1_000`, `1:30` or digits of another script.
+    """
+    text = text.strip()
+    if not NUMBER.fullmatch(text):
+        raise ValueError("must be a number in decimal, such as 16, 0.5 or 1e-3")
+    if WHOLE_NUMBER.fullmatch(text) and len(text) <= MAX_DIGITS:
+        return int(text)
+    return float(text) + 0.0  # -0.0 becomes 0.0: a trial of the two would have two names
+
+
+Number = Annotated[float, BeforeValidator(lambda value: read_number(value) if isinstance(value, str) else value)]
+NUMBERS = (int, float, int | None, float | None)
+OPTIONAL = (int | None, float | None, str | None)
+TEXTS = (str, str | None)
+
+
+def suggest(given: object, valid: Iterable[str]) -> str:
+    """`, did you mean X?` where something valid is close to what was given, else what is valid."""
+    valid = list(valid)
+    close = difflib.get_close_matches(str(given), valid, n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
+
+
+def shown(value: object) -> str:
+    """A value in a message: as Python writes it, a date as YAML writes it."""
+    return str(value) if isinstance(value, datetime.date) else repr(value)

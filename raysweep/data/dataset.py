@@ -1,0 +1,123 @@
+"""The Dataset type: images, labels and classes as NumPy arrays, and the digest of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep.errors import InputError
+from raysweep.system.cpus import allowed_cpus
+
+Images = NDArray[np.uint8]  # (N, C, H, W), C = 1 or 3
+Labels = NDArray[np.int64]  # (N,)
+Indices = NDArray[np.int64]
+MEMORY_SHARE = 0.5  # of the physical memory that one dataset may take: the encoder and the features want some too
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One dataset in memory: plain NumPy, so that processes can share it read-only.
+
+    Images are uint8 (N, C, H, W) with H = W and the same C and H in every split; labels are int64 (N,), indices into
+    `classes`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    """Names of the classes; () without labels."""
+    train_images: Images
+    train_labels: Labels | None
+    test_images: Images | None
+    test_labels: Labels | None
+    unlabelled: Images | None = None
+    """Images for pretraining, where these are more than the train split (STL-10)."""
+    digest: str = ""
+    """16 hexadecimal digits over shapes, pixels and labels of all splits: what a score depends on."""
+    val_images: Images | None = None
+    """The validation split, where the dataset has one of its own; else it is divided off the train split."""
+    val_labels: Labels | None = None
+
+    @property
+    def pretrain_images(self) -> Images:
+        """All images that pretraining may see."""
+        return self.train_images if self.unlabelled is None else self.unlabelled
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels to evaluate with."""
+        return self.train_labels is not None
+
+
+def digest_of(dataset: Dataset) -> str:
+    """16 hexadecimal digits that identify the train, test and val splits.
+
+    `unlabelled` is left out: the same test scores compare whether or not it was read.
+    """
+    sha = hashlib.sha256()
+    arrays = [dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels]
+    if dataset.val_images is not None:  # else the digest is what it was before there were val splits
+        arrays += [dataset.val_images, dataset.val_labels]
+    for array in arrays:
+        if array is None:
+            sha.update(b"none;")
+        else:
+            sha.update(f"{array.shape};".encode())
+            sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()[:16]
+
+
+def pretraining_digest(dataset: Dataset) -> str:
+    """16 hexadecimal digits that identify all the images and labels: `digest`, and with it `unlabelled`."""
+    if dataset.unlabelled is None:
+        return dataset.digest
+    sha = hashlib.sha256(f"{dataset.digest};{dataset.unlabelled.shape};".encode())
+    sha.update(np.ascontiguousarray(dataset.unlabelled).data)
+    return sha.hexdigest()[:16]
+
+
+def class_name(index: int, classes: Sequence[str]) -> str:
+    """A class as messages name it."""
+    return repr(classes[index]) if classes else str(index)
+
+
+def shuffled_classes(labels: Labels, seed: int, purpose: int) -> Iterator[tuple[int, Indices]]:
+    """Each class that occurs and the indices of its images, in an order drawn by seed, purpose and class."""
+    for index in np.unique(labels):
+        # RandomState, because NumPy promises that its numbers never change from version to version.
+        generator = np.random.RandomState([seed, purpose, int(index)])
+        yield int(index), generator.permutation(np.flatnonzero(labels == index))
+
+
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    """Call `work(i)` for i < count on every core that this process may use (Pillow decodes without Python's lock).
+
+    What is raised is the fault of the smallest i that has one.
+    """
+    chunks = [range(start, min(start + 64, count)) for start in range(0, count, 64)]
+
+    def run(chunk: range) -> None:
+        for i in chunk:
+            work(i)
+
+    with ThreadPoolExecutor(allowed_cpus().count) as pool:
+        for _ in pool.map(run, chunks):
+            pass
+
+
+def check_memory(spec: str, count: int, channels: int, size: int) -> None:
+    """Raise an InputError if `count` images would take more than their share of this machine's memory."""
+    needed = count * channels * size * size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory * MEMORY_SHARE:
+        raise InputError(
+            f"dataset {spec!r}: {count:,} images of {channels}×{size}×{size} take {needed / 2**30:,.1f} GiB, more than "
+            f"{MEMORY_SHARE:.0%} of this machine's {memory / 2**30:,.1f} GiB: lower image_size, or use fewer images"
+        )

@@ -1,0 +1,162 @@
+"""Image folders as datasets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from raysweep.config import FOLDER
+from raysweep.data import layout
+from raysweep.data.dataset import Dataset, Labels, check_memory
+from raysweep.data.layout import folder_path, no_classes
+from raysweep.data.named import SOURCES
+from raysweep.data.pixels import decode, warn_once
+from raysweep.data.splits import split_train
+from raysweep.errors import InputError
+
+
+def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> Dataset:
+    """Read `folder:PATH`, every image decoded to RGB, cut to its centre square and scaled.
+
+    - PATH/train/<class>/* and PATH/test/<class>/*: labelled; images may lie in folders inside the class folders.
+      PATH/val/<class>/*, or PATH/validation/<class>/*, beside them is the validation split.
+    - PATH/train/<class>/* alone: 80 % of each class become the train split and 20 % the test split.
+    - PATH/train/* without class folders, or PATH without train/: all images below it, without labels.
+
+    A warning says how many other files lie there.
+
+    Raises:
+        InputError: no images, a class without images or not in all splits, images beside class folders, an unreadable
+            image, or more than memory holds.
+    """
+    check_exists(spec)
+    root = folder_path(spec).absolute()
+    found = layout.layout(root, f"dataset {spec!r}")
+    ignored: list[Path] = []
+    classes = tuple(layout.class_folders(found.train)) if found.train is not None else ()
+    if not classes:
+        where = found.train or root
+        paths = list(layout.images_below(where, ignored))
+        check_memory(spec, len(paths), channels, size)
+        images, good = decode(paths, size, channels, skip_bad_images)
+        require_images(where, (), np.zeros(len(images), dtype=np.int64), ignored)
+        warn_of_ignored(spec, ignored)
+        return Dataset(spec, (), images, None, None, None)
+
+    splits = [split for split in (found.train, found.test, found.val) if split is not None]
+    listed = []
+    for split in splits:
+        of_class = layout.class_folders(split)
+        if tuple(of_class) != classes:
+            raise InputError(f"dataset {spec!r}: {differences(classes, tuple(of_class), split.name)}")
+        beside = (path.name for path in split.iterdir() if not path.is_dir())
+        stray = next(layout.images_among(split, beside, ignored), None)
+        if stray is not None:
+            raise InputError(f"image {str(stray)!r} lies beside class folders: move it into one, or away")
+        per_class = [list(layout.images_below(folder, ignored)) for folder in of_class.values()]
+        paths = [path for paths in per_class for path in paths]
+        labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in per_class])
+        require_images(split, classes, labels, ignored)
+        listed.append((paths, labels))
+    check_memory(spec, sum(len(paths) for paths, _ in listed), channels, size)
+    warn_of_ignored(spec, ignored)
+
+    read = []
+    for split, (paths, labels) in zip(splits, listed, strict=True):
+        images, good = decode(paths, size, channels, skip_bad_images)
+        require_images(split, classes, labels[good])
+        read.append((images, labels[good]))
+    if len(read) > 1:
+        val_images, val_labels = read[2] if len(read) > 2 else (None, None)
+        return Dataset(spec, classes, *read[0], *read[1], val_images=val_images, val_labels=val_labels)
+
+    images, labels = read[0]
+    counts = np.bincount(labels)
+    if counts.min() < 2:
+        raise InputError(
+            f"class folder {str(splits[0] / classes[counts.argmin()])!r} has one image, too few to divide into train "
+            "and test: add images, or a test/ folder"
+        )
+    fit, held_out = split_train(labels, 0.2, split_seed=0)
+    return Dataset(spec, classes, images[fit], labels[fit], images[held_out], labels[held_out])
+
+
+def ignoring(ignored: Sequence[Path]) -> str:
+    """In a message that images are missing: which other files lie there."""
+    return f" (only files that end like images are read; there are {layout.kinds(ignored)})" if ignored else ""
+
+
+def warn_of_ignored(spec: str, ignored: Sequence[Path]) -> None:
+    """Warn of the files in a dataset's folders that are not images by their ending."""
+    if ignored:
+        files = "1 file is" if len(ignored) == 1 else f"{len(ignored):,} files are"
+        warn_once(f"{spec}: {files} ignored, as only files that end like images are read: {layout.kinds(ignored)}")
+
+
+def differences(train: tuple[str, ...], other: tuple[str, ...], name: str) -> str:
+    """Which classes only train/ or only the folder `name` of another split has, in words."""
+    words = []
+    for split, names in (("train/", sorted({*train} - {*other})), (f"{name}/", sorted({*other} - {*train}))):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            words.append(f"only in {split}: {', '.join(map(repr, names[:5]))}{more}")
+    return f"train/ and {name}/ must have the same class folders, but {'; '.join(words)}"
+
+
+def require_images(split: Path, classes: tuple[str, ...], labels: Labels, ignored: Sequence[Path] = ()) -> None:
+    """Raise an InputError if there are no images in a split or in one of its classes; `ignored` lie there as well."""
+    empty = [name for i, name in enumerate(classes) if not (labels == i).any()]
+    if empty or len(labels) == 0:
+        folder = layout.class_folders(split)[empty[0]] if empty else split
+        there = [path for path in ignored if path.is_relative_to(folder)]
+        what = "class folder" if empty else "folder"
+        raise InputError(f"{what} {str(folder)!r} has no images{ignoring(there)}: add some, or remove it")
+
+
+def check_exists(spec: str, labelled: bool = False) -> None:
+    """Check that the folder of a `folder:PATH` can be a dataset, without reading its images.
+
+    Args:
+        spec: the name of a dataset.
+        labelled: whether the dataset must have labels.
+
+    Raises:
+        InputError: PATH is missing, is not a folder, or holds neither `train/` nor an image; its splits are not as
+            `folders.layout` wants them; with `labelled`, there are no class folders in `train/`.
+    """
+    check_name(spec)
+    if not spec.startswith(FOLDER):
+        return
+    root = folder_path(spec)
+    if not root.exists():
+        raise InputError(f"dataset {spec!r}: there is no folder {str(root.absolute())!r}")
+    if not root.is_dir():
+        raise InputError(f"dataset {spec!r}: {str(root.absolute())!r} is not a folder")
+    train = layout.layout(root.absolute(), f"dataset {spec!r}").train
+    if train is None:
+        ignored: list[Path] = []
+        if next(layout.images_below(root, ignored), None) is None:
+            raise InputError(
+                f"dataset {spec!r}: neither train/<class>/ nor an image in {str(root.absolute())!r}{ignoring(ignored)}"
+            )
+    if labelled and (train is None or not layout.class_folders(train)):
+        raise InputError(no_classes(spec))
+
+
+def check_name(spec: str) -> None:
+    """Check the name of a dataset, without looking at its files.
+
+    Raises:
+        InputError: no dataset is called so, or `folder:` has no path.
+    """
+    if spec in SOURCES or (spec.startswith(FOLDER) and len(spec) > len(FOLDER)):
+        return
+    if spec == FOLDER:
+        raise InputError("dataset 'folder:' has no path: write folder:PATH")
+    valid = [*SOURCES, FOLDER + "PATH"]
+    close = difflib.get_close_matches(spec.lower(), valid, n=1, cutoff=0.6)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    raise InputError(f"unknown dataset {spec!r}{hint} valid: {', '.join(valid)}")

@@ -1,0 +1,80 @@
+"""Load a dataset by its name, in the form that a trial needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from raysweep.config import FOLDER
+from raysweep.data.dataset import Dataset, check_memory, digest_of
+from raysweep.data.folders import check_name, read_folder
+from raysweep.data.layout import FOLDER_SIZE
+from raysweep.data.named import SOURCES
+from raysweep.data.pixels import convert
+
+
+def native_size(spec: str) -> int:
+    """Side in pixels of the images when no `image_size` is asked for."""
+    return FOLDER_SIZE if spec.startswith(FOLDER) else SOURCES[spec].size
+
+
+def load(
+    spec: str,
+    *,
+    data_dir: Path,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_bad_images: bool = False,
+    pretraining: bool = True,
+) -> Dataset:
+    """Read a dataset into memory, downloading it first where necessary.
+
+    Args:
+        spec: a name in `SOURCES`, or `folder:PATH` (see `read_folder`).
+        data_dir: where torchvision's datasets lie, or are downloaded to.
+        image_size: side in pixels that every image is scaled to (bilinear); none means `native_size(spec)`.
+        channels: 1 or 3; none means the dataset's own, which is 3 for folders. Gray becomes RGB by repetition, RGB
+            becomes gray by luminance (ITU-R 601).
+        skip_bad_images: leave out the images of a folder that cannot be read, with a warning, instead of raising.
+        pretraining: also read images that only pretraining uses (STL-10's unlabelled ones).
+
+    Raises:
+        InputError: the name is unknown; the files are missing, damaged, or do not fit in memory.
+    """
+    check_name(spec)
+    assert channels in (None, 1, 3)
+    size = native_size(spec) if image_size is None else image_size
+    if spec.startswith(FOLDER):
+        dataset = read_folder(spec, size, channels or 3, skip_bad_images)
+    else:
+        source = SOURCES[spec]
+        count = source.images + (source.unlabelled if pretraining else 0)
+        check_memory(spec, count, channels or source.channels, max(size, source.size))
+        dataset = source.read(spec, data_dir.expanduser(), size, pretraining)
+    channels = channels or dataset.train_images.shape[1]
+    dataset = replace(
+        dataset,
+        train_images=convert(dataset.train_images, size, channels),
+        test_images=None if dataset.test_images is None else convert(dataset.test_images, size, channels),
+        unlabelled=None if dataset.unlabelled is None else convert(dataset.unlabelled, size, channels),
+        val_images=None if dataset.val_images is None else convert(dataset.val_images, size, channels),
+    )
+    for images, labels in (
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+        (dataset.unlabelled, None),
+        (dataset.val_images, dataset.val_labels),
+    ):
+        if images is not None:
+            assert images.dtype == np.uint8
+            assert len(images) > 0
+            assert images.shape[1:] == (channels, size, size)
+        if labels is not None:
+            assert images is not None
+            assert labels.dtype == np.int64
+            assert labels.shape == images.shape[:1]
+            assert labels.min() >= 0
+            assert labels.max() < len(dataset.classes)
+    return replace(dataset, digest=digest_of(dataset))

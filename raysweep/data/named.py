@@ -1,0 +1,236 @@
+"""The named datasets, from scikit-learn and torchvision."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from raysweep.data.dataset import Dataset, Images, Labels, T
+from raysweep.data.pixels import FILE_FAULTS, convert, one_line
+from raysweep.errors import InputError
+
+PATCH_SIDE = 64  # pixels of a photograph behind a digit of digits_m: enough for edges and texture to show at 16×16
+NETWORK_TIMEOUT = 20.0  # seconds without an answer
+
+
+def read_digits(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+    """scikit-learn's 1,797 digits, 8×8, divided 80/20 because they have no test split of their own."""
+    images, labels = all_digits()
+    return divide_digits(name, images, labels)
+
+
+def read_digits_m(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+    """The same digits, divided alike, over patches of scikit-learn's two photographs, in colour.
+
+    Made as MNIST-M is (Ganin & Lempitsky 2015, arXiv 1409.7495, section 4): per pixel and channel |digit − patch|, the
+    digit scaled to `size` (bilinear). A patch is a square of `PATCH_SIDE` pixels of a photograph, drawn with a fixed
+    seed and scaled to `size`, so that another size shows the same pictures, finer or coarser.
+    """
+    digits, labels = all_digits()
+    digits = convert(digits, size, 1)
+    images = np.empty((len(digits), 3, size, size), dtype=np.uint8)
+    photographs = [Image.fromarray(pixels) for pixels in load_photographs()]
+    for i, (number, left, top) in enumerate(draw_patches(len(digits), [photo.size for photo in photographs])):
+        window = (left, top, left + PATCH_SIDE, top + PATCH_SIDE)
+        patch = photographs[number].crop(window).resize((size, size), Image.Resampling.BILINEAR)
+        images[i] = np.abs(digits[i].astype(np.int16) - np.asarray(patch).transpose(2, 0, 1))
+    return divide_digits(name, images, labels)
+
+
+def all_digits() -> tuple[Images, Labels]:
+    """scikit-learn's digits in its order: (1797, 1, 8, 8), and their labels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None], digits.target.astype(np.int64)
+
+
+def divide_digits(name: str, images: Images, labels: Labels) -> Dataset:
+    """Divide pictures of the digits, given in scikit-learn's order, 80/20: the same digits into the same places."""
+    from sklearn.model_selection import train_test_split
+
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return Dataset(name, tuple(map(str, range(10))), train_images, train_labels, test_images, test_labels)
+
+
+def load_photographs() -> list[Images]:
+    """The photographs that come with scikit-learn, each (427, 640, 3)."""
+    from sklearn.datasets import load_sample_image
+
+    return [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+
+
+def draw_patches(count: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """For each of `count` images a photograph's number and a patch's left and top, given (width, height) of each."""
+    # As for the splits: NumPy promises that the numbers of RandomState never change.
+    draws = np.random.RandomState(0).random_sample((count, 3))
+    number = (draws[:, 0] * len(sizes)).astype(int)
+    corners = draws[:, 1:] * (np.array(sizes)[number] - PATCH_SIDE + 1)
+    return [(n, left, top) for n, (left, top) in zip(number.tolist(), corners.astype(int).tolist(), strict=True)]
+
+
+def read_mnist(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+    """MNIST or Fashion-MNIST: 60,000 and 10,000 gray images of 28×28."""
+    from torchvision.datasets import MNIST, FashionMNIST
+
+    kind = MNIST if name == "mnist" else FashionMNIST
+    archives = [f"{kind.__name__}/raw/{file}" for file, _ in kind.resources]
+
+    def part(train: bool) -> tuple[Images, Labels]:
+        files = [archive.removesuffix(".gz") for archive in archives]
+        found = fetch(name, data_dir, files, archives, lambda root, get: kind(root, train=train, download=get))
+        return found.data.numpy()[:, None], found.targets.numpy()
+
+    return Dataset(name, tuple(kind.classes), *part(train=True), *part(train=False))
+
+
+def read_cifar(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+    """CIFAR-10 or CIFAR-100 (fine labels): 50,000 and 10,000 RGB images of 32×32."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+
+    def part(train: bool) -> Any:
+        files, archives = [kind.base_folder], [kind.filename]
+        return fetch(name, data_dir, files, archives, lambda root, get: kind(root, train=train, download=get))
+
+    train, test = part(train=True), part(train=False)
+    return Dataset(
+        name,
+        tuple(train.classes),
+        train.data.transpose(0, 3, 1, 2),
+        np.array(train.targets, dtype=np.int64),
+        test.data.transpose(0, 3, 1, 2),
+        np.array(test.targets, dtype=np.int64),
+    )
+
+
+def read_svhn(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+    """SVHN, cropped digits: 73,257 and 26,032 RGB images of 32×32."""
+    from torchvision.datasets import SVHN
+
+    def part(split: str) -> tuple[Images, Labels]:
+        files = [SVHN.split_list[split][1]]
+        found = fetch(name, data_dir, files, [], lambda root, get: SVHN(root, split=split, download=get))
+        return found.data, found.labels
+
+    return Dataset(name, tuple(map(str, range(10))), *part("train"), *part("test"))
+
+
+def read_stl10(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+    """STL-10: 5,000 and 8,000 RGB images of 96×96; pretraining sees the 5,000 and 100,000 without labels."""
+    from torchvision.datasets import STL10
+
+    def part(split: str) -> tuple[Images, Labels]:
+        files, archives = [STL10.base_folder], [STL10.filename]
+        found = fetch(name, data_dir, files, archives, lambda root, get: STL10(root, split=split, download=get))
+        return found.data, found.labels.astype(np.int64)
+
+    classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+    if not pretraining:
+        return Dataset(name, classes, *part("train"), *part("test"))
+    images, labels = part("train+unlabeled")  # the labelled ones come first, the others are labelled -1
+    labels = labels[labels >= 0]
+    return Dataset(name, classes, images[: len(labels)], labels, *part("test"), unlabelled=images)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that is known by name."""
+
+    size: int
+    channels: int
+    images: int
+    """In the train and test splits, for the check of memory."""
+    read: Callable[[str, Path, int, bool], Dataset]
+    """(name, data_dir, size, pretraining) -> the dataset in its own channels, without digest.
+
+    Its images may have any size; what is made and not read is made with the side `size`.
+    """
+    unlabelled: int = 0
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(8, 1, 1_797, read_digits),
+    "digits_m": Source(16, 3, 1_797, read_digits_m),
+    "mnist": Source(28, 1, 70_000, read_mnist),
+    "fashion_mnist": Source(28, 1, 70_000, read_mnist),
+    "cifar10": Source(32, 3, 60_000, read_cifar),
+    "cifar100": Source(32, 3, 60_000, read_cifar),
+    "svhn": Source(32, 3, 99_289, read_svhn),
+    "stl10": Source(96, 3, 13_000, read_stl10, unlabelled=105_000),
+}
+
+
+def fetch(
+    name: str, data_dir: Path, files: Sequence[str], archives: Sequence[str], make: Callable[[Path, bool], T]
+) -> T:
+    """Read a torchvision dataset from `data_dir`, or download it, leaving nothing behind when that fails.
+
+    Args:
+        name: of the dataset, for messages.
+        data_dir: torchvision's root.
+        files: what torchvision reads, relative to the root.
+        archives: what it unpacks them from; used if they lie in `data_dir` already.
+        make: (root, download) -> torchvision's dataset, with its data in memory.
+
+    Raises:
+        InputError: the files are damaged or incomplete (they are left as they are), or cannot be downloaded.
+    """
+    try:
+        return make(data_dir, False)
+    except FILE_FAULTS as fault:
+        present = [repr(str(data_dir / file)) for file in files if (data_dir / file).exists()]
+        if present:
+            reason = one_line(fault).split(" You can use download=True")[0]
+            raise InputError(
+                f"dataset {name} in {str(data_dir)!r} is damaged or incomplete ({reason}): copy its files "
+                f"there again, or remove {', '.join(present)} to have it downloaded"
+            ) from fault
+    new_folders = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary, quiet_network():
+            for archive in archives:
+                if (data_dir / archive).is_file():
+                    Path(temporary, archive).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(data_dir / archive, Path(temporary, archive))
+            dataset = make(Path(temporary), True)
+            for file in files:
+                (data_dir / file).parent.mkdir(parents=True, exist_ok=True)
+                if not (data_dir / file).exists():  # else another process was faster
+                    Path(temporary, file).rename(data_dir / file)
+        return dataset
+    except FILE_FAULTS as fault:
+        raise InputError(
+            f"dataset {name} is not under {str(data_dir)!r} and cannot be downloaded ({one_line(fault)}): copy "
+            f"{', '.join(files)} there from a machine with a network, or use digits, which needs none"
+        ) from fault
+    finally:
+        for folder in new_folders:
+            with suppress(OSError):  # not empty: the download succeeded
+                folder.rmdir()
+
+
+@contextmanager
+def quiet_network() -> Iterator[None]:
+    """Inside it, connections give up after `NETWORK_TIMEOUT` and progress bars are not shown."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,221 @@
+"""Decode image files, and convert images to the size and channels of a trial."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from http.client import HTTPException
+from pathlib import Path
+from tarfile import TarError
+from typing import IO, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from raysweep.data import layout
+from raysweep.data.dataset import Images, in_threads
+from raysweep.errors import InputError
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the orientation in an image's EXIF data: what makes it upright."""
+# Some of Pillow's decoders log what they then raise; without a handler Python would print it, without the file's name.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+# What reading or downloading files that are missing, damaged or out of reach raises.
+FILE_FAULTS = (OSError, RuntimeError, ValueError, AssertionError, IndexError, EOFError, HTTPException, TarError)
+
+
+def convert(images: Images, size: int, channels: int) -> Images:
+    """Images (N, C, H, W) -> contiguous (N, channels, size, size)."""
+    count, given, height, width = images.shape
+    if (height, width) == (size, size) and given <= channels:
+        return np.ascontiguousarray(images if given == channels else images.repeat(channels, axis=1))
+    converted = np.empty((count, channels, size, size), dtype=np.uint8)
+
+    def one(i: int) -> None:
+        pixels = images[i, 0] if given == 1 else images[i].transpose(1, 2, 0)
+        converted[i] = square(Image.fromarray(pixels), size, channels)
+
+    in_threads(one, count)
+    return converted
+
+
+def square(image: Image.Image, size: int, channels: int) -> Images:
+    """An image of mode L or RGB -> its centre, scaled: (channels, size, size), or (1, size, size) if it is gray."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    if channels == 1:
+        image = image.convert("L")
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: bool) -> tuple[Images, NDArray[np.bool_]]:
+    """Read image files: (N, channels, size, size), and which of the paths these N are.
+
+    Raises:
+        InputError: an image cannot be read, unless `skip_bad_images`; then a warning says how many were left out.
+    """
+    images = np.empty((len(paths), channels, size, size), dtype=np.uint8)
+    bad: dict[int, str] = {}
+
+    def one(i: int) -> None:
+        try:
+            with open_regular(paths[i]) as file, Image.open(file, formats=layout.formats()) as image:
+                images[i] = square(to_rgb(upright(image)), size, channels)
+        except MemoryError:
+            raise
+        except Exception as fault:  # what Pillow's decoders raise for damaged files is not documented
+            bad[i] = why_unreadable(paths[i], fault)
+            if not skip_bad_images:
+                raise InputError(
+                    f"cannot read the image {str(paths[i])!r} ({bad[i]}): repair or remove it; "
+                    "`skip_bad_images` leaves such files out"
+                ) from fault
+
+    layout.formats()  # imports Pillow's plugins, before threads do
+    with warnings_with_names(paths) as working_on:
+
+        def named(i: int) -> None:
+            working_on.index = i
+            one(i)
+
+        in_threads(named, len(paths))
+    good = np.ones(len(paths), dtype=bool)
+    if bad:
+        first = min(bad)
+        good[list(bad)] = False
+        images = images[good]
+        warnings.warn(
+            f"{len(bad)} of {len(paths)} images left out because they cannot be read, the first "
+            f"{str(paths[first])!r} ({bad[first]})",
+            stacklevel=2,
+        )
+    return images, good
+
+
+@contextmanager
+def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
+    """Name the image in the warnings that reading images gives, and join those of the same kind in one.
+
+    Yields an object whose attribute `index` every thread must set to the image that it reads. The warnings are given
+    when the block ends, also by an exception.
+    """
+    working_on = threading.local()
+    texts: dict[str, str] = {}
+    images: dict[str, set[int]] = {}
+    show_other = warnings.showwarning
+
+    def note(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        index = getattr(working_on, "index", None)
+        if index is None:  # of a thread that reads no images
+            show_other(message, category, filename, lineno, file, line)
+            return
+        kind = re.sub(r"\d+", "0", str(message))
+        images.setdefault(kind, set()).add(index)
+        if index == min(images[kind]):
+            texts[kind] = " ".join(str(message).split())
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for category in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("always", category)
+            warnings.showwarning = note
+            yield working_on
+    finally:
+        for kind, those in images.items():
+            first = repr(str(paths[min(those)]))
+            which = f"image {first}" if len(those) == 1 else f"{len(those)} of {len(paths)} images, the first {first}"
+            warn_once(f"{which}: {texts[kind]}")
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to read it; raises ValueError for a named pipe, a device or a socket, which could block for ever."""
+    mode = path.stat().st_mode
+    for is_kind, kind in (
+        (stat.S_ISFIFO, "named pipe"),
+        (stat.S_ISSOCK, "socket"),
+        (stat.S_ISCHR, "device"),
+        (stat.S_ISBLK, "device"),
+        (stat.S_ISDIR, "folder"),
+    ):
+        if is_kind(mode):
+            raise ValueError(f"it is a {kind}, not a file")
+    # It may have become a pipe since: then this does not wait for a writer.
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def why_unreadable(path: Path, fault: Exception) -> str:
+    """In a few words, what is wrong with an image file that raised `fault`."""
+    if isinstance(fault, OSError) and fault.strerror:
+        return "the link leads nowhere" if path.is_symlink() and not path.exists() else fault.strerror
+    with suppress(OSError):
+        if path.is_file() and path.stat().st_size == 0:
+            return "the file is empty"
+    if isinstance(fault, Image.DecompressionBombError):
+        return f"{one_line(fault)} Make it smaller"
+    return "it is not an image" if isinstance(fault, UnidentifiedImageError) else one_line(fault)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as viewers show it: turned or mirrored as the orientation in its EXIF data says.
+
+    Pillow does this by itself for TIFF only. EXIF data that cannot be read is warned of, and the image stays as it is.
+    """
+    image.load()  # some formats have their EXIF data behind the pixels
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception as fault:  # what damaged EXIF data raises is not documented
+        warnings.warn(f"its EXIF data cannot be read, so it is not turned ({one_line(fault)})", stacklevel=2)
+        return image
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode -> RGB, as torchvision's loader does, except that 16-bit gray is scaled and not clipped.
+
+    Transparency is dropped: a transparent pixel has the colour that the file gives it.
+    """
+    if image.mode.startswith("I"):  # 16 bits; some versions and formats hand them out in 32
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range: save it with 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same pixels; straight to RGB Pillow warns
+    return image.convert("RGB")
+
+
+def one_line(fault: BaseException) -> str:
+    """The message of an exception, in one line."""
+    return " ".join(str(fault).split()) or type(fault).__name__
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Warn, the first time that the process calls it with this text: a dataset may be read in several sizes."""
+    warnings.warn(text, stacklevel=3)

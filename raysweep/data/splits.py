@@ -1,0 +1,91 @@
+"""Divide the training images into the fit and the validation split, and draw labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.data.dataset import Dataset, Images, Indices, Labels, class_name, shuffled_classes
+from raysweep.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class SplitPart:
+    """Some of the images of an array, with their labels."""
+
+    images: Images
+    index: Indices
+    """(M,) which of the images."""
+    labels: Labels
+    """(M,)"""
+
+
+def fit_and_val(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[SplitPart, SplitPart]:
+    """What the probes are fitted on and what they are validated on.
+
+    A dataset with a val split of its own is fitted on all of train; `val_fraction` > 0 then only says that the val
+    split is used. Any other is divided by `split_train`. With `val_fraction` = 0 the second part is empty.
+
+    Raises:
+        InputError: a class has too few images to be divided.
+    """
+    images, labels = dataset.train_images, dataset.train_labels
+    assert labels is not None
+    if val_fraction > 0 and dataset.val_images is not None:
+        assert dataset.val_labels is not None
+        val = SplitPart(dataset.val_images, np.arange(len(dataset.val_labels)), dataset.val_labels)
+        return SplitPart(images, np.arange(len(labels)), labels), val
+    fit, held_out = split_train(labels, val_fraction, split_seed, dataset.classes)
+    return SplitPart(images, fit, labels[fit]), SplitPart(images, held_out, labels[held_out])
+
+
+def split_train(
+    labels: Labels, val_fraction: float, split_seed: int, classes: Sequence[str] = ()
+) -> tuple[Indices, Indices]:
+    """Divide a train split into fit and val, stratified: sorted indices of each, that together are all of it.
+
+    Every class gives `val_fraction` of its images (rounded, at least one) to val and keeps at least one. Which ones
+    depends on the seed, the class and its number of images, not on the other classes. `classes` are their names, for
+    messages.
+
+    Raises:
+        InputError: a class has fewer than two images.
+    """
+    assert 0 <= val_fraction < 1
+    if val_fraction == 0:
+        return np.arange(len(labels)), np.arange(0)
+    in_val = np.zeros(len(labels), dtype=bool)
+    for index, members in shuffled_classes(labels, split_seed, purpose=0):
+        if len(members) < 2:
+            raise InputError(
+                f"class {class_name(index, classes)} has {len(members)} training image, too few to divide into fit and "
+                "val: add images of it, or set val_fraction: 0"
+            )
+        in_val[members[: share(len(members), val_fraction)]] = True
+    return np.flatnonzero(~in_val), np.flatnonzero(in_val)
+
+
+def draw_labels(labels: Labels, per_class: int, seed: int, classes: Sequence[str] = ()) -> Indices:
+    """Draw `per_class` images of each class: their indices, sorted. A larger draw of the same seed contains a smaller.
+
+    `classes` are their names, for messages.
+
+    Raises:
+        InputError: a class has fewer images.
+    """
+    drawn = []
+    for index, members in shuffled_classes(labels, seed, purpose=1):
+        if len(members) < per_class:
+            raise InputError(
+                f"labels_per_class: {per_class}, but class {class_name(index, classes)} has only {len(members)} images "
+                f"in the fit split: use at most {np.unique(labels, return_counts=True)[1].min()}"
+            )
+        drawn.append(members[:per_class])
+    return np.sort(np.concatenate(drawn))
+
+
+def share(count: int, fraction: float) -> int:
+    """`fraction` of `count` ≥ 2, rounded, such that something is left on both sides."""
+    return min(max(int(count * fraction + 0.5), 1), count - 1)

@@ -1,0 +1,39 @@
+"""The precision in which networks compute."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from raysweep.config import Settings
+
+
+def autocast_for(settings: Settings, like: Tensor) -> torch.autocast:
+    """The precision in which a network computes."""
+    kind = like.device.type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision_of(settings, kind) == "bf16")
+
+
+def precision_of(settings: Settings, device: str) -> str:
+    """`fp32` or `bf16`: what the setting comes to on this type of device."""
+    if settings.precision == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    return settings.precision
+
+
+@cache
+def has_bf16(device: str) -> bool:
+    """Whether this type of device computes bf16 in hardware; emulated it is slower than fp32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # PyTorch before 2.11 does not tell
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def to_fp32(x: Tensor) -> Tensor:
+    """In fp32 at least: bf16 keeps 8 bits of mantissa, too few for a similarity over τ or a mean of small squares."""
+    return x.float() if x.dtype == torch.bfloat16 else x

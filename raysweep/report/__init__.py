@@ -1,0 +1,1 @@
+"""Points and their statistics, sentences, tables and figures."""

@@ -1,0 +1,148 @@
+"""From the trials' results to tables, words and figures. Reads the store only, so it can be rebuilt at any time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysweep.errors import InputError
+from raysweep.report.points import (
+    check_alike,
+    check_comparable,
+    gather,
+    lend_baselines,
+)
+from raysweep.results.result import describe_error
+from raysweep.results.store import Store
+from raysweep.space import Sweep, shorten
+from raysweep.system.files import lies, make_directory, set_aside, write_atomically
+
+if TYPE_CHECKING:
+    from raysweep.report.drawing import Figure
+from raysweep.report.contents import Member, Report, labels
+from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv, summary_md
+
+
+def read(store: Store, sweep: Sweep) -> Report:
+    """What results there are of one sweep.
+
+    Raises:
+        InputError: the results were not all evaluated alike, in what the sweep does not itself vary.
+    """
+    results = store.results(sweep)
+    check_comparable(sweep, results)
+    points = gather(sweep, results)
+    return Report(sweep.name, [Member(store, sweep, results, "")], points, sweep.metric, sweep.tune.mode)
+
+
+def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
+    """What results there are of several sweeps, which must all have been evaluated alike.
+
+    Raises:
+        InputError: two trials differ in the evaluation protocol, or a sweep has no finished trial.
+    """
+    members = []
+    for (store, sweep), label in zip(opened, labels([store.root for store, _ in opened]), strict=True):
+        results = store.results(sweep)
+        if not any(result.status == "finished" for result in results):
+            raise InputError(f"{store.root}: no trial has finished, so there is nothing to compare")
+        members.append(Member(store, sweep, results, label))
+    everything = [(f"{member.label}/{result.trial}", result) for member in members for result in member.results]
+    for name, result in everything[1:]:
+        check_alike(everything[0][1], result, everything[0][0], name)
+    points = [point for member in members for point in gather(member.sweep, member.results, member.label)]
+    choices = {(member.sweep.metric, member.sweep.tune.mode) for member in members}
+    metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
+    name = "+".join(member.label.replace(os.sep, "-") for member in members)
+    return Report(shorten(name), members, lend_baselines(points), metric, mode)
+
+
+def build_report(store: Store, sweep: Sweep) -> Report:
+    """Write `results.csv`, `summary.csv`, `differences.csv`, `summary.md` and `figures/` from what results there are.
+
+    Raises:
+        InputError: the results were not all evaluated alike; nothing is written.
+    """
+    made = read(store, sweep)
+    write_atomically(store.root / "results.csv", encoded(results_csv(store, sweep, made.members[0].results)))
+    return write(made, store.root)
+
+
+def build_comparison(made: Report, directories: Iterable[Path]) -> tuple[Report, Path]:
+    """Write the same, `results.csv` aside, of several sweeps, into a new directory.
+
+    Returns:
+        The report with what could not be drawn, and the first of `directories` that did not exist.
+
+    Raises:
+        InputError: they all exist.
+    """
+    tried = directory = None
+    for tried in directories:
+        if make_directory(tried):
+            directory = tried
+            break
+    if directory is None:
+        raise InputError(f"{tried}: exists; choose another directory")
+    return write(made, directory), directory
+
+
+def write(made: Report, directory: Path) -> Report:
+    """Write tables and words, and only then figures. Returns the report with what could not be drawn."""
+    write_atomically(directory / "summary.csv", encoded(summary_csv(made)))
+    write_atomically(directory / "differences.csv", encoded(differences_csv(made)))
+    write_atomically(directory / "summary.md", encoded(summary_md(made)))
+    if lies(directory / "figures") and not (directory / "figures").is_dir():
+        set_aside(directory / "figures")
+    (directory / "figures").mkdir(exist_ok=True)
+    return replace(made, not_drawn=write_figures(made, directory / "figures"))
+
+
+def write_figures(made: Report, directory: Path) -> list[str]:
+    """Draw and write the figures. Returns a line for each that failed, which costs no other figure.
+
+    Raises:
+        OSError: a figure cannot be written; its drawing never raises.
+    """
+    try:
+        drawings = figures_of(made)
+    except Exception as fault:
+        return [f"the figures could not be drawn: {describe_error(fault)}"]
+    failed = []
+    for name, draw in drawings.items():
+        try:
+            picture = draw()
+        except Exception as fault:
+            failed.append(f"the figure {name}.png could not be drawn: {describe_error(fault)}")
+            continue
+        if picture is not None:
+            write_atomically(directory / f"{name}.png", picture)
+    return failed
+
+
+def figures_of(made: Report) -> dict[str, Callable[[], bytes | None]]:
+    """By name, functions that draw the report's figures as PNG; they return None where there is nothing to draw."""
+    from raysweep.report import drawing, figures
+    from raysweep.report.figures import draw_comparison, draw_layers
+    from raysweep.report.heatmaps import draw_heatmap, heatmap_settings  # the tables must not need Matplotlib
+
+    def png(draw: Callable[[], Figure | None]) -> bytes | None:
+        figure = draw()
+        return None if figure is None else drawing.save(figure)
+
+    found: dict[str, Callable[[], Figure | None]] = {}
+    if made.several:
+        found["comparison"] = partial(draw_comparison, made.name, made.points, made.metric, made.mode)
+    else:
+        sweep = made.members[0].sweep
+        for name in sweep.searched:
+            found[name] = partial(figures.draw, sweep, made.points, name)
+        pair = heatmap_settings(sweep)
+        if pair is not None:
+            found["_x_".join(pair)] = partial(draw_heatmap, sweep, made.points)
+        found["layers"] = partial(draw_layers, sweep, made.points)
+    return {name: partial(png, draw) for name, draw in found.items()}

@@ -1,0 +1,84 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep.config import METRICS
+from raysweep.errors import printable
+from raysweep.report.points import (
+    SCORES,
+    Point,
+    rank_points,
+    shown_scores,
+)
+from raysweep.report.sentences import conclusions
+from raysweep.results.result import Result
+from raysweep.results.store import Store
+from raysweep.space import Sweep
+
+
+@dataclass(frozen=True)
+class Member:
+    """One sweep of a report."""
+
+    store: Store
+    sweep: Sweep
+    results: Sequence[Result]
+    label: str
+    """Its name in a comparison of several; empty where it is the only one."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one sweep, or several together, have to show."""
+
+    name: str
+    members: Sequence[Member]
+    points: Sequence[Point]
+    metric: str | None
+    """What "best" means; None where there is no validation split, or the sweeps do not agree."""
+    mode: str
+    not_drawn: Sequence[str] = ()
+    """A line for each figure that could not be drawn."""
+
+    @property
+    def several(self) -> bool:
+        """Whether it compares sweeps."""
+        return len(self.members) > 1
+
+    @property
+    def ranked(self) -> list[list[Point]]:
+        """The points, best first: a list for each evaluation protocol."""
+        return rank_points(self.points, self.metric, self.mode)
+
+    @property
+    def scores(self) -> list[str]:
+        """The test scores there are, that of the chosen metric first."""
+        own = str(self.metric).replace("val_accuracy", "test_accuracy")
+        return shown_scores(self.points, list(dict.fromkeys([*([own] if own in METRICS else []), *SCORES])))
+
+    def in_words(self, scores: int | None = None) -> list[str]:
+        """Whether the best point differs from the second and from random, in the first so many scores."""
+        if self.metric is None and self.points:
+            describe_error = "the sweeps do not choose by the same metric" if self.several and self._all_choose else (
+                "there is no validation split to choose by"
+            )  # fmt: skip
+            return [f"No point is called best: {describe_error}."]
+        return conclusions(self.points, self.metric, self.mode, self.scores[:scores])
+
+    @property
+    def _all_choose(self) -> bool:
+        return all(member.sweep.metric for member in self.members)
+
+
+def labels(roots: Sequence[Path]) -> list[str]:
+    """The directories' names as printable text, with as much of the path before them as tells them apart."""
+    names = [root.resolve().name for root in roots]
+    if len(set(names)) < len(names):
+        common = os.path.commonpath([root.resolve() for root in roots])
+        names = [os.path.relpath(root.resolve(), common) for root in roots]
+    return [printable(name) for name in names]

@@ -1,0 +1,297 @@
+"""The figures of a report: means over seeds, with intervals and the seeds themselves where there are several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysweep.config import BLOCKS
+from raysweep.report.drawing import (
+    Figure,
+    Line2D,
+    add_legend,
+    label_powers_of_ten,
+    own_style,
+    wrapped,
+)
+from raysweep.report.points import BLOCK_SCORES, PERCENT, Point, estimate, mean_of, rank_points, shown_scores
+from raysweep.space import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+from raysweep.report.heatmaps import MOST_ROWS, axis_label, headed, is_numeric, seeds, title
+
+# Told apart with any colour vision (Okabe and Ito 2008), without the yellow, which is too pale for a line.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("D", "o", "s", "^", "v", "P", "X", "p", "<", ">")
+MOST_LINES = 10
+LEGEND_WIDTH = 60  # characters of a line
+BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "fontsize": 8}
+"""The legend of a whole figure."""
+
+
+@own_style()
+def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
+    """The scores against one setting: mean and interval over seeds, each seed a dot, the random encoder as a band.
+
+    A line for each combination of the other searched settings. None where fewer than two values have results.
+    """
+    points = [point for point in points if point.baseline or name in point.varied]
+    values = list(dict.fromkeys(point.varied[name] for point in points if not point.baseline))
+    scores = shown_scores(points)
+    if len(values) < 2 or not scores:
+        return None
+    numeric = is_numeric(values)
+    values = sorted(values) if numeric else values
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        if not point.baseline:
+            others = {key: value for key, value in point.varied.items() if key != name}
+            lines.setdefault(", ".join(f"{key} = {value}" for key, value in others.items()), []).append(point)
+    for line in lines.values():
+        line.sort(key=lambda point: values.index(point.varied[name]))
+    baselines = [point for point in points if point.baseline]
+    labels = [
+        *lines,
+        *(f"{point.name} encoder" for point in baselines),
+        *(f"its {PERCENT} interval" for _ in baselines),
+    ]
+    width = 4.2 * len(scores)
+    columns = legend_columns(labels, width)
+    rows = math.ceil(sum(len(wrapped_lines(label)) for label in labels) / columns)
+    figure = Figure(figsize=(width, 4.0 + 0.18 * rows), layout="constrained")
+    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+        scale_axis(axes, name, values, numeric)
+        for place, (label, line) in enumerate(lines.items()):
+            positions = [point.varied[name] if numeric else values.index(point.varied[name]) for point in line]
+            positions = dodge(positions, place - (len(lines) - 1) / 2, axes.get_xscale(), len(lines))
+            draw_line(axes, positions, line, score, label or "mean over seeds", place)
+        for point in baselines:
+            of_line = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
+            own_colour = len(lines) > 1 and of_line is not None and point.varied
+            if name not in point.varied:
+                draw_baseline(axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else "0.4")
+        own = [point for point in baselines if name in point.varied]
+        for line in lines.values() if own else ():
+            matching = [point for point in own if belongs(point, line[0], name)]
+            matching.sort(key=lambda point: values.index(point.varied[name]))
+            x = [point.varied[name] if numeric else values.index(point.varied[name]) for point in matching]
+            y = [mean_of(point, score) if point.values(score) else math.nan for point in matching]
+            axes.plot(x, y, "s--", color="0.4", markersize=4, linewidth=1, label="random encoder")
+        axes.set_title(title(score), fontsize=10)
+        axes.set_ylabel("accuracy")
+        clip(axes)
+        axes.grid(alpha=0.25)
+    figure.suptitle(headed(sweep.name, seeds_and_bars(points)), fontsize=11)
+    entries = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
+    add_legend(figure, entries, ncols=columns, **BELOW)
+    return figure
+
+
+@own_style()
+def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
+    """Accuracy of a linear probe on every block, a line for each point; a panel for each protocol. None without any.
+
+    Of more than `MOST_LINES` points in a panel only the best by the sweep's metric are drawn, and the figure says so.
+    """
+    points = [point for point in points if shown_scores([point], BLOCK_SCORES)]
+    if not points:
+        return None
+    panels: dict[str, list[Point]] = {}
+    for point in points:
+        panels.setdefault(point.protocol, []).append(point)
+    figure = Figure(figsize=(6.4 * len(panels), 5.6), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.values(), strict=True):
+        lines, words = at_most(sweep, [point for point in panel if not point.baseline], MOST_LINES)
+        for position, point in enumerate(lines):
+            dashes = "-" if position < len(COLOURS) else "-."
+            step = 0.03 * (position - len(lines) / 2)
+            draw_blocks(axes, point, step, COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)], dashes)
+        for point in panel:
+            if point.baseline:
+                draw_blocks(axes, point, 0.03 * len(lines) / 2, "0.4", "*", "--")
+        axes.set_xticks(range(1, BLOCKS + 1))
+        axes.set_xlabel("block")
+        axes.set_ylabel("linear test accuracy")
+        axes.set_title(words, fontsize=10)
+        clip(axes)
+        axes.grid(alpha=0.25)
+        entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        columns = 2 if len(lines) > 4 else 1
+        add_legend(axes, entries, width=40, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=columns)
+    figure.suptitle(headed(sweep.name, f"linear probe on every block\n{seeds_and_bars(points)}"), fontsize=11)
+    return figure
+
+
+def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: str) -> None:
+    """One point's accuracy by block: mean and interval over seeds, each seed a dot; moved aside by `step`."""
+    found = [(block + step, point.values(score)) for block, score in enumerate(BLOCK_SCORES, 1) if point.values(score)]
+    label = f"{point.title} encoder" if point.baseline else point.title
+    means = [float(np.mean(values)) for _, values in found]
+    axes.plot([x for x, _ in found], means, dashes, color=colour, marker=marker, markersize=5, label=label)
+    for x, values in found:
+        add_seeds(axes, x, values, colour)
+
+
+@own_style()
+def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode: str) -> Figure | None:
+    """The points of several sweeps below one another: mean, interval and seeds of every score.
+
+    The random encoders' means are dashed lines through all rows.
+
+    Of more than `MOST_ROWS` points only the best by `metric` are drawn, and the figure says so.
+    """
+    scores = shown_scores(points)
+    if not scores:
+        return None
+    sweeps = list(dict.fromkeys(point.sweep for point in points))
+    trained = [point for point in points if not point.baseline]
+    rows, words = list(points), ""
+    if len(trained) > MOST_ROWS:
+        ranked = [point.title for group in rank_points(points, metric, mode) for point in group]
+        kept = set((ranked or [point.title for point in trained])[:MOST_ROWS])
+        rows = [point for point in points if point.baseline or point.title in kept]
+        words = f"; {len(kept)} of {len(trained)} points, {f'the best by mean {metric}' if ranked else 'the first'}"
+    width = 3.2 + 3.4 * len(scores)
+    figure = Figure(figsize=(width, 1.8 + 0.3 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
+    for axes, score in zip(panels, scores, strict=True):
+        for place, point in enumerate(rows):
+            of = estimate(point.values(score))
+            if of is None:
+                continue
+            of_sweep = sweeps.index(point.sweep)
+            colour, marker = COLOURS[of_sweep % len(COLOURS)], MARKERS[of_sweep % len(MARKERS)]
+            if point.baseline:  # equal ones of several sweeps alternate
+                dashes = (4.0 * of_sweep, (4.0, 4.0 * max(1, len(sweeps) - 1)))
+                axes.axvline(of.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid="random")
+            axes.plot(of.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
+            if of.high is not None:
+                axes.errorbar(of.mean, place, xerr=of.high - of.mean, color=colour, capsize=3, linewidth=1.2)
+            if of.n > 1:
+                axes.plot(point.values(score), [place] * of.n, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
+        axes.set_title(title(score), fontsize=10)
+        axes.set_xlabel("accuracy")
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -0.02), min(high, 1.02))
+        axes.grid(axis="x", alpha=0.25)
+    panels[0].set_yticks(range(len(rows)), [wrapped(point.name, 48) for point in rows], fontsize=8)
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    entries = {
+        sweep: Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], linestyle="")
+        for n, sweep in enumerate(sweeps)
+    }
+    if any(point.baseline for point in points):
+        entries["random encoder of the sweep of that colour"] = Line2D([], [], color="0.4", linestyle="--")
+    figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}"), fontsize=11)
+    add_legend(figure, entries, ncols=legend_columns(entries, width), **BELOW)
+    return figure
+
+
+def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Point], str]:
+    """The points if there are at most so many, else the best by the sweep's metric; and which these are, in words."""
+    if len(points) <= most:
+        return list(points), ""
+    ranked = [point for group in rank_points(points, sweep.metric, sweep.tune.mode) for point in group]
+    kept = (ranked or list(points))[:most]
+    which = f"the {len(kept)} best of {len(points)} points by mean {sweep.metric}" if ranked else (
+        f"the first {len(kept)} of {len(points)} points"
+    )  # fmt: skip
+    return [point for point in points if point in kept], which
+
+
+def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> None:
+    """The interval of the mean at `x`, and each seed as a dot; nothing for one seed."""
+    of = estimate(values)
+    if of is not None and of.high is not None:
+        axes.errorbar(x, of.mean, yerr=of.high - of.mean, color=colour, capsize=3, linewidth=1.2)
+        axes.plot([x] * of.n, values, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
+
+
+def draw_line(axes: Axes, positions: list[Any], line: Sequence[Point], score: str, label: str, position: int) -> None:
+    """Mean and interval of every point of a line, and its seeds as dots; `position` among the lines gives its style."""
+    colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
+    found = [(x, point.values(score)) for x, point in zip(positions, line, strict=True) if point.values(score)]
+    means = [float(np.mean(values)) for _, values in found]
+    axes.plot([x for x, _ in found], means, "-", color=colour, marker=marker, markersize=4, label=label)
+    for x, values in found:
+        add_seeds(axes, x, values, colour)
+
+
+def dot_style(colour: str) -> dict[str, Any]:
+    """How a seed is drawn: hollow, so that it is seen on its interval's line."""
+    return {"marker": "o", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": colour}
+
+
+def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
+    """The random encoder: its mean as a line, its interval as a band."""
+    of = estimate(point.values(score))
+    if of is None:
+        return
+    axes.axhline(of.mean, color=colour, linestyle="--", linewidth=1, label=f"{point.name} encoder")
+    if of.low is not None and of.high is not None:
+        axes.axhspan(of.low, of.high, color=colour, alpha=0.15, linewidth=0, label=f"its {PERCENT} interval")
+
+
+def belongs(baseline: Point, point: Point, name: str) -> bool:
+    """Whether the baseline was evaluated as the point's line was, the setting `name` along the axis aside."""
+    return all(point.varied.get(key) == value for key, value in baseline.varied.items() if key != name)
+
+
+def dodge(positions: list[Any], step: float, scale: str, lines: int) -> list[Any]:
+    """Move a line's points a little aside, so that the intervals of several lines do not hide one another."""
+    if step == 0:
+        return positions
+    narrow = min(1.0, 8 / lines)
+    if scale == "log":
+        return [x * 1.08 ** (step * narrow) for x in positions]
+    width = max(positions) - min(positions)
+    return [x + 0.012 * step * narrow * width for x in positions]
+
+
+def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> None:
+    """Logarithmic where the values span a factor of 100 or more; with zero among them linear up to the smallest."""
+    axes.set_xlabel(axis_label(name))
+    if not numeric:
+        rotate = max(len(str(value)) for value in values) * len(values) > 36
+        axes.set_xticks(
+            range(len(values)),
+            [wrapped(value, 24) for value in values],
+            rotation=25 if rotate else 0,
+            ha="right" if rotate else "center",
+        )
+        return
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) / min(positive) >= 100 and min(values) >= 0:
+        if len(positive) == len(values):
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(positive))
+        label_powers_of_ten(axes)
+
+
+def clip(axes: Axes) -> None:
+    """An interval may reach where no accuracy can; the axis does not."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
+
+
+def seeds_and_bars(points: Sequence[Point]) -> str:
+    """The same, with what the dots and bars are where there are any."""
+    several = any(len(point.by_seed) > 1 for point in points)
+    return seeds(points) + (f" (dots), bars: {PERCENT} interval of the mean" if several else "")
+
+
+def wrapped_lines(label: str) -> list[str]:
+    """The lines that an entry takes in the legend below a figure."""
+    return wrapped(label, LEGEND_WIDTH).split("\n")
+
+
+def legend_columns(labels: Iterable[str], width: float) -> int:
+    """Columns of the legend below a figure that is `width` inches wide: three, fewer for long labels."""
+    longest = max(len(line) for label in labels for line in wrapped_lines(label))
+    # Inches of a character, and of the handle and the gaps. The columns are not all as wide as the widest.
+    return max(1, min(3, int(1.1 * width / (0.061 * longest + 0.45))))

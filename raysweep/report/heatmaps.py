@@ -1,0 +1,153 @@
+"""The figure of a sweep over two settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysweep.report.drawing import (
+    Figure,
+    Normalize,
+    colormaps,
+    own_style,
+    wrapped,
+)
+from raysweep.report.points import PERCENT, Estimate, Point, estimate, mean_of, shown_scores
+from raysweep.space import Sweep
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+from raysweep.report.drawing import (
+    literal,
+)
+
+MOST_ROWS = 60
+
+
+def heatmap_settings(sweep: Sweep) -> tuple[str, str] | None:
+    """The two settings that a heat map of the sweep is over, in its order; None where it has no such pair.
+
+    They are the only ones that vary, every point has both, and the points fill more than half of the grid: settings
+    drawn at random each for itself fill only its diagonal.
+    """
+    points = {trial.point: trial.varied for trial in sweep.trials if not trial.baseline}
+    values = {name: {varied.get(name, ...) for varied in points.values()} for name in sweep.searched}
+    varying = [name for name in sweep.searched if len(values[name]) > 1]
+    if len(varying) != 2 or any(... in values[name] for name in varying):
+        return None
+    x, y = varying
+    return (x, y) if 2 * len(points) > len(values[x]) * len(values[y]) else None
+
+
+@own_style()
+def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
+    """The scores over two settings: the mean over seeds as colour and number, one panel for each score.
+
+    A point without result stays blank; the random encoder is a line on the colour bar. None where the sweep is not over
+    two settings (`heatmap_settings`), or the points differ in protocol: one colour scale would compare them.
+    """
+    names = heatmap_settings(sweep)
+    trained = [point for point in points if not point.baseline]
+    scores = shown_scores(trained)
+    if names is None or not scores or len({point.protocol for point in points}) > 1:
+        return None
+    planned = [trial.varied for trial in sweep.trials if not trial.baseline]
+    axis = [list(dict.fromkeys(varied[name] for varied in planned)) for name in names]
+    x_values, y_values = (sorted(values, key=ordered) if is_numeric(values) else values for values in axis)
+    beside, below = (0.08 * max(map(longest_line, values)) for values in (y_values, x_values))
+    slanted = max(map(longest_line, x_values)) > 7
+    width, height = max(4.0, 0.72 * len(x_values) + 1.4), max(2.8, 0.5 * len(y_values) + 1.6)
+    if below > 1.2:  # labels this long need room of their own
+        height += 0.6 * below
+    figure = Figure(figsize=(width * len(scores) + beside, height), layout="constrained")
+    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
+        grid: list[list[Estimate | None]] = [[None] * len(x_values) for _ in y_values]
+        for point in trained:
+            row, column = y_values.index(point.varied[names[1]]), x_values.index(point.varied[names[0]])
+            grid[row][column] = estimate(point.values(score))
+        means = np.array([[math.nan if of is None else of.mean for of in row] for row in grid])
+        randoms = [mean_of(point, score) for point in points if point.baseline and point.values(score)]
+        low, high = np.nanmin([np.nanmin(means), *randoms]), np.nanmax([np.nanmax(means), *randoms])
+        spare = 0.02 * (high - low) or 0.005  # so that no line lies on the end of the bar
+        norm, colours = Normalize(low - spare, high + spare), colormaps["viridis"]
+        image = axes.imshow(means, norm=norm, cmap=colours, origin="lower", aspect="auto")
+        size = max(4.0, min(9.0, 90 / max(len(x_values), len(y_values))))
+        for row, estimates in enumerate(grid):
+            for column, of in enumerate(estimates):
+                if of is not None:
+                    colour = "black" if norm(of.mean) > 0.55 else "white"
+                    axes.text(column, row, cell_text(of), ha="center", va="center", fontsize=size, color=colour)
+        axes.set_xticks(range(len(x_values)), [number(value) for value in x_values])
+        axes.set_yticks(range(len(y_values)), [number(value) for value in y_values])
+        axes.set_xlabel(axis_label(names[0]))
+        if score == scores[0]:
+            axes.set_ylabel(axis_label(names[1]))
+        if slanted:
+            axes.tick_params(axis="x", labelrotation=35)
+        bar = figure.colorbar(image, ax=axes)
+        for value in randoms:
+            bar.ax.axhline(value, color="white", linewidth=4)
+            bar.ax.axhline(value, color="black", linewidth=2, gid="random")
+        means_of_random = [f"{value:.4f}" for value in randoms]
+        if len(randoms) > 3:
+            means_of_random = [f"{min(randoms):.4f} to {max(randoms):.4f}"]
+        shown = f"\nrandom encoder (line on the bar): {', '.join(means_of_random)}" if randoms else ""
+        axes.set_title(title(score) + shown, fontsize=10)
+    several = any(len(point.by_seed) > 1 for point in trained)
+    half = f" (± half of its {PERCENT} interval)" if several else ""
+    figure.suptitle(headed(sweep.name, f"mean over {seeds(trained)}{half}"), fontsize=11)
+    return figure
+
+
+def number(value: Any) -> str:
+    """A value as a tick: short where that is exact, else to three digits."""
+    if not isinstance(value, float):
+        return wrapped(value, 24)
+    return f"{value:g}" if float(f"{value:g}") == value else f"{value:.3g}"
+
+
+def cell_text(of: Estimate) -> str:
+    """The mean, and half of its interval where there is one."""
+    return f"{of.mean:.3f}" if of.high is None else f"{of.mean:.3f}\n±{of.high - of.mean:.3f}"
+
+
+def seeds(points: Sequence[Point]) -> str:
+    """`3 seeds`, `1–3 seeds`."""
+    counts = sorted({len(point.by_seed) for point in points})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"{n} seed{'s' if n != '1' else ''}"
+
+
+def headed(name: str, words: str) -> str:
+    """A figure's heading: a sweep's name, on lines of its own where it is long, and what is shown."""
+    return f"{literal(name)}: {words}" if len(literal(name)) <= 60 else f"{wrapped(name, 60)}:\n{words}"
+
+
+def title(score: str) -> str:
+    """A metric's name in words."""
+    return score.replace("_", " ").replace("/", " ")
+
+
+def axis_label(name: str) -> str:
+    """A setting's name on an axis."""
+    return "α" if name == "alpha" else name
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers."""
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def ordered(value: Any) -> float:
+    """A number, to sort by."""
+    return float(value)
+
+
+def longest_line(value: Any) -> int:
+    """Characters of the longest line of a value's tick label."""
+    return max(map(len, number(value).split("\n")))

@@ -1,0 +1,242 @@
+"""From results to numbers: points, their means over seeds, which is best, and what differs beyond chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from raysweep.config import BLOCKS, SETTINGS, Settings, about, fingerprint
+from raysweep.errors import InputError
+from raysweep.results.result import Result, complete_protocol, protocol_difference
+from raysweep.space import Sweep, Trial, canonical, make_baseline
+
+CONFIDENCE = 0.95
+PERCENT = f"{CONFIDENCE * 100:.0f} %"
+NO_SPREAD = 1e-9
+"""Differences that are closer together are equal but for rounding: they are counts of images, divided."""
+LINEAR = "linear/test_accuracy"
+SCORES = (LINEAR, "knn/test_accuracy", "kmeans/accuracy")
+COLUMNS = ("linear/val_accuracy", *SCORES)
+BLOCK_SCORES = tuple(f"linear/layer{block}/test_accuracy" for block in range(1, BLOCKS + 1))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds."""
+
+    n: int
+    mean: float
+    std: float | None
+    """Over seeds, with n − 1 degrees of freedom; None for one seed."""
+    low: float | None
+    high: float | None
+    """The Student-t interval of the mean at `CONFIDENCE`; None for one seed."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The trials of one point, which differ in their seed only."""
+
+    name: str
+    baseline: bool
+    varied: Mapping[str, Any]
+    by_seed: Mapping[int, Result]
+    random_by_seed: Mapping[int, Result]
+    """The random encoder's results under the same evaluation; empty without baseline."""
+    settings: Settings = field(default_factory=Settings)
+    """Of its first seed."""
+    sweep: str = ""
+    """The sweep it is of, where several are compared."""
+
+    @property
+    def title(self) -> str:
+        """Its name, told apart from points of the same name in other sweeps."""
+        return f"{self.sweep}/{self.name}" if self.sweep else self.name
+
+    @property
+    def protocol(self) -> str:
+        """Fingerprint of its evaluation; points that differ in it are never compared."""
+        return fingerprint(complete_protocol(next(iter(self.by_seed.values())).protocol))
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """The metric by seed, of the seeds that have it."""
+        return metric_by_seed(self.by_seed, metric)
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every seed that has it."""
+        return list(self.scores(metric).values())
+
+    def differences(self, metric: str) -> list[float]:
+        """This point minus the random encoder, seed by seed."""
+        return differences(self.scores(metric), metric_by_seed(self.random_by_seed, metric))
+
+
+def metric_by_seed(results: Mapping[int, Result], metric: str) -> dict[int, float]:
+    """The metric of the results that have it."""
+    return {seed: result.metrics[metric] for seed, result in results.items() if metric in result.metrics}
+
+
+def differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
+    """First minus second, for every seed that both have."""
+    return [value - second[seed] for seed, value in first.items() if seed in second]
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean, spread and interval of independent values; None of none."""
+    n = len(values)
+    if n == 0:
+        return None
+    mean = float(np.mean(values))
+    if n == 1:
+        return Estimate(1, mean, None, None, None)
+    std = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
+    return Estimate(n, mean, std, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One point's score minus another's, over the seeds that both have, as one of several comparisons."""
+
+    n: int
+    """Shared seeds."""
+    mean: float | None
+    """Of the differences; None without a shared seed."""
+    low: float | None
+    high: float | None
+    """The interval; all comparisons' intervals together hold at `CONFIDENCE`. None for fewer than two seeds, and where
+    all differences are equal: without spread there is nothing to judge them by."""
+    comparisons: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def compare(first: Mapping[int, float], second: Mapping[int, float], comparisons: int = 1) -> Comparison:
+    """The paired Student-t interval of first minus second, corrected for the number of comparisons by Bonferroni.
+
+    Each of k intervals is taken at 1 − 0.05/k, so that all of them together hold with at least 95 % (Dunn 1961,
+    "Multiple comparisons among means").
+
+    Args:
+        first: a score by seed.
+        second: the same score of another point by seed; seeds that only one of them has are left out.
+        comparisons: how many comparisons this one was chosen among, at least 1.
+    """
+    found = differences(first, second)
+    if not found:
+        return Comparison(0, None, None, None, comparisons)
+    mean = float(np.mean(found))
+    if len(found) < 2 or max(found) - min(found) < NO_SPREAD:
+        return Comparison(len(found), mean, None, None, comparisons)
+    seeds = [seed for seed in first if seed in second]
+    test = stats.ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+    interval = test.confidence_interval(1 - (1 - CONFIDENCE) / comparisons)
+    return Comparison(len(found), mean, float(interval.low), float(interval.high), comparisons)
+
+
+def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
+    """Raises InputError where results were not evaluated alike, in anything that the sweep does not itself vary."""
+    varied = set(sweep.searched)
+    if varied & {"dataset", "probe_dataset", "image_size"}:
+        varied |= {"probe_dataset", "probe_data", "image_size"}
+    for result in results[1:]:
+        check_alike(results[0], result, results[0].trial, result.trial, varied)
+
+
+def check_alike(one: Result, other: Result, name: str, other_name: str, varied: Iterable[str] = ()) -> None:
+    """Raises InputError where two results were not evaluated alike; what is `varied` may differ."""
+    differs = protocol_difference(one.protocol, other.protocol, set(varied))
+    if differs is not None:
+        key, value, other_value = differs
+        raise InputError(
+            f"{name} and {other_name} were not evaluated alike and cannot be compared: {key} is {value!r} in one, "
+            f"{other_value!r} in the other"
+        )
+
+
+def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Point]:
+    """The finished results by point, in the order of the sweep; points without any are left out."""
+    finished = {result.trial: result for result in results if result.status == "finished"}
+    trials: dict[str, list[Trial]] = {}
+    for trial in sweep.trials:
+        if trial.name in finished:
+            trials.setdefault(trial.point, []).append(trial)
+    points = []
+    for name, of in trials.items():
+        randoms = {} if of[0].baseline else {trial.settings.seed: make_baseline(trial).name for trial in of}
+        points.append(
+            Point(
+                name=name,
+                baseline=of[0].baseline,
+                varied={key: value for key, value in of[0].varied.items() if key != "seed"},
+                by_seed={trial.settings.seed: finished[trial.name] for trial in of},
+                random_by_seed={seed: finished[random] for seed, random in randoms.items() if random in finished},
+                settings=of[0].settings,
+                sweep=label,
+            )
+        )
+    return points
+
+
+def experiment_key(settings: Settings) -> tuple[Any, ...]:
+    """All that decides what an experiment computes: equal for settings that differ only in what has no effect."""
+    plain = canonical(settings)
+    return tuple(getattr(plain, name) for name in SETTINGS if about(name).search)
+
+
+def lend_baselines(points: Sequence[Point]) -> list[Point]:
+    """The points of several sweeps; one whose own sweep has no random encoder for a seed gets another sweep's.
+
+    Only the very same one: equal in every setting that has an effect on a random encoder and its evaluation, the seed
+    among them.
+    """
+    there = {
+        experiment_key(point.settings.model_copy(update={"seed": seed})): result
+        for point in points
+        if point.baseline
+        for seed, result in point.by_seed.items()
+    }
+    lent = []
+    for point in points:
+        if not point.baseline:
+            wanted = {
+                seed: experiment_key(point.settings.model_copy(update={"usl_epochs": 0, "seed": seed}))
+                for seed in point.by_seed
+            }
+            found = {seed: there[key] for seed, key in wanted.items() if key in there}
+            point = replace(point, random_by_seed={**found, **point.random_by_seed})
+        lent.append(point)
+    return lent
+
+
+def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
+    """The points, baselines aside, best mean of the metric first: a list for each protocol, in the order of the points.
+
+    Scores of different protocols are not comparable, so a sweep that varies the evaluation has several best points.
+    Empty without a metric.
+    """
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        if metric and not point.baseline and point.values(metric):
+            groups.setdefault(point.protocol, []).append(point)
+    return [
+        sorted(group, key=lambda point: mean_of(point, str(metric)), reverse=mode == "max") for group in groups.values()
+    ]
+
+
+def mean_of(point: Point, metric: str) -> float:
+    """The mean over seeds."""
+    return float(np.mean(point.values(metric)))
+
+
+def shown_scores(points: Sequence[Point], names: Sequence[str] = SCORES) -> list[str]:
+    """Those of the metrics that any point has."""
+    return [name for name in names if any(point.values(name) for point in points)]

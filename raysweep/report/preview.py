@@ -1,0 +1,207 @@
+"""A picture of the views that a sweep would train on: a row for each strength, a block of rows for each policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raysweep import data
+from raysweep.augment.policies import augment
+from raysweep.config import Settings
+from raysweep.errors import InputError
+from raysweep.portable import new_file
+from raysweep.randomness import generator
+from raysweep.report import drawing
+from raysweep.report.drawing import Figure, literal, own_style
+from raysweep.results.result import describe_error
+from raysweep.space import Sweep
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""What is shown, beside the strength that is trained with, where strength is not searched."""
+MAX_ROWS = 12
+MAX_PANELS = 12
+
+# Sizes in pixels of the picture, whose dots are `DPI` to the inch.
+IMAGES, VIEWS = 6, 3
+CELL, WIDTH = 72, 1500
+LEFT, MARGIN, TITLE, HEADING, VIEW_GAP, IMAGE_GAP, ROW_GAP = 110, 24, 72, 40, 2, 14, 8
+DPI = 100
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A block of rows: one policy on one dataset."""
+
+    settings: Settings
+    strengths: tuple[float, ...]
+    left_out: int
+    """Searched strengths for which there is no room."""
+
+    def __str__(self) -> str:
+        """`policy simclr on digits, strengths 0, 0.5, 1`."""
+        return f"{self.title}, strengths {', '.join(f'{strength:g}' for strength in self.strengths)}"
+
+    @property
+    def title(self) -> str:
+        """`policy simclr+noise on digits`."""
+        settings = self.settings
+        blurred = " with blur" if settings.blur and "simclr" in settings.policies else ""
+        return f"policy {settings.policy}{blurred} on {settings.dataset}"
+
+
+def panels_of(sweep: Sweep) -> list[Panel]:
+    """The panels of a sweep's picture: one for each policy, blur and dataset that its trials pretrain with.
+
+    The rows are the strengths of the panel's trials, evenly thinned out to `MAX_ROWS`; where none of them sweeps the
+    strength, `STRENGTHS` besides.
+
+    Raises:
+        InputError: there are more than `MAX_PANELS`.
+    """
+    strengths: dict[tuple[Any, ...], set[float]] = {}
+    settings: dict[tuple[Any, ...], Settings] = {}
+    swept: dict[tuple[Any, ...], bool] = {}
+    for trial in sweep.examples:
+        of = trial.settings
+        if not trial.baseline:
+            key = (of.dataset, of.image_size, of.policy, of.blur and "simclr" in of.policies)
+            settings.setdefault(key, of)
+            strengths.setdefault(key, set()).add(of.strength)
+            swept[key] = swept.get(key, False) or "strength" in trial.varied
+    if len(settings) > MAX_PANELS:
+        raise InputError(
+            f"{sweep.name}: {len(settings)} combinations of dataset, policy and blur are too many for one picture; "
+            f"leave at most {MAX_PANELS}, for example by --set policy=simclr"
+        )
+    panels = []
+    for key, of in settings.items():
+        there = sorted(strengths[key] | (set() if swept[key] else set(STRENGTHS)))
+        chosen = [there[i] for i in spaced(len(there), MAX_ROWS)]
+        panels.append(Panel(of, tuple(chosen), len(there) - len(chosen)))
+    return panels
+
+
+def spaced(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the indices below `count`, evenly spaced, the first and the last among them."""
+    indices: NDArray[np.int64] = np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+    return indices
+
+
+def choose_images(dataset: data.Dataset, count: int) -> data.Images:
+    """Up to `count` training images, of different classes where there are enough."""
+    images, labels = dataset.train_images, dataset.train_labels
+    order = np.arange(len(images)) if labels is None else np.argsort(labels, kind="stable")
+    return images[order[spaced(len(images), count)]]
+
+
+def draw_views(images: data.Images, settings: Settings, strength: float, count: int) -> NDArray[np.float32]:
+    """`count` views of each image (N, C, H, W): (N, count, C, H, W).
+
+    Every call draws the same random numbers, so that rows differ in what they are drawn for only.
+    """
+    batch = torch.from_numpy(images).repeat_interleave(count, dim=0)
+    draws = generator(settings.seed, "preview")
+    views = augment(batch, settings.policies, strength, settings.blur, draws)
+    return views.contiguous().numpy().reshape(len(images), count, *images.shape[1:])
+
+
+def montage(views: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
+    """Views (images, views, C, H, W) as one row of pixels, (rows, columns, 3), each `scale` times as large.
+
+    Views of one image stand side by side, images are set apart by white.
+    """
+    views = np.broadcast_to(views, (*views.shape[:2], 3, *views.shape[3:]))
+    large = views.transpose(0, 1, 3, 4, 2).repeat(scale, axis=2).repeat(scale, axis=3)
+    strips: list[NDArray[np.float32]] = []
+    for image in large:
+        for number, view in enumerate(image):
+            gap = VIEW_GAP if number else IMAGE_GAP if strips else 0
+            strips += [np.ones((view.shape[0], gap, 3), dtype=np.float32), view]
+    return np.concatenate(strips, axis=1)
+
+
+def block(panel: Panel, dataset: data.Dataset) -> tuple[str, list[tuple[str, NDArray[np.float32]]]]:
+    """A panel's title and its rows: label and montage, the originals first."""
+    _, channels, size, _ = dataset.train_images.shape
+    scale = max(1, round(CELL / size))
+    room = (WIDTH + IMAGE_GAP) // (VIEWS * (size * scale + VIEW_GAP) - VIEW_GAP + IMAGE_GAP)
+    images = choose_images(dataset, min(IMAGES, max(1, room)))
+    title = f"{panel.title}, {size}×{size} {'gray' if channels == 1 else 'RGB'}"
+    if panel.left_out:
+        title += f" ({len(panel.strengths)} of {len(panel.strengths) + panel.left_out} strengths)"
+    rows = []
+    for strength in sorted({0.0, *panel.strengths}):
+        label = f"{strength:g}" if strength in panel.strengths else ""
+        label = label if strength else f"{label}\noriginal".strip()
+        rows.append((label, montage(draw_views(images, panel.settings, strength, VIEWS), scale)))
+    return title, rows
+
+
+@own_style()
+def draw(sweep: Sweep, load: Callable[[Settings], data.Dataset]) -> Figure:
+    """The picture of a sweep's views.
+
+    Args:
+        sweep: the sweep.
+        load: gives the dataset that settings pretrain on.
+
+    Raises:
+        InputError: the sweep has more panels than a picture, or what `load` raises.
+    """
+    panels = panels_of(sweep)
+    datasets: dict[tuple[str, int | None], data.Dataset] = {}
+    blocks: list[tuple[str, list[tuple[str, NDArray[np.float32]]]]] = []
+    for panel in panels:
+        key = (panel.settings.dataset, panel.settings.image_size)
+        if key not in datasets:
+            datasets[key] = load(panel.settings)
+        blocks.append(block(panel, datasets[key]))
+
+    # A pixel of a montage is a pixel of the picture: the axes have exactly the montage's size.
+    alone = len(blocks) == 1
+    heading_height = 0 if alone else HEADING
+    width = LEFT + max(row.shape[1] for _, rows in blocks for _, row in rows) + MARGIN
+    height = TITLE + sum(heading_height + sum(len(row) + ROW_GAP for _, row in rows) for _, rows in blocks) + MARGIN
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+
+    def write(x: float, y: float, text: str, size: float, **style: Any) -> None:
+        lines = [literal(line) for line in text.split("\n")]
+        figure.text(x / width, 1 - y / height, "\n".join(lines), fontsize=size, **style)
+
+    write(LEFT, 26, f"{sweep.name}: {blocks[0][0] if alone else 'augmented views'}", 14, va="center")
+    words = f"rows: augmentation strength; {VIEWS} views of each image, from the same random numbers in every row"
+    write(LEFT, 50, words, 9, va="center", color="0.4")
+    top = TITLE
+    for title, rows in blocks:
+        if not alone:
+            write(LEFT, top + HEADING - 10, title, 11, va="bottom")
+        top += heading_height
+        for label, row in rows:
+            pixels, columns = row.shape[:2]
+            place = (LEFT / width, 1 - (top + pixels) / height, columns / width, pixels / height)
+            axes = figure.add_axes(place)
+            axes.imshow(row, interpolation="none", aspect="auto")
+            axes.set_axis_off()
+            write(LEFT - 14, top + pixels / 2, label, 11, va="center", ha="right")
+            top += pixels + ROW_GAP
+    return figure
+
+
+def save(figure: Figure, output: Path) -> None:
+    """Write a figure to a file that must not exist, in the format that its name ends with.
+
+    Raises:
+        InputError: the format cannot hold the figure, for example because it is too large; no file is made.
+    """
+    try:
+        picture = drawing.save(figure, output.suffix[1:].lower(), DPI)
+    except Exception as fault:
+        raise InputError(f"{output}: the picture cannot be drawn: {describe_error(fault)}") from fault
+    with new_file(output) as file:
+        file.write(picture)

@@ -1,0 +1,368 @@
+"""The tables of a report, as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from raysweep.config import BLOCKS, METRICS, SETTINGS, about, has_effect
+from raysweep.errors import printable
+from raysweep.report.points import (
+    BLOCK_SCORES,
+    COLUMNS,
+    LINEAR,
+    NO_SPREAD,
+    PERCENT,
+    Estimate,
+    Point,
+    differences,
+    estimate,
+    shown_scores,
+)
+from raysweep.report.sentences import METHOD
+from raysweep.results.result import Result, attempts
+from raysweep.results.store import Store
+from raysweep.space import Sweep
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+from raysweep.report.contents import Report
+
+MOST_PAIRED = 50
+"""Of more points than this, only the pairs with the best one are written down."""
+
+STOPPED = (
+    "Trials that were stopped early have no test score and are in no mean. Where only some seeds of a point were "
+    "stopped, its mean is over the others, which did better: it is too good, by how much nobody knows."
+)
+SATURATED = (
+    "digits is nearly saturated: a random encoder with a linear probe on all labels already reaches 0.97 to 0.98, so "
+    "differences in linear accuracy are small here, and none says anything about natural images."
+)
+
+
+def encoded(text: str) -> bytes:
+    """Text as the content of a file. The bytes of a path that are no text become escape sequences."""
+    return text.encode(errors="backslashreplace")
+
+
+def to_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV; floats as `repr` writes them, exactly; what a row lacks stays empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
+    """One row per trial of the sweep, in its order; a setting without effect in a trial stays empty."""
+    by_name = {result.trial: result for result in results}
+    metrics = [name for name in METRICS if any(name in result.metrics for result in results)]
+    kept = ("status", "linear_probe", "fingerprint", "attempts", "device", "error")
+    header = ["trial", "point", "status", *SETTINGS, *metrics, "linear_probe", "fingerprint", "wall_s", *kept[3:]]
+    rows = []
+    for trial in sweep.trials:
+        row: dict[str, Any] = {"trial": trial.name, "point": trial.point}
+        row |= {name: getattr(trial.settings, name) for name in SETTINGS if has_effect(name, trial.settings)}
+        row["probe_dataset"] = trial.settings.probes
+        result = by_name.get(trial.name)
+        if result is None:
+            row["status"] = "unfinished" if attempts(store.trial(trial.name)) else "waiting"
+        else:
+            row |= result.metrics
+            row |= {key: getattr(result, key) for key in kept}
+            row |= {"precision": result.precision} if result.precision else {}
+            row["wall_s"] = round(result.wall_s, 3)
+        rows.append(row)
+    return to_csv(header, rows)
+
+
+def interval_columns(name: str, of: Estimate | None) -> dict[str, Any]:
+    """An estimate as columns of a CSV."""
+    if of is None:
+        return {}
+    return {f"{name} mean": of.mean, f"{name} std": of.std, f"{name} ci95_low": of.low, f"{name} ci95_high": of.high}
+
+
+def summary_csv(made: Report) -> str:
+    """One row per point: n, and for each metric mean, std and interval, and the paired difference from random."""
+    metrics = [name for name in METRICS if any(point.values(name) for point in made.points)]
+    varied = [*differing(made)] if made.several else [*made.members[0].sweep.searched]
+    header = [*(["sweep"] if made.several else []), "point", *varied, "n"]
+    header += [f"{metric} {part}" for metric in metrics for part in ("mean", "std", "ci95_low", "ci95_high")]
+    compared = [name for name in COLUMNS if name in metrics and any(point.random_by_seed for point in made.points)]
+    header += [f"{metric} minus random {part}" for metric in compared for part in ("mean", "ci95_low", "ci95_high")]
+    rows = []
+    for point in made.points:
+        row: dict[str, Any] = {"sweep": point.sweep, "point": point.name, "n": len(point.by_seed)}
+        row |= {name: effective(point, name) for name in varied} if made.several else point.varied
+        for metric in metrics:
+            row |= interval_columns(metric, estimate(point.values(metric)))
+        for metric in compared:
+            of = estimate(point.differences(metric))
+            row |= interval_columns(f"{metric} minus random", of)
+        rows.append({key: value for key, value in row.items() if key in header})
+    return to_csv(header, rows)
+
+
+def effective(point: Point, name: str) -> Any:
+    """A setting's value in a point; empty where it has no effect there."""
+    return getattr(point.settings, name) if has_effect(name, point.settings) else ""
+
+
+def differing(made: Report) -> dict[str, list[list[Any]]]:
+    """The settings, the seed aside, that are not the same in all points; for each sweep its values with an effect."""
+    found = {}
+    for name in SETTINGS:
+        if about(name).search and name != "seed":
+            by_sweep: dict[str, list[Any]] = {member.label: [] for member in made.members}
+            for point in made.points:
+                value = effective(point, name)
+                if not point.baseline and value != "" and value not in by_sweep[point.sweep]:
+                    by_sweep[point.sweep].append(value)
+            if len({repr(value) for values in by_sweep.values() for value in values}) > 1:
+                found[name] = list(by_sweep.values())
+    return found
+
+
+def differences_csv(made: Report) -> str:
+    """One row per pair of points and score: the paired difference over the seeds that both have, with its interval.
+
+    Points of different protocols are no pair. Each interval stands for itself.
+    """
+    groups: dict[str, list[Point]] = {}
+    for point in made.points:
+        if not point.baseline:
+            groups.setdefault(point.protocol, []).append(point)
+    best = {ranked[0].title for ranked in made.ranked}
+    rows = []
+    for group in groups.values():
+        for first, second in itertools.combinations(group, 2):
+            if len(group) <= MOST_PAIRED or {first.title, second.title} & best:
+                for score in made.scores:
+                    of = estimate(differences(first.scores(score), second.scores(score)))
+                    if of is not None:
+                        row = {"first": first.title, "second": second.title, "score": score, "n": of.n}
+                        rows.append(row | {"mean": of.mean, "ci95_low": of.low, "ci95_high": of.high})
+    return to_csv(["first", "second", "score", "n", "mean", "ci95_low", "ci95_high"], rows)
+
+
+def cell(of: Estimate | None, signed: bool = False) -> str:
+    """`0.9821 ± 0.0043`: the mean and half the interval; the mean alone for one seed."""
+    if of is None:
+        return "–"
+    mean = f"{of.mean:+.4f}" if signed else f"{of.mean:.4f}"
+    return mean if of.high is None else f"{mean} ± {of.high - of.mean:.4f}"
+
+
+def difference_cell(of: Estimate | None) -> str:
+    """`+0.0123 [+0.0040, +0.0206]`; the mean alone for one seed, and where all differences are equal."""
+    if of is None:
+        return "–"
+    if of.low is None or of.std is None or of.std < NO_SPREAD:
+        return f"{of.mean:+.4f}"
+    return f"{of.mean:+.4f} [{of.low:+.4f}, {of.high:+.4f}]"
+
+
+def verdict(of: Estimate | None, than: str = "random") -> str:
+    """What an interval of a difference says."""
+    if of is None or of.low is None or of.high is None or of.std is None:
+        return "one seed: no interval"
+    if of.std < NO_SPREAD and abs(of.mean) >= NO_SPREAD:
+        return "no spread: no interval"
+    if of.std >= NO_SPREAD and of.low > 0:
+        return f"above {than}"
+    return f"below {than}" if of.std >= NO_SPREAD and of.high < 0 else "no difference shown"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[printable(str(item)).replace("|", "\\|") for item in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def names_of(made: Report, point: Point) -> list[str]:
+    """A point's name in a table, behind that of its sweep where there are several."""
+    return [point.sweep, point.name] if made.several else [point.name]
+
+
+def name_columns(made: Report) -> list[str]:
+    """The header over `names_of`."""
+    return ["sweep", "point"] if made.several else ["point"]
+
+
+def difference_table(made: Report, rows: Sequence[tuple[Point, Mapping[str, list[float]]]], than: str) -> str:
+    """Differences by point and score, each with its verdict."""
+    scores = list(rows[0][1])
+    lines = []
+    for point, by_score in rows:
+        parts: list[object] = [*names_of(made, point), len(by_score[scores[0]])]
+        for score in scores:
+            of = estimate(by_score[score])
+            parts += [difference_cell(of), verdict(of, than) if of is not None else "no shared seed"]
+        lines.append(parts)
+    return markdown([*name_columns(made), "n", *(part for name in scores for part in (name, ""))], lines)
+
+
+def summary_md(made: Report) -> str:
+    """The summary in words and tables."""
+    text = [f"# {made.name}", *overview(made)]
+    columns = shown_scores(made.points, COLUMNS)
+    of_points = [
+        [*names_of(made, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in columns)]
+        for point in made.points
+    ]
+    text.append(markdown([*name_columns(made), "n", *columns], of_points))
+    text += best_section(made) + random_section(made) + blocks_section(made)
+    results = [(member, result) for member in made.members for result in member.results]
+    prefix = {id(member): f"{member.label}/" if made.several else "" for member in made.members}
+    for status, title in (("failed", "## Failed"), ("stopped", "## Stopped early")):
+        ended = [(prefix[id(member)], result) for member, result in results if result.status == status]
+        if ended:
+            text += [
+                title,
+                "\n".join(f"- {before}{result.trial}: {printable(str(result.error))}" for before, result in ended),
+            ]
+    if any(result.status == "stopped" for _, result in results):
+        text.append(STOPPED)
+    remarks = dict.fromkeys(
+        f"{printable(warning)} ({prefix[id(member)]}{result.trial})"
+        for member, result in results
+        for warning in result.warnings
+    )
+    if remarks:
+        text += ["## Warnings", *(f"- {remark}" for remark in remarks)]
+    came_to = {of.precision for _, of in results if of.settings.get("precision") == "auto"} - {""}
+    if len(came_to) > 1:
+        text.append(
+            "Note: `precision: auto` came to bf16 on some machines and to fp32 on others (`results.csv` says where); "
+            "set it to one of them for points that are to be compared closely."
+        )
+    if any(trial.settings.probes == "digits" for member in made.members for trial in member.sweep.examples):
+        text.append(f"Note: {SATURATED}")
+    return "\n\n".join(text) + "\n"
+
+
+def overview(made: Report) -> list[str]:
+    """How much of it has run, and how to read the table; of several sweeps, also how their settings differ."""
+    lines = []
+    for member in made.members:
+        ended = [result.status for result in member.results]
+        stopped = f", {ended.count('stopped')} stopped early" if "stopped" in ended else ""
+        lines.append(
+            f"{f'{member.label}: ' if made.several else ''}{ended.count('finished')} of {member.sweep.total} "
+            f"trials finished{stopped}, {ended.count('failed')} failed."
+        )
+    reading = f"Mean over seeds ± half of the {PERCENT} Student-t interval of the mean; one seed has no interval."
+    if not made.several:
+        return [f"{lines[0]} {reading}"]
+    rows = [
+        [name, *(str(values[0]) if len(values) == 1 else "varies" if values else "–" for values in by_sweep)]
+        for name, by_sweep in differing(made).items()
+    ]
+    differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in made.members)], rows)]
+    own = {(point.sweep, seed) for point in made.points if point.baseline for seed in point.by_seed}
+    lent = {p.sweep for p in made.points for seed in p.random_by_seed if (p.sweep, seed) not in own}
+    borrowed = [
+        f"{name} is compared with the random encoder of another sweep, which is the same one: equal in seed and in "
+        "every setting that has an effect on it."
+        for name in sorted(lent)
+    ]
+    return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *borrowed, reading]
+
+
+def best_section(made: Report) -> list[str]:
+    """The best points, what can be said of them in words, and every other point's difference from them."""
+    groups = made.ranked
+    words = made.in_words()
+    if not groups:
+        return words
+    names = ", ".join(f"**{ranked[0].title}**" for ranked in groups)
+    each = " (one for each evaluation protocol: their scores are not comparable)" if len(groups) > 1 else ""
+    text = [
+        f"Best by mean {made.metric}{each}: {names}.",
+        "## What can be concluded",
+        "\n".join(f"- {line}" for line in words),
+        METHOD,
+    ]
+    tables = []
+    for best, *others in groups:
+        rows = [
+            (point, {score: differences(point.scores(score), best.scores(score)) for score in made.scores})
+            for point in made.points
+            if any(point is other for other in others)
+        ]
+        if rows and made.scores:
+            caption = f"Each point minus {best.title}, paired by seed:" if len(groups) > 1 else ""
+            tables += [*([caption] if caption else []), difference_table(made, rows, "best")]
+    if tables:
+        text += [
+            "## Difference from the best point",
+            f"Paired by seed: mean difference [{PERCENT} interval]. Each interval stands for itself; none is corrected "
+            "for the number of comparisons. Pairs of points are in `differences.csv`: all of "
+            f"them, or of more than {MOST_PAIRED} points those with the best.",
+            *tables,
+        ]
+    return text
+
+
+def random_section(made: Report) -> list[str]:
+    """Every point's difference from the random encoder; empty without one."""
+    scores = shown_scores(made.points)
+    compared = [point for point in made.points if point.random_by_seed]
+    if not compared or not scores:
+        return []
+    rows = [(point, {score: point.differences(score) for score in scores}) for point in compared]
+    return [
+        "## Difference from the random encoder",
+        f"Paired by seed: mean difference [{PERCENT} interval]. Each interval stands for itself; none is "
+        "corrected for the number of comparisons in the table.",
+        difference_table(made, rows, "random"),
+    ]
+
+
+def blocks_section(made: Report) -> list[str]:
+    """The linear probes on the encoder's blocks; empty where there were none."""
+    points = [point for point in made.points if shown_scores([point], BLOCK_SCORES)]
+    if not points:
+        return []
+    rows = [
+        [*names_of(made, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in BLOCK_SCORES)]
+        for point in points
+    ]
+    header = [*name_columns(made), "n", *(f"block {block}" for block in range(1, BLOCKS + 1))]
+    return ["## Linear probe on every block", "Test accuracy.", markdown(header, rows)]
+
+
+def summary_table(made: Report) -> Table:
+    """The summary for a terminal."""
+    columns = shown_scores(made.points, COLUMNS)
+    compared = any(point.differences(LINEAR) for point in made.points)
+    best = {ranked[0].title for ranked in made.ranked}
+    # Names are `Text`: in plain strings rich would take brackets for its markup, and leave them out.
+    title = Text(f"{made.name}: mean over seeds ± half of the {PERCENT} interval", style="table.title")
+    table = Table(title=title)
+    for name in name_columns(made):
+        table.add_column(name, overflow="fold")
+    table.add_column("n", justify="right")
+    for name in columns:
+        table.add_column(name.replace("_", " ").replace("/", "\n"), justify="right", no_wrap=True)
+    if compared:
+        table.add_column("linear test accuracy\nminus random, paired", justify="right", no_wrap=True)
+    for point in made.points:
+        row: list[str | Text] = [*(Text(printable(name)) for name in names_of(made, point)), str(len(point.by_seed))]
+        row += [cell(estimate(point.values(name))) for name in columns]
+        if compared:
+            row.append(difference_cell(estimate(point.differences(LINEAR))))
+        table.add_row(*row, style="bold" if point.title in best else None)
+    return table

@@ -1,0 +1,1 @@
+"""The results directory: results, checkpoints, encoder files, buckets, and TensorBoard events."""

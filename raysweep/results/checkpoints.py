@@ -1,0 +1,134 @@
+"""Training checkpoints: numbered, with a hash, the newest two kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.errors import InputError
+from raysweep.system.files import (
+    Irregular,
+    check_held,
+    discard,
+    open_regular,
+    read_regular,
+    write_atomically,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    pass
+
+KEEP_CHECKPOINTS = 2
+CHECKPOINT = re.compile(r"[0-9]{8}\.(pt|json)|\.[0-9]{8}\.(pt|json)\..+")
+"""The files in `checkpoints/`, and what a process left that was killed while it wrote one."""
+LONGEST_MANIFEST = 4096
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Save `state` (tensors and plain values) under the next number; the newest `KEEP_CHECKPOINTS` are kept.
+
+    The manifest with the hash is written last: a checkpoint without one does not exist.
+    """
+    check_held(directory)
+    folder = directory / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    earlier = sorted(path.stem for path in folder.glob("*.json") if CHECKPOINT.fullmatch(path.name))
+    number = f"{int(earlier[-1]) + 1 if earlier else 1:08}"
+    content = to_bytes(state)
+    write_atomically(folder / f"{number}.pt", content)
+    write_json(folder / f"{number}.json", {"sha256": hashlib.sha256(content).hexdigest()})
+    kept = [*earlier, number][-KEEP_CHECKPOINTS:]
+    for file in sorted(folder.iterdir()):  # manifests first; and what a process left that was killed while writing
+        if CHECKPOINT.fullmatch(file.name) and file.stem not in kept:
+            discard(file)
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The newest complete checkpoint, None if there is none; a damaged one is removed, with a warning."""
+    import torch
+
+    manifests = [path for path in (directory / "checkpoints").glob("*.json") if CHECKPOINT.fullmatch(path.name)]
+    for manifest in sorted(manifests, reverse=True):
+        file = manifest.with_suffix(".pt")
+        try:
+            content = read_regular(file)
+            # As text, so that a damaged manifest is one that does not match.
+            says = read_regular(manifest, LONGEST_MANIFEST).decode(errors="replace")
+        except (FileNotFoundError, ValueError):
+            content, says = b"", ""
+        if content and hashlib.sha256(content).hexdigest() in says:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return state
+        warnings.warn(f"checkpoint {file} is damaged; going on from the one before it, if there is one", stacklevel=2)
+        discard(manifest)  # so that it does not count among the checkpoints that are kept
+        discard(file)
+    return None
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove what only a running trial needs."""
+    folder = directory / "checkpoints"
+    for file in folder.glob("*"):
+        if CHECKPOINT.fullmatch(file.name):
+            discard(file)
+    if folder.is_dir() and not any(folder.iterdir()):  # it may hold something of the user's
+        folder.rmdir()
+
+
+def load_plain(file: Path) -> dict[str, Any]:
+    """What `to_bytes` wrote. Any other file is refused, and code in it is never run.
+
+    Raises:
+        InputError: the file is not one of PyTorch's, is damaged, or holds more than tensors and plain values.
+    """
+    import torch
+
+    describe_error = "it is not a file of PyTorch"
+    try:
+        with open_regular(file) as opened:
+            if opened.read(4) == b"PK\x03\x04":
+                describe_error = "it is cut off or damaged"
+                with zipfile.ZipFile(opened) as archive:
+                    members = archive.infolist()
+                    intact = False
+                    if not any(member.filename.endswith("/data.pkl") for member in members):
+                        describe_error = "it is not a file of PyTorch"
+                    elif sum(member.file_size for member in members) > file.stat().st_size:
+                        # PyTorch does not compress. A small file must not fill the memory.
+                        describe_error = "it is compressed, or holds the same bytes several times"
+                    else:
+                        intact = archive.testzip() is None  # PyTorch writes these sums but does not look at them
+                if intact:
+                    opened.seek(0)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # PyTorch warns of kinds of tensors that are refused anyway
+                        saved = torch.load(opened, map_location="cpu", weights_only=True)
+                    if isinstance(saved, dict):
+                        return saved
+                    describe_error = "it holds no encoder"
+    except MemoryError:
+        raise
+    except Irregular as fault:
+        describe_error = f"it {fault}"
+    except Exception as fault:  # what damaged archives and pickles raise is not documented
+        if isinstance(fault, OSError) and fault.filename is not None:  # it cannot even be opened
+            raise
+        if isinstance(fault, pickle.UnpicklingError):
+            describe_error = "it holds more than tensors and plain values, which could run code and is not loaded"
+    raise InputError(f"{file}: is not a checkpoint of raysweep: {describe_error}")
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Tensors and plain values as PyTorch saves them."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

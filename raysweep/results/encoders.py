@@ -1,0 +1,139 @@
+"""Files of trained encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from raysweep.config import Settings
+from raysweep.errors import InputError
+from raysweep.system.files import (
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+from raysweep.results.checkpoints import load_plain, to_bytes
+
+
+def save_encoder(directory: Path, encoder: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Save the trained encoder as the trial's `encoder.pt`.
+
+    Args:
+        directory: the trial's.
+        encoder: its weights, on the CPU, so that they load where there is no GPU.
+        description: `architecture`, `channels`, `image_size`, `embedding_dim`: what is needed to build it again.
+    """
+    write_atomically(directory / "encoder.pt", to_bytes({**description, "encoder": encoder}))
+
+
+@dataclass(frozen=True, eq=False)
+class SavedEncoder:
+    """An encoder as a file describes it; whether the weights fit the description is for its builder to find out."""
+
+    file: Path
+    architecture: str
+    channels: int
+    image_size: int
+    embedding_dim: int
+    weights: dict[str, Tensor]
+
+
+def encoder_file(path: Path) -> Path:
+    """The file that holds the encoder: `path` itself, or the `encoder.pt` of a trial's directory.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint")
+    if not path.is_dir():
+        return path
+    if (path / "encoder.pt").is_file():
+        return path / "encoder.pt"
+    hint = "give a trial's directory, its encoder.pt or a training checkpoint"
+    trial = min(path.glob("*/encoder.pt"), default=None)
+    checkpoint = max((path / "checkpoints").glob("*.pt"), default=None)
+    if trial is not None:
+        hint = f"give one of the trials in it, such as {trial.parent}"
+    elif checkpoint is not None:
+        hint = f"its trial has not finished; its newest training checkpoint is {checkpoint}"
+    raise InputError(f"{path}: has no encoder.pt; {hint}")
+
+
+def load_encoder(path: Path) -> SavedEncoder:
+    """Read an encoder from a trial's directory, its `encoder.pt` or a training checkpoint. Runs no code in the file.
+
+    Takes memory in proportion to the file's size.
+
+    Returns:
+        The description and the weights, on the CPU: plain tensors that lie in memory as they look.
+
+    Raises:
+        InputError: the file is missing, damaged, something else, or describes an encoder that cannot be.
+    """
+    file = encoder_file(path)
+    saved = load_plain(file)
+    try:
+        weights = dict(saved.get("state", saved))["encoder"]  # of a training checkpoint, or of `save_encoder`
+        check_weights(weights, file)
+        description = describe(saved["settings"], weights) if "state" in saved else saved
+        architecture = description.get("architecture", "conv6")  # older files do not say it: there was no other
+        channels, image_size, embedding_dim = (description[n] for n in ("channels", "image_size", "embedding_dim"))
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as fault:
+        if isinstance(fault, InputError):  # which says more
+            raise
+        raise InputError(f"{file}: is not a checkpoint of raysweep: it holds no encoder") from None
+    known = get_args(Settings.model_fields["encoder"].annotation)
+    if architecture not in known:
+        raise InputError(f"{file}: unknown architecture {architecture!r}; valid: {', '.join(known)}")
+    sizes = {"image_size": image_size, "embedding_dim": embedding_dim}
+    if (
+        type(channels) is not int
+        or channels not in (1, 3)
+        or any(type(size) is not int or not 1 <= size < 2**16 for size in sizes.values())
+    ):
+        raise InputError(f"{file}: is damaged: it describes an encoder with channels {channels!r}, {sizes}")
+    return SavedEncoder(file, architecture, channels, image_size, embedding_dim, dict(weights))
+
+
+def check_weights(weights: Any, file: Path) -> None:
+    """Raises InputError unless these are named tensors as `save_encoder` writes them, no larger than their file."""
+    import torch
+
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise InputError(f"{file}: is not a checkpoint of raysweep: its encoder is not a mapping of tensors")
+    size = 0
+    for name, weight in weights.items():
+        kind = None
+        if weight.is_nested:
+            kind = "a nested tensor"
+        elif weight.layout is not torch.strided:
+            kind = f"a sparse tensor ({weight.layout})"
+        elif weight.is_quantized:
+            kind = "a quantised tensor"
+        elif weight.device.type != "cpu":
+            kind = f"a tensor without values (on the device {weight.device})"
+        elif weight.is_complex() or weight.is_neg():
+            kind = "a complex tensor, or a part of one"
+        if kind is not None:
+            raise InputError(f"{file}: its weight {name} is {kind}; save it as a plain tensor")
+        size += weight.numel() * weight.element_size()
+    if size > file.stat().st_size:
+        raise InputError(
+            f"{file}: its weights share their memory ({size} bytes in a file of {file.stat().st_size}); save each by "
+            f"itself"
+        )
+
+
+def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """What `encoder.pt` says of an encoder, from the settings and the weights in a training checkpoint."""
+    from raysweep import data
+
+    return {
+        "architecture": settings.get("encoder", "conv6"),
+        "channels": next(weight.shape[1] for weight in weights.values() if weight.ndim == 4),
+        "image_size": settings["image_size"] or data.native_size(settings["dataset"]),
+        "embedding_dim": settings["embedding_dim"],
+    }

@@ -1,0 +1,516 @@
+"""The results directory of a sweep: names, atomic files, trial status, checkpoints. The truth that everything reads.
+
+Ray, `--local` and the report all go through here; Ray's own state is never needed to go on and lies elsewhere.
+
+    DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
+    DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
+    DIR/NAME/TRIAL/attempt.json              which attempt, in which process
+    DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
+    DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
+    DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
+    DIR/NAME/TRIAL/result.json               written once, at the end
+    DIR/NAME/TRIAL/encoder.pt                the trained encoder
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+import socket
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from raysweep.errors import InputError
+from raysweep.results.bucket import Bucket
+from raysweep.results.credentials import is_uri, join
+from raysweep.results.mirror import Held, Mirror, Replaced, hold_bucket
+from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, propose, read, to_yaml
+from raysweep.system.files import (
+    check_held,
+    existing_ancestor,
+    holding,
+    irregular,
+    lies,
+    make_directory,
+    open_lock,
+    read_json,
+    set_aside,
+    try_lock,
+    write_atomically,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    pass
+from raysweep.results.attempts import hold_directory
+from raysweep.results.checkpoints import remove_checkpoints
+from raysweep.results.result import (
+    Count,
+    Damaged,
+    Plain,
+    Result,
+    brief,
+    check_settings,
+    describe_error,
+    make_result,
+    note_traceback,
+    read_attempt,
+    read_result,
+    set_result_aside,
+    write_result,
+)
+
+PROPOSALS = "proposals.json"
+TAKE_SECONDS = 10.0
+"""How long a name in a bucket is tried for while other processes try to take it."""
+PUSH_SECONDS = 60.0
+"""After how long a trial's events go into a bucket, where they do not go with a checkpoint before."""
+LONGEST_PROPOSALS = 2**27
+"""Bytes of `proposals.json` that are read: enough for 100,000 points."""
+STATE = ("attempt.json", "error.txt", "result.json")
+"""The files of a trial that say how it stands."""
+
+
+class ProposedPoint(BaseModel):
+    """One point in `proposals.json`."""
+
+    space: Count
+    values: dict[str, Plain]
+
+
+class ProposedPoints(BaseModel):
+    """The content of `proposals.json`."""
+
+    points: list[ProposedPoint]
+
+
+class Store:
+    """The results directory of one sweep.
+
+    Args:
+        place: a local path, or the URI of a directory in a bucket; then `root` is this machine's copy of it.
+        copies: keeps apart the copies of those who write the trials and those who only read.
+        others: what `create` takes where another process has made this one meanwhile.
+    """
+
+    def __init__(self, place: Path | str, copies: str = "sweeps", others: Iterable[Store] = ()) -> None:
+        self.others = others
+        self.bucket = Bucket(place) if isinstance(place, str) and is_uri(place) else None
+        self.root = Path(place).absolute() if self.bucket is None else self.bucket.copy(copies)
+        self.place = str(self.root if self.bucket is None else place)
+        self._mirror = None if self.bucket is None else Mirror(self.bucket, self.root)
+
+    @classmethod
+    def plan(cls, output: Path | str, name: str | None, default: str) -> Store:
+        """Choose the directory of a new sweep without making it.
+
+        Args:
+            output: the parent directory, which may not exist yet, or the URI of one in a bucket.
+            name: the wish of the user, refused if it exists; None takes `default` with the next free suffix.
+            default: the search space's own name.
+
+        Raises:
+            InputError: the name is none, exists already, or `output` is not a directory that can be written to.
+        """
+        if name is not None:
+            check_name(name, "--name")
+        if isinstance(output, str) and is_uri(output):
+            bucket = Bucket(output)
+            bucket.check(write=True)
+            there = bucket.names()
+            stores = (cls(join(output, chosen)) for chosen in candidates(name, default) if chosen not in there)
+        else:
+            check_writable(Path(output), locks=True)
+            paths = (Path(output) / chosen for chosen in candidates(name, default))
+            stores = (cls(path) for path in paths if not lies(path))
+        store = next(stores, None)
+        if store is None:
+            raise InputError(f"--name {name}: {output}/{name} exists; choose another name, or --resume it")
+        if store.bucket is not None:
+            check_writable(store.root, locks=True, option="RAYSWEEP_CACHE:")
+        store.others = stores
+        return store
+
+    @classmethod
+    def open(cls, place: Path | str, copies: str = "sweeps") -> tuple[Store, Sweep]:
+        """The sweep that lies there; raises InputError if none does, or its bucket cannot be reached."""
+        store = cls(place, copies)
+        if store.bucket is not None and store._mirror is not None:
+            store.bucket.check(write=False)
+            store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS))
+        path = store.root / "sweep.yaml"
+        if not path.is_file():
+            what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
+            raise InputError(f"{place}: no sweep lies there ({what})")
+        return store, store.proposed(build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
+
+    def create(self, sweep: Sweep, made_by: dict[str, Any]) -> Store:
+        """Make a new results directory and write `sweep.yaml`.
+
+        Returns:
+            The store that was made: this one, or the next of `others` where another process has made this one.
+
+        Raises:
+            InputError: all were made by others.
+        """
+        for store in itertools.chain([self], self.others):
+            if store._take(sweep, made_by):
+                return store
+        raise InputError(
+            f"{self.place}: another process has just made it; choose another name, or go on with it by --resume"
+        )
+
+    def _take(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
+        """Make the directory; returns False if another process made it before."""
+        if self.bucket is None:
+            return self._make(sweep, made_by)
+        end = time.monotonic() + TAKE_SECONDS
+        while True:
+            try:
+                with self.lock():
+                    if "sweep.yaml" in self.bucket.names():
+                        return False
+                    self._write(sweep, {"made_by": made_by})
+                    self.push()
+                    return True
+            except Held:  # by another process that makes it or, where two tried at the same moment, perhaps by none
+                if "sweep.yaml" in self.bucket.names() or time.monotonic() > end:
+                    return False
+            time.sleep(random.uniform(0.1, 1.0))
+
+    def _make(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
+        """`_take` on this machine. Leaves nothing behind where `sweep.yaml` cannot be written."""
+        made = [path for path in (self.root, *self.root.parents) if not lies(path)]
+        if not make_directory(self.root):
+            return False
+        try:
+            self._write(sweep, {"made_by": made_by})
+        except BaseException:
+            with suppress(OSError):  # others may have put something into a parent meanwhile
+                for path in made:
+                    path.rmdir()
+            raise
+        return True
+
+    def extend(self, sweep: Sweep, changed_by: dict[str, Any]) -> None:
+        """Write `sweep.yaml` anew for the sweep as it is from now on; what made and changed it before stays noted."""
+        made_by, *changes = self.history()
+        self._write(sweep, {"made_by": made_by, "changed_by": [*changes, changed_by]})
+        self.push()
+
+    def history(self) -> list[dict[str, Any]]:
+        """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
+        path = self.root / "sweep.yaml"
+        found = read(path)
+        changes = found.get("changed_by") or []
+        if not isinstance(changes, list):
+            raise InputError(f"{path}: changed_by: a list expected, not {changes!r}")
+        return [mapping(entry, f"{path}: made_by and changed_by") for entry in (found.get("made_by"), *changes)]
+
+    def recorded_datasets(self) -> dict[str, str]:
+        """The digests of the datasets that the sweep was made and changed with, by name; none before it is made."""
+        if not (self.root / "sweep.yaml").exists():
+            return {}
+        where = f"{self.root / 'sweep.yaml'}: datasets"
+        recorded = {
+            name: digest for each in self.history() for name, digest in mapping(each.get("datasets"), where).items()
+        }
+        for name, digest in recorded.items():
+            if not isinstance(digest, str):
+                raise InputError(f"{where}: {name}: a digest expected (text), not {digest!r}")
+        return recorded
+
+    def _write(self, sweep: Sweep, records: dict[str, Any]) -> None:
+        header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
+        text = to_yaml({**sweep.to_dict(), **records})
+        write_atomically(self.root / "sweep.yaml", (header + text).encode())
+
+    @contextmanager
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
+        """Hold the sweep for one driver. The lock dies with its process.
+
+        In a bucket, where others see that only after a while, it brings over how the trials stand.
+
+        Args:
+            wait: seconds in which others may let go of it, as those do that wanted its name for a new sweep.
+
+        Raises:
+            Held: another process holds it.
+            InputError: the file system cannot lock files.
+        """
+        end = time.monotonic() + wait
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._locked())
+                    break
+                except Held:
+                    if time.monotonic() >= end:
+                        raise
+                time.sleep(random.uniform(0.1, 0.5))
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self.bucket is not None:
+            self.root.mkdir(parents=True, exist_ok=True)
+        with open_lock(self.root / ".lock") as file:
+            if not try_lock(file, self.root):
+                raise Held(f"{self.place}: another process is running this sweep")
+            if self.bucket is None:
+                with holding(self.root, file):
+                    yield
+                return
+            # Who held the bucket's lock from this copy before is no more, as the file could be locked.
+            file.seek(0)
+            dead, own = file.read(), uuid.uuid4().hex
+            file.truncate(0)
+            file.write(own)
+            file.flush()
+            with hold_bucket(self.bucket / ".lock", own, dead):
+                self.pull()
+                yield
+
+    def present(self) -> bool:
+        """Whether the results directory is still there, and still the one that this process holds.
+
+        A directory in a bucket always is: the copy on this machine is made again where it is needed.
+        """
+        if self.bucket is not None:
+            return True
+        try:
+            check_held(self.root)
+            (self.root / "sweep.yaml").stat()
+        except OSError as fault:  # of a disk that does not answer, those tell who want to write to it
+            return fault.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+        return True
+
+    def pull(self, trial: str | None = None) -> None:
+        """Bring over from a bucket how this trial stands, or all of them, and the report.
+
+        To be called where no worker has the trial. Raises OSError if the bucket does not answer; for a single trial
+        that is a warning, and the copy on this machine stays as it is.
+        """
+        if self.bucket is not None and trial is not None:
+            try:
+                Mirror(self.bucket / trial, self.trial(trial)).pull(lambda name: name in STATE)
+            except OSError as fault:
+                warnings.warn(f"{trial}: {describe_error(fault)}", stacklevel=3)
+        elif self._mirror is not None:
+            self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
+
+    def pull_events(self) -> None:
+        """Bring over the event files of all trials from a bucket; raises OSError if it does not answer."""
+        if self._mirror is not None:
+            self._mirror.pull(lambda name: name.rpartition("/")[2].startswith("events.out.tfevents."))
+
+    def push(self) -> None:
+        """Bring `sweep.yaml` and the report into a bucket; raises OSError if it does not take them."""
+        if self._mirror is not None:
+            self._mirror.push(of_report)
+
+    @contextmanager
+    def at_work(self, name: str) -> Iterator[Callable[..., None]]:
+        """Hold a trial's directory to run the trial here: brought over from a bucket before, and back at the end.
+
+        Yields:
+            What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
+            take them: they are kept here until the trial is taken up again, and its `error.txt` says why. It raises
+            Replaced where another process has taken the trial up.
+
+        Raises:
+            FileNotFoundError: the sweep does not lie there, as on a node that joined without the shared mount, or it
+                was removed or renamed meanwhile.
+        """
+        absent = FileNotFoundError(
+            errno.ENOENT, f"{socket.gethostname()} does not see the sweep's sweep.yaml", str(self.root)
+        )
+        if not self.present():  # or what it writes would be lost
+            raise absent
+        with hold_directory(self.trial(name)):
+            if self.bucket is None:
+                try:
+                    yield lambda every=0.0: check_held(self.trial(name))
+                except OSError as fault:
+                    if not self.present():
+                        raise absent from fault
+                    raise
+                return
+            mirror = Mirror(self.bucket / name, self.trial(name))
+            try:
+                mirror.pull()
+                try:
+                    yield mirror.push
+                except Replaced:
+                    raise
+                except Exception:  # not SystemExit, by which Ray ends a stopped trial while the next one waits for it
+                    mirror.push()
+                    raise
+                mirror.push()
+            except Replaced:
+                raise
+            except OSError:
+                note_traceback(self.trial(name))
+                raise
+
+    @contextmanager
+    def recording(self, name: str) -> Iterator[Path]:
+        """A trial's directory, to record how the trial ended where its own process does not; a bucket gets it then.
+
+        Where that cannot be written it is a warning: the sweep goes on, and a resume runs the trial again.
+        """
+        try:
+            yield self.trial(name)
+            if self.bucket is not None:
+                Mirror(self.bucket / name, self.trial(name)).push(lambda each: each.endswith((".json", ".stopped")))
+        except OSError as fault:
+            if self.present():  # the command says once that all of it is gone
+                warnings.warn(f"{name}: how it ended cannot be recorded: {describe_error(fault)}", stacklevel=3)
+
+    def record_failure(self, trial: Trial, probe_digest: str, error: str) -> Result:
+        """Record that the trial's last attempt broke off, and why."""
+        directory = self.trial(trial.name)
+        result = make_result(
+            trial,
+            probe_digest,
+            directory,
+            status="failed",
+            error=error,
+            metrics={},
+            wall_s=0.0,
+            device="unknown",
+            warnings=[],
+        )
+        if self.present():
+            with self.recording(trial.name):
+                directory.mkdir(parents=True, exist_ok=True)
+                write_result(directory, result)
+        return result
+
+    def forget_checkpoints(self, name: str) -> None:
+        """Remove the checkpoints of a trial that will not go on, in a bucket too."""
+        remove_checkpoints(self.trial(name))
+        if self.bucket is not None:
+            there = self.bucket / name
+            for each in there.files():
+                if each.startswith("checkpoints/"):
+                    there.remove(each)
+
+    def trial(self, name: str) -> Path:
+        """The directory of a trial."""
+        return self.root / name
+
+    def result(self, name: str) -> Result | None:
+        """How the trial ended; None as long as it has not. Raises InputError if the file was damaged."""
+        return read_result(self.trial(name), name)
+
+    def proposals(self) -> list[Proposal]:
+        """The points that a searcher has proposed, in their order; raises InputError if the file was damaged."""
+        path = self.root / PROPOSALS
+        try:
+            content = ProposedPoints.model_validate(read_json(path, LONGEST_PROPOSALS))
+        except FileNotFoundError:
+            return []
+        except ValueError as fault:
+            raise InputError(
+                f"{path}: is damaged ({brief(fault)}); the sweep cannot go on without its points: put the file back, "
+                f"or start a new sweep"
+            ) from None
+        return [Proposal(point.space, point.values) for point in content.points]
+
+    def record_proposals(self, points: Sequence[Proposal]) -> None:
+        """Write down what was proposed, before any trial of it runs; raises OSError where that fails."""
+        write_json(self.root / PROPOSALS, {"points": [asdict(point) for point in points]})
+        if self.bucket is not None:
+            self.bucket.write(PROPOSALS, (self.root / PROPOSALS).read_bytes())
+
+    def proposed(self, sweep: Sweep) -> Sweep:
+        """The sweep with the trials of the points that its searcher has proposed so far; without one, as it is.
+
+        Raises:
+            InputError: a point is none of the sweep's, as after `sweep.yaml` was changed by hand.
+        """
+        for number, point in enumerate(self.proposals() if sweep.tune.searcher != "none" else []):
+            grown = propose(sweep, point)
+            if grown is None:
+                path = self.root / PROPOSALS
+                raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")
+            sweep = grown
+        return sweep
+
+    def check_begun(self, sweep: Sweep) -> None:
+        """Raises InputError if a trial was begun with settings other than the sweep now has."""
+        for trial in sweep.trials:
+            begun = read_attempt(self.trial(trial.name))
+            if begun is not None:
+                try:
+                    check_settings(begun.settings, trial.settings, str(self.trial(trial.name)))
+                except Damaged as fault:  # the file is written anew with the trial's next attempt
+                    warnings.warn(str(fault), stacklevel=2)
+
+    def set_damaged_aside(self, sweep: Sweep) -> None:
+        """Rename every damaged `result.json`, with a warning: its trial counts as one that has not finished."""
+        for trial in sweep.trials:
+            directory = self.trial(trial.name)
+            if lies(directory) and not directory.is_dir():
+                aside = set_aside(directory)
+                warnings.warn(f"{directory} was no directory and is now {aside.name}", stacklevel=2)
+            bucket = None if self.bucket is None else self.bucket / trial.name
+            set_result_aside(directory, trial.name, trial.settings, bucket)
+
+    def results(self, sweep: Sweep) -> list[Result]:
+        """The results there are, in the order of the trials; raises InputError if one is of other settings."""
+        results = []
+        for trial in sweep.trials:
+            result = self.result(trial.name)
+            if result is not None:
+                check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
+                results.append(result)
+        return results
+
+
+def candidates(name: str | None, default: str) -> Iterator[str]:
+    """The names that a new sweep may take: the one that was asked for, or the default with the next suffix."""
+    if name is not None:
+        yield name
+        return
+    yield default
+    yield from (f"{default}-{number}" for number in itertools.count(2))
+
+
+def of_report(name: str) -> bool:
+    """Whether a file of a sweep's directory is `sweep.yaml` or of the report."""
+    return "/" not in name or name.startswith("figures/")
+
+
+def check_writable(directory: Path, locks: bool = False, option: str = "--output") -> None:
+    """Check the place of a directory that is to be made, without making it.
+
+    Args:
+        directory: where it will be.
+        locks: whether files in it must be lockable.
+        option: how the user named it, for messages.
+
+    Raises:
+        InputError: nothing can be written to it, or to the nearest path above it that exists; or no file be locked.
+    """
+    existing = existing_ancestor(directory)
+    if not existing.is_dir():
+        raise InputError(f"{option} {directory}: {existing} is not a directory")
+    try:
+        # Trying is the only sure test: root passes os.access on a read-only mount.
+        with tempfile.TemporaryFile(dir=existing) as file:
+            if locks:
+                try_lock(file, existing)
+    except OSError as fault:
+        raise InputError(f"{option} {directory}: cannot write to {existing}: {fault.strerror}") from None

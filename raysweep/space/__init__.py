@@ -1,0 +1,28 @@
+"""A search-space file becomes a checked sweep, which is a list of trials. Needs neither torch nor Ray."""
+
+from raysweep.space.building import build
+from raysweep.space.checking import check_name
+from raysweep.space.expansion import canonical, draw, make_baseline, propose, shorten
+from raysweep.space.extension import extend
+from raysweep.space.model import Proposal, Resources, Sweep, Trial
+from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
+
+__all__ = [
+    "Proposal",
+    "Resources",
+    "Sweep",
+    "Trial",
+    "build",
+    "canonical",
+    "check_name",
+    "draw",
+    "extend",
+    "make_baseline",
+    "mapping",
+    "parse_assignments",
+    "parse_value",
+    "propose",
+    "read",
+    "shorten",
+    "to_yaml",
+]

@@ -1,0 +1,169 @@
+"""Build a checked sweep from a search space and the settings of the command line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from raysweep.config import (
+    SETTINGS,
+    Settings,
+    about,
+    check_model,
+    is_number,
+    make_settings,
+    suggest,
+)
+from raysweep.errors import InputError
+from raysweep.space.checking import (
+    check_meant,
+    check_metric,
+    check_name,
+    check_scheduler,
+    check_searcher,
+    check_workers,
+)
+from raysweep.space.expansion import expand
+from raysweep.space.model import Resources, Sweep, Tune
+from raysweep.space.reading import mapping
+
+EXAMPLES = 100
+"""Points drawn to check a search space by, of which a searcher will propose the points."""
+DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
+RECORDS = ("made_by", "changed_by")
+"""What a results directory's `sweep.yaml` has beside the search space."""
+
+
+def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
+    """Check a search space and expand it.
+
+    Args:
+        raw: the file's content.
+        overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        where: opens every message.
+
+    Raises:
+        InputError: one line that names the key, what was given and what is valid.
+    """
+    valid = ("name", "base", "search", "baseline", "tune", "resources", *RECORDS)
+    for key in raw:
+        if key not in valid:
+            hint = (
+                f"; it is a setting: put it under base or search, as 'base: {{{key}: ...}}'" if key in SETTINGS else ""
+            )
+            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[: -len(RECORDS)])}")
+    name = raw.get("name", "sweep")
+    check_name(name, f"{where}: name")
+    base = mapping(raw.get("base"), f"{where}: base")
+    spaces = [dict(space) for space in subspaces(raw.get("search"), f"{where}: search")]
+    sections = {
+        "tune": mapping(raw.get("tune"), f"{where}: tune"),
+        "resources": mapping(raw.get("resources"), f"{where}: resources"),
+    }
+    baseline = raw.get("baseline", False)
+
+    for key, value in overrides.items():
+        section, dot, rest = key.partition(".")
+        if key == "baseline":
+            baseline = value
+        elif dot and section in sections:
+            sections[section][rest] = value
+        elif key not in SETTINGS:
+            hint = "; a sweep is named by --name" if key == "name" else suggest(key, SETTINGS)
+            raise InputError(f"--set {key}: unknown setting{hint}")
+        elif isinstance(value, list):
+            base.pop(key, None)
+            for space in spaces:
+                space[key] = {"grid": value}
+        else:
+            base[key] = value
+            for space in spaces:
+                space.pop(key, None)
+
+    if not isinstance(baseline, bool):
+        raise InputError(f"{where}: baseline: must be true or false, not {baseline!r}")
+    for key, value in base.items():
+        if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
+            raise InputError(f"{where}: base.{key}: one value expected; to sweep it, write it under search")
+    tune = check_model(Tune, sections["tune"], f"{where}: tune")
+    resources = check_model(Resources, sections["resources"], f"{where}: resources")
+    is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
+    if is_layerwise and not any("per_layer" in space for space in (base, *spaces)):
+        base["per_layer"] = True  # for all trials, so that they and the random encoder are measured alike
+    resolved = make_settings(base, f"{where}: base" if raw.get("base") else where)
+    search = tuple(
+        {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
+        for space in spaces
+    )
+    if tune.searcher != "none":
+        check_searcher(tune, search, where)
+    samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
+    examples = tuple(expand(resolved, search, samples, baseline, where))
+    changed = [key for key in base if getattr(resolved, key) != Settings.model_fields[key].default]
+    check_meant([*overrides, *changed], examples, where)
+    check_workers(resources, examples, where)
+    trials = examples
+    if tune.searcher != "none":  # a random encoder that all its points share is no question of what it proposes
+        baselines = [trial for trial in examples if trial.baseline]
+        trials = tuple(baselines) if len({trial.point for trial in baselines}) == 1 else ()
+    sweep = Sweep(name, base, search, baseline, tune, resources, trials, examples)
+    check_metric(sweep, where)
+    check_scheduler(sweep, where)
+    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples)
+    if tune.collapse_stop is not None and not watched:
+        raise InputError(f"{where}: tune.collapse_stop: nothing is evaluated while pretraining (probe_every: 0)")
+    return sweep
+
+
+def listed(spec: Any) -> list[Any]:
+    """The values that an unchecked entry of `search` or `base` lists."""
+    if isinstance(spec, dict):
+        spec = next(iter(spec.values()), None)
+    return spec if isinstance(spec, list) else [spec]
+
+
+def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
+    """The sub-spaces of `search`: a mapping is the only one of them, nothing is one without settings."""
+    if isinstance(value, list):
+        if not value:
+            raise InputError(f"{where}: the list of sub-spaces is empty")
+        return [mapping(space, f"{where}[{number}]") for number, space in enumerate(value)]
+    return [mapping(value, where)]
+
+
+def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict[str, Any]:
+    """One entry of `search`, checked: `{distribution: values}`; a plain list is a grid, a plain value a grid of one."""
+    if name not in SETTINGS:
+        raise InputError(f"{where}: unknown setting{suggest(name, SETTINGS)}")
+    if not about(name).search:
+        raise InputError(f"{where}: {name} cannot be swept (it changes no score); put it under base")
+    if not isinstance(spec, dict):
+        spec = {"grid": spec if isinstance(spec, list) else [spec]}
+    if len(spec) != 1:
+        raise InputError(f"{where}: give one of {', '.join(DISTRIBUTIONS)}, such as {{grid: [1, 2, 3]}}")
+    how, values = next(iter(spec.items()))
+    if how not in DISTRIBUTIONS:
+        raise InputError(f"{where}: unknown distribution {how!r}{suggest(how, DISTRIBUTIONS)}")
+    if not isinstance(values, list):
+        raise InputError(f"{where}: {how}: a list expected, not {values!r}")
+
+    checked = [getattr(make_settings({**base.model_dump(), name: value}, where), name) for value in values]
+    if how in ("grid", "choice"):
+        if not checked:
+            raise InputError(f"{where}: {how}: the list is empty")
+        twice = [value for value, count in Counter(checked).items() if count > 1]
+        if twice:
+            raise InputError(f"{where}: {how}: {twice[0]!r} stands there twice, however it is written")
+        return {how: checked}
+    if len(checked) != 2 or None in checked or not is_number(name):
+        raise InputError(f"{where}: {how}: needs a number setting and two bounds [low, high]")
+    if checked[0] >= checked[1]:
+        raise InputError(f"{where}: {how}: low must be below high, not [{checked[0]}, {checked[1]}]")
+    whole = isinstance(checked[0], int)
+    if whole != (how == "randint"):
+        raise InputError(f"{where}: {how}: {name} is {'a whole' if whole else 'a real'} number; use "
+                         f"{'randint' if whole else 'uniform or loguniform'}")  # fmt: skip
+    if how == "loguniform" and checked[0] <= 0:
+        raise InputError(f"{where}: loguniform: low must be above 0, not {checked[0]}")
+    return {how: checked}

@@ -1,0 +1,181 @@
+"""What must hold between the settings of a sweep."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from raysweep.config import (
+    CHOICES,
+    METHOD_EFFECTS,
+    ONLINE,
+    SETTINGS,
+    about,
+    has_effect,
+    has_metric,
+    shown,
+    suggest,
+)
+from raysweep.errors import InputError
+from raysweep.space.expansion import MAX_TRIALS, distinct
+from raysweep.space.model import Resources, Sweep, Trial, Tune
+from raysweep.space.reading import kind
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> None:
+    """Raises InputError if a trial cannot be divided among its workers."""
+    if resources.workers == 1:
+        return
+    if resources.gpu != int(resources.gpu):
+        raise InputError(
+            f"{where}: resources.gpu: {resources.gpu:g} for each of {resources.workers} workers: these need whole GPUs"
+        )
+    for trial in trials:
+        settings = trial.settings
+        if settings.encoder == "resnet18" and settings.usl_epochs and not resources.gpu:
+            raise InputError(
+                f"{where}: resources.workers: resnet18 has batch norm, which PyTorch synchronises between GPUs only; "
+                f"use workers: 1, or gpu: 1"
+            )
+        if settings.batch_size < resources.workers:
+            raise InputError(
+                f"{where}: resources.workers: batch_size {settings.batch_size} cannot be divided among "
+                f"{resources.workers} workers"
+            )
+
+
+def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:
+    """Raises InputError for a loss's setting that was given, but that no trial's method reads."""
+    pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
+    for name in given:
+        of_a_method = name in SETTINGS and about(name).effect in METHOD_EFFECTS
+        if of_a_method and pretrained and not any(has_effect(name, settings) for settings in pretrained):
+            raise InputError(
+                f"{where}: {name}: has no effect in any trial (usl_type: {pretrained[0].usl_type}); it needs "
+                f"{about(name).effect.words.replace('`', '')}"
+            )
+
+
+def check_name(name: object, where: str) -> None:
+    """A sweep's name is one plain directory name."""
+    if name is None or isinstance(name, (bool, int, float, datetime.date)):
+        given = "nothing" if name is None else f"{kind(name)} ({shown(name)})"
+        raise InputError(f'{where}: must be text, not {given}; put it in quotes, such as name: "12"')
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(f"{where}: {name!r} cannot name a directory: use letters, digits, '-', '_' and '.', no '/'")
+
+
+def check_metric(sweep: Sweep, where: str) -> None:
+    """The metric to choose by is one that every trial has, and none that has seen the test split."""
+    metric = sweep.tune.metric
+    if metric is None:
+        if sweep.tune.mode == "min":
+            raise InputError(f"{where}: tune.mode: min needs a tune.metric of which less is better")
+        if sweep.metric is None and sweep.tune.searcher != "none":
+            raise InputError(
+                f"{where}: tune.searcher: {sweep.tune.searcher} chooses by validation images, and val_fraction is 0; "
+                "set it above 0"
+            )
+        return
+    if metric not in CHOICES:
+        reason = " (test images are not for choosing)" if "test" in metric or metric.startswith("kmeans/") else ""
+        hint = suggest(metric.replace("test", "val"), CHOICES)
+        raise InputError(f"{where}: tune.metric: {metric!r} cannot be chosen by{reason}{hint}")
+    for trial in sweep.examples:
+        if not trial.baseline and not has_metric(metric, trial.settings):
+            of = trial.settings
+            raise InputError(
+                f"{where}: tune.metric: {trial.name} does not report {metric!r} (usl_type: {of.usl_type}, usl_epochs: "
+                f"{of.usl_epochs}, probe_every: {of.probe_every}, val_fraction: {of.val_fraction:g}, per_layer: "
+                f"{of.per_layer}, encoder: {of.encoder})"
+            )
+
+
+def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ...], where: str) -> None:
+    """Raises InputError where a searcher has nothing to search, or could not compare what it finds."""
+    who = f"tune.searcher: {tune.searcher}"
+    if tune.num_samples == 1:
+        raise InputError(f"{where}: {who} learns from point to point: say how many by tune.num_samples, above 1")
+    seeds = [space.get("seed", {"grid": []}) for space in search]
+    if any("grid" not in spec for spec in seeds) or any(spec != seeds[0] for spec in seeds):
+        raise InputError(f"{where}: {who} scores a point by its mean over seeds: give one grid of seeds for all points")
+    for space in search:
+        for name, spec in space.items():
+            if name != "seed" and len(spec.get("grid", [])) > 1:
+                raise InputError(
+                    f"{where}: search.{name}: a grid is run as a whole, but {who} chooses; write {{choice: "
+                    f"{spec['grid']}}}, or a range"
+                )
+    check_comparable(search, who, where)
+    points = sum(math.prod(distinct(spec) for name, spec in space.items() if name != "seed") for space in search)
+    if points < tune.num_samples:
+        raise InputError(
+            f"{where}: {who} cannot propose tune.num_samples: {tune.num_samples} points of the {points} there are; "
+            "search a range (uniform, loguniform, randint) or more choices, or run them all as a grid"
+        )
+    trials = tune.num_samples * len(seeds[0]["grid"] or [0])
+    if trials > MAX_TRIALS:
+        raise InputError(f"{where}: search: {trials} trials; at most {MAX_TRIALS} in one sweep")
+
+
+def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: str, where: str) -> None:
+    """Raises InputError where points would be compared that are not evaluated alike."""
+    for name in dict.fromkeys(name for space in search for name in space):
+        values = {repr(space.get(name)) for space in search}
+        varies = len(values) > 1 or any(distinct(space[name]) > 1 for space in search)
+        if varies and (about(name).protocol or name in ("dataset", "image_size")):
+            raise InputError(
+                f"{where}: search.{name}: {who} compares scores, and those of different {name} are not comparable; "
+                "leave one of the two out"
+            )
+
+
+def check_scheduler(sweep: Sweep, where: str) -> None:
+    """Raises InputError where a scheduler could stop nothing, or would compare what is not comparable."""
+    tune, who = sweep.tune, f"tune.scheduler: {sweep.tune.scheduler}"
+    for name, scheduler in (("grace_epochs", ("asha", "median")), ("reduction_factor", ("asha",))):
+        if getattr(tune, name) != Tune.model_fields[name].default and tune.scheduler not in scheduler:
+            raise InputError(f"{where}: tune.{name}: has no effect with {who}; it needs {' or '.join(scheduler)}")
+    if tune.scheduler == "fifo":
+        return
+    pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs]
+    if not pretrained:
+        raise InputError(f"{where}: {who} stops trials while they pretrain, and with usl_epochs: 0 none does")
+    metric, of = sweep.stop_metric, pretrained[0].settings
+    if metric not in ONLINE:
+        raise InputError(
+            f"{where}: {who} needs a tune.metric that is reported while pretraining, and {metric!r} is not; leave it "
+            f"out (online/knn_val_accuracy), or valid: {', '.join(ONLINE)}"
+        )
+    if not of.probe_every:
+        raise InputError(
+            f"{where}: {who} goes by what is evaluated while pretraining; probe_every: 0 evaluates nothing"
+        )
+    lacks = next((trial for trial in pretrained if not has_metric(metric, trial.settings)), None)
+    if lacks is not None:
+        raise InputError(
+            f"{where}: {who} goes by {metric}, which {lacks.name} does not report (usl_type: {lacks.settings.usl_type}"
+            f", val_fraction: {lacks.settings.val_fraction:g})"
+        )
+    check_comparable(sweep.search, who, where)
+    # Layer by layer, the same epoch is another stage where the stages are not equally long.
+    schedules = {
+        (trial.settings.layerwise, trial.settings.usl_epochs if trial.settings.layerwise == "greedy" else None)
+        for trial in pretrained
+    }
+    if len(schedules) > 1:
+        raise InputError(
+            f"{where}: {who} compares trials after equally many epochs, which mean different things layer by layer; "
+            "sweep one layerwise alone, greedy with one usl_epochs"
+        )
+    first = math.ceil(sweep.grace_epochs / of.probe_every) * of.probe_every
+    if first >= sweep.longest:
+        raise InputError(
+            f"{where}: {who} could stop nothing: the first evaluation after grace_epochs: {sweep.grace_epochs} is at "
+            f"epoch {min(first, sweep.longest)} of {sweep.longest}; lower probe_every: {of.probe_every} or grace_epochs"
+        )

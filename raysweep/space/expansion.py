@@ -1,0 +1,181 @@
+"""From a search space to its trials: grids, draws, names, and the random baseline."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from raysweep.config import (
+    SETTINGS,
+    Settings,
+    about,
+    has_effect,
+    make_settings,
+)
+from raysweep.errors import InputError
+from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial
+
+MAX_TRIALS = 100_000
+MAX_NAME = 160  # characters; file systems stop at 255 bytes, and a checkpoint's path needs some of them
+
+
+def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
+    """A sweep with one more point: its trials, seed by seed, and the baselines that are new with it.
+
+    None where the point adds nothing: it is none of the search space, it was proposed before, or one of its
+    settings has no effect in it.
+    """
+    if not 0 <= point.space < len(sweep.search):
+        return None
+    searched = {name: spec for name, spec in sweep.search[point.space].items() if name != "seed"}
+    if set(point.values) != set(searched) or not all(holds(searched[n], v) for n, v in point.values.items()):
+        return None
+    base = make_settings(sweep.base, sweep.name)
+    values = {name: point.values[name] for name in searched}
+    try:
+        new = [make_trial(base, {**values, "seed": seed}, sweep.name) for seed in sweep.seeds]
+    except InputError:
+        return None
+    if new[0].point in sweep.proposed:
+        return None
+    baselines = [trial for trial in sweep.trials if trial.baseline]
+    if sweep.baseline:
+        baselines = list(dict.fromkeys([*baselines, *map(make_baseline, new)]))
+    points = [trial for trial in sweep.trials if not trial.baseline]
+    return replace(sweep, trials=(*baselines, *points, *new))
+
+
+def holds(spec: Mapping[str, Any], value: Any) -> bool:
+    """Whether an entry of `search` has the value."""
+    how, values = next(iter(spec.items()))
+    if how in ("grid", "choice"):
+        return value in values
+    if isinstance(value, bool) or not isinstance(value, int if how == "randint" else float):
+        return False
+    return bool(values[0] <= value <= values[1]) and (how != "randint" or value < values[1])
+
+
+def distinct(spec: Mapping[str, Any]) -> float:
+    """How many values an entry of `search` has."""
+    how, values = next(iter(spec.items()))
+    if how in ("grid", "choice"):
+        return len(values)
+    return values[1] - values[0] if how == "randint" else math.inf
+
+
+def draw(name: str, how: str, values: list[Any], sample: int) -> Any:
+    """The `sample`-th draw of a setting: fixed by its name and number alone.
+
+    So all points of a grid share their draws, all seeds do, and more samples extend a sweep instead of changing it.
+    """
+    source = random.Random(f"{name}/{sample}")
+    if how == "choice":
+        return source.choice(values)
+    low, high = values
+    if how == "randint":
+        return source.randrange(low, high)
+    if how == "uniform":
+        return source.uniform(low, high)
+    return min(max(math.exp(source.uniform(math.log(low), math.log(high))), low), high)
+
+
+def expand(
+    base: Settings, search: tuple[Mapping[str, Mapping[str, Any]], ...], samples: int, baseline: bool, where: str
+) -> Iterator[Trial]:
+    """All trials: the baseline first, then point by point, the seeds of a point side by side.
+
+    A trial that several sub-spaces name counts once.
+    """
+    trials: list[Trial] = []
+    seen: dict[Settings, str] = {}  # by what is computed: settings without effect do not tell trials apart
+    if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
+        raise InputError(f"{where}: tune.num_samples: {samples} has no effect: nothing is drawn at random")
+    grids = [[len(spec["grid"]) for spec in space.values() if "grid" in spec] for space in search]
+    count = sum(
+        math.prod(of) * (samples if len(of) < len(space) else 1) for of, space in zip(grids, search, strict=True)
+    )
+    if count > MAX_TRIALS:
+        raise InputError(f"{where}: search: {count} trials; at most {MAX_TRIALS} in one sweep")
+    for space in search:
+        names = sorted(space, key=lambda name: name == "seed")  # the seed last
+        random_ones = any("grid" not in space[name] for name in names)
+        for sample in range(samples if random_ones else 1):
+            axes = []
+            for name in names:
+                how, values = next(iter(space[name].items()))
+                axes.append(values if how == "grid" else [draw(name, how, values, sample)])
+            for combination in itertools.product(*axes):
+                varied = dict(zip(names, combination, strict=True))
+                trial = make_trial(base, varied, where)
+                key = canonical(trial.settings)
+                if seen.get(key) == trial.name:  # a choice drawn again, or sub-spaces that overlap
+                    continue
+                if key in seen:
+                    raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
+                seen[key] = trial.name
+                trials.append(trial)
+    if baseline:
+        for random_one in dict.fromkeys(make_baseline(trial) for trial in trials):
+            if random_one.settings in seen:
+                same = seen[random_one.settings]
+                raise InputError(f"{where}: search: {same} is what baseline: true adds; leave one of the two out")
+            yield random_one
+    yield from trials
+
+
+def canonical(settings: Settings) -> Settings:
+    """The settings with every one that has no effect at its default: equal for experiments that compute the same."""
+    plain = Settings().model_dump()
+    update = {name: plain[name] for name in SETTINGS if not has_effect(name, settings)}
+    return settings.model_copy(update={**update, "probe_dataset": settings.probes})
+
+
+def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
+    """The trial with `varied` over `base`; every searched setting must have an effect in it."""
+    settings = make_settings({**base.model_dump(), **varied}, where)
+    varied = {**{name: value for name, value in varied.items() if name != "seed"}, "seed": settings.seed}
+    for name in varied:
+        if not has_effect(name, settings):
+            needs = "usl_epochs > 0" if not settings.usl_epochs else about(name).effect.words.replace("`", "")
+            raise InputError(
+                f"{where}: search.{name}: has no effect in {trial_name(varied)} (usl_type: {settings.usl_type}, "
+                f"usl_epochs: {settings.usl_epochs}); it needs {needs}: give such points a sub-space of their own"
+            )
+    return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
+
+
+def make_baseline(trial: Trial) -> Trial:
+    """The random encoder under the trial's evaluation: pretraining left out, and what varies only there with it."""
+    settings = trial.settings.model_copy(update={"usl_epochs": 0})
+    kept = [name for name in SETTINGS if name in trial.varied and name != "usl_epochs" and has_effect(name, settings)]
+    varied = {name: trial.varied[name] for name in kept}
+    settings = canonical(settings)
+    rest = {name: value for name, value in varied.items() if name != "seed"}
+    point = ",".join(["random", *([point_name(rest)] if rest else [])])
+    name = shorten(f"{point},seed={settings.seed}")
+    return Trial(name, shorten(point), settings, FrozenDict(varied), baseline=True)
+
+
+def trial_name(varied: Mapping[str, Any]) -> str:
+    """`alpha=1e-05,seed=0`: floats as `repr` has them, exact; unsafe characters percent-encoded; long names hashed."""
+    # A path whose bytes are no text holds surrogates.
+    values = {name: quote(str(value), safe="+", errors="surrogatepass") for name, value in varied.items()}
+    return shorten(",".join(f"{name}={value}" for name, value in values.items()))
+
+
+def point_name(varied: Mapping[str, Any]) -> str:
+    """The same without the seed; `default` where nothing else varies."""
+    return trial_name({name: value for name, value in varied.items() if name != "seed"}) or "default"
+
+
+def shorten(name: str) -> str:
+    """A name too long for a file system keeps its start and a hash of the whole."""
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME - 20]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -1,0 +1,89 @@
+"""Extend an existing sweep by new points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from raysweep.config import (
+    SETTINGS,
+    about,
+    make_settings,
+)
+from raysweep.errors import InputError
+from raysweep.space.building import build
+from raysweep.space.expansion import draw, expand
+from raysweep.space.model import Sweep
+
+
+def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
+    """A sweep with the points that another one adds to it.
+
+    The trials are those of `by`, in its order, then those that it no longer names; a baseline stays. Settings that
+    change no score, `tune` and `resources` are as `by` has them.
+
+    Args:
+        sweep: the one that was begun.
+        by: the one that is asked for now.
+        where: opens every message.
+
+    Raises:
+        InputError: a setting changed, or moved between `base` and `search`, so that the trials would not be one sweep.
+    """
+    was, now = make_settings(sweep.base, where), make_settings(by.base, where)
+    begun, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
+    base = now.model_dump()
+    for name in SETTINGS:
+        if not about(name).search:
+            continue
+        before, after = [name in space for space in begun], [name in space for space in search]
+        if all(before) and not any(after):
+            raise InputError(
+                f"{where}: {name}: is no longer under search, as it was when the sweep was begun; keep it there, as "
+                f"'{name}: {{grid: [{getattr(now, name)}]}}', or start a new sweep"
+            )
+        if all(after) and not any(before):
+            raise InputError(
+                f"{where}: {name}: is under search now, but when the sweep was begun it was {getattr(was, name)!r} for "
+                f"all trials, and their names do not say it; start a new sweep"
+            )
+        if not all(before):  # where every sub-space searches it, what base says is never read
+            base[name] = getattr(was, name)
+            if not all(after) and base[name] != getattr(now, name):
+                raise InputError(
+                    f"{where}: {name}: is {getattr(now, name)!r}, but the sweep was begun with {base[name]!r}; start a "
+                    f"new sweep for other settings"
+                )
+    if sweep.tune.searcher != "none" or by.tune.searcher != "none":
+        # Its points lie in the results directory, and each counts by its sub-space.
+        for name, before_, after_ in (
+            ("tune.searcher", sweep.tune.searcher, by.tune.searcher),
+            ("search", sweep.to_dict()["search"], by.to_dict()["search"]),
+        ):
+            if before_ != after_:
+                raise InputError(f"{where}: {name}: a sweep whose points are proposed keeps it; start a new sweep")
+        search = list(by.search)
+    named = {trial.name for trial in by.trials}
+    for space in begun if by.tune.searcher == "none" else ():
+        if any(trial.name not in named for trial in expand(was, (space,), 1, False, where)):
+            search.append(space)
+    baseline = sweep.baseline or by.baseline
+    raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": baseline}
+    return build(raw, {}, where)
+
+
+def with_seed(spaces: Iterable[Mapping[str, Mapping[str, Any]]], seed: int) -> list[Mapping[str, Mapping[str, Any]]]:
+    """The sub-spaces, each saying the seed, which every trial's name says: so it may move in and out of `base`."""
+    return [space if "seed" in space else {**space, "seed": {"grid": [seed]}} for space in spaces]
+
+
+def drawn(sweep: Sweep) -> Iterator[Mapping[str, Mapping[str, Any]]]:
+    """The sub-spaces as grids alone: one with settings that are drawn at random gives one for each draw."""
+    for space in sweep.search:
+        random_ones = any("grid" not in spec for spec in space.values())
+        for sample in range(sweep.tune.num_samples if random_ones else 1):
+            specs = {name: next(iter(spec.items())) for name, spec in space.items()}
+            yield {
+                name: {"grid": values if how == "grid" else [draw(name, how, values, sample)]}
+                for name, (how, values) in specs.items()
+            }

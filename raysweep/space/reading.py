@@ -1,0 +1,200 @@
+"""Read a search-space file, and the values on the command line, as strict YAML."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raysweep.config import (
+    NUMBER,
+    SETTINGS,
+    WHOLE_NUMBER,
+    Settings,
+    about,
+    is_number,
+    read_number,
+)
+from raysweep.errors import InputError
+
+MAX_TEXT = 2**22  # characters of a search-space file, aliases written out; a list of 100,000 seeds has 10**6
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The search-space file at `path` as plain data; raises InputError if it is no file, no text or no YAML."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; give a search-space file (YAML)")
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_TEXT + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not a text file; give a search-space file (YAML)") from None
+    except OSError as fault:
+        raise InputError(f"{path}: cannot be read: {fault.strerror}") from None
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{path}: is no search-space file: it has more than {MAX_TEXT} characters")
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: must be a mapping such as 'base: ...' and 'search: ...', not {kind(raw)}")
+    return raw
+
+
+WHOLE_TAG, REAL_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+NUMBER_TAGS = (
+    (WHOLE_TAG, re.compile(rf"(?:{WHOLE_NUMBER.pattern})\Z"), "+-0123456789"),
+    (REAL_TAG, re.compile(rf"(?:{NUMBER.pattern}|[+-]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"), "+-.0123456789"),
+)
+"""What is a number, and the characters that it can begin with."""
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, made stricter.
+
+    It refuses a key that stands twice (PyYAML takes the last one) and aliases that would fill the memory. Numbers
+    are decimal: PyYAML, which follows YAML 1.1, reads `010` as 8, `1:30` as 90 and `1e-5` as text.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document; refused where it is endless, or too long, with every alias written out."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            written_out(root, {})
+        return root
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number, also one that is marked as such (`!!int 0x10`) but is not decimal, which is refused."""
+        text = str(self.construct_scalar(node))
+        if text.lower().lstrip("+-") in (".inf", ".nan"):
+            return float(text.replace(".", ""))
+        try:
+            return read_number(text)
+        except ValueError as fault:
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} {fault}", node.start_mark) from None
+
+    def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> datetime.date:
+        """A date or a time; one that no calendar has, such as 2024-02-30, is refused with its place."""
+        try:
+            date: datetime.date = super().construct_yaml_timestamp(node)
+        except ValueError as fault:
+            problem = f"{node.value!r} is no date ({fault}); put it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        return date
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The mapping of `node`; a key that stands in it twice is an error."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also puts text in quotes that only `Loader` would read as a number, such as `009`."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (WHOLE_TAG, REAL_TAG)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for tag, pattern, first in NUMBER_TAGS:
+    Loader.add_implicit_resolver(tag, pattern, list(first))
+    Loader.add_constructor(tag, Loader.construct_number)
+    Dumper.add_implicit_resolver(tag, pattern, list(first))
+Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_timestamp)
+
+
+def to_yaml(content: Mapping[str, Any], ascii_only: bool = False) -> str:
+    """Plain data as YAML that `read` gives back exactly; with `ascii_only`, other characters are escaped."""
+    text: str = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=not ascii_only)
+    return text
+
+
+def written_out(node: yaml.Node, lengths: dict[int, int]) -> int:
+    """Characters and nodes of `node` were every alias in it written out; raises where they are too many, or endless.
+
+    `lengths` keeps what is known, so that a node is counted once, however many aliases stand for it; 0 while counting.
+    """
+    if lengths.get(id(node)) == 0:
+        raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", node.start_mark)
+    if id(node) not in lengths:
+        lengths[id(node)] = 0
+        if isinstance(node, yaml.ScalarNode):
+            total = 1 + len(node.value)
+        else:
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = itertools.chain.from_iterable(node.value) if pairs else node.value
+            total = 1 + sum(written_out(part, lengths) for part in parts)
+        if total > 2 * MAX_TEXT:
+            raise yaml.constructor.ConstructorError(None, None, "aliases that stand for too much", node.start_mark)
+        lengths[id(node)] = total
+    return lengths[id(node)]
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """`text` as YAML; raises InputError with line and column."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as fault:
+        mark = fault.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{where}: not valid YAML{place}: {fault.problem}") from None
+    except Exception as fault:  # what PyYAML's constructors raise for `!!bool maybe` and the like is anything
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise InputError(f"{where}: not valid YAML: {reason}") from None
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["alpha=0.1", "seed=[0,1]"]` as `{"alpha": 0.1, "seed": [0, 1]}`."""
+    texts: dict[str, str] = {}
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        name = name.strip()
+        if not sign or not name:
+            raise InputError(f"--set {assignment}: expected NAME=VALUE, such as alpha=0.1 or seed=[0,1,2]")
+        if name in texts:
+            raise InputError(f"--set {name} is given twice, as {texts[name]!r} and {text!r}; give it once")
+        texts[name] = text
+    return {name: parse_value(name, text, f"--set {name}") for name, text in texts.items()}
+
+
+def parse_value(name: str, text: str, where: str) -> Any:
+    """What the text given for a setting on the command line means: YAML, or the text itself where text is expected.
+
+    `folder:/a #1` would be a mapping or lose its comment as YAML. Nothing at all, as from a shell variable that is not
+    set, raises InputError: it would count as none.
+    """
+    if not text.strip():
+        raise InputError(f"{where}: the value is empty")
+    expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation is not bool
+    is_yaml = text.lstrip().startswith(("[", "{") if name in SETTINGS and about(name).composed else "[")
+    return parse_yaml(text, where) if is_yaml or not expects_text else text
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """`value` as a mapping with string keys; nothing is the empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: must be a mapping 'name: value', not {kind(value)}")
+    for key in value:
+        if not isinstance(key, str):
+            raise InputError(f"{where}: the key {key!r} is not a name")
+    return dict(value)
+
+
+def kind(value: object) -> str:
+    """The YAML word for what `value` is."""
+    words = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    words |= {datetime.date: "a date", datetime.datetime: "a time"}
+    return "nothing" if value is None else words.get(type(value), type(value).__name__)

@@ -1,0 +1,1 @@
+"""The pretraining loop, its state, its optimiser, and its processes."""

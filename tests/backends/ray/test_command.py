@@ -1,0 +1,248 @@
+"""The real command on a real Ray: results, resumption, killed workers, Ctrl-C."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from tests.support.cluster import wait_for
+from tests.support.commands import (
+    GRID,
+    LONG,
+    QUICK,
+    ROOT,
+    STEPS,
+    TRIALS,
+    alone,
+    begun,
+    checkpoints,
+    command,
+    here,
+    interrupt,
+    result,
+    scores,
+    start,
+)
+
+
+@pytest.fixture(scope="module")
+def alpha(tmp_path_factory):
+    """A small α sweep on Ray: its completed process and its directory."""
+    folder = tmp_path_factory.mktemp("alpha")
+    return command(*GRID, cwd=folder), folder / "runs" / "alpha"
+
+
+def test_every_trial_finishes_in_a_directory_of_its_own(alpha):
+    done, root = alpha
+    assert done.returncode == 0, done.stderr
+    for name in TRIALS:
+        assert result(root, name)["status"] == "finished"
+        assert sorted(path.name for path in (root / name).iterdir()) == [
+            "attempt.json",
+            "encoder.pt",
+            "events.out.tfevents.0001.raysweep",
+            "projector",
+            "projector_config.pbtxt",
+            "result.json",
+        ]
+
+
+def test_tables_and_figure_are_written(alpha):
+    _, root = alpha
+    with open(root / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == TRIALS
+    assert [row["alpha"] for row in rows] == ["", "", "1e-05", "1e-05", "1.0", "1.0"]
+    for row in rows:
+        assert row["status"] == "finished"
+        assert float(row["linear/test_accuracy"]) == result(root, row["trial"])["metrics"]["linear/test_accuracy"]
+    assert len({row["fingerprint"] for row in rows}) == 1
+    with open(root / "summary.csv") as file:
+        points = list(csv.DictReader(file))
+    assert [(row["point"], row["n"]) for row in points] == [("random", "2"), ("alpha=1e-05", "2"), ("alpha=1.0", "2")]
+    assert "Difference from the random encoder" in (root / "summary.md").read_text()
+    assert Image.open(root / "figures" / "alpha.png").size[0] > 500
+
+
+def test_what_is_shown_is_progress_and_results_and_no_chatter(alpha):
+    done, _ = alpha
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert "6 trials, " in lines[0]
+    last = next(line for line in lines if line.startswith("[6/6] "))
+    assert "0 running, 0 waiting, ETA 0 s; best so far: alpha=" in last
+    assert "TensorBoard tensorboard --logdir runs/alpha" in lines
+    assert not [line for line in lines if "(pid=" in line or "WARNING" in line or "INFO" in line]
+
+
+def test_workers_are_reused(alpha):
+    _, root = alpha
+    pids = [json.loads((root / name / "attempt.json").read_text())["pid"] for name in TRIALS]
+    assert len(set(pids)) <= 3 < len(pids)
+
+
+def test_tensorboard_reads_curves_images_and_hyperparameters(alpha):
+    _, root = alpha
+    for name in TRIALS[2:]:
+        events = EventAccumulator(str(root / name), size_guidance={"scalars": 0}).Reload()
+        assert [e.step for e in events.Scalars("pretrain/loss")] == [1, 2]
+        assert [e.step for e in events.Scalars("online/knn_val_accuracy")] == [1, 2]
+        assert [e.step for e in events.Scalars("linear/val_accuracy")] == [1, 2, 3]
+        assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("ray/")]
+        assert [e.step for e in events.Images("images/original_view_reconstruction")] == [2]
+        content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        of = result(root, name)["settings"]
+        assert values["alpha"].number_value == of["alpha"]
+        assert values["seed"].number_value == of["seed"]
+
+
+def test_local_gives_the_same_bits_as_ray(alpha, tmp_path):
+    _, root = alpha
+    done = alone(*GRID, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in TRIALS:
+        assert scores(tmp_path / "runs" / "alpha", name) == scores(root, name)
+
+
+def test_resume_keeps_what_is_finished_and_runs_the_rest(alpha):
+    _, root = alpha
+    before = {name: scores(root, name) for name in TRIALS}
+    lost = TRIALS[3]
+    (root / lost / "result.json").unlink()
+    kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in TRIALS if name != lost}
+    done = command("--resume", root, cwd=root.parent)
+    assert done.returncode == 0, done.stderr
+    assert "5 finished before" in done.stdout
+    assert done.stderr == ""
+    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
+    assert {name: scores(root, name) for name in TRIALS} == before
+    events = EventAccumulator(str(root / lost), size_guidance={"scalars": 0}).Reload()
+    assert [e.step for e in events.Scalars("pretrain/loss")] == [1, 2]
+
+
+def test_resume_of_a_finished_sweep_runs_nothing(alpha):
+    _, root = alpha
+    done = here("run_sweep.py", "--resume", root, cwd=root.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{root}: all 6 trials have finished"
+
+
+def test_report_rebuilds_what_was_deleted(alpha):
+    _, root = alpha
+    made = [root / "results.csv", root / "summary.csv", root / "summary.md", root / "figures" / "alpha.png"]
+    before = [path.read_bytes() for path in made]
+    for path in made:
+        path.unlink()
+    done = here("raysweep", "report", root, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert [path.read_bytes() for path in made] == before
+
+
+def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
+    """In one sweep: seed 0 is killed once, seed 1 once too often, and a trial diverges."""
+    epochs = ["--usl_epochs", "6"]
+    undisturbed = alone(*STEPS, *epochs, "--output", "undisturbed", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    (tmp_path / "space.yaml").write_text(
+        "search: [{usl_type: ae_parallel, seed: [0, 1]}, {usl_type: simclr, usl_lr: 1e18, seed: 0}]\n"
+    )
+    process = start("space.yaml", *STEPS, *epochs, "--set", "tune.max_failures=1", cwd=tmp_path)
+    root = tmp_path / "runs" / "long"
+    killed, often, diverged = (
+        "usl_type=ae_parallel,seed=0",
+        "usl_type=ae_parallel,seed=1",
+        "usl_type=simclr,usl_lr=1e+18,seed=0",
+    )
+    kills = [(killed, 1, 2), (often, 1, 0), (often, 2, 0)]  # in which attempt, with how many checkpoints
+
+    def due():
+        return [
+            kill for kill in kills if begun(root / kill[0], kill[1]) and len(checkpoints(root / kill[0])) >= kill[2]
+        ]
+
+    while kills:
+        wait_for(due, process)
+        for kill in due():
+            os.kill(json.loads((root / kill[0] / "attempt.json").read_text())["pid"], signal.SIGKILL)
+            kills.remove(kill)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 1, err
+
+    assert f"{killed}: attempt 1 broke off; going on from its last checkpoint" in out
+    assert (result(root, killed)["status"], result(root, killed)["attempts"]) == ("finished", 2)
+    assert scores(root, killed) == scores(tmp_path / "undisturbed" / "long", "seed=0")
+    events = EventAccumulator(str(root / killed), size_guidance={"scalars": 0}).Reload()
+    assert [e.step for e in events.Scalars("pretrain/loss")] == list(range(1, 7))
+
+    of = result(root, diverged)
+    assert (of["status"], of["attempts"]) == ("failed", 1), "it would diverge again"
+    assert "in pretraining epoch" in of["error"]
+    assert of["error"] in (root / "summary.md").read_text()
+    assert err.splitlines() == [
+        f"failed: {often}: its process died (killed, out of memory, or its node was lost)",
+        f"failed: {diverged}: {of['error']}",
+    ]
+
+
+def test_ctrl_c_without_ray_does_the_same(tmp_path):
+    process = start(*LONG, "--local", cwd=tmp_path)
+    interrupt(process, tmp_path / "runs" / "long" / "seed=0", "--local")
+    text = (tmp_path / "runs" / "long" / "sweep.yaml").read_text()
+    (tmp_path / "runs" / "long" / "sweep.yaml").write_text(text.replace("usl_lr: 0.0001", "usl_lr: 0.5"))
+    changed = alone("--resume", "runs/long", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "usl_lr: 0.0001, but the sweep says 0.5" in changed.stderr
+    (tmp_path / "runs" / "long" / "sweep.yaml").write_text(text)
+    done = alone("--resume", "runs/long", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_long_sweep_runs_in_parts(tmp_path):
+    program = (
+        "import sys\n"
+        "from raysweep.backends.ray import authentication\n"
+        "authentication.present_token(None)  # before Ray is imported\n"
+        "from raysweep import cli\n"
+        "from raysweep.backends.ray import tuner\n"
+        "tuner.PART, tuner.slots = 2, lambda sweep: 0\n"
+        "sys.exit(cli.main())"
+    )
+    options = ["--usl_epochs", "0", "--le_epochs", "1", "--set", "seed=[0,1,2]", "--name", "x"]
+    options += ["--set", "tune.max_concurrent=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "sweep", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [result(tmp_path / "runs" / "x", f"seed={seed}")["attempts"] for seed in range(3)] == [1] * 3
+    pids = [json.loads((tmp_path / "runs" / "x" / f"seed={n}" / "attempt.json").read_text())["pid"] for n in range(3)]
+    assert pids[0] == pids[1] != pids[2], "each part has workers of its own"
+
+
+def test_a_request_that_no_node_can_meet_is_refused(tmp_path):
+    done = command(*QUICK, "--usl_type", "simclr", "--set", "resources.cpu=1000", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs 1000 cpu" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_where_no_cluster_answers_is_refused(tmp_path):
+    done = command(*QUICK, "--usl_type", "simclr", "--address", "127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "127.0.0.1:9" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""A data-parallel trial whose processes on Ray are killed: it goes on, or fails and says why, and frees its cores."""
+
+import os
+import signal
+from contextlib import suppress
+
+import pytest
+
+from tests.support.cluster import descendants, wait_for
+from tests.support.commands import begun, result, start
+
+CORES = len(os.sched_getaffinity(0)) // 2  # of each worker: two take all there are, so that others wait for them
+BRIEF = ["--usl_type", "simclr", "--usl_epochs", "8", "--le_epochs", "1", "--probe_every", "0", "--images_every", "0"]
+
+pytestmark = pytest.mark.skipif(CORES == 0, reason="needs a core for each of two workers")
+
+
+def processes(command, name):
+    """The processes of a class of actors that the command has started; the kernel keeps 15 characters of a name."""
+    return [pid for pid, comm in descendants(command.pid).items() if comm == f"ray::{name}"[:15]]
+
+
+def kill(command, name):
+    """Kill the processes of a class of actors, as soon as there are any."""
+    for pid in wait_for(lambda: processes(command, name), command, 240):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_killed(tmp_path):
+    """The controller of the first trial in both its attempts; then the second trial's own, before it has workers."""
+    tune = ["--set", "tune.max_failures=1", "--set", "tune.checkpoint_seconds=0"]
+    many = ["--set", "resources.workers=2", "--set", f"resources.cpu={CORES}", "--set", "seed=[0,1]"]
+    running = start(*BRIEF, *tune, *many, "--name", "x", cwd=tmp_path)
+    root = tmp_path / "runs" / "x"
+    for attempt in (1, 2):
+        wait_for(lambda attempt=attempt: begun(root / "seed=0", attempt), running, 240)
+        kill(running, "TrainController")
+    wait_for(lambda: (root / "seed=0" / "result.json").exists(), running)
+    wait_for(lambda: processes(running, "TrainController"), running, 240)
+    kill(running, "ImplicitFunc")  # Tune's name of a trial that is a function
+    out, err = running.communicate(timeout=600)
+    assert running.returncode == 1, err
+    why = "Ray Train's controller died (killed, out of memory, or its node was lost)"
+    assert f"seed=0: attempt 1 broke off; going on from its last checkpoint ({why})" in out
+    failed, finished = (result(root, f"seed={seed}") for seed in (0, 1))
+    assert (failed["status"], failed["error"], failed["attempts"]) == ("failed", why, 2)
+    assert (finished["status"], finished["error"], finished["attempts"]) == ("finished", None, 1)

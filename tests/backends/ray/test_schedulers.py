@@ -1,0 +1,206 @@
+"""Schedulers after a resume: they know the evaluations of earlier runs, and compare equal epochs alone."""
+
+import json
+import random
+import signal
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from raysweep import space
+from raysweep.backends.ray.schedulers import EPOCH, make_scheduler, recall_evaluations
+from raysweep.results.events import Events, read_scalar
+from raysweep.results.store import Store
+from tests.support.cluster import wait_for
+from tests.support.commands import command, result, start
+from tests.support.trials import run, trial_of
+
+METRIC = "online/knn_val_accuracy"
+TUNES = [
+    {"scheduler": "asha", "reduction_factor": 2},
+    {"scheduler": "asha", "reduction_factor": 3, "grace_epochs": 3, "mode": "min", "metric": METRIC},
+    {"scheduler": "median"},
+    {"scheduler": "median", "grace_epochs": 5, "mode": "min", "metric": METRIC},
+]
+
+
+def sweep_of(epochs, every, seeds, **tune):
+    raw = {"base": {"probe_every": every}, "search": {"usl_epochs": epochs, "seed": seeds}, "tune": tune}
+    return space.build(raw, {}, "test")
+
+
+def decide(scheduler, trial, epoch, value):
+    """What the scheduler decides about a trial of Tune's that reports an evaluation."""
+    tune_trial = SimpleNamespace(config={"trial": trial}, trial_id="another in each run")
+    return scheduler.on_trial_result(None, tune_trial, {"share": 0.5, EPOCH: epoch, METRIC: value})
+
+
+def evaluated(trial):
+    """The epochs after which a trial is evaluated: the multiples of `probe_every`, and the last one."""
+    last = trial.settings.pretrain_epochs
+    return [epoch for epoch in range(1, last + 1) if epoch % trial.settings.probe_every == 0 or epoch == last]
+
+
+def histories(sweep, draws):
+    """Evaluations of all trials as they come one after the other, several trials at a time: (trial, epoch, value)."""
+    left = {trial: evaluated(trial) for trial in sweep.trials}
+    quality = {trial: draws.random() for trial in left}
+    running, waiting, history = [], list(left), []
+    while running or waiting:
+        while waiting and len(running) < 3:
+            running.append(waiting.pop(0))
+        trial = draws.choice(running)
+        epoch = left[trial].pop(0)
+        history.append((trial, epoch, round(quality[trial] + draws.gauss(0, 0.2), 1)))  # with ties
+        if not left[trial]:
+            running.remove(trial)
+    return history
+
+
+@pytest.mark.parametrize("tune", TUNES, ids=lambda tune: f"{tune['scheduler']} {tune.get('mode', 'max')}")
+def test_property_an_interrupted_sweep_decides_as_the_uninterrupted_one(tune):
+    draws, stops = random.Random(0), 0
+    for _ in range(30):
+        sweep = sweep_of([7, 12, 20], draws.choice([1, 2, 3]), list(range(5)), **tune)
+        whole, parts = make_scheduler(sweep), make_scheduler(sweep)
+        history = histories(sweep, draws)
+        breaks = set(draws.sample(range(len(history)), 3))
+        stopped, recorded = set(), {trial: {} for trial in sweep.trials}
+        for number, (trial, epoch, value) in enumerate(history):
+            if number in breaks:
+                parts = make_scheduler(sweep)
+                for earlier, evaluations in recorded.items():
+                    parts.recall(earlier, evaluations)
+                for earlier, evaluations in recorded.items():  # the checkpoint that it goes on from is an older one
+                    for again in [*evaluations][-draws.randint(0, 2) :] if earlier not in stopped else []:
+                        assert decide(parts, earlier, again, evaluations[again]) == TrialScheduler.CONTINUE
+            if trial in stopped:
+                continue
+            decision = decide(whole, trial, epoch, value)
+            assert decide(parts, trial, epoch, value) == decision
+            recorded[trial][epoch] = value
+            if decision == TrialScheduler.STOP:
+                stopped.add(trial)
+                assert parts.reasons[trial.name] == whole.reasons[trial.name]
+        stops += len(stopped)
+    assert stops > 30, "the comparison is of decisions"
+
+
+def asha(sweep):
+    """ASHA with rungs after 1, 2, 4, 8, 16, 32 epochs; its trials."""
+    return make_scheduler(sweep), sweep.trials
+
+
+def test_a_trial_that_goes_on_is_in_the_rungs_with_its_early_evaluations():
+    scheduler, (late, equal, worse) = asha(sweep_of(40, 1, [0, 1, 2], **TUNES[0]))
+    scheduler.recall(late, {epoch: epoch / 100 for epoch in range(1, 31)})
+    assert decide(scheduler, late, 31, 0.31) == TrialScheduler.CONTINUE
+    for epoch in range(1, 31):
+        assert decide(scheduler, equal, epoch, epoch / 100) == TrialScheduler.CONTINUE, "0.31 is of another epoch"
+    assert decide(scheduler, worse, 1, 0.009) == TrialScheduler.STOP
+    assert scheduler.reasons == {worse.name: f"stopped by asha after epoch 1: {METRIC} 0.0090"}
+
+
+@pytest.mark.parametrize("tune", [TUNES[0], TUNES[2]])
+def test_a_trial_whose_early_evaluations_are_lost_is_not_compared(tune):
+    sweep = sweep_of(40, 1, list(range(9)), **tune)
+    scheduler = make_scheduler(sweep)
+    *lost, last = sweep.trials
+    for trial in lost:
+        for epoch in range(20, 40):
+            assert decide(scheduler, trial, epoch, 0.9 if epoch > 20 else 0.1) == TrialScheduler.CONTINUE
+    for epoch in range(1, 40):
+        assert decide(scheduler, last, epoch, 0.01) == TrialScheduler.CONTINUE
+    assert scheduler.reasons == {}
+
+
+def test_a_last_evaluation_between_two_regular_ones_is_compared_with_none():
+    """Rungs are at 3, 9 and 27 epochs. At that of 9 trials are compared after 12 epochs, and the short one has 10."""
+    sweep = sweep_of([10, 40], 4, [0], scheduler="asha", reduction_factor=3, grace_epochs=3)
+    scheduler, (short, long) = make_scheduler(sweep), sweep.trials
+    for epoch, value in ((4, 0.1), (8, 0.1), (10, 0.9)):
+        assert decide(scheduler, short, epoch, value) == TrialScheduler.CONTINUE
+    for epoch in (4, 8, 12):
+        assert decide(scheduler, long, epoch, 0.5) == TrialScheduler.CONTINUE
+
+
+def test_evaluations_are_read_from_event_files_of_all_attempts_up_to_damage(tmp_path):
+    sweep = sweep_of(40, 2, [0, 1], **TUNES[0])
+    store = Store(tmp_path / "x")
+    store.create(sweep, {})
+    directory = store.trial(sweep.trials[0].name)
+    directory.mkdir()
+    events = Events(directory, 1, None)
+    for epoch in range(1, 13):
+        events.scalars({METRIC: epoch / 100, "pretrain/loss": 1.0}, epoch)
+    events.close()
+    second = Events(directory, 2, events.positions())
+    for epoch in range(13, 21):
+        second.scalars({METRIC: epoch / 100}, epoch)
+    second.close()
+    assert read_scalar(directory, METRIC, 2) == pytest.approx({epoch: epoch / 100 for epoch in range(2, 21, 2)})
+    assert set(read_scalar(directory, "pretrain/loss", 1).values()) == {1.0}
+
+    scheduler = make_scheduler(sweep)
+    recall_evaluations(scheduler, sweep, store)
+    assert scheduler.newest == {sweep.trials[0].name: 20}
+
+    file = max(directory.glob("events*"))
+    content = file.read_bytes()
+    for size in range(len(content)):  # its process was killed, or the disk was full
+        file.write_bytes(content[:size])
+        known = read_scalar(directory, METRIC, 1)
+        assert list(known) == list(range(1, len(known) + 1))
+        assert len(known) < 20
+        changed = bytearray(content)
+        changed[size] ^= 255
+        file.write_bytes(changed)
+        known = read_scalar(directory, METRIC, 1)
+        assert known == pytest.approx({epoch: epoch / 100 for epoch in known}), "a wrong value is never believed"
+
+
+def test_every_evaluation_is_reported_wherever_a_trial_leaves(tmp_path):
+    """Or a scheduler would not hear of one that was taken just before a checkpoint from which the trial goes on."""
+    trial, number, legs = trial_of(usl_epochs=5, probe_every=1), 0, []
+    while not legs or legs[-1] != "finished":
+        number, told, asked = number + 1, [], iter(range(100))
+        ended = run(
+            tmp_path / "trial",
+            trial,
+            checkpoint_seconds=0,
+            report=lambda at, told=told: told.append(at.epoch) if at.evaluated else None,
+            stop=lambda asked=asked, last=number % 7 + 3: next(asked) >= last,
+        )
+        legs += [*told, "left" if ended is None else "finished"]
+        assert number < 60
+    assert legs.count("left") > 1
+    assert [leg for leg in legs if isinstance(leg, int)] == [1, 2, 3, 4, 5], "each once"
+
+
+SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "16", "--batch_size", "100"]
+BRIEF = ["--le_epochs", "1", "--images_every", "0", "--probe_every", "1", "--projector_images", "0"]
+RUNGS = {1, 2, 4, 8, 16}
+
+
+def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
+    """By the real command. The larger α is, the larger the loss is, so that all but the first trial are stopped."""
+    tune = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "reduction_factor=2", "max_concurrent=1"]
+    options = [part for one in tune for part in ("--set", f"tune.{one}")]
+    process = start(
+        *(*SLOW, *BRIEF, *options, "--set", "alpha=[0.01,100,10000]", "--name", "x"),
+        *("--set", "tune.checkpoint_seconds=0"),
+        cwd=tmp_path,
+    )
+    root = tmp_path / "runs" / "x"
+    first, *others = (f"alpha={alpha},seed=0" for alpha in ("0.01", "100.0", "10000.0"))
+    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 3, process, 240)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=600)
+    assert process.returncode == 130
+    assert not (root / first / "result.json").exists()
+    done = command("--resume", root, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((root / first / "attempt.json").read_text())["attempt"] == 2
+    assert result(root, first)["status"] == "finished"
+    assert [result(root, name)["error"].split(":")[0] for name in others] == ["stopped by asha after epoch 1"] * 2

@@ -1,0 +1,113 @@
+"""The real command with a scheduler and a searcher: what is stopped, proposed, and kept by a resume."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+from tests.support import ROOT
+from tests.support.commands import command, here, result
+
+SPACE = """
+name: search
+base: {usl_epochs: 4, probe_every: 1, le_epochs: 2, usl_lr: 1e-3, projector_images: 0, images_every: 0}
+search:
+  alpha: {loguniform: [1e-3, 10]}
+  seed: {grid: [0, 1]}
+baseline: true
+tune: {scheduler: asha, reduction_factor: 2, searcher: optuna, num_samples: 4, max_concurrent: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A small sweep, one trial at a time: its completed process, its directory, and how its trials ended, by name."""
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "space.yaml").write_text(SPACE)
+    done = command("space.yaml", cwd=folder)
+    root = folder / "runs" / "search"
+    return done, root, {path.parent.name: result(root, path.parent.name) for path in root.glob("*/result.json")}
+
+
+def proposals(root):
+    return json.loads((root / "proposals.json").read_text())["points"]
+
+
+def test_every_proposed_point_runs_with_every_seed_and_none_fails(searched):
+    done, root, results = searched
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    alphas = [point["values"]["alpha"] for point in proposals(root)]
+    assert len(set(alphas)) == 4
+    points = [f"alpha={alpha},seed={seed}" for alpha in alphas for seed in (0, 1)]
+    assert set(results) == {"random,seed=0", "random,seed=1", *points}
+    with open(root / "results.csv") as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == ["random,seed=0", "random,seed=1", *points]
+    assert "10 trials, 1 at a time" in done.stdout.splitlines()[0]
+    assert "[10/10] " in done.stdout
+
+
+def test_stopped_trials_are_complete_and_in_no_mean(searched):
+    done, root, results = searched
+    stopped = {name: of for name, of in results.items() if of["status"] == "stopped"}
+    assert stopped
+    assert {of["status"] for of in results.values()} == {"finished", "stopped"}
+    assert all(results[f"random,seed={seed}"]["status"] == "finished" for seed in (0, 1))
+    summary = (root / "summary.md").read_text()
+    assert f"{10 - len(stopped)} of 10 trials finished, {len(stopped)} stopped early, 0 failed" in summary
+    for name, of in stopped.items():
+        assert of["error"].startswith("stopped by asha after epoch ")
+        assert f"- {name}: {of['error']}" in summary
+        assert f"{name}  {of['error']}" in done.stdout
+        epoch = int(of["error"].split("epoch ")[1].split(":")[0])
+        assert f"online/knn_val_accuracy {of['metrics']['online/knn_val_accuracy']:.4f}" in of["error"]
+        assert not [metric for metric in of["metrics"] if "test" in metric]
+        assert of["wall_s"] > 0
+        assert not (root / name / "checkpoints").exists()
+        events = EventAccumulator(str(root / name), size_guidance={"scalars": 0}).Reload()
+        assert [e.step for e in events.Scalars("online/knn_val_accuracy")] == list(range(1, epoch + 1))
+        content = events.summary_metadata["_hparams_/session_end_info"].plugin_data.content
+        status = plugin_data_pb2.HParamsPluginData.FromString(content).session_end_info.status
+        assert status == api_pb2.Status.Value("STATUS_SUCCESS")
+    with open(root / "summary.csv") as file:
+        counted = sum(int(row["n"]) for row in csv.DictReader(file))
+    assert counted == 10 - len(stopped)
+
+
+def test_workers_go_on_after_a_trial_was_stopped(searched):
+    _, root, results = searched
+    assert {of["attempts"] for of in results.values()} == {1}
+    pids = [json.loads((root / name / "attempt.json").read_text())["pid"] for name in results]
+    assert len(set(pids)) == 1
+
+
+def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
+    _, root, results = searched
+    before = proposals(root)
+    last = [f"alpha={before[-1]['values']['alpha']},seed={seed}" for seed in (0, 1)]
+    again = f"alpha={before[0]['values']['alpha']},seed=0"  # a proposed trial that has not run
+    for name in (*last, again):
+        shutil.rmtree(root / name)
+    (root / "proposals.json").write_text(json.dumps({"points": before[:-1]}))
+    kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in results if name not in (*last, again)}
+    report = here("raysweep", "report", root, cwd=ROOT)
+    assert report.returncode == 1
+    assert "3 of 10 trials have not finished" in report.stderr
+    done = command("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
+    assert done.returncode == 0, done.stderr
+    assert "12 trials (2 new), 7 finished before" in done.stdout
+    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
+    assert proposals(root)[:-1] == before, "of so few points Optuna draws at random, each by its number"
+    new = [f"alpha={proposals(root)[-1]['values']['alpha']},seed={seed}" for seed in (0, 1)]
+    assert {path.parent.name for path in root.glob("*/result.json")} == {*results, *new}
+
+    def local(*arguments):
+        return here("run_sweep.py", "--resume", root, *arguments, cwd=root.parent)
+
+    assert local().stdout.splitlines()[0] == f"{root}: all 12 trials have finished"
+    refused = local("--set", "tune.searcher=none", "--set", "tune.max_concurrent=none")
+    assert refused.returncode == 2
+    assert "tune.searcher: a sweep whose points are proposed keeps it" in refused.stderr

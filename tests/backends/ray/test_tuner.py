@@ -1,0 +1,169 @@
+"""Ray Tune on a real Ray, with trainables of these tests.
+
+What its schedulers are told; that a worker whose trial they stop takes up the next; and that the dataset reaches the
+workers through shared memory: measured, not assumed.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from raysweep import space
+from raysweep.backends.progress import ProgressDisplay
+from raysweep.backends.ray import capacity, cluster, tuner
+from raysweep.backends.ray.callbacks import Stop, Watch
+from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
+from raysweep.backends.ray.schedulers import EPOCH, make_scheduler
+from raysweep.backends.ray.tuner import make_tuner
+from raysweep.backends.stopping import Stopping
+from raysweep.data import Dataset
+from raysweep.errors import InputError
+from raysweep.results.store import Store
+from raysweep.system.terminal import make_console
+from tests.support.copies import place_in_memory
+
+METRIC = "online/knn_val_accuracy"
+BASE = {"usl_epochs": 8, "probe_every": 2}  # evaluations after 2, 4, 6 and 8
+MEBIBYTE = 2**20
+IMAGES = 90_000  # 32×32 RGB: 264 MiB
+
+
+@pytest.fixture(scope="module")
+def started():
+    cluster.connect(None, space.Resources())
+    yield
+    ray.shutdown()
+
+
+def curve(config, folder):
+    """A trainable that reports as a trial does, its accuracy being its α, and notes the epoch that it came to."""
+    import os
+
+    from ray import tune
+
+    trial = config["trial"]
+    note = Path(folder, f"{trial.name}.json")
+    tune.report({"share": 0.0})  # by time, before the first evaluation
+    epochs = range(1, trial.settings.usl_epochs + 1)
+    for epoch in [*epochs[:3], *epochs]:  # it goes on from an earlier checkpoint once
+        note.write_text(json.dumps([os.getpid(), epoch]))
+        if epoch % 2 == 0:
+            tune.report({"share": epoch / 9, EPOCH: epoch, METRIC: trial.settings.alpha})
+        else:
+            tune.report({"share": epoch / 9})
+    tune.report({"share": 0.95})  # while it is probed
+    tune.report({"share": 1.0})
+    note.write_text(json.dumps([os.getpid(), "end"]))
+
+
+def run(folder, alphas, **settings):
+    """Where each trial ended, one after the other, and why those were stopped that were."""
+    raw = {"base": BASE, "search": {"alpha": alphas}, "baseline": True, "tune": {"max_concurrent": 1, **settings}}
+    sweep = space.build(raw, {}, "test")
+    scheduler = make_scheduler(sweep)
+    trainable = tuner.shared(curve, {"folder": str(folder)}, sweep)
+    grid = make_tuner(trainable, sweep, sweep.trials, folder / "results", scheduler).fit()
+    assert not grid.errors
+    notes = {trial.name: json.loads((folder / f"{trial.name}.json").read_text()) for trial in sweep.trials}
+    assert len({pid for pid, _ in notes.values()}) == 1, "one worker ran all"
+    assert notes.pop("random,seed=0")[1] == "end"
+    return [epoch for _, epoch in notes.values()], scheduler.reasons
+
+
+def test_asha_keeps_what_is_best_at_its_rungs(started, tmp_path):
+    # Rungs at 2 and 4; at each a trial goes on that is not below the median of those before it. 4.5 passes the first,
+    # where 5, 3, 1 and 6 were, and not the second, where 5 and 6 were.
+    ends, reasons = run(tmp_path, [5, 3, 1, 6, 4.5], scheduler="asha", reduction_factor=2)
+    assert ends == ["end", 2, 2, "end", 4]
+    assert reasons["alpha=1.0,seed=0"] == "stopped by asha after epoch 2: online/knn_val_accuracy 1.0000"
+    assert set(reasons) == {"alpha=3.0,seed=0", "alpha=1.0,seed=0", "alpha=4.5,seed=0"}
+
+
+def test_less_may_be_better_and_grace_is_given(started, tmp_path):
+    ends, _ = run(tmp_path, [5, 6, 1], scheduler="asha", reduction_factor=2, grace_epochs=3, mode="min", metric=METRIC)
+    assert ends == ["end", 4, "end"]
+
+
+def test_the_median_rule_needs_three_others_and_stops_nobody_before(started, tmp_path):
+    ends, reasons = run(tmp_path, [1, 2, 3, 1.5, 4, 1.75], scheduler="median", grace_epochs=4)
+    assert ends == ["end", "end", "end", 4, "end", 4]
+    assert reasons["alpha=1.5,seed=0"] == "stopped by median after epoch 4: online/knn_val_accuracy 1.5000"
+
+
+def private_memory():
+    """Memory that this process shares with no other, in MiB, from the kernel."""
+    fields = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return (int(fields["Private_Clean:"]) + int(fields["Private_Dirty:"])) / 1024
+
+
+def set_up_a_trial(config, datasets, folder):
+    """A trainable that brings a trial to where it would start training, and notes what that cost this process."""
+    from ray import tune
+
+    from raysweep.data.selection import select_data
+    from raysweep.trial import TrialRun
+
+    trial, directory = config["trial"], Path(folder, config["trial"].name)
+    directory.mkdir()
+    data = select_data(trial.settings, datasets)
+    assert not data.pretrain.flags.writeable
+    before = private_memory()
+    work = TrialRun(trial, data, directory, attempt=1, gpu=False, caught=[])
+    assert all(int(images.sum()) > 0 for images in (work.images, work.splits["fit"].images))  # every page is read
+    grown = private_memory() - before
+    place = place_in_memory(work.images.data_ptr())
+    (directory / "memory.json").write_text(json.dumps([grown, place]))
+    end = time.monotonic() + 60
+    while len(list(Path(folder).glob("*/memory.json"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)  # so that the two trials run in two workers
+    tune.report({"share": 1.0})
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux' smaps_rollup")
+def test_workers_map_one_copy_of_the_dataset(started, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8)
+    dataset = Dataset("x", ("a", "b"), images, np.arange(IMAGES) % 2, images[:2], np.arange(2), None, "x")
+    size = images.nbytes / MEBIBYTE
+    sweep = space.build({"base": {"dataset": "cifar10"}, "search": {"seed": [0, 1]}}, {}, "test")
+    parameters = {"datasets": {("cifar10", 32, None): dataset}, "folder": str(tmp_path)}
+    trainable = tuner.shared(set_up_a_trial, parameters, sweep)
+    make_tuner(trainable, sweep, sweep.trials, tmp_path / "results").fit()
+    notes = [json.loads((tmp_path / trial.name / "memory.json").read_text()) for trial in sweep.trials]
+    grown, places = zip(*notes)
+    # Measured: 88 MiB whatever the size of the dataset (model, optimiser, PyTorch's own start); a copy adds `size`.
+    assert max(grown) < 0.6 * size, grown
+    assert places[0] == places[1] is not None, places  # both trials read one file at one place: the object store's
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"), [({"cpu": 1000}, "needs 1000 cpu and 0 gpu"), ({"gpu": 64}, "needs 1 cpu and 64 gpu")]
+)
+def test_a_request_that_no_node_can_meet_is_refused(started, asked, words):
+    with pytest.raises(InputError, match=words):
+        capacity.plan([node["Resources"] for node in alive_nodes()], space.Resources(**asked))
+
+
+def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(tmp_path):
+    sweep = space.build({"search": {"seed": [0, 1, 2]}}, {}, "test")
+    first, second, late = sweep.trials
+    results = Store(tmp_path / "x").create(sweep, {})
+    stopping = Stopping(results)
+    stopping.mark.place()
+    watch = Watch({}, results, None, {}, ProgressDisplay(sweep, [], make_console()))
+    stop = Stop(stopping, watch, CapacityMonitor(sweep.resources))
+
+    watch.running = {first.name: first}
+    stopping.since = time.monotonic()  # the sweep is to end, and the mark is being written
+    assert not stop.stop_all()
+    watch.running[second.name] = second
+    assert not stop.stop_all()
+    stopping.mark.set()
+    stopping.told.set()
+    watch.running = {second.name: second}
+    assert not stop.stop_all(), "the second trial computes until it looks for the mark"
+    watch.running = {late.name: late}
+    assert stop.stop_all(), "the late trial has seen the mark when it began"

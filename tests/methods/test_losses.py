@@ -1,0 +1,142 @@
+"""Losses against direct transcriptions of their definitions, and their properties."""
+
+import math
+
+import pytest
+import torch
+from lightly.loss import BarlowTwinsLoss, NTXentLoss
+
+from raysweep.methods import losses
+
+
+def embeddings(b=7, d=5, seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    return [torch.randn(b, d, generator=draws, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+
+def nt_xent_by_hand(z1, z2, temperature):
+    """Equation 1 of the SimCLR paper, term by term."""
+    views = [*z1, *z2]
+    b = len(z1)
+
+    def sim(i, j):
+        return views[i] @ views[j] / (views[i].norm() * views[j].norm()) / temperature
+
+    total = 0.0
+    for i in range(2 * b):
+        others = sum(sim(i, k).exp() for k in range(2 * b) if k != i)
+        total = total - (sim(i, (i + b) % (2 * b)).exp() / others).log()
+    return total / (2 * b)
+
+
+def barlow_by_hand(z1, z2, weight):
+    """Algorithm 1 of the Barlow Twins paper, element by element; batch norm's 1e-5 in the variances."""
+    b, d = z1.shape
+    total = 0.0
+    for i in range(d):
+        for j in range(d):
+            a, c = z1[:, i] - z1[:, i].mean(), z2[:, j] - z2[:, j].mean()
+            correlation = (a @ c / b) / ((a @ a / b + 1e-5).sqrt() * (c @ c / b + 1e-5).sqrt())
+            total = total + ((1 - correlation) ** 2 if i == j else weight * correlation**2)
+    return total
+
+
+def hinge_by_hand(z1, z2, m, delta):
+    """The sum over all pairs of the batch, pair by pair."""
+    total = 0.0
+    for i in range(len(z1)):
+        for j in range(len(z2)):
+            d = sum(abs(x - y) for x, y in zip(z1[i], z2[j]))
+            total = total + max(0.0 * d, delta - (1 if i == j else -1) * (m - d))
+    return total / len(z1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_hand"),
+    [
+        (lambda a, b: losses.mse(a, b), lambda a, b: sum((x - y) ** 2 for x, y in zip(a.flatten(), b.flatten())) / 35),
+        (lambda a, b: losses.l1(a, b), lambda a, b: sum(abs(x - y) for x, y in zip(a.flatten(), b.flatten())) / 35),
+        (lambda a, b: losses.nt_xent(a, b, 0.5), lambda a, b: nt_xent_by_hand(a, b, 0.5)),
+        (lambda a, b: losses.nt_xent(a, b, 0.05), lambda a, b: nt_xent_by_hand(a, b, 0.05)),
+        (lambda a, b: losses.barlow_twins(a, b, 0.005), lambda a, b: barlow_by_hand(a, b, 0.005)),
+        (lambda a, b: losses.barlow_twins(a, b, 1.0), lambda a, b: barlow_by_hand(a, b, 1.0)),
+        (lambda a, b: losses.hinge(a, b, 2.0, 1.0), lambda a, b: hinge_by_hand(a, b, 2.0, 1.0)),
+        (lambda a, b: losses.hinge(a, b, 5.0, 0.5), lambda a, b: hinge_by_hand(a, b, 5.0, 0.5)),
+    ],
+    ids=["mse", "l1", "nt_xent", "nt_xent cold", "barlow", "barlow strong", "hinge", "hinge wide"],
+)
+def test_reference_value_and_gradient(loss, by_hand):
+    z1, z2 = embeddings()
+    ours = loss(z1, z2)
+    gradients = torch.autograd.grad(ours, (z1, z2))
+    direct = by_hand(z1, z2)
+    assert ours.item() == pytest.approx(direct.item(), rel=1e-9)
+    for ours_grad, direct_grad in zip(gradients, torch.autograd.grad(direct, (z1, z2)), strict=True):
+        torch.testing.assert_close(ours_grad, direct_grad, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [losses.mse, losses.l1], ids=["mse", "l1"])
+def test_property_zero_at_agreement_and_symmetric(loss):
+    z1, z2 = embeddings()
+    assert loss(z1, z1).item() == 0
+    assert loss(z1, z2).item() == loss(z2, z1).item() > 0
+
+
+def test_property_nt_xent_is_symmetric_scale_free_and_blind_to_order():
+    z1, z2 = embeddings()
+    value = losses.nt_xent(z1, z2, 0.5).item()
+    order = torch.tensor([3, 1, 0, 2, 6, 5, 4])
+    assert losses.nt_xent(z2, z1, 0.5).item() == pytest.approx(value)
+    assert losses.nt_xent(z1[order], z2[order], 0.5).item() == pytest.approx(value)
+    assert losses.nt_xent(z1 * 7, z2 * 0.1, 0.5).item() == pytest.approx(value)
+
+
+def test_property_nt_xent_of_a_collapsed_embedding_is_that_of_guessing():
+    z = torch.ones(7, 5)
+    assert losses.nt_xent(z, z, 0.5).item() == pytest.approx(math.log(13))
+
+
+def test_property_barlow_is_blind_to_shift_and_scale_and_near_zero_for_agreeing_independent_dimensions():
+    z1, z2 = embeddings(b=4000)
+    value = losses.barlow_twins(z1, z2, 0.005).item()
+    assert losses.barlow_twins(z1 * 100 + 3, z2 * 50 - 1, 0.005).item() == pytest.approx(value, rel=1e-4)
+    assert losses.barlow_twins(z1, z1, 0.005).item() < 1e-4
+    assert value > 4
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_reference_nt_xent_equals_lightly(temperature):
+    z1, z2 = embeddings(b=33, d=16)
+    compare(losses.nt_xent(z1, z2, temperature), NTXentLoss(temperature=temperature)(z1, z2), z1, z2)
+
+
+@pytest.mark.parametrize("weight", [0.005, 0.5])
+def test_reference_barlow_twins_equals_lightly(weight):
+    z1, z2 = embeddings(b=33, d=16)
+    compare(losses.barlow_twins(z1, z2, weight), BarlowTwinsLoss(lambda_param=weight)(z1, z2), z1, z2)
+
+
+def compare(ours, theirs, z1, z2):
+    """The same value and the same gradients, to 1e-6."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    mine, other = torch.autograd.grad(ours, (z1, z2)), torch.autograd.grad(theirs, (z1, z2))
+    torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+def test_property_hinge_is_zero_where_pairs_are_near_and_others_far_and_only_there():
+    z = 10 * torch.eye(6, dtype=torch.float64)
+    assert losses.hinge(z, z, 2.0, 1.0) == 0
+    assert losses.hinge(z, z + 0.1, 2.0, 1.0) == 0  # ‖·‖₁ = 0.6 < m − δ
+    assert losses.hinge(z, z + 0.2, 2.0, 1.0) == pytest.approx(0.2)  # 1.2 is 0.2 too far, for each
+    collapsed = torch.zeros(6, 6, dtype=torch.float64)
+    assert losses.hinge(collapsed, collapsed, 2.0, 1.0) == pytest.approx(5 * 3.0)  # 5 others, each δ + m
+
+
+def test_property_hinge_is_symmetric_blind_to_order_and_shift_but_not_to_scale():
+    z1, z2 = embeddings()
+    value, order = losses.hinge(z1, z2, 2.0, 1.0), torch.randperm(len(z1))
+    torch.testing.assert_close(losses.hinge(z2, z1, 2.0, 1.0), value)
+    torch.testing.assert_close(losses.hinge(z1[order], z2[order], 2.0, 1.0), value)
+    torch.testing.assert_close(losses.hinge(z1 + 3, z2 + 3, 2.0, 1.0), value)
+    torch.testing.assert_close(losses.hinge(4 * z1, 4 * z2, 8.0, 4.0), 4 * value)
+    assert losses.hinge(4 * z1, 4 * z2, 2.0, 1.0) != value

@@ -1,0 +1,88 @@
+"""The five rows of the objective's table, each against its formula written out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysweep.config import Settings
+from raysweep.methods import losses
+from raysweep.methods.objective import objective
+from raysweep.methods.precision import precision_of
+from raysweep.models.building import make_decoder, make_encoder
+
+B = 6
+HINGE = {"hinge_m": 1.5, "hinge_delta": 0.7}
+
+
+@pytest.fixture
+def batch():
+    draws = torch.Generator().manual_seed(0)
+    clean = torch.rand(B, 1, 8, 8, generator=draws)
+    views = torch.rand(2 * B, 1, 8, 8, generator=draws)
+    return make_encoder("conv6", 1, 8, 16, seed=0), make_decoder(1, 8, 16, seed=0), views, clean
+
+
+def mse(a, b):
+    return ((a - b) ** 2).mean()
+
+
+def test_ae_single(batch):
+    encoder, decoder, views, clean = batch
+    views = views[:B]
+    out = decoder(encoder(views))
+    plain = objective(Settings(usl_type="ae_single", denoising=False, precision="fp32"), encoder, decoder, views, clean)
+    torch.testing.assert_close(plain.total, mse(out, views))
+    assert plain.emb is None
+    denoising = objective(
+        Settings(usl_type="ae_single", denoising=True, precision="fp32"), encoder, decoder, views, clean
+    )
+    torch.testing.assert_close(denoising.total, mse(out, clean))
+
+
+@pytest.mark.parametrize("denoising", [False, True])
+@pytest.mark.parametrize("emb_loss", ["mse", "l1", "simclr", "barlow", "hinge"])
+def test_ae_parallel(batch, denoising, emb_loss):
+    encoder, decoder, views, clean = batch
+    how = {"denoising": denoising, "emb_loss": emb_loss, "alpha": 0.3, "temperature": 0.2, **HINGE}
+    of = Settings(usl_type="ae_parallel", precision="fp32", **how)
+    z1, z2 = encoder(views[:B]), encoder(views[B:])
+    targets = (clean, clean) if denoising else (views[:B], views[B:])
+    emb = {
+        "mse": mse(z1, z2),
+        "l1": (z1 - z2).abs().mean(),
+        "simclr": losses.nt_xent(z1, z2, 0.2),
+        "barlow": losses.barlow_twins(z1, z2, 0.005),
+        "hinge": losses.hinge(z1, z2, 1.5, 0.7),
+    }[emb_loss]
+    rec = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1])
+    got = objective(of, encoder, decoder, views, clean)
+    torch.testing.assert_close(got.rec, rec)
+    torch.testing.assert_close(got.emb, emb, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got.total, rec + 0.3 * emb, rtol=1e-4, atol=1e-6)
+
+
+def test_simclr_has_no_reconstruction_and_ignores_alpha(batch):
+    encoder, _, views, clean = batch
+    got = objective(
+        Settings(usl_type="simclr", alpha=9.0, temperature=0.5, precision="fp32"), encoder, None, views, clean
+    )
+    torch.testing.assert_close(got.total, losses.nt_xent(encoder(views[:B]), encoder(views[B:]), 0.5))
+    assert got.rec is None
+
+
+def test_auto_is_what_the_processor_has_in_hardware(batch):
+    encoder, decoder, views, clean = batch
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    expected = "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    assert precision_of(Settings(), "cpu") == expected
+    auto, same = (objective(Settings(precision=p), encoder, decoder, views, clean).total for p in ("auto", expected))
+    assert auto.item() == same.item()
+
+
+def test_bf16_is_near_fp32_and_keeps_the_losses_in_fp32(batch):
+    encoder, decoder, views, clean = batch
+    got = [objective(Settings(precision=p), encoder, decoder, views, clean).total for p in ("fp32", "bf16")]
+    assert got[1].dtype == torch.float32
+    assert got[1].item() == pytest.approx(got[0].item(), rel=0.05)
+    assert got[0].item() != got[1].item()

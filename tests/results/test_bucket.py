@@ -1,0 +1,568 @@
+"""Sweeps in a bucket, against a real S3 server on this machine: what the copy and the bucket do to each other."""
+
+import csv
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import boto3
+import pytest
+import torch
+from moto.core import set_initial_no_auth_action_count
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from raysweep import space
+from raysweep.errors import InputError
+from raysweep.results import bucket
+from raysweep.results import mirror as mirror_module
+from raysweep.results.attempts import begin_attempt
+from raysweep.results.bucket import Bucket
+from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
+from raysweep.results.encoders import load_encoder
+from raysweep.results.mirror import CLAIM, Mirror
+from raysweep.results.store import Store
+from tests.support import ROOT
+from tests.support.cluster import cluster
+from tests.support.commands import here
+
+SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
+TRIAL = "alpha=1e-05,seed=0,dataset=folder%3Aü"
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def server():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
+    running = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def s3(server, monkeypatch, tmp_path):
+    """A client; the environment that a user would set, and the URI of a new bucket."""
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def uri(s3):
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+    return f"s3://{name}/some prefix"
+
+
+def keys(s3, uri):
+    """What lies in the bucket, without the markers of empty directories."""
+    found = s3.list_objects_v2(Bucket=Bucket(uri).name).get("Contents", [])
+    return sorted(each["Key"].removeprefix("some prefix/") for each in found if not each["Key"].endswith("/"))
+
+
+def versions(s3, uri):
+    """How many objects were written, with versioning on."""
+    return len(s3.list_object_versions(Bucket=Bucket(uri).name)["Versions"])
+
+
+def content(folder):
+    """Every file below a directory."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def checkpoint(folder, epoch):
+    """What a trial does at a checkpoint: events first, and their size in the checkpoint."""
+    events = folder / "events.out.tfevents.0001.raysweep"
+    with open(events, "ab") as file:
+        file.write(b"x" * 100)
+    save_checkpoint(folder, {"epoch": epoch, "events": {events.name: events.stat().st_size}})
+
+
+def begin(mirror, checkpoints=1):
+    """A trial that was begun in a copy, has some checkpoints, and is in the bucket."""
+    mirror.pull()
+    begin_attempt(mirror.local, SWEEP.trials[0].settings)
+    for epoch in range(1, checkpoints + 1):
+        checkpoint(mirror.local, epoch)
+    mirror.push()
+    return mirror
+
+
+def test_what_one_machine_pushes_another_pulls(s3, uri, tmp_path):
+    one = Mirror(Bucket(uri) / TRIAL, tmp_path / "one")
+    begin(one, checkpoints=3)
+    (one.local / "large").write_bytes(os.urandom(12_000_000))  # in several parts
+    (one.local / ".hidden").touch()
+    one.push()
+    other = Mirror(Bucket(uri) / TRIAL, tmp_path / "other")
+    other.pull()
+    assert content(other.local) == {name: of for name, of in content(one.local).items() if name != ".hidden"}
+    assert set(keys(s3, uri)) == {f"{TRIAL}/{name}" for name in content(other.local)}
+
+
+def test_what_was_removed_or_cut_back_is_so_in_the_bucket_and_the_rest_stays(s3, uri, tmp_path):
+    mirror = begin(Mirror(Bucket(uri), tmp_path / "copy"))
+    (mirror.local / "error.txt").write_text("no")
+    mirror.push()
+    s3.put_object(Bucket=Bucket(uri).name, Key="some prefix/notes.txt", Body=b"the user's own")
+    (mirror.local / "error.txt").unlink()
+    os.truncate(mirror.local / "events.out.tfevents.0001.raysweep", 10)
+    mirror.push()
+    assert "error.txt" not in keys(s3, uri)
+    assert "notes.txt" in keys(s3, uri)
+    assert len(Bucket(uri).read("events.out.tfevents.0001.raysweep")) == 10
+
+
+def test_only_what_changed_travels(s3, uri, tmp_path):
+    s3.put_bucket_versioning(Bucket=Bucket(uri).name, VersioningConfiguration={"Status": "Enabled"})
+    mirror = begin(Mirror(Bucket(uri), tmp_path / "copy"))
+    before = versions(s3, uri)
+    mirror.push()
+    assert versions(s3, uri) == before
+    (mirror.local / "attempt.json").write_bytes((mirror.local / "attempt.json").read_bytes())  # same size, new time
+    mirror.push()
+    assert versions(s3, uri) == before + 1
+    times = {path: path.stat().st_ctime_ns for path in mirror.local.rglob("*.*") if path.name != CLAIM}
+    Mirror(Bucket(uri), mirror.local).pull()  # as after a restart on the same machine
+    assert {path: path.stat().st_ctime_ns for path in times} == times
+
+
+def test_a_stale_copy_never_wins(uri, tmp_path):
+    one = begin(Mirror(Bucket(uri), tmp_path / "one"))
+    other = Mirror(Bucket(uri), tmp_path / "other")
+    other.pull()
+    for epoch in (2, 3):
+        checkpoint(other.local, epoch)
+    other.push()
+    checkpoint(one.local, 9)  # never pushed: its process was cut off
+    (one.local / "result.json").write_text("{}")
+    returned = Mirror(Bucket(uri), one.local)
+    returned.pull()
+    assert content(one.local) == content(other.local)
+    assert load_checkpoint(one.local)["epoch"] == 3
+
+
+def test_one_that_was_replaced_writes_no_more(s3, uri, tmp_path):
+    one = begin(Mirror(Bucket(uri), tmp_path / "one"))
+    begin(Mirror(Bucket(uri), tmp_path / "other"), checkpoints=2)
+    before = keys(s3, uri)
+    checkpoint(one.local, 7)
+    with pytest.raises(OSError, match="another process has taken it up"):
+        one.push()
+    assert keys(s3, uri) == before
+
+
+def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monkeypatch):
+    """Each fault is one request that is never made; what a fresh machine then pulls goes on or is finished."""
+    requests = 0
+
+    def cut_off(method):
+        def limited(self, *arguments):
+            nonlocal requests
+            requests += 1
+            if requests > allowed:
+                raise KeyboardInterrupt
+            return method(self, *arguments)
+
+        return limited
+
+    found = []
+    for allowed in range(100):
+        place = Bucket(uri) / str(allowed)
+        mirror = begin(Mirror(place, tmp_path / f"{allowed}"), checkpoints=2)
+        checkpoint(mirror.local, 3)
+        (mirror.local / "encoder.pt").write_bytes(b"weights")
+        (mirror.local / "result.json").write_text("{}")
+        with monkeypatch.context() as patch:
+            requests = 0
+            patch.setattr(Bucket, "write", cut_off(Bucket.write))
+            patch.setattr(Bucket, "remove", cut_off(Bucket.remove))
+            try:
+                mirror.push()
+                done = True
+            except KeyboardInterrupt:
+                done = False
+        fresh = Mirror(place, tmp_path / f"fresh-{allowed}")
+        fresh.pull()
+        saved = load_checkpoint(fresh.local)
+        for name, size in saved["events"].items():
+            assert (fresh.local / name).stat().st_size >= size
+        finished = (fresh.local / "result.json").exists()
+        assert not finished or (saved["epoch"] == 3 and (fresh.local / "encoder.pt").exists())
+        found.append((saved["epoch"], finished))
+        if done:
+            break
+    assert found[0] == (2, False)
+    assert found[-1] == (3, True)
+    assert (3, False) in found
+
+
+def test_a_store_that_comes_back_in_time_costs_nothing_and_one_that_does_not_is_said(
+    uri, server, tmp_path, monkeypatch
+):
+    mirror = begin(Mirror(Bucket(uri), tmp_path / "copy"))
+    host, port = server.get_host_and_port()
+    checkpoint(mirror.local, 2)
+    server.stop()
+    again = ThreadedMotoServer(host, port, verbose=False)
+    try:
+        monkeypatch.setattr(bucket, "PATIENCE", 2.0)
+        with pytest.raises(OSError, match="onnect to server") as fault:
+            mirror.push()
+        assert fault.value.filename == uri
+        assert load_checkpoint(mirror.local)["epoch"] == 2
+        monkeypatch.setattr(bucket, "PATIENCE", 60.0)
+        threading.Timer(1.0, again.start).start()
+        mirror.push()
+    finally:
+        again.stop()
+        server.__init__(host, port, verbose=False)
+        server.start()
+    assert "checkpoints/00000002.json" in Bucket(uri).files()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("s4://bucket/x", "unknown kind of bucket 's4'; valid: s3, gs"),
+        ("file:///tmp/x", "unknown kind of bucket 'file'"),
+        ("s3:///x", "is not a place in a bucket"),
+        ("s3://bucket/x/../../y", "is not a place in a bucket"),
+        ("s3://bucket/x//y", "is not a place in a bucket"),
+        ("s3://key:secret@bucket/x", "credentials in a URI end up in logs"),
+        ("s3://bucket/x?regoin=eu", "did you mean 'region'"),
+    ],
+)
+def test_what_is_no_bucket_is_refused_without_asking(place, words, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", NOBODY)
+    with pytest.raises(InputError) as fault:
+        Store.plan(place, None, "a")
+    assert words in str(fault.value)
+    assert "secret" not in str(fault.value)
+
+
+def test_a_bucket_that_is_not_there_is_refused(s3, uri):
+    with pytest.raises(InputError, match="there is no bucket 'b-none'"):
+        Store.plan("s3://b-none/x", None, "a")
+    with pytest.raises(InputError, match="no sweep lies there"):
+        Store.open(f"{uri}/none")
+
+
+def test_wrong_credentials_are_refused(s3, uri):
+    host = os.environ["AWS_ENDPOINT_URL"]
+    with pytest.raises(InputError) as fault:
+        set_initial_no_auth_action_count(0)(Store.plan)(uri, None, "a")
+    assert f"asked at {host} (AWS_ENDPOINT_URL); are the address and the credentials right?" in str(fault.value)
+
+
+def test_a_service_that_never_answers_is_refused_in_seconds(monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        program = "import sys; from raysweep.cli import main; sys.exit(main(sys.argv[1:]))"
+        begun = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program, "sweep", "--usl_type", "simclr", "--output", "s3://bucket/x"],
+            env={**os.environ, "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: s3://bucket/x: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert time.monotonic() - begun < 30
+
+
+def test_names_are_free_or_refused_as_in_a_directory(s3, uri):
+    assert Store.plan(uri, None, "a").place == f"{uri}/a"
+    Store.plan(uri, None, "a").create(SWEEP, {"command": "x"})
+    assert keys(s3, uri) == ["a/sweep.yaml"]
+    late = Store.plan(uri, None, "a")
+    assert late.place == f"{uri}/a-2"
+    assert late.create(SWEEP, {}).place == f"{uri}/a-2"
+    assert late.create(SWEEP, {}).place == f"{uri}/a-3", "as if another process had made it meanwhile"
+    with pytest.raises(InputError, match="another process has just made it"):
+        Store(late.place).create(SWEEP, {})
+    with pytest.raises(InputError, match="exists; choose another name"):
+        Store.plan(uri, "a", "ignored")
+    assert Store.plan(f"{uri}?region=us-east-1", "b", "ignored").place == f"{uri}/b?region=us-east-1"
+    opened, sweep = Store.open(f"{uri}/a")
+    assert sweep.trials == SWEEP.trials
+    assert opened.results(sweep) == []
+
+
+def test_new_sweeps_that_begin_at_once_take_names_of_their_own(s3, uri):
+    planned = [Store.plan(uri, None, "a") for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda store: store.create(SWEEP, {}), planned))
+    assert len({store.place for store in made}) == 3
+    for each in made:
+        with each.lock():
+            assert "sweep.yaml" in each.bucket.names()
+
+
+def test_a_new_sweep_takes_nothing_from_the_copy_of_one_that_was_deleted(s3, uri):
+    made = Store.plan(uri, "a", "a")
+    (made.root / "figures").mkdir(parents=True)
+    (made.root / "figures" / "old.png").touch()
+    (made.root / "alpha=0.1,seed=0").mkdir()
+    (made.root / "alpha=0.1,seed=0" / "result.json").write_text("old")
+    made.create(SWEEP, {})
+    with made.lock():
+        assert made.results(SWEEP) == []
+        made.push()
+    assert keys(s3, uri) == ["a/sweep.yaml"]
+
+
+def test_the_driver_sees_how_trials_on_other_machines_stand(uri, monkeypatch, tmp_path):
+    driver = Store.plan(uri, "a", "a")
+    driver.create(SWEEP, {})
+    trial = SWEEP.trials[0]
+    with driver.lock():
+        monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "node"))
+        node = Store(driver.place)
+        directory = node.trial(trial.name)
+        assert directory.is_relative_to(tmp_path / "node")
+        with suppress(RuntimeError), node.at_work(trial.name) as push:
+            begin_attempt(directory, trial.settings)
+            push()
+            (directory / "error.txt").write_text("Traceback\nRuntimeError: no")
+            raise RuntimeError
+        driver.pull(trial.name)
+        assert driver.record_failure(trial, "digest", "RuntimeError: no").error == "RuntimeError: no"
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "third"))
+    opened, sweep = Store.open(driver.place)
+    with opened.lock():
+        assert [(result.trial, result.attempts) for result in opened.results(sweep)] == [(trial.name, 1)]
+
+
+HOLD = "import sys; from raysweep.results.store import Store\nwith Store(sys.argv[1]).lock(): "
+
+
+def holding(place, then="pass", **environment):
+    """A process that takes the lock."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD + then, place],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_lock_holds_across_machines_and_ends_with_its_holder(s3, uri, tmp_path):
+    made = Store.plan(uri, "a", "a")
+    made.create(SWEEP, {})
+    with made.lock():
+        for cache in ("cache", "elsewhere"):
+            _, err = holding(made.place, RAYSWEEP_CACHE=str(tmp_path / cache)).communicate()
+            assert "is running this sweep" in err
+        assert f"({os.getpid()} on {socket.gethostname()})" in err
+        assert "if it is no more, try again in " in err
+    with made.lock():
+        pass
+    assert holding(made.place, "import os; os._exit(9)").wait() == 9
+    with made.lock():  # on the same machine it is known to be dead
+        pass
+    assert keys(s3, uri) == ["a/sweep.yaml"]
+
+
+def test_a_dead_lock_of_another_machine_is_taken_over_after_a_while_and_a_live_one_is_not(
+    s3, uri, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mirror_module, "BEAT", 0.5)
+    monkeypatch.setattr(mirror_module, "STALE", 3.0)
+    made = Store.plan(uri, "a", "a")
+    made.create(SWEEP, {})
+    assert holding(made.place, "import os; os._exit(9)", RAYSWEEP_CACHE=str(tmp_path / "elsewhere")).wait() == 9
+    with pytest.raises(InputError, match=r"try again in [123] s"), made.lock():
+        pass
+    time.sleep(3.5)
+    with made.lock():
+        time.sleep(3.5)
+        monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "elsewhere"))
+        with pytest.raises(InputError, match="is running this sweep"), Store(made.place).lock():
+            pass
+    assert keys(s3, uri) == ["a/sweep.yaml"]
+
+
+def test_one_that_lost_its_lock_leaves(s3, uri):
+    made = Store.plan(uri, "a", "a")
+    made.create(SWEEP, {})
+    slow = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            # What a background job of a script inherits is that SIGINT is ignored.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from raysweep.results import mirror; mirror.BEAT = 0.5\n"
+            + HOLD
+            + "print(flush=True); import time; time.sleep(60)",
+            made.place,
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    slow.stdout.readline()
+    (lock,) = [key for key in keys(s3, uri) if ".lock" in key]
+    s3.delete_object(Bucket=Bucket(uri).name, Key=f"some prefix/{lock}")
+    _, err = slow.communicate(timeout=30)
+    assert "another process has taken this sweep over" in err
+    assert "KeyboardInterrupt" in err
+
+
+LONG = ["--usl_epochs", "8", "--le_epochs", "3", "--set", "tune.checkpoint_seconds=0", "--set", "seed=[0, 1]"]
+LONG += ["--images_every", "4", "--name", "long"]
+OWN = {"wall_s", "attempts", "pretrain/images_per_s", "data_dir"}  # differ from run to run
+
+
+def command(*arguments, cwd, **environment):
+    """The real command, running."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raysweep", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def completed(*arguments, cwd, **environment):
+    """The same in this process, without Ray: its exit status, and what it printed on both channels."""
+    done = here("raysweep", *arguments, cwd=cwd, **environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+def wait_for_checkpoint(place, process):
+    """Wait until the bucket holds a checkpoint that a trial has made while the process ran."""
+    end = time.monotonic() + 120
+    while not any("/checkpoints/00000003.json" in name for name in Bucket(place).files()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def rows(text):
+    """A results.csv, without what differs from run to run."""
+    return [{name: of for name, of in row.items() if name not in OWN} for row in csv.DictReader(text.splitlines())]
+
+
+def check_equal(place, undisturbed, tmp_path):
+    """The sweep in the bucket has the results of the undisturbed one, and every step once."""
+    there = Mirror(Bucket(place), tmp_path / "there")
+    there.pull()
+    for folder in (there.local, undisturbed):
+        assert {path.parent.name for path in folder.glob("*/result.json")} == {"seed=0", "seed=1"}
+    assert rows((there.local / "results.csv").read_text()) == rows((undisturbed / "results.csv").read_text())
+    for seed in ("seed=0", "seed=1"):
+        one, other = (load_encoder(folder / seed).weights for folder in (there.local, undisturbed))
+        assert all(torch.equal(one[name], other[name]) for name in other)
+        events = EventAccumulator(f"{place}/{seed}", size_guidance={"scalars": 0}).Reload()
+        assert [event.step for event in events.Scalars("pretrain/loss")] == list(range(1, 9))
+        assert not (there.local / seed / "checkpoints").exists()
+    attempts = [
+        json.loads((there.local / seed / "result.json").read_text())["attempts"] for seed in ("seed=0", "seed=1")
+    ]
+    assert max(attempts) == 2, "it went on from a checkpoint"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The sweep on a local path, in one go."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    status, _, err = completed("sweep", *LONG, "--local", cwd=folder)
+    assert status == 0, err
+    return folder / "runs" / "long"
+
+
+def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, tmp_path):
+    place = f"{uri}/long"
+    process = command("sweep", *LONG, "--local", "--output", uri, cwd=tmp_path)
+    wait_for_checkpoint(place, process)
+    process.kill()
+    process.communicate()
+
+    resume = ["sweep", "--resume", place, "--local"]
+    status, _, err = completed(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
+    assert status == 2
+    assert "if it is no more, try again in " in err
+    for key in keys(s3, uri):
+        if ".lock" in key:  # a minute later it would count as dead
+            s3.delete_object(Bucket=Bucket(uri).name, Key=f"some prefix/{key}")
+    status, out, err = completed(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
+    assert status == 0, err
+    assert out.startswith(f"{place}: 2 trials, ")
+    assert f"TensorBoard tensorboard --logdir '{place}'" in out
+    check_equal(place, undisturbed, tmp_path)
+    assert {"long/results.csv", "long/summary.md", "long/summary.csv"} < set(keys(s3, uri))
+
+    tables = content(tmp_path / "there")
+    s3.delete_object(Bucket=Bucket(uri).name, Key="some prefix/long/results.csv")
+    status, out, err = completed("report", place, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "reader"))
+    assert status == 0, err
+    assert Bucket(place).read("results.csv") == tables["results.csv"]
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "black.png")
+    status, out, err = completed("embed", f"{place}/seed=0", "images", "-o", "features.npz", cwd=tmp_path)
+    assert status == 0, err
+    status, out, err = completed("embed", f"{place}/seed=7", "images", "-o", "other.npz", cwd=tmp_path)
+    assert status == 2
+    assert "has no encoder.pt" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cache", "features.npz", "fresh", "images", "reader", "there"
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def node(s3, tmp_path, monkeypatch):
+    """The address of a Ray cluster whose node has a copy of its own, as another machine has."""
+    with cluster(tmp_path, "--num-cpus=2", RAYSWEEP_CACHE=str(tmp_path / "node")) as one:
+        monkeypatch.setenv("HOME", one.environment["HOME"])
+        yield one.address
+
+
+def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undisturbed, tmp_path):
+    place = f"{uri}/long"
+    nowhere = f"{uri}-none/x".replace("b-", "c-")
+    status, _, err = completed("sweep", *LONG, "--address", node, "--output", nowhere, cwd=tmp_path)
+    assert status == 2
+    assert "there is no bucket" in err
+    process = command("sweep", *LONG, "--address", node, "--output", uri, cwd=tmp_path)
+    wait_for_checkpoint(place, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == (
+        f"interrupted; resume with: {sys.executable} -m raysweep sweep --resume '{place}' --address {node}"
+    )
+    resume = ["sweep", "--resume", place, "--address", node]
+    process = command(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    check_equal(place, undisturbed, tmp_path)
+    assert list((tmp_path / "node").rglob("events.out.*"))
+    for driver in ("cache", "fresh"):
+        assert not list((tmp_path / driver).rglob("events.out.*")), "it has seen the results through the bucket only"

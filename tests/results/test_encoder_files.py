@@ -1,0 +1,250 @@
+"""Files given to `embed` and `export` that hold odd tensors, or are no files.
+
+They are refused in one line, at once, and take memory in proportion to their size.
+"""
+
+import io
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import warnings
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save
+
+from raysweep import cli, portable
+from raysweep.errors import InputError
+from raysweep.models.building import make_encoder
+from raysweep.results.checkpoints import to_bytes
+from tests.support import ROOT
+from tests.support.odd_files import ODD
+
+DESCRIPTION = {"architecture": "conv6", "channels": 1, "image_size": 8, "embedding_dim": 16}
+WEIGHT = "head.weight"  # (16, 512)
+
+
+def encoder():
+    return make_encoder("conv6", 1, 8, 16, seed=0).state_dict()
+
+
+def encoder_with(change):
+    """The file of an encoder with one weight changed."""
+    weights = encoder()
+    return to_bytes({**DESCRIPTION, "encoder": {**weights, WEIGHT: change(weights[WEIGHT])}})
+
+
+def checkpoint_with(change):
+    """A training checkpoint likewise."""
+    weights = encoder()
+    settings = {"image_size": 8, "embedding_dim": 16, "dataset": "digits"}
+    return to_bytes({"settings": settings, "state": {"encoder": {**weights, WEIGHT: change(weights[WEIGHT])}}})
+
+
+def sparse_row(weight):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls it a beta
+        return weight.to_sparse_csr()
+
+
+def nested(weight):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls it a prototype
+        return torch.nested.nested_tensor([weight, weight[:3]])
+
+
+def quantised(weight):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch will do without it
+        return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+
+REFUSED = {
+    "meta": (lambda weight: weight.to("meta"), "a tensor without values"),
+    "sparse": (lambda weight: weight.to_sparse(), "a sparse tensor"),
+    "sparse rows": (sparse_row, "a sparse tensor"),
+    "nested": (nested, "a nested tensor"),
+    "quantised": (quantised, "quantised"),
+    "complex": (lambda weight: weight.to(torch.complex64), "a complex tensor"),
+    "a conjugate's imaginary part": (lambda weight: torch.complex(weight, weight).conj().imag, "a part of one"),
+    "bool": (lambda weight: weight > 0, "torch.bool instead of torch.float32"),
+    "bfloat16": (lambda weight: weight.bfloat16(), "torch.bfloat16 instead of torch.float32"),
+    "double": (lambda weight: weight.double(), "torch.float64 instead of torch.float32"),
+    "whole numbers": (lambda weight: weight.long(), "torch.int64 instead of torch.float32"),
+    "transposed": (lambda weight: weight.T, "(512, 16) instead of (16, 512)"),
+    "no dimension": (lambda weight: torch.tensor(1.0), "() instead of (16, 512)"),
+    "empty": (lambda weight: weight[:0], "(0, 512) instead of (16, 512)"),
+    "larger than the file": (lambda weight: torch.zeros(1).expand(16, 2**40), "share their memory"),
+    "a list": (lambda weight: [1.0], "not a mapping of tensors"),
+    "none": (lambda weight: None, "not a mapping of tensors"),
+    "a mapping": (lambda weight: {"weight": weight}, "not a mapping of tensors"),
+}
+FINE = {
+    "a view of a larger one": lambda weight: torch.cat([weight, weight])[:16],
+    "columns first": lambda weight: weight.T.contiguous().T,
+    "a parameter": torch.nn.Parameter,
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Runs `embed` and `export` on a checkpoint in this process; returns status and standard error of both."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    Image.new("L", (8, 8), 77).save(tmp_path / "image.png")
+
+    def run(checkpoint):
+        capfd.readouterr()
+        for arguments in (
+            ["embed", checkpoint, "image.png", "-o", "f.npz"],
+            ["export", checkpoint, "-o", "e.safetensors"],
+        ):
+            capfd.readouterr()  # what was said while the file was made
+            status = cli.main(arguments)
+            yield status, capfd.readouterr().err
+
+    return run
+
+
+def refused(outcomes, name, words, folder):
+    for status, message in outcomes:
+        assert status == 2, message
+        assert len(message.splitlines()) == 1, message
+        assert name in message
+        assert words in message
+    assert not list(folder.glob("*.npz")) + list(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("file_with", [encoder_with, checkpoint_with])
+def test_odd_weights_are_refused(tmp_path, run, file_with, kind):
+    change, words = REFUSED[kind]
+    (tmp_path / "x.pt").write_bytes(file_with(change))
+    refused(run("x.pt"), "x.pt", words, tmp_path)
+
+
+@pytest.mark.parametrize("kind", FINE)
+def test_weights_may_lie_in_memory_as_they_like(tmp_path, run, kind):
+    (tmp_path / "x.pt").write_bytes(encoder_with(FINE[kind]))
+    assert [status for status, _ in run("x.pt")] == [0, 0]
+    exported = load_file(tmp_path / "e.safetensors")
+    assert all(torch.equal(exported[name], weight) for name, weight in encoder().items())
+
+
+def test_weights_that_are_not_finite_are_exported_as_they_are_and_embed_nothing(tmp_path, run):
+    (tmp_path / "x.pt").write_bytes(encoder_with(lambda weight: torch.full_like(weight, float("nan"))))
+    (status, _), (exported, _) = run("x.pt")
+    assert exported == 0
+    assert load_file(tmp_path / "e.safetensors")[WEIGHT].isnan().all()
+    assert status == 0, "the trunk's features do not depend on it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"channels": torch.tensor([1, 3])}, "is damaged"),
+        ({"channels": True}, "is damaged"),
+        ({"image_size": torch.tensor(8)}, "is damaged"),
+        ({"image_size": 10**30}, "is damaged"),
+        ({"embedding_dim": "16"}, "is damaged"),
+        ({"embedding_dim": 65535}, "do not fit"),
+        ({"architecture": ["conv6"]}, "unknown architecture"),
+        ({"architecture": {}}, "unknown architecture"),
+        ({"encoder": torch.zeros(3)}, "not a mapping of tensors"),
+        ({"encoder": {}}, "is missing"),
+        ({"encoder": {1: torch.zeros(3)}}, "do not fit"),
+        ({"state": torch.zeros(3)}, "holds no encoder"),
+        ({"state": []}, "holds no encoder"),
+        ({"state": {"encoder": {}}, "settings": {}}, "holds no encoder"),
+        ({"state": {"encoder": encoder()}, "settings": torch.zeros(3)}, "holds no encoder"),
+        ({"state": {"encoder": encoder()}, "settings": {"image_size": 8}}, "holds no encoder"),
+        ({"state": {"encoder": encoder()}, "settings": {"image_size": 0, "dataset": [], "embedding_dim": 16}}, ""),
+        ({"state": {"encoder": encoder()}, "settings": {"image_size": 0, "dataset": "x", "embedding_dim": 16}}, ""),
+    ],
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
+)
+def test_odd_descriptions_are_refused(tmp_path, run, changes, words):
+    (tmp_path / "x.pt").write_bytes(to_bytes({**DESCRIPTION, "encoder": encoder(), **changes}))
+    refused(run("x.pt"), "", words, tmp_path)
+
+
+def compressed(content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as plain, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as smaller:
+        for member in plain.infolist():
+            smaller.writestr(member.filename, plain.read(member))
+    return buffer.getvalue()
+
+
+def legacy(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda: compressed(encoder_with(torch.zeros_like)), "it is compressed"),
+        (lambda: legacy({**DESCRIPTION, "encoder": encoder()}), "not a file of PyTorch"),
+        (lambda: pickle.dumps({**DESCRIPTION, "encoder": {}}), "not a file of PyTorch"),
+        (lambda: save({name: weight.contiguous() for name, weight in encoder().items()}), "not a file of PyTorch"),
+    ],
+    ids=["compressed", "legacy", "pickle", "safetensors"],
+)
+def test_other_formats_are_refused(tmp_path, run, content, words):
+    (tmp_path / "x.pt").write_bytes(content())
+    refused(run("x.pt"), "x.pt", words, tmp_path)
+
+
+def test_a_small_file_does_not_fill_the_memory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({}))
+        with archive.open("x/data/0", "w", force_zip64=True) as member:
+            for _ in range(2**10):
+                member.write(bytes(2**22))
+    assert (tmp_path / "x.pt").stat().st_size < 2**23
+    limit = 2**33  # of addresses, of which torch takes more than of memory
+    done = subprocess.run(
+        [sys.executable, "-m", "raysweep", "export", "x.pt", "-o", "e.pt"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert (
+        done.stderr
+        == "error: x.pt: is not a checkpoint of raysweep: it is compressed, or holds the same bytes several times\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_refused_at_once(tmp_path, run, kind):
+    ODD[kind](tmp_path / "x.pt")
+    refused(run("x.pt"), "x.pt", "", tmp_path)
+    (tmp_path / "trial").mkdir()
+    ODD[kind](tmp_path / "trial" / "encoder.pt")
+    refused(run("trial"), "trial: has no encoder.pt", "", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind not in ("a directory", "a link to a directory")])
+def test_an_image_that_is_no_file_is_refused_at_once(tmp_path, monkeypatch, capfd, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pt").write_bytes(encoder_with(torch.clone))
+    ODD[kind](tmp_path / "image.png")
+    assert cli.main(["embed", "x.pt", "image.png", "-o", "f.npz"]) == 2
+    (message,) = capfd.readouterr().err.splitlines()
+    assert message.startswith("error: image.png: ")
+
+
+def test_the_library_refuses_them_likewise(tmp_path):
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(InputError, match="it is a named pipe, not a file"):
+        portable.load(tmp_path / "x.pt")

@@ -1,0 +1,276 @@
+"""Event files, read back with TensorBoard's own reader."""
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from raysweep.results.events import Events, image_grid, principal_components, projector, sprite
+
+
+def read(directory):
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0})
+    return accumulator.Reload()
+
+
+def test_scalars_images_and_hyperparameters_are_read_back(tmp_path):
+    events = Events(tmp_path, 1, None)
+    events.hyperparameters({"alpha": 1e-5, "denoising": True, "usl_type": "simclr", "seed": 0})
+    events.scalars({"pretrain/loss": 0.5, "pretrain/rec_loss": 0.25}, 1)
+    events.scalars({"pretrain/loss": 0.375}, 2)
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    events.images("images/x", picture, 2)
+    events.end(finished=True)
+    found = read(tmp_path)  # before the file is closed: what was written is there for a live reader
+    events.close()
+
+    assert [(e.step, e.value) for e in found.Scalars("pretrain/loss")] == [(1, 0.5), (2, 0.375)]
+    assert [(e.step, e.value) for e in found.Scalars("pretrain/rec_loss")] == [(1, 0.25)]
+    image = found.Images("images/x")[0]
+    assert image.step == 2
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), picture)
+    tags = found.summary_metadata
+    start = plugin_data_pb2.HParamsPluginData.FromString(tags["_hparams_/session_start_info"].plugin_data.content)
+    values = start.session_start_info.hparams
+    assert values["alpha"].number_value == 1e-5
+    assert values["denoising"].bool_value is True
+    assert values["usl_type"].string_value == "simclr"
+    end = plugin_data_pb2.HParamsPluginData.FromString(tags["_hparams_/session_end_info"].plugin_data.content)
+    assert end.session_end_info.status == 1
+
+
+def test_going_on_from_a_checkpoint_leaves_every_step_once(tmp_path):
+    def write(events, steps):
+        for step in steps:
+            events.scalars({"x": step / 2}, step)
+
+    first = Events(tmp_path, 1, None)
+    write(first, [1, 2])
+    at_checkpoint = first.positions()
+    write(first, [3, 4])
+    first.close()
+    second = Events(tmp_path, 2, at_checkpoint)
+    write(second, [3, 4])
+    later = second.positions()
+    write(second, [5])
+    second.close()
+    third = Events(tmp_path, 3, later)
+    write(third, [5, 6])
+    third.close()
+    assert [(e.step, e.value) for e in read(tmp_path).Scalars("x")] == [(s, s / 2) for s in range(1, 7)]
+
+
+def test_starting_anew_leaves_nothing_of_an_attempt_without_checkpoint(tmp_path):
+    for attempt in (1, 2):
+        events = Events(tmp_path, attempt, None)
+        events.scalars({"x": attempt}, 1)
+        events.close()
+    assert [e.value for e in read(tmp_path).Scalars("x")] == [2]
+
+
+def test_image_grid_puts_groups_in_rows_and_clamps():
+    rows = [np.zeros((2, 1, 3, 3), np.float32), np.full((2, 1, 3, 3), 1.5, np.float32)]
+    grid = image_grid(rows, scale=2)
+    assert grid.shape == (2 * 8, 2 * 8, 1)
+    assert grid[:6, :6].max() == 0
+    assert grid[8:14, :6].min() == 255
+
+
+# ---- TensorBoard's projector -----------------------------------------------------------------------------------------
+
+
+def projected(directory, count=20, width=60, size=8, channels=1, classes=("zero", "one\ttwo\nthree", "\udcff é")):
+    """Events and projector files of a trial; returns what they were made of."""
+    rng = np.random.default_rng(0)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Falling variances, so that components are told apart.
+    features = (rng.normal(size=(count, width)) * 0.8 ** np.arange(width) + 3).astype(np.float32)
+    labels = rng.integers(0, len(classes), count)
+    images = rng.integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+    projector(directory, features, labels, classes, images)
+    return features, labels, images
+
+
+@contextmanager
+def served(logdir, plugin="projector"):
+    """A real TensorBoard of `logdir`: a function that fetches from the plugin."""
+    arguments = ["--logdir", str(logdir), "--host", "localhost", "--port", "0", "--load_fast", "false"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        address = next(
+            found[0] for line in process.stderr if (found := re.findall(r"http://localhost:\d+/", line.decode()))
+        )
+
+        def fetch(route, **query):
+            url = f"{address}data/plugin/{plugin}/{route}?{urlencode(query)}"
+            with urlopen(url, timeout=60) as answer:
+                return answer.read()
+
+        yield fetch
+    finally:
+        process.terminate()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_real_tensorboard_serves_the_projector(tmp_path):
+    trial = tmp_path / "alpha=1e-05,seed=0"
+    features, labels, images = projected(trial, size=40, channels=3)
+    events = Events(trial, 1, None)
+    events.scalars({"x": 1.0}, 1)
+    events.close()
+    with served(tmp_path) as fetch:
+        for _ in range(100):  # it lists the runs once it has read them
+            runs = json.loads(fetch("runs"))
+            if runs:
+                break
+            time.sleep(0.1)
+        assert runs == [trial.name]
+        embedding = json.loads(fetch("info", run=trial.name))["embeddings"][0]
+        name = embedding["tensorName"]
+        assert name == "test features (20 principal components of 60)"
+        assert embedding["tensorShape"] == [20, 20]
+        assert embedding["sprite"]["singleImageDim"] == [40, 40]
+        points = np.frombuffer(fetch("tensor", run=trial.name, name=name), np.float32).reshape(20, 20)
+        header, *rows = fetch("metadata", run=trial.name, name=name).decode().splitlines()
+        sheet = Image.open(io.BytesIO(fetch("sprite_image", run=trial.name, name=name)))
+
+    # All components of 20 points: the distances between them are the features'.
+    assert np.allclose(distances(points), distances(features), rtol=1e-3, atol=1e-3)
+    assert header == "label\tindex"
+    assert rows == [f"{('zero', 'one two three', '? é')[label]}\t{index}" for index, label in enumerate(labels)]
+    assert sheet.size == (200, 200)
+    pixels = np.asarray(sheet)
+    for index in range(20):
+        top, left = index // 5 * 40, index % 5 * 40
+        assert np.array_equal(pixels[top : top + 40, left : left + 40], images[index].transpose(1, 2, 0))
+
+
+def distances(points):
+    return np.linalg.norm(points[:, None] - points[None], axis=2)
+
+
+def test_principal_components_equal_the_exact_reference():
+    rng = np.random.default_rng(1)
+    features = (rng.normal(size=(200, 300)) * 0.9 ** np.arange(300) + 2).astype(np.float32)
+    found = principal_components(features, 50)
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = (u * s)[:, :50]
+    signs = np.sign((found * expected).sum(0))
+    assert np.allclose(found[:, :30] * signs[:30], expected[:, :30], atol=1e-3 * s[0])
+    assert (found**2).sum() == pytest.approx((expected**2).sum(), rel=1e-3), "as much of the variance"
+
+
+@pytest.mark.parametrize("width", [3, 50])
+def test_few_dimensions_are_written_as_they_are(tmp_path, width):
+    features, *_ = projected(tmp_path, width=width)
+    assert np.allclose(np.loadtxt(tmp_path / "projector" / "tensors.tsv"), features, rtol=1e-5)
+    assert 'tensor_name: "test features"' in (tmp_path / "projector_config.pbtxt").read_text()
+
+
+def test_the_projector_s_files_are_alike_when_written_again(tmp_path):
+    names = ["projector/metadata.tsv", "projector/sprite.png", "projector/tensors.tsv", "projector_config.pbtxt"]
+    contents = []
+    for _ in range(2):
+        projected(tmp_path)
+        found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+        assert found == names
+        contents.append([(tmp_path / name).read_bytes() for name in names])
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(("count", "spread"), [(1, 1), (2, 1), (60, 0)])
+def test_few_and_collapsed_points_are_projected_without_a_warning(tmp_path, count, spread):
+    features = np.random.default_rng(0).normal(size=(count, 64)).astype(np.float32) * spread
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        projector(tmp_path, features, np.zeros(count, np.int64), ("a",), np.zeros((count, 1, 8, 8), np.uint8))
+    points = np.loadtxt(tmp_path / "projector" / "tensors.tsv", ndmin=2)
+    assert points.shape == (count, min(count, 50))
+    assert np.isfinite(points).all()
+
+
+@pytest.mark.parametrize(("size", "count", "side"), [(8, 5, 32), (28, 4, 28), (40, 9, 40), (96, 3, 64), (8, 70000, 30)])
+def test_thumbnails_are_of_a_size_to_see_and_fit_the_sheet(size, count, side):
+    images = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None] * 2, (count, 3, size, size))
+    sheet, found = sprite(images)
+    assert found == side
+    columns = math.ceil(math.sqrt(count))
+    assert sheet.size == (columns * side,) * 2
+    assert max(sheet.size) <= 8192
+    first = np.asarray(sheet)[:side, :side, 0]
+    if side % size == 0:
+        assert np.array_equal(first, images[0, 0].repeat(side // size, 0).repeat(side // size, 1))
+    else:
+        assert abs(float(first.mean()) - images[0, 0].mean()) < 1.5
+
+
+# ---- TensorBoard's HParams -------------------------------------------------------------------------------------------
+
+ROWS = {
+    "a": {
+        "image_size": 32,
+        "denoising": True,
+        "probe_bank": "lr=1e-4+1e-3",
+        "dataset": "folder:/a\udcff",
+        "alpha": 0.1,
+    },
+    "b": {"image_size": None, "denoising": False, "probe_bank": None, "dataset": "digits", "alpha": float("nan")},
+    "c": {"image_size": 8, "denoising": None, "probe_bank": "lr=1e-3", "probe_dataset": None, "alpha": float("inf")},
+}
+"""Trials and what varies in them."""
+
+
+def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
+    for name, varied in ROWS.items():
+        (tmp_path / name).mkdir()
+        events = Events(tmp_path / name, 1, None)
+        events.hyperparameters(varied)
+        events.end(finished=True)
+        events.close()
+
+    with served(tmp_path, "hparams") as fetch:
+
+        def rows(**column):
+            request = {"colParams": [column] if column else [], "sliceSize": 10, "startIndex": 0}
+            request["allowedStatuses"] = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
+            answer = json.loads(fetch("session_groups", request=json.dumps(request)))
+            return {row["name"]: row["hparams"] for row in answer.get("sessionGroups", [])}
+
+        for _ in range(100):  # it lists the trials once it has read them
+            if len(rows()) == len(ROWS):
+                break
+            time.sleep(0.1)
+        assert rows() == {
+            "a": {
+                "image_size": 32,
+                "denoising": True,
+                "probe_bank": "lr=1e-4+1e-3",
+                "dataset": "folder:/a\\udcff",
+                "alpha": 0.1,
+            },
+            "b": {"denoising": False, "dataset": "digits"},
+            "c": {"image_size": 8, "probe_bank": "lr=1e-3"},
+        }
+        first = {"image_size": "c", "denoising": "b", "probe_bank": "c", "dataset": "b", "alpha": "a"}
+        for name, trial in first.items():
+            assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a fault would be an HTTPError
+            assert len(rows(hparam=name, order="ORDER_DESC", missingValuesFirst=True)) == len(ROWS)
+        names = {info["name"] for info in json.loads(fetch("experiment", request="{}"))["hparamInfos"]}
+        assert names == first.keys()

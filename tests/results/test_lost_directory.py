@@ -1,0 +1,175 @@
+"""A results directory that is removed, renamed or replaced while its trials run: nothing is written there any more."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raysweep import space
+from raysweep.backends.stopping import LOOK_SECONDS, StopFlag, Stopping
+from raysweep.results.attempts import begin_attempt
+from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
+from raysweep.results.encoders import save_encoder
+from raysweep.results.result import note_traceback
+from raysweep.results.store import Store
+from raysweep.system.files import write_json
+from tests.support import ROOT
+
+SWEEP = space.build({"name": "a", "search": {"seed": [0, 1]}}, {}, "s.yaml")
+LONG = ("--usl_type", "simclr", "--usl_epochs", "100000", "--probe_every", "0", "--seed", "[0,1]", "--local")
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def begin(folder):
+    """The real command with trials that do not end; returns it once the first one has saved a checkpoint."""
+    command = [sys.executable, ROOT / "run_sweep.py", *LONG[:-3], "--set", "seed=[0,1]", "--local", "--name", "x"]
+    process = subprocess.Popen(
+        [*command, "--set", "tune.checkpoint_seconds=0"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(folder.glob("runs/x/*/checkpoints/*.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    return process
+
+
+def ended(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert "Traceback" not in out + err
+    (line,) = err.splitlines()
+    assert line.startswith("runs/x: the results directory was removed, renamed or replaced while its trials ran")
+    assert "--resume" in line
+
+
+def test_a_removed_directory_is_not_made_again(tmp_path):
+    process = begin(tmp_path)
+    (tmp_path / "runs").rename(tmp_path / "trash")  # at once, which rmtree of files that are being written is not
+    shutil.rmtree(tmp_path / "trash")
+    ended(process)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_renamed_directory_can_be_gone_on_with_and_one_in_its_place_is_left_alone(tmp_path):
+    process = begin(tmp_path)
+    (tmp_path / "runs" / "x").rename(tmp_path / "runs" / "kept")
+    other = Store(tmp_path / "runs" / "x").create(SWEEP, {})
+    checkpoints = other.trial("seed=0") / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "00000001.pt").write_text("another sweep's")
+    before = listing(other.root)
+    ended(process)
+    assert listing(other.root) == before
+    kept, sweep = Store.open(tmp_path / "runs" / "kept")
+    with kept.lock():
+        kept.check_begun(sweep)
+        assert load_checkpoint(kept.trial("seed=0")) is not None
+
+
+def lost(root):
+    root.rename(root.with_name("renamed"))
+
+
+def replaced(root):
+    root.rename(root.with_name("renamed"))
+    ignored = shutil.ignore_patterns(".leave-*")  # which is of this run alone
+    shutil.copytree(root.with_name("renamed"), root, ignore=ignored)
+    (root / "seed=0").mkdir(exist_ok=True)
+
+
+def unmounted(root):
+    root.rename(root.with_name("renamed"))
+    root.mkdir()
+
+
+WAYS = [lost, replaced, unmounted]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_trial_writes_nothing_there(tmp_path, way):
+    made = Store(tmp_path / "a").create(SWEEP, {})
+    directory, trial = made.trial("seed=0"), SWEEP.trials[0]
+    with made.at_work("seed=0") as push:
+        begin_attempt(directory, trial.settings)
+        push()
+        way(made.root)
+        before = listing(tmp_path)
+        for write in (
+            push,
+            lambda: begin_attempt(directory, trial.settings),
+            lambda: save_checkpoint(directory, {}),
+            lambda: save_encoder(directory, {}, {}),
+            lambda: write_json(directory / "result.json", {}),
+        ):
+            with pytest.raises(FileNotFoundError):
+                write()
+        note_traceback(directory)
+        assert listing(tmp_path) == before
+
+
+def test_a_trial_that_breaks_off_says_that_the_sweep_is_not_there(tmp_path):
+    made = Store(tmp_path / "a").create(SWEEP, {})
+
+    def work():
+        with made.at_work("seed=0"):
+            lost(made.root)
+            (made.trial("seed=0") / "x").touch()
+
+    with pytest.raises(FileNotFoundError, match=r"does not see the sweep's sweep\.yaml"):
+        work()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_driver_writes_nothing_there(tmp_path, way):
+    made = Store(tmp_path / "a").create(SWEEP, {})
+    with made.lock():
+        stopping = Stopping(made)
+        stopping.mark.place()
+        assert made.present()
+        assert not stopping.asked()
+        way(made.root)
+        before = listing(tmp_path)
+        assert not made.present()
+        made.record_failure(SWEEP.trials[0], "digest", "why")
+        with pytest.raises(FileNotFoundError):
+            made.record_proposals([])
+        with pytest.raises(FileNotFoundError):
+            stopping.mark.set()
+        time.sleep(LOOK_SECONDS)
+        assert stopping.asked()
+        assert listing(tmp_path) == before
+
+
+def test_a_worker_that_does_not_hold_the_sweep_sees_that_it_is_gone(tmp_path):
+    made = Store(tmp_path / "a").create(SWEEP, {})
+    worker = Store(made.place)
+    assert worker.present()
+    lost(made.root)
+    assert not worker.present()
+    with pytest.raises(FileNotFoundError, match=r"does not see the sweep's sweep\.yaml"), worker.at_work("seed=0"):
+        pass
+    assert os.listdir(tmp_path) == ["renamed"]
+
+
+def test_a_lock_is_taken_from_nobody(tmp_path):
+    made = Store(tmp_path / "a").create(SWEEP, {})
+    with made.at_work("seed=0"):
+        replaced(made.root)
+        (made.trial("seed=0") / ".lock").write_text("another process's")
+    assert (made.trial("seed=0") / ".lock").read_text() == "another process's"
+
+
+def test_the_mark_is_set_where_it_was_placed(tmp_path):
+    mark = StopFlag(Store(tmp_path / "a").create(SWEEP, {}), "token")
+    mark.place()
+    mark.set()
+    assert mark.is_set()

@@ -1,0 +1,648 @@
+"""Search-space files: what they expand to, and that every bad one is refused in one line that names the fault."""
+
+import itertools
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysweep import space
+from raysweep.config import SETTINGS, Settings, has_effect, protocol
+from raysweep.errors import InputError
+from raysweep.space import expansion, reading
+
+ALPHA = {"name": "alpha", "search": {"alpha": {"grid": [1e-5, 1, 10]}, "seed": {"grid": [0, 1]}}, "baseline": True}
+
+
+def build(raw, **overrides):
+    return space.build(raw, overrides, "file.yaml")
+
+
+def refused(raw, **overrides):
+    """The message with which `raw` is refused."""
+    with pytest.raises(InputError) as fault:
+        build(raw, **overrides)
+    message = str(fault.value)
+    assert "\n" not in message
+    return message
+
+
+def test_grid_is_expanded_with_baseline_first_and_seeds_side_by_side():
+    names = [trial.name for trial in build(ALPHA).trials]
+    assert names == [
+        "random,seed=0",
+        "random,seed=1",
+        "alpha=1e-05,seed=0",
+        "alpha=1e-05,seed=1",
+        "alpha=1.0,seed=0",
+        "alpha=1.0,seed=1",
+        "alpha=10.0,seed=0",
+        "alpha=10.0,seed=1",
+    ]
+
+
+def test_names_hold_floats_exactly():
+    value = 0.1 + 0.2
+    trial = build({"search": {"alpha": {"grid": [value]}}}).trials[0]
+    assert float(trial.name.split(",")[0].removeprefix("alpha=")) == value
+
+
+def test_names_are_safe_and_bounded(tmp_path):
+    path = tmp_path / ("x" * 200) / "a,b=c"
+    trial = build({"search": {"dataset": [f"folder:{path}", "digits"]}}).trials[0]
+    assert "/" not in trial.name
+    assert len(trial.name) <= expansion.MAX_NAME
+    short = build({"search": {"dataset": ["folder:/a,b"]}}).trials[0]
+    assert short.name == "dataset=folder%3A%2Fa%2Cb,seed=0"
+
+
+def test_one_e_minus_five_is_a_number_in_yaml_too():
+    raw = yaml.safe_load("base: {usl_lr: 1e-3}\nsearch: {alpha: {grid: [1e-5, 1E+1]}}")
+    assert isinstance(raw["base"]["usl_lr"], str), "YAML 1.1 reads it as text"
+    sweep = build(raw)
+    assert [trial.settings.alpha for trial in sweep.trials] == [1e-5, 10.0]
+    assert sweep.trials[0].settings.usl_lr == 1e-3
+
+
+def test_resolved_sweep_gives_the_same_trials_again():
+    raw = {
+        "name": "many",
+        "base": {"usl_epochs": 3},
+        "search": [
+            {"usl_type": "ae_parallel", "alpha": {"loguniform": ["1e-5", 10]}, "seed": [0, 1]},
+            {"usl_type": "simclr", "temperature": [0.1, 0.5], "seed": [0, 1]},
+        ],
+        "baseline": True,
+        "tune": {"num_samples": 3},
+    }
+    sweep = build(raw)
+    again = space.build(yaml.safe_load(yaml.safe_dump(sweep.to_dict(), sort_keys=False)), {}, "sweep.yaml")
+    assert again.trials == sweep.trials
+    assert len(sweep.trials) == 2 + 3 * 2 + 2 * 2
+
+
+def test_overrides_replace_grids_and_make_them():
+    sweep = build(ALPHA, alpha=0.5, seed=[3, 4, 5], **{"tune.max_failures": 0, "resources.cpu": 2, "baseline": False})
+    assert [trial.name for trial in sweep.trials] == ["seed=3", "seed=4", "seed=5"]
+    assert {trial.settings.alpha for trial in sweep.trials} == {0.5}
+    assert (sweep.tune.max_failures, sweep.resources.cpu) == (0, 2)
+
+
+def test_random_draws_are_shared_by_grid_points_and_seeds_and_extended_by_more_samples():
+    def draws(samples):
+        raw = {
+            "search": {"alpha": {"loguniform": [1e-5, 10]}, "strength": [0.25, 0.5], "seed": [0, 1]},
+            "tune": {"num_samples": samples},
+        }
+        found = {}
+        for trial in build(raw).trials:
+            found.setdefault((trial.settings.strength, trial.settings.seed), []).append(trial.settings.alpha)
+        return found
+
+    few, more = draws(2), draws(5)
+    assert len({tuple(values) for values in more.values()}) == 1
+    assert all(more[key][:2] == few[key] for key in few)
+    assert len(set(more[0.25, 0])) == 5
+
+
+@pytest.mark.parametrize(
+    ("how", "low", "high", "name"), [("uniform", 0.0, 1.0, "strength"), ("loguniform", 1e-5, 10.0, "alpha")]
+)
+def test_distributions_fill_their_range(how, low, high, name):
+    values = [space.draw(name, how, [low, high], sample) for sample in range(2000)]
+    assert low <= min(values)
+    assert max(values) <= high
+    position = [math.log(v / low) / math.log(high / low) if how == "loguniform" else v for v in values]
+    counts = [sum(int(p * 10) == bin for p in position) for bin in range(10)]
+    assert min(counts) > 140  # 200 expected, standard deviation 13
+
+
+def test_randint_excludes_its_upper_bound():
+    assert {space.draw("seed", "randint", [0, 3], sample) for sample in range(200)} == {0, 1, 2}
+
+
+def test_choice_drawn_twice_is_one_trial():
+    raw = {"search": {"alpha": {"choice": [0.1, 1.0]}}, "tune": {"num_samples": 20}}
+    assert sorted(trial.settings.alpha for trial in build(raw).trials) == [0.1, 1.0]
+
+
+def test_baseline_follows_what_varies_in_the_evaluation():
+    raw = {"search": {"alpha": [0.1, 1], "le_lr": [0.1, 0.01], "seed": [0]}, "baseline": True}
+    names = [trial.name for trial in build(raw).trials if trial.baseline]
+    assert names == ["random,le_lr=0.1,seed=0", "random,le_lr=0.01,seed=0"]
+    assert all(trial.settings.usl_epochs == 0 for trial in build(raw).trials if trial.baseline)
+
+
+def test_methods_with_settings_of_their_own_go_into_sub_spaces():
+    raw = {
+        "search": [
+            {"usl_type": "simclr", "temperature": [0.1, 0.5]},
+            {"usl_type": "ae_parallel", "alpha": [0.1, 1]},
+        ]
+    }
+    assert [trial.name for trial in build(raw).trials] == [
+        "usl_type=simclr,temperature=0.1,seed=0",
+        "usl_type=simclr,temperature=0.5,seed=0",
+        "usl_type=ae_parallel,alpha=0.1,seed=0",
+        "usl_type=ae_parallel,alpha=1.0,seed=0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"serch": {}}, ["unknown key 'serch'", "did you mean 'search'"]),
+        ({"alpha": 1}, ["'alpha'", "put it under base or search"]),
+        ({"base": {"alhpa": 1}}, ["base", "unknown key 'alhpa'", "did you mean 'alpha'"]),
+        ({"search": {"alhpa": {"grid": [1]}}}, ["search.alhpa", "did you mean 'alpha'"]),
+        ({"base": {"alpha": "big"}}, ["base: alpha", "number", "'big'"]),
+        ({"base": {"alpha": True}}, ["base: alpha", "number"]),
+        ({"base": {"usl_epochs": 2.5}}, ["usl_epochs", "2.5"]),
+        ({"base": {"usl_epochs": True}}, ["usl_epochs", "number"]),
+        ({"base": {"denoising": "maybe"}}, ["denoising", "True or False"]),
+        ({"base": {"denoising": 1}}, ["denoising", "True or False"]),
+        ({"base": {"dataset": 5}}, ["dataset", "string"]),
+        ({"base": {"usl_type": "simclrr"}}, ["usl_type", "'simclr'", "simclrr"]),
+        ({"base": {"alpha": -1}}, ["alpha", "greater than or equal to 0", "-1"]),
+        ({"base": {"strength": -0.1}}, ["strength", "-0.1"]),
+        ({"base": {"usl_epochs": -1}}, ["usl_epochs", "-1"]),
+        ({"base": {"temperature": 0}}, ["temperature", "greater than 0"]),
+        ({"base": {"alpha": float("nan")}}, ["alpha", "finite"]),
+        ({"base": {"alpha": float("inf")}}, ["alpha", "finite"]),
+        ({"base": {"usl_lr": "1e999"}}, ["usl_lr", "finite"]),
+        ({"base": {"alpha": [1, 2]}}, ["base.alpha", "under search"]),
+        ({"base": [1]}, ["base", "mapping", "a list"]),
+        ({"base": {"usl_type": "simclr"}, "search": {"alpha": [1, 2]}}, ["search.alpha", "no effect", "ae_parallel"]),
+        ({"search": {"usl_type": ["simclr", "ae_parallel"], "alpha": [1, 2]}}, ["search.alpha", "no effect"]),
+        ({"base": {"usl_epochs": 0}, "search": {"strength": [0, 1]}}, ["search.strength", "no effect", "usl_epochs"]),
+        ({"search": {"alpha": {"grid": []}}}, ["search.alpha", "empty"]),
+        ({"search": {"alpha": {"grid": [1, "1.0"]}}}, ["search.alpha", "1.0", "twice"]),
+        ({"search": {"alpha": {"grd": [1]}}}, ["search.alpha", "did you mean 'grid'"]),
+        ({"search": {"alpha": {"grid": 1}}}, ["search.alpha", "a list expected"]),
+        ({"search": {"alpha": {"grid": [1], "choice": [1]}}}, ["search.alpha", "one of"]),
+        ({"search": {"alpha": {"grid": [-1]}}}, ["search.alpha", "-1"]),
+        ({"search": {"alpha": {"uniform": [1]}}}, ["search.alpha", "two bounds"]),
+        ({"search": {"alpha": {"uniform": [2, 1]}}}, ["search.alpha", "low must be below high"]),
+        ({"search": {"alpha": {"loguniform": [0, 1]}}}, ["search.alpha", "above 0"]),
+        ({"search": {"seed": {"uniform": [0, 4]}}}, ["search.seed", "randint"]),
+        ({"search": {"usl_type": {"uniform": ["simclr", "ae_single"]}}}, ["search.usl_type", "number"]),
+        ({"search": {"data_dir": ["a", "b"]}}, ["search.data_dir", "cannot be swept"]),
+        ({"search": []}, ["search", "empty"]),
+        ({"search": {"alpha": [1]}, "tune": {"num_samples": 3}}, ["num_samples", "nothing is drawn"]),
+        ({"tune": {"metric": "linear/test_accuracy"}}, ["tune.metric", "test images are not for choosing"]),
+        ({"tune": {"metric": "linear/val_acuracy"}}, ["tune.metric", "did you mean 'linear/val_accuracy'"]),
+        ({"base": {"val_fraction": 0}, "tune": {"metric": "knn/val_accuracy"}}, ["tune.metric", "val_fraction"]),
+        ({"tune": {"scheduler": "ahsa"}}, ["tune: scheduler", "asha"]),
+        ({"tune": {"max_failures": -1}}, ["max_failures", "-1"]),
+        ({"resources": {"cpus": 1}}, ["resources", "did you mean 'cpu'"]),
+        ({"resources": {"cpu": 0}}, ["resources: cpu", "0"]),
+        ({"resources": {"cpu": True}}, ["resources: cpu", "number"]),
+        ({"resources": {"gpu": float("inf")}}, ["resources: gpu", "finite"]),
+        ({"baseline": "yes please"}, ["baseline", "true or false"]),
+        ({"name": "../elsewhere"}, ["name", "cannot name a directory"]),
+        ({"name": ".."}, ["name", "cannot name a directory"]),
+        ({"name": 5}, ["name", "5"]),
+        ({"search": {"seed": list(range(1000)), "alpha": list(range(1000))}}, ["1000000 trials"]),
+    ],
+)
+def test_bad_spaces_are_refused_naming_the_fault(raw, words):
+    message = refused(raw)
+    assert message.startswith("file.yaml: ")
+    for word in words:
+        assert word in message
+
+
+def test_bad_overrides_are_refused():
+    assert "did you mean 'alpha'" in refused({}, alhpa=1)
+    assert "did you mean 'max_failures'" in refused({}, **{"tune.max_failure": 1})
+    with pytest.raises(InputError, match="expected NAME=VALUE"):
+        space.parse_assignments(["alpha"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base:\n  alpha: [1\nseed: 2\n", "line 3"),
+        ("a: 1\na: 2\n", "line 2, column 1: the key 'a' twice"),
+        ("a: 2024-99-99\n", "not valid YAML"),
+        ("just text", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("- 1", "must be a mapping"),
+    ],
+)
+def test_bad_yaml_is_refused_with_its_place(tmp_path, text, words):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as fault:
+        space.read(path)
+    assert words in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+def test_what_is_no_text_file_is_refused(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    for path, words in (
+        (tmp_path, "directory"),
+        (tmp_path / "none", "no such file"),
+        (tmp_path / "binary.yaml", "text"),
+    ):
+        with pytest.raises(InputError, match=words):
+            space.read(path)
+
+
+@given(st.text(alphabet="abelphsrcgid:[]{},-&*!?'\"\n 01.e", max_size=60))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_text_gives_a_sweep_or_one_line(text):
+    try:
+        raw = reading.parse_yaml(text, "file.yaml")
+        if isinstance(raw, dict):
+            space.build({key: value for key, value in raw.items() if isinstance(key, str)}, {}, "file.yaml")
+    except InputError as fault:
+        assert "\n" not in str(fault)  # noqa: PT017 - most texts are refused, some are not
+
+
+def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
+    variants = [
+        Settings(usl_type=usl_type, emb_loss=emb_loss)
+        for usl_type in ("ae_single", "ae_parallel", "simclr")
+        for emb_loss in ("mse", "simclr", "barlow", "hinge")
+    ]
+    for name in SETTINGS:
+        assert any(has_effect(name, variant) for variant in variants), name
+
+
+def test_shipped_spaces_are_the_experiments_of_the_reference():
+    from raysweep.cli import shipped_spaces
+
+    sweeps = {name: space.build(space.read(path), {}, name) for name, path in shipped_spaces().items()}
+    assert set(sweeps) == {
+        *("quickstart", "alpha", "strength", "transfer", "asha"),
+        *("denoising", "parallel", "simclr", "methods", "layerwise"),
+    }
+    trials = {name: [trial.settings for trial in sweep.trials if not trial.baseline] for name, sweep in sweeps.items()}
+    for name in ("denoising", "parallel", "simclr", "methods", "layerwise"):
+        assert {(of.usl_epochs, of.le_epochs, of.usl_lr, of.le_lr) for of in trials[name]} == {(400, 300, 1e-4, 1e-3)}
+        assert {of.seed for of in trials[name]} == {0, 1, 2}
+        assert sum(trial.baseline for trial in sweeps[name].trials) == 3
+    assert {(of.usl_type, of.denoising) for of in trials["denoising"]} == {("ae_single", False), ("ae_single", True)}
+    losses = {"mse", "l1", "simclr", "barlow", "hinge"}
+    assert {(of.denoising, of.emb_loss) for of in trials["parallel"]} == set(itertools.product((False, True), losses))
+    assert {of.usl_type for of in trials["simclr"]} == {"simclr"}
+    five = {(kind, denoising) for kind in ("ae_single", "ae_parallel") for denoising in (False, True)}
+    assert {(of.usl_type, of.denoising) for of in trials["methods"]} == five | {("simclr", False)}
+    three = itertools.product(("ae_parallel", "simclr"), ("none", "greedy", "random"))
+    assert {(of.usl_type, of.layerwise) for of in trials["layerwise"]} == set(three)
+    alpha = [trial.settings for trial in sweeps["alpha"].trials if not trial.baseline]
+    assert sorted({of.alpha for of in alpha}) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10]
+    assert {(of.usl_epochs, of.le_epochs, of.usl_lr, of.le_lr) for of in alpha} == {(400, 300, 1e-4, 1e-3)}
+    assert {(of.usl_type, of.denoising) for of in alpha} == {("ae_parallel", False)}
+    strength = [trial.settings for trial in sweeps["strength"].trials if not trial.baseline]
+    assert sorted({of.strength for of in strength}) == [0, 0.125, 0.25, 0.5, 0.75, 1]
+    assert {(of.usl_type, of.denoising) for of in strength} == {("ae_parallel", True)}
+    assert {(t.settings.dataset, t.settings.probes) for t in sweeps["transfer"].trials} == {("cifar100", "cifar10")}
+    quick = sweeps["quickstart"].trials
+    assert len(quick) == 24
+    assert Path(shipped_spaces()["quickstart"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"base": {"val_fraction": 0}, "search": {"split_seed": [0, 1]}}, ["search.split_seed", "val_fraction"]),
+        ({"search": {"alpha": [0, 1], "emb_loss": ["mse", "l1"]}}, ["search.emb_loss", "no effect", "alpha > 0"]),
+        ({"search": {"probe_dataset": [None, "digits"]}}, ["same trial"]),
+        ({"search": {"usl_epochs": [0, 5]}, "baseline": True}, ["usl_epochs=0", "baseline: true adds"]),
+        ({"search": {"alpha": [0.1, 1]}, "base": {"usl_epochs": 0}}, ["search.alpha", "usl_epochs > 0"]),
+        ({"base": {"usl_type": "simclr"}, "tune": {"metric": "pretrain/rec_loss"}}, ["tune.metric", "does not report"]),
+        ({"base": {"probe_every": 0}, "tune": {"metric": "online/knn_val_accuracy"}}, ["probe_every: 0"]),
+        ({"tune": {"mode": "min"}}, ["tune.mode", "needs a tune.metric"]),
+        ({"tune": {"max_failures": True}}, ["max_failures", "number"]),
+        ({"resources": {"gpu": 1.5}}, ["resources: gpu", "whole number"]),
+        ({"resources": {"workers": 0}}, ["resources: workers", "0"]),
+        ({"resources": {"workers": 2, "gpu": 0.5}}, ["resources.gpu", "0.5 for each of 2 workers", "whole GPUs"]),
+        ({"resources": {"workers": 2}, "base": {"encoder": "resnet18"}}, ["resources.workers", "resnet18", "gpu: 1"]),
+        ({"resources": {"workers": 4}, "base": {"batch_size": 3}}, ["resources.workers", "batch_size 3", "4 workers"]),
+        ({"base": {"data_dir": "~nobody-of-that-name/x"}}, ["data_dir", "cannot be resolved"]),
+    ],
+)
+def test_trials_that_would_repeat_or_lack_their_metric_are_refused(raw, words):
+    message = refused(raw)
+    for word in words:
+        assert word in message
+
+
+def test_baselines_of_sub_spaces_are_one_whatever_the_order_of_their_settings():
+    raw = {
+        "search": [
+            {"usl_type": "simclr", "le_lr": [0.1], "knn_k": [5]},
+            {"usl_type": "ae_single", "knn_k": [5], "le_lr": [0.1]},
+        ],
+        "baseline": True,
+    }
+    assert [trial.name for trial in build(raw).trials if trial.baseline] == ["random,le_lr=0.1,knn_k=5,seed=0"]
+
+
+@pytest.mark.parametrize(
+    "text", ["base: {[]: 2}", "{[a]: 1}: 2", "a: !!bool maybe", "a: !!timestamp foo", "a: &b [*b]"]
+)
+def test_odd_yaml_is_refused_in_one_line_or_is_data(text):
+    try:
+        value = reading.parse_yaml(text, "file.yaml")
+    except InputError as fault:
+        assert "\n" not in str(fault)  # noqa: PT017 - one of them is valid YAML
+    else:
+        with pytest.raises(InputError, match="unknown key"):
+            build(value)
+
+
+def test_layerwise_and_alpha_are_swept_together_and_all_trials_measure_every_block():
+    raw = {"search": {"layerwise": ["none", "greedy"], "alpha": [0.1, 1], "seed": [0, 1]}, "baseline": True}
+    sweep = build(raw)
+    assert len(sweep.trials) == 2 * 2 * 2 + 2
+    assert all(trial.settings.per_layer for trial in sweep.trials)
+    assert [trial.name for trial in sweep.trials if trial.baseline] == ["random,seed=0", "random,seed=1"]
+    assert build(sweep.to_dict()).trials == sweep.trials
+    without = build({**raw, "base": {"per_layer": False}})
+    assert not any(trial.settings.per_layer for trial in without.trials)
+    assert not build({"search": {"layerwise": ["none"]}}).trials[0].settings.per_layer
+
+
+def test_lists_that_are_one_value():
+    raw = {"base": {"policy": ["simclr", "noise"], "probe_bank": {"lr": ["1e-4", 0.001], "layer": ["trunk", "layer2"]}}}
+    (trial,) = build(raw).trials
+    assert trial.settings.policy == "simclr+noise"
+    assert trial.settings.policies == ("simclr", "noise")
+    assert trial.settings.probe_bank == "lr=0.0001+0.001,layer=trunk+layer2"
+    assert [str(head) for head in trial.settings.heads] == [
+        f"layer={layer},lr={lr},weight_decay=0.0" for layer in ("trunk", "layer2") for lr in (0.0001, 0.001)
+    ]
+    assert build({"base": {"probe_bank": "lr=1e-4+1e-3,layer=trunk+layer2"}}).trials[0].settings == (
+        trial.settings.model_copy(update={"policy": "simclr"})
+    )
+    grid = build({"search": {"policy": ["simclr", ["simclr", "mask"], "noise+affine"]}})
+    assert [trial.name for trial in grid.trials] == [
+        "policy=simclr,seed=0",
+        "policy=simclr+mask,seed=0",
+        "policy=noise+affine,seed=0",
+    ]
+    banks = build({"search": {"probe_bank": [None, {"lr": [0.1, 0.2]}]}})
+    assert [len(trial.settings.heads) for trial in banks.trials] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"base": {"encoder": "resnet18", "layerwise": "greedy"}}, ["layerwise: greedy", "blocks", "resnet18"]),
+        ({"search": {"encoder": ["conv6", "resnet18"], "layerwise": ["greedy"]}}, ["layerwise: greedy", "resnet18"]),
+        ({"base": {"encoder": "resnet18"}, "search": {"layerwise": ["none", "random"]}}, ["layerwise", "resnet18"]),
+        ({"base": {"encoder": "resnet18", "probe_layer": "layer2"}}, ["probe_layer: layer2", "block of conv6"]),
+        ({"base": {"usl_type": "simclr", "emb_loss": "l1"}}, ["emb_loss", "no effect", "usl_type: simclr"]),
+        ({"base": {"usl_type": "simclr", "alpha": 5}}, ["alpha", "no effect", "usl_type: ae_parallel"]),
+        ({"base": {"probe_bank": "lr=1+2"}, "search": {"le_lr": [1, 2]}}, ["search.le_lr", "no lr in probe_bank"]),
+        ({"search": {"per_layer": [True, False]}}, ["per_layer cannot be swept"]),
+        ({"tune": {"metric": "linear/layer3/val_accuracy"}}, ["tune.metric", "per_layer: False"]),
+        ({"base": {"usl_type": "ae_single", "hinge_m": 3}}, ["hinge_m", "no effect", "emb_loss: hinge"]),
+        ({"search": {"usl_type": ["simclr"], "emb_loss": ["mse", "l1"]}}, ["search.emb_loss", "no effect"]),
+        ({"base": {"policy": "simclr+nois"}}, ["base: policy", "'nois'", "did you mean 'noise'"]),
+        ({"base": {"policy": ["noise", "noise"]}}, ["policy", "at most once"]),
+        ({"base": {"policy": []}}, ["policy", "at least one"]),
+        ({"base": {"policy": "noise", "blur": True}, "search": {"blur": [True, False]}}, ["search.blur", "no effect"]),
+        ({"base": {"probe_bank": {"lrs": [1]}}}, ["probe_bank", "'lrs'", "did you mean 'lr'"]),
+        ({"base": {"probe_bank": {"lr": [-1]}}}, ["probe_bank", "lr", "greater than 0"]),
+        ({"base": {"probe_bank": {"lr": []}}}, ["probe_bank", "lr", "no list"]),
+        ({"base": {"probe_bank": {"lr": [1, 1]}}}, ["probe_bank", "lr", "twice"]),
+        ({"base": {"probe_bank": "lr"}}, ["probe_bank", "lr"]),
+        ({"base": {"probe_bank": 3}}, ["probe_bank", "expected lists"]),
+        ({"base": {"probe_bank": {"layer": ["layer9"]}}}, ["probe_bank", "layer", "layer9"]),
+        ({"base": {"probe_bank": {"lr": [1, 2]}, "val_fraction": 0}}, ["probe_bank", "val_fraction"]),
+        ({"base": {"hinge_m": 0, "emb_loss": "hinge"}}, ["hinge_m", "greater than 0"]),
+        ({"base": {"alpha": [1, 2]}}, ["base.alpha", "one value"]),
+    ],
+)
+def test_bad_input_of_methods_policies_and_probes_is_one_line(raw, words):
+    with pytest.raises(InputError) as fault:
+        build(raw)
+    assert "\n" not in str(fault.value)
+    for word in words:
+        assert word in str(fault.value)
+
+
+def test_what_is_given_on_the_command_line_must_mean_something():
+    with pytest.raises(InputError, match="emb_loss: has no effect in any trial"):
+        space.build({}, {"usl_type": "simclr", "emb_loss": "mse"}, "command line")
+    space.build({"base": {"emb_loss": "mse"}}, {"usl_type": "simclr"}, "command line")  # a file's default is no harm
+    with pytest.raises(InputError, match=r"^command line: alpha: must be a valid number, not 'abc'$"):
+        space.build({}, {"alpha": "abc"}, "command line")
+
+
+def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line():
+    optional = {"probe_dataset": "none", "image_size": "none", "labels_per_class": "None", "probe_bank": "none"}
+    (trial,) = build({"base": optional, "tune": {"metric": "none"}}).trials
+    assert trial.settings == Settings()
+    flags = {name: space.parse_value(name, text, name) for name, text in optional.items()}
+    assert space.build({}, flags, "command line").trials[0].settings == Settings()
+    layerwise = {"layerwise": space.parse_value("layerwise", "none", "--layerwise")}
+    assert space.build({"base": {"layerwise": "greedy"}}, layerwise, "f").trials[0].settings.layerwise == "none"
+
+
+def test_a_bank_that_reads_the_embedding_makes_its_width_the_random_encoders_too():
+    bank = {"probe_bank": "layer=trunk+embedding", "embedding_dim": 128}
+    random, trained = build({"base": bank, "baseline": True}).trials
+    assert random.settings.embedding_dim == trained.settings.embedding_dim == 128
+    width = {"search": {"embedding_dim": [16, 128]}, "base": {"probe_bank": "layer=trunk+embedding"}, "baseline": True}
+    assert [trial.settings.embedding_dim for trial in build(width).trials] == [16, 128, 16, 128]
+
+
+def test_settings_without_effect_do_not_make_evaluations_incomparable():
+    def of(**settings):
+        return protocol(Settings(**settings), "data")
+
+    assert of(val_fraction=0, split_seed=1) == of(val_fraction=0)
+    assert of(split_seed=1) != of()
+    assert of(probe_bank="lr=0.1+0.2", le_lr=5) == of(probe_bank="lr=0.1+0.2")
+    assert of(le_lr=5) != of()
+
+
+def names(sweep):
+    return [trial.name for trial in sweep.trials]
+
+
+def test_a_trial_that_two_sub_spaces_name_counts_once():
+    assert names(build({"search": [{"alpha": [0.1, 1]}, {"alpha": [1, 10]}]})) == [
+        "alpha=0.1,seed=0",
+        "alpha=1.0,seed=0",
+        "alpha=10.0,seed=0",
+    ]
+
+
+def extended(begun, asked):
+    """The sweep of one file that is gone on with by another, as it is read again."""
+    sweep = space.extend(build(begun), build(asked), "new.yaml")
+    again = build(sweep.to_dict())
+    assert (again.trials, again.to_dict()) == (sweep.trials, sweep.to_dict())
+    return again
+
+
+axes = st.fixed_dictionaries(
+    {
+        "alpha": st.one_of(
+            st.builds(lambda of: {"grid": of}, st.lists(st.sampled_from([0.1, 1, 10, 100]), min_size=1, unique=True)),
+            st.sampled_from([{"loguniform": [0.1, 10]}, {"loguniform": [0.1, 100]}]),
+        )
+    },
+    optional={"seed": st.lists(st.integers(0, 4), min_size=1, unique=True).map(lambda of: {"grid": of})},
+)
+
+
+@given(axes, axes, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 2))
+@settings(max_examples=100, deadline=None)
+def test_an_extended_sweep_has_the_trials_of_both_files_the_new_ones_first(one, two, n, m, first, second, seed):
+    def file(search, samples, baseline, **base):
+        drawn = "loguniform" in search["alpha"]
+        return {"search": search, "tune": {"num_samples": samples if drawn else 1}, "baseline": baseline, "base": base}
+
+    begun, asked = file(one, n, first), file(two, m, second, seed=seed)
+    made = extended(begun, asked)
+    old, new = build(begun), build(asked)
+    plain = [trial for trial in made.trials if not trial.baseline]
+    wanted = dict.fromkeys(trial for sweep in (new, old) for trial in sweep.trials if not trial.baseline)
+    assert plain == list(wanted)
+    assert {trial for trial in (*old.trials, *new.trials) if trial.baseline} <= set(made.trials)
+    assert extended(made.to_dict(), asked).trials == made.trials
+
+
+@pytest.mark.parametrize(
+    ("begun", "asked", "words"),
+    [
+        ({}, {"base": {"usl_lr": 0.01}}, "usl_lr: is 0.01, but the sweep was begun with 0.0001"),
+        ({"base": {"dataset": "mnist"}}, {}, "dataset: is 'digits', but the sweep was begun with 'mnist'"),
+        ({"search": {"alpha": [1]}}, {"base": {"alpha": 1}}, "alpha: is no longer under search"),
+        ({"base": {"strength": 1}}, {"search": {"strength": [0.5]}}, "strength: is under search now"),
+        (
+            {"search": {"alpha": [1], "strength": [1]}},
+            {"search": {"strength": [1], "alpha": [1]}},
+            "alpha=1.0,strength=1.0,seed=0 is the same trial as strength=1.0,alpha=1.0,seed=0",
+        ),
+    ],
+)
+def test_what_would_be_another_sweep_is_refused(begun, asked, words):
+    with pytest.raises(InputError, match=r"^new\.yaml: ") as fault:
+        extended(begun, asked)
+    assert words in str(fault.value)
+
+
+def test_what_changes_no_score_may_change_and_sub_spaces_may_be_added():
+    begun = {"base": {"probe_every": 1}, "search": {"alpha": [1]}}
+    asked = {
+        "base": {"data_dir": "/elsewhere", "probe_every": 5},
+        "search": [{"alpha": [1]}, {"usl_type": ["simclr"], "temperature": [0.1]}],
+        "tune": {"max_failures": 1},
+        "resources": {"cpu": 2},
+    }
+    made = extended(begun, asked)
+    assert names(made) == ["alpha=1.0,seed=0", "usl_type=simclr,temperature=0.1,seed=0"]
+    assert {(trial.settings.data_dir, trial.settings.probe_every) for trial in made.trials} == {("/elsewhere", 5)}
+    assert (made.tune.max_failures, made.resources.cpu) == (1, 2)
+
+
+SHORT = {"usl_epochs": 8, "probe_every": 2}
+DRAWN = {"alpha": {"loguniform": [1e-3, 10]}, "seed": [0, 1]}
+OPTUNA = {"searcher": "optuna", "num_samples": 4}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"base": {"probe_every": 0}, "tune": {"scheduler": "asha"}}, ["scheduler: asha", "probe_every: 0"]),
+        (
+            {"base": {"val_fraction": 0}, "tune": {"scheduler": "median"}},
+            ["online/knn_val_accuracy", "val_fraction: 0"],
+        ),
+        ({"base": {"usl_epochs": 0}, "tune": {"scheduler": "asha"}}, ["scheduler: asha", "usl_epochs: 0"]),
+        (
+            {"tune": {"scheduler": "asha", "metric": "linear/val_accuracy"}},
+            ["'linear/val_accuracy'", "while pretraining", "online/knn_val_accuracy"],
+        ),
+        ({"base": {"usl_epochs": 10}, "tune": {"scheduler": "asha"}}, ["could stop nothing", "epoch 10 of 10"]),
+        ({"base": SHORT, "tune": {"scheduler": "asha", "grace_epochs": 7}}, ["grace_epochs: 7", "epoch 8 of 8"]),
+        ({"tune": {"scheduler": "asha", "grace_epochs": 0}}, ["grace_epochs", "greater than or equal to 1"]),
+        ({"tune": {"scheduler": "asha", "reduction_factor": 1}}, ["reduction_factor", "greater than 1"]),
+        ({"tune": {"scheduler": "median", "reduction_factor": 3}}, ["reduction_factor", "no effect", "asha"]),
+        ({"tune": {"grace_epochs": 3}}, ["grace_epochs", "no effect", "asha or median"]),
+        ({"search": {"layerwise": ["none", "greedy"]}, "tune": {"scheduler": "asha"}}, ["layerwise"]),
+        (
+            {"base": {"layerwise": "greedy"}, "search": {"usl_epochs": [20, 40]}, "tune": {"scheduler": "asha"}},
+            ["greedy with one usl_epochs"],
+        ),
+        ({"search": {"knn_k": [5, 20]}, "tune": {"scheduler": "asha"}}, ["search.knn_k", "not comparable"]),
+        ({"tune": {"max_concurrent": 0}}, ["max_concurrent", "0"]),
+        ({"search": DRAWN, "tune": {"searcher": "optuna"}}, ["searcher: optuna", "num_samples"]),
+        ({"search": {"alpha": [0.1, 1]}, "tune": OPTUNA}, ["search.alpha", "{choice: [0.1, 1.0]}"]),
+        ({"search": {"alpha": {"choice": [0.1, 1]}}, "tune": OPTUNA}, ["num_samples: 4", "the 2 there are", "grid"]),
+        ({"tune": OPTUNA}, ["num_samples: 4", "the 1 there are"]),
+        ({"search": DRAWN | {"seed": {"randint": [0, 9]}}, "tune": OPTUNA}, ["one grid of seeds"]),
+        (
+            {"search": [DRAWN, {"usl_type": "simclr", "usl_lr": {"uniform": [0.1, 1]}}], "tune": OPTUNA},
+            ["one grid of seeds"],
+        ),
+        ({"search": DRAWN | {"le_lr": {"choice": [0.1, 1]}}, "tune": OPTUNA}, ["search.le_lr", "not comparable"]),
+        ({"search": DRAWN, "base": {"val_fraction": 0}, "tune": OPTUNA}, ["optuna", "val_fraction is 0"]),
+        ({"search": DRAWN, "base": {"usl_type": "simclr"}, "tune": OPTUNA}, ["search.alpha", "no effect"]),
+        ({"search": DRAWN, "tune": OPTUNA | {"metric": "pretrain/rec_los"}}, ["tune.metric", "did you mean"]),
+        ({"search": DRAWN, "tune": OPTUNA | {"num_samples": 60_000}}, ["120000 trials"]),
+    ],
+)
+def test_schedulers_and_searchers_that_could_not_work_are_refused(raw, words):
+    message = refused(raw)
+    for word in words:
+        assert word in message
+
+
+def test_what_a_scheduler_goes_by():
+    sweep = build({"search": {"usl_epochs": [20, 40], "seed": [0, 1]}, "tune": {"scheduler": "asha"}, "baseline": True})
+    assert (sweep.stop_metric, sweep.metric) == ("online/knn_val_accuracy", "linear/val_accuracy")
+    assert (sweep.grace_epochs, sweep.longest) == (10, 40)
+    loss = {"scheduler": "median", "metric": "pretrain/loss", "mode": "min", "grace_epochs": 4}
+    sweep = build({"base": SHORT | {"val_fraction": 0, "layerwise": "greedy"}, "tune": loss})
+    assert (sweep.stop_metric, sweep.grace_epochs, sweep.longest) == ("pretrain/loss", 4, 40)
+
+
+def test_a_sweep_with_a_searcher_grows_point_by_point_and_is_the_same_when_read_again():
+    sweep = build({"search": DRAWN, "tune": OPTUNA, "baseline": True})
+    assert [trial.name for trial in sweep.trials] == ["random,seed=0", "random,seed=1"]
+    assert (sweep.total, sweep.seeds, sweep.metric) == (2 + 4 * 2, (0, 1), "linear/val_accuracy")
+    grown = space.propose(sweep, space.Proposal(0, {"alpha": 0.5}))
+    assert [trial.name for trial in grown.trials[2:]] == ["alpha=0.5,seed=0", "alpha=0.5,seed=1"]
+    assert grown.total == sweep.total
+    assert space.propose(grown, space.Proposal(0, {"alpha": 0.5})) is None
+    assert space.propose(build(sweep.to_dict()), space.Proposal(0, {"alpha": 0.5})).trials == grown.trials
+
+
+def test_the_random_encoders_of_a_searched_encoder_come_with_its_points():
+    search = {"encoder": {"choice": ["conv6", "resnet18"]}, "usl_lr": {"uniform": [0.1, 1]}, "seed": [3]}
+    sweep = build({"search": search, "tune": OPTUNA, "baseline": True})
+    assert sweep.trials == ()
+    for encoder in ("resnet18", "conv6", "resnet18"):
+        sweep = space.propose(sweep, space.Proposal(0, {"encoder": encoder, "usl_lr": 0.1 + 0.1 * len(sweep.trials)}))
+    assert [trial.point for trial in sweep.trials if trial.baseline] == [
+        "random,encoder=resnet18",
+        "random,encoder=conv6",
+    ]
+    assert sweep.total == 2 + 4
+
+
+def test_a_trial_is_short_when_pickled_and_the_same_again():
+    raw = {
+        "base": {"usl_epochs": 3, "probe_bank": {"lr": [0.1, 0.2]}},
+        "search": {"alpha": [0.1, 1e-300], "dataset": ["folder:a", "digits"], "seed": [0, 1]},
+        "baseline": True,
+    }
+    for trial in build(raw).trials:
+        content = pickle.dumps(trial)
+        assert pickle.loads(content) == trial
+        assert hash(pickle.loads(content)) == hash(trial)
+        assert len(content) < 600

@@ -1,0 +1,123 @@
+"""The real commands, run in this process or as a process of their own, and what they leave behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from raysweep import cli
+from tests.support import ROOT
+from tests.support.cluster import wait_for
+
+QUICK = ["--usl_epochs", "2", "--le_epochs", "3", "--probe_every", "1", "--images_every", "2"]
+CPUS = max(1, (os.cpu_count() or 1) // 2)  # per trial: two or three trials at a time on any machine
+GRID = [
+    "--set",
+    f"resources.cpu={CPUS}",
+    "--exp_type",
+    "alpha",
+    *QUICK,
+    "--set",
+    "alpha=[1e-05, 1]",
+    "--set",
+    "seed=[0, 1]",
+]
+TRIALS = ["random,seed=0", "random,seed=1"] + [f"alpha={a},seed={s}" for a in ("1e-05", "1.0") for s in (0, 1)]
+STEPS = ["--le_epochs", "3", "--set", "tune.checkpoint_seconds=0", "--name", "long"]
+LONG = ["--usl_epochs", "8", *STEPS]
+OWN = {"pretrain/images_per_s"}  # differs from run to run
+
+STOPPING = "stopping: trials are saving checkpoints; press Ctrl-C again to quit without saving"
+
+
+def here(program, *arguments, cwd, **environment):
+    """The real command, run in this process, where torch is imported already: that takes 4 s of a core otherwise.
+
+    For whatever is neither killed nor on Ray. `program` is `run_sweep.py` or `raysweep`.
+    """
+    argv, out, err = [str(ROOT / program), *map(str, arguments)], io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning, ImportWarning):
+            warnings.simplefilter("ignore", kind)  # as in a process of its own
+        warnings.filterwarnings("error", category=DeprecationWarning, module="raysweep")
+        patch.setattr(sys, "argv", argv)
+        patch.chdir(cwd)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            status = cli.main(["sweep", *argv[1:]] if program == "run_sweep.py" else argv[1:])
+        except SystemExit as end:
+            status = end.code
+        finally:
+            urllib.request.install_opener(None)  # it would keep the proxies of this environment
+    return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
+def resume_command(place, *options):
+    """The command that `run_sweep.py`, run as a program of its own, prints for resuming the sweep at `place`."""
+    return shlex.join([sys.executable, str(ROOT / "run_sweep.py"), "--resume", str(place), *options])
+
+
+def command(*arguments, cwd, **environment):
+    """The completed real command."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_sweep.py"), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def alone(*arguments, cwd):
+    """The real command without Ray, in this process."""
+    return here("run_sweep.py", *arguments, "--local", cwd=cwd)
+
+
+def start(*arguments, cwd, **environment):
+    """The real command, running."""
+    program = [sys.executable, str(ROOT / "run_sweep.py"), *arguments]
+    own = {**os.environ, **environment}
+    return subprocess.Popen(program, cwd=cwd, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def interrupt(process, trial, *options):
+    """Ctrl-C once the trial has a checkpoint; the command exits with 130 and says how to go on."""
+    wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 130
+    assert err.splitlines() == [
+        STOPPING,
+        f"interrupted; resume with: {resume_command('runs/long', *options)}",
+    ]
+
+
+def result(root, trial):
+    return json.loads((root / trial / "result.json").read_text())
+
+
+def scores(root, trial):
+    return {name: value for name, value in result(root, trial)["metrics"].items() if name not in OWN}
+
+
+def begun(trial, attempt=1):
+    """Whether a trial's attempt has begun."""
+    path = trial / "attempt.json"
+    return path.exists() and json.loads(path.read_text())["attempt"] == attempt
+
+
+def checkpoints(trial):
+    return sorted(path.name for path in trial.glob("checkpoints/*.json"))

@@ -1,0 +1,23 @@
+"""Batches of images for tests of augmentation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SHAPES = [(3, 32, 32), (1, 8, 8), (3, 12, 20)]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_images(n: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8, generator=seeded(seed))
+
+
+def pictures(n: int) -> Tensor:
+    """(n, 3, 32, 32) float32: a smooth colourful picture, unlike its mirror image, n times."""
+    coarse = torch.rand(1, 3, 4, 4, generator=seeded(7))
+    coarse[..., :2] *= 0.6
+    return torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1).repeat(n, 1, 1, 1)

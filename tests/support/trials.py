@@ -1,0 +1,39 @@
+"""Small trials in this process."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from raysweep import space
+from raysweep.data import Dataset
+from raysweep.trial import run_trial
+
+TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, "probe_every": 1, "knn_k": 5}
+CLOCK = "pretrain/images_per_s"
+
+
+def few_digits(channels=1):
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 1, 8, 8) * 255 / 16).round().astype(np.uint8).repeat(channels, 1)
+    labels = labels.astype(np.int64)
+    return Dataset(
+        "digits", tuple("0123456789"), images[:200], labels[:200], images[200:280], labels[200:280], None, "x"
+    )
+
+
+DATASETS = {("digits", 8, None): few_digits()}
+
+
+def trial_of(**settings):
+    return space.build({"base": {**TINY, **settings}}, {}, "test").trials[0]
+
+
+class Killed(Exception):
+    """As if the process had been killed."""
+
+
+def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lambda at: None, **options):
+    return run_trial(
+        trial, datasets, directory, threads=1, gpu=True, checkpoint_seconds=checkpoint_seconds, report=report, **options
+    )

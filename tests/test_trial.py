@@ -1,0 +1,499 @@
+"""Whole experiments in this process, on a few real images."""
+
+import contextlib
+import io
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import raysweep.trial
+from raysweep import space
+from raysweep.augment.operations import to_float
+from raysweep.augment.simclr import simclr
+from raysweep.backends.local import run_locally
+from raysweep.backends.progress import ProgressDisplay
+from raysweep.backends.stopping import Stopping
+from raysweep.config import METRICS, Collapse, ProbeSpec
+from raysweep.data import TrialData
+from raysweep.data.selection import check_data
+from raysweep.data.splits import split_train
+from raysweep.errors import InputError
+from raysweep.methods.losses import nt_xent
+from raysweep.models.building import make_decoder, make_encoder
+from raysweep.models.conv6 import Conv6
+from raysweep.probes.collapse import embedding_std, rankme
+from raysweep.probes.kmeans import kmeans_scores
+from raysweep.probes.knn import knn_accuracy
+from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.randomness import generator
+from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
+from raysweep.results.result import read_result
+from raysweep.results.store import Store
+from raysweep.training.loop import pretrain
+from raysweep.training.state import fresh_state
+from raysweep.trial import fixed_subset
+from tests.support.trials import CLOCK, DATASETS, TINY, Killed, few_digits, run, trial_of
+
+
+def without_clock(metrics):
+    return {name: value for name, value in metrics.items() if name != CLOCK}
+
+
+def scalars(directory):
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+METHODS = {
+    "autoencoder": {"usl_type": "ae_single", "denoising": False},
+    "denoising autoencoder": {"usl_type": "ae_single", "denoising": True},
+    "parallel autoencoder": {"usl_type": "ae_parallel", "denoising": False},
+    "parallel denoising autoencoder": {"usl_type": "ae_parallel", "denoising": True},
+    "simclr": {"usl_type": "simclr"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method):
+    shares = []
+    result = run(tmp_path, trial_of(usl_lr=1e-3, per_layer=True, **method), report=lambda at: shares.append(at.share))
+    assert result.status == "finished"
+    absent = set()
+    if method["usl_type"] == "ae_single":
+        absent = {"pretrain/emb_loss"}
+    if method["usl_type"] == "simclr":
+        absent = {"pretrain/rec_loss"}
+    assert set(result.metrics) == set(METRICS) - absent
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    assert result.metrics["linear/train_accuracy"] > 0.3, "chance is 0.1"
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+    found = scalars(tmp_path)
+    losses = [value for _, value in found["pretrain/loss"]]
+    assert losses[-1] < losses[0]
+    assert [step for step, _ in found["pretrain/loss"]] == [1, 2, 3]
+    assert [step for step, _ in found["linear/val_accuracy"]] == [1, 2, 3, 4]
+    assert [step for step, _ in found["linear/test_accuracy"]] == [4]
+    assert {tag: points[-1][1] for tag, points in found.items()} == pytest.approx(result.metrics, rel=1e-6)
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
+
+
+def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
+    trial = trial_of(usl_epochs=6, images_every=2)
+    whole = run(tmp_path / "whole", trial)
+
+    for fatal in (0.3, 0.7):  # breaks off in the 3rd epoch, goes on, breaks off in the 5th
+
+        def die(at, fatal=fatal):
+            if at.share > fatal:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", trial, checkpoint_seconds=0, report=die)
+        assert read_result(tmp_path / "broken") is None
+        assert "Killed" in (tmp_path / "broken" / "error.txt").read_text()
+    reported = []
+    again = run(tmp_path / "broken", trial, checkpoint_seconds=0, report=lambda at: reported.append(at.share))
+    assert min(reported) > 0.6, "it went on instead of starting again"
+    assert again.attempts == 3
+    assert without_clock(again.metrics) == without_clock(whole.metrics)
+    weights = [torch.load(tmp_path / name / "encoder.pt", weights_only=True)["encoder"] for name in ("whole", "broken")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    first, second = scalars(tmp_path / "whole"), scalars(tmp_path / "broken")
+    assert without_clock(first) == without_clock(second)
+    assert not (tmp_path / "broken" / "checkpoints").exists()
+    assert not (tmp_path / "broken" / "error.txt").exists()
+
+
+CUT = {
+    "end to end": {"usl_type": "ae_parallel", "denoising": True, "per_layer": True, "labels_per_class": 5},
+    "a bank of probes": {"usl_type": "simclr", "probe_bank": "lr=1e-3+1e-2,layer=trunk+layer3", "probe_every": 2},
+    "greedy": {"usl_type": "ae_parallel", "layerwise": "greedy", "usl_epochs": 1},
+    "random": {"usl_type": "simclr", "layerwise": "random", "usl_epochs": 1, "per_layer": True},
+    "batch norm": {"usl_type": "simclr", "encoder": "resnet18", "usl_epochs": 2, "le_epochs": 6},
+}
+
+
+class Leg:
+    """A run of a trial that ends when it has been asked `last` times whether to; every other one dies before."""
+
+    def __init__(self, last):
+        self.last, self.asked = last, 0
+
+    def leave(self):
+        self.asked += 1
+        return self.asked >= self.last
+
+    def die(self, at):
+        if self.asked >= self.last - 1 and self.last % 2:
+            raise Killed
+
+
+@pytest.mark.parametrize("settings", CUT.values(), ids=CUT)
+def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, settings):
+    """It leaves, or dies, at random steps of pretraining and at random epochs of the probes, over and over."""
+    trial = trial_of(images_every=2, **settings)
+    whole = run(tmp_path / "whole", trial)
+    draws = random.Random(0)
+    result, legs = None, 0
+    while result is None:
+        legs += 1
+        assert legs < 60, "it does not get on"
+        leg = Leg(draws.randint(2, 9))
+        often = 0 if leg.last % 3 else 1e9
+        with contextlib.suppress(Killed):
+            result = run(tmp_path / "cut", trial, checkpoint_seconds=often, report=leg.die, stop=leg.leave)
+    assert legs > 3
+    assert result.attempts == legs
+    assert without_clock(result.metrics) == without_clock(whole.metrics)
+    assert (result.linear_probe, result.warnings) == (whole.linear_probe, whole.warnings)
+    weights = [torch.load(tmp_path / name / "encoder.pt", weights_only=True)["encoder"] for name in ("whole", "cut")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert without_clock(scalars(tmp_path / "whole")) == without_clock(scalars(tmp_path / "cut"))
+    for name in ("tensors.tsv", "metadata.tsv", "sprite.png"):
+        assert len({(tmp_path / of / "projector" / name).read_bytes() for of in ("whole", "cut")}) == 1
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_with(tmp_path):
+    trial = trial_of()
+    whole = run(tmp_path / "whole", trial)
+    done = []
+    run(tmp_path / "old", trial, report=done.append, stop=lambda: len(done) == 1)
+    remove_checkpoints(tmp_path / "old")
+    steps = []
+    run(tmp_path / "old", trial, checkpoint_seconds=0, report=steps.append, stop=lambda: len(steps) == 1)
+    old = load_checkpoint(tmp_path / "old")
+    while old["state"]["step"]:  # an older version saved at an epoch's end
+        run(tmp_path / "old", trial, checkpoint_seconds=0, stop=lambda: True)
+        old = load_checkpoint(tmp_path / "old")
+    for name in ("collapsed", "probed", "probes", "linear_probe", "warnings"):
+        del old[name]
+    for name in ("step", "order", "sums"):
+        del old["state"][name]
+    save_checkpoint(tmp_path / "old", old)
+    assert without_clock(run(tmp_path / "old", trial).metrics) == without_clock(whole.metrics)
+
+
+def test_a_result_stands_whatever_breaks_after_it(tmp_path):
+    sweep = space.build({"base": TINY}, {}, "test")
+    made = Store(tmp_path / "x")
+    made.create(sweep, {})
+    (made.trial("seed=0") / "checkpoints" / "no file").mkdir(parents=True)  # so that checkpoints cannot be removed
+    stopping = Stopping(made)
+    with ProgressDisplay(sweep, [], Console(file=io.StringIO())) as view:
+        run_locally(sweep, list(sweep.trials), made, DATASETS, view, stopping)
+    assert made.result("seed=0").status == "finished"
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):
+    trial, steps = trial_of(usl_epochs=1), []
+    assert run(tmp_path, trial, stop=lambda: bool(steps) or steps.append(1)) is None  # the first of four steps is done
+    saved = load_checkpoint(tmp_path)["state"]
+    assert (saved["epoch"], saved["step"], len(saved["order"])) == (0, 2, 200)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_trial_whose_embedding_collapses_is_stopped_and_says_so(tmp_path):
+    trial, rule = trial_of(usl_epochs=6), Collapse(evaluations=3, rankme=1e9, std=0.0)
+    told = []
+    assert run(tmp_path, trial, report=told.append, stop=lambda: len(told) == 2, collapse=rule) is None
+    result = run(tmp_path, trial, report=told.append, collapse=rule)
+    assert [at.epoch for at in told] == [1, 2], "the evaluations before it left count"
+    assert result.status == "stopped"
+    assert "collapsed" in result.error
+    assert "pretraining epoch 3" in result.error
+    assert "linear/test_accuracy" not in result.metrics
+    assert run(tmp_path, trial, report=lambda at: pytest.fail("ran")) == result, "it is not run again"
+    assert not (tmp_path / "checkpoints").exists()
+    assert run(tmp_path / "sound", trial, collapse=Collapse(1, rankme=1.0, std=0.0)).status == "finished"
+
+
+def test_a_finished_trial_is_not_run_again(tmp_path):
+    trial = trial_of()
+    first = run(tmp_path, trial)
+    assert run(tmp_path, trial, report=lambda at: pytest.fail("ran")) == first
+
+
+def test_same_seed_same_bits_other_seed_other_numbers(tmp_path):
+    results = [run(tmp_path / str(n), trial_of(seed=seed)) for n, seed in enumerate((0, 0, 1))]
+    first, same, other = [without_clock(result.metrics) for result in results]
+    assert first == same
+    assert first["pretrain/loss"] != other["pretrain/loss"]
+
+
+def test_a_loss_that_overflows_is_a_failed_result_with_its_epoch(tmp_path):
+    result = run(tmp_path, trial_of(usl_lr=1e18, usl_epochs=5))
+    assert result.status == "failed"
+    assert "in pretraining epoch" in result.error
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+
+
+def test_pretraining_on_one_dataset_and_evaluation_on_another(tmp_path):
+    colour = few_digits(3)
+    datasets = {("cifar10", 8, None): colour, ("digits", 8, 3): colour}
+    result = run(tmp_path, trial_of(dataset="cifar10", probe_dataset="digits", image_size=8), datasets)
+    assert result.status == "finished"
+    assert result.protocol["probe_dataset"] == "digits"
+    assert torch.load(tmp_path / "encoder.pt", weights_only=True)["channels"] == 3
+
+
+def test_without_validation_split_nothing_is_validated(tmp_path):
+    result = run(tmp_path, trial_of(val_fraction=0))
+    assert result.status == "finished"
+    assert not [name for name in result.metrics if "val" in name]
+
+
+def test_few_labels_train_the_probe_on_few(tmp_path):
+    few = run(tmp_path / "few", trial_of(labels_per_class=1, le_epochs=30, le_lr=0.01, usl_epochs=0))
+    full = run(tmp_path / "all", trial_of(le_epochs=30, le_lr=0.01, usl_epochs=0))
+    assert few.metrics["linear/train_accuracy"] == 1.0
+    assert few.metrics["linear/test_accuracy"] < full.metrics["linear/test_accuracy"]
+    assert few.metrics["knn/test_accuracy"] == full.metrics["knn/test_accuracy"]
+    assert few.fingerprint != full.fingerprint
+
+
+def test_the_saved_encoder_gives_the_features_that_were_evaluated(tmp_path):
+    run(tmp_path, trial_of())
+    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder.load_state_dict(saved["encoder"])
+    images = DATASETS["digits", 8, None].test_images
+    with torch.no_grad():
+        z = encoder(to_float(torch.from_numpy(images)))
+    assert z.shape == (80, 64)
+    fresh = run(tmp_path / "random", trial_of(usl_epochs=0))
+    assert fresh.status == "finished"
+    untrained = torch.load(tmp_path / "random" / "encoder.pt", weights_only=True)["encoder"]
+    assert not torch.equal(untrained["head.weight"], saved["encoder"]["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 201}, "batch_size: 201 is more than the 200 training images"),
+        ({"knn_k": 181}, "knn_k: 181 is more than the 180 images"),
+        ({"labels_per_class": 100}, "label"),
+    ],
+)
+def test_more_than_the_data_holds_is_refused(settings, words):
+    dataset = DATASETS["digits", 8, None]
+    with pytest.raises(InputError, match=words) as fault:
+        check_data(trial_of(**settings).settings, TrialData(dataset.train_images, dataset))
+    assert "\n" not in str(fault.value)
+
+
+def test_cuda_is_used_where_it_is_visible_and_gives_finite_metrics(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU is visible")
+    result = run(tmp_path, trial_of())
+    assert result.device == "cuda"
+    assert all(math.isfinite(value) for value in result.metrics.values())
+
+
+@pytest.mark.parametrize("layer", ["trunk", "embedding"])
+@pytest.mark.parametrize("standardized", [True, False])
+def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_path, layer, standardized):
+    """Everything that is reported at the end, computed again from the weights with the splits written out."""
+    trial = trial_of(seed=1, split_seed=3, probe_layer=layer, standardize=standardized)
+    got = run(tmp_path, trial).metrics
+    dataset = DATASETS["digits", 8, None]
+    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder.load_state_dict(saved["encoder"])
+    fit, val = split_train(dataset.train_labels, 0.1, 3)
+    images = {"fit": dataset.train_images[fit], "val": dataset.train_images[val], "test": dataset.test_images}
+    labels = {"fit": dataset.train_labels[fit], "val": dataset.train_labels[val], "test": dataset.test_labels}
+    labels = {split: torch.from_numpy(of) for split, of in labels.items()}
+    with torch.no_grad():
+        read = encoder.trunk if layer == "trunk" else encoder
+        features = {split: read(torch.from_numpy(of) / 255) for split, of in images.items()}
+        z = encoder(torch.from_numpy(dataset.train_images) / 255)
+    expected = {}
+    for split in ("val", "test"):
+        expected[f"knn/{split}_accuracy"] = knn_accuracy(
+            features["fit"], labels["fit"], features[split], labels[split], classes=10, k=5, temperature=0.07
+        )
+    expected["online/knn_val_accuracy"] = expected["knn/val_accuracy"]  # the subsets are all there is
+    expected |= kmeans_scores(features["test"].numpy(), labels["test"].numpy(), 10, seed=1)
+    expected |= {"pretrain/embedding_std": embedding_std(z), "pretrain/rankme": rankme(z)}
+    if standardized:
+        mean, std = features["fit"].mean(0), features["fit"].std(0, correction=0)
+        features = {split: (of - mean) / std for split, of in features.items()}
+    head = ProbeSpec(layer, 1e-3, 0.0)
+    probe = LinearProbes([head], {layer: features["fit"].shape[1]}, 10, 1, torch.device("cpu"))
+    list(train_linear(probe, {layer: features["fit"]}, labels["fit"], epochs=4, batch_size=50))
+    expected["linear/train_accuracy"] = probe.train_accuracy[0]
+    for split in ("val", "test"):
+        expected[f"linear/{split}_accuracy"] = probe.accuracy({layer: features[split]}, labels[split])[0]
+    assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_the_last_online_accuracy_is_that_of_its_own_images(tmp_path, monkeypatch):
+    """Of all features, which are there by then, it picks the fixed subsets'."""
+    monkeypatch.setattr(raysweep.trial, "ONLINE_BANK", 40)
+    monkeypatch.setattr(raysweep.trial, "ONLINE_QUERIES", 15)
+    trial = trial_of()
+    got = run(tmp_path, trial).metrics["online/knn_val_accuracy"]
+    dataset, saved = DATASETS["digits", 8, None], torch.load(tmp_path / "encoder.pt", weights_only=True)
+    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder.load_state_dict(saved["encoder"])
+    labels = torch.from_numpy(dataset.train_labels)
+    splits = [torch.from_numpy(index) for index in split_train(dataset.train_labels, 0.1, 0)]
+    with torch.no_grad():
+        features = encoder.trunk(torch.from_numpy(dataset.train_images) / 255)
+
+    def accuracy(bank, queries):
+        return knn_accuracy(
+            features[bank], labels[bank], features[queries], labels[queries], classes=10, k=5, temperature=0.07
+        )
+
+    chosen = [index[fixed_subset(len(index), n)] for index, n in zip(splits, (40, 15), strict=True)]
+    first = [index[:n] for index, n in zip(splits, (40, 15), strict=True)]
+    assert got == accuracy(*chosen)
+    assert got != accuracy(*first), "else this would show nothing"
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_pretraining_is_the_textbook_loop_on_augmented_pairs(method):
+    """Two epochs against a loop written out: order, pairs of views, targets, losses, Adam."""
+    if method["usl_type"] == "ae_parallel":
+        method = {**method, "alpha": 0.7}
+    settings = trial_of(usl_lr=1e-3, usl_epochs=2, strength=0.8, batch_size=60, precision="fp32", **method).settings
+    images = torch.from_numpy(DATASETS["digits", 8, None].train_images)
+    state = fresh_state(settings, 1, 8, torch.device("cpu"))
+    reported = [metrics["pretrain/loss"] for metrics in pretrain(settings, state, images)]
+
+    encoder, decoder = make_encoder("conv6", 1, 8, 64, seed=0), make_decoder(1, 8, 64, seed=0)
+    adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    draws = generator(0, "pretrain")
+    mse = torch.nn.functional.mse_loss
+    for expected in reported:
+        losses = []
+        order = torch.randperm(200, generator=draws)
+        for step in range(3):  # 200 images: three batches of 60, and 20 left out
+            clean = images[order[60 * step : 60 * step + 60]] / 255
+            if method["usl_type"] == "ae_single":
+                view = simclr(clean, 0.8, False, draws)
+                loss = mse(decoder(encoder(view)), clean if method["denoising"] else view)
+            else:
+                first, second = simclr(torch.cat((clean, clean)), 0.8, False, draws).split(60)
+                z1, z2 = encoder(first), encoder(second)
+                if method["usl_type"] == "simclr":
+                    loss = nt_xent(z1, z2, 0.5)
+                else:
+                    targets = (clean, clean) if method["denoising"] else (first, second)
+                    loss = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1]) + 0.7 * mse(z1, z2)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(loss.item())
+        assert expected == pytest.approx(np.mean(losses), rel=1e-4)
+    torch.testing.assert_close(state.encoder.head.weight, encoder.head.weight, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"usl_lr": 1e30, "batch_size": 200}, "pretraining epoch 1"),
+        ({"usl_lr": 1e10, "batch_size": 200}, "pretraining epoch"),
+        ({"le_lr": 1e38}, "the linear probe's loss became"),
+    ],
+)
+def test_what_diverges_outside_the_loss_is_a_failed_result_too(tmp_path, settings, words):
+    result = run(tmp_path, trial_of(**settings))
+    assert result.status == "failed"
+    assert words in result.error
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    def stop(at):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, trial_of(), checkpoint_seconds=0, report=stop)
+    with pytest.raises(InputError, match=r"usl_lr: 0\.0001, but the sweep says 1e-09"):
+        run(tmp_path, trial_of(usl_lr=1e-9))
+
+
+def test_every_block_is_probed_and_the_bank_picks_by_val(tmp_path):
+    bank = {"lr": [1e-5, 3e-2], "weight_decay": [0, 0.01], "layer": ["trunk", "layer1"]}
+    trial = trial_of(layerwise="greedy", usl_epochs=1, le_epochs=8, probe_bank=bank, labels_per_class=8)
+    result = run(tmp_path, trial)
+    events = scalars(tmp_path)
+    heads = [str(head) for head in trial.settings.heads]
+    last = {head: events[f"bank/{head}/val_accuracy"][-1][1] for head in heads}
+    assert len(last) == 8
+    assert "lr=0.03" in result.linear_probe
+    assert last[result.linear_probe] == max(last.values())
+    assert result.metrics["linear/val_accuracy"] == pytest.approx(max(last.values()))
+    picked = next(head for head in trial.settings.heads if str(head) == result.linear_probe)
+    alone = trial_of(
+        layerwise="greedy",
+        usl_epochs=1,
+        le_epochs=8,
+        labels_per_class=8,
+        per_layer=False,
+        le_lr=picked.lr,
+        le_weight_decay=picked.weight_decay,
+        probe_layer=picked.layer,
+    )
+    single = run(tmp_path / "alone", alone)
+    for split in ("val", "test"):
+        assert single.metrics[f"linear/{split}_accuracy"] == pytest.approx(result.metrics[f"linear/{split}_accuracy"])
+    assert single.linear_probe == ""
+    assert result.fingerprint != single.fingerprint
+    for k in range(1, 6):
+        assert [step for step, _ in events[f"linear/layer{k}/val_accuracy"]] == list(range(1, 9))
+        assert [step for step, _ in events[f"linear/layer{k}/test_accuracy"]] == [8]
+        assert 0 <= result.metrics[f"linear/layer{k}/test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("layerwise", ["greedy", "random"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_trains_layer_by_layer(tmp_path, method, layerwise):
+    settings = {"usl_epochs": 1, "images_every": 2, "usl_lr": 1e-3}
+    result = run(tmp_path, trial_of(layerwise=layerwise, **settings, **method))
+    assert result.status == "finished"
+    assert [step for step, _ in scalars(tmp_path)["pretrain/loss"]] == [1, 2, 3, 4, 5]
+    assert "linear/layer3/val_accuracy" in result.metrics
+    again = run(tmp_path / "again", trial_of(layerwise=layerwise, **settings, **method))
+    assert without_clock(again.metrics) == without_clock(result.metrics)
+
+
+def test_layerwise_training_cut_off_in_a_stage_continues_bit_for_bit(tmp_path):
+    trial = trial_of(layerwise="greedy", usl_epochs=2, usl_lr=1e-3)
+    whole = run(tmp_path / "whole", trial)
+
+    class CutOff(Exception):
+        pass
+
+    def cut(at):
+        if at.share > 0.6:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        run(tmp_path / "cut", trial, checkpoint_seconds=0, report=cut)
+    rest = run(tmp_path / "cut", trial)
+    assert rest.attempts == 2
+    assert without_clock(rest.metrics) == without_clock(whole.metrics)
+    first, second = (torch.load(tmp_path / name / "encoder.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(first["encoder"][key], second["encoder"][key]) for key in first["encoder"])
+
+
+@pytest.mark.parametrize("method", [{"usl_type": "simclr"}, {"usl_type": "ae_parallel", "denoising": True}])
+def test_resnet18_trains_and_is_saved(tmp_path, method):
+    trial = trial_of(encoder="resnet18", usl_epochs=1, le_epochs=1, usl_lr=1e-3, **method)
+    result = run(tmp_path, trial)
+    assert result.status == "finished"
+    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    assert (saved["architecture"], saved["channels"], saved["image_size"]) == ("resnet18", 1, 8)
+    encoder = make_encoder("resnet18", 1, 8, 64, seed=0)
+    encoder.load_state_dict(saved["encoder"])
+    assert int(encoder.body.bn1.num_batches_tracked) == 4  # four batches of training, none of probing

@@ -1,0 +1,172 @@
+"""Pretraining in several processes: what they compute together is what one computes."""
+
+import os
+from contextlib import closing
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from raysweep import space
+from raysweep.augment.operations import to_float
+from raysweep.augment.policies import augment
+from raysweep.config import Settings
+from raysweep.data import select_data
+from raysweep.training.distributed import SINGLE_PROCESS, join
+from raysweep.training.loop import pretrain, steps_of
+from raysweep.training.state import fresh_state, spread
+from raysweep.trial import follow_trial, run_trial
+
+pytestmark = pytest.mark.cluster
+
+LOSSES = ("mse", "l1", "simclr", "barlow", "hinge")
+PARALLEL = {
+    **{f"parallel, {loss}": {"usl_type": "ae_parallel", "emb_loss": loss, "alpha": 0.7} for loss in LOSSES},
+    "parallel, denoising": {"usl_type": "ae_parallel", "denoising": True},
+    "autoencoder": {"usl_type": "ae_single", "denoising": False},
+    "denoising autoencoder": {"usl_type": "ae_single", "denoising": True},
+    "simclr": {"usl_type": "simclr"},
+}
+METHODS = {
+    **PARALLEL,
+    **{f"{way}, {name}": {**of, "layerwise": way} for way in ("greedy", "random") for name, of in PARALLEL.items()},
+    "all policies": {"usl_type": "ae_parallel", "policy": "affine+noise+mask+simclr", "strength": 1.0},
+}
+BATCH = 11  # which no number of processes here divides
+
+
+EXPERIMENT = {"usl_epochs": 3, "le_epochs": 2, "batch_size": 50, "images_every": 0, "projector_images": 0}
+TRIAL = space.build({"base": {**EXPERIMENT, "precision": "fp32", "alpha": 0.7}}, {}, "test").trials[0]
+DATASETS = {}
+select_data(TRIAL.settings, DATASETS, load=True)
+
+
+def settings_of(name):
+    return Settings(batch_size=BATCH, usl_epochs=2, precision="fp32", **METHODS[name])
+
+
+def images_of(count):
+    return torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(settings, ranks):
+    """Of every parameter, by each optimizer's losses of one batch, in float64; and the losses."""
+    state = fresh_state(settings, 3, 16, torch.device("cpu"))
+    for module in (state.encoder, state.decoder, state.heads):
+        if module is not None:
+            module.double()
+    share, images = ranks.share(BATCH), images_of(BATCH)
+    part = None if share is None else share.views(settings.views)
+    clean = to_float(images if share is None else images[share.start : share.end])
+    views = augment(
+        clean.repeat(settings.views, 1, 1, 1), settings.policies, settings.strength, True, state.generator, part
+    )
+    found = []
+    for step in steps_of(settings, state, share):
+        network = ranks.parallel(step)
+        losses = network(views.double(), clean.double())
+        ranks.backward(losses.total)
+        sums = torch.stack([of.detach() for of in (losses.total, losses.rec, losses.emb) if of is not None])
+        ranks.add_up(sums)
+        found.append((sums, [weight.grad for weight in step.parameters()]))
+        step.zero_grad()
+    return found
+
+
+def trained(settings, ranks):
+    """A state, and its metrics, after training, which the leader is asked to leave once in the middle of an epoch."""
+    images = images_of(3 * BATCH)
+    state = fresh_state(settings, 3, 16, torch.device("cpu"))
+    # Adam divides gradients by their size, and with it by any factor that is wrong in all of them.
+    state.optimizers = [torch.optim.SGD(of.param_groups[0]["params"], lr=1e-4) for of in state.optimizers]
+    metrics = []
+
+    def run(pause):
+        with closing(pretrain(settings, state, images, pause, ranks)) as epochs:
+            for at in epochs:
+                if at is None and ranks.lead:
+                    return
+                if at is not None:
+                    metrics.append({name: value for name, value in at.items() if name != "pretrain/images_per_s"})
+
+    run(lambda: state.epoch == 1 and state.step == 2)
+    assert (state.epoch, state.step) == (1, 2), "the others left where the leader did"
+    saved = state.state_dict()
+    if not ranks.lead:  # what they have is not what counts
+        state = fresh_state(settings, 3, 16, torch.device("cpu"))
+        state.optimizers = [torch.optim.SGD(of.param_groups[0]["params"], lr=1e-4) for of in state.optimizers]
+    spread(state, ranks)
+    run(lambda: False)
+    return metrics, saved["sums"], list(state.encoder.state_dict().values())
+
+
+def small_trial(directory, ranks, pauses=None):
+    """A small trial in `directory`, which leaves when it has been asked that many times whether to; its result."""
+    if not ranks.lead:
+        return follow_trial(TRIAL.settings, DATASETS, ranks, threads=1, gpu=False)
+    asked = iter(range(10**9))
+    leave = (lambda: next(asked) >= pauses) if pauses is not None else (lambda: False)
+    return run_trial(TRIAL, DATASETS, directory, threads=1, gpu=False, stop=leave, ranks=ranks)
+
+
+def work(rank, size, folder, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    ranks = join()
+    found = {name: gradients(settings_of(name), ranks) for name in METHODS}
+    after = {name: trained(settings_of(name), ranks) for name in ("parallel, barlow", "greedy, simclr")}
+    assert small_trial(folder / "trial", ranks, pauses=6) is None
+    if rank == 0:
+        torch.save((found, after), results)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2])
+def folder(request, tmp_path_factory):
+    """Where so many processes have worked."""
+    made = tmp_path_factory.mktemp("processes")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(work, (request.param, made, made / "results"), nprocs=request.param)
+    return made
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    """What they found."""
+    return torch.load(folder / "results", weights_only=False)
+
+
+def test_gradients_and_losses_are_those_of_one_process(together):
+    for name, found in together[0].items():
+        alone = gradients(settings_of(name), SINGLE_PROCESS)
+        assert len(found) == len(alone)
+        for (sums, of_many), (alone_sums, of_one) in zip(found, alone, strict=True):
+            assert sums.tolist() == pytest.approx(alone_sums.tolist(), rel=1e-9), name
+            assert len(of_many) == len(of_one) > 0
+            for many, one in zip(of_many, of_one, strict=True):
+                assert one.dtype == torch.float64
+                assert one.abs().max() > 0, name
+                error = (many - one).abs().max() / one.abs().max()
+                assert error < 1e-6, (name, error)
+
+
+def test_a_trial_that_several_processes_left_is_finished_by_one(folder, tmp_path):
+    assert list(folder.glob("trial/checkpoints/*"))
+    done = small_trial(folder / "trial", SINGLE_PROCESS)
+    whole = small_trial(tmp_path, SINGLE_PROCESS)
+    assert (done.status, done.attempts, done.warnings) == ("finished", 2, [])
+    expected = {name: value for name, value in whole.metrics.items() if name != "pretrain/images_per_s"}
+    assert {name: done.metrics[name] for name in expected} == pytest.approx(expected, rel=0.01, abs=0.03)
+    assert done.metrics["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
+
+
+def test_training_is_that_of_one_process_though_it_leaves_in_the_middle(together):
+    for name, (metrics, sums, weights) in together[1].items():
+        alone_metrics, alone_sums, alone_weights = trained(settings_of(name), SINGLE_PROCESS)
+        assert len(metrics) == len(alone_metrics) > 1
+        for many, one in zip(metrics, alone_metrics, strict=True):
+            assert many == pytest.approx(one, rel=1e-4), name
+        torch.testing.assert_close(sums, alone_sums, rtol=1e-4, atol=1e-6)
+        for many, one in zip(weights, alone_weights, strict=True):
+            torch.testing.assert_close(many, one, rtol=1e-3, atol=1e-5)
