@@ -21,6 +21,7 @@ from typing import Any
 
 import measure
 import torch
+from raysweep.methods.objective import objective
 from steps import (
     SHAPES,
     BareSteps,
@@ -39,7 +40,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from raysweep.augment.policies import augment
 from raysweep.augment.simclr import draw_simclr
 from raysweep.config import Settings
-from raysweep.methods.objective import objective
 from raysweep.space import Trial
 from raysweep.system.memory import keep_memory
 from raysweep.trial import Progress, run_trial
@@ -79,7 +79,7 @@ def parts(settings: Settings, images: Tensor, bare: BareSteps, repeats: int) -> 
     work: dict[str, Callable[[], object]] = {
         "order of the images (once an epoch)": lambda: torch.randperm(count, generator=draws),
         "gather": gather,
-        "augmentation": lambda: augment(copies, settings.policies, settings.strength, settings.blur, draws),
+        "augmentation": lambda: augment(copies, settings, draws),
         "of it, drawing": lambda: draw_simclr(len(copies), height, width, settings.strength, False, draws),
         "forward and losses": forward,
         "optimiser": bare.optimizer.step,

@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import measure
 import torch
 from PIL import Image
+from raysweep.methods.objective import objective
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
@@ -49,7 +50,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from raysweep.augment.policies import augment
 from raysweep.config import Settings
-from raysweep.methods.objective import objective
 from raysweep.models.decoders import crop
 from raysweep.probes.collapse import rankme
 from raysweep.training.loop import pretrain
@@ -124,7 +124,7 @@ def ready_views(settings: Settings, task: Task, device: torch.device, seed: int 
     """(2·B, C, H, W): the views of one batch."""
     batch = random_images(task, device)[: settings.batch_size].repeat(2, 1, 1, 1)
     draws = torch.Generator().manual_seed(seed)
-    return augment(batch, settings.policies, settings.strength, settings.blur, draws)
+    return augment(batch, settings, draws)
 
 
 def state_of(settings: Settings, task: Task, device: torch.device) -> State:
@@ -190,7 +190,7 @@ def loop_of_graph(settings: Settings, task: Task, device: torch.device) -> Step:
             order = torch.randperm(len(images), generator=draws).to(device)
             batches.extend(order[: len(order) // settings.batch_size * settings.batch_size].split(settings.batch_size))
         copies = images.index_select(0, batches.pop()).repeat(2, 1, 1, 1)
-        views.copy_(augment(copies, settings.policies, settings.strength, settings.blur, draws))
+        views.copy_(augment(copies, settings, draws))
         replay()
 
     return step
@@ -481,7 +481,7 @@ def where_time_goes(plan: Plan, table: Table) -> dict[str, Any]:
         z = torch.randn(1024, settings.embedding_dim, device=device)
 
         def views_of(batch: Tensor = batch, settings: Settings = settings, draws: torch.Generator = draws) -> Tensor:
-            return augment(batch, settings.policies, settings.strength, settings.blur, draws)
+            return augment(batch, settings, draws)
 
         calls: dict[str, Step] = {
             "augmentation": views_of,

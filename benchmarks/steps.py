@@ -9,13 +9,14 @@ from typing import Any
 import measure
 import numpy as np
 import torch
+from raysweep.methods.objective import objective
 from torch import Tensor
 
 from raysweep.augment.operations import to_float
 from raysweep.augment.policies import augment
 from raysweep.config import Settings
-from raysweep.data import Dataset, Datasets
-from raysweep.methods.objective import objective
+from raysweep.data.dataset import Dataset
+from raysweep.data.selection import Datasets
 from raysweep.methods.precision import precision_of
 from raysweep.training.loop import pretrain
 from raysweep.training.state import State, fresh_state

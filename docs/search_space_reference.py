@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raysweep.config import CHOICES, METRICS, About, Settings
+from raysweep.config import METRICS, About, Settings, choices
 from raysweep.space import Resources
 from raysweep.space.model import Tune
 
@@ -169,7 +169,9 @@ def reference() -> str:
     metrics = "\n".join(["| metric | what it is |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in METRICS.items())])
     parts += ["## tune", table(Tune), "## resources", table(Resources)]
     parts += ["## Metrics", "Steps are epochs, each metric's own.", metrics]
-    parts += [f"`tune.metric` may be {', '.join(f'`{name}`' for name in CHOICES)}: nothing that has seen a test image."]
+    parts += [
+        f"`tune.metric` may be {', '.join(f'`{name}`' for name in choices())}: nothing that has seen a test image."
+    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, get_args, get_
 
 from raysweep import __version__, space
 from raysweep.backends.stopping import Stopping
-from raysweep.config import SETTINGS, Settings, about, protocol, read_number, suggest
+from raysweep.config import SETTINGS, Settings, about, default_of, protocol, read_number, suggest
 from raysweep.errors import InputError, masked, printable
 from raysweep.results.credentials import is_uri
 from raysweep.results.mirror import fetch_encoder
@@ -38,7 +38,7 @@ from raysweep.system.terminal import INTERRUPTED, make_console, output_is_lost, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raysweep.data import Datasets
+    from raysweep.data.selection import Datasets
     from raysweep.report.contents import Report
 
 REPORT_IMPORT_SECONDS = 10.0
@@ -148,7 +148,7 @@ def sweep_parser() -> Parser:
         of = about(name)
         if of.group not in groups:
             groups[of.group] = parser.add_argument_group(f"settings: {of.group}")
-        default = Settings.model_fields[name].default
+        default = default_of(name)
         groups[of.group].add_argument(
             f"--{name}",
             metavar=shown_values(name),
@@ -203,14 +203,14 @@ def check_paths(sweep: Sweep, probed: bool = True) -> None:
     Raises:
         InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
     """
-    from raysweep import data
     from raysweep.data import selection
+    from raysweep.data.folders import check_exists
 
     for name in dict.fromkeys(trial.settings.dataset for trial in sweep.examples):
-        data.check_exists(name)
-    for name in dict.fromkeys(trial.settings.probes for trial in sweep.examples):
-        data.check_exists(name, labelled=probed)
-        selection.check_validation(name, [t.settings for t in sweep.examples if t.settings.probes == name])
+        check_exists(name)
+    for name in dict.fromkeys(trial.settings.evaluated_dataset for trial in sweep.examples):
+        check_exists(name, labelled=probed)
+        selection.check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
 
 
 def check_means(sweep: Sweep, local_run: bool) -> None:
@@ -713,13 +713,14 @@ def preview_command(arguments: list[str]) -> int:
     check_picture(output)
     sweep = space.build(space.read(Path(parsed.space)), space.parse_assignments(parsed.set), parsed.space)
     check_paths(sweep, probed=False)
-    from raysweep import data
+    from raysweep.data import loading
+    from raysweep.data.dataset import Dataset
     from raysweep.report import preview
 
     warnings.showwarning = show_warning
 
-    def load(settings: Settings) -> data.Dataset:
-        return data.load(
+    def load(settings: Settings) -> Dataset:
+        return loading.load(
             settings.dataset,
             data_dir=Path(settings.data_dir),
             image_size=settings.image_size,

@@ -15,15 +15,19 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep import __version__, data
+from raysweep import __version__
+from raysweep.config import make_settings
 from raysweep.data import layout
+from raysweep.data.dataset import Images
+from raysweep.data.folders import ignoring, warn_of_ignored
+from raysweep.data.pixels import decode
 from raysweep.errors import Diverged, InputError
 from raysweep.results.checkpoints import to_bytes
 from raysweep.results.encoders import SavedEncoder, encoder_file, load_encoder
 from raysweep.system.files import irregular, replacing
 
 if TYPE_CHECKING:
-    from raysweep.models.building import Encoder
+    pass
 
 FEATURES, WEIGHTS = (".npz",), (".safetensors", ".pt")
 LAYERS = ("trunk", "embedding")
@@ -33,7 +37,7 @@ Progress = Callable[[int, int], None]
 """Called with how many of how many images are done."""
 
 
-def load(checkpoint: Path) -> Encoder:
+def load(checkpoint: Path) -> Any:
     """The encoder of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
@@ -45,15 +49,16 @@ def load(checkpoint: Path) -> Encoder:
     return build(load_encoder(checkpoint))
 
 
-def build(saved: SavedEncoder) -> Encoder:
+def build(saved: SavedEncoder) -> Any:
     """The encoder that a file describes, with its weights; raises InputError where the two do not fit."""
     import torch
 
-    from raysweep.models.building import make_encoder
+    from raysweep.models.building import build_encoder
 
     # On the meta device nothing is computed or allocated: a damaged size cannot fill the memory.
     with torch.device("meta"):
-        encoder = make_encoder(saved.architecture, saved.channels, saved.image_size, saved.embedding_dim, seed=0)
+        settings = make_settings({"encoder": saved.architecture, "embedding_dim": saved.embedding_dim}, str(saved.file))
+        encoder = build_encoder(settings, saved.channels, saved.image_size)
     needed = encoder.state_dict()
     for name in (*needed, *saved.weights):
         if name not in saved.weights:
@@ -161,7 +166,7 @@ def embed(
     if batch_size is None:
         batch_size = batch_of(encoder.image_size)
 
-    def extracted(pixels: data.Images) -> NDArray[np.float32]:
+    def extracted(pixels: Images) -> NDArray[np.float32]:
         batch = torch.from_numpy(pixels).to(device)
         try:
             features = extract(encoder, batch, torch.arange(len(batch), device=device), layer)
@@ -176,7 +181,7 @@ def embed(
         width = 0
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
-            pixels, good = data.decode(part, encoder.image_size, encoder.channels, skip_bad_images)
+            pixels, good = decode(part, encoder.image_size, encoder.channels, skip_bad_images)
             if len(pixels):
                 features = extracted(pixels)
                 width = features.shape[1]
@@ -212,8 +217,8 @@ def listed(images: Path) -> tuple[Path, list[Path]]:
     ignored: list[Path] = []
     paths = list(layout.images_below(images, ignored))
     if not paths:
-        raise InputError(f"{images}: has no images{data.ignoring(ignored)}")
-    data.warn_of_ignored(str(images), ignored)
+        raise InputError(f"{images}: has no images{ignoring(ignored)}")
+    warn_of_ignored(str(images), ignored)
     return images, paths
 
 

@@ -1,4 +1,4 @@
-"""One experiment from its settings to its result: pretraining, then evaluation, in a directory of its own."""
+"""One trial from its settings to its result: pretraining, then evaluation, in a directory of its own."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
+from raysweep import parts
 from raysweep.augment.operations import to_float
-from raysweep.augment.policies import augment
-from raysweep.config import BLOCKS, Collapse, ProbeSpec, Settings, has_effect
-from raysweep.data import Datasets, Images, SplitPart, TrialData, draw_labels, fit_and_val, select_data
+from raysweep.augment.views import augment
+from raysweep.config import Collapse, Settings, has_effect
+from raysweep.data.selection import Datasets, TrialData, select_data
 from raysweep.errors import Diverged
 from raysweep.methods.precision import precision_of
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.features import compute, extract, extract_layers, standardize_
-from raysweep.probes.kmeans import kmeans_scores
-from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.evaluation import Evaluation, fixed_subset, resident
+from raysweep.probes.features import compute
 from raysweep.randomness import generator
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
@@ -45,43 +41,48 @@ from raysweep.space import Trial
 from raysweep.system.memory import kept_memory
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.loop import pretrain
-from raysweep.training.state import fresh_state, spread
+from raysweep.training.state import broadcast_state, fresh_state
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 50  # a checkpoint takes at most 2 % of the time
-ONLINE_BANK, ONLINE_QUERIES, WATCHED_IMAGES = 2048, 1024, 1024
+WATCHED_IMAGES = 1024
 GRID_IMAGES = 8
-
-Features = dict[str, dict[str, Tensor]]
-"""By split and layer, (N, D)."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a trial is, after an epoch of pretraining or of a probe."""
+    """The progress of a trial, after an epoch of pretraining or of a probe."""
 
     share: float
-    """Of the whole trial, in [0, 1]."""
+    """The fraction of the whole trial that is done, in [0, 1]."""
     epoch: int
-    """Epochs of pretraining done."""
+    """Number of finished epochs of pretraining."""
     evaluated: bool
-    """Whether the online measures of `metrics` are this epoch's."""
+    """Whether the online measures among `metrics` are from this epoch."""
     metrics: dict[str, float]
-    """The newest of each."""
+    """The newest value of each metric."""
     seconds: float
-    """Spent on the trial, over all attempts."""
+    """The time spent on the trial, over all attempts."""
 
 
 Report = Callable[[Progress], None]
 Stop = Callable[[], bool]
-"""Asked between two steps: whether to save a checkpoint at once and leave. Cheap."""
+"""Called between two steps. It says whether to save a checkpoint at once and stop. It must be cheap."""
 Saved = Callable[[], None]
-"""Called after something was written that a continued trial, or the sweep, goes by."""
+"""Called after something was written that a resumed trial, or the sweep, reads."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a trial ended by itself."""
+
+    status: Literal["finished", "failed", "stopped"]
+    reason: str | None = None
 
 
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Let every library compute on `threads` threads: results depend on it in their last bits."""
+    """Let every library compute on `threads` threads: results depend on the number in their last bits."""
     torch.set_num_threads(threads)
     with threadpool_limits(limits=threads):
         yield
@@ -96,47 +97,49 @@ def run_trial(
     gpu: bool,
     checkpoint_seconds: float | None = None,
     collapse: Collapse | None = None,
-    report: Report = lambda at: None,
+    report: Report = lambda progress: None,
     stop: Stop = lambda: False,
     saved: Saved = lambda: None,
-    ranks: DistributedContext = SINGLE_PROCESS,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> Result | None:
-    """Run a trial, or continue it from its newest checkpoint, and write its `result.json`.
+    """Run a trial, or resume it from its newest checkpoint, and write its `result.json`.
 
-    On a CPU a trial that was cut off, anywhere and any number of times, gives bit for bit what it gives in one go (in
-    several processes but for the last bits of `pretrain/loss`, whose sum may be taken in other parts).
-    A loss that becomes NaN or infinite is a result too, with status `failed`: the same settings would only repeat it.
+    On a CPU a trial that was interrupted, anywhere and any number of times, gives bit for bit the result of a trial
+    that was not. In several processes only the last bits of `pretrain/loss` may differ, because it may be summed in
+    another order. A loss that becomes NaN or infinite is a result too, with status `failed`: the same settings would
+    only repeat it.
 
     Args:
         trial: what to run.
-        datasets: holds what `pick` needs.
-        directory: the trial's own; absolute.
-        threads: of this process.
+        datasets: the datasets that `select_data` needs.
+        directory: the directory of the trial; absolute.
+        threads: the number of threads of this process.
         gpu: whether to use CUDA where it is visible.
-        checkpoint_seconds: least time between two checkpoints; None: `CHECKPOINT_SECONDS`, or `CHECKPOINT_COST` times
-            what the last one took if that is more.
-        collapse: when an embedding counts as collapsed, which stops the trial; None is never.
-        report: told of the progress.
-        stop: see `Stop`; the trial that leaves gives None and goes on from its checkpoint when it is run again.
+        checkpoint_seconds: the least time between two checkpoints. None: `CHECKPOINT_SECONDS`, or `CHECKPOINT_COST`
+            times what the last checkpoint took, if that is more.
+        collapse: when an embedding counts as collapsed, which stops the trial; None: never.
+        report: called with the progress.
+        stop: see `Stop`. A trial that stops returns None, and resumes from its checkpoint when it is run again.
         saved: see `Saved`.
-        ranks: the processes of a data-parallel trial; this one leads, and the others `follow`.
+        context: the processes of a data-parallel trial. This one is the main process; the others run `follow_trial`.
     """
-    assert ranks.lead
+    assert context.is_main
     set_result_aside(directory, trial.name)
-    done = read_result(directory)
-    if done is not None and done.status != "failed":  # its worker died between the result and the last report
+    earlier = read_result(directory)
+    if earlier is not None and earlier.status != "failed":  # the worker died between the result and the last report
         remove_checkpoints(directory)
         saved()
-        return done
+        return earlier
     attempt = begin_attempt(directory, trial.settings)
     saved()
     with fixed_threads(threads), kept_memory(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
-        warnings.simplefilter("default", UserWarning)  # among them k-means' on a collapsed embedding
+        warnings.simplefilter("default", UserWarning)  # among them the warning of k-means on a collapsed embedding
         warnings.simplefilter("default", RuntimeWarning)
         try:
-            work = TrialRun(trial, select_data(trial.settings, datasets), directory, attempt, gpu, caught, ranks)
-            end = work.run(checkpoint_seconds, collapse, report, stop, saved)
+            data = select_data(trial.settings, datasets)
+            run = TrialRun(trial, data, directory, attempt, gpu, caught, context)
+            end = run.run(checkpoint_seconds, collapse, report, stop, saved)
         except Exception:
             note_traceback(directory)
             raise
@@ -144,130 +147,114 @@ def run_trial(
         return None
     result = make_result(
         trial,
-        work.probe.digest,
+        data.probe.digest,
         directory,
         status=end.status,
         error=end.reason,
-        linear_probe=work.linear_probe,
-        metrics=work.metrics,
-        wall_s=work.seconds(),
-        device=str(work.device),
-        precision=precision_of(trial.settings, work.device.type) if has_effect("precision", trial.settings) else "",
-        warnings=work.warnings(),
+        linear_probe=run.evaluation.best_linear_probe,
+        metrics=run.metrics,
+        wall_s=run.seconds(),
+        device=str(run.device),
+        precision=precision_of(trial.settings, run.device.type) if has_effect("precision", trial.settings) else "",
+        warnings=run.warnings(),
     )
     write_result(directory, result)
-    saved()  # in a bucket the result is there before the checkpoints go
+    saved()  # in a bucket the result is written before the checkpoints are removed
     if end.status != "failed":
         remove_checkpoints(directory)
     saved()
     return result
 
 
-def follow_trial(settings: Settings, datasets: Datasets, ranks: DistributedContext, *, threads: int, gpu: bool) -> None:
-    """Pretrain beside the process that leads, in which `run` runs; to it all that is found belongs.
+def follow_trial(
+    settings: Settings, datasets: Datasets, context: DistributedContext, *, threads: int, gpu: bool
+) -> None:
+    """Training loop for ranks above 0. Only rank 0, which runs `run_trial`, evaluates and writes results.
 
     Args:
-        settings: the trial's.
-        datasets: as for `run`.
-        ranks: this process among them.
-        threads: of this process.
-        gpu: as for `run`.
+        settings: the settings of the trial.
+        datasets: see `run_trial`.
+        context: the processes of the trial, of which this one is not the main process.
+        threads: the number of threads of this process.
+        gpu: see `run_trial`.
     """
-    assert not ranks.lead
-    if not ranks.meet():
+    assert not context.is_main
+    if not context.meet():
         return
-    with fixed_threads(threads), kept_memory(), suppress(Diverged):  # the leader says so
+    with fixed_threads(threads), kept_memory(), suppress(Diverged):  # the main process reports it
         images = select_data(settings, datasets).pretrain
         device = device_of(gpu)
         channels, size = images.shape[1:3]
         state = fresh_state(settings, channels, size, device)
-        spread(state, ranks)
-        for _ in pretrain(settings, state, resident(images, device), ranks=ranks):
+        broadcast_state(state, context)
+        for _ in pretrain(settings, state, resident(images, device), context=context):
             pass
 
 
 def device_of(gpu: bool) -> torch.device:
-    """Where a trial computes: on this process's CUDA device, if it is to and there is one."""
+    """The device of a trial: this process's CUDA device if it is asked for and visible, else the CPU."""
     return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
 
 
-@dataclass(frozen=True)
-class End:
-    """How a trial ended by itself."""
-
-    status: Literal["finished", "failed", "stopped"]
-    """Of its `store.Result`."""
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of the probe dataset, on the training device."""
-
-    images: Tensor
-    """(N, C, H, W) uint8, of which it is a part."""
-    index: Tensor
-    """(M,) int64, which part."""
-    labels: Tensor
-    """(M,) int64."""
-
-
 class TrialRun:
-    """A trial at work in this process."""
+    """A trial that runs in this process.
+
+    Args:
+        trial: what to run.
+        data: its arrays.
+        directory: its directory.
+        attempt: the number of this attempt.
+        gpu: whether to use CUDA where it is visible.
+        caught: the list into which warnings are recorded.
+        context: the processes of a data-parallel trial, of which this one is the main process.
+    """
 
     def __init__(
         self,
         trial: Trial,
-        of: TrialData,
+        data: TrialData,
         directory: Path,
         attempt: int,
         gpu: bool,
         caught: list[warnings.WarningMessage],
-        ranks: DistributedContext = SINGLE_PROCESS,
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.started = self.last_save = time.perf_counter()
         self.save_cost = 0.0
-        self.ranks = ranks
+        self.context = context
         self.settings, self.directory, self.caught = trial.settings, directory, caught
         self.device = device_of(gpu)
         if gpu and self.device.type == "cpu":
             warnings.warn("resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU", stacklevel=2)
-        self.probe = of.probe
-        self.images = resident(of.pretrain, self.device)
-        channels, size = of.pretrain.shape[1:3]
+        self.images = resident(data.pretrain, self.device)
+        channels, size = data.pretrain.shape[1:3]
         self.state = fresh_state(trial.settings, channels, size, self.device)
+        self.evaluation = Evaluation(
+            trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device
+        )
+        self.watched = fixed_subset(len(self.images), WATCHED_IMAGES).to(self.device)
         self.metrics: dict[str, float] = {}
-        self.linear_probe = ""
         self.collapsed = 0
-        """Evaluations in a row in which the embedding had collapsed."""
-        self.probed: int | None = None
-        """Passes of linear probes done; None until the scores that need no training are there."""
-        self.probes: LinearProbes | None = None
-        """Of the pass that is at work,"""
-        self.saved_probes: dict[str, Any] | None = None
-        """or, until its features are there, where they go on."""
-        self.features: Features | None = None
-        """Those of the first pass, from the last epoch's measures on."""
-        self.wall_before = 0.0
-        self.warned_before: list[str] = []
+        """Number of evaluations in a row in which the embedding was collapsed."""
+        self.seconds_before = 0.0
+        self.earlier_warnings: list[str] = []
         saved = load_checkpoint(directory)
         if saved is not None:
             self._load(saved)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
             self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
-        self._split(of.pretrain)
-        ranks.meet()
-        spread(self.state, ranks)
+        context.meet()
+        broadcast_state(self.state, context)
 
     def seconds(self) -> float:
         """Wall time spent so far, over all attempts."""
-        return self.wall_before + time.perf_counter() - self.started
+        return self.seconds_before + time.perf_counter() - self.started
 
     def warnings(self) -> list[str]:
         """Each warning once, over all attempts."""
         now = [str(warning.message).partition("\n")[0] for warning in self.caught]
-        return list(dict.fromkeys([*self.warned_before, *now]))
+        return list(dict.fromkeys([*self.earlier_warnings, *now]))
 
     def run(
         self,
@@ -277,7 +264,7 @@ class TrialRun:
         stop: Stop,
         saved: Saved,
     ) -> End | None:
-        """Pretrain and evaluate; returns how the trial ended, None where it left to go on later."""
+        """Pretrain and evaluate. Return how the trial ended, or None if it stopped to resume later."""
 
         def due() -> bool:
             least = checkpoint_seconds
@@ -288,26 +275,26 @@ class TrialRun:
         try:
             end = End("finished")
             with closing(self._steps(collapse, lambda: stop() or due())) as steps:
-                for at in steps:
-                    if isinstance(at, End):
-                        end = at
+                for moment in steps:
+                    if isinstance(moment, End):
+                        end = moment
                         break
                     leaving = stop()
-                    # Before it is saved: a trial whose process died between the two would go on from that checkpoint
-                    # after an evaluation of which no scheduler has heard.
-                    if at is not None and not leaving:
-                        report(at)
+                    # The report comes before the checkpoint. If the process died between the two in the other order,
+                    # the trial would resume after an evaluation of which no scheduler has heard.
+                    if moment is not None and not leaving:
+                        report(moment)
                     if leaving or due():
                         begun = time.perf_counter()
                         self._save()
                         saved()  # into a bucket it takes longer than to write it
                         self.last_save = time.perf_counter()
                         self.save_cost = self.last_save - begun
-                    if leaving:  # which must not wait for anything before the checkpoint
-                        if at is not None and at.evaluated:
-                            report(at)
+                    if leaving:  # nothing may delay the checkpoint of a trial that leaves
+                        if moment is not None and moment.evaluated:
+                            report(moment)
                         return None
-            self.events.end(finished=True)  # one that was stopped has not failed
+            self.events.end(finished=True)  # a trial that was stopped has not failed
             return end
         except Diverged as fault:
             self.events.end(finished=False)
@@ -317,10 +304,10 @@ class TrialRun:
             self.events.close()
 
     def _steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[Progress | End | None]:
-        """All of the trial that is left; wherever this yields, it may be saved. None is in the middle of an epoch."""
+        """The rest of the trial. It may be saved wherever this yields. None is in the middle of an epoch."""
         settings, state = self.settings, self.state
         total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
-        with closing(pretrain(settings, state, self.images, pause, self.ranks)) as epochs:
+        with closing(pretrain(settings, state, self.images, pause, self.context)) as epochs:
             for metrics in epochs:
                 if metrics is None:
                     yield None
@@ -328,8 +315,8 @@ class TrialRun:
                 self._log(metrics, state.epoch)
                 last = state.epoch == settings.pretrain_epochs
                 evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
-                if evaluated and last:  # the evaluation reads them too
-                    self.features = self._extract(self._first_layers())
+                if evaluated and last:  # the evaluation reads these features too
+                    self.evaluation.extract()
                 if evaluated:
                     self._log(self._watch(), state.epoch)
                 if settings.images_every and (state.epoch % settings.images_every == 0 or last):
@@ -341,82 +328,80 @@ class TrialRun:
                 yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics, self.seconds())
         yield from self._evaluate()
 
-    def _split(self, pretrain: Images) -> None:
-        """Bring the probe dataset's splits to the device; choose the fixed images of the online measures."""
-        test_labels, test_images = self.probe.test_labels, self.probe.test_images
-        assert test_labels is not None
-        assert test_images is not None
-        # The images stay where they are, shared with other trials; a split is an index into them.
-        train = self.images if self.probe.train_images is pretrain else resident(self.probe.train_images, self.device)
-
-        def split(part: SplitPart) -> Split:
-            of_train = part.images is self.probe.train_images
-            images = train if of_train else resident(part.images, self.device)
-            return Split(images, torch.from_numpy(part.index).to(self.device), resident(part.labels, self.device))
-
-        fit, val = fit_and_val(self.probe, self.settings.val_fraction, self.settings.split_seed)
-        test = SplitPart(test_images, np.arange(len(test_images)), test_labels)
-        self.splits = {"fit": split(fit), "val": split(val), "test": split(test)}
-        self.watched = fixed_subset(len(self.images), WATCHED_IMAGES).to(self.device)
-        self.online_fit = fixed_subset(len(fit.index), ONLINE_BANK).to(self.device)
-        self.online_val = fixed_subset(len(val.index), ONLINE_QUERIES).to(self.device)
+    def _evaluate(self) -> Iterator[Progress]:
+        """Let the probes evaluate the frozen encoder; then keep its weights."""
+        trained = self.settings.pretrain_epochs
+        for scores in self.evaluation.run(trained):
+            self._log(dict(scores.metrics), scores.step)
+            for values, step in self.evaluation.extra_scalars:
+                self.events.scalars(values, step)
+            self.evaluation.extra_scalars.clear()
+            if scores.may_pause:
+                share = (trained + scores.progress) / (trained + 1)
+                yield Progress(share, trained, False, self.metrics, self.seconds())
+            else:
+                self._project()
+        encoder = self.state.encoder
+        description = {
+            "architecture": self.settings.encoder,
+            "channels": encoder.channels,
+            "image_size": encoder.image_size,
+            "embedding_dim": self.settings.embedding_dim,
+        }
+        weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
+        save_encoder(self.directory, weights, description)
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
+        """Keep the newest value of each metric, and write it to TensorBoard."""
         self.metrics.update(metrics)
         self.events.scalars(metrics, step)
 
     def _watch(self) -> dict[str, float]:
-        """The measures taken while pretraining: is the embedding collapsing, and what would kNN say now?"""
+        """The online measures: whether the embedding collapses, and the present accuracy of kNN."""
         settings, encoder = self.settings, self.state.encoder
         (z,) = compute(encoder, self.images, self.watched, lambda images: [self.state.embed(settings, images)])
         metrics = {"pretrain/embedding_std": embedding_std(z), "pretrain/rankme": rankme(z)}
-        if len(self.online_val):
-            metrics["online/knn_val_accuracy"] = knn_accuracy(
-                *self._online("fit", self.online_fit),
-                *self._online("val", self.online_val),
-                classes=len(self.probe.classes),
-                k=min(settings.knn_k, len(self.online_fit)),
-                temperature=settings.knn_temperature,
-            )
+        accuracy = self.evaluation.online_accuracy()
+        if accuracy is not None:
+            metrics["online/knn_val_accuracy"] = accuracy
         return metrics
 
-    def _online(self, name: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and labels of chosen images of a split."""
-        split, layer = self.splits[name], self.settings.probe_layer
-        if self.features is not None:
-            features = self.features[name][layer].index_select(0, chosen)
-        else:
-            features = extract(self.state.encoder, split.images, split.index[chosen], layer)
-        return features, split.labels[chosen]
-
     def _draw(self) -> None:
-        """A picture of originals, views and what the decoder makes of them, drawn apart from the training's draws."""
+        """Write a picture of originals, views and reconstructions, with draws of its own."""
         originals = self.images[self.watched[:GRID_IMAGES]]
         draws = generator(self.settings.seed, f"images {self.state.epoch}")
         rows = [to_float(originals)]
-        rows += [
-            augment(originals, self.settings.policies, self.settings.strength, self.settings.blur, draws)
-            for _ in range(self.settings.views)
-        ]
+        rows += [augment(originals, self.settings, draws) for _ in range(self.settings.views)]
+        self.state.encoder.eval()  # a picture must not change the statistics of batch normalisation
+        with torch.inference_mode():
+            restored = self.state.reconstruct(self.settings, rows[1])
+        self.state.encoder.train()
         tag = "images/original_and_views"
-        if self.state.decoder is not None:
+        if restored is not None:
             tag = "images/original_view_reconstruction"
-            self.state.encoder.eval()  # a picture must not move batch norm's statistics
-            with torch.inference_mode():
-                rows[2:] = [self.state.reconstruct(self.settings, rows[1])]
-            self.state.encoder.train()
+            rows[2:] = [restored]
         picture = image_grid([row.float().cpu().numpy() for row in rows], scale=max(1, 64 // originals.shape[-1]))
         self.events.images(tag, picture, self.state.epoch)
 
+    def _project(self) -> None:
+        """Write the features of some test images for TensorBoard's projector."""
+        split = self.evaluation.splits["test"]
+        layer = parts.probe["knn"].arguments(self.settings)["probe_layer"]
+        features = self.evaluation.features(layer)["test"]
+        chosen = fixed_subset(len(features), self.settings.projector_images).to(self.device)
+        if len(chosen):
+            images = split.images[split.index[chosen]]
+            arrays = (values.cpu().numpy() for values in (features[chosen], split.labels[chosen], images))
+            chosen_features, labels, pictures = arrays
+            projector(self.directory, chosen_features, labels, self.evaluation.class_names, pictures)
+
     def _save(self) -> None:
-        """A checkpoint of everything that a continued trial needs."""
+        """Write a checkpoint of everything that a resumed trial needs."""
         content = {
             "settings": self.settings.model_dump(),
             "state": self.state.state_dict(),
             "collapsed": self.collapsed,
-            "probed": self.probed,
-            "probes": self.probes.state_dict() if self.probes is not None else None,
-            "linear_probe": self.linear_probe,
+            "evaluation": self.evaluation.state_dict(),
             "events": self.events.positions(),
             "metrics": self.metrics,
             "warnings": self.warnings(),
@@ -426,185 +411,37 @@ class TrialRun:
         save_checkpoint(self.directory, content)
 
     def _load(self, saved: dict[str, Any]) -> None:
-        """Take over what `_save` kept, but the event files' positions.
-
-        Checkpoints of older versions, which were of an epoch's end, lack what is not there then.
-        """
+        """Load what `_save` wrote, except the positions of the event files."""
         check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
+        saved = from_older_version(saved, self.settings)
         self.state.load_state_dict(saved["state"])
-        self.collapsed, self.linear_probe = saved.get("collapsed", 0), saved.get("linear_probe", "")
-        self.probed, self.saved_probes = saved.get("probed"), saved.get("probes")
-        self.metrics, self.wall_before = saved["metrics"], saved["wall_s"]
-        self.warned_before = saved.get("warnings", [])
-        was, now = saved.get("precision"), precision_of(self.settings, self.device.type)
+        self.collapsed = saved["collapsed"]
+        self.evaluation.load_state_dict(saved["evaluation"])
+        self.metrics, self.seconds_before = saved["metrics"], saved["wall_s"]
+        self.earlier_warnings = saved["warnings"]
+        was, now = saved["precision"], precision_of(self.settings, self.device.type)
         if was not in (None, now) and self.state.epoch < self.settings.pretrain_epochs:
             done = f"{self.state.epoch} of its pretraining epochs"
             warnings.warn(
                 f"{done} were in {was}, the others in {now}, which is what its next machine has", stacklevel=2
             )
 
-    def _passes(self) -> list[tuple[ProbeSpec, ...]]:
-        """The linear probes that are trained together: those that count first, then one block after the other.
 
-        At 32×32 the features of 60,000 images are 1 to 2 GB for each block.
-        """
-        heads = self.settings.heads
-        return [heads, *((head,) for head in block_heads(self.settings).values() if head not in heads)]
-
-    def _evaluate(self) -> Iterator[Progress]:
-        """All probes on the frozen encoder; then its weights are kept."""
-        settings, trained = self.settings, self.settings.pretrain_epochs
-        passes = self._passes()
-        for number, heads in enumerate(passes):
-            if number < (self.probed or 0):
-                continue
-            # What needs no training comes first, with the features of the first pass.
-            untrained = self.probed is None
-            features, self.features = self.features, None
-            if features is None:
-                layers = tuple(head.layer for head in heads)
-                features = self._extract(self._first_layers() if untrained else layers)
-            if untrained:
-                self._log(self._untrained_scores(features), trained)
-                self.probed = 0
-            self._standardise(features)
-            widths = {head.layer: features["fit"][head.layer].shape[1] for head in heads}
-            self.probes = LinearProbes(heads, widths, len(self.probe.classes), settings.seed, self.device)
-            if self.saved_probes is not None:
-                self.probes.load_state_dict(self.saved_probes)
-                self.saved_probes = None
-            for _ in self._train_linear(self.probes, features):
-                self._log(self._probe_metrics(self.probes, features, number == 0), self.probes.epoch)
-                share = (number + self.probes.epoch / settings.le_epochs) / len(passes)
-                yield Progress((trained + share) / (trained + 1), trained, False, self.metrics, self.seconds())
-            self._log(self._test_scores(self.probes, features, number == 0), settings.le_epochs)
-            self.probed, self.probes = number + 1, None
-            del features
-
-        encoder = self.state.encoder
-        description = {
-            "architecture": settings.encoder,
-            "channels": encoder.channels,
-            "image_size": encoder.image_size,
-            "embedding_dim": settings.embedding_dim,
-        }
-        weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
-        save_encoder(self.directory, weights, description)
-
-    def _probe_metrics(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
-        """What an epoch of linear probes gives; of those that count, the best on val is the sweep's."""
-        metrics, best = {}, 0
-        if len(self.splits["val"].index):
-            val = probes.accuracy(features["val"], self.splits["val"].labels)
-            metrics.update(self._by_block(probes, val, "val"))
-            if counts:
-                best = max(range(len(val)), key=lambda i: val[i])
-                metrics["linear/val_accuracy"] = val[best]
-            if counts and len(val) > 1:
-                self.linear_probe = str(probes.heads[best])
-                each = {f"bank/{head}/val_accuracy": of for head, of in zip(probes.heads, val, strict=True)}
-                self.events.scalars(each, probes.epoch)
-        if counts:
-            metrics["linear/train_accuracy"] = probes.train_accuracy[best]
-        return metrics
-
-    def _test_scores(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
-        """The accuracy on the test images, once, of linear probes that are trained."""
-        test = probes.accuracy(features["test"], self.splits["test"].labels)
-        scores = self._by_block(probes, test, "test")
-        if counts:
-            chosen = [str(head) for head in probes.heads].index(self.linear_probe) if self.linear_probe else 0
-            scores["linear/test_accuracy"] = test[chosen]
-        return scores
-
-    def _by_block(self, probes: LinearProbes, accuracy: list[float], split: str) -> dict[str, float]:
-        """Of the probes' accuracies those of `per_layer`, under their names."""
-        of = dict(zip(probes.heads, accuracy, strict=True))
-        return {
-            f"linear/{name}/{split}_accuracy": of[head]
-            for name, head in block_heads(self.settings).items()
-            if head in of
-        }
-
-    def _first_layers(self) -> tuple[str, ...]:
-        """What `_evaluate` reads first: by the scores that need no training, and by the heads that count."""
-        return (self.settings.probe_layer, *(head.layer for head in self.settings.heads))
-
-    def _untrained_scores(self, features: Features) -> dict[str, float]:
-        """Scores of kNN and k-means; besides, what TensorBoard's projector shows."""
-        of = {split: features[split][self.settings.probe_layer] for split in features}
-        self._project(of["test"])
-        return {**self._knn(of), **self._kmeans(of["test"])}
-
-    def _extract(self, layers: tuple[str, ...]) -> Features:
-        """The features of every split in each of the layers."""
-        layers = tuple(dict.fromkeys(layers))
-        return {
-            name: extract_layers(self.state.encoder, split.images, split.index, layers)
-            for name, split in self.splits.items()
-        }
-
-    def _standardise(self, features: Features) -> None:
-        """Scale the features in place, where the settings say so."""
-        if self.settings.standardize:
-            for layer in features["fit"]:
-                standardize_(*(features[name][layer] for name in ("fit", "val", "test")))
-
-    def _train_linear(self, probes: LinearProbes, features: Features) -> Iterator[None]:
-        """Train linear probes on the fit split, or on `labels_per_class` of it, yielding after each epoch."""
-        settings, fit, labels = self.settings, features["fit"], self.splits["fit"].labels
-        if settings.labels_per_class is not None:
-            drawn = draw_labels(labels.cpu().numpy(), settings.labels_per_class, settings.seed)
-            index = torch.from_numpy(drawn).to(self.device)
-            fit, labels = {layer: of[index] for layer, of in fit.items()}, labels[index]
-        return train_linear(probes, fit, labels, epochs=settings.le_epochs, batch_size=settings.le_batch_size)
-
-    def _knn(self, features: dict[str, Tensor]) -> dict[str, float]:
-        """Weighted kNN on features (N, D) by split, the bank being the fit split."""
-        return {
-            f"knn/{split}_accuracy": knn_accuracy(
-                features["fit"],
-                self.splits["fit"].labels,
-                features[split],
-                self.splits[split].labels,
-                classes=len(self.probe.classes),
-                k=self.settings.knn_k,
-                temperature=self.settings.knn_temperature,
-            )
-            for split in ("val", "test")
-            if len(self.splits[split].index)
-        }
-
-    def _project(self, features: Tensor) -> None:
-        """Features of some test images, as they are, for TensorBoard's projector."""
-        split = self.splits["test"]
-        chosen = fixed_subset(len(features), self.settings.projector_images).to(self.device)
-        if len(chosen):
-            of, labels, images = (every[chosen].cpu().numpy() for every in (features, split.labels, split.images))
-            projector(self.directory, of, labels, self.probe.classes, images)
-
-    def _kmeans(self, features: Tensor) -> dict[str, float]:
-        """k-means on features (N, D) of the test images."""
-        labels = self.splits["test"].labels.cpu().numpy()
-        return kmeans_scores(features.cpu().numpy(), labels, len(self.probe.classes), self.settings.seed)
-
-
-def block_heads(settings: Settings) -> dict[str, ProbeSpec]:
-    """The probes of `per_layer`, by the name of the block, the last of which is the trunk; empty without it."""
-    if not has_effect("per_layer", settings) or not settings.per_layer:
-        return {}
-    layers = {f"layer{k}": f"layer{k}" for k in range(1, BLOCKS)} | {f"layer{BLOCKS}": "trunk"}
-    return {name: ProbeSpec(layer, settings.le_lr, settings.le_weight_decay) for name, layer in layers.items()}
-
-
-def resident(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A NumPy array as a tensor on `device`; on the CPU the two share their memory, which nothing writes to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array).to(device)
-
-
-def fixed_subset(available: int, wanted: int) -> Tensor:
-    """The sorted indices of `wanted` of `available` images (all, if fewer), the same in every trial."""
-    chosen = np.random.RandomState(0).permutation(available)[:wanted]  # its stream is frozen, default_rng's is not
-    return torch.from_numpy(np.sort(chosen))
+def from_older_version(saved: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A checkpoint in the present form. Older versions had one entry for each network, and less of an evaluation."""
+    defaults = {"collapsed": 0, "warnings": [], "precision": None, **saved}
+    state = {"step": 0, "order": None, "sums": None, **saved["state"]}
+    if "method" not in state:
+        names = ["encoder"] if settings.layerwise != "none" or state["decoder"] is None else ["encoder", "decoder"]
+        state["method"] = {f"{name}.{key}": value for name in names for key, value in state[name].items()}
+        if state["sums"] is not None:  # the total, the reconstruction and the embedding, zero where there is none
+            losses = [name.removeprefix("pretrain/") for name in parts.method[settings.usl_type].metrics]
+            state["sums"] = state["sums"][[0, *(1 if name == "rec_loss" else 2 for name in losses)]]
+    evaluation = saved.get("evaluation")
+    if evaluation is None:
+        passes, at_work = saved.get("probed"), saved.get("probes")
+        evaluation = {"is_scored": passes is not None, "done": [], "at_work": None}
+        evaluation["best_linear_probe"] = saved.get("linear_probe", "")
+        if passes is not None:
+            evaluation["at_work"] = {"finished_passes": passes, "probes": at_work, "progress": 0.0}
+    return {**defaults, "state": state, "evaluation": evaluation}

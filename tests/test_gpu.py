@@ -14,18 +14,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from raysweep import parts
 from raysweep.augment import affine, mask, noise, simclr
 from raysweep.augment.operations import packed, unpacked
-from raysweep.augment.policies import augment
 from raysweep.config import Settings
-from raysweep.config.settings import POLICIES
 from raysweep.methods import objective
 from raysweep.probes.features import extract_layers
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
-from tests.support.images import random_images, seeded
+from tests.support.images import augment, random_images, seeded
 from tests.support.trials import Killed, run, trial_of
 
 META = torch.device("meta")
@@ -118,8 +117,8 @@ METHODS = {
     "greedy": {"layerwise": "greedy", "usl_epochs": 1},
     "random": {"layerwise": "random", "denoising": True, "usl_epochs": 1},
     "blur": {"blur": True},
-    **{name: {"policy": name} for name in POLICIES},
-    "every policy": {"policy": "+".join(POLICIES)},
+    **{name: {"policy": name} for name in tuple(parts.policy)},
+    "every policy": {"policy": "+".join(tuple(parts.policy))},
     "no augmentation": {"strength": 0.0},
 }
 
@@ -204,7 +203,7 @@ def test_property_what_is_packed_comes_out_bit_for_bit():
 @pytest.mark.parametrize("count", [1, 40])
 def test_property_views_do_not_depend_on_the_transfer(channels, strength, count, monkeypatch):
     images = random_images(count, channels, 16, 16)
-    expected = augment(images, POLICIES, strength, True, seeded())
+    expected = augment(images, tuple(parts.policy), strength, True, seeded())
 
     def in_one(device, *tensors):
         buffer, places = packed(tensors, page_locked=False)
@@ -212,7 +211,7 @@ def test_property_views_do_not_depend_on_the_transfer(channels, strength, count,
 
     for module in (affine, mask, noise, simclr):
         monkeypatch.setattr(module, "to_device", in_one)
-    assert torch.equal(augment(images, POLICIES, strength, True, seeded()), expected)
+    assert torch.equal(augment(images, tuple(parts.policy), strength, True, seeded()), expected)
 
 
 # With a GPU
@@ -252,7 +251,7 @@ def test_cuda_counts_the_same(method, precision, cuda):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("policy", [*POLICIES, "+".join(POLICIES)])
+@pytest.mark.parametrize("policy", [*tuple(parts.policy), "+".join(tuple(parts.policy))])
 def test_cuda_makes_the_views_of_the_cpu(policy, channels, cuda):
     images = random_images(200, channels, 32, 32)
     for strength in (0.3, 1.0):

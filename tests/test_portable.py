@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from raysweep import cli, data, portable
+from raysweep import cli, portable
 from raysweep.config import Settings
 from raysweep.data import layout
+from raysweep.data.loading import load
+from raysweep.data.pixels import decode
 from raysweep.errors import InputError
 from raysweep.models.building import make_encoder
 from raysweep.probes.features import extract
@@ -97,7 +99,7 @@ def test_embedded_features_equal_the_probes_reference(tmp_path, architecture, ch
     folder = make_images(tmp_path / "images")
     portable.embed(tmp_path / "trial", folder, tmp_path / "f.npz", layer=layer)
 
-    dataset = data.load(f"folder:{folder}", data_dir=tmp_path, image_size=size, channels=channels)
+    dataset = load(f"folder:{folder}", data_dir=tmp_path, image_size=size, channels=channels)
     images = torch.from_numpy(dataset.train_images)
     expected = extract(encoder, images, torch.arange(len(images)), layer).numpy()
     with np.load(tmp_path / "f.npz") as file:  # allow_pickle is off
@@ -176,7 +178,7 @@ def test_the_command_embeds_one_image(tmp_path, here):
     status, out, err = here("embed", "trial/encoder.pt", "images/02 ü.png", "-o", "one.npz", "--layer", "embedding")
     assert (status, out, err) == (0, "one.npz: embedding features of 1 images, 16 each\n", "")
     one = np.load(tmp_path / "one.npz")
-    pixels, _ = data.decode([folder / "02 ü.png"], 8, 1, False)
+    pixels, _ = decode([folder / "02 ü.png"], 8, 1, False)
     expected = extract(encoder, torch.from_numpy(pixels), torch.arange(1), "embedding").numpy()
     assert np.array_equal(one["features"], expected)
     assert one["paths"].tolist() == ["02 ü.png"]

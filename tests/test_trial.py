@@ -20,8 +20,7 @@ from raysweep.backends.local import run_locally
 from raysweep.backends.progress import ProgressDisplay
 from raysweep.backends.stopping import Stopping
 from raysweep.config import METRICS, Collapse, ProbeSpec
-from raysweep.data import TrialData
-from raysweep.data.selection import check_data
+from raysweep.data.selection import TrialData, check_data
 from raysweep.data.splits import split_train
 from raysweep.errors import InputError
 from raysweep.methods.losses import nt_xent

@@ -12,13 +12,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     pass
 from raysweep.augment.operations import (
-    BatchPart,
     _hue_weights,
     _per_image,
     _turn_hue,
-    count_of,
     grayscale,
-    of_part,
     to_device,
     to_float,
 )
@@ -33,17 +30,6 @@ class AffineParameters:
     flip: Tensor  # bool; mirror left to right, after the map
     saturation: Tensor  # float32; 0 gives the gray version of the image, 1 the image
     hue: Tensor  # float32 in [-0.5, 0.5]; turns of the colour circle
-
-
-def affine(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
-    """Random views of a batch: the deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
-
-    Half of the images are deformed by an affine map, and all change their colours. Arguments and result as for
-    `augment`; 1 is the published policy, `draw_affine` says what lies between and beyond.
-    """
-    if strength == 0:
-        return to_float(images).contiguous(memory_format=torch.channels_last)
-    return apply_affine(images, of_part(draw_affine(count_of(images, part), strength, generator), part))
 
 
 def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffineParameters:

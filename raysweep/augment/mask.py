@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     pass
-from raysweep.augment.operations import BatchPart, count_of, of_part, to_device, to_float
+from raysweep.augment.operations import to_device, to_float
 
 MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there
 
@@ -21,17 +21,6 @@ class MaskParameters:
     """What `draw_mask` drew for a batch of B images: a CPU tensor."""
 
     masked: Tensor  # bool (B, rows, columns); which patches of the grid are hidden
-
-
-def mask(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
-    """Views of a batch with random patches hidden, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
-
-    `draw_mask` says how many. Arguments and result as for `augment`.
-    """
-    if strength == 0:
-        return to_float(images).contiguous(memory_format=torch.channels_last)
-    height, width = images.shape[2:]
-    return apply_mask(images, of_part(draw_mask(count_of(images, part), height, width, strength, generator), part))
 
 
 def mask_patch_size(height: int, width: int) -> int:

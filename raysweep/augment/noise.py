@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     pass
-from raysweep.augment.operations import BatchPart, _per_image, count_of, of_part, to_device, to_float
+from raysweep.augment.operations import _per_image, to_device, to_float
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,6 @@ class NoiseParameters:
 
     sigma: Tensor  # float32 (B,); the noise's standard deviation
     noise: Tensor  # float32 (B, C, H, W); standard normal
-
-
-def noise(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
-    """Views of a batch with Gaussian noise: `draw_noise` says how much. Arguments and result as for `augment`."""
-    if strength == 0:
-        return to_float(images).contiguous(memory_format=torch.channels_last)
-    shape = (count_of(images, part), *images.shape[1:])
-    return apply_noise(images, of_part(draw_noise(shape, strength, generator), part))
 
 
 def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> NoiseParameters:

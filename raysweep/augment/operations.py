@@ -18,24 +18,29 @@ LUMINANCE = (0.2989, 0.587, 0.114)  # ITU-R 601, rounded as torchvision rounds i
 
 @dataclass(frozen=True)
 class BatchPart:
-    """Which images of a larger batch are here, the others being elsewhere: what is drawn is drawn for all of them."""
+    """The images of a larger batch that this process holds. Parameters are drawn for the whole batch."""
 
-    of: int
-    """Images of the whole batch."""
+    batch: int
+    """Number of images of the whole batch."""
     index: Tensor
-    """int64, on the CPU: which of them."""
+    """int64, on the CPU: the numbers of the images that this process holds."""
 
 
 Parameters = TypeVar("Parameters", bound="DataclassInstance")
 
 
-def count_of(images: Tensor, part: BatchPart | None) -> int:
-    """Images of the whole batch that these are a part of."""
-    return len(images) if part is None else part.of
+def batch_size_of(images: Tensor, part: BatchPart | None) -> int:
+    """Number of images of the whole batch."""
+    return len(images) if part is None else part.batch
 
 
-def of_part(parameters: Parameters, part: BatchPart | None) -> Parameters:
-    """Of what was drawn for a whole batch that of a part of it."""
+def unchanged(images: Tensor) -> Tensor:
+    """The images as views of strength 0: float32 in [0, 1], channels last in memory."""
+    return to_float(images).contiguous(memory_format=torch.channels_last)
+
+
+def select_rows(parameters: Parameters, part: BatchPart | None) -> Parameters:
+    """Select the rows of the drawn parameters that belong to the images of `part`."""
     if part is None:
         return parameters
     return replace(parameters, **{each.name: getattr(parameters, each.name)[part.index] for each in fields(parameters)})

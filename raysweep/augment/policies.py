@@ -1,67 +1,90 @@
-"""Augmentation policies, for a whole batch at once and with parameters of its own for every image.
+"""The table of augmentation policies. A policy is added here.
 
-The images stay where they are (uint8, usually on the training device) and leave as float32 in [0, 1]. The parameters
-are drawn on the CPU: a seed gives the same parameters on every device, and which images need an operation is known
-without waiting for the device. Every operation equals torch's or torchvision's functional operation applied image by
-image.
+A policy turns a batch of images (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, into views, float32 in [0, 1] on
+the same device, channels last in memory. At strength 0 it returns the images bit for bit (`unchanged`) and draws
+nothing from the generator. It draws its parameters on the CPU, for every image of the whole batch, and then selects
+those of the images that are present (`BatchPart`), so that a trial in several processes draws what one process would
+draw.
 
-To add a policy, write a function that returns the images bit for bit at strength 0 and draws nothing there, give it an
-entry in `POLICIES` at the end of this file, and name it in `config.POLICIES`.
-
-The times in the comments are microseconds per 32×32 RGB image, batch 250, strength 1, one thread of an AMD EPYC of
-2024, and for comparison with each other: `benchmarks/augmentation.py` measures what a view takes.
+The operations are imported inside the functions, because this module is also read to print the help of a command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
+from raysweep.parts import policy
 
 if TYPE_CHECKING:
-    pass
-from raysweep.augment.affine import affine
-from raysweep.augment.mask import mask
-from raysweep.augment.noise import noise
-from raysweep.augment.operations import BatchPart
-from raysweep.augment.simclr import simclr
+    import torch
+    from torch import Tensor
+
+    from raysweep.augment.operations import BatchPart
 
 
-def augment(
+@policy
+def simclr(
     images: Tensor,
-    policies: Sequence[str],
     strength: float,
-    blur: bool,
     generator: torch.Generator,
     part: BatchPart | None = None,
+    *,
+    blur: Annotated[bool, "`simclr`: add Gaussian blur, with probability min(s, 1)/2."] = False,
 ) -> Tensor:
-    """Random views of a batch under several policies: each reads what the one before it made.
+    """SimCLR's augmentation (Chen et al. 2020, arXiv 2002.05709, Appendix A), scaled.
 
-    Args:
-        images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
-        policies: names in `POLICIES`, in the order in which they are applied.
-        strength: scales all of them alike; 0 is the identity.
-        blur: read by `simclr` only.
-        generator: a CPU generator, whatever the images' device.
-        part: which images of a larger batch these are; they become what they would in it. None: they are all.
-
-    Returns:
-        (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the
-        images bit for bit (possibly the same memory), and nothing is drawn from `generator`.
+    Strength 1 is the published policy; `draw_simclr` says what lies between and beyond. The published policy for
+    ImageNet has the blur, the one for CIFAR-10 has not.
     """
-    assert policies
-    for name in policies:
-        images = POLICIES[name](images, strength, blur, generator, part)
-    return images
+    from raysweep.augment.operations import batch_size_of, select_rows, unchanged
+    from raysweep.augment.simclr import apply_simclr, draw_simclr
+
+    if strength == 0:
+        return unchanged(images)
+    height, width = images.shape[2:]
+    parameters = draw_simclr(batch_size_of(images, part), height, width, strength, blur, generator)
+    return apply_simclr(images, select_rows(parameters, part))
 
 
-Policy = Callable[[Tensor, float, bool, torch.Generator, BatchPart | None], Tensor]
-"""(images, strength, blur, generator, part) -> views, as `augment`."""
-POLICIES: dict[str, Policy] = {
-    "simclr": simclr,
-    "affine": lambda images, strength, _, generator, part: affine(images, strength, generator, part),
-    "noise": lambda images, strength, _, generator, part: noise(images, strength, generator, part),
-    "mask": lambda images, strength, _, generator, part: mask(images, strength, generator, part),
-}
+@policy
+def affine(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
+    """The deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
+
+    Half of the images are deformed by an affine map, and all change their colours. Strength 1 is the published policy;
+    `draw_affine` says what lies between and beyond.
+    """
+    from raysweep.augment.affine import apply_affine, draw_affine
+    from raysweep.augment.operations import batch_size_of, select_rows, unchanged
+
+    if strength == 0:
+        return unchanged(images)
+    return apply_affine(images, select_rows(draw_affine(batch_size_of(images, part), strength, generator), part))
+
+
+@policy
+def noise(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
+    """Gaussian noise; `draw_noise` says how much."""
+    from raysweep.augment.noise import apply_noise, draw_noise
+    from raysweep.augment.operations import batch_size_of, select_rows, unchanged
+
+    if strength == 0:
+        return unchanged(images)
+    shape = (batch_size_of(images, part), *images.shape[1:])
+    return apply_noise(images, select_rows(draw_noise(shape, strength, generator), part))
+
+
+@policy
+def mask(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
+    """Random hidden patches, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
+
+    `draw_mask` says how many patches are hidden.
+    """
+    from raysweep.augment.mask import apply_mask, draw_mask
+    from raysweep.augment.operations import batch_size_of, select_rows, unchanged
+
+    if strength == 0:
+        return unchanged(images)
+    height, width = images.shape[2:]
+    return apply_mask(
+        images, select_rows(draw_mask(batch_size_of(images, part), height, width, strength, generator), part)
+    )

@@ -12,18 +12,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     pass
 from raysweep.augment.operations import (
-    BatchPart,
     _hue_weights,
     _luminance,
     _turn_hue,
     blur_kernel_size,
-    count_of,
     crop_and_flip,
     gaussian_blur,
     grayscale,
-    of_part,
     to_device,
-    to_float,
 )
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as torchvision's ColorJitter numbers its operations
@@ -51,29 +47,6 @@ class SimCLRParameters:
     grayscale: Tensor  # bool
     blur: Tensor  # bool
     sigma: Tensor  # float32; the blur's standard deviation in pixels
-
-
-def simclr(
-    images: Tensor, strength: float, blur: bool, generator: torch.Generator, part: BatchPart | None = None
-) -> Tensor:
-    """Random views of a batch: SimCLR's augmentation (Chen et al. 2020, arXiv 2002.05709, Appendix A), scaled.
-
-    Args:
-        images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
-        strength: 1 is the published policy, 0 the identity; `draw_simclr` says what lies between and beyond.
-        blur: as published for ImageNet; off is the published policy for CIFAR-10.
-        generator: a CPU generator, whatever the images' device.
-        part: as for `augment`.
-
-    Returns:
-        (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the
-        images bit for bit (possibly the same memory), and nothing is drawn from `generator`.
-    """
-    if strength == 0:
-        return to_float(images).contiguous(memory_format=torch.channels_last)
-    height, width = images.shape[2:]
-    parameters = draw_simclr(count_of(images, part), height, width, strength, blur, generator)
-    return apply_simclr(images, of_part(parameters, part))
 
 
 def draw_simclr(

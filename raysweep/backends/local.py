@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from raysweep.backends.progress import ProgressDisplay
 from raysweep.backends.stopping import Stopping
-from raysweep.data import Datasets, select_data
+from raysweep.data.selection import Datasets, select_data
 from raysweep.results.mirror import Replaced
 from raysweep.results.result import describe_error
 from raysweep.results.store import PUSH_SECONDS, Store

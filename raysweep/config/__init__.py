@@ -1,36 +1,46 @@
 """The settings of one trial, its metrics, its evaluation protocol, and the checks of all values."""
 
-from raysweep.config.conditions import METHOD_EFFECTS
 from raysweep.config.description import About
-from raysweep.config.linear_probes import ProbeSpec
-from raysweep.config.metrics import CHOICES, METRICS, ONLINE, Collapse, has_metric
+from raysweep.config.metrics import METRICS, Collapse, choices, has_metric, metrics_by_name, online_metrics
 from raysweep.config.protocol import fingerprint, protocol
-from raysweep.config.settings import BLOCKS, FOLDER, SETTINGS, Settings, about, has_effect, is_number, make_settings
+from raysweep.config.settings import (
+    EMBEDDING,
+    FOLDER,
+    SETTINGS,
+    TRUNK,
+    Settings,
+    about,
+    default_of,
+    has_effect,
+    is_number,
+    make_settings,
+)
 from raysweep.config.validation import check_model, check_type
 from raysweep.config.values import NUMBER, WHOLE_NUMBER, read_number, shown, suggest
 
 __all__ = [
-    "BLOCKS",
-    "CHOICES",
+    "EMBEDDING",
     "FOLDER",
-    "METHOD_EFFECTS",
     "METRICS",
     "NUMBER",
-    "ONLINE",
     "SETTINGS",
+    "TRUNK",
     "WHOLE_NUMBER",
     "About",
     "Collapse",
-    "ProbeSpec",
     "Settings",
     "about",
     "check_model",
     "check_type",
+    "choices",
+    "default_of",
     "fingerprint",
     "has_effect",
     "has_metric",
     "is_number",
     "make_settings",
+    "metrics_by_name",
+    "online_metrics",
     "protocol",
     "read_number",
     "shown",

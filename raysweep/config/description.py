@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from raysweep.config.settings import Settings
+from raysweep.parts import Condition
 
-
-@dataclass(frozen=True)
-class Condition:
-    """When a setting has an effect: in words, for messages and docs, and as a test on the settings."""
-
-    words: str
-    holds: Callable[[Settings], bool]
-
-
-ALWAYS = Condition("always", lambda s: True)
+ALWAYS = Condition("always", lambda settings: True)
 
 
 @dataclass(frozen=True)
 class About:
-    """What a setting is, beside its type and range."""
+    """The description of a setting, besides its type and range."""
 
     text: str
     effect: Condition = ALWAYS
     group: str = "Pretraining"
     composed: bool = False
-    """A list or mapping given for it is one value, not several; it is kept as text."""
+    """Whether a list or a mapping is one value of it; such a value is kept as text."""
     protocol: bool = False
-    """Part of the evaluation protocol: scores that differ in it are not comparable."""
+    """Whether it belongs to the evaluation protocol: scores that differ in it cannot be compared."""
     search: bool = True
-    """May be swept (False: it says where files lie, which are left out, or what is shown)."""
+    """Whether it may be swept. A setting that only names a place, or says what is shown, may not."""
+    must_be_used: bool = False
+    """Whether it is a mistake to give it to a sweep of which no trial reads it."""

@@ -1,77 +1,112 @@
-"""The metrics that a trial reports."""
+"""The metrics that a trial reports: those of the experiment itself, and those that its parts declare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
-from raysweep.config.conditions import LAYERED
-from raysweep.config.settings import BLOCKS, Settings
+from raysweep import parts
+from raysweep.config.settings import Settings
+from raysweep.parts import Metric
+
+
+def is_watched(settings: Settings) -> bool:
+    """Whether a trial takes online measures while it pretrains."""
+    return settings.usl_epochs > 0 and settings.probe_every > 0
+
+
+def is_pretrained(settings: Settings) -> bool:
+    """Whether a trial pretrains."""
+    return settings.usl_epochs > 0
+
+
+LOSS = Metric(
+    "The objective, mean over the epoch's steps.", better="min", lowest=-float("inf"), is_reported=is_pretrained
+)
+WATCHED = {
+    "pretrain/embedding_std": Metric(
+        "Mean standard deviation of the embedding's dimensions, on 1,024 fixed images.", is_reported=is_watched
+    ),
+    "pretrain/rankme": Metric(
+        "RankMe, the effective rank of the same embeddings (Garrido et al. 2023).", is_reported=is_watched
+    ),
+    "pretrain/images_per_s": Metric("Training images per second.", better="max", is_reported=is_pretrained),
+    "online/knn_val_accuracy": Metric(
+        "kNN on fixed subsets while pretraining: bank from the fit split, queries from val.",
+        better="max",
+        highest=1.0,
+        is_reported=lambda settings: is_watched(settings) and settings.val_fraction > 0,
+    ),
+}
+
+
+@cache
+def metrics_by_name() -> dict[str, Metric]:
+    """Every metric, those of parts declared later included, in the order of the tables of results."""
+    of_methods = {name: metric for part in parts.method.values() for name, metric in part.metrics.items()}
+    of_probes = {name: metric for part in parts.probe.values() for name, metric in part.metrics.items()}
+    return {"pretrain/loss": LOSS, **of_methods, **WATCHED, **of_probes}
+
+
+parts.watchers.append(metrics_by_name.cache_clear)
+
+
+class MetricTexts(Mapping[str, str]):
+    """The description of every metric. Steps are epochs, each metric's own."""
+
+    def __getitem__(self, name: str) -> str:
+        return metrics_by_name()[name].text
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(metrics_by_name())
+
+    def __len__(self) -> int:
+        return len(metrics_by_name())
+
+
+METRICS = MetricTexts()
+
+
+def choices() -> tuple[str, ...]:
+    """The metrics by which a sweep may choose: none that has seen a test label."""
+    return tuple(name for name, metric in metrics_by_name().items() if not metric.uses_test)
+
+
+def online_metrics() -> tuple[str, ...]:
+    """The metrics that are reported while pretraining."""
+    return tuple(name for name in METRICS if name.startswith(("pretrain/", "online/")))
+
+
+def has_metric(name: str, settings: Settings) -> bool:
+    """Whether an experiment with these settings reports the metric `name`."""
+    for part in parts.in_use(settings):
+        if name in part.metrics:
+            is_reported = part.metrics[name].is_reported
+            return is_reported is None or is_reported(settings)
+    own = {"pretrain/loss": LOSS, **WATCHED}.get(name)
+    return own is not None and own.is_reported is not None and own.is_reported(settings)
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """When a trial's embedding counts as collapsed for good."""
+    """The condition under which the embedding of a trial counts as collapsed for good."""
 
     evaluations: int
-    """In a row, ≥ 1."""
+    """Number of evaluations in a row, ≥ 1, that find it collapsed."""
     rankme: float
-    """Collapsed below this effective rank,"""
+    """The embedding is collapsed below this effective rank."""
     std: float
-    """or below this mean standard deviation."""
+    """The embedding is collapsed below this mean standard deviation."""
 
     def holds(self, metrics: Mapping[str, float]) -> bool:
         """Whether an evaluation found the embedding collapsed."""
         return metrics["pretrain/rankme"] < self.rankme or metrics["pretrain/embedding_std"] < self.std
 
     def words(self, metrics: Mapping[str, float], epoch: int) -> str:
-        """The reason for a trial's end."""
+        """The reason for which the trial was stopped."""
         rank, std = metrics["pretrain/rankme"], metrics["pretrain/embedding_std"]
         return (
             f"the embedding collapsed: RankMe {rank:.3g}, standard deviation {std:.3g} in pretraining epoch {epoch}, "
             f"under {self.rankme:g} or {self.std:g} in {self.evaluations} evaluation(s) in a row"
         )
-
-
-METRICS: dict[str, str] = {
-    "pretrain/loss": "The objective, mean over the epoch's steps.",
-    "pretrain/rec_loss": "Its reconstruction part, summed over the views.",
-    "pretrain/emb_loss": "Its embedding part, before the weight α.",
-    "pretrain/embedding_std": "Mean standard deviation of the embedding's dimensions, on 1,024 fixed images.",
-    "pretrain/rankme": "RankMe, the effective rank of the same embeddings (Garrido et al. 2023).",
-    "pretrain/images_per_s": "Training images per second.",
-    "online/knn_val_accuracy": "kNN on fixed subsets while pretraining: bank from the fit split, queries from val.",
-    "linear/train_accuracy": "Linear probe on its own training images, while they train it.",
-    "linear/val_accuracy": "Linear probe, validation split.",
-    "linear/test_accuracy": "Linear probe, test split; computed once, at the end.",
-    **{
-        f"linear/layer{number}/{split}_accuracy": f"Linear probe on block {number}, {words}."
-        for number in range(1, BLOCKS + 1)
-        for split, words in (("val", "validation split"), ("test", "test split"))
-    },
-    "kmeans/accuracy": "k-means on the test features: accuracy under the best one-to-one assignment.",
-    "kmeans/nmi": "k-means: normalised mutual information.",
-    "kmeans/ari": "k-means: adjusted Rand index.",
-    "knn/val_accuracy": "Weighted kNN, bank from the fit split, validation split.",
-    "knn/test_accuracy": "Weighted kNN, bank from the fit split, test split.",
-}
-"""Every metric, in words; steps are epochs, each metric's own."""
-# What a sweep may choose by: nothing that has seen a test label.
-CHOICES = tuple(name for name in METRICS if not name.endswith("test_accuracy") and not name.startswith("kmeans/"))
-ONLINE = tuple(name for name in METRICS if name.startswith(("pretrain/", "online/")))
-"""What is reported while pretraining."""
-
-
-def has_metric(name: str, settings: Settings) -> bool:
-    """Whether an experiment with these settings reports the metric `name`."""
-    if "val_accuracy" in name and settings.val_fraction == 0:
-        return False
-    if name in ("online/knn_val_accuracy", "pretrain/embedding_std", "pretrain/rankme") and not settings.probe_every:
-        return False
-    if name == "pretrain/rec_loss" and settings.usl_type == "simclr":
-        return False
-    if name == "pretrain/emb_loss" and settings.views == 1:
-        return False
-    if name.startswith("linear/layer") and not (settings.per_layer and LAYERED.holds(settings)):
-        return False
-    return settings.usl_epochs > 0 or not name.startswith(("pretrain/", "online/"))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from raysweep.config.settings import SETTINGS, Settings, about, has_effect
+from raysweep.config.settings import SETTINGS, Settings, about, default_of, has_effect
 
 PROTOCOL_VERSION = 1
 """Raised whenever the same settings would give another score, so that old and new scores are never compared."""
@@ -19,13 +19,15 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     `probe_digest` identifies the pixels and labels of the probe dataset (`Dataset.digest`).
     """
     chosen = {
-        name: getattr(settings, name) if has_effect(name, settings) else Settings.model_fields[name].default
+        name: getattr(settings, name) if has_effect(name, settings) else default_of(name)
         for name in SETTINGS
         if about(name).protocol
     }
-    chosen["probe_dataset"] = settings.probes.split(":")[0]  # a folder counts by its content, not by where it lies
+    chosen["probe_dataset"] = settings.evaluated_dataset.split(":")[
+        0
+    ]  # a folder counts by its content, not by where it lies
     # Version 1 lost the kNN votes at temperatures below 0.02: exp(-2 / temperature), the least vote, is 0 in float32.
-    version = PROTOCOL_VERSION if settings.knn_temperature >= 0.02 else max(PROTOCOL_VERSION, 2)
+    version = PROTOCOL_VERSION if chosen["knn_temperature"] >= 0.02 else max(PROTOCOL_VERSION, 2)
     return {**chosen, "probe_data": probe_digest, "version": version}
 
 

@@ -1,53 +1,31 @@
 """The settings of one experiment: typed, checked, and each with the condition under which it has an effect.
 
-Everything that has to know the settings is derived from this one class: the flags of the command line, the checks of a
-search space, the evaluation protocol's fingerprint, TensorBoard's hyperparameters and `docs/search-space.md`.
+The class below has the settings that belong to the experiment as a whole. The parts (see `raysweep.parts`) add theirs.
+The flags of the command line, the checks of a search space, the fingerprint of the evaluation protocol, TensorBoard's
+hyperparameters and `docs/search-space.md` are derived from this one class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-from raysweep.config.conditions import (
-    AUGMENTED,
-    AUTOENCODER,
-    BANKLESS_DECAY,
-    BANKLESS_LR,
-    BARLOW,
-    BLOCKWISE,
-    BLURRED,
-    EMBEDDING,
-    HEAD,
-    HINGE,
-    LAYERED,
-    NT_XENT,
-    PARALLEL,
-    PRETRAINED,
-    VALIDATED,
-)
+from raysweep import parts
+from raysweep.config.conditions import AUGMENTED, EMBEDDED, LAYERED, PRETRAINED, VALIDATED
 from raysweep.config.description import About
-from raysweep.config.linear_probes import Layer, ProbeGrid, ProbeSpec
+from raysweep.config.part_settings import ANCHORS, field_of_parameter, make_field, one_of
 from raysweep.config.validation import check_model, check_type
 from raysweep.config.values import NUMBERS, suggest
 from raysweep.system.places import expanded
 
 FOLDER = "folder:"
-"""What the name of an image folder as a dataset begins with."""
-BLOCKS = 5
-"""Blocks of Conv6."""
-POLICIES = ("simclr", "affine", "noise", "mask")
+"""The name of a dataset that is an image folder begins with this."""
+TRUNK, EMBEDDING = "trunk", "embedding"
+"""The layers that probes can read of every encoder: its features, and the output of the head."""
 
 
 class Settings(BaseModel):
@@ -59,54 +37,29 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     usl_type: Annotated[
-        Literal["ae_single", "ae_parallel", "simclr"],
+        str,
         About(
             "Method: autoencoder on one view, on two views with an embedding loss between them, or SimCLR.", PRETRAINED
         ),
+        parts.Chooses("method"),
     ] = "ae_parallel"
     encoder: Annotated[
-        Literal["conv6", "resnet18"],
+        str,
         About("Encoder: Conv6, or torchvision's ResNet-18, untrained, with a stem for small images."),
+        parts.Chooses("encoder"),
     ] = "conv6"
-    init: Annotated[
-        Literal["pytorch", "kaiming"],
-        About(
-            "Initial weights of Conv6's blocks: PyTorch's own, uniform with variance 1/(3·fan-in), or Kaiming (He et "
-            "al. 2015), normal with variance 2/fan-in, with which SimCLR's loss falls sooner. The random encoder has "
-            "the same.",
-            LAYERED,
-        ),
-    ] = "pytorch"
     layerwise: Annotated[
         Literal["none", "greedy", "random"],
         About(
             "End-to-end training; or block by block, `usl_epochs` for each, with a local head and a decoder block: one "
             "after the other, or one drawn for each batch.",
-            BLOCKWISE,
+            LAYERED & PRETRAINED,
         ),
     ] = "none"
-    denoising: Annotated[
-        bool, About("Reconstruct the clean image instead of the augmented view itself.", AUTOENCODER)
-    ] = False
-    alpha: Annotated[float, Field(ge=0), About("Weight α of the embedding loss between the two views.", PARALLEL)] = 0.1
-    emb_loss: Annotated[
-        Literal["mse", "l1", "simclr", "barlow", "hinge"],
-        About(
-            "Embedding loss: mean squared or absolute difference, NT-Xent, Barlow Twins, or contrastive hinge.",
-            EMBEDDING,
-        ),
-    ] = "mse"
-    temperature: Annotated[float, Field(gt=0), About("Temperature τ of NT-Xent.", NT_XENT)] = 0.5
-    barlow_lambda: Annotated[
-        float, Field(ge=0), About("Weight λ of Barlow Twins' redundancy-reduction term.", BARLOW)
-    ] = 0.005
-    hinge_m: Annotated[
-        float, Field(gt=0), About("Threshold m of the contrastive hinge's distances, its decision boundary.", HINGE)
-    ] = 2.0
-    hinge_delta: Annotated[
-        float, Field(ge=0), About("Margin δ of the contrastive hinge on both sides of m.", HINGE)
-    ] = 1.0
-    embedding_dim: Annotated[int, Field(ge=1), About("Width of the embedding z, the head's output.", HEAD)] = 64
+    head: Annotated[
+        str, About("Projection head, from the encoder's features to the embedding z.", EMBEDDED), parts.Chooses("head")
+    ] = "linear"
+    embedding_dim: Annotated[int, Field(ge=1), About("Width of the embedding z, the head's output.", EMBEDDED)] = 64
     usl_epochs: Annotated[
         int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.")
     ] = 400
@@ -147,10 +100,6 @@ class Settings(BaseModel):
             composed=True,
         ),
     ] = "simclr"
-    blur: Annotated[
-        bool, About("`simclr`: add Gaussian blur, with probability min(s, 1)/2.", BLURRED, "Augmentation")
-    ] = False
-
     dataset: Annotated[
         str,
         About(
@@ -179,75 +128,6 @@ class Settings(BaseModel):
         bool, About("Leave unreadable files of an image folder out instead of stopping.", group="Data", search=False)
     ] = False
 
-    le_epochs: Annotated[int, Field(ge=1), About("Epochs of the linear probe.", group="Evaluation", protocol=True)] = (
-        300
-    )
-    le_lr: Annotated[
-        float,
-        Field(gt=0),
-        About("Adam's learning rate in the linear probe.", BANKLESS_LR, "Evaluation", protocol=True),
-    ] = 1e-3
-    le_batch_size: Annotated[
-        int, Field(ge=1), About("Batch size of the linear probe.", group="Evaluation", protocol=True)
-    ] = 250
-    le_weight_decay: Annotated[
-        float,
-        Field(ge=0),
-        About(
-            "Weight decay (an L2 penalty, as in Adam) of the linear probe.", BANKLESS_DECAY, "Evaluation", protocol=True
-        ),
-    ] = 0.0
-    probe_bank: Annotated[
-        str | None,
-        About(
-            "Linear probes that are trained together, every combination of what is listed, the best on val counting: "
-            "`lr=1e-4+1e-3,weight_decay=0+1e-4,layer=trunk+embedding`, or as a mapping of lists under `base`; what is "
-            "not listed is `le_lr`, `le_weight_decay`, `probe_layer`. None is that one probe alone.",
-            group="Evaluation",
-            protocol=True,
-            composed=True,
-        ),
-    ] = None
-    per_layer: Annotated[
-        bool,
-        About(
-            "Also train a linear probe on every block's output, average-pooled by 2 until it is no wider than the "
-            "trunk's. A sweep with layer-wise trials has it unless told otherwise.",
-            LAYERED,
-            "Evaluation",
-            search=False,
-        ),
-    ] = False
-    standardize: Annotated[
-        bool,
-        About(
-            "Scale the linear probe's features to mean 0 and variance 1 over the fit split.",
-            group="Evaluation",
-            protocol=True,
-        ),
-    ] = True
-    labels_per_class: Annotated[
-        int | None,
-        Field(ge=1),
-        About(
-            "Train the linear probe on this many labelled images a class, drawn by `seed`; none means all.",
-            group="Evaluation",
-            protocol=True,
-        ),
-    ] = None
-    probe_layer: Annotated[
-        Layer,
-        About(
-            "Features that the probes read: the flattened trunk, the embedding z, or the output of one of Conv6's "
-            "blocks, pooled as for `per_layer`.",
-            group="Evaluation",
-            protocol=True,
-        ),
-    ] = "trunk"
-    knn_k: Annotated[int, Field(ge=1), About("Neighbours of the kNN probes.", group="Evaluation", protocol=True)] = 20
-    knn_temperature: Annotated[
-        float, Field(gt=0), About("Temperature of the kNN votes' weights.", group="Evaluation", protocol=True)
-    ] = 0.07
     val_fraction: Annotated[
         float,
         Field(ge=0, lt=1),
@@ -298,17 +178,11 @@ class Settings(BaseModel):
         for name in names:
             if not isinstance(name, str):
                 raise ValueError('must be a string, or a list of strings (put it in quotes, such as "mask")')
-            if name not in POLICIES:
-                raise ValueError(f"unknown policy {name!r}{suggest(str(name), POLICIES)}")
+            if name not in parts.policy:
+                raise ValueError(f"unknown policy {name!r}{suggest(str(name), parts.policy)}")
         if len(set(names)) < len(names) or not names:
             raise ValueError(f"each policy at most once, and at least one, not {value!r}")
         return "+".join(names)
-
-    @field_validator("probe_bank", mode="before")
-    @classmethod
-    def _one_bank(cls, value: Any) -> Any:
-        """The probes' settings as one text, whichever way they were given."""
-        return None if value is None else ProbeGrid.read(value).text()
 
     # The last "before" validator is the first to run: it reads `none`, which those above then need not know.
     _types = field_validator("*", mode="before")(check_type)
@@ -316,19 +190,29 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         """What no setting can say of itself."""
-        if self.encoder != "conv6":
-            if self.layerwise != "none":
+        encoder = parts.encoder[self.encoder]
+        if self.layerwise != "none":
+            able = [name for name, other in parts.encoder.items() if other.traits["blocks"]]
+            if not encoder.traits["blocks"]:
                 raise ValueError(
                     f"layerwise: {self.layerwise} needs an encoder that is made of blocks, which {self.encoder} is "
-                    "not; use encoder: conv6"
+                    f"not; use encoder: {' or '.join(able)}"
                 )
-            for name, layers in (("probe_layer", [self.probe_layer]), ("probe_bank", [h.layer for h in self.heads])):
-                block = next((layer for layer in layers if layer.startswith("layer")), None)
-                if block is not None:
-                    raise ValueError(f"{name}: {block} is a block of conv6; {self.encoder} has trunk and embedding")
-        if len(self.heads) > 1 and self.val_fraction == 0:
-            raise ValueError("probe_bank: its best probe is chosen on val images, and val_fraction is 0")
+            if not parts.method[self.usl_type].traits["layerwise"]:
+                raise ValueError(f"layerwise: {self.layerwise}: usl_type {self.usl_type} cannot train block by block")
+        for part in parts.in_use(self):
+            if part.traits.get("check") is not None:
+                part.traits["check"](self)
+            for parameter in part.parameters.values():
+                if parameter.is_layer:
+                    self.check_layer(parameter.name, getattr(self, parameter.name))
         return self
+
+    def check_layer(self, name: str, layer: str) -> None:
+        """Raise ValueError if the encoder has no such layer; `name` is the setting that asks for it."""
+        layers = (TRUNK, EMBEDDING, *parts.encoder[self.encoder].traits["layers"])
+        if layer not in layers:
+            raise ValueError(f"{name}: {self.encoder} has no layer {layer!r}; it has {', '.join(layers)}")
 
     @field_validator("dataset", "probe_dataset", "data_dir")
     @classmethod
@@ -341,14 +225,14 @@ class Settings(BaseModel):
         return value
 
     @property
-    def probes(self) -> str:
-        """The dataset that is evaluated on."""
+    def evaluated_dataset(self) -> str:
+        """The dataset that the encoder is evaluated on."""
         return self.probe_dataset or self.dataset
 
     @property
     def views(self) -> int:
-        """Augmented views per image and step."""
-        return 1 if self.usl_type == "ae_single" else 2
+        """Augmented views of each image in a step."""
+        return int(parts.method[self.usl_type].traits["views"])
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -357,31 +241,50 @@ class Settings(BaseModel):
 
     @property
     def pretrain_epochs(self) -> int:
-        """Epochs of pretraining in all: `usl_epochs`, for each block if layer by layer."""
-        return self.usl_epochs * (1 if self.layerwise == "none" else BLOCKS)
-
-    @property
-    def _bank(self) -> ProbeGrid:
-        return ProbeGrid() if self.probe_bank is None else ProbeGrid.read(self.probe_bank)
-
-    @property
-    def banked(self) -> tuple[str, ...]:
-        """What `probe_bank` lists."""
-        return tuple(name for name in ProbeGrid.model_fields if getattr(self._bank, name))
-
-    @property
-    def heads(self) -> tuple[ProbeSpec, ...]:
-        """The linear probes among which the best on val counts; one, without `probe_bank`."""
-        bank = self._bank
-        return tuple(
-            ProbeSpec(layer, lr, weight_decay)
-            for layer in bank.layer or (self.probe_layer,)
-            for lr in bank.lr or (self.le_lr,)
-            for weight_decay in bank.weight_decay or (self.le_weight_decay,)
-        )
+        """Epochs of pretraining: `usl_epochs`, or as many for each block if training is layer by layer."""
+        blocks = 1 if self.layerwise == "none" else int(parts.encoder[self.encoder].traits["blocks"])
+        return self.usl_epochs * blocks
 
 
-SETTINGS: tuple[str, ...] = tuple(Settings.model_fields)
+def complete_settings() -> None:
+    """Give `Settings` a field for every parameter that a part declares, and the valid names of the parts."""
+    declared = parts.declared_parameters()
+    fields: dict[str, FieldInfo] = {}
+    for name, core in CORE_FIELDS.items():
+        chosen = next((mark.kind for mark in core.metadata if isinstance(mark, parts.Chooses)), None)
+        fields[name] = core
+        if chosen is not None:
+            fields[name] = make_field(one_of(parts.TABLES[chosen]), core.metadata, core.default)
+        for kind in ANCHORS.get(name, ()):
+            for parameter in parts.declared_parameters((kind,)).values():
+                fields.setdefault(parameter.name, field_of_parameter(declared[parameter.name]))
+    Settings.model_fields.clear()
+    Settings.model_fields.update(fields)
+    Settings.model_rebuild(force=True)
+
+
+CORE_FIELDS: Mapping[str, FieldInfo] = dict(Settings.model_fields)
+complete_settings()
+parts.watchers.append(complete_settings)
+
+
+class SettingNames(Sequence[str]):
+    """The names of all settings, in the order of the class, those of parts declared later included."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(Settings.model_fields)[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(Settings.model_fields)
+
+    def __contains__(self, name: object) -> bool:
+        return name in Settings.model_fields
+
+    def __len__(self) -> int:
+        return len(Settings.model_fields)
+
+
+SETTINGS = SettingNames()
 
 
 def absolute(path: str) -> str:
@@ -389,7 +292,11 @@ def absolute(path: str) -> str:
     return str(Path(expanded(path)).absolute())
 
 
-@cache
+def default_of(name: str) -> Any:
+    """The default of the setting `name`."""
+    return Settings.model_fields[name].default
+
+
 def about(name: str) -> About:
     """The description of the setting `name`."""
     return next(item for item in Settings.model_fields[name].metadata if isinstance(item, About))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from raysweep import parts
 from raysweep.config import FOLDER
 from raysweep.data import layout
 from raysweep.data.dataset import Dataset, Labels, check_memory
 from raysweep.data.layout import folder_path, no_classes
-from raysweep.data.named import SOURCES
 from raysweep.data.pixels import decode, warn_once
 from raysweep.data.splits import split_train
 from raysweep.errors import InputError
@@ -152,11 +152,11 @@ def check_name(spec: str) -> None:
     Raises:
         InputError: no dataset is called so, or `folder:` has no path.
     """
-    if spec in SOURCES or (spec.startswith(FOLDER) and len(spec) > len(FOLDER)):
+    if spec in parts.dataset or (spec.startswith(FOLDER) and len(spec) > len(FOLDER)):
         return
     if spec == FOLDER:
         raise InputError("dataset 'folder:' has no path: write folder:PATH")
-    valid = [*SOURCES, FOLDER + "PATH"]
+    valid = [*parts.dataset, FOLDER + "PATH"]
     close = difflib.get_close_matches(spec.lower(), valid, n=1, cutoff=0.6)
     hint = f", did you mean {close[0]!r}?" if close else ";"
     raise InputError(f"unknown dataset {spec!r}{hint} valid: {', '.join(valid)}")

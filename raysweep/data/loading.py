@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from raysweep import parts
 from raysweep.config import FOLDER
 from raysweep.data.dataset import Dataset, check_memory, digest_of
+from raysweep.data.datasets import DatasetRequest
 from raysweep.data.folders import check_name, read_folder
 from raysweep.data.layout import FOLDER_SIZE
-from raysweep.data.named import SOURCES
 from raysweep.data.pixels import convert
 
 
 def native_size(spec: str) -> int:
     """Side in pixels of the images when no `image_size` is asked for."""
-    return FOLDER_SIZE if spec.startswith(FOLDER) else SOURCES[spec].size
+    return FOLDER_SIZE if spec.startswith(FOLDER) else int(parts.dataset[spec].traits["size"])
 
 
 def load(
@@ -28,17 +31,19 @@ def load(
     channels: int | None = None,
     skip_bad_images: bool = False,
     pretraining: bool = True,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Read a dataset into memory, downloading it first where necessary.
 
     Args:
-        spec: a name in `SOURCES`, or `folder:PATH` (see `read_folder`).
+        spec: a name in the table of datasets, or `folder:PATH` (see `read_folder`).
         data_dir: where torchvision's datasets lie, or are downloaded to.
         image_size: side in pixels that every image is scaled to (bilinear); none means `native_size(spec)`.
         channels: 1 or 3; none means the dataset's own, which is 3 for folders. Gray becomes RGB by repetition, RGB
             becomes gray by luminance (ITU-R 601).
         skip_bad_images: leave out the images of a folder that cannot be read, with a warning, instead of raising.
         pretraining: also read images that only pretraining uses (STL-10's unlabelled ones).
+        parameters: the arguments that the dataset declares, by name.
 
     Raises:
         InputError: the name is unknown; the files are missing, damaged, or do not fit in memory.
@@ -49,10 +54,11 @@ def load(
     if spec.startswith(FOLDER):
         dataset = read_folder(spec, size, channels or 3, skip_bad_images)
     else:
-        source = SOURCES[spec]
-        count = source.images + (source.unlabelled if pretraining else 0)
-        check_memory(spec, count, channels or source.channels, max(size, source.size))
-        dataset = source.read(spec, data_dir.expanduser(), size, pretraining)
+        part = parts.dataset[spec]
+        count = part.traits["images"] + (part.traits["unlabelled"] if pretraining else 0)
+        check_memory(spec, count, channels or part.traits["channels"], max(size, part.traits["size"]))
+        request = DatasetRequest(spec, data_dir.expanduser(), size, pretraining)
+        dataset = part.function(request, **(parameters or {}))
     channels = channels or dataset.train_images.shape[1]
     dataset = replace(
         dataset,

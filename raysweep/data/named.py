@@ -8,7 +8,6 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ PATCH_SIDE = 64  # pixels of a photograph behind a digit of digits_m: enough for
 NETWORK_TIMEOUT = 20.0  # seconds without an answer
 
 
-def read_digits(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+def read_digits(name: str) -> Dataset:
     """scikit-learn's 1,797 digits, 8×8, divided 80/20 because they have no test split of their own."""
     images, labels = all_digits()
     return divide_digits(name, images, labels)
 
 
-def read_digits_m(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+def read_digits_m(name: str, size: int) -> Dataset:
     """The same digits, divided alike, over patches of scikit-learn's two photographs, in colour.
 
     Made as MNIST-M is (Ganin & Lempitsky 2015, arXiv 1409.7495, section 4): per pixel and channel |digit − patch|, the
@@ -81,7 +80,7 @@ def draw_patches(count: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int
     return [(n, left, top) for n, (left, top) in zip(number.tolist(), corners.astype(int).tolist(), strict=True)]
 
 
-def read_mnist(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+def read_mnist(name: str, data_dir: Path) -> Dataset:
     """MNIST or Fashion-MNIST: 60,000 and 10,000 gray images of 28×28."""
     from torchvision.datasets import MNIST, FashionMNIST
 
@@ -96,7 +95,7 @@ def read_mnist(name: str, data_dir: Path, size: int, pretraining: bool) -> Datas
     return Dataset(name, tuple(kind.classes), *part(train=True), *part(train=False))
 
 
-def read_cifar(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+def read_cifar(name: str, data_dir: Path) -> Dataset:
     """CIFAR-10 or CIFAR-100 (fine labels): 50,000 and 10,000 RGB images of 32×32."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -117,7 +116,7 @@ def read_cifar(name: str, data_dir: Path, size: int, pretraining: bool) -> Datas
     )
 
 
-def read_svhn(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+def read_svhn(name: str, data_dir: Path) -> Dataset:
     """SVHN, cropped digits: 73,257 and 26,032 RGB images of 32×32."""
     from torchvision.datasets import SVHN
 
@@ -129,7 +128,7 @@ def read_svhn(name: str, data_dir: Path, size: int, pretraining: bool) -> Datase
     return Dataset(name, tuple(map(str, range(10))), *part("train"), *part("test"))
 
 
-def read_stl10(name: str, data_dir: Path, size: int, pretraining: bool) -> Dataset:
+def read_stl10(name: str, data_dir: Path, pretraining: bool) -> Dataset:
     """STL-10: 5,000 and 8,000 RGB images of 96×96; pretraining sees the 5,000 and 100,000 without labels."""
     from torchvision.datasets import STL10
 
@@ -144,34 +143,6 @@ def read_stl10(name: str, data_dir: Path, size: int, pretraining: bool) -> Datas
     images, labels = part("train+unlabeled")  # the labelled ones come first, the others are labelled -1
     labels = labels[labels >= 0]
     return Dataset(name, classes, images[: len(labels)], labels, *part("test"), unlabelled=images)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset that is known by name."""
-
-    size: int
-    channels: int
-    images: int
-    """In the train and test splits, for the check of memory."""
-    read: Callable[[str, Path, int, bool], Dataset]
-    """(name, data_dir, size, pretraining) -> the dataset in its own channels, without digest.
-
-    Its images may have any size; what is made and not read is made with the side `size`.
-    """
-    unlabelled: int = 0
-
-
-SOURCES: dict[str, Source] = {
-    "digits": Source(8, 1, 1_797, read_digits),
-    "digits_m": Source(16, 3, 1_797, read_digits_m),
-    "mnist": Source(28, 1, 70_000, read_mnist),
-    "fashion_mnist": Source(28, 1, 70_000, read_mnist),
-    "cifar10": Source(32, 3, 60_000, read_cifar),
-    "cifar100": Source(32, 3, 60_000, read_cifar),
-    "svhn": Source(32, 3, 99_289, read_svhn),
-    "stl10": Source(96, 3, 13_000, read_stl10, unlabelled=105_000),
-}
 
 
 def fetch(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from raysweep import parts
 from raysweep.config import Settings
 from raysweep.data import loading
 from raysweep.data.dataset import Dataset, Images, pretraining_digest
@@ -34,25 +36,33 @@ def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> T
         InputError: a dataset cannot be loaded, or lacks what the settings ask for.
     """
     size = settings.image_size or native_size(settings.dataset)
-    pretrain_key: DataKey = (settings.dataset, size, None)
 
-    def get(key: DataKey, pretraining: bool) -> Dataset:
+    def get(spec: str, channels: int | None) -> Dataset:
+        parameters = parts.dataset[spec].arguments(settings) if spec in parts.dataset else {}
+        key: DataKey = (labelled_name(spec, parameters), size, channels)
         if key not in datasets and load:
-            name, image_size, channels = key
             datasets[key] = loading.load(
-                name,
+                spec,
                 data_dir=Path(settings.data_dir),
-                image_size=image_size,
+                image_size=size,
                 channels=channels,
                 skip_bad_images=settings.skip_bad_images,
-                pretraining=pretraining,
+                pretraining=channels is None,
+                parameters=parameters,
             )
         return datasets[key]
 
-    own = get(pretrain_key, True)
-    images = own.pretrain_images
-    probe = own if settings.probes == settings.dataset else get((settings.probes, size, images.shape[1]), False)
-    return TrialData(images, probe)
+    pretrain = get(settings.dataset, None)
+    images = pretrain.pretrain_images
+    if settings.evaluated_dataset == settings.dataset:
+        return TrialData(images, pretrain)
+    return TrialData(images, get(settings.evaluated_dataset, images.shape[1]))
+
+
+def labelled_name(spec: str, parameters: Mapping[str, Any]) -> str:
+    """A dataset's name with the arguments that it has declared, such as `stripes(noise=0.1)`."""
+    words = ", ".join(f"{name}={value}" for name, value in parameters.items())
+    return f"{spec}({words})" if words else spec
 
 
 def digests(datasets: Datasets) -> dict[str, str]:
@@ -101,18 +111,22 @@ def check_data(settings: Settings, of: TrialData) -> None:
             f"batch_size: {settings.batch_size} is more than the {images} training images of {settings.dataset}"
         )
     if not of.probe.labelled:
-        raise InputError(no_classes(settings.probes))
+        raise InputError(no_classes(settings.evaluated_dataset))
     if len(of.probe.classes) < 2:
-        raise InputError(f"{settings.probes} has a single class, {of.probe.classes[0]!r}; an evaluation needs two")
+        raise InputError(
+            f"{settings.evaluated_dataset} has a single class, {of.probe.classes[0]!r}; an evaluation needs two"
+        )
     fit, _ = fit_and_val(of.probe, settings.val_fraction, settings.split_seed)
     images = len(fit.index)
-    if settings.knn_k > images:
-        raise InputError(f"knn_k: {settings.knn_k} is more than the {images} images of {settings.probes}'s fit split")
-    if settings.labels_per_class is not None:
-        draw_labels(fit.labels, settings.labels_per_class, settings.seed, of.probe.classes)
+    knn_k = parts.probe["knn"].arguments(settings)["knn_k"]
+    if knn_k > images:
+        raise InputError(f"knn_k: {knn_k} is more than the {images} images of {settings.evaluated_dataset}'s fit split")
+    labels_per_class = parts.probe["linear"].arguments(settings)["labels_per_class"]
+    if labels_per_class is not None:
+        draw_labels(fit.labels, labels_per_class, settings.seed, of.probe.classes)
     assert of.probe.test_images is not None
     tests, classes = len(of.probe.test_images), len(of.probe.classes)
     if tests < classes:
         raise InputError(
-            f"{settings.probes}: k-means needs a test image per class, but {tests} are fewer than {classes}"
+            f"{settings.evaluated_dataset}: k-means needs a test image per class, but {tests} are fewer than {classes}"
         )

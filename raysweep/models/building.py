@@ -1,57 +1,81 @@
-"""Build networks whose initial weights depend on the seed alone."""
+"""Build networks whose initial weights depend on the settings and the seed alone."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-from raysweep.models.conv6 import Conv6
-from raysweep.models.decoders import Decoder, SymmetricDecoder
-from raysweep.models.resnet18 import ResNet18
+from raysweep import parts
+from raysweep.config import Settings
+from raysweep.models.decoders import SymmetricDecoder
 from raysweep.randomness import seed_of
 
-Encoder = Conv6 | ResNet18
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Let PyTorch draw the weights of modules from a seed; its generator is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, purpose))
+        yield
 
 
-def make_encoder(
-    architecture: str, channels: int, image_size: int, embedding_dim: int, seed: int, init: str = "pytorch"
-) -> Encoder:
-    """A fresh encoder on the CPU; its weights depend on the arguments alone, so every method of a seed starts alike.
+def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
+    """A fresh encoder on the CPU, with its projection head as the attribute `head`.
 
-    `init` is of Conv6's convolutions: `pytorch`, uniform with variance 1/(3·fan-in), or `kaiming`, normal with variance
-    2/fan-in (He et al. 2015, arXiv 1502.01852, equation 10), so that the signal does not shrink from block to block.
+    Its weights depend on the encoder, the head and the seed alone, so that all methods of a seed start alike.
+
+    Args:
+        settings: the experiment.
+        channels: C of the images.
+        image_size: H = W of the images.
+
+    Returns:
+        The `nn.Module` of the part, with `channels`, `image_size`, `feature_dim` and `head` set.
+
+    Raises:
+        ValueError: the encoder has batch normalisation, but does not declare it.
     """
-    assert architecture in ("conv6", "resnet18")
-    assert init in ("pytorch", "kaiming")
-    build = Conv6 if architecture == "conv6" else ResNet18
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "encoder"))
-        encoder = build(channels, image_size, embedding_dim)
-        if init == "kaiming" and isinstance(encoder, Conv6):
-            for name, weight in encoder.named_parameters():
-                if name.startswith("blocks."):
-                    nn.init.kaiming_normal_(weight, nonlinearity="relu")
-    return encoder.to(memory_format=torch.channels_last)
+    part, head = parts.encoder[settings.encoder], parts.head[settings.head]
+    with seeded(settings.seed, "encoder"):
+        network = part.function(channels, image_size, **part.arguments(settings))
+        network.channels, network.image_size = channels, image_size
+        if not hasattr(network, "feature_dim"):
+            network.feature_dim = feature_dim_of(network, channels, image_size)
+        network.head = head.function(network.feature_dim, settings.embedding_dim, **head.arguments(settings))
+        if hasattr(network, "draw_weights"):
+            network.draw_weights()
+    if has_batch_norm(network) and not part.traits["batch_norm"]:
+        raise ValueError(f"encoder {part.name} has batch normalisation: declare it by @encoder(batch_norm=True)")
+    return network.to(memory_format=torch.channels_last)
 
 
-def make_decoder(channels: int, image_size: int, embedding_dim: int, seed: int) -> Decoder:
-    """A fresh simple decoder on the CPU; its weights depend on the arguments alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "decoder"))
-        return Decoder(channels, image_size, embedding_dim).to(memory_format=torch.channels_last)
+def feature_dim_of(network: nn.Module, channels: int, image_size: int) -> int:
+    """The number of features of an encoder, found by two empty images."""
+    was_training = network.training
+    with torch.no_grad():
+        features = network.eval()(torch.zeros(2, channels, image_size, image_size))
+    network.train(was_training)
+    return int(features.shape[1])
 
 
-def make_symmetric_decoder(encoder: Conv6, seed: int) -> SymmetricDecoder:
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether a network normalises over the batch, so that its outputs depend on how a batch is divided."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def build_symmetric_decoder(encoder: Any, seed: int) -> SymmetricDecoder:
     """A fresh symmetric decoder on the CPU; its weights depend on the encoder's shape and the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "decoder"))
+    with seeded(seed, "decoder"):
         return SymmetricDecoder(encoder).to(memory_format=torch.channels_last)
 
 
-def make_local_heads(encoder: Conv6, seed: int) -> nn.ModuleList:
-    """A linear head for the flattened output of every block of `encoder`; the last block's is the encoder's own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "local heads"))
-        dim = encoder.head.out_features
-        local = [nn.Linear(encoder.width(k), dim, bias=False) for k in range(len(encoder.blocks) - 1)]
+def build_local_heads(encoder: Any, embedding_dim: int, seed: int) -> nn.ModuleList:
+    """A linear head for the flattened output of every block of `encoder`; the last one is the encoder's own head."""
+    with seeded(seed, "local heads"):
+        blocks = range(len(encoder.blocks) - 1)
+        local = [nn.Linear(encoder.width(block), embedding_dim, bias=False) for block in blocks]
     return nn.ModuleList([*local, encoder.head])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from raysweep.models.conv6 import BLOCKS, DOWNSAMPLING, Conv6, padded
+from raysweep.models.conv6 import DOWNSAMPLING, padded
 
 
 class Decoder(nn.Module):
@@ -44,43 +46,22 @@ class Decoder(nn.Module):
 
 
 class SymmetricDecoder(nn.Module):
-    """The decoder of layer-wise training: block k undoes block k of Conv6, from its output to its input.
-
-    Where the encoder's block pools, nearest-neighbour doubling; then a 3×3 convolution back to its input channels. A
-    block whose target is the output of a Hardtanh ends with one; the last, which makes the image, ends with its
-    convolution.
+    """The decoder of layer-wise training: its block k undoes block k of the encoder, from its output to its input.
 
     Args:
-        encoder: what is undone.
+        encoder: the encoder; it has `blocks` and `inverse_block`.
     """
 
-    def __init__(self, encoder: Conv6) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__()
-        self.image_size = encoder.image_size
-        depth = len(encoder.blocks)
-        inputs = (encoder.channels, *(outputs for outputs, _ in BLOCKS))
-        self.blocks = nn.ModuleList()
-        for k, (outputs, pools) in enumerate(BLOCKS[:depth]):
-            block = nn.Sequential(nn.Upsample(scale_factor=2)) if pools else nn.Sequential()
-            block.append(nn.Conv2d(outputs, inputs[k], 3, padding=1))
-            if k > 0 and not BLOCKS[k - 1][1]:
-                block.append(nn.Hardtanh())
-            self.blocks.append(block)
+        self.image_size: int = encoder.image_size
+        self.blocks = nn.ModuleList(encoder.inverse_block(block) for block in range(len(encoder.blocks)))
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Feature maps h_k of any block k, (B, C_k, H_k, W_k) -> images (B, C, H, W), through blocks k to 1."""
-        for block in reversed(self.blocks[: self.depth_of(h)]):
+    def forward(self, h: Tensor, blocks: int) -> Tensor:
+        """The output (B, C_k, H_k, W_k) of the first k = `blocks` blocks of the encoder -> images (B, C, H, W)."""
+        for block in reversed(self.blocks[:blocks]):
             h = block(h)
         return crop(h, self.image_size)
-
-    def depth_of(self, h: Tensor) -> int:
-        """Which encoder block, counted from 1, feature maps (B, C_k, H_k, W_k) are the output of."""
-        side = padded(self.image_size)
-        for k, (outputs, pools) in enumerate(BLOCKS[: len(self.blocks)], start=1):
-            side = side // 2 if pools else side
-            if h.shape[1:] == (outputs, side, side):
-                return k
-        raise AssertionError(f"no block has outputs of shape {tuple(h.shape[1:])}")
 
 
 def crop(images: Tensor, size: int) -> Tensor:

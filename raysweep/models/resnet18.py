@@ -6,19 +6,17 @@ from torch import Tensor, nn
 
 
 class ResNet18(nn.Module):
-    """torchvision's ResNet-18, untrained, with the stem for small images, and a linear head in place of its classifier.
+    """torchvision's ResNet-18, untrained, with the stem for small images and without its classifier.
 
     He et al. 2016, arXiv 1512.03385. Its first convolution is 3×3 with stride 1 and its first pooling is left out, as
-    in SimCLR's experiments on CIFAR-10 (Chen et al. 2020, arXiv 2002.05709, Appendix B.9). It has batch normalisation,
-    and no blocks for layer-wise training.
+    in SimCLR's experiments on CIFAR-10 (Chen et al. 2020, arXiv 2002.05709, Appendix B.9). It has batch normalisation.
 
     Args:
         channels: C of the images.
         image_size: H = W of the images.
-        embedding_dim: width of the embedding.
     """
 
-    def __init__(self, channels: int, image_size: int, embedding_dim: int) -> None:
+    def __init__(self, channels: int, image_size: int) -> None:
         super().__init__()
         from torchvision.models import resnet18  # 2 s, which Conv6 does not need
 
@@ -28,14 +26,8 @@ class ResNet18(nn.Module):
         nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         self.body.maxpool = nn.Identity()
         self.body.fc = nn.Identity()
-        self.head = nn.Linear(self.feature_dim, embedding_dim, bias=False)
-
-    def trunk(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> features (B, 512), averaged over space."""
-        h: Tensor = self.body(images)
-        return h
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] -> embeddings (B, embedding_dim)."""
-        z: Tensor = self.head(self.trunk(images))
-        return z
+        """Images (B, C, H, W) in [0, 1] -> features (B, 512), averaged over space."""
+        features: Tensor = self.body(images)
+        return features

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,10 @@ from torch.nn import functional as F
 
 from raysweep.augment.operations import to_float
 from raysweep.errors import Diverged
-from raysweep.models.building import Encoder
-from raysweep.models.conv6 import Conv6
 
 LARGEST = 1e15
-"""Of a feature: the squares of a whole split, added up, stay within float32, whose largest is 3e38. Beyond 1e17
-k-means goes wrong, and beyond 1e19 kNN, without a word."""
+"""The largest feature: the sum of the squares of a whole split stays within float32, whose maximum is 3e38. Beyond 1e17
+k-means gives wrong results without an error, and beyond 1e19 so does kNN."""
 BATCH = 500  # images of 32×32: larger is no faster on a CPU, and activations stay below 150 MB
 
 
@@ -26,7 +25,7 @@ def batch_of(image_size: int) -> int:
     return max(1, min(BATCH, BATCH * 32**2 // image_size**2))
 
 
-def extract(encoder: Encoder, images: Tensor, index: Tensor, layer: str) -> Tensor:
+def extract(encoder: Any, images: Tensor, index: Tensor, layer: str) -> Tensor:
     """Features of chosen images, without augmentation, the encoder in evaluation mode.
 
     Args:
@@ -44,36 +43,29 @@ def extract(encoder: Encoder, images: Tensor, index: Tensor, layer: str) -> Tens
     return extract_layers(encoder, images, index, (layer,))[layer]
 
 
-def extract_layers(encoder: Encoder, images: Tensor, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+def extract_layers(encoder: Any, images: Tensor, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
     """What `extract` gives, for several layers in one pass over the images."""
     found = compute(encoder, images, index, lambda batch: read_layers(encoder, batch, layers))
     return dict(zip(layers, found, strict=True))
 
 
-def read_layers(encoder: Encoder, images: Tensor, layers: tuple[str, ...]) -> list[Tensor]:
+def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[Tensor]:
     """Features (B, D) of images (B, C, H, W) in [0, 1] in each of the layers.
 
-    `layer1` to `layer5` are the outputs of Conv6's blocks, flattened; one that is wider than the trunk is first
-    average-pooled, 2×2, until it is not, so that no probe reads more numbers than the trunk's.
+    `trunk` is the output of the encoder, `embedding` that of its head. The other names are those of the encoder's
+    `layer_outputs`. Feature maps are flattened; if a layer is wider than the trunk, it is first average-pooled by 2×2
+    until it is not, so that no probe reads more numbers than the trunk has.
     """
-    outputs = [encoder.pad(images)] if isinstance(encoder, Conv6) else []
-    if isinstance(encoder, Conv6):
-        for block in encoder.blocks:
-            outputs.append(block(outputs[-1]))
-        trunk = outputs[-1].flatten(1)
-    else:
-        trunk = encoder.trunk(images)
+    outputs = encoder.layer_outputs(images) if hasattr(encoder, "layer_outputs") else {"trunk": encoder(images)}
     features = []
     for layer in layers:
-        if layer == "trunk":
-            features.append(trunk)
-        elif layer == "embedding":
-            features.append(encoder.head(trunk))
-        else:
-            h = outputs[int(layer.removeprefix("layer"))]
-            while h[0].numel() > encoder.feature_dim:
-                h = F.avg_pool2d(h, 2)
-            features.append(h.flatten(1))
+        if layer == "embedding":
+            features.append(encoder.head(outputs["trunk"]))
+            continue
+        h = outputs[layer]
+        while h[0].numel() > encoder.feature_dim and h.ndim == 4:
+            h = F.avg_pool2d(h, 2)
+        features.append(h.flatten(1))
     return features
 
 

@@ -10,48 +10,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysweep.config import ProbeSpec
 from raysweep.errors import Diverged
+from raysweep.probes.grid import ProbeSpec
 from raysweep.randomness import generator, seed_of
 from raysweep.training.adam import Adam
 
 
 class LinearProbes:
-    """Linear classifiers, one for each head, in training; those of one layer lie side by side in one matrix.
+    """Linear classifiers in training, one for each spec. The classifiers of one layer lie side by side in one matrix.
 
     Args:
-        heads: what each reads and how it is trained.
+        specs: the layer of each classifier, and how it is trained.
         widths: D of the features of each layer.
         classes: number of classes.
-        seed: of the initial weights, which are a head's when it is alone, and of the order of the images.
-        device: of the features.
+        seed: seed of the initial weights, which every classifier has as if it were alone, and of the order of images.
+        device: device of the features.
     """
 
     def __init__(
-        self, heads: Sequence[ProbeSpec], widths: Mapping[str, int], classes: int, seed: int, device: torch.device
+        self, specs: Sequence[ProbeSpec], widths: Mapping[str, int], classes: int, seed: int, device: torch.device
     ) -> None:
-        self.heads, self.classes = tuple(heads), classes
+        self.specs, self.classes = tuple(specs), classes
         self.epoch = 0
-        self.train_accuracy: list[float] = [0.0] * len(heads)
-        """Of every head in the last epoch, while its images trained it."""
+        self.train_accuracy: list[float] = [0.0] * len(specs)
+        """Of every classifier in the last epoch, on its own training images."""
         self.weights: dict[str, Tensor] = {}
-        """By layer: (heads·classes, D)."""
+        """By layer: (classifiers·classes, D)."""
         self.biases: dict[str, Tensor] = {}
-        self.own: dict[str, list[tuple[slice, nn.Parameter, nn.Parameter]]] = {}
-        """By layer, for each of its heads: its rows of the matrix, and they as parameters that share its memory."""
-        self.of_layer = {layer: [i for i, head in enumerate(heads) if head.layer == layer] for layer in widths}
-        groups = []  # one for each head: each has its own learning rate and decay
+        self.rows: dict[str, list[tuple[slice, nn.Parameter, nn.Parameter]]] = {}
+        """By layer, for each classifier: its rows of the matrix, and parameters that share the memory of these rows."""
+        self.of_layer = {layer: [i for i, spec in enumerate(specs) if spec.layer == layer] for layer in widths}
+        groups = []  # one for each classifier, because each has its own learning rate and weight decay
         for layer, members in self.of_layer.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, "linear"))
                 alone = nn.Linear(widths[layer], classes)
             weights = alone.weight.detach().repeat(len(members), 1).to(device)
             biases = alone.bias.detach().repeat(len(members)).to(device)
-            rows = [slice(n * classes, (n + 1) * classes) for n in range(len(members))]
-            self.own[layer] = [(own, nn.Parameter(weights[own]), nn.Parameter(biases[own])) for own in rows]
+            slices = [slice(n * classes, (n + 1) * classes) for n in range(len(members))]
+            self.rows[layer] = [(rows, nn.Parameter(weights[rows]), nn.Parameter(biases[rows])) for rows in slices]
             self.weights[layer], self.biases[layer] = weights.requires_grad_(), biases.requires_grad_()
-            for i, (_, weight, bias) in zip(members, self.own[layer], strict=True):
-                groups.append({"params": [weight, bias], "lr": heads[i].lr, "weight_decay": heads[i].weight_decay})
+            for i, (_, weight, bias) in zip(members, self.rows[layer], strict=True):
+                groups.append({"params": [weight, bias], "lr": specs[i].lr, "weight_decay": specs[i].weight_decay})
         self.optimizer = Adam(groups)
         self.generator = generator(seed, "linear order")
 
@@ -68,7 +68,7 @@ class LinearProbes:
 
     @torch.no_grad()
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; training goes on bit for bit."""
+        """Load what `state_dict` returned; training resumes bit for bit."""
         for layer in self.weights:
             self.weights[layer].copy_(saved["weights"][layer])
             self.biases[layer].copy_(saved["biases"][layer])
@@ -77,63 +77,65 @@ class LinearProbes:
         self.epoch, self.train_accuracy = saved["epoch"], list(saved["train_accuracy"])
 
     def logits(self, features: Mapping[str, Tensor], layer: str) -> Tensor:
-        """Features by layer, (B, D) each -> logits (B, heads of the layer, classes)."""
+        """Features by layer, (B, D) each -> logits (B, classifiers of the layer, classes)."""
         flat = F.linear(features[layer], self.weights[layer], self.biases[layer])
         return flat.view(len(flat), -1, self.classes)
 
     @torch.inference_mode()
     def accuracy(self, features: Mapping[str, Tensor], labels: Tensor) -> list[float]:
-        """For every head the share of the features, (N, D) by layer, that it assigns to their labels (N,)."""
-        found = [0.0] * len(self.heads)
+        """The accuracy of every classifier on features (N, D), by layer, with labels (N,)."""
+        accuracies = [0.0] * len(self.specs)
         for layer, members in self.of_layer.items():
             right = (self.logits(features, layer).argmax(2) == labels[:, None]).sum(0)
             for i, count in zip(members, right.tolist(), strict=True):
-                found[i] = count / len(labels)
-        return found
+                accuracies[i] = count / len(labels)
+        return accuracies
 
 
 def train_linear(
     probes: LinearProbes, features: Mapping[str, Tensor], labels: Tensor, *, epochs: int, batch_size: int
 ) -> Iterator[None]:
-    """Train linear classifiers to their last epoch by Adam and cross entropy, all in one pass, yielding after each.
+    """Train linear classifiers to their last epoch by Adam and cross entropy, together; yield after each epoch.
 
-    A head's initial weights, order of images and updates are those of the head trained alone.
+    Each classifier has the initial weights, the order of images and the updates that it would have alone.
 
     Args:
-        probes: where to go on; between two epochs they may be saved.
-        features: by layer (N, D) float32, of every layer that a head reads.
+        probes: the classifiers; training starts at their epoch. Between two epochs they may be saved.
+        features: by layer (N, D) float32, for every layer that a classifier reads.
         labels: (N,) int64 in [0, classes), on the same device.
         epochs: passes over the features in all; the last one counts.
-        batch_size: features per step, the last incomplete batch included.
+        batch_size: features per step; the last, incomplete batch is included.
 
     Raises:
-        Diverged: the loss of a head is NaN or infinite.
+        Diverged: the loss of a classifier is NaN or infinite.
     """
     while probes.epoch < epochs:
         sums = {
-            layer: torch.zeros(2, len(own), dtype=torch.float64, device=labels.device)
-            for layer, own in probes.own.items()
+            layer: torch.zeros(2, len(classifiers), dtype=torch.float64, device=labels.device)
+            for layer, classifiers in probes.rows.items()
         }
         for index in torch.randperm(len(labels), generator=probes.generator).to(labels.device).split(batch_size):
             target = labels.index_select(0, index)
-            for layer, own in probes.own.items():
+            for layer, classifiers in probes.rows.items():
                 logits = probes.logits({layer: features[layer].index_select(0, index)}, layer)
-                # A row for each image and head: along a dimension that is not the last a step takes 0.77 ms, not 0.64.
-                targets = target[:, None].expand(-1, len(own)).flatten()
-                each = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(-1, len(own)).mean(0)
+                # A row for each image and classifier, the classes last: a step takes 0.64 ms, and 0.77 otherwise.
+                targets = target[:, None].expand(-1, len(classifiers)).flatten()
+                each = (
+                    F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(-1, len(classifiers)).mean(0)
+                )
                 gradients = torch.autograd.grad(each.sum(), (probes.weights[layer], probes.biases[layer]))
-                for rows, weight, bias in own:
+                for rows, weight, bias in classifiers:
                     weight.grad, bias.grad = gradients[0][rows], gradients[1][rows]
                 right = (logits.argmax(2) == target[:, None]).sum(0)
                 sums[layer] += torch.stack((each.detach() * len(index), right))
             probes.optimizer.step()
         probes.epoch += 1
         for layer, members in probes.of_layer.items():
-            losses, shares = (sums[layer] / len(labels)).tolist()
-            for i, loss, share in zip(members, losses, shares, strict=True):
+            losses, accuracies = (sums[layer] / len(labels)).tolist()
+            for i, loss, accuracy in zip(members, losses, accuracies, strict=True):
                 if not math.isfinite(loss):
                     raise Diverged(
-                        f"the linear probe's loss became {loss} in its epoch {probes.epoch} ({probes.heads[i]})"
+                        f"the linear probe's loss became {loss} in its epoch {probes.epoch} ({probes.specs[i]})"
                     )
-                probes.train_accuracy[i] = share
+                probes.train_accuracy[i] = accuracy
         yield

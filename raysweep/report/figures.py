@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysweep.config import BLOCKS
+from raysweep import parts
 from raysweep.report.drawing import (
     Figure,
     Line2D,
@@ -17,7 +17,7 @@ from raysweep.report.drawing import (
     own_style,
     wrapped,
 )
-from raysweep.report.points import BLOCK_SCORES, PERCENT, Point, estimate, mean_of, rank_points, shown_scores
+from raysweep.report.points import PERCENT, Point, block_scores, estimate, mean_of, rank_points, shown_scores
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
 
     Of more than `MOST_LINES` points in a panel only the best by the sweep's metric are drawn, and the figure says so.
     """
-    points = [point for point in points if shown_scores([point], BLOCK_SCORES)]
+    points = [point for point in points if shown_scores([point], block_scores())]
     if not points:
         return None
     panels: dict[str, list[Point]] = {}
@@ -113,7 +113,7 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         for point in panel:
             if point.baseline:
                 draw_blocks(axes, point, 0.03 * len(lines) / 2, "0.4", "*", "--")
-        axes.set_xticks(range(1, BLOCKS + 1))
+        axes.set_xticks(range(1, parts.most_blocks() + 1))
         axes.set_xlabel("block")
         axes.set_ylabel("linear test accuracy")
         axes.set_title(words, fontsize=10)
@@ -128,7 +128,9 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
 
 def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: str) -> None:
     """One point's accuracy by block: mean and interval over seeds, each seed a dot; moved aside by `step`."""
-    found = [(block + step, point.values(score)) for block, score in enumerate(BLOCK_SCORES, 1) if point.values(score)]
+    found = [
+        (block + step, point.values(score)) for block, score in enumerate(block_scores(), 1) if point.values(score)
+    ]
     label = f"{point.title} encoder" if point.baseline else point.title
     means = [float(np.mean(values)) for _, values in found]
     axes.plot([x for x, _ in found], means, dashes, color=colour, marker=marker, markersize=5, label=label)

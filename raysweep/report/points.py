@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from raysweep.config import BLOCKS, SETTINGS, Settings, about, fingerprint
+from raysweep import parts
+from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
 from raysweep.results.result import Result, complete_protocol, protocol_difference
 from raysweep.space import Sweep, Trial, canonical, make_baseline
@@ -22,7 +23,11 @@ NO_SPREAD = 1e-9
 LINEAR = "linear/test_accuracy"
 SCORES = (LINEAR, "knn/test_accuracy", "kmeans/accuracy")
 COLUMNS = ("linear/val_accuracy", *SCORES)
-BLOCK_SCORES = tuple(f"linear/layer{block}/test_accuracy" for block in range(1, BLOCKS + 1))
+
+
+def block_scores() -> tuple[str, ...]:
+    """The metrics of linear probes on single blocks, first block first."""
+    return tuple(f"linear/layer{block}/test_accuracy" for block in range(1, parts.most_blocks() + 1))
 
 
 @dataclass(frozen=True)

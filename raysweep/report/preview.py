@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysweep import data
-from raysweep.augment.policies import augment
-from raysweep.config import Settings
+from raysweep import parts
+from raysweep.augment.views import augment
+from raysweep.config import Settings, default_of
+from raysweep.data.dataset import Dataset, Images
 from raysweep.errors import InputError
 from raysweep.portable import new_file
 from raysweep.randomness import generator
@@ -50,9 +51,17 @@ class Panel:
     @property
     def title(self) -> str:
         """`policy simclr+noise on digits`."""
-        settings = self.settings
-        blurred = " with blur" if settings.blur and "simclr" in settings.policies else ""
-        return f"policy {settings.policy}{blurred} on {settings.dataset}"
+        changed = policy_arguments(self.settings)
+        words = " and ".join(name if value is True else f"{name} {value}" for name, value in changed)
+        return f"policy {self.settings.policy}{' with ' + words if words else ''} on {self.settings.dataset}"
+
+
+def policy_arguments(settings: Settings) -> tuple[tuple[str, Any], ...]:
+    """The arguments of the policies in use that differ from their defaults."""
+    arguments: dict[str, Any] = {}
+    for name in settings.policies:
+        arguments.update(parts.policy[name].arguments(settings))
+    return tuple((name, value) for name, value in arguments.items() if value != default_of(name))
 
 
 def panels_of(sweep: Sweep) -> list[Panel]:
@@ -70,7 +79,7 @@ def panels_of(sweep: Sweep) -> list[Panel]:
     for trial in sweep.examples:
         of = trial.settings
         if not trial.baseline:
-            key = (of.dataset, of.image_size, of.policy, of.blur and "simclr" in of.policies)
+            key = (of.dataset, of.image_size, of.policy, policy_arguments(of))
             settings.setdefault(key, of)
             strengths.setdefault(key, set()).add(of.strength)
             swept[key] = swept.get(key, False) or "strength" in trial.varied
@@ -93,22 +102,23 @@ def spaced(count: int, most: int) -> NDArray[np.int64]:
     return indices
 
 
-def choose_images(dataset: data.Dataset, count: int) -> data.Images:
+def choose_images(dataset: Dataset, count: int) -> Images:
     """Up to `count` training images, of different classes where there are enough."""
     images, labels = dataset.train_images, dataset.train_labels
     order = np.arange(len(images)) if labels is None else np.argsort(labels, kind="stable")
     return images[order[spaced(len(images), count)]]
 
 
-def draw_views(images: data.Images, settings: Settings, strength: float, count: int) -> NDArray[np.float32]:
+def draw_views(images: Images, settings: Settings, strength: float, count: int) -> NDArray[np.float32]:
     """`count` views of each image (N, C, H, W): (N, count, C, H, W).
 
     Every call draws the same random numbers, so that rows differ in what they are drawn for only.
     """
     batch = torch.from_numpy(images).repeat_interleave(count, dim=0)
     draws = generator(settings.seed, "preview")
-    views = augment(batch, settings.policies, strength, settings.blur, draws)
-    return views.contiguous().numpy().reshape(len(images), count, *images.shape[1:])
+    views = augment(batch, settings, draws, strength=strength)
+    shaped: NDArray[np.float32] = views.contiguous().numpy().reshape(len(images), count, *images.shape[1:])
+    return shaped
 
 
 def montage(views: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
@@ -126,7 +136,7 @@ def montage(views: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
     return np.concatenate(strips, axis=1)
 
 
-def block(panel: Panel, dataset: data.Dataset) -> tuple[str, list[tuple[str, NDArray[np.float32]]]]:
+def block(panel: Panel, dataset: Dataset) -> tuple[str, list[tuple[str, NDArray[np.float32]]]]:
     """A panel's title and its rows: label and montage, the originals first."""
     _, channels, size, _ = dataset.train_images.shape
     scale = max(1, round(CELL / size))
@@ -144,7 +154,7 @@ def block(panel: Panel, dataset: data.Dataset) -> tuple[str, list[tuple[str, NDA
 
 
 @own_style()
-def draw(sweep: Sweep, load: Callable[[Settings], data.Dataset]) -> Figure:
+def draw(sweep: Sweep, load: Callable[[Settings], Dataset]) -> Figure:
     """The picture of a sweep's views.
 
     Args:
@@ -155,7 +165,7 @@ def draw(sweep: Sweep, load: Callable[[Settings], data.Dataset]) -> Figure:
         InputError: the sweep has more panels than a picture, or what `load` raises.
     """
     panels = panels_of(sweep)
-    datasets: dict[tuple[str, int | None], data.Dataset] = {}
+    datasets: dict[tuple[str, int | None], Dataset] = {}
     blocks: list[tuple[str, list[tuple[str, NDArray[np.float32]]]]] = []
     for panel in panels:
         key = (panel.settings.dataset, panel.settings.image_size)

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.config import BLOCKS, METRICS, SETTINGS, about, has_effect
+from raysweep import parts
+from raysweep.config import METRICS, SETTINGS, about, has_effect
 from raysweep.errors import printable
 from raysweep.report.points import (
-    BLOCK_SCORES,
     COLUMNS,
     LINEAR,
     NO_SPREAD,
     PERCENT,
     Estimate,
     Point,
+    block_scores,
     differences,
     estimate,
     shown_scores,
@@ -73,7 +74,7 @@ def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
     for trial in sweep.trials:
         row: dict[str, Any] = {"trial": trial.name, "point": trial.point}
         row |= {name: getattr(trial.settings, name) for name in SETTINGS if has_effect(name, trial.settings)}
-        row["probe_dataset"] = trial.settings.probes
+        row["probe_dataset"] = trial.settings.evaluated_dataset
         result = by_name.get(trial.name)
         if result is None:
             row["status"] = "unfinished" if attempts(store.trial(trial.name)) else "waiting"
@@ -248,7 +249,7 @@ def summary_md(made: Report) -> str:
             "Note: `precision: auto` came to bf16 on some machines and to fp32 on others (`results.csv` says where); "
             "set it to one of them for points that are to be compared closely."
         )
-    if any(trial.settings.probes == "digits" for member in made.members for trial in member.sweep.examples):
+    if any(trial.settings.evaluated_dataset == "digits" for member in made.members for trial in member.sweep.examples):
         text.append(f"Note: {SATURATED}")
     return "\n\n".join(text) + "\n"
 
@@ -333,14 +334,14 @@ def random_section(made: Report) -> list[str]:
 
 def blocks_section(made: Report) -> list[str]:
     """The linear probes on the encoder's blocks; empty where there were none."""
-    points = [point for point in made.points if shown_scores([point], BLOCK_SCORES)]
+    points = [point for point in made.points if shown_scores([point], block_scores())]
     if not points:
         return []
     rows = [
-        [*names_of(made, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in BLOCK_SCORES)]
+        [*names_of(made, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in block_scores())]
         for point in points
     ]
-    header = [*name_columns(made), "n", *(f"block {block}" for block in range(1, BLOCKS + 1))]
+    header = [*name_columns(made), "n", *(f"block {block}" for block in range(1, parts.most_blocks() + 1))]
     return ["## Linear probe on every block", "Test accuracy.", markdown(header, rows)]
 
 

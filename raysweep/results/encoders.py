@@ -129,11 +129,11 @@ def check_weights(weights: Any, file: Path) -> None:
 
 def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
     """What `encoder.pt` says of an encoder, from the settings and the weights in a training checkpoint."""
-    from raysweep import data
+    from raysweep.data.loading import native_size
 
     return {
         "architecture": settings.get("encoder", "conv6"),
         "channels": next(weight.shape[1] for weight in weights.values() if weight.ndim == 4),
-        "image_size": settings["image_size"] or data.native_size(settings["dataset"]),
+        "image_size": settings["image_size"] or native_size(settings["dataset"]),
         "embedding_dim": settings["embedding_dim"],
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, TypeAdapter, ValidationError
 
-from raysweep.config import METRICS, SETTINGS, Settings, about, fingerprint, protocol
+from raysweep.config import SETTINGS, Settings, about, default_of, fingerprint, metrics_by_name, protocol
 from raysweep.errors import InputError, masked
 from raysweep.results.bucket import Bucket
 from raysweep.space import Trial
@@ -42,16 +42,10 @@ Plain = Annotated[int, Field(strict=True, ge=-(2**64), le=2**64)] | Number | Str
 
 
 def check_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """Raises ValueError if a metric has a value that it cannot have; any is fine for one that is not known here."""
-    for name in metrics.keys() & METRICS.keys():
-        lowest, highest = 0.0, float("inf")
-        if name.endswith(("accuracy", "/nmi")):
-            highest = 1.0
-        elif name.endswith("/ari"):
-            lowest, highest = -1.0, 1.0
-        elif name.endswith("loss"):
-            lowest = -highest
-        if not lowest - ROUNDING <= metrics[name] <= highest + ROUNDING:
+    """Raise ValueError if a known metric has a value that it cannot have."""
+    known = metrics_by_name()
+    for name in metrics.keys() & known.keys():
+        if not known[name].lowest - ROUNDING <= metrics[name] <= known[name].highest + ROUNDING:
             raise ValueError(f"{name} is {metrics[name]}")
     return metrics
 
@@ -155,7 +149,7 @@ def check_settings(found: dict[str, Any], expected: Settings, where: str) -> Non
         InputError: they are others, as after `sweep.yaml` was changed by hand.
     """
     for name in SETTINGS:
-        was, says = found.get(name, Settings.model_fields[name].default), getattr(expected, name)
+        was, says = found.get(name, default_of(name)), getattr(expected, name)
         if about(name).search and was != says and not are_settings(found):
             raise Damaged(f"{where}: is damaged: its settings are those of no experiment")
         if about(name).search and was != says:
@@ -167,7 +161,7 @@ def check_settings(found: dict[str, Any], expected: Settings, where: str) -> Non
 
 def complete_protocol(found: Mapping[str, Any]) -> dict[str, Any]:
     """A result's protocol, in which a setting that was not there yet when it was made has its default."""
-    return {name: Settings.model_fields[name].default for name in SETTINGS if about(name).protocol} | dict(found)
+    return {name: default_of(name) for name in SETTINGS if about(name).protocol} | dict(found)
 
 
 def protocol_difference(

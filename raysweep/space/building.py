@@ -11,6 +11,7 @@ from raysweep.config import (
     Settings,
     about,
     check_model,
+    default_of,
     is_number,
     make_settings,
     suggest,
@@ -100,7 +101,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
         check_searcher(tune, search, where)
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
     examples = tuple(expand(resolved, search, samples, baseline, where))
-    changed = [key for key in base if getattr(resolved, key) != Settings.model_fields[key].default]
+    changed = [key for key in base if getattr(resolved, key) != default_of(key)]
     check_meant([*overrides, *changed], examples, where)
     check_workers(resources, examples, where)
     trials = examples

@@ -8,17 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raysweep.config import (
-    CHOICES,
-    METHOD_EFFECTS,
-    ONLINE,
-    SETTINGS,
-    about,
-    has_effect,
-    has_metric,
-    shown,
-    suggest,
-)
+from raysweep import parts
+from raysweep.config import SETTINGS, about, choices, has_effect, has_metric, online_metrics, shown, suggest
 from raysweep.errors import InputError
 from raysweep.space.expansion import MAX_TRIALS, distinct
 from raysweep.space.model import Resources, Sweep, Trial, Tune
@@ -37,10 +28,10 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
         )
     for trial in trials:
         settings = trial.settings
-        if settings.encoder == "resnet18" and settings.usl_epochs and not resources.gpu:
+        if parts.encoder[settings.encoder].traits["batch_norm"] and settings.usl_epochs and not resources.gpu:
             raise InputError(
-                f"{where}: resources.workers: resnet18 has batch norm, which PyTorch synchronises between GPUs only; "
-                f"use workers: 1, or gpu: 1"
+                f"{where}: resources.workers: {settings.encoder} has batch norm, which PyTorch synchronises between "
+                f"GPUs only; use workers: 1, or gpu: 1"
             )
         if settings.batch_size < resources.workers:
             raise InputError(
@@ -53,8 +44,8 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
     """Raises InputError for a loss's setting that was given, but that no trial's method reads."""
     pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
     for name in given:
-        of_a_method = name in SETTINGS and about(name).effect in METHOD_EFFECTS
-        if of_a_method and pretrained and not any(has_effect(name, settings) for settings in pretrained):
+        must_be_used = name in SETTINGS and about(name).must_be_used
+        if must_be_used and pretrained and not any(has_effect(name, settings) for settings in pretrained):
             raise InputError(
                 f"{where}: {name}: has no effect in any trial (usl_type: {pretrained[0].usl_type}); it needs "
                 f"{about(name).effect.words.replace('`', '')}"
@@ -82,18 +73,15 @@ def check_metric(sweep: Sweep, where: str) -> None:
                 "set it above 0"
             )
         return
-    if metric not in CHOICES:
+    if metric not in choices():
         reason = " (test images are not for choosing)" if "test" in metric or metric.startswith("kmeans/") else ""
-        hint = suggest(metric.replace("test", "val"), CHOICES)
+        hint = suggest(metric.replace("test", "val"), choices())
         raise InputError(f"{where}: tune.metric: {metric!r} cannot be chosen by{reason}{hint}")
     for trial in sweep.examples:
         if not trial.baseline and not has_metric(metric, trial.settings):
-            of = trial.settings
-            raise InputError(
-                f"{where}: tune.metric: {trial.name} does not report {metric!r} (usl_type: {of.usl_type}, usl_epochs: "
-                f"{of.usl_epochs}, probe_every: {of.probe_every}, val_fraction: {of.val_fraction:g}, per_layer: "
-                f"{of.per_layer}, encoder: {of.encoder})"
-            )
+            names = ("usl_type", "usl_epochs", "probe_every", "val_fraction", "per_layer", "encoder")
+            values = ", ".join(f"{name}: {getattr(trial.settings, name)}" for name in names)
+            raise InputError(f"{where}: tune.metric: {trial.name} does not report {metric!r} ({values})")
 
 
 def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ...], where: str) -> None:
@@ -147,10 +135,10 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
     if not pretrained:
         raise InputError(f"{where}: {who} stops trials while they pretrain, and with usl_epochs: 0 none does")
     metric, of = sweep.stop_metric, pretrained[0].settings
-    if metric not in ONLINE:
+    if metric not in online_metrics():
         raise InputError(
             f"{where}: {who} needs a tune.metric that is reported while pretraining, and {metric!r} is not; leave it "
-            f"out (online/knn_val_accuracy), or valid: {', '.join(ONLINE)}"
+            f"out (online/knn_val_accuracy), or valid: {', '.join(online_metrics())}"
         )
     if not of.probe_every:
         raise InputError(

@@ -133,7 +133,7 @@ def canonical(settings: Settings) -> Settings:
     """The settings with every one that has no effect at its default: equal for experiments that compute the same."""
     plain = Settings().model_dump()
     update = {name: plain[name] for name in SETTINGS if not has_effect(name, settings)}
-    return settings.model_copy(update={**update, "probe_dataset": settings.probes})
+    return settings.model_copy(update={**update, "probe_dataset": settings.evaluated_dataset})
 
 
 def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:

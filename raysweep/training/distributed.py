@@ -1,8 +1,8 @@
-"""A trial in several processes, each with a part of every batch: what they share, and how they agree.
+"""A trial in several processes, each with its rows of every batch.
 
-All processes draw the same numbers and hold the same state; only the batch is divided. Embeddings are gathered before
-a loss reads them, so that every loss is that of the whole batch, and gradients are those of one process. The first
-process leads: it alone evaluates, writes, and decides when to leave.
+All processes draw the same numbers and hold the same state; only the batch is divided. Embeddings are gathered before a
+loss reads them, so that every loss is the loss of the whole batch, and the gradients are those of one process. The main
+process, rank 0, alone evaluates, writes results, and decides when to stop.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchShard:
-    """One process's part of a batch of `batch` images: those from `start` to before `end`.
+    """The rows of a batch of `batch` images that one process holds: from `start` to before `end`.
 
-    Losses that it computes are its shares of the batch's: over all processes they add up to them.
+    A process computes its share of each loss of the batch: the shares of all processes add up to the loss.
     """
 
     batch: int
@@ -37,117 +37,117 @@ class BatchShard:
 
     @property
     def fraction(self) -> float:
-        """Of the batch's images."""
+        """The fraction of the batch's images that this process holds."""
         return (self.end - self.start) / self.batch
 
     def views(self, count: int) -> BatchPart:
-        """Where the views of its images are among `count` views of each of the batch's, first views first."""
-        each = torch.arange(count)[:, None] * self.batch
-        return BatchPart(count * self.batch, (each + torch.arange(self.start, self.end)).flatten())
+        """The places of this process's views among `count` views of each image of the batch, first views first."""
+        offsets = torch.arange(count)[:, None] * self.batch
+        return BatchPart(count * self.batch, (offsets + torch.arange(self.start, self.end)).flatten())
 
     def gather(self, z: Tensor) -> Tensor:
         """This process's rows (end − start, D) -> all rows (batch, D), with gradient.
 
-        What is then computed from all rows, divided by the number of processes, is the process's share.
+        A value computed from all rows, divided by the number of processes, is this process's share of it.
         """
         rows: Tensor = _Gather.apply(z, self)
         return rows
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes. A sum with zeros, because parts may differ in size; it is exact."""
+    """Rows of all processes. It adds rows to zeros, because shards may differ in size; the sum is exact."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, share: BatchShard) -> Tensor:
-        ctx.share = share
-        rows = z.new_zeros(share.batch, z.shape[1])
-        rows[share.start : share.end] = z
+    def forward(ctx: Any, z: Tensor, shard: BatchShard) -> Tensor:
+        ctx.shard = shard
+        rows = z.new_zeros(shard.batch, z.shape[1])
+        rows[shard.start : shard.end] = z
         dist.all_reduce(rows)
         return rows
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Every process computes the same share of the same loss, so that the sum of their gradients, which a gather's
-        # backward is, is a multiple of one of them: no need to communicate.
-        share: BatchShard = ctx.share
-        return gradient[share.start : share.end] * share.processes, None
+        # Every process computes the same share of the same loss. The backward of a gather is the sum of the gradients
+        # of all processes, here a multiple of one of them, so that nothing needs to be communicated.
+        shard: BatchShard = ctx.shard
+        return gradient[shard.start : shard.end] * shard.processes, None
 
 
 @dataclass
 class DistributedContext:
-    """The processes of a trial, and which of them this is; by default the only one."""
+    """The processes of a trial, and the rank of this one; by default it is the only one."""
 
     rank: int = 0
     size: int = 1
-    talk: dist.ProcessGroup | None = None
-    """By which they agree: over the network even where gradients go from GPU to GPU, so that no GPU is waited for."""
-
-    met: bool = False
-    """Whether the leader has called the others."""
+    group: dist.ProcessGroup | None = None
+    """The group for messages between the processes. It uses the network even where gradients go from GPU to GPU, so
+    that a message never waits for a GPU."""
+    has_met: bool = False
+    """Whether the main process has called the others."""
 
     @property
-    def lead(self) -> bool:
-        """Whether this process leads."""
+    def is_main(self) -> bool:
+        """Whether this is the main process."""
         return self.rank == 0
 
     def meet(self) -> bool:
-        """The leader calls the others, which wait for it; gives whether there is something to do together."""
-        self.met = True
-        return self.agree(True)
+        """Let the main process call the others, which wait for it; return whether there is something to train."""
+        self.has_met = True
+        return self.broadcast_flag(True)
 
     def dismiss(self) -> None:
-        """The leader ends; where it never came to call the others, these end too."""
-        if not self.met:
-            self.agree(False)
+        """End the other processes if the main process, which calls this, has never called them."""
+        if not self.has_met:
+            self.broadcast_flag(False)
 
-    def share(self, batch: int) -> BatchShard | None:
-        """This process's part of a batch; None for all of it."""
+    def shard(self, batch: int) -> BatchShard | None:
+        """The rows of a batch of `batch` images that this process holds; None for all of them."""
         if self.size == 1:
             return None
         return BatchShard(batch, batch * self.rank // self.size, batch * (self.rank + 1) // self.size, self.size)
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network, its gradients averaged over the processes where there are several."""
+        """The network; with several processes, its gradients are averaged over them."""
         if self.size == 1:
             return network
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
-    def backward(self, share: Tensor) -> None:
-        """Gradients of the batch's loss, from this process's share of it."""
-        # Averaged they must give the sum: the factor that is easily forgotten.
-        (share if self.size == 1 else share * self.size).backward()
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of the batch's loss from this process's share of it."""
+        # The gradients are averaged over the processes, but their sum is needed.
+        (loss if self.size == 1 else loss * self.size).backward()
 
-    def add_up(self, shares: Tensor) -> None:
-        """Replace what each process has by the sum, in place."""
+    def all_reduce(self, values: Tensor) -> None:
+        """Replace the values of each process by the sum over all processes, in place."""
         if self.size > 1:
-            dist.all_reduce(shares)
+            dist.all_reduce(values)
 
-    def agree(self, flag: bool) -> bool:
-        """What the leader says; what the others pass is not looked at. All processes must call it."""
+    def broadcast_flag(self, flag: bool) -> bool:
+        """Return the flag of the main process; the flags of the others are ignored. All processes must call it."""
         if self.size == 1:
             return flag
-        said = torch.tensor([flag])
-        dist.broadcast(said, src=0, group=self.talk)
-        return bool(said)
+        message = torch.tensor([flag])
+        dist.broadcast(message, src=0, group=self.group)
+        return bool(message)
 
-    def hand_over(self, value: T) -> Generator[T, None, bool]:
-        """Yield `value`; gives whether to leave: where the leader's generator is closed, the others' end too."""
+    def yield_together(self, value: T) -> Generator[T, None, bool]:
+        """Yield `value`. Return True if the generator of the main process was closed."""
         try:
             yield value
         except GeneratorExit:
-            self.agree(True)
+            self.broadcast_flag(True)
             raise
-        return self.agree(False)
+        return self.broadcast_flag(False)
 
-    def spread(self, state: dict[str, Any] | None) -> dict[str, Any]:
-        """The leader's `state`, tensors and plain values, for every process."""
+    def broadcast_state(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the `state` of the main process, tensors and plain values, in every process."""
         assert self.size > 1
         packed = [None]
-        if self.lead:
+        if self.is_main:
             file = io.BytesIO()
             torch.save(state, file)
             packed = [file.getvalue()]  # type: ignore[list-item]
-        dist.broadcast_object_list(packed, src=0, group=self.talk)
+        dist.broadcast_object_list(packed, src=0, group=self.group)
         assert packed[0] is not None
         loaded: dict[str, Any] = torch.load(io.BytesIO(packed[0]), map_location="cpu", weights_only=True)
         return loaded
@@ -157,19 +157,20 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def join() -> DistributedContext:
-    """The processes of torch.distributed's default group, which is there already; all of them must call it."""
-    # Long, for the others wait while the leader evaluates; one that dies closes its connections, which ends them all.
-    talk = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    assert isinstance(talk, dist.ProcessGroup)
-    return DistributedContext(dist.get_rank(), dist.get_world_size(), talk)
+    """The processes of torch.distributed's default group, which exists already. All processes must call it."""
+    # The time-out is long, because the others wait while the main process evaluates. A process that dies closes its
+    # connections, which ends all of them.
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    assert isinstance(group, dist.ProcessGroup)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), group)
 
 
 class TrainingStep(nn.Module):
-    """What one optimizer trains, and the losses of a batch, as one network: the unit that is trained in parallel.
+    """The modules that one optimizer trains and the losses of a batch, as one network that is trained in parallel.
 
     Args:
-        trained: every parameter of theirs has a part in the losses.
-        losses: of (views, clean images).
+        trained: the modules. Every parameter of them has a part in the losses.
+        losses: a function of (views, clean images).
     """
 
     def __init__(self, trained: Iterable[nn.Module], losses: Callable[[Tensor, Tensor], T]) -> None:
@@ -178,5 +179,5 @@ class TrainingStep(nn.Module):
         self.losses = losses
 
     def forward(self, views: Tensor, clean: Tensor) -> Any:
-        """As `losses`."""
+        """The losses of a batch."""
         return self.losses(views, clean)

@@ -1,48 +1,60 @@
-"""Everything that pretraining changes."""
+"""Everything that pretraining changes, and the steps that change it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raysweep import parts
 from raysweep.config import Settings
-from raysweep.models.building import Encoder, make_decoder, make_encoder, make_local_heads, make_symmetric_decoder
-from raysweep.models.conv6 import Conv6
-from raysweep.models.decoders import Decoder, SymmetricDecoder
+from raysweep.methods.layerwise import block_losses
+from raysweep.models.building import build_encoder, build_local_heads, build_symmetric_decoder, seeded
+from raysweep.models.decoders import SymmetricDecoder
 from raysweep.randomness import generator
 from raysweep.training.adam import Adam
-from raysweep.training.distributed import DistributedContext
+from raysweep.training.distributed import DistributedContext, TrainingStep
 
 
 @dataclass
 class State:
-    """All that pretraining changes. Saved between two steps and loaded elsewhere, it goes on bit for bit."""
+    """All that pretraining changes. Saved between two steps and loaded elsewhere, training continues bit for bit."""
 
-    encoder: Encoder
-    decoder: Decoder | SymmetricDecoder | None
+    method: Any
+    """The module of the method; its `encoder` is what is evaluated."""
     heads: nn.ModuleList | None
-    """Layer by layer: one for each block, the last being the encoder's own."""
+    """Layer by layer: a head for each block. The last one is the encoder's own head."""
+    decoder: SymmetricDecoder | None
+    """Layer by layer: the decoder, if the method reconstructs."""
     optimizers: list[Adam]
     """One; layer by layer one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
     epoch: int = 0
-    """Epochs done."""
+    """Number of finished epochs."""
     step: int = 0
-    """Steps done of the epoch after them."""
+    """Number of finished steps of the next epoch."""
     order: Tensor | None = None
-    """(N,) int64: that epoch's order of the images; None before its first step."""
+    """(N,) int64: the order of the images in that epoch; None before its first step."""
     sums: Tensor | None = None
-    """(3,): its losses so far, summed over the steps: total, reconstruction, embedding."""
+    """(1 + parts,): the losses of that epoch so far, summed over the steps: the total, then the parts of `Losses`."""
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder, with its `head`."""
+        return self.method.encoder
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules with weights, by the name under which they are saved."""
+        every = {"method": self.method, "heads": self.heads, "decoder": self.decoder}
+        return {name: module for name, module in every.items() if module is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`."""
         return {
-            "encoder": self.encoder.state_dict(),
-            "decoder": self.decoder.state_dict() if self.decoder is not None else None,
-            "heads": self.heads.state_dict() if self.heads is not None else None,
+            **{name: module.state_dict() for name, module in self.modules().items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
@@ -52,84 +64,94 @@ class State:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        self.encoder.load_state_dict(saved["encoder"])
-        if self.decoder is not None:
-            self.decoder.load_state_dict(saved["decoder"])
-        if self.heads is not None:
-            self.heads.load_state_dict(saved["heads"])
+        """Load what `state_dict` returned."""
+        for name, module in self.modules().items():
+            module.load_state_dict(saved[name])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.generator.set_state(saved["generator"])
-        self.epoch, self.step, self.order = saved["epoch"], saved.get("step", 0), saved.get("order")
-        sums = saved.get("sums")  # a checkpoint of an older version was of an epoch's end, and lacks all three
-        self.sums = sums.to(self.encoder.head.weight.device) if sums is not None else None
+        self.epoch, self.step, self.order = saved["epoch"], saved["step"], saved["order"]
+        self.sums = saved["sums"].to(device_of(self.encoder)) if saved["sums"] is not None else None
 
     def embed(self, settings: Settings, images: Tensor) -> Tensor:
-        """Embeddings (B, D) of images (B, C, H, W) by the head in training: a greedy stage's, else the encoder's."""
+        """Embeddings (B, D) of images (B, C, H, W), by the head that is trained at present."""
         if settings.layerwise != "greedy":
-            return self.encoder(images)  # type: ignore[no-any-return]
+            return self.method.embed(images)  # type: ignore[no-any-return]
         assert self.heads is not None
-        assert isinstance(self.encoder, Conv6)
         stage = greedy_stage(settings, max(self.epoch - 1, 0))
         return self.heads[stage](self.encoder.up_to(images, stage + 1).flatten(1))  # type: ignore[no-any-return]
 
-    def reconstruct(self, settings: Settings, views: Tensor) -> Tensor:
-        """Images (B, C, H, W) from views (B, C, H, W); of a greedy stage by the blocks trained so far."""
-        assert self.decoder is not None
+    def reconstruct(self, settings: Settings, views: Tensor) -> Tensor | None:
+        """Images (B, C, H, W) from views (B, C, H, W), through the blocks trained so far; None without a decoder."""
         if settings.layerwise == "none":
-            return self.decoder(self.encoder(views))  # type: ignore[no-any-return]
-        assert isinstance(self.encoder, Conv6)
+            return self.method.reconstruct(views) if hasattr(self.method, "reconstruct") else None
+        if self.decoder is None:
+            return None
         blocks = len(self.encoder.blocks)
         if settings.layerwise == "greedy":
             blocks = greedy_stage(settings, max(self.epoch - 1, 0)) + 1
-        return self.decoder(self.encoder.up_to(views, blocks))  # type: ignore[no-any-return]
+        images: Tensor = self.decoder(self.encoder.up_to(views, blocks), blocks)
+        return images
+
+    def steps(self) -> list[nn.Module]:
+        """What each of the optimizers trains: modules that turn (views, clean images) into `Losses`."""
+        if self.heads is None:
+            return [self.method]
+        steps: list[nn.Module] = []
+        for block, head in enumerate(self.heads):
+            inverse = self.decoder.blocks[block] if self.decoder is not None else None
+            trained = [self.encoder.blocks[block]]
+            trained += [head] if self.method.loss is not None else []  # without E no loss reads an embedding
+            trained += [inverse] if inverse is not None else []
+            steps.append(TrainingStep(trained, partial(block_losses, self.method, block, head, inverse)))
+        return steps
 
 
 def greedy_stage(settings: Settings, epoch: int) -> int:
-    """Which block, from 0, the epoch number `epoch`, from 0, trains."""
+    """The block, from 0, that the epoch number `epoch`, from 0, trains."""
     return epoch // settings.usl_epochs
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's weights."""
+    return next(network.parameters()).device
 
 
 def fresh_state(settings: Settings, channels: int, image_size: int, device: torch.device) -> State:
     """The state before the first epoch, on `device`."""
-    shape = (channels, image_size, settings.embedding_dim, settings.seed)
-    return state_of(settings, make_encoder(settings.encoder, *shape, settings.init).to(device))
+    return state_of(settings, build_encoder(settings, channels, image_size), device)
 
 
-def state_of(settings: Settings, encoder: Encoder) -> State:
-    """The state before the first epoch of an encoder, on its device."""
-    device = encoder.head.weight.device
-    reconstructs = settings.usl_type != "simclr"
-    decoder: Decoder | SymmetricDecoder | None = None
-    heads = None
+def state_of(settings: Settings, encoder: Any, device: torch.device) -> State:
+    """The state before the first epoch of an encoder, on `device`."""
+    part = parts.method[settings.usl_type]
+    with seeded(settings.seed, "decoder"):
+        method = part.function(encoder, **part.arguments(settings))
     if settings.layerwise == "none":
-        if reconstructs:
-            shape = (encoder.channels, encoder.image_size, encoder.head.out_features, settings.seed)
-            decoder = make_decoder(*shape).to(device)
-        trained = [[*encoder.parameters(), *(decoder.parameters() if decoder is not None else ())]]
+        method.to(device)
+        trained = [[weight for weight in method.parameters() if weight.requires_grad]]
+        state = State(method, None, None, [], generator(settings.seed, "pretrain"))
     else:
-        assert isinstance(encoder, Conv6), "checked with the settings"
-        heads = make_local_heads(encoder, settings.seed).to(device)
-        if reconstructs:
-            decoder = make_symmetric_decoder(encoder, settings.seed).to(device)
-            undo = decoder.blocks
-        else:
-            undo = nn.ModuleList(nn.Identity() for _ in heads)
+        reconstructs, method.decoder = method.decoder is not None, None
+        heads = build_local_heads(encoder, settings.embedding_dim, settings.seed).to(device)
+        decoder = build_symmetric_decoder(encoder, settings.seed).to(device) if reconstructs else None
+        method.to(device)
+        inverses = decoder.blocks if decoder is not None else [nn.Identity() for _ in heads]
         trained = [
-            [weight for part in parts for weight in part.parameters()]
-            for parts in zip(encoder.blocks, heads, undo, strict=True)
+            [weight for module in modules for weight in module.parameters()]
+            for modules in zip(encoder.blocks, heads, inverses, strict=True)
         ]
-    optimizers = [Adam(weights, lr=settings.usl_lr) for weights in trained]
-    return State(encoder, decoder, heads, optimizers, generator(settings.seed, "pretrain"))
+        state = State(method, heads, decoder, [], generator(settings.seed, "pretrain"))
+    state.optimizers = [Adam(weights, lr=settings.usl_lr) for weights in trained]
+    return state
 
 
-def spread(state: State, ranks: DistributedContext) -> None:
-    """Give every process the leader's state."""
-    if ranks.size == 1:
+def broadcast_state(state: State, context: DistributedContext) -> None:
+    """Give every process the state of the main process."""
+    if context.size == 1:
         return
-    saved = ranks.spread(state.state_dict() if ranks.lead else None)
-    if not ranks.lead:
+    saved = context.broadcast_state(state.state_dict() if context.is_main else None)
+    if not context.is_main:
         state.load_state_dict(saved)
-        if state.sums is not None:  # shares add up to the batch's, and the leader has those of the steps so far
+        if state.sums is not None:  # the sums of all processes are added up, and the main process has those so far
             state.sums.zero_()

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from raysweep.augment.affine import AffineParameters, affine, apply_affine, draw_affine
-from raysweep.augment.mask import MaskParameters, apply_mask, draw_mask, mask, mask_patch_size
-from raysweep.augment.noise import NoiseParameters, apply_noise, draw_noise, noise
+from raysweep.augment.affine import AffineParameters, apply_affine, draw_affine
+from raysweep.augment.mask import MaskParameters, apply_mask, draw_mask, mask_patch_size
+from raysweep.augment.noise import NoiseParameters, apply_noise, draw_noise
 from raysweep.augment.operations import BatchPart, to_float
-from raysweep.augment.policies import POLICIES, augment
-from raysweep.augment.simclr import draw_simclr, simclr
-from tests.support.images import SHAPES, pictures, random_images, seeded
+from raysweep.augment.policies import affine, mask, noise, simclr
+from raysweep.augment.simclr import draw_simclr
+from tests.support.images import SHAPES, augment, pictures, random_images, seeded
 
-NAMES = tuple(POLICIES)
+NAMES = tuple(parts.policy)
 LISTS = [*((name,) for name in NAMES), ("simclr", "noise"), ("mask", "affine"), NAMES, NAMES[::-1]]
 
 

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from raysweep.data import Dataset, check_exists, draw_labels, load, named, native_size
 from raysweep.data import dataset as dataset_module
-from raysweep.data.dataset import digest_of, in_threads
-from raysweep.data.folders import check_name
+from raysweep.data import named
+from raysweep.data.dataset import Dataset, digest_of, in_threads
+from raysweep.data.folders import check_exists, check_name
+from raysweep.data.loading import load, native_size
 from raysweep.data.pixels import convert
-from raysweep.data.splits import split_train
+from raysweep.data.splits import draw_labels, split_train
 from raysweep.errors import InputError
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
@@ -232,7 +233,7 @@ def test_digits_m_has_the_digits_in_their_order(digits_m: Dataset, tmp_path: Pat
 def test_digits_m_with_digits(digits_m: Dataset, tmp_path: Path) -> None:
     """As one experiment sees them: pretraining on one, evaluation on the other, in the first one's size and colours."""
     from raysweep.config import Settings
-    from raysweep.data import select_data
+    from raysweep.data.selection import select_data
 
     there = select_data(Settings(dataset="digits_m", probe_dataset="digits"), {}, load=True)
     np.testing.assert_array_equal(there.pretrain, digits_m.train_images)

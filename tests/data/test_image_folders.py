@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysweep import data, portable
+from raysweep import portable
 from raysweep.config import Settings
-from raysweep.data import layout, select_data
-from raysweep.data.dataset import digest_of
+from raysweep.data import layout
+from raysweep.data.dataset import Dataset, digest_of
+from raysweep.data.loading import load
+from raysweep.data.selection import select_data
+from raysweep.data.splits import fit_and_val
 from raysweep.errors import InputError
 
 SMALL = (
@@ -46,7 +49,7 @@ def make(root, splits, classes=("dark", "light")):
 
 
 def read(root, **options):
-    return data.load(f"folder:{root}", data_dir=root, **options)
+    return load(f"folder:{root}", data_dir=root, **options)
 
 
 def refusal(root, **options):
@@ -87,13 +90,13 @@ def test_a_val_folder_is_the_validation_split(name, tmp_path):
     assert dataset.val_labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(dataset.train_images) == len(dataset.pretrain_images) == 8
 
-    fit, val = data.fit_and_val(dataset, 0.1, 0)
+    fit, val = fit_and_val(dataset, 0.1, 0)
     np.testing.assert_array_equal(fit.index, np.arange(8))
     assert fit.images is dataset.train_images
     assert val.images is dataset.val_images
     np.testing.assert_array_equal(val.index, np.arange(6))
     np.testing.assert_array_equal(val.labels, dataset.val_labels)
-    fit, val = data.fit_and_val(dataset, 0, 0)
+    fit, val = fit_and_val(dataset, 0, 0)
     assert (len(fit.index), len(val.index)) == (8, 0)
 
 
@@ -114,7 +117,7 @@ def test_a_val_folder_is_part_of_the_digest_and_others_keep_theirs(tmp_path):
     assert len(set(digests)) == 4
     images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
     labels = np.array([0, 1])
-    without = data.Dataset("x", ("a", "b"), images, labels, images[:1], labels[:1])
+    without = Dataset("x", ("a", "b"), images, labels, images[:1], labels[:1])
     assert digest_of(without) == "1a40558e4ba8c7c3", "of a dataset without a val folder, as in earlier versions"
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from raysweep.methods.objective import objective
 
 from raysweep.config import Settings
 from raysweep.methods import losses
-from raysweep.methods.objective import objective
 from raysweep.methods.precision import precision_of
 from raysweep.models.building import make_decoder, make_encoder
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from raysweep import data, space
-from raysweep.augment.policies import augment
+from raysweep import space
 from raysweep.cli import main
+from raysweep.data.loading import load
 from raysweep.errors import InputError
 from raysweep.randomness import generator
 from raysweep.report import preview
 from tests.support import ROOT
+from tests.support.images import augment
 
 STRENGTH = str(ROOT / "search_spaces" / "strength.yaml")
 ALPHA = str(ROOT / "search_spaces" / "alpha.yaml")
@@ -42,7 +43,7 @@ def find(picture, image, scale):
 
 def load(settings):
     """The dataset that settings pretrain on."""
-    return data.load(settings.dataset, data_dir=ROOT / "absent", image_size=settings.image_size)
+    return load(settings.dataset, data_dir=ROOT / "absent", image_size=settings.image_size)
 
 
 def build(search=None, **base):
@@ -62,7 +63,7 @@ def test_reference_the_picture_holds_the_views_that_training_draws(dataset, scal
     assert captured.err == ""
 
     picture = pixels(output)
-    images = preview.choose_images(data.load(dataset, data_dir=tmp_path), preview.IMAGES)
+    images = preview.choose_images(load(dataset, data_dir=tmp_path), preview.IMAGES)
     batch = torch.from_numpy(images.repeat(preview.VIEWS, axis=0))
     rows = []
     for strength in (0, 0.125, 0.25, 0.5, 0.75, 1):
@@ -77,7 +78,7 @@ def test_reference_the_picture_holds_the_views_that_training_draws(dataset, scal
 
 
 def test_one_image_of_each_class_where_there_are_enough():
-    digits = data.load("digits", data_dir=ROOT / "absent")
+    digits = load("digits", data_dir=ROOT / "absent")
     chosen = preview.choose_images(digits, 6)
     labels = [digits.train_labels[(digits.train_images == image).all(axis=(1, 2, 3))][0] for image in chosen]
     assert len(set(labels)) == 6

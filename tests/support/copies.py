@@ -46,7 +46,7 @@ def main(address, folder):
     from raysweep import space
     from raysweep.backends.ray import cluster, tuner
     from raysweep.backends.ray.tuner import make_tuner
-    from raysweep.data import Dataset
+    from raysweep.data.dataset import Dataset
 
     images = np.random.default_rng(0).integers(0, 256, (5000, 3, 32, 32), dtype=np.uint8)
     dataset = Dataset("x", ("a", "b"), images, np.arange(5000) % 2, images[:2], np.arange(2), None, "x")

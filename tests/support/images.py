@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raysweep.augment import views
+from raysweep.config import Settings
+
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 12, 20)]
 
 
@@ -21,3 +24,9 @@ def pictures(n: int) -> Tensor:
     coarse = torch.rand(1, 3, 4, 4, generator=seeded(7))
     coarse[..., :2] *= 0.6
     return torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1).repeat(n, 1, 1, 1)
+
+
+def augment(images, policies, strength, blur, generator, part=None):
+    """Views of a batch under these policies, as a trial with these settings makes them."""
+    settings = Settings(policy=list(policies), strength=strength, blur=blur)
+    return views.augment(images, settings, generator, part)

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from raysweep import space
-from raysweep.data import Dataset
+from raysweep.data.dataset import Dataset
 from raysweep.trial import run_trial
 
 TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, "probe_every": 1, "knn_k": 5}

@@ -10,13 +10,13 @@ import torch.multiprocessing as mp
 
 from raysweep import space
 from raysweep.augment.operations import to_float
-from raysweep.augment.policies import augment
 from raysweep.config import Settings
-from raysweep.data import select_data
+from raysweep.data.selection import select_data
 from raysweep.training.distributed import SINGLE_PROCESS, join
-from raysweep.training.loop import pretrain, steps_of
-from raysweep.training.state import fresh_state, spread
+from raysweep.training.loop import pretrain
+from raysweep.training.state import broadcast_state, fresh_state
 from raysweep.trial import follow_trial, run_trial
+from tests.support.images import augment
 
 pytestmark = pytest.mark.cluster
 
@@ -56,7 +56,7 @@ def gradients(settings, ranks):
     for module in (state.encoder, state.decoder, state.heads):
         if module is not None:
             module.double()
-    share, images = ranks.share(BATCH), images_of(BATCH)
+    share, images = ranks.shard(BATCH), images_of(BATCH)
     part = None if share is None else share.views(settings.views)
     clean = to_float(images if share is None else images[share.start : share.end])
     views = augment(
@@ -68,7 +68,7 @@ def gradients(settings, ranks):
         losses = network(views.double(), clean.double())
         ranks.backward(losses.total)
         sums = torch.stack([of.detach() for of in (losses.total, losses.rec, losses.emb) if of is not None])
-        ranks.add_up(sums)
+        ranks.all_reduce(sums)
         found.append((sums, [weight.grad for weight in step.parameters()]))
         step.zero_grad()
     return found
@@ -85,7 +85,7 @@ def trained(settings, ranks):
     def run(pause):
         with closing(pretrain(settings, state, images, pause, ranks)) as epochs:
             for at in epochs:
-                if at is None and ranks.lead:
+                if at is None and ranks.is_main:
                     return
                 if at is not None:
                     metrics.append({name: value for name, value in at.items() if name != "pretrain/images_per_s"})
@@ -93,17 +93,17 @@ def trained(settings, ranks):
     run(lambda: state.epoch == 1 and state.step == 2)
     assert (state.epoch, state.step) == (1, 2), "the others left where the leader did"
     saved = state.state_dict()
-    if not ranks.lead:  # what they have is not what counts
+    if not ranks.is_main:  # what they have is not what counts
         state = fresh_state(settings, 3, 16, torch.device("cpu"))
         state.optimizers = [torch.optim.SGD(of.param_groups[0]["params"], lr=1e-4) for of in state.optimizers]
-    spread(state, ranks)
+    broadcast_state(state, ranks)
     run(lambda: False)
     return metrics, saved["sums"], list(state.encoder.state_dict().values())
 
 
 def small_trial(directory, ranks, pauses=None):
     """A small trial in `directory`, which leaves when it has been asked that many times whether to; its result."""
-    if not ranks.lead:
+    if not ranks.is_main:
         return follow_trial(TRIAL.settings, DATASETS, ranks, threads=1, gpu=False)
     asked = iter(range(10**9))
     leave = (lambda: next(asked) >= pauses) if pauses is not None else (lambda: False)

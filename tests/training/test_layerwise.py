@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from raysweep.methods.objective import local_objective
 from scipy import stats
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from raysweep.config import Settings
 from raysweep.methods import losses
-from raysweep.methods.objective import local_objective
 from raysweep.models.building import make_encoder, make_symmetric_decoder
 from raysweep.models.conv6 import Conv6
 from raysweep.models.decoders import SymmetricDecoder

@@ -22,7 +22,7 @@ from raysweep.backends.ray.schedulers import ByEvaluation
 from raysweep.backends.ray.trainable import LOW_ON_MEMORY, WorkerFailure, died
 from raysweep.backends.stopping import Stopping
 from raysweep.config import METRICS
-from raysweep.data import Datasets, select_data
+from raysweep.data.selection import Datasets, select_data
 from raysweep.errors import InputError
 from raysweep.results.result import Result, attempts, describe_error, make_result, write_result
 from raysweep.results.store import Store

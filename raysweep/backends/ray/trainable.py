@@ -13,7 +13,7 @@ from ray import tune
 from raysweep.backends.ray.schedulers import EPOCH
 from raysweep.backends.stopping import StopFlag, watch
 from raysweep.config import Collapse
-from raysweep.data import Datasets
+from raysweep.data.selection import Datasets
 from raysweep.results.mirror import Replaced
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.space import Trial
@@ -62,7 +62,7 @@ def attempt(
     datasets: Datasets,
     how: TrialOptions,
     tell: Callable[[dict[str, Any]], None],
-    ranks: DistributedContext | None = None,
+    context: DistributedContext | None = None,
 ) -> None:
     """Run a trial in this process, or lead those that run it; `tell` passes its reports on to Tune."""
     from raysweep.training.distributed import SINGLE_PROCESS
@@ -97,7 +97,7 @@ def attempt(
             report=report,
             stop=stop,
             saved=push,
-            ranks=ranks or SINGLE_PROCESS,
+            context=context or SINGLE_PROCESS,
         )
     tell({"share": 1.0})
 

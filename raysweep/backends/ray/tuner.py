@@ -21,7 +21,7 @@ from raysweep.backends.ray.cluster import own_session
 from raysweep.backends.ray.health import HeadWatch
 from raysweep.backends.ray.schedulers import ByEvaluation, make_scheduler, recall_evaluations
 from raysweep.backends.stopping import Stopping
-from raysweep.data import Datasets
+from raysweep.data.selection import Datasets
 from raysweep.results.credentials import hidden_credentials
 from raysweep.results.result import Result
 from raysweep.results.store import Store

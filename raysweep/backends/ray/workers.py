@@ -153,7 +153,7 @@ def train_worker(config: dict[str, Any]) -> None:
             torch.cuda.set_device(get_device())  # a node's workers see all the GPUs of its trial
         ranks = join()
         datasets = ray.get(config["datasets"][0])
-        if ranks.lead:
+        if ranks.is_main:
             with suppress(SystemExit):
                 attempt(config["trial"], datasets, how, tell, ranks)
         else:
@@ -163,5 +163,5 @@ def train_worker(config: dict[str, Any]) -> None:
         ray.get(desk.fail.remote(get_context().get_world_rank(), describe_error(fault)))
         raise
     finally:
-        if ranks is not None and ranks.lead:
+        if ranks is not None and ranks.is_main:
             ranks.dismiss()

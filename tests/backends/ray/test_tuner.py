@@ -20,7 +20,7 @@ from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.schedulers import EPOCH, make_scheduler
 from raysweep.backends.ray.tuner import make_tuner
 from raysweep.backends.stopping import Stopping
-from raysweep.data import Dataset
+from raysweep.data.dataset import Dataset
 from raysweep.errors import InputError
 from raysweep.results.store import Store
 from raysweep.system.terminal import make_console

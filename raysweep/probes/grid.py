@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raysweep.config.values import Number, suggest
-
-Layer = Literal["trunk", "embedding", "layer1", "layer2", "layer3", "layer4", "layer5"]
 
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """One linear probe: what it reads, and how it is trained."""
+    """One linear probe: the layer that it reads, and how it is trained."""
 
     layer: str
     lr: float
@@ -31,20 +25,23 @@ class ProbeSpec:
 
 
 class ProbeGrid(BaseModel):
-    """Linear probes to train together: every combination of these; an empty list is the one setting's own value."""
+    """Linear probes that are trained together: every combination of these values.
+
+    An empty list stands for the value of the one setting (`le_lr`, `le_weight_decay`, `probe_layer`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: tuple[Annotated[Number, Field(gt=0)], ...] = ()
     weight_decay: tuple[Annotated[Number, Field(ge=0)], ...] = ()
-    layer: tuple[Layer, ...] = ()
+    layer: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, value: Any) -> ProbeGrid:
-        """A bank from a mapping of lists, or from `lr=1e-4+1e-3,layer=trunk`; raises ValueError."""
+        """A grid from a mapping of lists, or from `lr=1e-4+1e-3,layer=trunk`; raises ValueError."""
         if isinstance(value, str):
-            parts = [part.partition("=") for part in value.split(",")]
-            value = {name.strip(): items.split("+") for name, _, items in parts}
+            entries = [entry.partition("=") for entry in value.split(",")]
+            value = {name.strip(): items.split("+") for name, _, items in entries}
         if not isinstance(value, dict) or not value:
             raise ValueError("expected lists of lr, weight_decay, layer, such as {lr: [1.0e-4, 1.0e-3]}")
         given: dict[str, Any] = {}
@@ -55,18 +52,33 @@ class ProbeGrid(BaseModel):
             if not items or any(isinstance(item, bool) for item in items):
                 raise ValueError(f"{name}: {items!r} is no list of values")
         try:
-            bank = cls(**given)
+            grid = cls(**given)
         except ValidationError as fault:
             first = fault.errors()[0]
             problem = first["msg"].removeprefix("Value error, ")
             raise ValueError(f"{first['loc'][0]}: {first['input']!r}: {problem}") from None
         for name in cls.model_fields:
-            items = getattr(bank, name)
+            items = getattr(grid, name)
             if len(set(items)) < len(items):
                 raise ValueError(f"{name}: a value stands there twice")
-        return bank
+        return grid
 
     def text(self) -> str:
-        """The one way to write it, which `read` understands."""
+        """The grid as text, which `read` understands."""
         lists = {name: getattr(self, name) for name in type(self).model_fields}
         return ",".join(f"{name}={'+'.join(map(str, items))}" for name, items in lists.items() if items)
+
+    def specs(self, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
+        """The probes; the arguments stand where the grid lists nothing."""
+        return tuple(
+            ProbeSpec(*values)
+            for values in itertools.product(
+                self.layer or (layer,), self.lr or (lr,), self.weight_decay or (weight_decay,)
+            )
+        )
+
+
+def probe_specs(probe_bank: str | None, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
+    """The linear probes among which the best one on the validation images counts; one probe without a grid."""
+    grid = ProbeGrid() if probe_bank is None else ProbeGrid.read(probe_bank)
+    return grid.specs(layer, lr, weight_decay)

@@ -1,0 +1,99 @@
+"""The settings that parts declare, as fields of `Settings`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic.fields import FieldInfo
+
+from raysweep import parts
+from raysweep.config.description import About
+from raysweep.parts import Condition, Parameter, Part
+
+if TYPE_CHECKING:
+    from raysweep.config.settings import Settings
+
+ANCHORS = {
+    "encoder": ("encoder",),
+    "layerwise": ("method", "loss"),
+    "head": ("head",),
+    "policy": ("policy",),
+    "dataset": ("dataset",),
+    "skip_bad_images": ("probe",),
+}
+"""After which setting of the experiment the parameters of a kind of parts stand."""
+GROUPS = {"policy": "Augmentation", "dataset": "Data", "probe": "Evaluation"}
+"""Under which heading the parameters of a kind of parts stand; those of other kinds are about pretraining."""
+CHOOSERS = {"encoder": "encoder", "method": "usl_type", "head": "head", "policy": "policy", "dataset": "dataset"}
+"""The setting that names the part in use."""
+
+
+def one_of(values: Iterable[str]) -> Any:
+    """The type whose values are these texts."""
+    texts: Any = tuple(values)
+    return Literal[texts]
+
+
+def make_field(kind: Any, marks: Iterable[Any], default: Any) -> FieldInfo:
+    """A field of a pydantic model, of a type with marks for pydantic and for us."""
+    annotation: Any = (kind, *marks)
+    return FieldInfo.from_annotated_attribute(Annotated[annotation], default)  # type: ignore[arg-type]
+
+
+def field_of_parameter(parameter: Parameter) -> FieldInfo:
+    """The field of `Settings` for a parameter that parts declare."""
+    kind, *marks = get_args(parameter.annotation)
+    if parameter.chooses is not None:
+        kind = one_of(parts.TABLES[parameter.chooses])
+    elif parameter.is_layer:
+        layers = [layer for encoder in parts.encoder.values() for layer in encoder.traits["layers"]]
+        kind = one_of(dict.fromkeys(["trunk", "embedding", *layers]))
+    declaring = [
+        part for table in parts.TABLES.values() for part in table.values() if parameter.name in part.parameters
+    ]
+    remark, kinds = parameter.remark, {part.kind for part in declaring}
+    description = About(
+        parameter.text,
+        Condition(words_of(parameter.name, declaring), lambda settings: is_read(parameter.name, settings)),
+        group=GROUPS.get(declaring[0].kind, "Pretraining"),
+        composed=remark.structured,
+        protocol="probe" in kinds and remark.protocol and remark.searchable,
+        search=remark.searchable,
+        must_be_used=kinds <= {"method", "loss"} and not remark.may_be_unused,
+    )
+    return make_field(kind, [*marks, description], parameter.default)
+
+
+def is_read(name: str, settings: Settings) -> bool:
+    """Whether a part that takes part in an experiment reads the parameter `name`."""
+    return name in parts.parameters_read(settings)
+
+
+def words_of(name: str, declaring: list[Part]) -> str:
+    """The condition under which a parameter has an effect, for messages and docs."""
+    members: dict[str, list[Part]] = defaultdict(list)
+    for part in declaring:
+        condition = part.parameters[name].condition
+        members[condition.words if condition is not None else ""].append(part)
+    texts = []
+    for words, group in members.items():
+        use = " or ".join(dict.fromkeys(use for part in group for use in uses_of(part)))
+        texts.append(f"{use}, with {words}" if use and words else use or words or "always")
+    return "; or ".join(texts)
+
+
+def uses_of(part: Part) -> list[str]:
+    """The settings with which a part is in use; nothing for a part that always is."""
+    if part.kind == "policy":
+        return [f"`policy` with `{part.name}`, and `strength` > 0"]
+    if part.kind != "loss":
+        return [f"`{CHOOSERS[part.kind]}: {part.name}`"] if part.kind in CHOOSERS else []
+    uses = []
+    for user in parts.method.values():
+        for name, parameter in user.parameters.items():
+            if parameter.chooses == "loss":
+                extra = f"{parameter.condition.words} and " if parameter.condition is not None else ""
+                uses += [f"{use} with {extra}`{name}: {part.name}`" for use in uses_of(user)]
+    return uses

@@ -1,0 +1,92 @@
+"""The table of named datasets. A dataset is added here, as a function that reads it into memory.
+
+Readers are imported inside the functions, because this module is also read to print the help of a command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysweep.parts import dataset
+
+if TYPE_CHECKING:
+    from raysweep.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class DatasetRequest:
+    """What a trial asks of a dataset."""
+
+    name: str
+    data_dir: Path
+    """The folder of downloaded datasets."""
+    size: int
+    """The side to which images are scaled afterwards, in pixels. Images that are computed are computed with it."""
+    pretraining: bool
+    """Whether images that only pretraining uses are read too."""
+
+
+@dataset(size=8, channels=1, images=1_797)
+def digits(request: DatasetRequest) -> Dataset:
+    """scikit-learn's 1,797 digits of 8×8."""
+    from raysweep.data.named import read_digits
+
+    return read_digits(request.name)
+
+
+@dataset(size=16, channels=3, images=1_797)
+def digits_m(request: DatasetRequest) -> Dataset:
+    """The same digits over patches of photographs, in colour."""
+    from raysweep.data.named import read_digits_m
+
+    return read_digits_m(request.name, request.size)
+
+
+@dataset(size=28, channels=1, images=70_000)
+def mnist(request: DatasetRequest) -> Dataset:
+    """MNIST."""
+    from raysweep.data.named import read_mnist
+
+    return read_mnist(request.name, request.data_dir)
+
+
+@dataset(size=28, channels=1, images=70_000)
+def fashion_mnist(request: DatasetRequest) -> Dataset:
+    """Fashion-MNIST."""
+    from raysweep.data.named import read_mnist
+
+    return read_mnist(request.name, request.data_dir)
+
+
+@dataset(size=32, channels=3, images=60_000)
+def cifar10(request: DatasetRequest) -> Dataset:
+    """CIFAR-10."""
+    from raysweep.data.named import read_cifar
+
+    return read_cifar(request.name, request.data_dir)
+
+
+@dataset(size=32, channels=3, images=60_000)
+def cifar100(request: DatasetRequest) -> Dataset:
+    """CIFAR-100, with its fine labels."""
+    from raysweep.data.named import read_cifar
+
+    return read_cifar(request.name, request.data_dir)
+
+
+@dataset(size=32, channels=3, images=99_289)
+def svhn(request: DatasetRequest) -> Dataset:
+    """SVHN, cropped digits."""
+    from raysweep.data.named import read_svhn
+
+    return read_svhn(request.name, request.data_dir)
+
+
+@dataset(size=96, channels=3, images=13_000, unlabelled=105_000)
+def stl10(request: DatasetRequest) -> Dataset:
+    """STL-10."""
+    from raysweep.data.named import read_stl10
+
+    return read_stl10(request.name, request.data_dir, request.pretraining)

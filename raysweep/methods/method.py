@@ -1,0 +1,131 @@
+"""The module that a method trains: its interface, and the one module behind all built-in methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raysweep.methods.precision import to_fp32
+from raysweep.models.decoders import Decoder
+
+if TYPE_CHECKING:
+    from raysweep.training.distributed import BatchShard
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one batch, scalars on the training device."""
+
+    total: Tensor
+    """The loss that is minimised."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Its parts by name. A part called `x_loss` becomes the metric `pretrain/x_loss`, which the method declares."""
+
+
+class Method(Protocol):
+    """What the training loop needs of a method. A method is an `nn.Module` with these attributes and methods.
+
+    The parameters that require a gradient are optimised. These are optional:
+
+    - `after_step(progress)` is called after each optimiser step with the fraction of pretraining that is done, in
+      [0, 1], for example to move a teacher.
+    - `reads_clean = False` says that the method never reads the clean images, which saves converting them.
+    - `reconstruct(views)` gives images (B, C, H, W) for the pictures in TensorBoard.
+    """
+
+    encoder: Any
+    """The encoder that is evaluated, with its `head`."""
+    shard: BatchShard | None
+    """The rows of the batch that this process holds, set by the training loop; None: all of them."""
+
+    def __call__(self, views: Tensor, clean: Tensor) -> Losses:
+        """The losses of a batch. The call is made under autocast if the trial computes in bf16.
+
+        Args:
+            views: (V·B, C, H, W) float32 in [0, 1]: all first views, then all second views.
+            clean: (B, C, H, W) float32 in [0, 1], the images without augmentation.
+        """
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings (B, D) of images (B, C, H, W) in [0, 1], for the online measures."""
+
+
+class ReconstructionAndEmbedding(nn.Module):
+    """L = Σ_v rec(decoder(z_v), target_v) + α · E(z_1, z_2), or one of its two terms alone.
+
+    Args:
+        encoder: images -> features; its `head` maps features to embeddings.
+        views: 1 or 2 views of each image.
+        reconstructs: whether there is a decoder, and with it the reconstruction term.
+        denoising: whether the target of the reconstruction is the clean image. False: the view itself.
+        loss: E, of the embeddings of both views; needs two views.
+        alpha: the weight α; without reconstruction the loss is E itself.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        views: int,
+        reconstructs: bool = False,
+        denoising: bool = False,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        alpha: float = 1.0,
+    ) -> None:
+        super().__init__()
+        assert reconstructs or loss is not None
+        self.encoder = encoder
+        self.views, self.reconstructs, self.denoising, self.alpha = views, reconstructs, denoising, alpha
+        self.loss, self.reads_clean = loss, denoising
+        self.shard: BatchShard | None = None
+        self.decoder: nn.Module | None = None
+        if reconstructs:
+            decoder = Decoder(encoder.channels, encoder.image_size, encoder.head.out_features)
+            self.decoder = decoder.to(memory_format=torch.channels_last)
+
+    def forward(self, views: Tensor, clean: Tensor) -> Losses:
+        """See `Method`."""
+        z = self.embed(views)
+        images = self.decoder(z) if self.decoder is not None else None
+        target = clean.repeat(self.views, 1, 1, 1) if self.denoising else views
+        return self.combine(z, images, target)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        z: Tensor = self.encoder.head(self.encoder(images))
+        return z
+
+    def reconstruct(self, views: Tensor) -> Tensor | None:
+        """Images (B, C, H, W) from views (B, C, H, W); None without a decoder."""
+        return self.decoder(self.embed(views)) if self.decoder is not None else None
+
+    def combine(self, z: Tensor | None, restored: Tensor | None, target: Tensor) -> Losses:
+        """The losses from embeddings (V·B, D) and reconstructions (V·B, …); None for what the method does not read.
+
+        They are computed in fp32, whatever the precision of the networks.
+        """
+        with torch.autocast(target.device.type, enabled=False):
+            return self._combine(z, restored, target)
+
+    def _combine(self, z: Tensor | None, restored: Tensor | None, target: Tensor) -> Losses:
+        shard, losses = self.shard, {}
+        if restored is not None:
+            rec = F.mse_loss(to_fp32(restored), target) * self.views  # the sum over views of their means
+            losses["rec_loss"] = rec if shard is None else rec * shard.fraction
+        if self.loss is not None:
+            assert z is not None
+            z1, z2 = to_fp32(z).chunk(2)
+            if shard is None:
+                losses["emb_loss"] = self.loss(z1, z2)
+            else:  # every process computes the loss of the whole batch
+                losses["emb_loss"] = self.loss(shard.gather(z1), shard.gather(z2)) / shard.processes
+        if "rec_loss" not in losses:
+            return Losses(losses["emb_loss"], losses)
+        if "emb_loss" not in losses:
+            return Losses(losses["rec_loss"], losses)
+        return Losses(losses["rec_loss"] + self.alpha * losses["emb_loss"], losses)

@@ -1,0 +1,69 @@
+"""The table of methods. A method is added here, as a function that builds the module that is trained.
+
+The module has what `raysweep.methods.method.Method` lists. The built-in methods are one objective with different terms:
+
+    L = Σ_v rec(decoder(z_v), target_v) + α · E(z_1, z_2)
+
+where z_v is the embedding of view v, and the target is the view itself or the clean image. Modules are imported inside
+the functions, because this module is also read to print the help of a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from raysweep.methods.losses import Temperature, nt_xent
+from raysweep.parts import Chooses, Condition, Metric, Remark, method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+REC_LOSS = Metric("Its reconstruction part, summed over the views.", better="min", lowest=-float("inf"))
+EMB_LOSS = Metric("Its embedding part, before the weight α.", better="min", lowest=-float("inf"))
+
+Denoising = Annotated[
+    bool,
+    "Reconstruct the clean image instead of the augmented view itself.",
+    Condition("`strength` > 0", lambda s: s.strength > 0),
+    Remark(may_be_unused=True),  # so that a sweep of autoencoders may be turned to SimCLR by one flag
+]
+
+
+@method(views=1, layerwise=True, metrics={"pretrain/rec_loss": REC_LOSS})
+def ae_single(encoder: Any, *, denoising: Denoising = False) -> nn.Module:
+    """An autoencoder on one view of each image."""
+    from raysweep.methods.method import ReconstructionAndEmbedding
+
+    return ReconstructionAndEmbedding(encoder, views=1, reconstructs=True, denoising=denoising)
+
+
+@method(views=2, layerwise=True, metrics={"pretrain/rec_loss": REC_LOSS, "pretrain/emb_loss": EMB_LOSS})
+def ae_parallel(
+    encoder: Any,
+    *,
+    denoising: Denoising = False,
+    alpha: Annotated[float, Field(ge=0), "Weight α of the embedding loss between the two views."] = 0.1,
+    emb_loss: Annotated[
+        str,
+        Chooses("loss"),
+        "Embedding loss: mean squared or absolute difference, NT-Xent, Barlow Twins, or contrastive hinge.",
+        Condition("`alpha` > 0", lambda s: s.alpha > 0),
+    ] = "mse",
+) -> nn.Module:
+    """Autoencoders on two views of each image, with an embedding loss between the views."""
+    from raysweep.methods.method import ReconstructionAndEmbedding
+
+    loss: Callable[..., Any] = emb_loss  # type: ignore[assignment]  # the part that the name chooses
+    return ReconstructionAndEmbedding(encoder, views=2, reconstructs=True, denoising=denoising, loss=loss, alpha=alpha)
+
+
+@method(views=2, layerwise=True, metrics={"pretrain/emb_loss": EMB_LOSS})
+def simclr(encoder: Any, *, temperature: Temperature = 0.5) -> nn.Module:
+    """SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent alone, without reconstruction."""
+    from raysweep.methods.method import ReconstructionAndEmbedding
+
+    return ReconstructionAndEmbedding(encoder, views=2, loss=partial(nt_xent, temperature=temperature))

@@ -1,0 +1,48 @@
+"""The table of encoders. An encoder is added here, as a function that builds its network.
+
+An encoder is an `nn.Module` that turns images (B, C, H, W) in [0, 1] into features (B, D). These attributes and methods
+are optional:
+
+- `feature_dim`: D. Without it, D is found by one batch of images.
+- `layer_outputs(images)`: a mapping from the names in the trait `layers`, and `trunk`, to outputs of layers, (B, …).
+- `blocks`: an `nn.ModuleList` of the blocks that layer-wise training trains one by one. It needs the trait `blocks`,
+  and the methods `up_to(images, k)`, the output of the first k blocks, `width(k)`, the number of elements of the output
+  of block k, and `inverse_block(k)`, a module that turns the output of block k back into its input.
+- `draw_weights()`: called once after the head is attached, while PyTorch's generator has the seed of the trial.
+
+Networks are imported inside the functions, because this module is also read to print the help of a command.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from raysweep.parts import encoder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@encoder(blocks=5, layers=("layer1", "layer2", "layer3", "layer4", "layer5"))
+def conv6(
+    channels: int,
+    image_size: int,
+    *,
+    init: Annotated[
+        Literal["pytorch", "kaiming"],
+        "Initial weights of Conv6's blocks: PyTorch's own, uniform with variance 1/(3·fan-in), or Kaiming (He et al. "
+        "2015), normal with variance 2/fan-in, with which SimCLR's loss falls sooner. The random encoder has the same.",
+    ] = "pytorch",
+) -> nn.Module:
+    """Conv6, five 3×3 convolutions without biases or normalisation."""
+    from raysweep.models.conv6 import Conv6
+
+    return Conv6(channels, image_size, init)
+
+
+@encoder(batch_norm=True)
+def resnet18(channels: int, image_size: int) -> nn.Module:
+    """Torchvision's ResNet-18, untrained, with a stem for small images."""
+    from raysweep.models.resnet18 import ResNet18
+
+    return ResNet18(channels, image_size)

@@ -1,0 +1,232 @@
+"""The evaluation of a trial's encoder: its splits, its features, and all probes of the table, one after the other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raysweep import parts
+from raysweep.config import Settings
+from raysweep.data.dataset import Dataset, Images
+from raysweep.data.splits import SplitPart, fit_and_val
+from raysweep.probes.features import extract, extract_layers
+from raysweep.probes.knn import knn_accuracy
+from raysweep.probes.probes import TrainedProbe
+
+ONLINE_BANK, ONLINE_QUERIES = 2048, 1024
+"""Numbers of images of the fit and of the validation split in the online measure."""
+
+Features = dict[str, dict[str, Tensor]]
+"""By split and layer, (N, D)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the evaluated dataset, on the training device."""
+
+    images: Tensor
+    """(N, C, H, W) uint8, the images among which the split is chosen."""
+    index: Tensor
+    """(M,) int64, the numbers of its images."""
+    labels: Tensor
+    """(M,) int64."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one moment of an evaluation."""
+
+    metrics: Mapping[str, float]
+    step: int
+    """The step at which TensorBoard shows them; the epochs of each metric are its own."""
+    progress: float
+    """The fraction of the evaluation that is done, in [0, 1]."""
+    may_pause: bool
+    """Whether the evaluation may be saved here."""
+
+
+class Evaluation:
+    """What the probes of a trial read, and where they resume.
+
+    Args:
+        settings: the experiment.
+        encoder: the encoder, frozen while it is evaluated.
+        dataset: the labelled images.
+        pretrain: the images of pretraining as NumPy array, and as tensor on the device.
+        device: the training device.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: Any,
+        dataset: Dataset,
+        pretrain: tuple[Images, Tensor],
+        device: torch.device,
+    ) -> None:
+        self.settings, self.encoder, self.device = settings, encoder, device
+        self.classes = len(dataset.classes)
+        self.class_names = dataset.classes
+        self.splits = make_splits(settings, dataset, pretrain, device)
+        self.online_fit = fixed_subset(len(self.splits["fit"].index), ONLINE_BANK).to(device)
+        self.online_val = fixed_subset(len(self.splits["val"].index), ONLINE_QUERIES).to(device)
+        self.best_linear_probe = ""
+        """The linear probe that counted, in words, if there were several."""
+        self.extra_scalars: list[tuple[dict[str, float], int]] = []
+        """Values for TensorBoard alone, with their steps: one for each probe of a grid."""
+        self._features: Features = {}
+        self._is_scored = False
+        """Whether the probes that do not train are done."""
+        self._done: list[str] = []
+        """The trained probes that are done."""
+        self._at_work: tuple[str, TrainedProbe] | None = None
+        self._saved: dict[str, Any] | None = None
+        """The state of the trained probe that resumes, until it is built."""
+
+    def labels(self, split: str) -> Tensor:
+        """The labels (N,) of a split: `fit`, `val` or `test`."""
+        return self.splits[split].labels
+
+    def features(self, layer: str) -> dict[str, Tensor]:
+        """The features (N, D) of each split in a layer. They are extracted once and must not be changed."""
+        self.extract((layer,))
+        return {split: layers[layer] for split, layers in self._features.items()}
+
+    def take_features(self, layers: tuple[str, ...]) -> Features:
+        """The features of each split in some layers, for a probe that changes or frees them; no others are kept.
+
+        At 32×32 the features of 60,000 images are 1 to 2 GB for each layer.
+        """
+        self.extract(layers)
+        taken, self._features = self._features, {}
+        return {split: {layer: features[layer] for layer in layers} for split, features in taken.items()}
+
+    def extract(self, layers: tuple[str, ...] | None = None) -> None:
+        """Extract the features of every split in the layers, in one pass, unless they are present.
+
+        None stands for all layers that the probes read first.
+        """
+        layers = self._first_layers() if layers is None else layers
+        if self._features and all(layer in self._features["fit"] for layer in layers):
+            return
+        self._features = {
+            name: extract_layers(self.encoder, split.images, split.index, layers) for name, split in self.splits.items()
+        }
+
+    def _first_layers(self) -> tuple[str, ...]:
+        """The layers that the probes read; those of probes without training come first."""
+        return parts.layers_read(self.settings)
+
+    def online_accuracy(self) -> float | None:
+        """The accuracy of kNN on fixed subsets, for the measures while pretraining; None without validation images."""
+        if not len(self.online_val):
+            return None
+        arguments = parts.probe["knn"].arguments(self.settings)
+        return knn_accuracy(
+            *self._chosen("fit", self.online_fit, arguments["probe_layer"]),
+            *self._chosen("val", self.online_val, arguments["probe_layer"]),
+            classes=self.classes,
+            k=min(arguments["knn_k"], len(self.online_fit)),
+            temperature=arguments["knn_temperature"],
+        )
+
+    def _chosen(self, name: str, chosen: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        """Features and labels of chosen images of a split."""
+        split = self.splits[name]
+        if self._features:
+            features = self._features[name][layer].index_select(0, chosen)
+        else:
+            features = extract(self.encoder, split.images, split.index[chosen], layer)
+        return features, split.labels[chosen]
+
+    def run(self, trained_epochs: int) -> Iterator[Scores]:
+        """Let all probes evaluate the encoder. Probes that do not train come first: others may change the features.
+
+        Args:
+            trained_epochs: the epochs of pretraining, at which TensorBoard shows scores of probes without training.
+        """
+        if not self._is_scored:
+            self.extract()
+            yield Scores(self._untrained_scores(), trained_epochs, 0.0, may_pause=False)
+            self._is_scored = True
+        names = [name for name, part in parts.probe.items() if part.traits["trains"]]
+        for number, name in enumerate(names):
+            if name in self._done:
+                continue
+            part = parts.probe[name]
+            probe: TrainedProbe = part.function(self, **part.arguments(self.settings))
+            if self._saved is not None:
+                probe.load_state_dict(self._saved)
+                self._saved = None
+            self._at_work = (name, probe)
+            for metrics in probe.run():
+                progress = (number + probe.progress) / len(names)
+                yield Scores(metrics, probe.step, progress, may_pause=True)
+            self._at_work = None
+            self._done.append(name)
+
+    def _untrained_scores(self) -> dict[str, float]:
+        """The scores of all probes that do not train."""
+        scores: dict[str, float] = {}
+        for part in parts.probe.values():
+            if not part.traits["trains"]:
+                scores.update(part.function(self, **part.arguments(self.settings)))
+        unknown = [name for name in scores if not any(name in part.metrics for part in parts.probe.values())]
+        if unknown:
+            raise ValueError(f"a probe yields {unknown[0]!r}, which it does not declare among its metrics")
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which the evaluation resumes bit for bit."""
+        return {
+            "is_scored": self._is_scored,
+            "done": self._done,
+            "at_work": self._at_work[1].state_dict() if self._at_work is not None else None,
+            "best_linear_probe": self.best_linear_probe,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self._is_scored, self._done = state["is_scored"], list(state["done"])
+        self._saved, self.best_linear_probe = state["at_work"], state["best_linear_probe"]
+
+
+def make_splits(
+    settings: Settings, dataset: Dataset, pretrain: tuple[Images, Tensor], device: torch.device
+) -> dict[str, Split]:
+    """Bring the splits of the evaluated dataset to the device.
+
+    The images stay in the memory that other trials share; a split is an index into them.
+    """
+    assert dataset.test_labels is not None
+    assert dataset.test_images is not None
+    array, tensor = pretrain
+    train = tensor if dataset.train_images is array else resident(dataset.train_images, device)
+
+    def split(part: SplitPart) -> Split:
+        images = train if part.images is dataset.train_images else resident(part.images, device)
+        return Split(images, torch.from_numpy(part.index).to(device), resident(part.labels, device))
+
+    fit, val = fit_and_val(dataset, settings.val_fraction, settings.split_seed)
+    test = SplitPart(dataset.test_images, np.arange(len(dataset.test_images)), dataset.test_labels)
+    return {"fit": split(fit), "val": split(val), "test": split(test)}
+
+
+def resident(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A NumPy array as a tensor on `device`; on the CPU the two share their memory, which nothing writes to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
+
+
+def fixed_subset(available: int, wanted: int) -> Tensor:
+    """The sorted numbers of `wanted` of `available` images (all, if fewer), the same in every trial."""
+    chosen = np.random.RandomState(0).permutation(available)[:wanted]  # its stream is frozen, default_rng's is not
+    return torch.from_numpy(np.sort(chosen))
