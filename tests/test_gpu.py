@@ -18,10 +18,11 @@ from raysweep import parts
 from raysweep.augment import affine, mask, noise, simclr
 from raysweep.augment.operations import packed, unpacked
 from raysweep.config import Settings
-from raysweep.methods import objective
 from raysweep.probes.features import extract_layers
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.probes import counted_specs
+from raysweep.training import loop
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
 from tests.support.images import augment, random_images, seeded
@@ -102,7 +103,7 @@ def settings_of(**chosen):
 def on_meta(settings, channels, monkeypatch):
     """The state before the first epoch, on the meta device, with what PyTorch has for that device."""
     # Neither autocast (here switched off) nor the fused kernel of Adam knows it.
-    monkeypatch.setattr(objective, "autocast_for", lambda settings, like: nullcontext())
+    monkeypatch.setattr(loop, "autocast_for", lambda settings, like: nullcontext())
     state = fresh_state(settings, channels, 16, META)
     state.optimizers = [torch.optim.Adam(each.param_groups[0]["params"]) for each in state.optimizers]
     return state
@@ -147,7 +148,7 @@ def test_a_step_sends_the_parameters_of_a_policy_at_once_and_reads_nothing(metho
 
 
 def test_an_epoch_of_linear_probes_sends_the_order_and_reads_the_losses():
-    heads = settings_of().heads
+    heads = counted_specs(settings_of())
     layer = heads[0].layer
     features = {layer: torch.zeros(40, 6, device=META)}
     labels = torch.zeros(40, dtype=torch.int64, device=META)

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,31 +13,32 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import raysweep.trial
 from raysweep import space
 from raysweep.augment.operations import to_float
-from raysweep.augment.simclr import simclr
+from raysweep.augment.policies import simclr
 from raysweep.backends.local import run_locally
 from raysweep.backends.progress import ProgressDisplay
 from raysweep.backends.stopping import Stopping
-from raysweep.config import METRICS, Collapse, ProbeSpec
+from raysweep.config import METRICS, Collapse
 from raysweep.data.selection import TrialData, check_data
 from raysweep.data.splits import split_train
 from raysweep.errors import InputError
 from raysweep.methods.losses import nt_xent
-from raysweep.models.building import make_decoder, make_encoder
-from raysweep.models.conv6 import Conv6
+from raysweep.probes import evaluation
 from raysweep.probes.collapse import embedding_std, rankme
+from raysweep.probes.evaluation import fixed_subset
+from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.probes import counted_specs
 from raysweep.randomness import generator
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.result import read_result
 from raysweep.results.store import Store
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
-from raysweep.trial import fixed_subset
+from tests.support.networks import conv6_with_head, embed, make_decoder, make_encoder
 from tests.support.trials import CLOCK, DATASETS, TINY, Killed, few_digits, run, trial_of
 
 
@@ -261,7 +263,7 @@ def test_few_labels_train_the_probe_on_few(tmp_path):
 def test_the_saved_encoder_gives_the_features_that_were_evaluated(tmp_path):
     run(tmp_path, trial_of())
     saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
-    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder = conv6_with_head(saved["channels"], saved["image_size"], saved["embedding_dim"])
     encoder.load_state_dict(saved["encoder"])
     images = DATASETS["digits", 8, None].test_images
     with torch.no_grad():
@@ -304,14 +306,14 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
     got = run(tmp_path, trial).metrics
     dataset = DATASETS["digits", 8, None]
     saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
-    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder = conv6_with_head(saved["channels"], saved["image_size"], saved["embedding_dim"])
     encoder.load_state_dict(saved["encoder"])
     fit, val = split_train(dataset.train_labels, 0.1, 3)
     images = {"fit": dataset.train_images[fit], "val": dataset.train_images[val], "test": dataset.test_images}
     labels = {"fit": dataset.train_labels[fit], "val": dataset.train_labels[val], "test": dataset.test_labels}
     labels = {split: torch.from_numpy(of) for split, of in labels.items()}
     with torch.no_grad():
-        read = encoder.trunk if layer == "trunk" else encoder
+        read = encoder if layer == "trunk" else partial(embed, encoder)
         features = {split: read(torch.from_numpy(of) / 255) for split, of in images.items()}
         z = encoder(torch.from_numpy(dataset.train_images) / 255)
     expected = {}
@@ -336,17 +338,17 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
 
 def test_the_last_online_accuracy_is_that_of_its_own_images(tmp_path, monkeypatch):
     """Of all features, which are there by then, it picks the fixed subsets'."""
-    monkeypatch.setattr(raysweep.trial, "ONLINE_BANK", 40)
-    monkeypatch.setattr(raysweep.trial, "ONLINE_QUERIES", 15)
+    monkeypatch.setattr(evaluation, "ONLINE_BANK", 40)
+    monkeypatch.setattr(evaluation, "ONLINE_QUERIES", 15)
     trial = trial_of()
     got = run(tmp_path, trial).metrics["online/knn_val_accuracy"]
     dataset, saved = DATASETS["digits", 8, None], torch.load(tmp_path / "encoder.pt", weights_only=True)
-    encoder = Conv6(saved["channels"], saved["image_size"], saved["embedding_dim"])
+    encoder = conv6_with_head(saved["channels"], saved["image_size"], saved["embedding_dim"])
     encoder.load_state_dict(saved["encoder"])
     labels = torch.from_numpy(dataset.train_labels)
     splits = [torch.from_numpy(index) for index in split_train(dataset.train_labels, 0.1, 0)]
     with torch.no_grad():
-        features = encoder.trunk(torch.from_numpy(dataset.train_images) / 255)
+        features = encoder(torch.from_numpy(dataset.train_images) / 255)
 
     def accuracy(bank, queries):
         return knn_accuracy(
@@ -379,13 +381,13 @@ def test_pretraining_is_the_textbook_loop_on_augmented_pairs(method):
         for step in range(3):  # 200 images: three batches of 60, and 20 left out
             clean = images[order[60 * step : 60 * step + 60]] / 255
             if method["usl_type"] == "ae_single":
-                view = simclr(clean, 0.8, False, draws)
-                loss = mse(decoder(encoder(view)), clean if method["denoising"] else view)
+                view = simclr(clean, 0.8, draws)
+                loss = mse(decoder(embed(encoder, view)), clean if method["denoising"] else view)
             else:
-                first, second = simclr(torch.cat((clean, clean)), 0.8, False, draws).split(60)
-                z1, z2 = encoder(first), encoder(second)
+                first, second = simclr(torch.cat((clean, clean)), 0.8, draws).split(60)
+                z1, z2 = embed(encoder, first), embed(encoder, second)
                 if method["usl_type"] == "simclr":
-                    loss = nt_xent(z1, z2, 0.5)
+                    loss = nt_xent(z1, z2, temperature=0.5)
                 else:
                     targets = (clean, clean) if method["denoising"] else (first, second)
                     loss = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1]) + 0.7 * mse(z1, z2)
@@ -426,13 +428,13 @@ def test_every_block_is_probed_and_the_bank_picks_by_val(tmp_path):
     trial = trial_of(layerwise="greedy", usl_epochs=1, le_epochs=8, probe_bank=bank, labels_per_class=8)
     result = run(tmp_path, trial)
     events = scalars(tmp_path)
-    heads = [str(head) for head in trial.settings.heads]
+    heads = [str(head) for head in counted_specs(trial.settings)]
     last = {head: events[f"bank/{head}/val_accuracy"][-1][1] for head in heads}
     assert len(last) == 8
     assert "lr=0.03" in result.linear_probe
     assert last[result.linear_probe] == max(last.values())
     assert result.metrics["linear/val_accuracy"] == pytest.approx(max(last.values()))
-    picked = next(head for head in trial.settings.heads if str(head) == result.linear_probe)
+    picked = next(head for head in counted_specs(trial.settings) if str(head) == result.linear_probe)
     alone = trial_of(
         layerwise="greedy",
         usl_epochs=1,

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from raysweep import parts
 from raysweep.data import dataset as dataset_module
 from raysweep.data import named
 from raysweep.data.dataset import Dataset, digest_of, in_threads
@@ -493,7 +494,7 @@ def unreachable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, "url", NOWHERE + kind.filename)
 
 
-@pytest.mark.parametrize("name", [name for name in named.SOURCES if not name.startswith("digits")])
+@pytest.mark.parametrize("name", [name for name in parts.dataset if not name.startswith("digits")])
 def test_no_network_is_said_and_leaves_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

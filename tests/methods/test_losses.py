@@ -56,12 +56,12 @@ def hinge_by_hand(z1, z2, m, delta):
     [
         (lambda a, b: losses.mse(a, b), lambda a, b: sum((x - y) ** 2 for x, y in zip(a.flatten(), b.flatten())) / 35),
         (lambda a, b: losses.l1(a, b), lambda a, b: sum(abs(x - y) for x, y in zip(a.flatten(), b.flatten())) / 35),
-        (lambda a, b: losses.nt_xent(a, b, 0.5), lambda a, b: nt_xent_by_hand(a, b, 0.5)),
-        (lambda a, b: losses.nt_xent(a, b, 0.05), lambda a, b: nt_xent_by_hand(a, b, 0.05)),
-        (lambda a, b: losses.barlow_twins(a, b, 0.005), lambda a, b: barlow_by_hand(a, b, 0.005)),
-        (lambda a, b: losses.barlow_twins(a, b, 1.0), lambda a, b: barlow_by_hand(a, b, 1.0)),
-        (lambda a, b: losses.hinge(a, b, 2.0, 1.0), lambda a, b: hinge_by_hand(a, b, 2.0, 1.0)),
-        (lambda a, b: losses.hinge(a, b, 5.0, 0.5), lambda a, b: hinge_by_hand(a, b, 5.0, 0.5)),
+        (lambda a, b: losses.nt_xent(a, b, temperature=0.5), lambda a, b: nt_xent_by_hand(a, b, 0.5)),
+        (lambda a, b: losses.nt_xent(a, b, temperature=0.05), lambda a, b: nt_xent_by_hand(a, b, 0.05)),
+        (lambda a, b: losses.barlow_twins(a, b, barlow_lambda=0.005), lambda a, b: barlow_by_hand(a, b, 0.005)),
+        (lambda a, b: losses.barlow_twins(a, b, barlow_lambda=1.0), lambda a, b: barlow_by_hand(a, b, 1.0)),
+        (lambda a, b: losses.hinge(a, b, hinge_m=2.0, hinge_delta=1.0), lambda a, b: hinge_by_hand(a, b, 2.0, 1.0)),
+        (lambda a, b: losses.hinge(a, b, hinge_m=5.0, hinge_delta=0.5), lambda a, b: hinge_by_hand(a, b, 5.0, 0.5)),
     ],
     ids=["mse", "l1", "nt_xent", "nt_xent cold", "barlow", "barlow strong", "hinge", "hinge wide"],
 )
@@ -84,36 +84,36 @@ def test_property_zero_at_agreement_and_symmetric(loss):
 
 def test_property_nt_xent_is_symmetric_scale_free_and_blind_to_order():
     z1, z2 = embeddings()
-    value = losses.nt_xent(z1, z2, 0.5).item()
+    value = losses.nt_xent(z1, z2, temperature=0.5).item()
     order = torch.tensor([3, 1, 0, 2, 6, 5, 4])
-    assert losses.nt_xent(z2, z1, 0.5).item() == pytest.approx(value)
-    assert losses.nt_xent(z1[order], z2[order], 0.5).item() == pytest.approx(value)
-    assert losses.nt_xent(z1 * 7, z2 * 0.1, 0.5).item() == pytest.approx(value)
+    assert losses.nt_xent(z2, z1, temperature=0.5).item() == pytest.approx(value)
+    assert losses.nt_xent(z1[order], z2[order], temperature=0.5).item() == pytest.approx(value)
+    assert losses.nt_xent(z1 * 7, z2 * 0.1, temperature=0.5).item() == pytest.approx(value)
 
 
 def test_property_nt_xent_of_a_collapsed_embedding_is_that_of_guessing():
     z = torch.ones(7, 5)
-    assert losses.nt_xent(z, z, 0.5).item() == pytest.approx(math.log(13))
+    assert losses.nt_xent(z, z, temperature=0.5).item() == pytest.approx(math.log(13))
 
 
 def test_property_barlow_is_blind_to_shift_and_scale_and_near_zero_for_agreeing_independent_dimensions():
     z1, z2 = embeddings(b=4000)
-    value = losses.barlow_twins(z1, z2, 0.005).item()
-    assert losses.barlow_twins(z1 * 100 + 3, z2 * 50 - 1, 0.005).item() == pytest.approx(value, rel=1e-4)
-    assert losses.barlow_twins(z1, z1, 0.005).item() < 1e-4
+    value = losses.barlow_twins(z1, z2, barlow_lambda=0.005).item()
+    assert losses.barlow_twins(z1 * 100 + 3, z2 * 50 - 1, barlow_lambda=0.005).item() == pytest.approx(value, rel=1e-4)
+    assert losses.barlow_twins(z1, z1, barlow_lambda=0.005).item() < 1e-4
     assert value > 4
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_reference_nt_xent_equals_lightly(temperature):
     z1, z2 = embeddings(b=33, d=16)
-    compare(losses.nt_xent(z1, z2, temperature), NTXentLoss(temperature=temperature)(z1, z2), z1, z2)
+    compare(losses.nt_xent(z1, z2, temperature=temperature), NTXentLoss(temperature=temperature)(z1, z2), z1, z2)
 
 
 @pytest.mark.parametrize("weight", [0.005, 0.5])
 def test_reference_barlow_twins_equals_lightly(weight):
     z1, z2 = embeddings(b=33, d=16)
-    compare(losses.barlow_twins(z1, z2, weight), BarlowTwinsLoss(lambda_param=weight)(z1, z2), z1, z2)
+    compare(losses.barlow_twins(z1, z2, barlow_lambda=weight), BarlowTwinsLoss(lambda_param=weight)(z1, z2), z1, z2)
 
 
 def compare(ours, theirs, z1, z2):
@@ -125,18 +125,20 @@ def compare(ours, theirs, z1, z2):
 
 def test_property_hinge_is_zero_where_pairs_are_near_and_others_far_and_only_there():
     z = 10 * torch.eye(6, dtype=torch.float64)
-    assert losses.hinge(z, z, 2.0, 1.0) == 0
-    assert losses.hinge(z, z + 0.1, 2.0, 1.0) == 0  # ‖·‖₁ = 0.6 < m − δ
-    assert losses.hinge(z, z + 0.2, 2.0, 1.0) == pytest.approx(0.2)  # 1.2 is 0.2 too far, for each
+    assert losses.hinge(z, z, hinge_m=2.0, hinge_delta=1.0) == 0
+    assert losses.hinge(z, z + 0.1, hinge_m=2.0, hinge_delta=1.0) == 0  # ‖·‖₁ = 0.6 < m − δ
+    assert losses.hinge(z, z + 0.2, hinge_m=2.0, hinge_delta=1.0) == pytest.approx(0.2)  # 1.2 is 0.2 too far, for each
     collapsed = torch.zeros(6, 6, dtype=torch.float64)
-    assert losses.hinge(collapsed, collapsed, 2.0, 1.0) == pytest.approx(5 * 3.0)  # 5 others, each δ + m
+    assert losses.hinge(collapsed, collapsed, hinge_m=2.0, hinge_delta=1.0) == pytest.approx(
+        5 * 3.0
+    )  # 5 others, each δ + m
 
 
 def test_property_hinge_is_symmetric_blind_to_order_and_shift_but_not_to_scale():
     z1, z2 = embeddings()
-    value, order = losses.hinge(z1, z2, 2.0, 1.0), torch.randperm(len(z1))
-    torch.testing.assert_close(losses.hinge(z2, z1, 2.0, 1.0), value)
-    torch.testing.assert_close(losses.hinge(z1[order], z2[order], 2.0, 1.0), value)
-    torch.testing.assert_close(losses.hinge(z1 + 3, z2 + 3, 2.0, 1.0), value)
-    torch.testing.assert_close(losses.hinge(4 * z1, 4 * z2, 8.0, 4.0), 4 * value)
-    assert losses.hinge(4 * z1, 4 * z2, 2.0, 1.0) != value
+    value, order = losses.hinge(z1, z2, hinge_m=2.0, hinge_delta=1.0), torch.randperm(len(z1))
+    torch.testing.assert_close(losses.hinge(z2, z1, hinge_m=2.0, hinge_delta=1.0), value)
+    torch.testing.assert_close(losses.hinge(z1[order], z2[order], hinge_m=2.0, hinge_delta=1.0), value)
+    torch.testing.assert_close(losses.hinge(z1 + 3, z2 + 3, hinge_m=2.0, hinge_delta=1.0), value)
+    torch.testing.assert_close(losses.hinge(4 * z1, 4 * z2, hinge_m=8.0, hinge_delta=4.0), 4 * value)
+    assert losses.hinge(4 * z1, 4 * z2, hinge_m=2.0, hinge_delta=1.0) != value

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from raysweep.methods.objective import objective
 
 from raysweep.config import Settings
 from raysweep.methods import losses
 from raysweep.methods.precision import precision_of
-from raysweep.models.building import make_decoder, make_encoder
+from tests.support.networks import embed, losses_of, make_decoder, make_encoder
 
 B = 6
 HINGE = {"hinge_m": 1.5, "hinge_delta": 0.7}
@@ -30,11 +29,11 @@ def mse(a, b):
 def test_ae_single(batch):
     encoder, decoder, views, clean = batch
     views = views[:B]
-    out = decoder(encoder(views))
-    plain = objective(Settings(usl_type="ae_single", denoising=False, precision="fp32"), encoder, decoder, views, clean)
+    out = decoder(embed(encoder, views))
+    plain = losses_of(Settings(usl_type="ae_single", denoising=False, precision="fp32"), encoder, decoder, views, clean)
     torch.testing.assert_close(plain.total, mse(out, views))
-    assert plain.emb is None
-    denoising = objective(
+    assert set(plain.parts) == {"rec_loss"}
+    denoising = losses_of(
         Settings(usl_type="ae_single", denoising=True, precision="fp32"), encoder, decoder, views, clean
     )
     torch.testing.assert_close(denoising.total, mse(out, clean))
@@ -44,31 +43,33 @@ def test_ae_single(batch):
 @pytest.mark.parametrize("emb_loss", ["mse", "l1", "simclr", "barlow", "hinge"])
 def test_ae_parallel(batch, denoising, emb_loss):
     encoder, decoder, views, clean = batch
-    how = {"denoising": denoising, "emb_loss": emb_loss, "alpha": 0.3, "temperature": 0.2, **HINGE}
-    of = Settings(usl_type="ae_parallel", precision="fp32", **how)
-    z1, z2 = encoder(views[:B]), encoder(views[B:])
+    chosen = {"denoising": denoising, "emb_loss": emb_loss, "alpha": 0.3, "temperature": 0.2, **HINGE}
+    of = Settings(usl_type="ae_parallel", precision="fp32", **chosen)
+    z1, z2 = embed(encoder, views[:B]), embed(encoder, views[B:])
     targets = (clean, clean) if denoising else (views[:B], views[B:])
     emb = {
         "mse": mse(z1, z2),
         "l1": (z1 - z2).abs().mean(),
-        "simclr": losses.nt_xent(z1, z2, 0.2),
-        "barlow": losses.barlow_twins(z1, z2, 0.005),
-        "hinge": losses.hinge(z1, z2, 1.5, 0.7),
+        "simclr": losses.nt_xent(z1, z2, temperature=0.2),
+        "barlow": losses.barlow_twins(z1, z2, barlow_lambda=0.005),
+        "hinge": losses.hinge(z1, z2, hinge_m=1.5, hinge_delta=0.7),
     }[emb_loss]
     rec = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1])
-    got = objective(of, encoder, decoder, views, clean)
-    torch.testing.assert_close(got.rec, rec)
-    torch.testing.assert_close(got.emb, emb, rtol=1e-4, atol=1e-6)
+    got = losses_of(of, encoder, decoder, views, clean)
+    torch.testing.assert_close(got.parts["rec_loss"], rec)
+    torch.testing.assert_close(got.parts["emb_loss"], emb, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(got.total, rec + 0.3 * emb, rtol=1e-4, atol=1e-6)
 
 
 def test_simclr_has_no_reconstruction_and_ignores_alpha(batch):
     encoder, _, views, clean = batch
-    got = objective(
+    got = losses_of(
         Settings(usl_type="simclr", alpha=9.0, temperature=0.5, precision="fp32"), encoder, None, views, clean
     )
-    torch.testing.assert_close(got.total, losses.nt_xent(encoder(views[:B]), encoder(views[B:]), 0.5))
-    assert got.rec is None
+    torch.testing.assert_close(
+        got.total, losses.nt_xent(embed(encoder, views[:B]), embed(encoder, views[B:]), temperature=0.5)
+    )
+    assert set(got.parts) == {"emb_loss"}
 
 
 def test_auto_is_what_the_processor_has_in_hardware(batch):
@@ -76,13 +77,13 @@ def test_auto_is_what_the_processor_has_in_hardware(batch):
     flags = set(Path("/proc/cpuinfo").read_text().split())
     expected = "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
     assert precision_of(Settings(), "cpu") == expected
-    auto, same = (objective(Settings(precision=p), encoder, decoder, views, clean).total for p in ("auto", expected))
+    auto, same = (losses_of(Settings(precision=p), encoder, decoder, views, clean).total for p in ("auto", expected))
     assert auto.item() == same.item()
 
 
 def test_bf16_is_near_fp32_and_keeps_the_losses_in_fp32(batch):
     encoder, decoder, views, clean = batch
-    got = [objective(Settings(precision=p), encoder, decoder, views, clean).total for p in ("fp32", "bf16")]
+    got = [losses_of(Settings(precision=p), encoder, decoder, views, clean).total for p in ("fp32", "bf16")]
     assert got[1].dtype == torch.float32
     assert got[1].item() == pytest.approx(got[0].item(), rel=0.05)
     assert got[0].item() != got[1].item()

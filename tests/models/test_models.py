@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from raysweep.models.building import make_decoder, make_encoder
-from raysweep.models.conv6 import Conv6, flattened
+from raysweep.models.conv6 import flattened
+from tests.support.networks import conv6_with_head, embed, make_decoder, make_encoder
 
 
 def test_conv6_has_the_published_weights():
@@ -26,8 +26,8 @@ def test_conv6_is_the_network_of_the_paper_written_out():
     h = clip(conv(h, w[2], padding=1))
     h = pool(conv(h, w[3], padding=1), 2)
     h = pool(conv(h, w[4], padding=1), 2)
-    torch.testing.assert_close(encoder.trunk(x), h.flatten(1))
-    torch.testing.assert_close(encoder(x), h.flatten(1) @ encoder.head.weight.T)
+    torch.testing.assert_close(encoder(x), h.flatten(1))
+    torch.testing.assert_close(embed(encoder, x), h.flatten(1) @ encoder.head.weight.T)
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 37])
@@ -35,8 +35,8 @@ def test_conv6_is_the_network_of_the_paper_written_out():
 def test_any_size_goes_in_and_comes_out(size, channels):
     encoder, decoder = make_encoder("conv6", channels, size, 64, seed=0), make_decoder(channels, size, 64, seed=0)
     x = torch.rand(2, channels, size, size)
-    z = encoder(x)
-    assert encoder.trunk(x).shape == (2, encoder.feature_dim)
+    z = embed(encoder, x)
+    assert encoder(x).shape == (2, encoder.feature_dim)
     assert z.shape == (2, 64)
     assert decoder(z).shape == x.shape
 
@@ -52,7 +52,7 @@ def test_gradients_of_feature_maps_keep_their_memory_format():
 
 def test_padding_is_zeros_around_the_image():
     x = torch.rand(1, 1, 28, 28)
-    padded, plain = Conv6(1, 28, 4), Conv6(1, 32, 4)
+    padded, plain = conv6_with_head(1, 28, 4), conv6_with_head(1, 32, 4)
     plain.load_state_dict(padded.state_dict())
     torch.testing.assert_close(padded(x), plain(torch.nn.functional.pad(x, (2, 2, 2, 2))))
 
@@ -77,9 +77,9 @@ def test_reference_resnet18_is_torchvisions_with_the_small_stem():
     reference.maxpool, reference.fc = torch.nn.Identity(), torch.nn.Identity()
     reference.load_state_dict(encoder.body.state_dict())
     x = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(encoder.trunk(x), reference.eval()(x))
-    assert encoder.trunk(x).shape == (2, encoder.feature_dim) == (2, 512)
-    torch.testing.assert_close(encoder(x), encoder.trunk(x) @ encoder.head.weight.T)
+    torch.testing.assert_close(encoder(x), reference.eval()(x))
+    assert encoder(x).shape == (2, encoder.feature_dim) == (2, 512)
+    torch.testing.assert_close(embed(encoder, x), encoder(x) @ encoder.head.weight.T)
     h = reference.layer1(reference.relu(reference.bn1(reference.conv1(x))))
     assert h.shape == (2, 64, 32, 32), "no stride and no pooling before the first stage"
     assert sum(p.numel() for p in encoder.body.parameters()) == 11_168_832  # as for CIFAR, without a classifier

@@ -10,14 +10,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from raysweep.augment.operations import to_float
-from raysweep.config import ProbeSpec
-from raysweep.models.building import make_encoder
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.features import extract, extract_layers, standardize_
+from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.randomness import seed_of
+from tests.support.networks import embed, make_encoder
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_features_are_those_of_the_whole_batch_and_leave_the_mode_alone():
     encoder = make_encoder("conv6", 1, 8, 16, seed=0)
     images = torch.randint(0, 256, (1300, 1, 8, 8), dtype=torch.uint8)
     index = torch.randperm(1300)[:1203]
-    for layer, direct in (("trunk", encoder.trunk), ("embedding", encoder)):
+    for layer, direct in (("trunk", encoder), ("embedding", lambda images: embed(encoder, images))):
         with torch.no_grad():
             torch.testing.assert_close(extract(encoder, images, index, layer), direct(to_float(images[index])))
     assert encoder.training
@@ -169,7 +169,7 @@ def test_batch_norm_stays_in_evaluation_mode_while_probing():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)  # no image sees the others of its batch
     assert encoder.training
     with torch.no_grad():
-        in_training = encoder.trunk(to_float(images))
+        in_training = encoder(to_float(images))
     assert not torch.allclose(together, in_training, rtol=0.1), "training mode would give other features"
 
 

@@ -13,10 +13,10 @@ from sklearn.datasets import load_digits
 from raysweep.config import make_settings, protocol
 from raysweep.config.protocol import PROTOCOL_VERSION
 from raysweep.errors import Diverged
-from raysweep.models.building import make_encoder
 from raysweep.probes.features import LARGEST, extract, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
+from tests.support.networks import make_encoder
 
 MANY = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from raysweep import space
 from raysweep.cli import main
-from raysweep.data.loading import load
+from raysweep.data import loading
 from raysweep.errors import InputError
 from raysweep.randomness import generator
 from raysweep.report import preview
@@ -43,7 +43,7 @@ def find(picture, image, scale):
 
 def load(settings):
     """The dataset that settings pretrain on."""
-    return load(settings.dataset, data_dir=ROOT / "absent", image_size=settings.image_size)
+    return loading.load(settings.dataset, data_dir=ROOT / "absent", image_size=settings.image_size)
 
 
 def build(search=None, **base):

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 
 from raysweep import cli, portable
 from raysweep.errors import InputError
-from raysweep.models.building import make_encoder
 from raysweep.results.checkpoints import to_bytes
 from tests.support import ROOT
+from tests.support.networks import make_encoder
 from tests.support.odd_files import ODD
 
 DESCRIPTION = {"architecture": "conv6", "channels": 1, "image_size": 8, "embedding_dim": 16}

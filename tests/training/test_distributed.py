@@ -10,13 +10,13 @@ import torch.multiprocessing as mp
 
 from raysweep import space
 from raysweep.augment.operations import to_float
+from raysweep.augment.views import augment
 from raysweep.config import Settings
 from raysweep.data.selection import select_data
 from raysweep.training.distributed import SINGLE_PROCESS, join
 from raysweep.training.loop import pretrain
 from raysweep.training.state import broadcast_state, fresh_state
 from raysweep.trial import follow_trial, run_trial
-from tests.support.images import augment
 
 pytestmark = pytest.mark.cluster
 
@@ -43,7 +43,7 @@ select_data(TRIAL.settings, DATASETS, load=True)
 
 
 def settings_of(name):
-    return Settings(batch_size=BATCH, usl_epochs=2, precision="fp32", **METHODS[name])
+    return Settings(batch_size=BATCH, usl_epochs=2, precision="fp32", blur=True, **METHODS[name])
 
 
 def images_of(count):
@@ -53,21 +53,19 @@ def images_of(count):
 def gradients(settings, ranks):
     """Of every parameter, by each optimizer's losses of one batch, in float64; and the losses."""
     state = fresh_state(settings, 3, 16, torch.device("cpu"))
-    for module in (state.encoder, state.decoder, state.heads):
-        if module is not None:
-            module.double()
+    for module in state.modules().values():
+        module.double()
     share, images = ranks.shard(BATCH), images_of(BATCH)
     part = None if share is None else share.views(settings.views)
     clean = to_float(images if share is None else images[share.start : share.end])
-    views = augment(
-        clean.repeat(settings.views, 1, 1, 1), settings.policies, settings.strength, True, state.generator, part
-    )
+    views = augment(clean.repeat(settings.views, 1, 1, 1), settings, state.generator, part)
+    state.method.shard = share
     found = []
-    for step in steps_of(settings, state, share):
+    for step in state.steps():
         network = ranks.parallel(step)
         losses = network(views.double(), clean.double())
         ranks.backward(losses.total)
-        sums = torch.stack([of.detach() for of in (losses.total, losses.rec, losses.emb) if of is not None])
+        sums = torch.stack([value.detach() for value in (losses.total, *losses.parts.values())])
         ranks.all_reduce(sums)
         found.append((sums, [weight.grad for weight in step.parameters()]))
         step.zero_grad()
@@ -107,7 +105,7 @@ def small_trial(directory, ranks, pauses=None):
         return follow_trial(TRIAL.settings, DATASETS, ranks, threads=1, gpu=False)
     asked = iter(range(10**9))
     leave = (lambda: next(asked) >= pauses) if pauses is not None else (lambda: False)
-    return run_trial(TRIAL, DATASETS, directory, threads=1, gpu=False, stop=leave, ranks=ranks)
+    return run_trial(TRIAL, DATASETS, directory, threads=1, gpu=False, stop=leave, context=ranks)
 
 
 def work(rank, size, folder, results):

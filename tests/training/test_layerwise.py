@@ -5,18 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from raysweep.methods.objective import local_objective
 from scipy import stats
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from raysweep.config import Settings
 from raysweep.methods import losses
-from raysweep.models.building import make_encoder, make_symmetric_decoder
-from raysweep.models.conv6 import Conv6
+from raysweep.methods.layerwise import block_losses
+from raysweep.models.building import build_symmetric_decoder
 from raysweep.models.decoders import SymmetricDecoder
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state, state_of
+from tests.support.networks import conv6_with_head, make_encoder, method_of
 
 CPU = torch.device("cpu")
 POOLS = (False, True, False, True, True)
@@ -104,9 +104,9 @@ def test_greedy_with_one_block_is_ordinary_training(usl_type):
     states = {}
     for layerwise in ("none", "greedy"):
         torch.manual_seed(0)
-        encoder = Conv6(1, 8, 16, depth=1)
+        encoder = conv6_with_head(1, 8, 16, depth=1)
         settings = settings_of(usl_type=usl_type, layerwise=layerwise, usl_epochs=3)
-        states[layerwise] = state_of(settings, encoder)
+        states[layerwise] = state_of(settings, encoder, CPU)
         assert len(list(pretrain(settings, states[layerwise], images))) == 3
     plain, greedy = (states[name].encoder.state_dict() for name in ("none", "greedy"))
     assert all(torch.equal(plain[name], greedy[name]) for name in plain)
@@ -114,7 +114,7 @@ def test_greedy_with_one_block_is_ordinary_training(usl_type):
 
 def test_the_decoder_blocks_mirror_the_encoder_and_compose_into_a_decoder():
     encoder = make_encoder("conv6", 3, 12, 8, seed=0)
-    decoder = make_symmetric_decoder(encoder, seed=0)
+    decoder = build_symmetric_decoder(encoder, seed=0)
     x = torch.rand(2, 3, 12, 12)
     h = [F.pad(x, (2, 2, 2, 2))]
     for block in encoder.blocks:
@@ -127,9 +127,9 @@ def test_the_decoder_blocks_mirror_the_encoder_and_compose_into_a_decoder():
         image = F.interpolate(image, scale_factor=2, mode="nearest") if POOLS[k] else image
         image = F.conv2d(image, weight, bias, padding=1)
         image = image.clamp(-1, 1) if k in (1, 3) else image  # where the encoder's input there is a Hardtanh's output
-    torch.testing.assert_close(decoder(encoder.up_to(x, 5)), image[..., 2:14, 2:14])
-    assert decoder(encoder.up_to(x, 5)).shape == x.shape
-    assert decoder(encoder.up_to(x, 2)).shape == x.shape, "from any block on"
+    torch.testing.assert_close(decoder(encoder.up_to(x, 5), 5), image[..., 2:14, 2:14])
+    assert decoder(encoder.up_to(x, 5), 5).shape == x.shape
+    assert decoder(encoder.up_to(x, 2), 2).shape == x.shape, "from any block on"
 
 
 @pytest.mark.parametrize("denoising", [False, True])
@@ -140,7 +140,7 @@ def test_reference_local_objective_is_the_formula(block, denoising):
     head = torch.nn.Linear(encoder.width(block), 8, bias=False)
     clean, views = torch.rand(6, 1, 8, 8), torch.rand(12, 1, 8, 8)
     settings = Settings(usl_type="ae_parallel", denoising=denoising, alpha=0.3, layerwise="greedy", precision="fp32")
-    got = local_objective(settings, encoder, block, head, decoder.blocks[block], views, clean)
+    got = block_losses(method_of(settings, encoder), block, head, decoder.blocks[block], views, clean)
     got.total.backward()
     trained = {id(p) for part in (encoder.blocks[block], decoder.blocks[block], head) for p in part.parameters()}
     for p in (*encoder.parameters(), *decoder.parameters(), *head.parameters()):
@@ -161,7 +161,8 @@ def test_reference_local_objective_is_the_formula(block, denoising):
     torch.testing.assert_close(got.total, total + 0.3 * ((z[0] - z[1]) ** 2).mean())
     simclr = Settings(usl_type="simclr", temperature=0.2, layerwise="greedy", precision="fp32")
     torch.testing.assert_close(
-        local_objective(simclr, encoder, block, head, None, views, clean).total, losses.nt_xent(*z, 0.2)
+        block_losses(method_of(simclr, encoder), block, head, None, views, clean).total,
+        losses.nt_xent(*z, temperature=0.2),
     )
 
 
