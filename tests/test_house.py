@@ -14,7 +14,7 @@ PACKAGE = ROOT / "raysweep"
 
 # An entry may import those before it, none after it.
 ORDER = [
-    "errors", "system", "config", "space", "data", "randomness", "augment", "models", "methods", "training",
+    "errors", "system", "parts", "config", "space", "data", "randomness", "augment", "models", "methods", "training",
     "results", "probes", "trial", "portable", "report", "backends", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "system/places", "config", "space", "results/store", "results/credentials", "cli")

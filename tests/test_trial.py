@@ -174,10 +174,15 @@ def test_a_checkpoint_of_an_older_version_is_gone_on_with(tmp_path):
     while old["state"]["step"]:  # an older version saved at an epoch's end
         run(tmp_path / "old", trial, checkpoint_seconds=0, stop=lambda: True)
         old = load_checkpoint(tmp_path / "old")
-    for name in ("collapsed", "probed", "probes", "linear_probe", "warnings"):
+    for name in ("collapsed", "evaluation", "warnings"):
         del old[name]
     for name in ("step", "order", "sums"):
         del old["state"][name]
+    weights = old["state"].pop("method")  # an older version had an entry for each network
+    for network in ("encoder", "decoder"):
+        prefix = f"{network}."
+        named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        old["state"][network] = named
     save_checkpoint(tmp_path / "old", old)
     assert without_clock(run(tmp_path / "old", trial).metrics) == without_clock(whole.metrics)
 
@@ -267,7 +272,7 @@ def test_the_saved_encoder_gives_the_features_that_were_evaluated(tmp_path):
     encoder.load_state_dict(saved["encoder"])
     images = DATASETS["digits", 8, None].test_images
     with torch.no_grad():
-        z = encoder(to_float(torch.from_numpy(images)))
+        z = embed(encoder, to_float(torch.from_numpy(images)))
     assert z.shape == (80, 64)
     fresh = run(tmp_path / "random", trial_of(usl_epochs=0))
     assert fresh.status == "finished"
@@ -315,7 +320,7 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
     with torch.no_grad():
         read = encoder if layer == "trunk" else partial(embed, encoder)
         features = {split: read(torch.from_numpy(of) / 255) for split, of in images.items()}
-        z = encoder(torch.from_numpy(dataset.train_images) / 255)
+        z = embed(encoder, torch.from_numpy(dataset.train_images) / 255)
     expected = {}
     for split in ("val", "test"):
         expected[f"knn/{split}_accuracy"] = knn_accuracy(

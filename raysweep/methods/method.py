@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysweep.methods.precision import to_fp32
+from raysweep.methods.precision import fp32_region, to_fp32
 from raysweep.models.decoders import Decoder
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class ReconstructionAndEmbedding(nn.Module):
 
         They are computed in fp32, whatever the precision of the networks.
         """
-        with torch.autocast(target.device.type, enabled=False):
+        with fp32_region(target):
             return self._combine(z, restored, target)
 
     def _combine(self, z: Tensor | None, restored: Tensor | None, target: Tensor) -> Losses:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,14 @@ def autocast_for(settings: Settings, like: Tensor) -> torch.autocast:
     """The precision in which a network computes."""
     kind = like.device.type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision_of(settings, kind) == "bf16")
+
+
+def fp32_region(like: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations are not autocast to bf16, for losses."""
+    kind = like.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def precision_of(settings: Settings, device: str) -> str:

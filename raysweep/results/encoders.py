@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from raysweep.config import Settings
+from raysweep import parts
 from raysweep.errors import InputError
 from raysweep.system.files import (
     write_atomically,
@@ -76,7 +77,7 @@ def load_encoder(path: Path) -> SavedEncoder:
     file = encoder_file(path)
     saved = load_plain(file)
     try:
-        weights = dict(saved.get("state", saved))["encoder"]  # of a training checkpoint, or of `save_encoder`
+        weights = weights_in(saved)
         check_weights(weights, file)
         description = describe(saved["settings"], weights) if "state" in saved else saved
         architecture = description.get("architecture", "conv6")  # older files do not say it: there was no other
@@ -85,7 +86,7 @@ def load_encoder(path: Path) -> SavedEncoder:
         if isinstance(fault, InputError):  # which says more
             raise
         raise InputError(f"{file}: is not a checkpoint of raysweep: it holds no encoder") from None
-    known = get_args(Settings.model_fields["encoder"].annotation)
+    known = tuple(parts.encoder)
     if architecture not in known:
         raise InputError(f"{file}: unknown architecture {architecture!r}; valid: {', '.join(known)}")
     sizes = {"image_size": image_size, "embedding_dim": embedding_dim}
@@ -96,6 +97,15 @@ def load_encoder(path: Path) -> SavedEncoder:
     ):
         raise InputError(f"{file}: is damaged: it describes an encoder with channels {channels!r}, {sizes}")
     return SavedEncoder(file, architecture, channels, image_size, embedding_dim, dict(weights))
+
+
+def weights_in(saved: Mapping[str, Any]) -> Any:
+    """The weights of the encoder in a training checkpoint, or in what `save_encoder` wrote."""
+    state = saved.get("state", saved)
+    if "method" not in state:
+        return state["encoder"]
+    prefix = "encoder."
+    return {name.removeprefix(prefix): value for name, value in state["method"].items() if name.startswith(prefix)}
 
 
 def check_weights(weights: Any, file: Path) -> None:

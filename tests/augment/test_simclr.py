@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from raysweep.augment.operations import blur_kernel_size, crop_and_flip, gaussian_blur, grayscale, to_float
-from raysweep.augment.simclr import CROP_TRIES, SimCLRParameters, _place_windows, apply_simclr, draw_simclr, simclr
+from raysweep.augment.policies import simclr
+from raysweep.augment.simclr import CROP_TRIES, SimCLRParameters, _place_windows, apply_simclr, draw_simclr
 from tests.support.images import SHAPES, pictures, random_images, seeded
 
 
@@ -207,7 +208,7 @@ def test_property_batch_of_one_and_layout_and_type_of_the_input_do_not_matter():
 def test_property_the_input_is_not_changed():
     for images in (random_images(20, 3, 8, 8), torch.rand(20, 3, 8, 8, generator=seeded())):
         before = images.clone()
-        simclr(images, 1.0, True, seeded())
+        simclr(images, 1.0, seeded(), blur=True)
         assert torch.equal(images, before)
 
 
@@ -215,7 +216,7 @@ def test_property_the_input_is_not_changed():
 def test_the_device_is_never_waited_for(channels):
     # Tensors of the meta device have no values: to read one, or to mix it with a CPU tensor, is an error.
     images = random_images(30, channels, 16, 16).to("meta")
-    views = simclr(images, 1.0, True, seeded())
+    views = simclr(images, 1.0, seeded(), blur=True)
     assert views.device.type == "meta"
     assert views.shape == images.shape
 
@@ -226,7 +227,7 @@ def test_property_strength_zero_is_the_identity_and_draws_nothing(channels):
     state = generator.get_state()
     images = random_images(10, channels, 8, 8)
     for given in (images, to_float(images)):
-        views = simclr(given, 0.0, True, generator)
+        views = simclr(given, 0.0, generator, blur=True)
         assert torch.equal(views, images / 255)
         assert views.dtype == torch.float32
         assert views.is_contiguous(memory_format=torch.channels_last)
@@ -244,7 +245,9 @@ def test_property_a_tiny_strength_changes_the_images_hardly():
 
 def test_property_the_views_move_away_from_the_image_as_strength_grows():
     images = pictures(400)
-    distances = [(simclr(images, s, False, seeded()) - images).abs().mean().item() for s in (0.01, 0.1, 0.3, 0.6, 1.0)]
+    distances = [
+        (simclr(images, s, seeded(), blur=False) - images).abs().mean().item() for s in (0.01, 0.1, 0.3, 0.6, 1.0)
+    ]
     assert distances == sorted(distances)
     assert distances[-1] > 10 * distances[0]
 
@@ -263,7 +266,7 @@ def test_property_every_image_has_parameters_of_its_own():
     for a, b in ((p.brightness, p.contrast), (p.contrast, p.saturation), (p.saturation, p.hue), (p.hue, p.sigma)):
         assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 0.15
 
-    views = simclr(pictures(50), 1.0, False, seeded())
+    views = simclr(pictures(50), 1.0, seeded(), blur=False)
     assert len(views.reshape(50, -1).unique(dim=0)) == 50
 
 
@@ -271,8 +274,8 @@ def test_property_every_image_has_parameters_of_its_own():
 def test_property_the_same_generator_state_gives_the_same_bits(blur):
     images = random_images(40, 3, 16, 16)
     generator = seeded(5)
-    first, second = simclr(images, 0.7, blur, generator), simclr(images, 0.7, blur, generator)
-    assert torch.equal(first, simclr(images, 0.7, blur, seeded(5)))
+    first, second = simclr(images, 0.7, generator, blur=blur), simclr(images, 0.7, generator, blur=blur)
+    assert torch.equal(first, simclr(images, 0.7, seeded(5), blur=blur))
     assert not torch.equal(first, second)
 
 
@@ -428,7 +431,7 @@ def torchvision_statistics() -> Tensor:
 
 
 def test_reference_strength_one_is_distributed_as_torchvisions_simclr(torchvision_statistics):
-    views = simclr(pictures(VIEWS), 1.0, False, seeded(1))
+    views = simclr(pictures(VIEWS), 1.0, seeded(1), blur=False)
     assert least_p_value(statistics(views), torchvision_statistics) > 1e-3
 
 
@@ -455,5 +458,5 @@ def test_reference_comparison_notices_another_policy(torchvision_statistics, cha
 
 @pytest.mark.parametrize("strength", [0.5, 0.8, 1.25])
 def test_reference_comparison_notices_another_strength(torchvision_statistics, strength):
-    views = simclr(pictures(VIEWS), strength, False, seeded(1))
+    views = simclr(pictures(VIEWS), strength, seeded(1), blur=False)
     assert least_p_value(statistics(views), torchvision_statistics) < 1e-6

@@ -84,7 +84,7 @@ def test_names_with_nothing_close_and_folder_without_path(tmp_path: Path) -> Non
 def test_import_and_checks_are_cheap(tmp_path: Path) -> None:
     save(tmp_path / "x.png", noise(4, 4))
     script = (
-        "import sys; from raysweep.data import check_exists, native_size\n"
+        "import sys; from raysweep.data.folders import check_exists; from raysweep.data.loading import native_size\n"
         f"check_exists('cifar10'); check_exists({f'folder:{tmp_path}'!r}); native_size('stl10')\n"
         "assert not {'torch', 'torchvision', 'sklearn', 'scipy', 'ray'} & set(sys.modules)"
     )
@@ -158,9 +158,7 @@ def test_digits_m_is_the_same_every_time_and_in_every_process(digits_m: Dataset)
     again = load("digits_m", data_dir=Path("/elsewhere"), image_size=16)
     np.testing.assert_array_equal(again.train_images, digits_m.train_images)
     np.testing.assert_array_equal(again.test_images, digits_m.test_images)
-    script = (
-        "from pathlib import Path; from raysweep.data import load; print(load('digits_m', data_dir=Path('x')).digest)"
-    )
+    script = "from pathlib import Path; from raysweep.data.loading import load; print(load('digits_m', data_dir=Path('x')).digest)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == again.digest == digits_m.digest
 

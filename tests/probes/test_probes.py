@@ -131,7 +131,7 @@ def test_reference_every_head_of_a_bank_equals_the_head_trained_alone(digits):
     scores = together.accuracy(layers, labels)
     assert len(set(scores)) > 4, "the heads differ"
     for layer in layers:
-        for i, (rows, _, _) in zip(together.of_layer[layer], together.own[layer]):
+        for i, (rows, _, _) in zip(together.of_layer[layer], together.rows[layer]):
             *_, alone = train_layers(layers, labels, [heads[i]], **arguments)
             torch.testing.assert_close(together.weights[layer][rows], alone.weights[layer], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(together.biases[layer][rows], alone.biases[layer], rtol=1e-4, atol=1e-6)
@@ -151,7 +151,7 @@ def test_features_of_a_block_are_its_output_pooled_until_no_wider_than_the_trunk
             pooled = h if h[0].numel() <= 2048 else torch.nn.functional.avg_pool2d(h, 2)
             torch.testing.assert_close(got[name], pooled.flatten(1))
         assert torch.equal(got["layer5"], got["trunk"])
-        torch.testing.assert_close(got["embedding"], encoder(to_float(images)))
+        torch.testing.assert_close(got["embedding"], embed(encoder, to_float(images)))
 
 
 def test_batch_norm_stays_in_evaluation_mode_while_probing():

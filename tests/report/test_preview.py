@@ -63,7 +63,7 @@ def test_reference_the_picture_holds_the_views_that_training_draws(dataset, scal
     assert captured.err == ""
 
     picture = pixels(output)
-    images = preview.choose_images(load(dataset, data_dir=tmp_path), preview.IMAGES)
+    images = preview.choose_images(loading.load(dataset, data_dir=tmp_path), preview.IMAGES)
     batch = torch.from_numpy(images.repeat(preview.VIEWS, axis=0))
     rows = []
     for strength in (0, 0.125, 0.25, 0.5, 0.75, 1):
@@ -78,7 +78,7 @@ def test_reference_the_picture_holds_the_views_that_training_draws(dataset, scal
 
 
 def test_one_image_of_each_class_where_there_are_enough():
-    digits = load("digits", data_dir=ROOT / "absent")
+    digits = loading.load("digits", data_dir=ROOT / "absent")
     chosen = preview.choose_images(digits, 6)
     labels = [digits.train_labels[(digits.train_images == image).all(axis=(1, 2, 3))][0] for image in chosen]
     assert len(set(labels)) == 6

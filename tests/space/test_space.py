@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raysweep import space
 from raysweep.config import SETTINGS, Settings, has_effect, protocol
 from raysweep.errors import InputError
+from raysweep.probes.probes import counted_specs
 from raysweep.space import expansion, reading
 
 ALPHA = {"name": "alpha", "search": {"alpha": {"grid": [1e-5, 1, 10]}, "seed": {"grid": [0, 1]}}, "baseline": True}
@@ -303,7 +304,9 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
     strength = [trial.settings for trial in sweeps["strength"].trials if not trial.baseline]
     assert sorted({of.strength for of in strength}) == [0, 0.125, 0.25, 0.5, 0.75, 1]
     assert {(of.usl_type, of.denoising) for of in strength} == {("ae_parallel", True)}
-    assert {(t.settings.dataset, t.settings.probes) for t in sweeps["transfer"].trials} == {("cifar100", "cifar10")}
+    assert {(t.settings.dataset, t.settings.evaluated_dataset) for t in sweeps["transfer"].trials} == {
+        ("cifar100", "cifar10")
+    }
     quick = sweeps["quickstart"].trials
     assert len(quick) == 24
     assert Path(shipped_spaces()["quickstart"]).is_file()
@@ -377,7 +380,7 @@ def test_lists_that_are_one_value():
     assert trial.settings.policy == "simclr+noise"
     assert trial.settings.policies == ("simclr", "noise")
     assert trial.settings.probe_bank == "lr=0.0001+0.001,layer=trunk+layer2"
-    assert [str(head) for head in trial.settings.heads] == [
+    assert [str(head) for head in counted_specs(trial.settings)] == [
         f"layer={layer},lr={lr},weight_decay=0.0" for layer in ("trunk", "layer2") for lr in (0.0001, 0.001)
     ]
     assert build({"base": {"probe_bank": "lr=1e-4+1e-3,layer=trunk+layer2"}}).trials[0].settings == (
@@ -390,7 +393,7 @@ def test_lists_that_are_one_value():
         "policy=noise+affine,seed=0",
     ]
     banks = build({"search": {"probe_bank": [None, {"lr": [0.1, 0.2]}]}})
-    assert [len(trial.settings.heads) for trial in banks.trials] == [1, 2]
+    assert [len(counted_specs(trial.settings)) for trial in banks.trials] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +402,7 @@ def test_lists_that_are_one_value():
         ({"base": {"encoder": "resnet18", "layerwise": "greedy"}}, ["layerwise: greedy", "blocks", "resnet18"]),
         ({"search": {"encoder": ["conv6", "resnet18"], "layerwise": ["greedy"]}}, ["layerwise: greedy", "resnet18"]),
         ({"base": {"encoder": "resnet18"}, "search": {"layerwise": ["none", "random"]}}, ["layerwise", "resnet18"]),
-        ({"base": {"encoder": "resnet18", "probe_layer": "layer2"}}, ["probe_layer: layer2", "block of conv6"]),
+        ({"base": {"encoder": "resnet18", "probe_layer": "layer2"}}, ["probe_layer", "resnet18 has no layer 'layer2'"]),
         ({"base": {"usl_type": "simclr", "emb_loss": "l1"}}, ["emb_loss", "no effect", "usl_type: simclr"]),
         ({"base": {"usl_type": "simclr", "alpha": 5}}, ["alpha", "no effect", "usl_type: ae_parallel"]),
         ({"base": {"probe_bank": "lr=1+2"}, "search": {"le_lr": [1, 2]}}, ["search.le_lr", "no lr in probe_bank"]),

@@ -43,7 +43,7 @@ select_data(TRIAL.settings, DATASETS, load=True)
 
 
 def settings_of(name):
-    return Settings(batch_size=BATCH, usl_epochs=2, precision="fp32", blur=True, **METHODS[name])
+    return Settings(batch_size=BATCH, usl_epochs=2, precision="fp32", **METHODS[name])
 
 
 def images_of(count):
@@ -58,7 +58,8 @@ def gradients(settings, ranks):
     share, images = ranks.shard(BATCH), images_of(BATCH)
     part = None if share is None else share.views(settings.views)
     clean = to_float(images if share is None else images[share.start : share.end])
-    views = augment(clean.repeat(settings.views, 1, 1, 1), settings, state.generator, part)
+    blurred = settings.model_copy(update={"blur": True})
+    views = augment(clean.repeat(settings.views, 1, 1, 1), blurred, state.generator, part)
     state.method.shard = share
     found = []
     for step in state.steps():
