@@ -41,6 +41,8 @@ from typing import Any
 import load
 import measure
 
+from raysweep.results.trial_directory import at_work
+
 SLEEP = "RAYSWEEP_SCALE"  # in the environment of the workers: the case
 PARTS = ("dataset", "storage", "start", "tensorboard", "driver")
 TRIAL = {"usl_epochs": 4, "le_epochs": 6, "images_every": 2, "probe_every": 2}  # of the trial whose storage is counted
@@ -134,7 +136,7 @@ def sleeping(config: Mapping[str, Any], datasets: Any, how: Any) -> None:
     if case["paced"]:  # a few trials that report very often, in place of very many that do once a second
         trainable.REPORT_SECONDS = case["seconds"]
     pace = Pace(tell)
-    with results.at_work(trial.name) as push:
+    with at_work(results, trial.name) as push:
         folder = results.trial(trial.name)
         begin_attempt(folder, trial.settings)
         begun = time.monotonic()
@@ -322,7 +324,7 @@ def real_trial(
     results = Store(place)
     results.create(sweep, {})
     phase("the trial")
-    with results.at_work(trial.name) as push:
+    with at_work(results, trial.name) as push:
         run_trial(
             trial,
             data,

@@ -30,6 +30,7 @@ from raysweep.results.credentials import is_uri
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.result import Result, describe_error, note_traceback, protocol_difference
 from raysweep.results.store import TAKE_SECONDS, Store, candidates, check_writable
+from raysweep.results.sweep_file import recorded_datasets, with_proposals
 from raysweep.space import Sweep
 from raysweep.system.files import existing_ancestor
 from raysweep.system.places import ensure_home, expanded, settle_ray_directory
@@ -308,7 +309,7 @@ def resume(parsed: argparse.Namespace) -> int:
                 store.extend(sweep, provenance())
             tell(console, f"{store.place}: all {len(kept)} trials have finished")
             return conclude(sweep, store, console)
-        datasets, plan = prepare(sweep, store, store.recorded_datasets(), parsed, console)
+        datasets, plan = prepare(sweep, store, recorded_datasets(store.root), parsed, console)
         check_kept(sweep, kept, datasets)
         if changed:
             store.extend(sweep, {**provenance(), "datasets": selection.digests(datasets)})
@@ -328,7 +329,7 @@ def extended(begun: Sweep, store: Store, parsed: argparse.Namespace) -> Sweep:
         return begun
     asked = requested(parsed, store.root / "sweep.yaml")
     where = f"{parsed.space or parsed.exp_type or 'command line'} for {shown_place(store)}"
-    return store.proposed(space.extend(begun, asked, where))
+    return with_proposals(store.root, space.extend(begun, asked, where))
 
 
 def check_kept(sweep: Sweep, kept: list[Result], datasets: Datasets) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from raysweep import parts
 from raysweep.augment.operations import to_float
@@ -21,13 +20,14 @@ from raysweep.data.selection import Datasets, TrialData, select_data
 from raysweep.errors import Diverged
 from raysweep.methods.precision import precision_of
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.evaluation import Evaluation, fixed_subset, resident
+from raysweep.probes.evaluation import Evaluation, fixed_subset
 from raysweep.probes.features import compute
 from raysweep.randomness import generator
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.encoders import save_encoder
 from raysweep.results.events import Events, image_grid, projector
+from raysweep.results.older_checkpoints import from_older_version
 from raysweep.results.result import (
     Result,
     check_settings,
@@ -39,6 +39,7 @@ from raysweep.results.result import (
 )
 from raysweep.space import Trial
 from raysweep.system.memory import kept_memory
+from raysweep.training.compute import device_of, fixed_threads, resident
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.loop import pretrain
 from raysweep.training.state import broadcast_state, fresh_state
@@ -78,14 +79,6 @@ class End:
 
     status: Literal["finished", "failed", "stopped"]
     reason: str | None = None
-
-
-@contextmanager
-def fixed_threads(threads: int) -> Iterator[None]:
-    """Let every library compute on `threads` threads: results depend on the number in their last bits."""
-    torch.set_num_threads(threads)
-    with threadpool_limits(limits=threads):
-        yield
 
 
 def run_trial(
@@ -189,11 +182,6 @@ def follow_trial(
         broadcast_state(state, context)
         for _ in pretrain(settings, state, resident(images, device), context=context):
             pass
-
-
-def device_of(gpu: bool) -> torch.device:
-    """The device of a trial: this process's CUDA device if it is asked for and visible, else the CPU."""
-    return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
 
 
 class TrialRun:
@@ -425,23 +413,3 @@ class TrialRun:
             warnings.warn(
                 f"{done} were in {was}, the others in {now}, which is what its next machine has", stacklevel=2
             )
-
-
-def from_older_version(saved: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """A checkpoint in the present form. Older versions had one entry for each network, and less of an evaluation."""
-    defaults = {"collapsed": 0, "warnings": [], "precision": None, **saved}
-    state = {"step": 0, "order": None, "sums": None, **saved["state"]}
-    if "method" not in state:
-        names = ["encoder"] if settings.layerwise != "none" or state["decoder"] is None else ["encoder", "decoder"]
-        state["method"] = {f"{name}.{key}": value for name in names for key, value in state[name].items()}
-        if state["sums"] is not None:  # the total, the reconstruction and the embedding, zero where there is none
-            losses = [name.removeprefix("pretrain/") for name in parts.method[settings.usl_type].metrics]
-            state["sums"] = state["sums"][[0, *(1 if name == "rec_loss" else 2 for name in losses)]]
-    evaluation = saved.get("evaluation")
-    if evaluation is None:
-        passes, at_work = saved.get("probed"), saved.get("probes")
-        evaluation = {"is_scored": passes is not None, "done": [], "at_work": None}
-        evaluation["best_linear_probe"] = saved.get("linear_probe", "")
-        if passes is not None:
-            evaluation["at_work"] = {"finished_passes": passes, "probes": at_work, "progress": 0.0}
-    return {**defaults, "state": state, "evaluation": evaluation}

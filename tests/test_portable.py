@@ -312,8 +312,8 @@ def shown(tmp_path_factory):
         folders.append(folder)
     program = "import os, runpy, sys\nsys.modules['raysweep'] = None\n"
     program += "for folder in sys.argv[1:]:\n    os.chdir(folder)\n    runpy.run_path('shown.py')\n"
-    subprocess.run([sys.executable, "-c", program, *map(str, layout)], check=True)
-    return dict(zip(SHOWN, zip(encoders, layout)))
+    subprocess.run([sys.executable, "-c", program, *map(str, folders)], check=True)
+    return dict(zip(SHOWN, zip(encoders, folders)))
 
 
 @pytest.mark.parametrize("of", SHOWN, ids=lambda of: "-".join(map(str, of[:3])))

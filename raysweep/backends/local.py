@@ -10,6 +10,7 @@ from raysweep.data.selection import Datasets, select_data
 from raysweep.results.mirror import Replaced
 from raysweep.results.result import describe_error
 from raysweep.results.store import PUSH_SECONDS, Store
+from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.space import Sweep, Trial
 from raysweep.trial import Progress, run_trial
 
@@ -28,7 +29,7 @@ def run_locally(
         view.begin(trial)
         directory = results.trial(trial.name)
         try:
-            with results.at_work(trial.name) as push:
+            with at_work(results, trial.name) as push:
 
                 def report(at: Progress, trial: Trial = trial, push: Callable[..., None] = push) -> None:
                     view.progress(trial, at.share)
@@ -55,7 +56,7 @@ def run_locally(
             result = results.result(trial.name)
             if result is None:
                 digest = select_data(trial.settings, datasets).probe.digest
-                result = results.record_failure(trial, digest, describe_error(fault))
+                result = record_failure(results, trial, digest, describe_error(fault))
         if result is None:
             return
         view.end(result)

@@ -201,11 +201,11 @@ class Settings(BaseModel):
             if not parts.method[self.usl_type].traits["layerwise"]:
                 raise ValueError(f"layerwise: {self.layerwise}: usl_type {self.usl_type} cannot train block by block")
         for part in parts.in_use(self):
-            if part.traits.get("check") is not None:
-                part.traits["check"](self)
             for parameter in part.parameters.values():
                 if parameter.is_layer:
                     self.check_layer(parameter.name, getattr(self, parameter.name))
+            if part.traits.get("check") is not None:
+                part.traits["check"](self)
         return self
 
     def check_layer(self, name: str, layer: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raysweep import parts
@@ -19,6 +17,7 @@ from raysweep.data.splits import SplitPart, fit_and_val
 from raysweep.probes.features import extract, extract_layers
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.probes import TrainedProbe
+from raysweep.training.compute import resident
 
 ONLINE_BANK, ONLINE_QUERIES = 2048, 1024
 """Numbers of images of the fit and of the validation split in the online measure."""
@@ -217,13 +216,6 @@ def make_splits(
     fit, val = fit_and_val(dataset, settings.val_fraction, settings.split_seed)
     test = SplitPart(dataset.test_images, np.arange(len(dataset.test_images)), dataset.test_labels)
     return {"fit": split(fit), "val": split(val), "test": split(test)}
-
-
-def resident(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A NumPy array as a tensor on `device`; on the CPU the two share their memory, which nothing writes to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array).to(device)
 
 
 def fixed_subset(available: int, wanted: int) -> Tensor:

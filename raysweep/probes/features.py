@@ -63,7 +63,7 @@ def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[T
             features.append(encoder.head(outputs["trunk"]))
             continue
         h = outputs[layer]
-        while h[0].numel() > encoder.feature_dim and h.ndim == 4:
+        while h.ndim == 4 and math.prod(h.shape[1:]) > encoder.feature_dim:
             h = F.avg_pool2d(h, 2)
         features.append(h.flatten(1))
     return features

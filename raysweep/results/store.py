@@ -17,24 +17,21 @@ from __future__ import annotations
 import errno
 import itertools
 import random
-import socket
 import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from raysweep.errors import InputError
 from raysweep.results.bucket import Bucket
 from raysweep.results.credentials import is_uri, join
-from raysweep.results.mirror import Held, Mirror, Replaced, hold_bucket
-from raysweep.space import Proposal, Sweep, Trial, build, check_name, mapping, propose, read, to_yaml
+from raysweep.results.mirror import Held, Mirror, hold_bucket
+from raysweep.space import Proposal, Sweep, build, check_name, read
 from raysweep.system.files import (
     check_held,
     existing_ancestor,
@@ -43,55 +40,30 @@ from raysweep.system.files import (
     lies,
     make_directory,
     open_lock,
-    read_json,
     set_aside,
     try_lock,
-    write_atomically,
     write_json,
 )
 
 if TYPE_CHECKING:
     pass
-from raysweep.results.attempts import hold_directory
-from raysweep.results.checkpoints import remove_checkpoints
 from raysweep.results.result import (
-    Count,
     Damaged,
-    Plain,
     Result,
-    brief,
     check_settings,
     describe_error,
-    make_result,
-    note_traceback,
     read_attempt,
     read_result,
     set_result_aside,
-    write_result,
 )
+from raysweep.results.sweep_file import PROPOSALS, history, with_proposals, write_sweep
 
-PROPOSALS = "proposals.json"
 TAKE_SECONDS = 10.0
 """How long a name in a bucket is tried for while other processes try to take it."""
 PUSH_SECONDS = 60.0
 """After how long a trial's events go into a bucket, where they do not go with a checkpoint before."""
-LONGEST_PROPOSALS = 2**27
-"""Bytes of `proposals.json` that are read: enough for 100,000 points."""
 STATE = ("attempt.json", "error.txt", "result.json")
 """The files of a trial that say how it stands."""
-
-
-class ProposedPoint(BaseModel):
-    """One point in `proposals.json`."""
-
-    space: Count
-    values: dict[str, Plain]
-
-
-class ProposedPoints(BaseModel):
-    """The content of `proposals.json`."""
-
-    points: list[ProposedPoint]
 
 
 class Store:
@@ -152,7 +124,7 @@ class Store:
         if not path.is_file():
             what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
             raise InputError(f"{place}: no sweep lies there ({what})")
-        return store, store.proposed(build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
+        return store, with_proposals(store.root, build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> Store:
         """Make a new results directory and write `sweep.yaml`.
@@ -180,7 +152,7 @@ class Store:
                 with self.lock():
                     if "sweep.yaml" in self.bucket.names():
                         return False
-                    self._write(sweep, {"made_by": made_by})
+                    write_sweep(self.root, sweep, {"made_by": made_by})
                     self.push()
                     return True
             except Held:  # by another process that makes it or, where two tried at the same moment, perhaps by none
@@ -194,7 +166,7 @@ class Store:
         if not make_directory(self.root):
             return False
         try:
-            self._write(sweep, {"made_by": made_by})
+            write_sweep(self.root, sweep, {"made_by": made_by})
         except BaseException:
             with suppress(OSError):  # others may have put something into a parent meanwhile
                 for path in made:
@@ -204,36 +176,9 @@ class Store:
 
     def extend(self, sweep: Sweep, changed_by: dict[str, Any]) -> None:
         """Write `sweep.yaml` anew for the sweep as it is from now on; what made and changed it before stays noted."""
-        made_by, *changes = self.history()
-        self._write(sweep, {"made_by": made_by, "changed_by": [*changes, changed_by]})
+        made_by, *changes = history(self.root)
+        write_sweep(self.root, sweep, {"made_by": made_by, "changed_by": [*changes, changed_by]})
         self.push()
-
-    def history(self) -> list[dict[str, Any]]:
-        """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
-        path = self.root / "sweep.yaml"
-        found = read(path)
-        changes = found.get("changed_by") or []
-        if not isinstance(changes, list):
-            raise InputError(f"{path}: changed_by: a list expected, not {changes!r}")
-        return [mapping(entry, f"{path}: made_by and changed_by") for entry in (found.get("made_by"), *changes)]
-
-    def recorded_datasets(self) -> dict[str, str]:
-        """The digests of the datasets that the sweep was made and changed with, by name; none before it is made."""
-        if not (self.root / "sweep.yaml").exists():
-            return {}
-        where = f"{self.root / 'sweep.yaml'}: datasets"
-        recorded = {
-            name: digest for each in self.history() for name, digest in mapping(each.get("datasets"), where).items()
-        }
-        for name, digest in recorded.items():
-            if not isinstance(digest, str):
-                raise InputError(f"{where}: {name}: a digest expected (text), not {digest!r}")
-        return recorded
-
-    def _write(self, sweep: Sweep, records: dict[str, Any]) -> None:
-        header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
-        text = to_yaml({**sweep.to_dict(), **records})
-        write_atomically(self.root / "sweep.yaml", (header + text).encode())
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:
@@ -319,93 +264,6 @@ class Store:
         if self._mirror is not None:
             self._mirror.push(of_report)
 
-    @contextmanager
-    def at_work(self, name: str) -> Iterator[Callable[..., None]]:
-        """Hold a trial's directory to run the trial here: brought over from a bucket before, and back at the end.
-
-        Yields:
-            What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
-            take them: they are kept here until the trial is taken up again, and its `error.txt` says why. It raises
-            Replaced where another process has taken the trial up.
-
-        Raises:
-            FileNotFoundError: the sweep does not lie there, as on a node that joined without the shared mount, or it
-                was removed or renamed meanwhile.
-        """
-        absent = FileNotFoundError(
-            errno.ENOENT, f"{socket.gethostname()} does not see the sweep's sweep.yaml", str(self.root)
-        )
-        if not self.present():  # or what it writes would be lost
-            raise absent
-        with hold_directory(self.trial(name)):
-            if self.bucket is None:
-                try:
-                    yield lambda every=0.0: check_held(self.trial(name))
-                except OSError as fault:
-                    if not self.present():
-                        raise absent from fault
-                    raise
-                return
-            mirror = Mirror(self.bucket / name, self.trial(name))
-            try:
-                mirror.pull()
-                try:
-                    yield mirror.push
-                except Replaced:
-                    raise
-                except Exception:  # not SystemExit, by which Ray ends a stopped trial while the next one waits for it
-                    mirror.push()
-                    raise
-                mirror.push()
-            except Replaced:
-                raise
-            except OSError:
-                note_traceback(self.trial(name))
-                raise
-
-    @contextmanager
-    def recording(self, name: str) -> Iterator[Path]:
-        """A trial's directory, to record how the trial ended where its own process does not; a bucket gets it then.
-
-        Where that cannot be written it is a warning: the sweep goes on, and a resume runs the trial again.
-        """
-        try:
-            yield self.trial(name)
-            if self.bucket is not None:
-                Mirror(self.bucket / name, self.trial(name)).push(lambda each: each.endswith((".json", ".stopped")))
-        except OSError as fault:
-            if self.present():  # the command says once that all of it is gone
-                warnings.warn(f"{name}: how it ended cannot be recorded: {describe_error(fault)}", stacklevel=3)
-
-    def record_failure(self, trial: Trial, probe_digest: str, error: str) -> Result:
-        """Record that the trial's last attempt broke off, and why."""
-        directory = self.trial(trial.name)
-        result = make_result(
-            trial,
-            probe_digest,
-            directory,
-            status="failed",
-            error=error,
-            metrics={},
-            wall_s=0.0,
-            device="unknown",
-            warnings=[],
-        )
-        if self.present():
-            with self.recording(trial.name):
-                directory.mkdir(parents=True, exist_ok=True)
-                write_result(directory, result)
-        return result
-
-    def forget_checkpoints(self, name: str) -> None:
-        """Remove the checkpoints of a trial that will not go on, in a bucket too."""
-        remove_checkpoints(self.trial(name))
-        if self.bucket is not None:
-            there = self.bucket / name
-            for each in there.files():
-                if each.startswith("checkpoints/"):
-                    there.remove(each)
-
     def trial(self, name: str) -> Path:
         """The directory of a trial."""
         return self.root / name
@@ -414,39 +272,11 @@ class Store:
         """How the trial ended; None as long as it has not. Raises InputError if the file was damaged."""
         return read_result(self.trial(name), name)
 
-    def proposals(self) -> list[Proposal]:
-        """The points that a searcher has proposed, in their order; raises InputError if the file was damaged."""
-        path = self.root / PROPOSALS
-        try:
-            content = ProposedPoints.model_validate(read_json(path, LONGEST_PROPOSALS))
-        except FileNotFoundError:
-            return []
-        except ValueError as fault:
-            raise InputError(
-                f"{path}: is damaged ({brief(fault)}); the sweep cannot go on without its points: put the file back, "
-                f"or start a new sweep"
-            ) from None
-        return [Proposal(point.space, point.values) for point in content.points]
-
     def record_proposals(self, points: Sequence[Proposal]) -> None:
-        """Write down what was proposed, before any trial of it runs; raises OSError where that fails."""
+        """Write down the proposed points, before any trial of them runs; raise OSError where that fails."""
         write_json(self.root / PROPOSALS, {"points": [asdict(point) for point in points]})
         if self.bucket is not None:
             self.bucket.write(PROPOSALS, (self.root / PROPOSALS).read_bytes())
-
-    def proposed(self, sweep: Sweep) -> Sweep:
-        """The sweep with the trials of the points that its searcher has proposed so far; without one, as it is.
-
-        Raises:
-            InputError: a point is none of the sweep's, as after `sweep.yaml` was changed by hand.
-        """
-        for number, point in enumerate(self.proposals() if sweep.tune.searcher != "none" else []):
-            grown = propose(sweep, point)
-            if grown is None:
-                path = self.root / PROPOSALS
-                raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")
-            sweep = grown
-        return sweep
 
     def check_begun(self, sweep: Sweep) -> None:
         """Raises InputError if a trial was begun with settings other than the sweep now has."""

@@ -158,7 +158,8 @@ def test_digits_m_is_the_same_every_time_and_in_every_process(digits_m: Dataset)
     again = load("digits_m", data_dir=Path("/elsewhere"), image_size=16)
     np.testing.assert_array_equal(again.train_images, digits_m.train_images)
     np.testing.assert_array_equal(again.test_images, digits_m.test_images)
-    script = "from pathlib import Path; from raysweep.data.loading import load; print(load('digits_m', data_dir=Path('x')).digest)"
+    script = "from pathlib import Path; from raysweep.data.loading import load; "
+    script += "print(load('digits_m', data_dir=Path('x')).digest)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == again.digest == digits_m.digest
 

@@ -32,6 +32,7 @@ from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
 from raysweep.results.encoders import load_encoder
 from raysweep.results.mirror import CLAIM, Mirror
 from raysweep.results.store import Store
+from raysweep.results.trial_directory import at_work, record_failure
 from tests.support import ROOT
 from tests.support.cluster import cluster
 from tests.support.commands import here
@@ -341,13 +342,13 @@ def test_the_driver_sees_how_trials_on_other_machines_stand(uri, monkeypatch, tm
         node = Store(driver.place)
         directory = node.trial(trial.name)
         assert directory.is_relative_to(tmp_path / "node")
-        with suppress(RuntimeError), node.at_work(trial.name) as push:
+        with suppress(RuntimeError), at_work(node, trial.name) as push:
             begin_attempt(directory, trial.settings)
             push()
             (directory / "error.txt").write_text("Traceback\nRuntimeError: no")
             raise RuntimeError
         driver.pull(trial.name)
-        assert driver.record_failure(trial, "digest", "RuntimeError: no").error == "RuntimeError: no"
+        assert record_failure(driver, trial, "digest", "RuntimeError: no").error == "RuntimeError: no"
     monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "third"))
     opened, sweep = Store.open(driver.place)
     with opened.lock():

@@ -15,6 +15,7 @@ from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
 from raysweep.results.encoders import save_encoder
 from raysweep.results.result import note_traceback
 from raysweep.results.store import Store
+from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.system.files import write_json
 from tests.support import ROOT
 
@@ -98,7 +99,7 @@ WAYS = [lost, replaced, unmounted]
 def test_a_trial_writes_nothing_there(tmp_path, way):
     made = Store(tmp_path / "a").create(SWEEP, {})
     directory, trial = made.trial("seed=0"), SWEEP.trials[0]
-    with made.at_work("seed=0") as push:
+    with at_work(made, "seed=0") as push:
         begin_attempt(directory, trial.settings)
         push()
         way(made.root)
@@ -120,7 +121,7 @@ def test_a_trial_that_breaks_off_says_that_the_sweep_is_not_there(tmp_path):
     made = Store(tmp_path / "a").create(SWEEP, {})
 
     def work():
-        with made.at_work("seed=0"):
+        with at_work(made, "seed=0"):
             lost(made.root)
             (made.trial("seed=0") / "x").touch()
 
@@ -139,7 +140,7 @@ def test_the_driver_writes_nothing_there(tmp_path, way):
         way(made.root)
         before = listing(tmp_path)
         assert not made.present()
-        made.record_failure(SWEEP.trials[0], "digest", "why")
+        record_failure(made, SWEEP.trials[0], "digest", "why")
         with pytest.raises(FileNotFoundError):
             made.record_proposals([])
         with pytest.raises(FileNotFoundError):
@@ -155,14 +156,14 @@ def test_a_worker_that_does_not_hold_the_sweep_sees_that_it_is_gone(tmp_path):
     assert worker.present()
     lost(made.root)
     assert not worker.present()
-    with pytest.raises(FileNotFoundError, match=r"does not see the sweep's sweep\.yaml"), worker.at_work("seed=0"):
+    with pytest.raises(FileNotFoundError, match=r"does not see the sweep's sweep\.yaml"), at_work(worker, "seed=0"):
         pass
     assert os.listdir(tmp_path) == ["renamed"]
 
 
 def test_a_lock_is_taken_from_nobody(tmp_path):
     made = Store(tmp_path / "a").create(SWEEP, {})
-    with made.at_work("seed=0"):
+    with at_work(made, "seed=0"):
         replaced(made.root)
         (made.trial("seed=0") / ".lock").write_text("another process's")
     assert (made.trial("seed=0") / ".lock").read_text() == "another process's"

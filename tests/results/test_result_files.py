@@ -16,6 +16,7 @@ from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.encoders import save_encoder
 from raysweep.results.store import Store
+from raysweep.results.trial_directory import at_work, record_failure
 from tests.support import ROOT
 from tests.support.commands import here
 from tests.support.odd_files import METRICS, ODD, SWEEP, make
@@ -181,7 +182,7 @@ def test_what_is_no_file_is_set_aside_wherever_a_trial_needs_one(tmp_path, kind)
         made.check_begun(SWEEP)
         made.set_damaged_aside(SWEEP)
         assert made.results(SWEEP)[0].trial == "seed=1"
-        with made.at_work(trial.name) as push:
+        with at_work(made, trial.name) as push:
             assert begin_attempt(directory, trial.settings) == 1
             push()
             assert load_checkpoint(directory) == {"epoch": 1}
@@ -233,7 +234,7 @@ def test_a_failure_is_not_recorded_over_a_damaged_result(tmp_path):
     path = made.trial("seed=0") / "result.json"
     path.write_text("damaged while the sweep ran")
     with pytest.warns(UserWarning, match="damaged-1"):
-        made.record_failure(SWEEP.trials[0], "digest", "why")
+        record_failure(made, SWEEP.trials[0], "digest", "why")
     assert made.result("seed=0").error == "why"
     assert path.with_name("result.json.damaged-1").read_text() == "damaged while the sweep ran"
 

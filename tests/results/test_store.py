@@ -24,6 +24,7 @@ from raysweep.results.result import (
     write_result,
 )
 from raysweep.results.store import Store
+from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.system.files import write_atomically, write_json
 
 SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
@@ -94,7 +95,7 @@ def test_attempts_are_counted_and_a_new_one_clears_the_failure_of_the_last(tmp_p
     directory = made.trial(trial.name)
     assert begin_attempt(directory, trial.settings) == 1
     (directory / "error.txt").write_text("Traceback\nRuntimeError: no")
-    failed = made.record_failure(trial, "digest", "RuntimeError: no")
+    failed = record_failure(made, trial, "digest", "RuntimeError: no")
     assert (failed.status, failed.error, failed.attempts) == ("failed", "RuntimeError: no", 1)
     assert read_result(directory) == failed
     assert begin_attempt(directory, trial.settings) == 2
@@ -225,9 +226,9 @@ def test_optional_parts_of_a_result_may_be_missing(tmp_path):
 
 def test_a_node_that_does_not_see_the_sweep_writes_nothing(tmp_path):
     there, trial = Store(tmp_path / "mount" / "x"), SWEEP.trials[0].name
-    with pytest.raises(FileNotFoundError, match="does not see the sweep"), there.at_work(trial):
+    with pytest.raises(FileNotFoundError, match="does not see the sweep"), at_work(there, trial):
         pass
     assert not list(tmp_path.iterdir())
     there.create(SWEEP, {})
-    with there.at_work(trial):
+    with at_work(there, trial):
         pass

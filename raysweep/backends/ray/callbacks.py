@@ -26,6 +26,7 @@ from raysweep.data.selection import Datasets, select_data
 from raysweep.errors import InputError
 from raysweep.results.result import Result, attempts, describe_error, make_result, write_result
 from raysweep.results.store import Store
+from raysweep.results.trial_directory import forget_checkpoints, record_failure, recording
 from raysweep.space import Trial
 
 
@@ -127,7 +128,7 @@ class Watch(tune.Callback):
         self.running.pop(of.name, None)
         result = self._result(of)
         if result is None:
-            result = self.results.record_failure(of, self._digest(of), broke_off(trial))
+            result = record_failure(self.results, of, self._digest(of), broke_off(trial))
         self._end(result)
 
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
@@ -152,7 +153,7 @@ class Watch(tune.Callback):
             if result is None and name in (hit or [name]):
                 broken[name] += 1
                 if broken[name] > max_failures:
-                    result = self.results.record_failure(trial, self._digest(trial), why)
+                    result = record_failure(self.results, trial, self._digest(trial), why)
                 else:
                     self.view.retry(trial, attempts(self.results.trial(name)), why)
             if result is not None:
@@ -188,10 +189,10 @@ class Watch(tune.Callback):
             device="unknown",
             warnings=[],
         )
-        with self.results.recording(of.name):
+        with recording(self.results, of.name):
             end_stopped(directory, attempts(directory))
             write_result(directory, result)
-            self.results.forget_checkpoints(of.name)
+            forget_checkpoints(self.results, of.name)
         return result
 
     def _end(self, result: Result) -> None:

@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from raysweep.backends.stopping import Stopping
 from raysweep.results.result import Result, describe_error
 from raysweep.results.store import Store
+from raysweep.results.sweep_file import read_proposals
 from raysweep.space import Proposal, Sweep, Trial, draw, propose
 
 ASKED = 20
@@ -40,7 +41,7 @@ class Queue:
     def __init__(self, sweep: Sweep, pending: Iterable[Trial], results: Mapping[str, Result], store: Store) -> None:
         self.sweep, self.results, self.store = sweep, results, store
         self.waiting = deque(pending)
-        self.points = store.proposals()
+        self.points = read_proposals(store.root)
 
     def next(self) -> Trial | None:
         """The trial that is to run next; None where the last one has been given out."""

@@ -16,6 +16,7 @@ from raysweep.config import Collapse
 from raysweep.data.selection import Datasets
 from raysweep.results.mirror import Replaced
 from raysweep.results.store import PUSH_SECONDS, Store
+from raysweep.results.trial_directory import at_work
 from raysweep.space import Trial
 from raysweep.system.memory import keep_memory
 
@@ -85,7 +86,7 @@ def attempt(
             pace.tell({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
 
     # A process that was replaced leaves: the one that has the trial now says how it ends.
-    with suppress(Replaced), results.at_work(trial.name) as push:
+    with suppress(Replaced), at_work(results, trial.name) as push:
         run_trial(
             trial,
             datasets,

@@ -11,6 +11,7 @@ from raysweep.backends.ray.searcher import Queue, ask
 from raysweep.errors import InputError
 from raysweep.results.result import make_result
 from raysweep.results.store import Store
+from raysweep.results.sweep_file import with_proposals
 
 ALPHA = {"alpha": {"loguniform": [1e-5, 10]}, "seed": [0, 1]}
 
@@ -39,15 +40,15 @@ def run(sweep, folder, score, most=10**6, results=None):
     """Run the trials of a sweep one after the other, at most so many; what a trial scores is `score(trial)`."""
     results = {} if results is None else results
     kept, empty = Store(folder), sweep
-    sweep = kept.proposed(empty)
+    sweep = with_proposals(kept.root, empty)
     queue = Queue(sweep, [trial for trial in sweep.trials if trial.name not in results], results, kept)
     for _ in range(most):
         trial = queue.next()
         if trial is None:
             break
-        assert trial in kept.proposed(empty).trials, "recorded before it runs"
+        assert trial in with_proposals(kept.root, empty).trials, "recorded before it runs"
         results[trial.name] = result_of(trial, folder, score(trial))
-    return kept.proposed(empty), results
+    return with_proposals(kept.root, empty), results
 
 
 def near(trial):
@@ -140,4 +141,4 @@ def test_what_is_no_proposal_of_the_sweep_is_refused(tmp_path):
     ):
         (tmp_path / "proposals.json").write_text(text)
         with pytest.raises(InputError, match=words):
-            kept.proposed(sweep)
+            with_proposals(kept.root, sweep)
