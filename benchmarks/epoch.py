@@ -42,7 +42,8 @@ from raysweep.augment.simclr import draw_simclr
 from raysweep.config import Settings
 from raysweep.space import Trial
 from raysweep.system.memory import keep_memory
-from raysweep.trial import Progress, run_trial
+from raysweep.trial import run_trial
+from raysweep.trial_progress import Progress
 
 SHARE = "share of the matrix products' rate"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -182,14 +182,15 @@ def drive(case: Case) -> dict[str, Any]:
     import ray
     from rich.console import Console
 
-    from raysweep import cli, space
+    from raysweep import space
     from raysweep.backends.progress import ProgressDisplay
     from raysweep.backends.ray import tuner
     from raysweep.backends.ray.cluster import quieten
-    from raysweep.backends.ray.tuner import run_on_ray
     from raysweep.backends.stopping import Stopping
+    from raysweep.backends.sweep_run import SweepRun
     from raysweep.data import selection
     from raysweep.data.selection import select_data
+    from raysweep.preparation import provenance
     from raysweep.report.building import build_report
     from raysweep.results.store import Store
 
@@ -229,7 +230,7 @@ def drive(case: Case) -> dict[str, Any]:
     tuner.trial_function = sleeping  # the only thing that is not the command's own
     try:
         results = Store.plan(output, None, sweep.name)
-        results.create(sweep, cli.provenance())
+        results.create(sweep, provenance())
         stopping = Stopping(results)
         begun = time.monotonic()
         with (
@@ -238,7 +239,7 @@ def drive(case: Case) -> dict[str, Any]:
             stopping.running(),
             Noting(sweep, [], Console(file=nowhere)) as view,
         ):
-            run_on_ray(sweep, list(sweep.trials), [], results, data, view, stopping)
+            tuner.run(SweepRun(sweep, list(sweep.trials), [], results, data, view, stopping))
         mib = load.pss_mib(os.getpid())
         ended = time.monotonic()
         build_report(results, sweep)

@@ -65,7 +65,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class InputError(ValueError):
+class RaysweepError(Exception):
+    """The base of all exceptions that raysweep raises on purpose."""
+
+
+class SweepInterrupted(RaysweepError):
+    """The user interrupted a sweep; the message says how it is resumed."""
+
+
+class SweepBrokeOff(RaysweepError):
+    """Something unexpected ended a sweep; the message says what, and how the sweep is resumed."""
+
+
+class ResultsLost(RaysweepError):
+    """The results directory of a sweep is gone, or takes no report; the message says what to do."""
+
+
+class InputError(ValueError, RaysweepError):
     """A fault in what the user gave: its message is one line that says what is wrong and what is valid.
 
     The command line prints it and exits with status 2; any other exception is a fault of ours and keeps its traceback.
@@ -80,4 +96,4 @@ class InputError(ValueError):
 
 
 class Diverged(ArithmeticError):
-    """A loss, weight or feature became NaN or infinite: a result too, as the same settings would only repeat it."""
+    """A loss, weight or feature became NaN or infinite. This is a result: the same settings would only repeat it."""

@@ -6,9 +6,8 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -43,42 +42,12 @@ from raysweep.training.compute import device_of, fixed_threads, resident
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.loop import pretrain
 from raysweep.training.state import broadcast_state, fresh_state
+from raysweep.trial_progress import End, Progress, Report, Saved, Stop
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 50  # a checkpoint takes at most 2 % of the time
 WATCHED_IMAGES = 1024
 GRID_IMAGES = 8
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a trial, after an epoch of pretraining or of a probe."""
-
-    share: float
-    """The fraction of the whole trial that is done, in [0, 1]."""
-    epoch: int
-    """Number of finished epochs of pretraining."""
-    evaluated: bool
-    """Whether the online measures among `metrics` are from this epoch."""
-    metrics: dict[str, float]
-    """The newest value of each metric."""
-    seconds: float
-    """The time spent on the trial, over all attempts."""
-
-
-Report = Callable[[Progress], None]
-Stop = Callable[[], bool]
-"""Called between two steps. It says whether to save a checkpoint at once and stop. It must be cheap."""
-Saved = Callable[[], None]
-"""Called after something was written that a resumed trial, or the sweep, reads."""
-
-
-@dataclass(frozen=True)
-class End:
-    """How a trial ended by itself."""
-
-    status: Literal["finished", "failed", "stopped"]
-    reason: str | None = None
 
 
 def run_trial(

@@ -3,8 +3,8 @@
 import importlib.util
 import re
 
-from raysweep.cli import shipped_spaces
 from raysweep.config import SETTINGS
+from raysweep.preparation import shipped_spaces
 from tests.support import ROOT
 
 

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "raysweep"
 # An entry may import those before it, none after it.
 ORDER = [
     "errors", "system", "parts", "config", "space", "data", "randomness", "augment", "models", "methods", "training",
-    "results", "probes", "trial", "portable", "report", "backends", "cli", "__main__",
+    "results", "probes", "trial_progress", "trial", "portable", "report", "backends", "preparation", "api",
+    "arguments", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "system/places", "config", "space", "results/store", "results/credentials", "cli")
 HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow"}

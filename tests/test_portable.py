@@ -29,7 +29,7 @@ from raysweep.results.checkpoints import save_checkpoint, to_bytes
 from raysweep.results.encoders import save_encoder
 from raysweep.training.state import fresh_state
 from tests.support import ROOT
-from tests.support.networks import make_encoder
+from tests.support.networks import embed, make_encoder
 
 
 def command(where, *arguments, **options):
@@ -324,7 +324,7 @@ def test_the_documented_plain_torch_program_equals_ours_as_reference(shown, of):
     cut = out["images"][..., left : left + size, left : left + size]
     with torch.inference_mode():
         assert torch.allclose(out["trunk"], encoder(cut), atol=1e-5)
-        assert torch.allclose(out["embedding"], encoder(cut), atol=1e-5)
+        assert torch.allclose(out["embedding"], embed(encoder, cut), atol=1e-5)
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from raysweep import space
 from raysweep.augment.operations import to_float
 from raysweep.augment.policies import simclr
-from raysweep.backends.local import run_locally
+from raysweep.backends import local
 from raysweep.backends.progress import ProgressDisplay
 from raysweep.backends.stopping import Stopping
+from raysweep.backends.sweep_run import SweepRun
 from raysweep.config import METRICS, Collapse
 from raysweep.data.selection import TrialData, check_data
 from raysweep.data.splits import split_train
@@ -194,7 +195,7 @@ def test_a_result_stands_whatever_breaks_after_it(tmp_path):
     (made.trial("seed=0") / "checkpoints" / "no file").mkdir(parents=True)  # so that checkpoints cannot be removed
     stopping = Stopping(made)
     with ProgressDisplay(sweep, [], Console(file=io.StringIO())) as view:
-        run_locally(sweep, list(sweep.trials), made, DATASETS, view, stopping)
+        local.run(SweepRun(sweep, list(sweep.trials), [], made, DATASETS, view, stopping))
     assert made.result("seed=0").status == "finished"
 
 

@@ -2,61 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from raysweep.backends.progress import ProgressDisplay
-from raysweep.backends.stopping import Stopping
-from raysweep.data.selection import Datasets, select_data
+from raysweep.backends.sweep_run import SweepRun
+from raysweep.data.selection import select_data
 from raysweep.results.mirror import Replaced
 from raysweep.results.result import describe_error
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.space import Sweep, Trial
-from raysweep.trial import Progress, run_trial
+from raysweep.trial import run_trial
+from raysweep.trial_progress import Progress
 
 
-def run_locally(
-    sweep: Sweep, pending: list[Trial], results: Store, datasets: Datasets, view: ProgressDisplay, stopping: Stopping
-) -> None:
-    """Run the pending trials; each leaves its result in its directory.
+def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
+    """Nothing needs to be prepared; returns the plan in words."""
+    return "one at a time in this process"
 
-    Computes bit for bit what the same trials compute on Ray. A trial that raises is recorded as failed, its traceback
-    in its `error.txt`, and the next one runs. Returns early, the trial at work saved, when the sweep is to end.
+
+def run(sweep_run: SweepRun) -> Sweep:
+    """Run the pending trials, one after the other.
+
+    They compute bit for bit what they compute on Ray. A trial that raises is recorded as failed, with its traceback in
+    its `error.txt`, and the next one runs. If the sweep is to end early, the trial that runs is saved first.
     """
-    for trial in pending:
-        if stopping.asked():
-            return
-        view.begin(trial)
-        directory = results.trial(trial.name)
-        try:
-            with at_work(results, trial.name) as push:
+    for trial in sweep_run.pending:
+        if sweep_run.stopping.asked() or not run_one(sweep_run, trial):
+            break
+    return sweep_run.sweep
 
-                def report(at: Progress, trial: Trial = trial, push: Callable[..., None] = push) -> None:
-                    view.progress(trial, at.share)
-                    push(every=PUSH_SECONDS)
 
-                result = run_trial(
-                    trial,
-                    datasets,
-                    directory,
-                    threads=sweep.resources.cpu,
-                    gpu=sweep.resources.gpu > 0,
-                    checkpoint_seconds=sweep.tune.checkpoint_seconds,
-                    collapse=sweep.tune.collapse,
-                    report=report,
-                    stop=stopping.asked,
-                    saved=push,
-                )
-        except Replaced:  # by another process, which says how it ends
-            result = None
-        except Exception as fault:
-            if not results.present():
-                return  # the command says so
-            # The trial's traceback is in its error.txt already. What came after its result takes nothing from that.
-            result = results.result(trial.name)
-            if result is None:
-                digest = select_data(trial.settings, datasets).probe.digest
-                result = record_failure(results, trial, digest, describe_error(fault))
+def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
+    """Run one trial. Returns whether the next one may run."""
+    sweep, store, progress = sweep_run.sweep, sweep_run.store, sweep_run.progress
+    progress.begin(trial)
+    try:
+        with at_work(store, trial.name) as push:
+
+            def report(moment: Progress) -> None:
+                progress.progress(trial, moment.share)
+                push(every=PUSH_SECONDS)
+
+            result = run_trial(
+                trial,
+                sweep_run.datasets,
+                store.trial(trial.name),
+                threads=sweep.resources.cpu,
+                gpu=sweep.resources.gpu > 0,
+                checkpoint_seconds=sweep.tune.checkpoint_seconds,
+                collapse=sweep.tune.collapse,
+                report=report,
+                stop=sweep_run.stopping.asked,
+                saved=push,
+            )
+    except Replaced:  # another process has the trial now, and says how it ends
+        result = None
+    except Exception as fault:
+        if not store.present():
+            return False  # the command says so
+        # The traceback of the trial is in its error.txt. A result stands, whatever broke after it.
+        result = store.result(trial.name)
         if result is None:
-            return
-        view.end(result)
+            digest = select_data(trial.settings, sweep_run.datasets).probe.digest
+            result = record_failure(store, trial, digest, describe_error(fault))
+    if result is None:
+        return False
+    progress.end(result)
+    return True

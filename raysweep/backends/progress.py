@@ -1,11 +1,18 @@
-"""What a sweep shows while it runs: one live view on a terminal, plain lines elsewhere."""
+"""What a sweep shows while it runs: a live display on a terminal, plain lines elsewhere, or nothing.
+
+Whoever runs a sweep passes a `Progress`. It is told in what order things happen, and a `TrialProgress` is told what
+happens to each trial.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,13 +29,123 @@ SILENCE = 60.0  # seconds after which plain output says how far the sweep is
 SHOWN = 8  # running trials listed by name; more would push the view off a small terminal
 
 
-class ProgressDisplay:
-    """Progress of a sweep, told trial by trial.
+class TrialProgress(Protocol):
+    """Told what happens to each trial of a sweep."""
+
+    def begin(self, trial: Trial) -> None:
+        """A worker has started the trial."""
+
+    def progress(self, trial: Trial, share: float) -> None:
+        """The fraction `share` of the trial is done, in [0, 1]."""
+
+    def retry(self, trial: Trial, attempt: int, reason: str) -> None:
+        """An attempt of the trial broke off, and the trial resumes."""
+
+    def leave(self, trial: Trial) -> None:
+        """The trial has left its worker, to be resumed another time."""
+
+    def end(self, result: Result) -> None:
+        """The trial has ended."""
+
+    def note(self, text: str) -> None:
+        """Show one line that stays."""
+
+
+class Progress(Protocol):
+    """Told how a sweep proceeds."""
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """Something that takes a while happens inside the context."""
+
+    def tell(self, text: str) -> None:
+        """One line for the user, such as the plan of the sweep."""
+
+    def warn(self, text: str) -> None:
+        """One line that warns the user."""
+
+    def trials(self, sweep: Sweep, kept: list[Result]) -> AbstractContextManager[TrialProgress]:
+        """The trials of the sweep run inside the context; those in `kept` count as done."""
+
+
+class SilentTrials:
+    """A `TrialProgress` that shows nothing."""
+
+    def __enter__(self) -> SilentTrials:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing was shown."""
+
+    def begin(self, trial: Trial) -> None:
+        """Show nothing."""
+
+    def progress(self, trial: Trial, share: float) -> None:
+        """Show nothing."""
+
+    def retry(self, trial: Trial, attempt: int, reason: str) -> None:
+        """Show nothing."""
+
+    def leave(self, trial: Trial) -> None:
+        """Show nothing."""
+
+    def end(self, result: Result) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+
+class Silence:
+    """A `Progress` that shows nothing."""
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """Show nothing."""
+        return nullcontext()
+
+    def tell(self, text: str) -> None:
+        """Show nothing."""
+
+    def warn(self, text: str) -> None:
+        """Show nothing."""
+
+    def trials(self, sweep: Sweep, kept: list[Result]) -> SilentTrials:
+        """Show nothing."""
+        return SilentTrials()
+
+
+class ConsoleProgress:
+    """A `Progress` on a console: a live display on a terminal, plain lines elsewhere.
 
     Args:
-        sweep: all of it.
+        console: where to show the progress.
+        warn: shows a line that warns the user.
+    """
+
+    def __init__(self, console: Console, warn: Callable[[str], None]) -> None:
+        self.console, self.warn = console, warn
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """Show on a terminal what is being waited for."""
+        return self.console.status(text) if redraws(self.console) else nullcontext()
+
+    def tell(self, text: str) -> None:
+        """Print one line, however long; control characters become escape sequences."""
+        self.console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def trials(self, sweep: Sweep, kept: list[Result]) -> ProgressDisplay:
+        """Show the progress of all trials together."""
+        return ProgressDisplay(sweep, kept, self.console)
+
+
+class ProgressDisplay:
+    """The progress of all trials of a sweep, on a console; see `TrialProgress`.
+
+    Args:
+        sweep: the sweep.
         kept: results of earlier runs, which count as done.
-        console: where to show it.
+        console: where to show the progress.
     """
 
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:

@@ -64,10 +64,10 @@ class Report:
     def in_words(self, scores: int | None = None) -> list[str]:
         """Whether the best point differs from the second and from random, in the first so many scores."""
         if self.metric is None and self.points:
-            describe_error = "the sweeps do not choose by the same metric" if self.several and self._all_choose else (
+            why = "the sweeps do not choose by the same metric" if self.several and self._all_choose else (
                 "there is no validation split to choose by"
             )  # fmt: skip
-            return [f"No point is called best: {describe_error}."]
+            return [f"No point is called best: {why}."]
         return conclusions(self.points, self.metric, self.mode, self.scores[:scores])
 
     @property

@@ -90,19 +90,19 @@ def load_plain(file: Path) -> dict[str, Any]:
     """
     import torch
 
-    describe_error = "it is not a file of PyTorch"
+    why = "it is not a file of PyTorch"
     try:
         with open_regular(file) as opened:
             if opened.read(4) == b"PK\x03\x04":
-                describe_error = "it is cut off or damaged"
+                why = "it is cut off or damaged"
                 with zipfile.ZipFile(opened) as archive:
                     members = archive.infolist()
                     intact = False
                     if not any(member.filename.endswith("/data.pkl") for member in members):
-                        describe_error = "it is not a file of PyTorch"
+                        why = "it is not a file of PyTorch"
                     elif sum(member.file_size for member in members) > file.stat().st_size:
                         # PyTorch does not compress. A small file must not fill the memory.
-                        describe_error = "it is compressed, or holds the same bytes several times"
+                        why = "it is compressed, or holds the same bytes several times"
                     else:
                         intact = archive.testzip() is None  # PyTorch writes these sums but does not look at them
                 if intact:
@@ -112,17 +112,17 @@ def load_plain(file: Path) -> dict[str, Any]:
                         saved = torch.load(opened, map_location="cpu", weights_only=True)
                     if isinstance(saved, dict):
                         return saved
-                    describe_error = "it holds no encoder"
+                    why = "it holds no encoder"
     except MemoryError:
         raise
     except Irregular as fault:
-        describe_error = f"it {fault}"
+        why = f"it {fault}"
     except Exception as fault:  # what damaged archives and pickles raise is not documented
         if isinstance(fault, OSError) and fault.filename is not None:  # it cannot even be opened
             raise
         if isinstance(fault, pickle.UnpicklingError):
-            describe_error = "it holds more than tensors and plain values, which could run code and is not loaded"
-    raise InputError(f"{file}: is not a checkpoint of raysweep: {describe_error}")
+            why = "it holds more than tensors and plain values, which could run code and is not loaded"
+    raise InputError(f"{file}: is not a checkpoint of raysweep: {why}")
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:

@@ -101,7 +101,7 @@ def load_encoder(path: Path) -> SavedEncoder:
 
 def weights_in(saved: Mapping[str, Any]) -> Any:
     """The weights of the encoder in a training checkpoint, or in what `save_encoder` wrote."""
-    state = saved.get("state", saved)
+    state = dict(saved.get("state", saved))
     if "method" not in state:
         return state["encoder"]
     prefix = "encoder."

@@ -44,6 +44,7 @@ from raysweep.system.files import (
     try_lock,
     write_json,
 )
+from raysweep.system.places import shown_path
 
 if TYPE_CHECKING:
     pass
@@ -316,6 +317,11 @@ def candidates(name: str | None, default: str) -> Iterator[str]:
         return
     yield default
     yield from (f"{default}-{number}" for number in itertools.count(2))
+
+
+def shown_place(store: Store) -> str:
+    """Where a sweep lies, as a user types it."""
+    return shown_path(store.root) if store.bucket is None else store.place
 
 
 def of_report(name: str) -> bool:

@@ -118,3 +118,9 @@ def unusable(directory: str) -> str:
     except OSError as fault:
         return fault.strerror or str(fault)
     return ""
+
+
+def shown_path(path: Path) -> str:
+    """A path as short as it can be typed."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

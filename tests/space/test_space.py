@@ -277,7 +277,7 @@ def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
 
 
 def test_shipped_spaces_are_the_experiments_of_the_reference():
-    from raysweep.cli import shipped_spaces
+    from raysweep.preparation import shipped_spaces
 
     sweeps = {name: space.build(space.read(path), {}, name) for name, path in shipped_spaces().items()}
     assert set(sweeps) == {

@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
-from raysweep.backends.progress import ProgressDisplay
+from raysweep.backends.progress import TrialProgress
 from raysweep.backends.ray.capacity import CapacityMonitor
 from raysweep.backends.ray.cluster import own_session
 from raysweep.backends.ray.health import StartWatch, explain_late_workers
@@ -74,7 +74,7 @@ class Watch(tune.Callback):
         results: Store,
         ended: dict[str, Result] | None,
         earlier: Mapping[str, int],
-        view: ProgressDisplay,
+        view: TrialProgress,
     ) -> None:
         self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
         self.scheduler: ByEvaluation | None = None

@@ -67,7 +67,8 @@ def attempt(
 ) -> None:
     """Run a trial in this process, or lead those that run it; `tell` passes its reports on to Tune."""
     from raysweep.training.distributed import SINGLE_PROCESS
-    from raysweep.trial import Progress, run_trial
+    from raysweep.trial import run_trial
+    from raysweep.trial_progress import Progress
 
     results = Store(how.place)
     stop = watch(StopFlag(results, how.token))

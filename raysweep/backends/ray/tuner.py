@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import tune
@@ -14,48 +14,57 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from raysweep.backends.progress import ProgressDisplay
 from raysweep.backends.ray import capacity
+from raysweep.backends.ray.callbacks import Stop, Watch
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
-from raysweep.backends.ray.cluster import own_session
+from raysweep.backends.ray.cluster import check_bucket, check_shared, connect, own_session
 from raysweep.backends.ray.health import HeadWatch
 from raysweep.backends.ray.schedulers import ByEvaluation, make_scheduler, recall_evaluations
-from raysweep.backends.stopping import Stopping
-from raysweep.data.selection import Datasets
+from raysweep.backends.ray.trainable import TrialOptions, trial_function
+from raysweep.backends.sweep_run import SweepRun
 from raysweep.results.credentials import hidden_credentials
-from raysweep.results.result import Result
 from raysweep.results.store import Store
 from raysweep.space import Sweep, Trial
+from raysweep.system.files import existing_ancestor
 from raysweep.system.temporary import temporary_directory
-
-if TYPE_CHECKING:  # it imports torch, which the driver does not need
-    pass
-from raysweep.backends.ray.callbacks import Stop, Watch
-from raysweep.backends.ray.trainable import TrialOptions, trial_function
 
 PART = 500
 """Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
 the end of a part slots wait for its last trial, and workers import torch anew."""
 
 
-def run_on_ray(
-    sweep: Sweep,
-    pending: list[Trial],
-    kept: list[Result],
-    results: Store,
-    datasets: Datasets,
-    view: ProgressDisplay,
-    stopping: Stopping,
-) -> Sweep:
-    """Run the pending trials on the connected cluster; each leaves its result in its directory.
+def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
+    """Connect to Ray, and check that its nodes can hold the trials and see the results.
 
-    With a searcher, also those of the points that it proposes; returns the sweep with them.
+    Args:
+        sweep: the sweep.
+        store: its results, which may not exist yet.
+        address: the address of a Ray cluster; None takes `RAY_ADDRESS`, else starts Ray on this machine.
 
-    A trial whose worker dies, or that raises, is begun again up to `max_failures` times and goes on from its own
-    checkpoint; after that it is recorded as failed. Tune ends its whole run where Ray's memory monitor ends a worker;
-    then a new run of Tune goes on with the trials that are left. Returns early, the trials at work saved, when the
-    sweep is to end.
+    Returns:
+        The plan in words.
+
+    Raises:
+        InputError: the cluster cannot be reached, or lacks something.
     """
+    plan = connect(address, sweep.resources, sweep.tune.max_concurrent)
+    if store.bucket is None:
+        check_shared(existing_ancestor(store.root))
+    else:
+        check_bucket(store.place)
+    return plan
+
+
+def run(sweep_run: SweepRun) -> Sweep:
+    """Run the pending trials on the connected cluster, and with a searcher the trials of the points that it proposes.
+
+    A trial whose worker dies, or that raises, is started again up to `max_failures` times and resumes from its own
+    checkpoint; after that it is recorded as failed. Tune ends its whole run when Ray's memory monitor kills a worker;
+    then a new run of Tune continues with the trials that are left. If the sweep is to end early, the running trials
+    are saved first.
+    """
+    sweep, pending, kept, results = sweep_run.sweep, sweep_run.pending, sweep_run.kept, sweep_run.store
+    datasets, stopping = sweep_run.datasets, sweep_run.stopping
     parallel = sweep.resources.workers > 1
     parameters = {
         # Of a trial in several processes they alone need the data, and get it from the same place.
@@ -74,7 +83,7 @@ def run_on_ray(
     if sweep.tune.searcher == "optuna":
         ended = {result.trial: result for result in kept}
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
-    seen = Watch(datasets, results, ended, earlier, view)
+    seen = Watch(datasets, results, ended, earlier, sweep_run.progress)
     stop = Stop(stopping, seen, CapacityMonitor(sweep.resources))
     callbacks: list[tune.Callback] = [seen]
     if parallel:

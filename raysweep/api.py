@@ -1,0 +1,385 @@
+"""What raysweep does, as functions: the command line and Python call the same ones.
+
+They take typed arguments, return objects and raise; they never print. Whoever calls them may pass a `Progress` (see
+`raysweep.backends.progress`), which is told what happens meanwhile.
+
+Example:
+    >>> outcome = run({"base": {"dataset": "digits"}, "search": {"alpha": [0.1, 1], "seed": [0, 1]}}, local=True)
+    >>> [point.name for point in outcome.report.points]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep import preparation, space
+from raysweep.backends.progress import Progress, Silence
+from raysweep.backends.stopping import Stopping
+from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
+from raysweep.preparation import check_picture, dataset_of, importing_report
+from raysweep.results.credentials import is_uri
+from raysweep.results.mirror import fetch_encoder
+from raysweep.results.result import Result, describe_error, note_traceback
+from raysweep.results.store import TAKE_SECONDS, Store, candidates, check_writable, shown_place
+from raysweep.results.sweep_file import recorded_datasets, with_proposals
+from raysweep.space import Sweep
+from raysweep.system.places import settle_ray_directory, shown_path
+
+if TYPE_CHECKING:
+    from raysweep.data.selection import Datasets
+    from raysweep.report.contents import Report
+    from raysweep.report.preview import Panel
+
+Space = Path | Mapping[str, Any] | Sweep
+"""A search space: a file, its content, or a checked sweep."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A sweep whose trials have run, or were found finished, and its report."""
+
+    store: Store
+    sweep: Sweep
+    report: Report
+
+
+@dataclass(frozen=True)
+class Where:
+    """How and where a sweep runs."""
+
+    local: bool = False
+    """Run the trials one after the other in this process, without Ray."""
+    address: str | None = None
+    """The address of a Ray cluster; None takes `RAY_ADDRESS`, else Ray is started on this machine."""
+    resume_command: Callable[[Store], str] = lambda store: f"raysweep.resume({store.place!r})"
+    """The command that resumes the sweep, for messages."""
+
+
+def plan(source: Space | None, overrides: Mapping[str, Any], where: Where = Where()) -> Sweep:
+    """The checked sweep of a search space, without loading data or starting anything.
+
+    Args:
+        source: a search space; None: only what `overrides` says.
+        overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        where: how it is to run.
+
+    Raises:
+        InputError: one line that names what is wrong.
+    """
+    sweep = preparation.build_sweep(source, overrides)
+    preparation.check_paths(sweep)
+    preparation.check_means(sweep, where.local)
+    return sweep
+
+
+def run(
+    source: Space | None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    output: str = "runs",
+    name: str | None = None,
+    where: Where = Where(),
+    progress: Progress | None = None,
+) -> Outcome:
+    """Run a new sweep and write its report.
+
+    Args:
+        source: see `plan`.
+        overrides: see `plan`.
+        output: the directory in which the results directory is made, or the URI of one in a bucket.
+        name: the name of the results directory, which must not exist; None takes that of the search space, with a
+            suffix if it exists.
+        where: how and where the trials run.
+        progress: told what happens; None: nothing is shown.
+
+    Raises:
+        InputError: the input is faulty; nothing was left behind.
+        SweepInterrupted: the user interrupted the sweep; its trials are saved.
+        SweepBrokeOff: something unexpected happened; the results so far are kept.
+    """
+    progress = progress or Silence()
+    sweep = plan(source, overrides or {}, where)
+    store = Store.plan(output, name, sweep.name)
+    datasets, words = _prepare(sweep, store, {}, where, progress)
+    # Another process may have taken the name in the meantime: from here on the store is the one that was created.
+    store = store.create(sweep, {**preparation.provenance(), "datasets": _digests(datasets)})
+    with store.lock(wait=TAKE_SECONDS), _explaining(store, where):
+        progress.tell(f"{store.place}: {sweep.total} trials, {words}")
+        return _finish(_run_trials(sweep, store, datasets, [], where, progress), store, where)
+
+
+def plan_resume(place: str, source: Space | None, overrides: Mapping[str, Any], where: Where) -> tuple[Sweep, Sweep]:
+    """The sweep at `place`, and the sweep that a resume would make of it; see `resume`."""
+    # The copy for reports, because another process may be at work in the copy of a bucket.
+    store, before = Store.open(place, copies="reports")
+    sweep = _extended(before, store, source, overrides)
+    preparation.check_paths(sweep)
+    preparation.check_means(sweep, where.local)
+    return before, sweep
+
+
+def resume(
+    place: str,
+    source: Space | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    where: Where = Where(),
+    progress: Progress | None = None,
+) -> Outcome:
+    """Resume an existing sweep: run the trials that have not finished, and write its report.
+
+    Args:
+        place: its results directory, or the URI of one in a bucket.
+        source: a search space whose points are added; None: no points are added.
+        overrides: settings that change the search space; see `plan`.
+        where: how and where the trials run.
+        progress: told what happens; None: nothing is shown.
+
+    Raises:
+        InputError, SweepInterrupted, SweepBrokeOff: see `run`.
+    """
+    progress, overrides = progress or Silence(), overrides or {}
+    plan_resume(place, source, overrides, where)
+    store = Store(place)
+    with store.lock():
+        _, before = Store.open(store.place)  # another process may have resumed it in the meantime
+        sweep = _extended(before, store, source, overrides)
+        added, changed = sweep.total - before.total, sweep.to_dict() != before.to_dict()
+        store.check_begun(sweep)
+        store.set_damaged_aside(sweep)
+        kept = [result for result in store.results(sweep) if result.status != "failed"]
+        if len(kept) == sweep.total:
+            if changed:
+                store.extend(sweep, preparation.provenance())
+            progress.tell(f"{store.place}: all {len(kept)} trials have finished")
+            return conclude(store, sweep)
+        datasets, words = _prepare(sweep, store, recorded_datasets(store.root), where, progress)
+        preparation.check_kept(sweep, kept, datasets)
+        if changed:
+            store.extend(sweep, {**preparation.provenance(), "datasets": _digests(datasets)})
+        if before.resources != sweep.resources:
+            progress.warn(
+                "warning: other resources than before: results on other threads, or a GPU, differ in their last digits"
+            )
+        new = f" ({added} new)" if added else ""
+        progress.tell(f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {words}")
+        with _explaining(store, where):
+            return _finish(_run_trials(sweep, store, datasets, kept, where, progress), store, where)
+
+
+def conclude(store: Store, sweep: Sweep) -> Outcome:
+    """Write the report of a sweep from its present results.
+
+    Raises:
+        InputError: the results were not all evaluated alike; nothing is written.
+        OSError: the report cannot be written.
+    """
+    from raysweep.report.building import build_report
+
+    report = build_report(store, sweep)
+    store.push()
+    return Outcome(store, sweep, report)
+
+
+def rebuild_report(place: str) -> Outcome:
+    """Write the report of the existing sweep at `place` again."""
+    store, sweep = Store.open(place, copies="reports")
+    store.pull()
+    return conclude(store, sweep)
+
+
+def compare(places: Sequence[str], output: str | None = None) -> tuple[Report, Path]:
+    """Write a report that sets several sweeps side by side.
+
+    Args:
+        places: their results directories.
+        output: the directory of the report, which must not exist; None: `NAME+NAME` beside the first sweep.
+
+    Returns:
+        The report and its directory.
+
+    Raises:
+        InputError: a sweep is given twice, the sweeps were not evaluated alike, or the directory cannot be made.
+    """
+    opened = [Store.open(place, copies="reports") for place in places]
+    for store, _ in opened:
+        store.pull()
+    roots = [store.root.resolve() for store, _ in opened]
+    twice = next((place for place, root in zip(places, roots, strict=True) if roots.count(root) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
+    if output is not None:
+        if is_uri(output):
+            raise InputError(f"-o {output}: a comparison goes into a local directory")
+        if os.path.lexists(output):
+            raise InputError(f"-o {output}: exists; choose another directory")
+        check_writable(Path(output))
+    elif opened[0][0].bucket is not None:
+        raise InputError(f"{places[0]}: lies in a bucket; say with -o DIR where the comparison goes")
+    from raysweep.report.building import build_comparison, read_several
+
+    report = read_several(opened)
+    directories: Iterable[Path] = [Path(output or "")]
+    if output is None:
+        check_writable(roots[0].parent)
+        directories = (roots[0].parent / name for name in candidates(None, report.name))
+    return build_comparison(report, directories)
+
+
+def preview(source: Space, overrides: Mapping[str, Any], output: Path, progress: Progress | None = None) -> list[Panel]:
+    """Draw the views that a sweep would train on into the new file `output`; returns the panels of the picture.
+
+    Raises:
+        InputError: the search space is faulty, or no picture can be written there.
+    """
+    check_picture(output)
+    sweep = preparation.build_sweep(source, overrides)
+    preparation.check_paths(sweep, is_evaluated=False)
+    from raysweep.report import preview as drawing
+
+    with (progress or Silence()).waiting("loading the data; what is not there yet is downloaded"):
+        figure = drawing.draw(sweep, dataset_of)
+    drawing.save(figure, output)
+    return drawing.panels_of(sweep)
+
+
+def embed(
+    checkpoint: str,
+    images: Path,
+    output: Path,
+    *,
+    layer: str = "trunk",
+    batch_size: int | None = None,
+    skip_bad_images: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[int, int]:
+    """Write the features that a trained encoder gives for images; see `raysweep.portable.embed`."""
+    from raysweep import portable
+
+    return portable.embed(
+        _local_checkpoint(checkpoint),
+        images,
+        output,
+        layer=layer,
+        batch_size=batch_size,
+        skip_bad_images=skip_bad_images,
+        progress=progress,
+    )
+
+
+def export(checkpoint: str, output: Path) -> dict[str, Any]:
+    """Write the weights of a trained encoder for other programs; see `raysweep.portable.export`."""
+    from raysweep import portable
+
+    return dict(portable.export(_local_checkpoint(checkpoint), output))
+
+
+def _local_checkpoint(checkpoint: str) -> Path:
+    """The file or directory of a trained encoder, copied to this machine if it lies in a bucket."""
+    return fetch_encoder(checkpoint) if is_uri(checkpoint) else Path(checkpoint)
+
+
+def _extended(existing: Sweep, store: Store, source: Space | None, overrides: Mapping[str, Any]) -> Sweep:
+    """The existing sweep extended by the new points."""
+    if source is None and not overrides:
+        return existing
+    asked = preparation.build_sweep(store.root / "sweep.yaml" if source is None else source, overrides)
+    name = source if isinstance(source, Path) else "command line"
+    return with_proposals(store.root, space.extend(existing, asked, f"{name} for {shown_place(store)}"))
+
+
+def _digests(datasets: Datasets) -> dict[str, str]:
+    from raysweep.data.selection import digests
+
+    return digests(datasets)
+
+
+def _prepare(
+    sweep: Sweep, store: Store, recorded: Mapping[str, str], where: Where, progress: Progress
+) -> tuple[Datasets, str]:
+    """Load and check the data and prepare the backend, leaving nothing behind; the datasets and the plan in words."""
+    with progress.waiting("loading the data; what is not there yet is downloaded"):
+        datasets = preparation.load_datasets(sweep, recorded)
+    if where.local:
+        from raysweep.backends import local
+
+        return datasets, local.prepare(sweep, store, None)
+    with progress.waiting("starting Ray"):
+        # These must come before Ray is imported, which reads the environment.
+        from raysweep.backends.ray.authentication import present_token
+        from raysweep.backends.ray.environment import prepare_environment
+
+        address = where.address or os.environ.get("RAY_ADDRESS")
+        prepare_environment(address)
+        present_token(address)
+        if address is None:
+            settle_ray_directory()
+        from raysweep.backends.ray import tuner
+
+        return datasets, tuner.prepare(sweep, store, where.address)
+
+
+def _run_trials(
+    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], where: Where, progress: Progress
+) -> Sweep:
+    """Run the trials that have no result in `kept`; returns the sweep with the points that were proposed meanwhile."""
+    from raysweep.backends.sweep_run import SweepRun
+
+    done = {result.trial for result in kept}
+    pending = [trial for trial in sweep.trials if trial.name not in done]
+    stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store))
+    with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
+        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping)
+        if where.local:
+            from raysweep.backends import local
+
+            sweep = local.run(sweep_run)
+        else:
+            from raysweep.backends.ray import tuner
+
+            sweep = tuner.run(sweep_run)
+        if stopping.interrupted:
+            raise KeyboardInterrupt
+    if not store.present():
+        raise ResultsLost(
+            f"{shown_place(store)}: the results directory was removed, renamed or replaced while its trials ran, so "
+            f"nothing more was written; if it has another name now, resume with: --resume and that name"
+        )
+    if stopping.since is not None and sweep.tune.time_budget is not None:
+        progress.warn(f"the time budget of {sweep.tune.time_budget:g} s is used up")
+    return sweep
+
+
+def _finish(sweep: Sweep, store: Store, where: Where) -> Outcome:
+    """Write the report after trials have run; if it cannot be written, the results of the trials are still present."""
+    try:
+        return conclude(store, sweep)
+    except OSError as fault:
+        raise ResultsLost(
+            f"the report cannot be written: {describe_error(fault)}; resume with: {where.resume_command(store)}"
+        ) from None
+
+
+@contextmanager
+def _explaining(store: Store, where: Where) -> Iterator[None]:
+    """Turn what ends a running sweep into an exception that says how the sweep is resumed.
+
+    The traceback of an exception that nobody expected goes into the sweep's `error.txt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SweepInterrupted(f"interrupted; resume with: {where.resume_command(store)}") from None
+    except (InputError, ResultsLost):
+        raise
+    except Exception as fault:
+        note_traceback(store.root)
+        raise SweepBrokeOff(
+            f"the sweep broke off: {describe_error(fault)} (traceback in {shown_path(store.root / 'error.txt')}); "
+            f"resume with: {where.resume_command(store)}"
+        ) from None

@@ -1,0 +1,197 @@
+"""What happens before the trials of a sweep run: checks, provenance, and the loading of the data."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING, Any
+
+from raysweep import __version__, parts, space
+from raysweep.config import Settings, protocol
+from raysweep.errors import InputError
+from raysweep.results.result import Result, protocol_difference
+from raysweep.results.store import check_writable
+from raysweep.space import Sweep
+
+if TYPE_CHECKING:
+    from raysweep.data.dataset import Dataset
+    from raysweep.data.selection import Datasets
+
+REPORT_IMPORT_SECONDS = 10.0
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """The search spaces that come with raysweep: inside the package once installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    folder = package / "search_spaces" if (package / "search_spaces").is_dir() else package.parent / "search_spaces"
+    return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+def build_sweep(source: Path | Mapping[str, Any] | Sweep | None, overrides: Mapping[str, Any]) -> Sweep:
+    """The checked sweep of a search space.
+
+    Args:
+        source: a search-space file, its content, or a sweep; None: only what `overrides` says.
+        overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+
+    Raises:
+        InputError: one line that names the key, what was given and what is valid.
+    """
+    if isinstance(source, Sweep):
+        return space.build(source.to_dict(), overrides, source.name) if overrides else source
+    if isinstance(source, Mapping):
+        return space.build(source, overrides, str(source.get("name", "search space")))
+    if source is not None:
+        where = source.name if source in shipped_spaces().values() else str(source)
+        return space.build(space.read(source), overrides, where)
+    name = overrides.get("usl_type", Settings().usl_type)
+    return space.build({"name": name if isinstance(name, str) else "sweep"}, overrides, "command line")
+
+
+def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
+    """Check the datasets of a sweep by the names of their files, before anything heavy is imported.
+
+    With `is_evaluated`, the datasets that trials are evaluated on must have labels.
+
+    Raises:
+        InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
+    """
+    from raysweep.data.folders import check_exists
+    from raysweep.data.selection import check_validation
+
+    for name in dict.fromkeys(trial.settings.dataset for trial in sweep.examples):
+        check_exists(name)
+    for name in dict.fromkeys(trial.settings.evaluated_dataset for trial in sweep.examples):
+        check_exists(name, labelled=is_evaluated)
+        check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
+
+
+def check_means(sweep: Sweep, local: bool) -> None:
+    """Raise InputError if the sweep needs something that is absent: Ray, or an optional package."""
+    if not local and "@" in os.environ.get("RAY_ADDRESS", ""):
+        raise InputError("RAY_ADDRESS: credentials in an address end up in logs; Ray's is RAY_AUTH_TOKEN")
+    tune = sweep.tune
+    needs_ray = [f"tune.scheduler: {tune.scheduler}"] if tune.scheduler != "fifo" else []
+    needs_ray += [f"tune.searcher: {tune.searcher}"] if tune.searcher != "none" else []
+    if local and needs_ray:
+        raise InputError(f"--local runs trials one after the other, without Ray, but {needs_ray[0]} needs Ray")
+    if tune.searcher == "optuna" and find_spec("optuna") is None:
+        raise InputError(
+            f"tune.searcher: {tune.searcher} needs a package that is not installed: pip install 'optuna>=5'"
+        )
+
+
+def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
+    """Load the datasets of a sweep, and check every trial against them.
+
+    Args:
+        sweep: the sweep.
+        recorded: the digests of the datasets with which the sweep was started; empty for a new one.
+
+    Raises:
+        InputError: a dataset cannot be loaded, does not fit the settings, or has changed.
+    """
+    from raysweep.data.selection import check_data, check_unchanged, select_data
+
+    datasets: Datasets = {}
+    for trial in sweep.examples:
+        check_data(trial.settings, select_data(trial.settings, datasets, load=True))
+    check_unchanged(datasets, recorded)
+    return datasets
+
+
+def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets) -> None:
+    """Raise InputError if a kept result was evaluated otherwise than the rest would be: other data, another version."""
+    from raysweep.data.selection import select_data
+
+    trials = {trial.name: trial for trial in sweep.trials}
+    for result in kept:
+        settings = trials[result.trial].settings
+        now = protocol(settings, select_data(settings, datasets).probe.digest)
+        differs = protocol_difference(result.protocol, now)
+        if differs is not None:
+            key, was, value = differs
+            raise InputError(
+                f"{result.trial} was evaluated with {key} {was!r}, but the trials that are left would be with "
+                f"{value!r}: their scores could not be compared; start a new sweep"
+            )
+
+
+def provenance() -> dict[str, Any]:
+    """What made a sweep: versions, the commit of a checkout, the command, the time."""
+    versions: dict[str, Any] = {"raysweep": __version__, "python": sys.version.split()[0]}
+    for package in ("torch", "torchvision", "ray", "scikit-learn", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # --local runs without Ray
+            versions[package] = None
+    source = Path(__file__).parent
+    has_git = which("git") is not None and (source.parent / ".git").exists()
+    git = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False) if has_git else None
+    return {
+        "versions": versions,
+        "commit": commit.stdout.strip() if commit is not None and commit.returncode == 0 else None,
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def check_picture(output: Path) -> None:
+    """Raise InputError if no picture can be written to `output`, without writing."""
+    if output.suffix.lower() not in PICTURES:
+        raise InputError(f"{output}: the name of a picture ends with one of {' '.join(PICTURES)}")
+    if os.path.lexists(output):
+        raise InputError(f"{output}: exists; give another name, or remove it")
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: there is no directory {str(output.parent)!r}")
+    check_writable(output.parent)
+
+
+def dataset_of(settings: Settings) -> Dataset:
+    """The dataset that an experiment pretrains on, for a picture of its views."""
+    from raysweep.data import loading
+
+    name = settings.dataset
+    return loading.load(
+        name,
+        data_dir=Path(settings.data_dir),
+        image_size=settings.image_size,
+        skip_bad_images=settings.skip_bad_images,
+        pretraining=False,
+        parameters=parts.dataset[name].arguments(settings) if name in parts.dataset else None,
+    )
+
+
+@contextmanager
+def importing_report() -> Iterator[None]:
+    """Import what the report needs while trials run: its reader would wait 2 s, but not while workers import PyTorch.
+
+    If an import fails, it fails again at the report, which says so.
+    """
+
+    def import_report() -> None:
+        for name in ("building", "figures"):
+            with suppress(Exception):
+                import_module(f"raysweep.report.{name}")
+
+    timer = threading.Timer(REPORT_IMPORT_SECONDS, import_report)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
