@@ -183,7 +183,7 @@ def drive(case: Case) -> dict[str, Any]:
     from rich.console import Console
 
     from raysweep import space
-    from raysweep.backends.progress import ProgressDisplay
+    from raysweep.backends.display import ProgressDisplay
     from raysweep.backends.ray import tuner
     from raysweep.backends.ray.cluster import quieten
     from raysweep.backends.stopping import Stopping

@@ -23,7 +23,6 @@ from raysweep.arguments import (
     add_report_arguments,
     add_sweep_arguments,
 )
-from raysweep.backends.progress import ConsoleProgress
 from raysweep.config import SETTINGS, suggest
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted, masked, printable
 from raysweep.preparation import check_picture, shipped_spaces
@@ -81,6 +80,7 @@ def sweep_command(parsed: argparse.Namespace) -> int:
         return dry_run(sweep, {trial.name for trial in before.trials})
     if parsed.dry_run:
         return dry_run(api.plan(source, overrides, where))
+
     console = make_console()
     progress = ConsoleProgress(console, say)
     if parsed.resume is not None:
@@ -304,8 +304,8 @@ SWEEP_STATUS = (
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     try:
-        parsed = parse(sys.argv[1:] if arguments is None else arguments)
         ensure_home()
+        parsed = parse(sys.argv[1:] if arguments is None else arguments)
         warnings.showwarning = show_warning
         status: int = parsed.function(parsed)
         return status

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from raysweep import space
-from raysweep.cli import shipped_spaces, sweep_parser
+from raysweep.cli import parse
+from raysweep.preparation import shipped_spaces
 from tests.support import ROOT
 
 CLUSTER = ROOT / "cluster"
@@ -211,7 +212,7 @@ def test_every_launcher_runs_the_same_file():
     found = re.findall(r"(?:run_sweep\.py|slurm\.sbatch) ((?:search_spaces/|--resume)[^`'\n]*)", text)
     assert len(found) > 3
     for words in map(shlex.split, found):
-        assert sweep_parser().parse_args([word for word in words if word != "\\"])
+        assert parse(["sweep", *(word for word in words if word != "\\")])
         if words[0].startswith("search_spaces/"):
             assert Path(words[0]).stem in shipped_spaces()
             assert space.read(ROOT / words[0])

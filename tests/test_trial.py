@@ -17,7 +17,7 @@ from raysweep import space
 from raysweep.augment.operations import to_float
 from raysweep.augment.policies import simclr
 from raysweep.backends import local
-from raysweep.backends.progress import ProgressDisplay
+from raysweep.backends.display import ProgressDisplay
 from raysweep.backends.stopping import Stopping
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.config import METRICS, Collapse

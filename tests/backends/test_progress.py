@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from raysweep import space
-from raysweep.backends.progress import ProgressDisplay
+from raysweep.backends.display import ProgressDisplay
 from raysweep.results.result import make_result
 
 SWEEP = space.build(

@@ -203,8 +203,10 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
 
 
 def test_help(capsys):
-    assert main(["--help"]) == 0
-    assert "raysweep preview " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "preview " in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["preview", "--help"])
     assert stop.value.code == 0

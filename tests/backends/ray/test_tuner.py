@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from raysweep import space
-from raysweep.backends.progress import ProgressDisplay
+from raysweep.backends.display import ProgressDisplay
 from raysweep.backends.ray import capacity, cluster, tuner
 from raysweep.backends.ray.callbacks import Stop, Watch
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
