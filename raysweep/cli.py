@@ -81,6 +81,8 @@ def sweep_command(parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         return dry_run(api.plan(source, overrides, where))
 
+    from raysweep.backends.display import ConsoleProgress
+
     console = make_console()
     progress = ConsoleProgress(console, say)
     if parsed.resume is not None:
@@ -206,6 +208,8 @@ def export_command(parsed: argparse.Namespace) -> int:
 
 def preview_command(parsed: argparse.Namespace) -> int:
     """Draw a sweep's views by strength."""
+    from raysweep.backends.display import ConsoleProgress
+
     check_picture(parsed.output)
     console, overrides = make_console(), space.parse_assignments(parsed.set)
     for panel in api.preview(Path(parsed.space), overrides, parsed.output, ConsoleProgress(console, say)):
