@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: quickstart test bench lint docs clean
+install: $(VENV)/installed
+
+.PHONY: install quickstart test bench lint docs clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python run_sweep.py search_spaces/quickstart.yaml

@@ -310,6 +310,11 @@ def declared_parameters(kinds: tuple[str, ...] = tuple(TABLES)) -> dict[str, Par
     return found
 
 
+def changes_data(name: str) -> bool:
+    """Whether the setting `name` decides which images a trial reads."""
+    return name in ("dataset", "probe_dataset", "image_size") or name in declared_parameters(("dataset",))
+
+
 def most_blocks() -> int:
     """The largest number of blocks that an encoder has."""
     return max(int(part.traits["blocks"]) for part in encoder.values())

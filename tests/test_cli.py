@@ -214,7 +214,7 @@ def test_other_commands(run_sweep, tmp_path):
 
     assert "did you mean 'sweep'" in raysweep("sweeep").stderr
     assert raysweep("report", "nowhere").returncode == 2
-    assert "raysweep sweep" in raysweep().stdout
+    assert "run a sweep" in raysweep().stdout
 
 
 def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):

@@ -249,6 +249,9 @@ class Settings(BaseModel):
 def complete_settings() -> None:
     """Give `Settings` a field for every parameter that a part declares, and the valid names of the parts."""
     declared = parts.declared_parameters()
+    taken = next((name for name in declared if name in CORE_FIELDS), None)
+    if taken is not None:
+        raise ValueError(f"{taken}: is a setting already; give the parameter another name")
     fields: dict[str, FieldInfo] = {}
     for name, core in CORE_FIELDS.items():
         chosen = next((mark.kind for mark in core.metadata if isinstance(mark, parts.Chooses)), None)

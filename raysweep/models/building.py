@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raysweep import parts
 from raysweep.config import Settings
@@ -42,6 +42,8 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
     part, head = parts.encoder[settings.encoder], parts.head[settings.head]
     with seeded(settings.seed, "encoder"):
         network = part.function(channels, image_size, **part.arguments(settings))
+        if isinstance(network, nn.Sequential):
+            network = Encoder(network)
         network.channels, network.image_size = channels, image_size
         if not hasattr(network, "feature_dim"):
             network.feature_dim = feature_dim_of(network, channels, image_size)
@@ -51,6 +53,23 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
     if has_batch_norm(network) and not part.traits["batch_norm"]:
         raise ValueError(f"encoder {part.name} has batch normalisation: declare it by @encoder(batch_norm=True)")
     return network.to(memory_format=torch.channels_last)
+
+
+class Encoder(nn.Module):
+    """An encoder that is an `nn.Sequential`, which would run a head as one of its layers.
+
+    Args:
+        layers: images -> features.
+    """
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] -> features (B, D)."""
+        features: Tensor = self.layers(images)
+        return features
 
 
 def feature_dim_of(network: nn.Module, channels: int, image_size: int) -> int:

@@ -150,7 +150,7 @@ def compare(first: Mapping[int, float], second: Mapping[int, float], comparisons
 def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
     """Raises InputError where results were not evaluated alike, in anything that the sweep does not itself vary."""
     varied = set(sweep.searched)
-    if varied & {"dataset", "probe_dataset", "image_size"}:
+    if any(map(parts.changes_data, varied)):
         varied |= {"probe_dataset", "probe_data", "image_size"}
     for result in results[1:]:
         check_alike(results[0], result, results[0].trial, result.trial, varied)

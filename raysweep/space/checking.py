@@ -116,7 +116,7 @@ def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: s
     for name in dict.fromkeys(name for space in search for name in space):
         values = {repr(space.get(name)) for space in search}
         varies = len(values) > 1 or any(distinct(space[name]) > 1 for space in search)
-        if varies and (about(name).protocol or name in ("dataset", "image_size")):
+        if varies and (about(name).protocol or parts.changes_data(name)):
             raise InputError(
                 f"{where}: search.{name}: {who} compares scores, and those of different {name} are not comparable; "
                 "leave one of the two out"

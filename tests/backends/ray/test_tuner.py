@@ -113,7 +113,9 @@ def set_up_a_trial(config, datasets, folder):
     assert not data.pretrain.flags.writeable
     before = private_memory()
     work = TrialRun(trial, data, directory, attempt=1, gpu=False, caught=[])
-    assert all(int(images.sum()) > 0 for images in (work.images, work.splits["fit"].images))  # every page is read
+    assert all(
+        int(images.sum()) > 0 for images in (work.images, work.evaluation.splits["fit"].images)
+    )  # every page is read
     grown = private_memory() - before
     place = place_in_memory(work.images.data_ptr())
     (directory / "memory.json").write_text(json.dumps([grown, place]))
