@@ -13,35 +13,39 @@ from raysweep.space.model import Tune
 
 HEAD = """# Search-space files
 
-Made by `python docs/search_space_reference.py` from the settings' own descriptions; do not edit.
+`python docs/search_space_reference.py` makes this page from the settings' own descriptions; do not edit it.
 
 ```yaml
-name: alpha                 # the results go to runs/alpha, or runs/alpha-2 if that exists
-base:                       # any setting below; what is not named keeps its default
+name: alpha                 # results go to runs/alpha, or runs/alpha-2 if that exists
+base:                       # any setting below; the others keep their defaults
   usl_type: ae_parallel
   dataset: digits
-search:                     # what is swept, per setting
+search:                     # the settings to vary
   alpha: {grid: [1.0e-5, 1.0e-3, 0.1, 10]}
   seed: {grid: [0, 1, 2]}
-baseline: true              # adds the random encoder (usl_epochs: 0), per seed
+baseline: true              # adds the random encoder (usl_epochs: 0) for each seed
 tune: {max_failures: 3}
-resources: {cpu: 1, gpu: 0} # of each trial; GPUs, and trials in several processes: docs/nodes.md
+resources: {cpu: 1, gpu: 0} # of each trial; for GPUs and several processes see docs/nodes.md
 ```
+
+A *point* is one combination of the searched settings; its trials differ only in the seed. The *trunk* is the
+encoder without its head, and the *fit split* is the training split without the validation images.
 
 ## search
 
-| distribution | means |
+| distribution | meaning |
 | --- | --- |
-| `{grid: [a, b, …]}` | each value, with every other grid's; `[a, b]` is short for it, a plain value a grid of one |
+| `{grid: [a, b, …]}` | each value, combined with every other grid (short: `[a, b]`, or one plain value) |
 | `{choice: [a, b, …]}` | one of the values, drawn `tune.num_samples` times |
 | `{uniform: [low, high]}` | a real number between the bounds |
 | `{loguniform: [low, high]}` | a real number whose logarithm is uniform |
 | `{randint: [low, high]}` | a whole number, `high` excluded |
 
-Repeats are a grid over `seed`. A draw is fixed by the setting's name and its number: all seeds and all points of a grid
-share their draws, so that points can be compared in pairs, and a larger `num_samples` adds points without changing any.
+Use a grid over `seed` for repeats. All seeds and all points of a grid share their draws, so points can be compared
+in pairs. A larger `num_samples` adds points and changes none. A setting that is swept where it has no effect is an
+error.
 
-`search` may be a list of sub-spaces, to sweep methods together with settings that only some of them have:
+`search` may be a list of sub-spaces, so that methods have their own settings:
 
 ```yaml
 search:
@@ -49,23 +53,19 @@ search:
   - {usl_type: ae_parallel, alpha: [0.01, 0.1, 1], seed: [0, 1, 2]}
 ```
 
-A setting swept where it has no effect is an error: its trials would repeat one another.
-
 ## Stopping early, and searching
 
-`tune.scheduler: asha` and `median` stop trials while they pretrain, by `tune.metric` after each online evaluation.
-They compare trials by pretraining epoch, so an evaluation must come before the last epoch (`probe_every`), and what
-is swept must leave the evaluation alike. The random encoder is neither compared nor stopped, and no trial is stopped
-at its last epoch. A stopped trial has the status `stopped`: a row in `results.csv` with its last metrics and no test
-score. It is in no mean, and a resume does not run it again. A resume first reads the evaluations of all earlier trials
-from their event files, so that it compares trials as the uninterrupted sweep would have done. A trial of which an
-evaluation is missing there is no longer compared.
+`tune.scheduler: asha` and `median` stop trials during pretraining. They compare trials at the same epoch by
+`tune.metric`, after each online evaluation. An evaluation must come before the last epoch (`probe_every`), and the
+swept settings must not change the evaluation. The random encoder is not compared or stopped, and no trial stops at
+its last epoch. A stopped trial has the status `stopped`, its last metrics in `results.csv` and no test score. It is
+in no mean, and a resume does not run it again. A resume reads earlier evaluations from the event files, so it
+compares trials as the uninterrupted sweep would, except trials with a missing evaluation.
 
-`tune.searcher: optuna` chooses the points: `tune.num_samples` of them, by Optuna's TPE over `choice`, `uniform`,
-`loguniform` and `randint`. A grid is run as a whole, so that of `seed` is the only one: every point runs with every
-seed, and counts by its mean of `tune.metric` at the end. A point of which a trial failed or was stopped ranks below
-all others. What is proposed is written to `proposals.json` before it runs, and a resume goes on from there. With
-`max_concurrent: 1` the proposals repeat exactly; otherwise they depend on which trial ends first.
+`tune.searcher: optuna` chooses `tune.num_samples` points by Optuna's TPE over `choice`, `uniform`, `loguniform` and
+`randint`. The only grid is `seed`: every point runs with every seed and counts by its final mean of `tune.metric`.
+A point with a failed or stopped trial ranks below all others. `proposals.json` records the points, and a resume
+continues from it. Proposals repeat exactly only with `max_concurrent: 1`.
 
 ```yaml
 search:
@@ -75,49 +75,43 @@ search:
 tune: {searcher: optuna, num_samples: 30, max_concurrent: 4}
 ```
 
-Both need Ray, so not `--local`.
+Schedulers and searchers need Ray, so they do not work with `--local`.
 
 ## In files and on the command line
 
-A relative path (`folder:images`, `data_dir`) is taken from the directory in which the command is given.
+Every setting is a flag (`--alpha 0.1`). `--set NAME=VALUE` overrides any setting, `baseline`, `tune.NAME` and
+`resources.NAME`. A value replaces the file's sweep, and a list makes a grid: `--set 'seed=[0,1,2]'`. Other
+distributions need a file. A setting that is given twice is refused (`--set seed=0` and `--seed 1`). Relative paths
+start at the working directory.
 
-On the command line every setting is a flag (`--alpha 0.1`), and `--set NAME=VALUE` overrides any setting, `baseline`,
-`tune.NAME` and `resources.NAME`. A value replaces what the file sweeps, a list makes a grid: `--set 'seed=[0,1,2]'`.
-The other distributions are for files only. What says a setting twice is refused: a flag given twice, or
-`--set seed=0` beside `--seed 1`.
-
-Values are read alike in files and on the command line:
-
-- A number is decimal: `16`, `0.5`, `1e-5`. `010` is ten, as `seq -w` writes it. Every other notation is refused:
-  `0x10`, `0o10`, `1_000`, `1:30`, digits of other scripts.
-- A truth value is `true` or `false`, or one of YAML 1.1's other words for it: `yes`, `no`, `on`, `off`.
+- A number is decimal: `16`, `0.5`, `1e-5`; `010` is ten. Other notations are refused: `0x10`, `0o10`, `1_000`,
+  `1:30`, digits of other scripts.
+- A truth value is `true`, `false`, `yes`, `no`, `on` or `off`.
 - `none` or `null` is no value, where that is valid. An empty value on the command line is refused.
-- Text that YAML reads as a number, a date, a truth value or nothing needs quotes in a file: `name: "12"`.
+- In a file, quote text that YAML reads as a number, a date, a truth value or nothing: `name: "12"`.
 
 ## Datasets
 
-`digits` and `digits_m` come with scikit-learn. torchvision's are downloaded once, to `data_dir`; without a network the
-message names the files to copy there. `folder:PATH` has one of these forms:
+`digits` and `digits_m` come with scikit-learn. torchvision's datasets are downloaded once to `data_dir`; without a
+network the message names the files to copy there. `folder:PATH` has one of these forms:
 
-| in PATH | is |
+| in PATH | meaning |
 | --- | --- |
 | `train/<class>/*`, `test/<class>/*` | both splits, with the same classes |
-| these and `val/<class>/*` or `validation/<class>/*` | train, test and validation; `val_fraction: 0` leaves val out |
+| these and `val/<class>/*` or `validation/<class>/*` | train, test and validation; `val_fraction: 0` omits validation |
 | `train/<class>/*` | train and test, divided 80/20, stratified, always alike |
-| `train/*`, or images anywhere | images without labels: for `dataset` only, with another `probe_dataset` |
+| `train/*`, or images anywhere | images without labels, for `dataset` only; give another `probe_dataset` |
 
-Without a val folder the validation split is taken from train (`val_fraction`). Pretraining sees train only. A folder
-of images whose name looks like a split (`Test`, `valid`, `training`) is refused, with the name that is expected. So is
-`val` without `test`, as there would be nothing to test on. `é` is the same class in both Unicode forms.
+Without a validation folder `val_fraction` takes that split from train. Pretraining reads train only. Folders whose
+name looks like a split (`Test`, `valid`, `training`) are refused, with the expected name, and so is `val` without
+`test`. `é` is the same class in both Unicode forms.
 
-Images may have any size and mode and lie in folders of their own; the centre square is scaled to `image_size`, as RGB.
-Every still-image format that the installed Pillow decodes is read, by the file's ending, in either case (`.jpg .jfif
-.png .webp .avif .jp2 .tif …`); of an animation the first picture. EPS is not read, as Pillow would start Ghostscript
-for it. A warning counts the other files, except hidden ones and `Thumbs.db`, `desktop.ini` and their like.
-
-- Photographs are upright, as viewers show them: the orientation in the EXIF data is applied.
-- Transparency is dropped: a transparent pixel has the colour that the file gives it, often black, as with torchvision's
-  loader. To have another background, flatten the images first.
+Images may have any size and mode, and lie in subfolders. The centre square is scaled to `image_size`, as RGB.
+raysweep reads every still-image format of the installed Pillow by the file's ending, in either case
+(`.jpg .jfif .png .webp .avif .jp2 .tif …`), except EPS, and the first picture of an animation. A warning counts
+other files, but not hidden ones, `Thumbs.db`, `desktop.ini` and the like. The EXIF orientation is applied.
+Transparency is dropped: a transparent pixel has its colour in the file, often black. Flatten such images first for
+another background.
 
 `probe_dataset` takes the size and the channels of `dataset`.
 """
