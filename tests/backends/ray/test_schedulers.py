@@ -178,9 +178,8 @@ def test_every_evaluation_is_reported_wherever_a_trial_leaves(tmp_path):
     assert [leg for leg in legs if isinstance(leg, int)] == [1, 2, 3, 4, 5], "each once"
 
 
-SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "16", "--batch_size", "100"]
+SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "8", "--batch_size", "50"]
 BRIEF = ["--le_epochs", "1", "--images_every", "0", "--probe_every", "1", "--projector_images", "0"]
-RUNGS = {1, 2, 4, 8, 16}
 
 
 def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
@@ -194,7 +193,7 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     )
     root = tmp_path / "runs" / "x"
     first, *others = (f"alpha={alpha},seed=0" for alpha in ("0.01", "100.0", "10000.0"))
-    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 3, process, 240)
+    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 2, process, 240)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=600)
     assert process.returncode == 130
