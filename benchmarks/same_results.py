@@ -170,7 +170,7 @@ def compare_results(where: str, old: Path, new: Path) -> Iterator[str]:
 
 
 def weights_of(trial: Path) -> dict[str, Any]:
-    """The weights of a trial's encoder, from a file of this or of an older version; none of a trial that was stopped."""
+    """The weights of a trial's encoder, from a file of this or of an older version; empty for a stopped trial."""
     import torch
     from safetensors.torch import load_file
 
