@@ -145,7 +145,8 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
             needs = "usl_epochs > 0" if not settings.usl_epochs else about(name).effect.words.replace("`", "")
             raise InputError(
                 f"{where}: search.{name}: has no effect in {trial_name(varied)} (usl_type: {settings.usl_type}, "
-                f"usl_epochs: {settings.usl_epochs}); it needs {needs}: give such points a sub-space of their own"
+                f"usl_epochs: {settings.usl_epochs}); it needs {needs}. Sweep it in a list of sub-spaces, only where "
+                f"it has an effect: search: [{{usl_type: [...], {name}: [...]}}, {{...}}]"
             )
     return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
 
