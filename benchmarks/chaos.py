@@ -311,7 +311,9 @@ def compare(reference: Path, got: Path) -> tuple[list[str], list[str]]:
     differing += [f"summary.csv: {line}" for line in compare_tables(reference / "summary.csv", got / "summary.csv")]
     files = {"differences.csv"}
     for root in (reference, got):
-        files |= {str(path.relative_to(root)) for path in (*root.glob("figures/*.png"), *root.glob("*/encoder.pt"))}
+        files |= {
+            str(path.relative_to(root)) for path in (*root.glob("figures/*.png"), *root.glob("*/encoder.safetensors"))
+        }
     for name in sorted(files):
         one, other = reference / name, got / name
         if not one.exists() or not other.exists() or one.read_bytes() != other.read_bytes():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -121,7 +121,7 @@ def type_of(field: FieldInfo) -> str:
     """A field's type and range in words."""
     kind: Any = field.annotation
     optional = ""
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         kind, optional = get_args(kind)[0], " or none"
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind)) + optional

@@ -141,7 +141,8 @@ def add_checkpoint(parser: Parser) -> None:
         "checkpoint",
         type=place,
         metavar="CHECKPOINT",
-        help="a trial's directory, its encoder.pt, or a training checkpoint (TRIAL/checkpoints/*.pt); also in a bucket",
+        help="a trial's directory, its encoder.safetensors, or a training checkpoint (TRIAL/checkpoints/*.pt); "
+        "also in a bucket",
     )
 
 

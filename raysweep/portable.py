@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep import __version__
 from raysweep.config import make_settings
 from raysweep.data import layout
 from raysweep.data.dataset import Images
@@ -23,7 +22,7 @@ from raysweep.data.folders import ignoring, warn_of_ignored
 from raysweep.data.pixels import decode
 from raysweep.errors import Diverged, InputError
 from raysweep.results.checkpoints import to_bytes
-from raysweep.results.encoders import SavedEncoder, encoder_file, load_encoder
+from raysweep.results.encoders import SavedEncoder, encoder_file, load_encoder, to_safetensors
 from raysweep.system.files import irregular, replacing
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def load(checkpoint: Path) -> Any:
     """The encoder of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
-        checkpoint: a trial's directory, its `encoder.pt`, or a training checkpoint.
+        checkpoint: a trial's directory, its `encoder.safetensors`, or a training checkpoint.
 
     Raises:
         InputError: there is no such file, it is no checkpoint, or its weights do not fit what it says of itself.
@@ -57,7 +56,8 @@ def build(saved: SavedEncoder) -> Any:
 
     # On the meta device nothing is computed or allocated: a damaged size cannot fill the memory.
     with torch.device("meta"):
-        settings = make_settings({"encoder": saved.architecture, "embedding_dim": saved.embedding_dim}, str(saved.file))
+        chosen = {**saved.arguments, "encoder": saved.architecture, "embedding_dim": saved.embedding_dim}
+        settings = make_settings(chosen, str(saved.file))
         encoder = build_encoder(settings, saved.channels, saved.image_size)
     needed = encoder.state_dict()
     for name in (*needed, *saved.weights):
@@ -83,7 +83,7 @@ def export(checkpoint: Path, output: Path) -> dict[str, str]:
     """Write the weights of a checkpoint's encoder for other programs.
 
     Args:
-        checkpoint: a trial's directory, its `encoder.pt`, or a training checkpoint.
+        checkpoint: a trial's directory, its `encoder.safetensors`, or a training checkpoint.
         output: a new file. `.safetensors` carries the description too, in its header; `.pt` is the plain `state_dict`,
             which `torch.load(..., weights_only=True)` gives back.
 
@@ -97,28 +97,23 @@ def export(checkpoint: Path, output: Path) -> dict[str, str]:
     encoder_file(checkpoint)
     saved = load_encoder(checkpoint)
     encoder = build(saved)
-    about = {
-        "format": "pt",
-        "made_by": f"raysweep {__version__}",
+    description = {
         "architecture": saved.architecture,
         "channels": str(saved.channels),
         "image_size": str(saved.image_size),
         "embedding_dim": str(saved.embedding_dim),
         "trunk_dim": str(encoder.feature_dim),
-        "layers": " ".join(LAYERS),
-        "input": "float32 (B, C, H, W) in [0, 1], not normalised",
     }
-    # Contiguous: the only layout that safetensors writes.
     weights = {name: weight.detach().contiguous() for name, weight in encoder.state_dict().items()}
-    if output.suffix.lower() == ".safetensors":
-        import safetensors.torch
-
-        content = safetensors.torch.save(weights, about)
-    else:
+    if output.suffix.lower() != ".safetensors":
         content = to_bytes(weights)
+    elif saved.file.suffix == ".safetensors":
+        content = saved.file.read_bytes()
+    else:
+        content = to_safetensors(weights, {**description, "arguments": dict(saved.arguments)})
     with new_file(output) as file:
         file.write(content)
-    return about
+    return description
 
 
 def embed(
@@ -136,7 +131,7 @@ def embed(
     Only one batch of images and features is in memory at a time; on a GPU where PyTorch sees one.
 
     Args:
-        checkpoint: a trial's directory, its `encoder.pt`, or a training checkpoint.
+        checkpoint: a trial's directory, its `encoder.safetensors`, or a training checkpoint.
         images: a folder, searched with all folders in it, or one image file.
         output: a new `.npz` with `features` (N, D) float32, `paths` (N,) relative to the folder, `layer`.
         layer: `trunk` or `embedding`.

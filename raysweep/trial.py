@@ -24,7 +24,7 @@ from raysweep.probes.features import compute
 from raysweep.randomness import generator
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
-from raysweep.results.encoders import save_encoder
+from raysweep.results.encoders import encoder_parameters, save_encoder
 from raysweep.results.events import Events, image_grid, projector
 from raysweep.results.older_checkpoints import from_older_version
 from raysweep.results.result import (
@@ -304,6 +304,10 @@ class TrialRun:
             "channels": encoder.channels,
             "image_size": encoder.image_size,
             "embedding_dim": self.settings.embedding_dim,
+            "trunk_dim": encoder.feature_dim,
+            "arguments": {
+                name: getattr(self.settings, name) for name in encoder_parameters(self.settings.model_dump())
+            },
         }
         weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
         save_encoder(self.directory, weights, description)

@@ -7,7 +7,7 @@ from benchmarks import chaos
 
 def test_kills_change_nothing(tmp_path):
     out, told = tmp_path / "chaos", tmp_path / "chaos.json"
-    arguments = ["--kills", "2", "--trials", "3", "--epochs", "6", "--le_epochs", "5", "--seed", "357"]
+    arguments = ["--kills", "2", "--trials", "3", "--epochs", "4", "--le_epochs", "3", "--seed", "357"]
     status = chaos.main([*arguments, "--out", str(out), "--json", str(told)])
     outcome = json.loads(told.read_text())
     assert status == 0, outcome

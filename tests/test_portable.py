@@ -30,6 +30,7 @@ from raysweep.results.encoders import save_encoder
 from raysweep.training.state import fresh_state
 from tests.support import ROOT
 from tests.support.networks import embed, make_encoder
+from tests.support.trials import read_encoder
 
 
 def command(where, *arguments, **options):
@@ -71,7 +72,8 @@ def trained(directory, channels=1, size=8, dim=16, architecture="conv6"):
     with torch.no_grad():
         encoder(torch.rand(8, channels, size, size))  # moves the statistics of a batch normalisation
     directory.mkdir(parents=True, exist_ok=True)
-    save_encoder(directory, encoder.state_dict(), describe(channels, size, dim, architecture))
+    description = {**describe(channels, size, dim, architecture), "trunk_dim": encoder.feature_dim}
+    save_encoder(directory, encoder.state_dict(), description)
     return encoder.eval()
 
 
@@ -175,7 +177,9 @@ def test_the_command_embeds_a_folder(tmp_path):
 def test_the_command_embeds_one_image(tmp_path, here):
     encoder = trained(tmp_path / "trial")
     folder = make_images(tmp_path / "images")
-    status, out, err = here("embed", "trial/encoder.pt", "images/02 ü.png", "-o", "one.npz", "--layer", "embedding")
+    status, out, err = here(
+        "embed", "trial/encoder.safetensors", "images/02 ü.png", "-o", "one.npz", "--layer", "embedding"
+    )
     assert (status, out, err) == (0, "one.npz: embedding features of 1 images, 16 each\n", "")
     one = np.load(tmp_path / "one.npz")
     pixels, _ = decode([folder / "02 ü.png"], 8, 1, False)
@@ -242,10 +246,12 @@ def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep):
     assert run_sweep(*options).returncode == 0
     trial = tmp_path / "x" / "seed=0"
     encoder = portable.load(trial)
-    saved = torch.load(trial / "encoder.pt", weights_only=True)
+    saved = read_encoder(trial)
     assert all(torch.equal(weight, saved["encoder"][name]) for name, weight in encoder.state_dict().items())
     assert (encoder.channels, encoder.image_size) == (1, 8)
-    with pytest.raises(InputError, match=r"has no encoder\.pt; give one of the trials in it, such as .*seed=0"):
+    with pytest.raises(
+        InputError, match=r"has no encoder\.safetensors; give one of the trials in it, such as .*seed=0"
+    ):
         portable.load(tmp_path / "x")
 
 
@@ -273,7 +279,7 @@ def test_exported_safetensors_hold_the_weights_and_what_they_are(tmp_path, here)
 
 def test_exported_pt_is_the_plain_state_dict(tmp_path, here):
     encoder = trained(tmp_path / "trial", 3, 16)
-    status, _, err = here("export", "trial/encoder.pt", "-o", "e.pt")
+    status, _, err = here("export", "trial/encoder.safetensors", "-o", "e.pt")
     assert status == 0, err
     weights = torch.load(tmp_path / "e.pt", weights_only=True)
     same(weights, encoder.state_dict())
@@ -440,7 +446,7 @@ def test_the_malicious_pickle_of_these_tests_would_run(tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["embed", "nowhere", "images", "-o", "f.npz"], "nowhere: no such checkpoint"),
-        (["embed", "images", "images", "-o", "f.npz"], "images: has no encoder.pt; give a trial's directory"),
+        (["embed", "images", "images", "-o", "f.npz"], "images: has no encoder.safetensors; give a trial's directory"),
         (
             ["embed", "running", "images", "-o", "f.npz"],
             "newest training checkpoint is running/checkpoints/0",
@@ -458,7 +464,7 @@ def test_the_malicious_pickle_of_these_tests_would_run(tmp_path, monkeypatch):
         (["embed", "trial", "images", "-o", "f.npz", "--batchsize", "1"], "did you mean --batch_size?"),
         (["export", "nowhere", "-o", "e.pt"], "nowhere: no such checkpoint"),
         (["export", "trial", "-o", "e.onnx"], "must end in .safetensors or .pt"),
-        (["export", "trial", "-o", "trial/encoder.pt"], "trial/encoder.pt: exists"),
+        (["export", "trial", "-o", "trial/encoder.safetensors"], "trial/encoder.safetensors: exists"),
         (["export", "trial", "-o", "no/e.pt"], "there is no directory 'no'"),
         (["export", "pickle.pt", "-o", "e.pt"], "more than tensors and plain values"),
         (["exprot"], "did you mean 'export'"),

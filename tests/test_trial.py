@@ -40,7 +40,7 @@ from raysweep.results.store import Store
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
 from tests.support.networks import conv6_with_head, embed, make_decoder, make_encoder
-from tests.support.trials import CLOCK, DATASETS, TINY, Killed, few_digits, run, trial_of
+from tests.support.trials import CLOCK, DATASETS, TINY, Killed, few_digits, read_encoder, run, trial_of
 
 
 def without_clock(metrics):
@@ -106,7 +106,7 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
     assert min(reported) > 0.6, "it went on instead of starting again"
     assert again.attempts == 3
     assert without_clock(again.metrics) == without_clock(whole.metrics)
-    weights = [torch.load(tmp_path / name / "encoder.pt", weights_only=True)["encoder"] for name in ("whole", "broken")]
+    weights = [read_encoder(tmp_path / name)["encoder"] for name in ("whole", "broken")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     first, second = scalars(tmp_path / "whole"), scalars(tmp_path / "broken")
     assert without_clock(first) == without_clock(second)
@@ -156,7 +156,7 @@ def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, set
     assert result.attempts == legs
     assert without_clock(result.metrics) == without_clock(whole.metrics)
     assert (result.linear_probe, result.warnings) == (whole.linear_probe, whole.warnings)
-    weights = [torch.load(tmp_path / name / "encoder.pt", weights_only=True)["encoder"] for name in ("whole", "cut")]
+    weights = [read_encoder(tmp_path / name)["encoder"] for name in ("whole", "cut")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert without_clock(scalars(tmp_path / "whole")) == without_clock(scalars(tmp_path / "cut"))
     for name in ("tensors.tsv", "metadata.tsv", "sprite.png"):
@@ -248,7 +248,7 @@ def test_pretraining_on_one_dataset_and_evaluation_on_another(tmp_path):
     result = run(tmp_path, trial_of(dataset="cifar10", probe_dataset="digits", image_size=8), datasets)
     assert result.status == "finished"
     assert result.protocol["probe_dataset"] == "digits"
-    assert torch.load(tmp_path / "encoder.pt", weights_only=True)["channels"] == 3
+    assert read_encoder(tmp_path)["channels"] == 3
 
 
 def test_without_validation_split_nothing_is_validated(tmp_path):
@@ -268,7 +268,7 @@ def test_few_labels_train_the_probe_on_few(tmp_path):
 
 def test_the_saved_encoder_gives_the_features_that_were_evaluated(tmp_path):
     run(tmp_path, trial_of())
-    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    saved = read_encoder(tmp_path)
     encoder = conv6_with_head(saved["channels"], saved["image_size"], saved["embedding_dim"])
     encoder.load_state_dict(saved["encoder"])
     images = DATASETS["digits", 8, None].test_images
@@ -277,7 +277,7 @@ def test_the_saved_encoder_gives_the_features_that_were_evaluated(tmp_path):
     assert z.shape == (80, 64)
     fresh = run(tmp_path / "random", trial_of(usl_epochs=0))
     assert fresh.status == "finished"
-    untrained = torch.load(tmp_path / "random" / "encoder.pt", weights_only=True)["encoder"]
+    untrained = read_encoder(tmp_path / "random")["encoder"]
     assert not torch.equal(untrained["head.weight"], saved["encoder"]["head.weight"])
 
 
@@ -311,7 +311,7 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
     trial = trial_of(seed=1, split_seed=3, probe_layer=layer, standardize=standardized)
     got = run(tmp_path, trial).metrics
     dataset = DATASETS["digits", 8, None]
-    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    saved = read_encoder(tmp_path)
     encoder = conv6_with_head(saved["channels"], saved["image_size"], saved["embedding_dim"])
     encoder.load_state_dict(saved["encoder"])
     fit, val = split_train(dataset.train_labels, 0.1, 3)
@@ -348,7 +348,7 @@ def test_the_last_online_accuracy_is_that_of_its_own_images(tmp_path, monkeypatc
     monkeypatch.setattr(evaluation, "ONLINE_QUERIES", 15)
     trial = trial_of()
     got = run(tmp_path, trial).metrics["online/knn_val_accuracy"]
-    dataset, saved = DATASETS["digits", 8, None], torch.load(tmp_path / "encoder.pt", weights_only=True)
+    dataset, saved = DATASETS["digits", 8, None], read_encoder(tmp_path)
     encoder = conv6_with_head(saved["channels"], saved["image_size"], saved["embedding_dim"])
     encoder.load_state_dict(saved["encoder"])
     labels = torch.from_numpy(dataset.train_labels)
@@ -490,7 +490,7 @@ def test_layerwise_training_cut_off_in_a_stage_continues_bit_for_bit(tmp_path):
     rest = run(tmp_path / "cut", trial)
     assert rest.attempts == 2
     assert without_clock(rest.metrics) == without_clock(whole.metrics)
-    first, second = (torch.load(tmp_path / name / "encoder.pt", weights_only=True) for name in ("whole", "cut"))
+    first, second = (read_encoder(tmp_path / name) for name in ("whole", "cut"))
     assert all(torch.equal(first["encoder"][key], second["encoder"][key]) for key in first["encoder"])
 
 
@@ -499,7 +499,7 @@ def test_resnet18_trains_and_is_saved(tmp_path, method):
     trial = trial_of(encoder="resnet18", usl_epochs=1, le_epochs=1, usl_lr=1e-3, **method)
     result = run(tmp_path, trial)
     assert result.status == "finished"
-    saved = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    saved = read_encoder(tmp_path)
     assert (saved["architecture"], saved["channels"], saved["image_size"]) == ("resnet18", 1, 8)
     encoder = make_encoder("resnet18", 1, 8, 64, seed=0)
     encoder.load_state_dict(saved["encoder"])

@@ -148,7 +148,7 @@ class ProgressDisplay:
         """The best point so far, by its mean over the seeds that are done; none where protocols differ."""
         if not self.means or len(self.protocols) > 1:
             return None
-        choose = max if self.sweep.tune.mode == "max" else min
+        choose = max if self.sweep.mode == "max" else min
         point = choose(self.means, key=self.means.__getitem__)
         count = len(self.values[point])
         return f"{point}  {self.metric} {self.means[point]:.4f} ({count} seed{'s' if count > 1 else ''})"

@@ -97,3 +97,21 @@ def uses_of(part: Part) -> list[str]:
                 extra = f"{parameter.condition.words} and " if parameter.condition is not None else ""
                 uses += [f"{use} with {extra}`{name}: {part.name}`" for use in uses_of(user)]
     return uses
+
+
+def example_of(name: str) -> tuple[str, str] | None:
+    """A part that reads the parameter `name`, and the settings that put it to use; None if no part declares it.
+
+    Example:
+        `example_of("barlow_lambda")` gives `("barlow", "usl_type: ae_parallel, emb_loss: barlow")`.
+    """
+    for table in parts.TABLES.values():
+        for part in table.values():
+            if name in part.parameters and part.kind in CHOOSERS:
+                return part.name, f"{CHOOSERS[part.kind]}: {part.name}"
+            if name in part.parameters and part.kind == "loss":
+                for user in parts.method.values():
+                    for chooser, parameter in user.parameters.items():
+                        if parameter.chooses == "loss":
+                            return part.name, f"usl_type: {user.name}, {chooser}: {part.name}"
+    return None

@@ -36,7 +36,7 @@ def read(store: Store, sweep: Sweep) -> Report:
     results = store.results(sweep)
     check_comparable(sweep, results)
     points = gather(sweep, results)
-    return Report(sweep.name, [Member(store, sweep, results, "")], points, sweep.metric, sweep.tune.mode)
+    return Report(sweep.name, [Member(store, sweep, results, "")], points, sweep.metric, sweep.mode)
 
 
 def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
@@ -55,7 +55,7 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     for name, result in everything[1:]:
         check_alike(everything[0][1], result, everything[0][0], name)
     points = [point for member in members for point in gather(member.sweep, member.results, member.label)]
-    choices = {(member.sweep.metric, member.sweep.tune.mode) for member in members}
+    choices = {(member.sweep.metric, member.sweep.mode) for member in members}
     metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
     name = "+".join(member.label.replace(os.sep, "-") for member in members)
     return Report(shorten(name), members, lend_baselines(points), metric, mode)

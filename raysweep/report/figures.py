@@ -197,7 +197,7 @@ def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Poin
     """The points if there are at most so many, else the best by the sweep's metric; and which these are, in words."""
     if len(points) <= most:
         return list(points), ""
-    ranked = [point for group in rank_points(points, sweep.metric, sweep.tune.mode) for point in group]
+    ranked = [point for group in rank_points(points, sweep.metric, sweep.mode) for point in group]
     kept = (ranked or list(points))[:most]
     which = f"the {len(kept)} best of {len(points)} points by mean {sweep.metric}" if ranked else (
         f"the first {len(kept)} of {len(points)} points"

@@ -41,17 +41,11 @@ def conclusions(points: Sequence[Point], metric: str | None, mode: str, scores: 
             second = f"the second, {others[0].title}{' (equal by that metric)' if tied else ''},"
             pairs = {s: compare(best.scores(s), others[0].scores(s), m * (m - 1) // 2) for s in there}
             said += sentences(chosen, second, pairs, "pair")
-        else:
-            alone = "point" if len(groups) == 1 else "point of its evaluation protocol"
-            said.append(f"{best.title} is the only {alone}, so there is no second to compare it with.")
         if best.random_by_seed:
             pairs = {s: compare(best.scores(s), metric_by_seed(best.random_by_seed, s), m) for s in there}
             said += sentences(chosen, "the random encoder", pairs, "comparison")
         else:
-            said.append(
-                f"Whether {chosen} differs from the random encoder cannot be said: there is no random encoder with its "
-                "seeds and its evaluation (baseline: true adds one)."
-            )
+            said.append("There is no baseline to compare with; add `--set baseline=true`.")
     return said
 
 

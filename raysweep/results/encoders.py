@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep import parts
+from raysweep import __version__, parts
+from raysweep.config import EMBEDDING, TRUNK
 from raysweep.errors import InputError
 from raysweep.system.files import (
     write_atomically,
@@ -15,18 +17,38 @@ from raysweep.system.files import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-from raysweep.results.checkpoints import load_plain, to_bytes
+from raysweep.results.checkpoints import load_plain
+
+ENCODER, OLD_ENCODER = "encoder.safetensors", "encoder.pt"
+"""The file of a trained encoder, and that of older versions, which is only read."""
 
 
 def save_encoder(directory: Path, encoder: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Save the trained encoder as the trial's `encoder.pt`.
+    """Save the trained encoder as the trial's `encoder.safetensors`.
 
     Args:
-        directory: the trial's.
-        encoder: its weights, on the CPU, so that they load where there is no GPU.
-        description: `architecture`, `channels`, `image_size`, `embedding_dim`: what is needed to build it again.
+        directory: the directory of the trial.
+        encoder: the weights, on the CPU, so that they load where there is no GPU.
+        description: `architecture`, `channels`, `image_size`, `embedding_dim`, `trunk_dim`, and `arguments`, those of
+            the encoder and its head: what is needed to build it again.
     """
-    write_atomically(directory / "encoder.pt", to_bytes({**description, "encoder": encoder}))
+    write_atomically(directory / ENCODER, to_safetensors(encoder, description))
+
+
+def to_safetensors(weights: dict[str, Tensor], description: dict[str, Any]) -> bytes:
+    """Weights as a safetensors file with their description, as texts, in its header."""
+    import safetensors.torch
+
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in description.items()}
+    header = {
+        "format": "pt",
+        "made_by": f"raysweep {__version__}",
+        **texts,
+        "layers": f"{TRUNK} {EMBEDDING}",
+        "input": "float32 (B, C, H, W) in [0, 1], not normalised",
+    }
+    # Contiguous is the only layout that safetensors writes.
+    return bytes(safetensors.torch.save({name: weight.contiguous() for name, weight in weights.items()}, header))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +61,14 @@ class SavedEncoder:
     image_size: int
     embedding_dim: int
     weights: dict[str, Tensor]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments of the encoder and its head."""
 
 
 def encoder_file(path: Path) -> Path:
-    """The file that holds the encoder: `path` itself, or the `encoder.pt` of a trial's directory.
+    """The file that holds the encoder: `path` itself, or the encoder in a trial's directory.
+
+    Older versions wrote `encoder.pt`.
 
     Raises:
         InputError: there is none.
@@ -51,20 +77,21 @@ def encoder_file(path: Path) -> Path:
         raise InputError(f"{path}: no such checkpoint")
     if not path.is_dir():
         return path
-    if (path / "encoder.pt").is_file():
-        return path / "encoder.pt"
-    hint = "give a trial's directory, its encoder.pt or a training checkpoint"
-    trial = min(path.glob("*/encoder.pt"), default=None)
+    for name in (ENCODER, OLD_ENCODER):
+        if (path / name).is_file():
+            return path / name
+    hint = f"give a trial's directory, its {ENCODER} or a training checkpoint"
+    trial = min([*path.glob(f"*/{ENCODER}"), *path.glob(f"*/{OLD_ENCODER}")], default=None)
     checkpoint = max((path / "checkpoints").glob("*.pt"), default=None)
     if trial is not None:
         hint = f"give one of the trials in it, such as {trial.parent}"
     elif checkpoint is not None:
         hint = f"its trial has not finished; its newest training checkpoint is {checkpoint}"
-    raise InputError(f"{path}: has no encoder.pt; {hint}")
+    raise InputError(f"{path}: has no {ENCODER}; {hint}")
 
 
 def load_encoder(path: Path) -> SavedEncoder:
-    """Read an encoder from a trial's directory, its `encoder.pt` or a training checkpoint. Runs no code in the file.
+    """Read an encoder from a trial's directory, its file or a training checkpoint. Runs no code in the file.
 
     Takes memory in proportion to the file's size.
 
@@ -75,7 +102,7 @@ def load_encoder(path: Path) -> SavedEncoder:
         InputError: the file is missing, damaged, something else, or describes an encoder that cannot be.
     """
     file = encoder_file(path)
-    saved = load_plain(file)
+    saved = load_safetensors(file) if file.suffix == ".safetensors" else load_plain(file)
     try:
         weights = weights_in(saved)
         check_weights(weights, file)
@@ -96,7 +123,31 @@ def load_encoder(path: Path) -> SavedEncoder:
         or any(type(size) is not int or not 1 <= size < 2**16 for size in sizes.values())
     ):
         raise InputError(f"{file}: is damaged: it describes an encoder with channels {channels!r}, {sizes}")
-    return SavedEncoder(file, architecture, channels, image_size, embedding_dim, dict(weights))
+    arguments = description.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise InputError(f"{file}: is damaged: its arguments are {arguments!r}")
+    return SavedEncoder(file, architecture, channels, image_size, embedding_dim, dict(weights), arguments)
+
+
+def load_safetensors(file: Path) -> dict[str, Any]:
+    """The weights in a safetensors file as `encoder`, and its description; raises InputError if it is damaged."""
+    import safetensors
+    import safetensors.torch
+
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            header = dict(opened.metadata() or {})
+        weights = safetensors.torch.load(file.read_bytes())
+    except (safetensors.SafetensorError, OSError, ValueError) as fault:
+        raise InputError(f"{file}: is not a safetensors file, or is damaged: {fault}") from None
+    description: dict[str, Any] = {"encoder": weights}
+    for name in ("channels", "image_size", "embedding_dim", "arguments"):
+        if name in header:
+            try:
+                description[name] = json.loads(header[name])
+            except ValueError:
+                raise InputError(f"{file}: is damaged: its {name} is {header[name]!r}") from None
+    return {**description, **{name: header[name] for name in ("architecture",) if name in header}}
 
 
 def weights_in(saved: Mapping[str, Any]) -> Any:
@@ -138,7 +189,7 @@ def check_weights(weights: Any, file: Path) -> None:
 
 
 def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
-    """What `encoder.pt` says of an encoder, from the settings and the weights in a training checkpoint."""
+    """The description of an encoder, from the settings and the weights in a training checkpoint."""
     from raysweep.data.loading import native_size
 
     return {
@@ -146,4 +197,11 @@ def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, 
         "channels": next(weight.shape[1] for weight in weights.values() if weight.ndim == 4),
         "image_size": settings["image_size"] or native_size(settings["dataset"]),
         "embedding_dim": settings["embedding_dim"],
+        "arguments": {name: settings[name] for name in encoder_parameters(settings) if name in settings},
     }
+
+
+def encoder_parameters(settings: Mapping[str, Any]) -> list[str]:
+    """The settings, besides its sizes, that are needed to build the encoder of a trial again."""
+    encoder, head = settings.get("encoder", "conv6"), settings.get("head", "linear")
+    return ["head", *parts.encoder[encoder].parameters, *parts.head[head].parameters]

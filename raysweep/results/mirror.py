@@ -156,21 +156,24 @@ def set_time(path: Path, info: Info) -> None:
 
 
 def fetch_encoder(uri: str) -> Path:
-    """A local copy of what `embed` and `export` read: a trial's `encoder.pt`, or the file that the URI names.
+    """A local copy of what `embed` and `export` read: a trial's `encoder.safetensors`, or the file that the URI names.
 
     Raises:
         InputError: there is none.
     """
     path, mark, query = uri.partition("?")
     parent, _, name = path.rpartition("/")
-    is_file = name.endswith(".pt")
-    folder, file = Bucket(f"{parent}{mark}{query}" if is_file else uri), name if is_file else "encoder.pt"
+    is_file = name.endswith((".pt", ".safetensors"))
+    folder = Bucket(f"{parent}{mark}{query}" if is_file else uri)
+    files = (name,) if is_file else ("encoder.safetensors", "encoder.pt")  # older versions wrote the second one
     folder.check(write=False)
     mirror = Mirror(folder, folder.copy("reports"))
-    mirror.pull(lambda each: each == file)
-    if not (mirror.local / file).exists():
-        raise InputError(f"{folder}: has no {file}; give a trial's directory, its encoder.pt or a training checkpoint")
-    return mirror.local / file
+    mirror.pull(lambda each: each in files)
+    found = next((mirror.local / file for file in files if (mirror.local / file).exists()), None)
+    if found is None:
+        hint = "give a trial's directory, its encoder.safetensors or a training checkpoint"
+        raise InputError(f"{folder}: has no {files[0]}; {hint}")
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ Ray, `--local` and the report all go through here; Ray's own state is never need
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
     DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
     DIR/NAME/TRIAL/result.json               written once, at the end
-    DIR/NAME/TRIAL/encoder.pt                the trained encoder
+    DIR/NAME/TRIAL/encoder.safetensors       the trained encoder
 """
 
 from __future__ import annotations

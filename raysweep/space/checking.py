@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raysweep import parts
-from raysweep.config import SETTINGS, about, choices, has_effect, has_metric, online_metrics, shown, suggest
+from raysweep.config import (
+    METRICS,
+    SETTINGS,
+    about,
+    choices,
+    has_effect,
+    has_metric,
+    metrics_by_name,
+    online_metrics,
+    shown,
+    suggest,
+)
 from raysweep.errors import InputError
 from raysweep.space.expansion import MAX_TRIALS, distinct
 from raysweep.space.model import Resources, Sweep, Trial, Tune
@@ -63,9 +75,9 @@ def check_name(name: object, where: str) -> None:
 
 def check_metric(sweep: Sweep, where: str) -> None:
     """The metric to choose by is one that every trial has, and none that has seen the test split."""
-    metric = sweep.tune.metric
+    tune, metric = sweep.tune, sweep.tune.metric
     if metric is None:
-        if sweep.tune.mode == "min":
+        if tune.mode == "min":
             raise InputError(f"{where}: tune.mode: min needs a tune.metric of which less is better")
         if sweep.metric is None and sweep.tune.searcher != "none":
             raise InputError(
@@ -73,10 +85,17 @@ def check_metric(sweep: Sweep, where: str) -> None:
                 "set it above 0"
             )
         return
+    if metric not in METRICS:
+        close = difflib.get_close_matches(metric, choices(), n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(choices())}"
+        raise InputError(f"{where}: tune.metric: unknown metric {metric!r}; {hint}")
     if metric not in choices():
-        reason = " (test images are not for choosing)" if "test" in metric or metric.startswith("kmeans/") else ""
         hint = suggest(metric.replace("test", "val"), choices())
-        raise InputError(f"{where}: tune.metric: {metric!r} cannot be chosen by{reason}{hint}")
+        raise InputError(f"{where}: tune.metric: {metric!r} cannot be used: test images are not for choosing{hint}")
+    better = metrics_by_name()[metric].better
+    if tune.mode is not None and better is not None and tune.mode != better:
+        words = "more" if better == "max" else "less"
+        raise InputError(f"{where}: tune.mode: {tune.mode} contradicts tune.metric: {words} {metric} is better")
     for trial in sweep.examples:
         if not trial.baseline and not has_metric(metric, trial.settings):
             names = ("usl_type", "usl_epochs", "probe_every", "val_fraction", "per_layer", "encoder")

@@ -18,6 +18,7 @@ from raysweep.config import (
     has_effect,
     make_settings,
 )
+from raysweep.config.part_settings import example_of
 from raysweep.errors import InputError
 from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial
 
@@ -145,9 +146,18 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
             needs = "usl_epochs > 0" if not settings.usl_epochs else about(name).effect.words.replace("`", "")
             raise InputError(
                 f"{where}: search.{name}: has no effect in {trial_name(varied)} (usl_type: {settings.usl_type}, "
-                f"usl_epochs: {settings.usl_epochs}); it needs {needs}: give such points a sub-space of their own"
+                f"usl_epochs: {settings.usl_epochs}); it needs {needs}; {how_to_sweep(name)}"
             )
     return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
+
+
+def how_to_sweep(name: str) -> str:
+    """How a setting is swept that has no effect in some points."""
+    example = example_of(name)
+    if example is None:
+        return f"sweep it in a sub-space of its own: search: [{{{name}: [...], ...}}, {{...}}]"
+    part, settings = example
+    return f"sweep it only for {part}: search: [{{{settings}, {name}: [...]}}]"
 
 
 def make_baseline(trial: Trial) -> Trial:

@@ -14,6 +14,7 @@ from raysweep.config import (
     Settings,
     check_type,
     make_settings,
+    metrics_by_name,
 )
 
 
@@ -31,7 +32,10 @@ class Tune(BaseModel):
             "val split. A scheduler stops by it too, while pretraining; none: by `online/knn_val_accuracy`."
         ),
     ] = None
-    mode: Annotated[Literal["max", "min"], About("Whether more or less of it is better.")] = "max"
+    mode: Annotated[
+        Literal["max", "min"] | None,
+        About("Whether more or less of it is better; none: what the metric says of itself, else `max`."),
+    ] = None
     scheduler: Annotated[
         Literal["fifo", "asha", "median"],
         About(
@@ -219,6 +223,12 @@ class Sweep:
         if self.tune.metric is None and all(trial.settings.val_fraction > 0 for trial in self.examples):
             return "linear/val_accuracy"
         return self.tune.metric
+
+    @property
+    def mode(self) -> str:
+        """Whether more (`max`) or less (`min`) of the metric is better."""
+        metric = metrics_by_name().get(self.metric or self.stop_metric)
+        return self.tune.mode or (metric.better if metric is not None else None) or "max"
 
     @property
     def stop_metric(self) -> str:

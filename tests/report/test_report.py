@@ -259,7 +259,7 @@ def test_a_sweep_that_varies_the_protocol_has_a_best_point_for_each(tmp_path):
 
     made, sweep = fill_with(tmp_path, raw, metrics)
     points = build_report(made, sweep).points
-    best = [ranked[0].name for ranked in rank_points(points, sweep.metric, sweep.tune.mode)]
+    best = [ranked[0].name for ranked in rank_points(points, sweep.metric, sweep.mode)]
     assert best == ["labels_per_class=None,alpha=1.0", "labels_per_class=10,alpha=1.0"]
     assert "not comparable" in (made.root / "summary.md").read_text()
 
@@ -414,12 +414,12 @@ def test_what_nothing_can_be_said_about(tmp_path, seeds, scores, expected):
     said = words(tmp_path, raw, metrics)
     assert expected in said[0]
     assert "[" not in said[0], "no interval is printed"
-    assert "cannot be said: there is no random encoder" in said[1]
+    assert said[1] == "There is no baseline to compare with; add `--set baseline=true`."
 
 
 def test_a_single_point_and_a_tie_are_named_as_such(tmp_path):
     alone = words(tmp_path, {"name": "a"}, lambda trial: {"linear/val_accuracy": 0.5, "linear/test_accuracy": 0.5})
-    assert alone[0] == "default is the only point, so there is no second to compare it with."
+    assert alone == ["There is no baseline to compare with; add `--set baseline=true`."]
     raw = {"name": "b", "search": {"alpha": [1, 0.1], "seed": [0, 1]}}
     tied = words(tmp_path, raw, made_up({"alpha=1.0": 0.5, "alpha=0.1": 0.5}))
     assert "the second, alpha=0.1 (equal by that metric)," in tied[0]

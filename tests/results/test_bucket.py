@@ -187,7 +187,7 @@ def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monke
         place = Bucket(uri) / str(allowed)
         mirror = begin(Mirror(place, tmp_path / f"{allowed}"), checkpoints=2)
         checkpoint(mirror.local, 3)
-        (mirror.local / "encoder.pt").write_bytes(b"weights")
+        (mirror.local / "encoder.safetensors").write_bytes(b"weights")
         (mirror.local / "result.json").write_text("{}")
         with monkeypatch.context() as patch:
             requests = 0
@@ -204,7 +204,7 @@ def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monke
         for name, size in saved["events"].items():
             assert (fresh.local / name).stat().st_size >= size
         finished = (fresh.local / "result.json").exists()
-        assert not finished or (saved["epoch"] == 3 and (fresh.local / "encoder.pt").exists())
+        assert not finished or (saved["epoch"] == 3 and (fresh.local / "encoder.safetensors").exists())
         found.append((saved["epoch"], finished))
         if done:
             break
@@ -531,7 +531,7 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
     assert status == 0, err
     status, out, err = completed("embed", f"{place}/seed=7", "images", "-o", "other.npz", cwd=tmp_path)
     assert status == 2
-    assert "has no encoder.pt" in err
+    assert "has no encoder.safetensors" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cache", "features.npz", "fresh", "images", "reader", "there"
     ]  # fmt: skip

@@ -230,8 +230,8 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, run, kind):
     ODD[kind](tmp_path / "x.pt")
     refused(run("x.pt"), "x.pt", "", tmp_path)
     (tmp_path / "trial").mkdir()
-    ODD[kind](tmp_path / "trial" / "encoder.pt")
-    refused(run("trial"), "trial: has no encoder.pt", "", tmp_path)
+    ODD[kind](tmp_path / "trial" / "encoder.safetensors")
+    refused(run("trial"), "trial: has no encoder.safetensors", "", tmp_path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind not in ("a directory", "a link to a directory")])

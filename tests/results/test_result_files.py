@@ -166,7 +166,7 @@ def test_what_is_no_file_is_set_aside_wherever_a_trial_needs_one(tmp_path, kind)
         "result.json",
         "attempt.json",
         "error.txt",
-        "encoder.pt",
+        "encoder.safetensors",
         "events.out.tfevents.0001.raysweep",
         ".lock",
         "checkpoints/00000002.pt",

@@ -195,7 +195,10 @@ def test_methods_with_settings_of_their_own_go_into_sub_spaces():
         ({"search": []}, ["search", "empty"]),
         ({"search": {"alpha": [1]}, "tune": {"num_samples": 3}}, ["num_samples", "nothing is drawn"]),
         ({"tune": {"metric": "linear/test_accuracy"}}, ["tune.metric", "test images are not for choosing"]),
-        ({"tune": {"metric": "linear/val_acuracy"}}, ["tune.metric", "did you mean 'linear/val_accuracy'"]),
+        (
+            {"tune": {"metric": "linear/val_acuracy"}},
+            ["tune.metric", "unknown metric 'linear/val_acuracy'; did you mean linear/val_accuracy?"],
+        ),
         ({"base": {"val_fraction": 0}, "tune": {"metric": "knn/val_accuracy"}}, ["tune.metric", "val_fraction"]),
         ({"tune": {"scheduler": "ahsa"}}, ["tune: scheduler", "asha"]),
         ({"tune": {"max_failures": -1}}, ["max_failures", "-1"]),

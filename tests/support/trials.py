@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 
 from raysweep import space
 from raysweep.data.dataset import Dataset
+from raysweep.results.encoders import load_encoder
 from raysweep.trial import run_trial
 
 TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, "probe_every": 1, "knn_k": 5}
@@ -37,3 +38,10 @@ def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lamb
     return run_trial(
         trial, datasets, directory, threads=1, gpu=True, checkpoint_seconds=checkpoint_seconds, report=report, **options
     )
+
+
+def read_encoder(directory):
+    """The description and the weights that a trial has saved."""
+    saved = load_encoder(directory)
+    sizes = {name: getattr(saved, name) for name in ("channels", "image_size", "embedding_dim")}
+    return {**sizes, "encoder": saved.weights}

@@ -60,7 +60,7 @@ def test_a_tilde_is_the_home_directory_in_every_argument(tmp_path):
     run("run_sweep.py", "~/s.yaml", "--local", "--name=y", "--output", "~/runs")
     run("raysweep", "report", "~/runs/x", "~/runs/y", "-o", "~/both")
     run("raysweep", "export", "~/runs/x/seed=0", "-o~/encoder.pt")
-    run("raysweep", "embed", "~/runs/x/seed=0/encoder.pt", "~/both/figures", "--output=~/features.npz")
+    run("raysweep", "embed", "~/runs/x/seed=0/encoder.safetensors", "~/both/figures", "--output=~/features.npz")
     run("raysweep", "preview", "~/s.yaml", "-o", "~/views.png")
     assert list(folder.iterdir()) == []
     assert f"data_dir: {home}/data" in (home / "runs" / "x" / "sweep.yaml").read_text()

@@ -29,7 +29,7 @@ def make_scheduler(sweep: Sweep) -> ByEvaluation | None:
         scheduler = ASHAScheduler(
             time_attr=EPOCH,
             metric=sweep.stop_metric,
-            mode=tune.mode,
+            mode=sweep.mode,
             max_t=sweep.longest,
             grace_period=sweep.grace_epochs,
             reduction_factor=tune.reduction_factor,
@@ -39,7 +39,7 @@ def make_scheduler(sweep: Sweep) -> ByEvaluation | None:
         scheduler = MedianStoppingRule(
             time_attr=EPOCH,
             metric=sweep.stop_metric,
-            mode=tune.mode,
+            mode=sweep.mode,
             grace_period=sweep.grace_epochs,
             # Or it would pause trials until there are others, by ending their workers.
             min_time_slice=math.inf,  # type: ignore[arg-type]

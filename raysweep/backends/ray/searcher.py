@@ -123,7 +123,7 @@ def ask(sweep: Sweep, known: list[FrozenTrial], number: int) -> Proposal:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say every trial on standard error
     # Points that still run count as bad ones, so that those proposed meanwhile are others.
     sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
-    study = optuna.create_study(direction="maximize" if sweep.tune.mode == "max" else "minimize", sampler=sampler)
+    study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize", sampler=sampler)
     study.add_trials(known)
     trial = study.ask()
     space = 0

@@ -10,7 +10,7 @@ from tests.support.cluster import descendants, wait_for
 from tests.support.commands import begun, result, start
 
 CORES = len(os.sched_getaffinity(0)) // 2  # of each worker: two take all there are, so that others wait for them
-BRIEF = ["--usl_type", "simclr", "--usl_epochs", "8", "--le_epochs", "1", "--probe_every", "0", "--images_every", "0"]
+BRIEF = ["--usl_type", "simclr", "--usl_epochs", "4", "--le_epochs", "1", "--probe_every", "0", "--images_every", "0"]
 
 pytestmark = pytest.mark.skipif(CORES == 0, reason="needs a core for each of two workers")
 
@@ -28,21 +28,20 @@ def kill(command, name):
 
 
 def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_killed(tmp_path):
-    """The controller of the first trial in both its attempts; then the second trial's own, before it has workers."""
+    """The controller of the first trial; then the process of the second trial itself, before it has workers."""
     tune = ["--set", "tune.max_failures=1", "--set", "tune.checkpoint_seconds=0"]
     many = ["--set", "resources.workers=2", "--set", f"resources.cpu={CORES}", "--set", "seed=[0,1]"]
     running = start(*BRIEF, *tune, *many, "--name", "x", cwd=tmp_path)
     root = tmp_path / "runs" / "x"
-    for attempt in (1, 2):
-        wait_for(lambda attempt=attempt: begun(root / "seed=0", attempt), running, 240)
-        kill(running, "TrainController")
+    wait_for(lambda: begun(root / "seed=0", 1), running, 240)
+    kill(running, "TrainController")
     wait_for(lambda: (root / "seed=0" / "result.json").exists(), running)
     wait_for(lambda: processes(running, "TrainController"), running, 240)
     kill(running, "ImplicitFunc")  # Tune's name of a trial that is a function
     out, err = running.communicate(timeout=600)
-    assert running.returncode == 1, err
+    assert running.returncode == 0, err
     why = "Ray Train's controller died (killed, out of memory, or its node was lost)"
     assert f"seed=0: attempt 1 broke off; going on from its last checkpoint ({why})" in out
-    failed, finished = (result(root, f"seed={seed}") for seed in (0, 1))
-    assert (failed["status"], failed["error"], failed["attempts"]) == ("failed", why, 2)
-    assert (finished["status"], finished["error"], finished["attempts"]) == ("finished", None, 1)
+    first, second = (result(root, f"seed={seed}") for seed in (0, 1))
+    assert (first["status"], first["error"], first["attempts"]) == ("finished", None, 2)
+    assert (second["status"], second["error"], second["attempts"]) == ("finished", None, 1)

@@ -183,7 +183,7 @@ def test_nodes_that_share_only_a_bucket_bring_results_together(ray, second, serv
     assert status == 0, err
     assert "2 at a time: 1 per GPU on 2 GPUs of 2 nodes" in out
     there = {each["Key"] for each in client.list_objects_v2(Bucket="results", Prefix="runs/x/")["Contents"]}
-    for name in ("encoder.pt", "result.json", "events.out.tfevents.0001.raysweep"):
+    for name in ("encoder.safetensors", "result.json", "events.out.tfevents.0001.raysweep"):
         assert {f"runs/x/seed={seed}/{name}" for seed in (0, 1)} <= there
     assert "runs/x/summary.md" in there
     seen = {path.parent.name for path in (folder / "private" / "cache").rglob("events.out.*")}

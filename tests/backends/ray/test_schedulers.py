@@ -16,12 +16,12 @@ from tests.support.cluster import wait_for
 from tests.support.commands import command, result, start
 from tests.support.trials import run, trial_of
 
-METRIC = "online/knn_val_accuracy"
+METRIC, NEUTRAL = "online/knn_val_accuracy", "pretrain/embedding_std"
 TUNES = [
     {"scheduler": "asha", "reduction_factor": 2},
-    {"scheduler": "asha", "reduction_factor": 3, "grace_epochs": 3, "mode": "min", "metric": METRIC},
+    {"scheduler": "asha", "reduction_factor": 3, "grace_epochs": 3, "mode": "min", "metric": NEUTRAL},
     {"scheduler": "median"},
-    {"scheduler": "median", "grace_epochs": 5, "mode": "min", "metric": METRIC},
+    {"scheduler": "median", "grace_epochs": 5, "mode": "min", "metric": NEUTRAL},
 ]
 
 
@@ -33,7 +33,7 @@ def sweep_of(epochs, every, seeds, **tune):
 def decide(scheduler, trial, epoch, value):
     """What the scheduler decides about a trial of Tune's that reports an evaluation."""
     tune_trial = SimpleNamespace(config={"trial": trial}, trial_id="another in each run")
-    return scheduler.on_trial_result(None, tune_trial, {"share": 0.5, EPOCH: epoch, METRIC: value})
+    return scheduler.on_trial_result(None, tune_trial, {"share": 0.5, EPOCH: epoch, METRIC: value, NEUTRAL: value})
 
 
 def evaluated(trial):
@@ -178,9 +178,8 @@ def test_every_evaluation_is_reported_wherever_a_trial_leaves(tmp_path):
     assert [leg for leg in legs if isinstance(leg, int)] == [1, 2, 3, 4, 5], "each once"
 
 
-SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "16", "--batch_size", "100"]
+SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "8", "--batch_size", "50"]
 BRIEF = ["--le_epochs", "1", "--images_every", "0", "--probe_every", "1", "--projector_images", "0"]
-RUNGS = {1, 2, 4, 8, 16}
 
 
 def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
@@ -194,7 +193,7 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     )
     root = tmp_path / "runs" / "x"
     first, *others = (f"alpha={alpha},seed=0" for alpha in ("0.01", "100.0", "10000.0"))
-    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 3, process, 240)
+    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 2, process, 240)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=600)
     assert process.returncode == 130
