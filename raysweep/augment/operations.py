@@ -63,8 +63,8 @@ def packed(tensors: Sequence[Tensor], page_locked: bool) -> tuple[Tensor, list[i
     for tensor in tensors:
         places.append(-(-(places[-1] + tensor.nbytes) // 16) * 16)
     buffer = torch.empty(places.pop(), dtype=torch.uint8, pin_memory=page_locked)
-    for tensor, own in zip(tensors, unpacked(buffer, tensors, places), strict=True):
-        own.copy_(tensor)
+    for tensor, view in zip(tensors, unpacked(buffer, tensors, places), strict=True):
+        view.copy_(tensor)
     return buffer, places
 
 

@@ -190,7 +190,7 @@ class ProgressDisplay:
     def _render(self) -> Group:
         head = Table.grid(padding=(0, 1))
         ended = ((self.stopped, "stopped early"), (self.failed, "failed"))
-        which = "".join(f", {count} {how}" for count, how in ended if count)
+        which = "".join(f", {count} {words}" for count, words in ended if count)
         head.add_row(
             Text(self.sweep.name, style="bold"),
             ProgressBar(total=self._rest() + self.whole, completed=self.done + self._under_way(), width=30),

@@ -194,12 +194,12 @@ def leave_at_once(resume: str) -> None:
 def watch(mark: StopFlag) -> Callable[[], bool]:
     """A trial's look for the mark, cheap enough to be taken between any two steps."""
     every = LOOK_SECONDS if mark.bucket is None else LOOK_SECONDS_BUCKET
-    looked, found = time.monotonic() - every, False
+    looked, is_set = time.monotonic() - every, False
 
     def stop() -> bool:
-        nonlocal looked, found
-        if not found and time.monotonic() - looked >= every:
-            found, looked = mark.is_set(), time.monotonic()
-        return found
+        nonlocal looked, is_set
+        if not is_set and time.monotonic() - looked >= every:
+            is_set, looked = mark.is_set(), time.monotonic()
+        return is_set
 
     return stop

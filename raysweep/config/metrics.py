@@ -84,8 +84,8 @@ def has_metric(name: str, settings: Settings) -> bool:
         if name in part.metrics:
             is_reported = part.metrics[name].is_reported
             return is_reported is None or is_reported(settings)
-    own = {"pretrain/loss": LOSS, **WATCHED}.get(name)
-    return own is not None and own.is_reported is not None and own.is_reported(settings)
+    metric = {"pretrain/loss": LOSS, **WATCHED}.get(name)
+    return metric is not None and metric.is_reported is not None and metric.is_reported(settings)
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
     """
     check_exists(spec)
     root = folder_path(spec).absolute()
-    found = layout.layout(root, f"dataset {spec!r}")
+    split_folders = layout.layout(root, f"dataset {spec!r}")
     ignored: list[Path] = []
-    classes = tuple(layout.class_folders(found.train)) if found.train is not None else ()
+    classes = tuple(layout.class_folders(split_folders.train)) if split_folders.train is not None else ()
     if not classes:
-        where = found.train or root
+        where = split_folders.train or root
         paths = list(layout.images_below(where, ignored))
         check_memory(spec, len(paths), channels, size)
         images, good = decode(paths, size, channels, skip_bad_images)
@@ -46,7 +46,7 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
         warn_of_ignored(spec, ignored)
         return Dataset(spec, (), images, None, None, None)
 
-    splits = [split for split in (found.train, found.test, found.val) if split is not None]
+    splits = [split for split in (split_folders.train, split_folders.test, split_folders.val) if split is not None]
     listed = []
     for split in splits:
         of_class = layout.class_folders(split)

@@ -67,11 +67,11 @@ def labelled_name(spec: str, parameters: Mapping[str, Any]) -> str:
 
 def digests(datasets: Datasets) -> dict[str, str]:
     """What tells the images and labels of each dataset from others, by the dataset's name and the form it is in."""
-    found = {}
+    by_name = {}
     for (name, size, channels), dataset in datasets.items():
         form = f"{size}×{size}" if channels is None else f"{size}×{size}, {channels} channels"
-        found[f"{name} {form}"] = dataset.digest if channels is not None else pretraining_digest(dataset)
-    return found
+        by_name[f"{name} {form}"] = dataset.digest if channels is not None else pretraining_digest(dataset)
+    return by_name
 
 
 def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:

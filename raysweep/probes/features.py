@@ -45,8 +45,8 @@ def extract(encoder: Any, images: Tensor, index: Tensor, layer: str) -> Tensor:
 
 def extract_layers(encoder: Any, images: Tensor, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
     """What `extract` gives, for several layers in one pass over the images."""
-    found = compute(encoder, images, index, lambda batch: read_layers(encoder, batch, layers))
-    return dict(zip(layers, found, strict=True))
+    features = compute(encoder, images, index, lambda batch: read_layers(encoder, batch, layers))
+    return dict(zip(layers, features, strict=True))
 
 
 def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[Tensor]:

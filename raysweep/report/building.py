@@ -67,12 +67,12 @@ def build_report(store: Store, sweep: Sweep) -> Report:
     Raises:
         InputError: the results were not all evaluated alike; nothing is written.
     """
-    made = read(store, sweep)
-    write_atomically(store.root / "results.csv", encoded(results_csv(store, sweep, made.members[0].results)))
-    return write(made, store.root)
+    report = read(store, sweep)
+    write_atomically(store.root / "results.csv", encoded(results_csv(store, sweep, report.members[0].results)))
+    return write(report, store.root)
 
 
-def build_comparison(made: Report, directories: Iterable[Path]) -> tuple[Report, Path]:
+def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Report, Path]:
     """Write the same, `results.csv` aside, of several sweeps, into a new directory.
 
     Returns:
@@ -88,28 +88,28 @@ def build_comparison(made: Report, directories: Iterable[Path]) -> tuple[Report,
             break
     if directory is None:
         raise InputError(f"{tried}: exists; choose another directory")
-    return write(made, directory), directory
+    return write(report, directory), directory
 
 
-def write(made: Report, directory: Path) -> Report:
+def write(report: Report, directory: Path) -> Report:
     """Write tables and words, and only then figures. Returns the report with what could not be drawn."""
-    write_atomically(directory / "summary.csv", encoded(summary_csv(made)))
-    write_atomically(directory / "differences.csv", encoded(differences_csv(made)))
-    write_atomically(directory / "summary.md", encoded(summary_md(made)))
+    write_atomically(directory / "summary.csv", encoded(summary_csv(report)))
+    write_atomically(directory / "differences.csv", encoded(differences_csv(report)))
+    write_atomically(directory / "summary.md", encoded(summary_md(report)))
     if lies(directory / "figures") and not (directory / "figures").is_dir():
         set_aside(directory / "figures")
     (directory / "figures").mkdir(exist_ok=True)
-    return replace(made, not_drawn=write_figures(made, directory / "figures"))
+    return replace(report, not_drawn=write_figures(report, directory / "figures"))
 
 
-def write_figures(made: Report, directory: Path) -> list[str]:
+def write_figures(report: Report, directory: Path) -> list[str]:
     """Draw and write the figures. Returns a line for each that failed, which costs no other figure.
 
     Raises:
         OSError: a figure cannot be written; its drawing never raises.
     """
     try:
-        drawings = figures_of(made)
+        drawings = figures_of(report)
     except Exception as fault:
         return [f"the figures could not be drawn: {describe_error(fault)}"]
     failed = []
@@ -124,7 +124,7 @@ def write_figures(made: Report, directory: Path) -> list[str]:
     return failed
 
 
-def figures_of(made: Report) -> dict[str, Callable[[], bytes | None]]:
+def figures_of(report: Report) -> dict[str, Callable[[], bytes | None]]:
     """By name, functions that draw the report's figures as PNG; they return None where there is nothing to draw."""
     from raysweep.report import drawing, figures
     from raysweep.report.figures import draw_comparison, draw_layers
@@ -135,14 +135,14 @@ def figures_of(made: Report) -> dict[str, Callable[[], bytes | None]]:
         return None if figure is None else drawing.save(figure)
 
     found: dict[str, Callable[[], Figure | None]] = {}
-    if made.several:
-        found["comparison"] = partial(draw_comparison, made.name, made.points, made.metric, made.mode)
+    if report.several:
+        found["comparison"] = partial(draw_comparison, report.name, report.points, report.metric, report.mode)
     else:
-        sweep = made.members[0].sweep
+        sweep = report.members[0].sweep
         for name in sweep.searched:
-            found[name] = partial(figures.draw, sweep, made.points, name)
+            found[name] = partial(figures.draw, sweep, report.points, name)
         pair = heatmap_settings(sweep)
         if pair is not None:
-            found["_x_".join(pair)] = partial(draw_heatmap, sweep, made.points)
-        found["layers"] = partial(draw_layers, sweep, made.points)
+            found["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)
+        found["layers"] = partial(draw_layers, sweep, report.points)
     return {name: partial(png, draw) for name, draw in found.items()}

@@ -58,8 +58,8 @@ class Report:
     @property
     def scores(self) -> list[str]:
         """The test scores there are, that of the chosen metric first."""
-        own = str(self.metric).replace("val_accuracy", "test_accuracy")
-        return shown_scores(self.points, list(dict.fromkeys([*([own] if own in METRICS else []), *SCORES])))
+        chosen = str(self.metric).replace("val_accuracy", "test_accuracy")
+        return shown_scores(self.points, list(dict.fromkeys([*([chosen] if chosen in METRICS else []), *SCORES])))
 
     def in_words(self, scores: int | None = None) -> list[str]:
         """Whether the best point differs from the second and from random, in the first so many scores."""

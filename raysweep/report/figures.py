@@ -74,9 +74,9 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             own_colour = len(lines) > 1 and of_line is not None and point.varied
             if name not in point.varied:
                 draw_baseline(axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else "0.4")
-        own = [point for point in baselines if name in point.varied]
-        for line in lines.values() if own else ():
-            matching = [point for point in own if belongs(point, line[0], name)]
+        swept_baselines = [point for point in baselines if name in point.varied]
+        for line in lines.values() if swept_baselines else ():
+            matching = [point for point in swept_baselines if belongs(point, line[0], name)]
             matching.sort(key=lambda point: values.index(point.varied[name]))
             x = [point.varied[name] if numeric else values.index(point.varied[name]) for point in matching]
             y = [mean_of(point, score) if point.values(score) else math.nan for point in matching]
@@ -128,13 +128,13 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
 
 def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: str) -> None:
     """One point's accuracy by block: mean and interval over seeds, each seed a dot; moved aside by `step`."""
-    found = [
+    scores = [
         (block + step, point.values(score)) for block, score in enumerate(block_scores(), 1) if point.values(score)
     ]
     label = f"{point.title} encoder" if point.baseline else point.title
-    means = [float(np.mean(values)) for _, values in found]
-    axes.plot([x for x, _ in found], means, dashes, color=colour, marker=marker, markersize=5, label=label)
-    for x, values in found:
+    means = [float(np.mean(values)) for _, values in scores]
+    axes.plot([x for x, _ in scores], means, dashes, color=colour, marker=marker, markersize=5, label=label)
+    for x, values in scores:
         add_seeds(axes, x, values, colour)
 
 
@@ -162,19 +162,21 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
     panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
     for axes, score in zip(panels, scores, strict=True):
         for place, point in enumerate(rows):
-            of = estimate(point.values(score))
-            if of is None:
+            value = estimate(point.values(score))
+            if value is None:
                 continue
             of_sweep = sweeps.index(point.sweep)
             colour, marker = COLOURS[of_sweep % len(COLOURS)], MARKERS[of_sweep % len(MARKERS)]
             if point.baseline:  # equal ones of several sweeps alternate
                 dashes = (4.0 * of_sweep, (4.0, 4.0 * max(1, len(sweeps) - 1)))
-                axes.axvline(of.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid="random")
-            axes.plot(of.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
-            if of.high is not None:
-                axes.errorbar(of.mean, place, xerr=of.high - of.mean, color=colour, capsize=3, linewidth=1.2)
-            if of.n > 1:
-                axes.plot(point.values(score), [place] * of.n, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
+                axes.axvline(value.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid="random")
+            axes.plot(value.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
+            if value.high is not None:
+                axes.errorbar(value.mean, place, xerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
+            if value.n > 1:
+                axes.plot(
+                    point.values(score), [place] * value.n, linestyle="", zorder=3, gid="seeds", **dot_style(colour)
+                )
         axes.set_title(title(score), fontsize=10)
         axes.set_xlabel("accuracy")
         low, high = axes.get_xlim()
@@ -207,19 +209,19 @@ def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Poin
 
 def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> None:
     """The interval of the mean at `x`, and each seed as a dot; nothing for one seed."""
-    of = estimate(values)
-    if of is not None and of.high is not None:
-        axes.errorbar(x, of.mean, yerr=of.high - of.mean, color=colour, capsize=3, linewidth=1.2)
-        axes.plot([x] * of.n, values, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
+    value = estimate(values)
+    if value is not None and value.high is not None:
+        axes.errorbar(x, value.mean, yerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
+        axes.plot([x] * value.n, values, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
 
 
 def draw_line(axes: Axes, positions: list[Any], line: Sequence[Point], score: str, label: str, position: int) -> None:
     """Mean and interval of every point of a line, and its seeds as dots; `position` among the lines gives its style."""
     colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
-    found = [(x, point.values(score)) for x, point in zip(positions, line, strict=True) if point.values(score)]
-    means = [float(np.mean(values)) for _, values in found]
-    axes.plot([x for x, _ in found], means, "-", color=colour, marker=marker, markersize=4, label=label)
-    for x, values in found:
+    scores = [(x, point.values(score)) for x, point in zip(positions, line, strict=True) if point.values(score)]
+    means = [float(np.mean(values)) for _, values in scores]
+    axes.plot([x for x, _ in scores], means, "-", color=colour, marker=marker, markersize=4, label=label)
+    for x, values in scores:
         add_seeds(axes, x, values, colour)
 
 
@@ -230,12 +232,12 @@ def dot_style(colour: str) -> dict[str, Any]:
 
 def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
     """The random encoder: its mean as a line, its interval as a band."""
-    of = estimate(point.values(score))
-    if of is None:
+    value = estimate(point.values(score))
+    if value is None:
         return
-    axes.axhline(of.mean, color=colour, linestyle="--", linewidth=1, label=f"{point.name} encoder")
-    if of.low is not None and of.high is not None:
-        axes.axhspan(of.low, of.high, color=colour, alpha=0.15, linewidth=0, label=f"its {PERCENT} interval")
+    axes.axhline(value.mean, color=colour, linestyle="--", linewidth=1, label=f"{point.name} encoder")
+    if value.low is not None and value.high is not None:
+        axes.axhspan(value.low, value.high, color=colour, alpha=0.15, linewidth=0, label=f"its {PERCENT} interval")
 
 
 def belongs(baseline: Point, point: Point, name: str) -> bool:

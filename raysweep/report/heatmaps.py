@@ -70,7 +70,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         for point in trained:
             row, column = y_values.index(point.varied[names[1]]), x_values.index(point.varied[names[0]])
             grid[row][column] = estimate(point.values(score))
-        means = np.array([[math.nan if of is None else of.mean for of in row] for row in grid])
+        means = np.array([[math.nan if value is None else value.mean for value in row] for row in grid])
         randoms = [mean_of(point, score) for point in points if point.baseline and point.values(score)]
         low, high = np.nanmin([np.nanmin(means), *randoms]), np.nanmax([np.nanmax(means), *randoms])
         spare = 0.02 * (high - low) or 0.005  # so that no line lies on the end of the bar
@@ -78,10 +78,10 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         image = axes.imshow(means, norm=norm, cmap=colours, origin="lower", aspect="auto")
         size = max(4.0, min(9.0, 90 / max(len(x_values), len(y_values))))
         for row, estimates in enumerate(grid):
-            for column, of in enumerate(estimates):
-                if of is not None:
-                    colour = "black" if norm(of.mean) > 0.55 else "white"
-                    axes.text(column, row, cell_text(of), ha="center", va="center", fontsize=size, color=colour)
+            for column, estimated in enumerate(estimates):
+                if estimated is not None:
+                    colour = "black" if norm(estimated.mean) > 0.55 else "white"
+                    axes.text(column, row, cell_text(estimated), ha="center", va="center", fontsize=size, color=colour)
         axes.set_xticks(range(len(x_values)), [number(value) for value in x_values])
         axes.set_yticks(range(len(y_values)), [number(value) for value in y_values])
         axes.set_xlabel(axis_label(names[0]))

@@ -135,16 +135,16 @@ def compare(first: Mapping[int, float], second: Mapping[int, float], comparisons
         second: the same score of another point by seed; seeds that only one of them has are left out.
         comparisons: how many comparisons this one was chosen among, at least 1.
     """
-    found = differences(first, second)
-    if not found:
+    paired = differences(first, second)
+    if not paired:
         return Comparison(0, None, None, None, comparisons)
-    mean = float(np.mean(found))
-    if len(found) < 2 or max(found) - min(found) < NO_SPREAD:
-        return Comparison(len(found), mean, None, None, comparisons)
+    mean = float(np.mean(paired))
+    if len(paired) < 2 or max(paired) - min(paired) < NO_SPREAD:
+        return Comparison(len(paired), mean, None, None, comparisons)
     seeds = [seed for seed in first if seed in second]
     test = stats.ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds])
     interval = test.confidence_interval(1 - (1 - CONFIDENCE) / comparisons)
-    return Comparison(len(found), mean, float(interval.low), float(interval.high), comparisons)
+    return Comparison(len(paired), mean, float(interval.low), float(interval.high), comparisons)
 
 
 def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
@@ -175,16 +175,16 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
         if trial.name in finished:
             trials.setdefault(trial.point, []).append(trial)
     points = []
-    for name, of in trials.items():
-        randoms = {} if of[0].baseline else {trial.settings.seed: make_baseline(trial).name for trial in of}
+    for name, members in trials.items():
+        randoms = {} if members[0].baseline else {trial.settings.seed: make_baseline(trial).name for trial in members}
         points.append(
             Point(
                 name=name,
-                baseline=of[0].baseline,
-                varied={key: value for key, value in of[0].varied.items() if key != "seed"},
-                by_seed={trial.settings.seed: finished[trial.name] for trial in of},
+                baseline=members[0].baseline,
+                varied={key: value for key, value in members[0].varied.items() if key != "seed"},
+                by_seed={trial.settings.seed: finished[trial.name] for trial in members},
                 random_by_seed={seed: finished[random] for seed, random in randoms.items() if random in finished},
-                settings=of[0].settings,
+                settings=members[0].settings,
                 sweep=label,
             )
         )
@@ -198,28 +198,28 @@ def experiment_key(settings: Settings) -> tuple[Any, ...]:
 
 
 def lend_baselines(points: Sequence[Point]) -> list[Point]:
-    """The points of several sweeps; one whose own sweep has no random encoder for a seed gets another sweep's.
+    """The points of several sweeps. A point whose sweep has no random encoder for a seed borrows it from another sweep.
 
-    Only the very same one: equal in every setting that has an effect on a random encoder and its evaluation, the seed
-    among them.
+    The two random encoders must be the same: equal in the seed and in every setting that has an effect on them and on
+    their evaluation.
     """
-    there = {
+    baselines = {
         experiment_key(point.settings.model_copy(update={"seed": seed})): result
         for point in points
         if point.baseline
         for seed, result in point.by_seed.items()
     }
-    lent = []
+    complete = []
     for point in points:
         if not point.baseline:
             wanted = {
                 seed: experiment_key(point.settings.model_copy(update={"usl_epochs": 0, "seed": seed}))
                 for seed in point.by_seed
             }
-            found = {seed: there[key] for seed, key in wanted.items() if key in there}
-            point = replace(point, random_by_seed={**found, **point.random_by_seed})
-        lent.append(point)
-    return lent
+            borrowed = {seed: baselines[key] for seed, key in wanted.items() if key in baselines}
+            point = replace(point, random_by_seed={**borrowed, **point.random_by_seed})
+        complete.append(point)
+    return complete
 
 
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:

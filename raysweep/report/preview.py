@@ -77,11 +77,16 @@ def panels_of(sweep: Sweep) -> list[Panel]:
     settings: dict[tuple[Any, ...], Settings] = {}
     swept: dict[tuple[Any, ...], bool] = {}
     for trial in sweep.examples:
-        of = trial.settings
+        chosen_settings = trial.settings
         if not trial.baseline:
-            key = (of.dataset, of.image_size, of.policy, policy_arguments(of))
-            settings.setdefault(key, of)
-            strengths.setdefault(key, set()).add(of.strength)
+            key = (
+                chosen_settings.dataset,
+                chosen_settings.image_size,
+                chosen_settings.policy,
+                policy_arguments(chosen_settings),
+            )
+            settings.setdefault(key, chosen_settings)
+            strengths.setdefault(key, set()).add(chosen_settings.strength)
             swept[key] = swept.get(key, False) or "strength" in trial.varied
     if len(settings) > MAX_PANELS:
         raise InputError(
@@ -89,10 +94,10 @@ def panels_of(sweep: Sweep) -> list[Panel]:
             f"leave at most {MAX_PANELS}, for example by --set policy=simclr"
         )
     panels = []
-    for key, of in settings.items():
-        there = sorted(strengths[key] | (set() if swept[key] else set(STRENGTHS)))
-        chosen = [there[i] for i in spaced(len(there), MAX_ROWS)]
-        panels.append(Panel(of, tuple(chosen), len(there) - len(chosen)))
+    for key, chosen_settings in settings.items():
+        available = sorted(strengths[key] | (set() if swept[key] else set(STRENGTHS)))
+        chosen = [available[i] for i in spaced(len(available), MAX_ROWS)]
+        panels.append(Panel(chosen_settings, tuple(chosen), len(available) - len(chosen)))
     return panels
 
 

@@ -169,11 +169,11 @@ def fetch_encoder(uri: str) -> Path:
     folder.check(write=False)
     mirror = Mirror(folder, folder.copy("reports"))
     mirror.pull(lambda each: each in files)
-    found = next((mirror.local / file for file in files if (mirror.local / file).exists()), None)
-    if found is None:
+    local = next((mirror.local / file for file in files if (mirror.local / file).exists()), None)
+    if local is None:
         hint = "give a trial's directory, its encoder.safetensors or a training checkpoint"
         raise InputError(f"{folder}: has no {files[0]}; {hint}")
-    return found
+    return local
 
 
 @contextmanager

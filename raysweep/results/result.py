@@ -100,7 +100,7 @@ def make_result(
 ) -> Result:
     """The result of a trial that ran in `directory` on the probe dataset with this digest."""
     assert (error is None) == (status == "finished")
-    of = protocol(trial.settings, probe_digest)
+    evaluated_under = protocol(trial.settings, probe_digest)
     return Result(
         trial=trial.name,
         point=trial.point,
@@ -110,8 +110,8 @@ def make_result(
         varied=dict(trial.varied),
         settings=trial.settings.model_dump(),
         metrics=metrics,
-        protocol=of,
-        fingerprint=fingerprint(of),
+        protocol=evaluated_under,
+        fingerprint=fingerprint(evaluated_under),
         wall_s=wall_s,
         attempts=attempts(directory),
         device=device,

@@ -100,8 +100,8 @@ class Store:
         if isinstance(output, str) and is_uri(output):
             bucket = Bucket(output)
             bucket.check(write=True)
-            there = bucket.names()
-            stores = (cls(join(output, chosen)) for chosen in candidates(name, default) if chosen not in there)
+            taken = bucket.names()
+            stores = (cls(join(output, chosen)) for chosen in candidates(name, default) if chosen not in taken)
         else:
             check_writable(Path(output), locks=True)
             paths = (Path(output) / chosen for chosen in candidates(name, default))
@@ -163,14 +163,14 @@ class Store:
 
     def _make(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
         """`_take` on this machine. Leaves nothing behind where `sweep.yaml` cannot be written."""
-        made = [path for path in (self.root, *self.root.parents) if not lies(path)]
+        created = [path for path in (self.root, *self.root.parents) if not lies(path)]
         if not make_directory(self.root):
             return False
         try:
             write_sweep(self.root, sweep, {"made_by": made_by})
         except BaseException:
             with suppress(OSError):  # others may have put something into a parent meanwhile
-                for path in made:
+                for path in created:
                     path.rmdir()
             raise
         return True
@@ -219,11 +219,11 @@ class Store:
                 return
             # Who held the bucket's lock from this copy before is no more, as the file could be locked.
             file.seek(0)
-            dead, own = file.read(), uuid.uuid4().hex
+            dead, token = file.read(), uuid.uuid4().hex
             file.truncate(0)
-            file.write(own)
+            file.write(token)
             file.flush()
-            with hold_bucket(self.bucket / ".lock", own, dead):
+            with hold_bucket(self.bucket / ".lock", token, dead):
                 self.pull()
                 yield
 

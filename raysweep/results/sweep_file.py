@@ -50,11 +50,11 @@ def write_sweep(root: Path, sweep: Sweep, records: dict[str, Any]) -> None:
 def history(root: Path) -> list[dict[str, Any]]:
     """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
     path = root / "sweep.yaml"
-    found = read(path)
-    changes = found.get("changed_by") or []
+    content = read(path)
+    changes = content.get("changed_by") or []
     if not isinstance(changes, list):
         raise InputError(f"{path}: changed_by: a list expected, not {changes!r}")
-    return [mapping(entry, f"{path}: made_by and changed_by") for entry in (found.get("made_by"), *changes)]
+    return [mapping(entry, f"{path}: made_by and changed_by") for entry in (content.get("made_by"), *changes)]
 
 
 def recorded_datasets(root: Path) -> dict[str, str]:

@@ -115,7 +115,7 @@ def forget_checkpoints(store: Store, name: str) -> None:
     """Remove the checkpoints of a trial that will not go on, in a bucket too."""
     remove_checkpoints(store.trial(name))
     if store.bucket is not None:
-        there = store.bucket / name
-        for each in there.files():
+        folder = store.bucket / name
+        for each in folder.files():
             if each.startswith("checkpoints/"):
-                there.remove(each)
+                folder.remove(each)

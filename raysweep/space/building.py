@@ -143,28 +143,28 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict
         spec = {"grid": spec if isinstance(spec, list) else [spec]}
     if len(spec) != 1:
         raise InputError(f"{where}: give one of {', '.join(DISTRIBUTIONS)}, such as {{grid: [1, 2, 3]}}")
-    how, values = next(iter(spec.items()))
-    if how not in DISTRIBUTIONS:
-        raise InputError(f"{where}: unknown distribution {how!r}{suggest(how, DISTRIBUTIONS)}")
+    distribution, values = next(iter(spec.items()))
+    if distribution not in DISTRIBUTIONS:
+        raise InputError(f"{where}: unknown distribution {distribution!r}{suggest(distribution, DISTRIBUTIONS)}")
     if not isinstance(values, list):
-        raise InputError(f"{where}: {how}: a list expected, not {values!r}")
+        raise InputError(f"{where}: {distribution}: a list expected, not {values!r}")
 
     checked = [getattr(make_settings({**base.model_dump(), name: value}, where), name) for value in values]
-    if how in ("grid", "choice"):
+    if distribution in ("grid", "choice"):
         if not checked:
-            raise InputError(f"{where}: {how}: the list is empty")
+            raise InputError(f"{where}: {distribution}: the list is empty")
         twice = [value for value, count in Counter(checked).items() if count > 1]
         if twice:
-            raise InputError(f"{where}: {how}: {twice[0]!r} stands there twice, however it is written")
-        return {how: checked}
+            raise InputError(f"{where}: {distribution}: {twice[0]!r} stands there twice, however it is written")
+        return {distribution: checked}
     if len(checked) != 2 or None in checked or not is_number(name):
-        raise InputError(f"{where}: {how}: needs a number setting and two bounds [low, high]")
+        raise InputError(f"{where}: {distribution}: needs a number setting and two bounds [low, high]")
     if checked[0] >= checked[1]:
-        raise InputError(f"{where}: {how}: low must be below high, not [{checked[0]}, {checked[1]}]")
+        raise InputError(f"{where}: {distribution}: low must be below high, not [{checked[0]}, {checked[1]}]")
     whole = isinstance(checked[0], int)
-    if whole != (how == "randint"):
-        raise InputError(f"{where}: {how}: {name} is {'a whole' if whole else 'a real'} number; use "
+    if whole != (distribution == "randint"):
+        raise InputError(f"{where}: {distribution}: {name} is {'a whole' if whole else 'a real'} number; use "
                          f"{'randint' if whole else 'uniform or loguniform'}")  # fmt: skip
-    if how == "loguniform" and checked[0] <= 0:
+    if distribution == "loguniform" and checked[0] <= 0:
         raise InputError(f"{where}: loguniform: low must be above 0, not {checked[0]}")
-    return {how: checked}
+    return {distribution: checked}

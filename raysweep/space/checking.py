@@ -153,13 +153,13 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
     pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs]
     if not pretrained:
         raise InputError(f"{where}: {who} stops trials while they pretrain, and with usl_epochs: 0 none does")
-    metric, of = sweep.stop_metric, pretrained[0].settings
+    metric, settings = sweep.stop_metric, pretrained[0].settings
     if metric not in online_metrics():
         raise InputError(
             f"{where}: {who} needs a tune.metric that is reported while pretraining, and {metric!r} is not; leave it "
             f"out (online/knn_val_accuracy), or valid: {', '.join(online_metrics())}"
         )
-    if not of.probe_every:
+    if not settings.probe_every:
         raise InputError(
             f"{where}: {who} goes by what is evaluated while pretraining; probe_every: 0 evaluates nothing"
         )
@@ -180,9 +180,10 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
             f"{where}: {who} compares trials after equally many epochs, which mean different things layer by layer; "
             "sweep one layerwise alone, greedy with one usl_epochs"
         )
-    first = math.ceil(sweep.grace_epochs / of.probe_every) * of.probe_every
+    first = math.ceil(sweep.grace_epochs / settings.probe_every) * settings.probe_every
     if first >= sweep.longest:
         raise InputError(
             f"{where}: {who} could stop nothing: the first evaluation after grace_epochs: {sweep.grace_epochs} is at "
-            f"epoch {min(first, sweep.longest)} of {sweep.longest}; lower probe_every: {of.probe_every} or grace_epochs"
+            f"epoch {min(first, sweep.longest)} of {sweep.longest}; lower probe_every: {settings.probe_every} or "
+            "grace_epochs"
         )

@@ -54,34 +54,34 @@ def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
 
 def holds(spec: Mapping[str, Any], value: Any) -> bool:
     """Whether an entry of `search` has the value."""
-    how, values = next(iter(spec.items()))
-    if how in ("grid", "choice"):
+    distribution, values = next(iter(spec.items()))
+    if distribution in ("grid", "choice"):
         return value in values
-    if isinstance(value, bool) or not isinstance(value, int if how == "randint" else float):
+    if isinstance(value, bool) or not isinstance(value, int if distribution == "randint" else float):
         return False
-    return bool(values[0] <= value <= values[1]) and (how != "randint" or value < values[1])
+    return bool(values[0] <= value <= values[1]) and (distribution != "randint" or value < values[1])
 
 
 def distinct(spec: Mapping[str, Any]) -> float:
     """How many values an entry of `search` has."""
-    how, values = next(iter(spec.items()))
-    if how in ("grid", "choice"):
+    distribution, values = next(iter(spec.items()))
+    if distribution in ("grid", "choice"):
         return len(values)
-    return values[1] - values[0] if how == "randint" else math.inf
+    return values[1] - values[0] if distribution == "randint" else math.inf
 
 
-def draw(name: str, how: str, values: list[Any], sample: int) -> Any:
+def draw(name: str, distribution: str, values: list[Any], sample: int) -> Any:
     """The `sample`-th draw of a setting: fixed by its name and number alone.
 
     So all points of a grid share their draws, all seeds do, and more samples extend a sweep instead of changing it.
     """
     source = random.Random(f"{name}/{sample}")
-    if how == "choice":
+    if distribution == "choice":
         return source.choice(values)
     low, high = values
-    if how == "randint":
+    if distribution == "randint":
         return source.randrange(low, high)
-    if how == "uniform":
+    if distribution == "uniform":
         return source.uniform(low, high)
     return min(max(math.exp(source.uniform(math.log(low), math.log(high))), low), high)
 
@@ -99,7 +99,8 @@ def expand(
         raise InputError(f"{where}: tune.num_samples: {samples} has no effect: nothing is drawn at random")
     grids = [[len(spec["grid"]) for spec in space.values() if "grid" in spec] for space in search]
     count = sum(
-        math.prod(of) * (samples if len(of) < len(space) else 1) for of, space in zip(grids, search, strict=True)
+        math.prod(sizes) * (samples if len(sizes) < len(space) else 1)
+        for sizes, space in zip(grids, search, strict=True)
     )
     if count > MAX_TRIALS:
         raise InputError(f"{where}: search: {count} trials; at most {MAX_TRIALS} in one sweep")
@@ -109,8 +110,8 @@ def expand(
         for sample in range(samples if random_ones else 1):
             axes = []
             for name in names:
-                how, values = next(iter(space[name].items()))
-                axes.append(values if how == "grid" else [draw(name, how, values, sample)])
+                distribution, values = next(iter(space[name].items()))
+                axes.append(values if distribution == "grid" else [draw(name, distribution, values, sample)])
             for combination in itertools.product(*axes):
                 varied = dict(zip(names, combination, strict=True))
                 trial = make_trial(base, varied, where)

@@ -84,6 +84,6 @@ def drawn(sweep: Sweep) -> Iterator[Mapping[str, Mapping[str, Any]]]:
         for sample in range(sweep.tune.num_samples if random_ones else 1):
             specs = {name: next(iter(spec.items())) for name, spec in space.items()}
             yield {
-                name: {"grid": values if how == "grid" else [draw(name, how, values, sample)]}
-                for name, (how, values) in specs.items()
+                name: {"grid": values if distribution == "grid" else [draw(name, distribution, values, sample)]}
+                for name, (distribution, values) in specs.items()
             }

@@ -103,32 +103,32 @@ class Watch(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died; it will go on."""
-        of = self._of(trial)
-        self.running.pop(of.name, None)
+        recovered = self._of(trial)
+        self.running.pop(recovered.name, None)
         if self.scheduler is not None:  # it goes on though it was to stop, if that could not be recorded
-            self.scheduler.reasons.pop(of.name, None)
-        self.results.pull(of.name)
-        self.view.retry(of, attempts(self.results.trial(of.name)), broke_off(trial))
+            self.scheduler.reasons.pop(recovered.name, None)
+        self.results.pull(recovered.name)
+        self.view.retry(recovered, attempts(self.results.trial(recovered.name)), broke_off(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It wrote its result, was stopped, or left because the sweep is to end."""
-        of = self._of(trial)
-        self.running.pop(of.name, None)
-        result = self._result(of)
-        if result is None and self.scheduler is not None and of.name in self.scheduler.reasons:
-            result = self._record_stop(of, self.scheduler.reasons[of.name], trial.last_result)
+        completed = self._of(trial)
+        self.running.pop(completed.name, None)
+        result = self._result(completed)
+        if result is None and self.scheduler is not None and completed.name in self.scheduler.reasons:
+            result = self._record_stop(completed, self.scheduler.reasons[completed.name], trial.last_result)
         if result is not None:
             self._end(result)
         else:
-            self.view.leave(of)
+            self.view.leave(completed)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It broke off for the last time."""
-        of = self._of(trial)
-        self.running.pop(of.name, None)
-        result = self._result(of)
+        failed = self._of(trial)
+        self.running.pop(failed.name, None)
+        result = self._result(failed)
         if result is None:
-            result = record_failure(self.results, of, self._digest(of), broke_off(trial))
+            result = record_failure(self.results, failed, self._digest(failed), broke_off(trial))
         self._end(result)
 
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
@@ -161,26 +161,26 @@ class Watch(tune.Callback):
             else:
                 self.view.leave(trial)
 
-    def _result(self, of: Trial) -> Result | None:
+    def _result(self, trial: Trial) -> Result | None:
         """How a trial ended in this run; a failure of an earlier one is what it was begun again for."""
-        self.results.pull(of.name)
+        self.results.pull(trial.name)
         try:
-            result = self.results.result(of.name)
+            result = self.results.result(trial.name)
         except InputError as fault:  # damaged since it was written: Tune would end the sweep for an exception here
             warnings.warn(str(fault), stacklevel=2)
             return None
-        if result is not None and result.status == "failed" and result.attempts <= self.earlier.get(of.name, 0):
+        if result is not None and result.status == "failed" and result.attempts <= self.earlier.get(trial.name, 0):
             return None
         return result
 
-    def _record_stop(self, of: Trial, reason: str, report: Mapping[str, Any]) -> Result:
+    def _record_stop(self, trial: Trial, reason: str, report: Mapping[str, Any]) -> Result:
         """Record what a trial had reported when it was stopped, which its process cannot do: it waits for its end."""
         from raysweep.results.events import end_stopped
 
-        directory = self.results.trial(of.name)
+        directory = self.results.trial(trial.name)
         result = make_result(
-            of,
-            self._digest(of),
+            trial,
+            self._digest(trial),
             directory,
             status="stopped",
             error=reason,
@@ -189,10 +189,10 @@ class Watch(tune.Callback):
             device="unknown",
             warnings=[],
         )
-        with recording(self.results, of.name):
+        with recording(self.results, trial.name):
             end_stopped(directory, attempts(directory))
             write_result(directory, result)
-            forget_checkpoints(self.results, of.name)
+            forget_checkpoints(self.results, trial.name)
         return result
 
     def _end(self, result: Result) -> None:
@@ -201,12 +201,12 @@ class Watch(tune.Callback):
             self.ended[result.trial] = result
         self.view.end(result)
 
-    def _digest(self, of: Trial) -> str:
-        return select_data(of.settings, self.datasets).probe.digest
+    def _digest(self, trial: Trial) -> str:
+        return select_data(trial.settings, self.datasets).probe.digest
 
     def _of(self, trial: Any) -> Trial:
-        of: Trial = trial.config["trial"]
-        return of
+        ours: Trial = trial.config["trial"]
+        return ours
 
 
 def last_pid(directory: Path) -> int | None:

@@ -130,8 +130,10 @@ def ask(sweep: Sweep, known: list[FrozenTrial], number: int) -> Proposal:
     if len(sweep.search) > 1:
         space = trial.suggest_categorical(SPACE, range(len(sweep.search)))
     fixed = {name: spec["grid"][0] for name, spec in sweep.search[space].items() if "grid" in spec and name != "seed"}
-    of = distributions_of(sweep, space)
-    return Proposal(space, fixed | {name: suggest(trial, key, of[key]) for name, key in keys(sweep, space).items()})
+    distributions = distributions_of(sweep, space)
+    return Proposal(
+        space, fixed | {name: suggest(trial, key, distributions[key]) for name, key in keys(sweep, space).items()}
+    )
 
 
 def suggest(trial: optuna.Trial, name: str, of: BaseDistribution) -> Any:
