@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 # The driver
 
 
-def sleeping(config: Mapping[str, Any], datasets: Any, how: Any) -> None:
+def sleeping(config: Mapping[str, Any], datasets: Any, options: Any) -> None:
     """In place of `run_trial`: what that does, but for the experiment itself, of which it only sleeps."""
     from ray import tune
 
@@ -124,8 +124,8 @@ def sleeping(config: Mapping[str, Any], datasets: Any, how: Any) -> None:
     from raysweep.results.store import PUSH_SECONDS, Store
 
     case = json.loads(os.environ[SLEEP])
-    trial, results = config["trial"], Store(how.place)
-    stop = watch(StopFlag(results, how.token))
+    trial, results = config["trial"], Store(options.place)
+    stop = watch(StopFlag(results, options.token))
     waited: list[float] = []
 
     def tell(values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What Tune tells of its trials, and when its run ends."""
+"""Callbacks of Tune: they show the progress of trials, record failures, and end the run of a sweep."""
 
 from __future__ import annotations
 
@@ -31,28 +31,34 @@ from raysweep.space import Trial
 
 
 class Stop(tune.Stopper):
-    """Ends Tune's run once the sweep is to end and the trials at work then have left, or had their time to."""
+    """Ends Tune's run when the sweep must end and its running trials have saved, or have had the time to.
 
-    def __init__(self, stopping: Stopping, watch: Watch, lookout: CapacityMonitor) -> None:
-        self.stopping, self.watch, self.lookout = stopping, watch, lookout
+    Args:
+        stopping: says whether the sweep must end.
+        watch: knows the running trials.
+        monitor: knows whether a node has room for a trial.
+    """
+
+    def __init__(self, stopping: Stopping, watch: Watch, monitor: CapacityMonitor) -> None:
+        self.stopping, self.watch, self.monitor = stopping, watch, monitor
         self.start = StartWatch()
         self.leaving: set[str] = set()
         """The trials that must save a checkpoint before the sweep ends."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as for `Watch`."""
+        """Nothing is saved, as for `Watch`."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is stopped by what it reports."""
+        """No report of a trial stops it."""
         return False
 
     def stop_all(self) -> bool:
-        """Asked by Tune over and over."""
-        # Those in several processes count as running while they wait for them.
+        """Whether the run ends. Tune asks again and again."""
+        # A trial in several processes counts as running while it waits for them.
         if self.start.is_late(bool(self.watch.running or self.watch.done)):
             self.watch.view.note(explain_late_workers(own_session()))
-        if self.lookout.begins_to_wait(bool(self.watch.running) and self.lookout.resources.workers == 1):
+        if self.monitor.begins_to_wait(bool(self.watch.running) and self.monitor.resources.workers == 1):
             self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
             return False
@@ -66,7 +72,7 @@ class Stop(tune.Stopper):
 
 
 class Watch(tune.Callback):
-    """Passes on to the view what Tune sees of the trials."""
+    """Passes what Tune sees of the trials on to the progress display, and records failures."""
 
     def __init__(
         self,
@@ -80,29 +86,29 @@ class Watch(tune.Callback):
         self.scheduler: ByEvaluation | None = None
         """The scheduler of the present run of Tune."""
         self.done: set[str] = set()
-        """The names of the trials that have ended while the sweep runs here."""
+        """The names of the trials that have ended since the sweep was started or resumed."""
         self.earlier = earlier
-        """At how many attempts earlier runs of the sweep gave a trial up."""
+        """The number of attempts after which an earlier run of the sweep gave a trial up."""
         self.running: dict[str, Trial] = {}
-        """The trials that a worker has, by name."""
+        """The running trials, by name."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks to restore a run, which is never done here (the store is the truth)."""
+        """Nothing is saved. Tune pickles its callbacks to restore a run, which never happens here."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker has it."""
+        """A worker has started the trial."""
         self.running[self._of(trial).name] = self._of(trial)
         self.view.begin(self._of(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """It reported."""
+        """The trial has reported."""
         self.view.progress(self._of(trial), result["share"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its worker died; it will go on."""
+        """The worker of the trial died; the trial resumes."""
         recovered = self._of(trial)
         self.running.pop(recovered.name, None)
         if self.scheduler is not None:  # it goes on though it was to stop, if that could not be recorded
@@ -111,7 +117,7 @@ class Watch(tune.Callback):
         self.view.retry(recovered, attempts(self.results.trial(recovered.name)), broke_off(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It wrote its result, was stopped, or left because the sweep is to end."""
+        """The trial wrote its result, was stopped, or left because the sweep ends."""
         completed = self._of(trial)
         self.running.pop(completed.name, None)
         result = self._result(completed)
@@ -123,7 +129,7 @@ class Watch(tune.Callback):
             self.view.leave(completed)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It broke off for the last time."""
+        """The last attempt of the trial failed."""
         failed = self._of(trial)
         self.running.pop(failed.name, None)
         result = self._result(failed)
@@ -132,15 +138,15 @@ class Watch(tune.Callback):
         self._end(result)
 
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
-        """Take note of the trials that a run of Tune leaves behind because of one of Ray's errors.
+        """Handle the trials that were running when one of Ray's errors ended the run of Tune.
 
-        The trial in the process that the error names has broken off, or all where it names none. After more than
-        `max_failures` times it is recorded as failed. The others go on from their checkpoints in the next run.
+        The error may name a process; then the trial in it has failed, else all of them have. A trial that failed more
+        than `max_failures` times is recorded as failed. The others resume from their checkpoints in the next run.
 
         Args:
             fault: the error.
-            broken: how often each trial broke off so before; counted up.
-            max_failures: of the sweep.
+            broken: how often each trial has failed in this way; it is updated.
+            max_failures: the number of failures that a trial may have.
         """
         named = re.search(r"\bpid=(\d+)", str(fault))
         pid = int(named[1]) if named is not None else None
@@ -162,7 +168,7 @@ class Watch(tune.Callback):
                 self.view.leave(trial)
 
     def _result(self, trial: Trial) -> Result | None:
-        """How a trial ended in this run; a failure of an earlier one is what it was begun again for."""
+        """How a trial ended in this run; None if it has not. A failure of an earlier run does not count."""
         self.results.pull(trial.name)
         try:
             result = self.results.result(trial.name)
@@ -174,7 +180,7 @@ class Watch(tune.Callback):
         return result
 
     def _record_stop(self, trial: Trial, reason: str, report: Mapping[str, Any]) -> Result:
-        """Record what a trial had reported when it was stopped, which its process cannot do: it waits for its end."""
+        """Record the last report of a stopped trial. Its process cannot do so, because it waits to be ended."""
         from raysweep.results.events import end_stopped
 
         directory = self.results.trial(trial.name)
@@ -210,7 +216,7 @@ class Watch(tune.Callback):
 
 
 def last_pid(directory: Path) -> int | None:
-    """The process that began the last attempt of the trial in `directory`; None where that is not known."""
+    """The process that started the last attempt of the trial in `directory`; None if it is unknown."""
     try:
         return int(json.loads((directory / "attempt.json").read_text())["pid"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -218,7 +224,7 @@ def last_pid(directory: Path) -> int | None:
 
 
 def broke_off(trial: Any) -> str:
-    """Why Tune's trial broke off last, in one line, from what Tune keeps of it on the driver's own disk."""
+    """Why the last attempt of Tune's trial failed, in one line, from the files that Tune keeps on the driver's disk."""
     last = Path(trial.error_file).read_text().rpartition("Failure #")[2]  # one after the other
     if trial.pickled_error_file is not None:
         with open(trial.pickled_error_file, "rb") as file:

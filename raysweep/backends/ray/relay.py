@@ -1,4 +1,4 @@
-"""Where reports of a data-parallel trial change hands. A process of its own, for which little is imported."""
+"""The relay between the workers of a data-parallel trial and Tune. It is a process of its own and imports little."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-WAIT_SECONDS = 1.0  # for a report, between two looks at whether the workers have ended
+WAIT_SECONDS = 1.0  # the time to wait for a report before checking whether the workers have ended
 
 
 class ReportRelay:
-    """Where a trial's leading worker leaves its reports for Tune, and learns whether to go on."""
+    """Passes the reports of a trial's main worker to Tune, and tells the worker whether the trial continues."""
 
     def __init__(self) -> None:
         self.reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -19,31 +19,31 @@ class ReportRelay:
         self.closed = False
 
     async def tell(self, report: dict[str, Any]) -> bool:
-        """Leave a report, and wait for what is decided: False is to leave at once."""
+        """Hand in a report and wait for the decision; False means that the worker must stop at once."""
         if self.closed:
             return False
         await self.reports.put(report)
         return await self.answers.get()
 
     async def take(self) -> dict[str, Any] | None:
-        """The next report, if it comes soon."""
+        """The next report; None if there is none within `WAIT_SECONDS`."""
         with suppress(asyncio.TimeoutError):
             return await asyncio.wait_for(self.reports.get(), WAIT_SECONDS)
         return None
 
     async def answer(self) -> None:
-        """Tune has taken the report, and the trial goes on."""
+        """Tell the worker that Tune has taken the report and that the trial continues."""
         await self.answers.put(True)
 
     async def close(self) -> None:
-        """Nobody takes reports any more."""
+        """Refuse all further reports."""
         self.closed = True
         await self.answers.put(False)
 
     async def fail(self, rank: int, why: str) -> None:
-        """A worker breaks off."""
+        """Record why a worker failed."""
         self.failed[rank] = why
 
     async def faults(self) -> dict[int, str]:
-        """Why workers broke off that could say so, by rank, the first one first."""
+        """The reasons of the workers that could give one, by rank, in the order in which they failed."""
         return self.failed

@@ -26,9 +26,12 @@ if TYPE_CHECKING:  # it imports torch, which the driver does not need
 keep_memory()  # in a worker this module is imported before the thread of its first trial begins
 LOW_ON_MEMORY = "low on memory"
 """Words in the text of Ray's OutOfMemoryError."""
-REPORT_SECONDS = 1.0  # a report waits for the driver: they go by time, not by epoch,
-REPORT_COST = 50  # take at most 2 % of a trial's time (the driver takes some 1,000 a second, of all together),
-REPORT_LATEST = 30.0  # and are no further apart than this, even where one takes longer than 0.6 s.
+REPORT_SECONDS = 1.0
+"""The least time between two reports of a trial. Reports go by time, not by epoch, because each waits for the driver,
+which takes about 1,000 reports a second from all trials together."""
+REPORT_COST = 50  # reports take at most 2 % of a trial's time
+REPORT_LATEST = 30.0
+"""The longest time between two reports, also if one takes longer than 0.6 s."""
 
 
 @dataclass(frozen=True)
@@ -36,66 +39,77 @@ class TrialOptions:
     """How every trial of a sweep is run."""
 
     place: str
-    """Of the sweep's results."""
+    """The results directory of the sweep."""
     threads: int
-    """Of each of its processes."""
+    """The number of threads of each process of a trial."""
     gpu: bool
-    """Whether it uses CUDA: given no GPU, Ray hides none, and every trial would take the first one."""
+    """Whether a trial uses CUDA. A trial without a GPU must not: Ray hides no GPU from it, and every trial would take
+    the first one."""
     checkpoint_seconds: float | None
+    """The least time between two checkpoints; see `raysweep.trial.run_trial`."""
     collapse: Collapse | None
+    """When an embedding counts as collapsed, which stops the trial; None: never."""
     compared: bool
-    """Whether a scheduler compares it with others."""
+    """Whether a scheduler compares trials with one another."""
     token: str
-    """Of the mark by which it is told to leave."""
+    """The token of the flag that tells trials to stop."""
 
 
-def trial_function(config: Mapping[str, Any], datasets: Datasets, how: TrialOptions) -> None:
+def trial_function(config: Mapping[str, Any], datasets: Datasets, options: TrialOptions) -> None:
     """The function trainable: one trial in a worker.
 
-    A trial that a scheduler compares with others reports every online evaluation, and waits for what is decided. If it
-    is to stop, Ray ends this thread in that report by SystemExit, once it needs the worker for another trial.
+    A trial that a scheduler compares with others reports every online evaluation, and waits for the decision. If the
+    trial must stop, Ray ends this thread inside the report by SystemExit, once it needs the worker for another trial.
     """
-    attempt(config["trial"], datasets, how, tune.report)
+    attempt(config["trial"], datasets, options, tune.report)
 
 
 def attempt(
     trial: Trial,
     datasets: Datasets,
-    how: TrialOptions,
+    options: TrialOptions,
     tell: Callable[[dict[str, Any]], None],
     context: DistributedContext | None = None,
 ) -> None:
-    """Run a trial in this process, or lead those that run it; `tell` passes its reports on to Tune."""
+    """Run a trial in this process, which is the main process if there are several.
+
+    Args:
+        trial: the trial.
+        datasets: its datasets.
+        options: how it is run.
+        tell: passes its reports on to Tune.
+        context: the processes of the trial; None: this one alone.
+    """
     from raysweep.training.distributed import SINGLE_PROCESS
     from raysweep.trial import run_trial
     from raysweep.trial_progress import Progress
 
-    results = Store(how.place)
-    stop = watch(StopFlag(results, how.token))
-    if stop():  # Tune fills a free slot as long as it can; it would print that a trial reported nothing
+    results = Store(options.place)
+    stop = watch(StopFlag(results, options.token))
+    if stop():  # Tune fills free slots to the end, and would print that a trial reported nothing
         tell({"share": 0.0})
         return
 
     pace = Pace(tell)
 
-    def report(at: Progress) -> None:
-        if how.compared and at.evaluated:
-            push()  # it may be the last that this process does for the trial
-            pace.tell({"share": at.share, "seconds": at.seconds, EPOCH: at.epoch, **at.metrics})
+    def report(moment: Progress) -> None:
+        if options.compared and moment.evaluated:
+            push()  # the report may be the last thing that this process does for the trial
+            pace.tell({"share": moment.share, "seconds": moment.seconds, EPOCH: moment.epoch, **moment.metrics})
         elif pace.due():
             push(every=PUSH_SECONDS)
-            pace.tell({"share": at.share})  # Tune would keep 2 KB for each metric of each trial
+            pace.tell({"share": moment.share})  # Tune would keep 2 KB for each metric of each trial
 
-    # A process that was replaced leaves: the one that has the trial now says how it ends.
+    # Another process may have taken the trial over; then that process says how the trial ends.
     with suppress(Replaced), at_work(results, trial.name) as push:
         run_trial(
             trial,
             datasets,
             results.trial(trial.name),
-            threads=how.threads,
-            gpu=how.gpu,
-            checkpoint_seconds=how.checkpoint_seconds,
-            collapse=how.collapse,
+            threads=options.threads,
+            gpu=options.gpu,
+            checkpoint_seconds=options.checkpoint_seconds,
+            collapse=options.collapse,
             report=report,
             stop=stop,
             saved=push,
@@ -128,13 +142,13 @@ class Pace:
 
 
 def died(text: str, who: str = "its process") -> str:
-    """How a process came to its end without a word of its own, from what Ray says of it.
+    """Why a process ended that could not say so itself, from the message of Ray.
 
     Args:
-        text: what Ray says.
-        who: the process, in a word that begins the sentence.
+        text: the message of Ray.
+        who: the process, in words that begin the sentence.
     """
-    if LOW_ON_MEMORY in text:  # of Ray's OutOfMemoryError only the text is kept
+    if LOW_ON_MEMORY in text:  # only the text of Ray's OutOfMemoryError is kept
         return f"out of memory: Ray ended {who} as its node ran low on memory"
     return f"{who} died (killed, out of memory, or its node was lost)"
 

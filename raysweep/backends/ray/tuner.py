@@ -69,7 +69,7 @@ def run(sweep_run: SweepRun) -> Sweep:
     parameters = {
         # Of a trial in several processes they alone need the data, and get it from the same place.
         "datasets": [ray.put(dict(datasets))] if parallel else dict(datasets),
-        "how": TrialOptions(
+        "options": TrialOptions(
             place=results.place,
             threads=sweep.resources.cpu,
             gpu=sweep.resources.gpu > 0,
