@@ -561,7 +561,7 @@ def start(trials: int, folder: Path) -> dict[str, Any]:
     with timed("sweep.yaml is read again, s"):
         opened, sweep = Store.open(results.root)
     with timed("the trials' states are read again, s"):
-        opened.check_begun(sweep)
+        opened.check_settings_of_attempts(sweep)
         opened.set_damaged_aside(sweep)
         opened.results(sweep)
     with timed("the report is made, s"):

@@ -92,7 +92,7 @@ def run(
         source: see `plan`.
         overrides: see `plan`.
         output: the directory in which the results directory is made, or the URI of one in a bucket.
-        name: the name of the results directory, which must not exist; None takes that of the search space, with a
+        name: the name of the results directory, which must not exist; None takes the space's name, with a
             suffix if it exists.
         where: how and where the trials run.
         progress: told what happens; None: nothing is shown.
@@ -114,7 +114,7 @@ def run(
 
 
 def plan_resume(place: str, source: Space | None, overrides: Mapping[str, Any], where: Where) -> tuple[Sweep, Sweep]:
-    """The sweep at `place`, and the sweep that a resume would make of it; see `resume`."""
+    """The existing sweep at `place`, and the sweep that would be resumed; see `resume`."""
     # The copy for reports, because another process may be at work in the copy of a bucket.
     store, before = Store.open(place, copies="reports")
     sweep = _extended(before, store, source, overrides)
@@ -150,7 +150,7 @@ def resume(
         _, before = Store.open(store.place)  # another process may have resumed it in the meantime
         sweep = _extended(before, store, source, overrides)
         added, changed = sweep.total - before.total, sweep.to_dict() != before.to_dict()
-        store.check_begun(sweep)
+        store.check_settings_of_attempts(sweep)
         store.set_damaged_aside(sweep)
         kept = [result for result in store.results(sweep) if result.status != "failed"]
         if len(kept) == sweep.total:

@@ -73,7 +73,7 @@ def cluster_address(text: str) -> str:
 
 
 def add_sweep_arguments(parser: Parser) -> None:
-    """The arguments of `sweep`: every setting of the experiment is one of them."""
+    """The arguments of `sweep`; every setting of the experiment is an argument."""
     parser.add_argument("space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file")
     parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
     parser.add_argument("--name", help="name of the results directory, which must not exist (the space's)")
@@ -125,7 +125,7 @@ def shown_values(name: str) -> str:
 
 
 def whole_number(text: str) -> int:
-    """The whole number that a flag has, read as those of the settings are."""
+    """The value of a flag as a whole number, read like the values of settings."""
     try:
         number = read_number(text)
     except ValueError as fault:

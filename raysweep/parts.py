@@ -59,9 +59,9 @@ class Remark:
     searchable: bool = True
     """Whether it may be swept. False: it changes no score."""
     structured: bool = False
-    """Whether a list or a mapping is one value of it."""
+    """Whether a list or a mapping is one value of the parameter."""
     may_be_unused: bool = False
-    """Whether it may be given to a sweep of which no trial reads it."""
+    """Whether it may be given to a sweep in which no trial reads it."""
     protocol: bool = True
     """For a parameter of a probe: whether scores that differ in it cannot be compared."""
 
@@ -185,7 +185,7 @@ class Table(Mapping[str, Part]):
 
         Args:
             function: the part, where the decorator is used without arguments.
-            name: the part's name in settings; None: that of the function.
+            name: the part's name in settings; None: the name of the function.
             metrics: the metrics that it yields, by name, or a function that gives them.
             traits: see the table of the kind.
 

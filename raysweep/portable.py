@@ -220,7 +220,7 @@ def listed(images: Path) -> tuple[Path, list[Path]]:
 def add_array(
     archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[bytes]
 ) -> None:
-    """Add an array, block by block, to what is to become an .npz."""
+    """Add an array to an .npz archive, block by block."""
     # The same date in every archive, so that equal content makes equal files.
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

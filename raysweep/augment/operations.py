@@ -47,7 +47,7 @@ def select_rows(parameters: Parameters, part: BatchPart | None) -> Parameters:
 
 
 def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """CPU tensors on `device`, all of them in one transfer, for which nothing waits; on the CPU they themselves.
+    """Move CPU tensors to `device` in one transfer, for which nothing waits; on the CPU return them as they are.
 
     By way of page-locked memory: from any other, CUDA waits for the work before it and only then begins to copy.
     """

@@ -101,18 +101,18 @@ class ProgressDisplay:
             self.note(f"[{len(self.shares)}/{self.total}] {self._left()}{self._best()}")
 
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:
-        """The trial's worker died and it goes on elsewhere."""
+        """The trial's worker died, and the trial resumes elsewhere."""
         self.running.pop(trial.name, None)
-        self.note(f"{trial.name}: attempt {attempt} broke off; going on from its last checkpoint ({reason})")
+        self.note(f"{trial.name}: attempt {attempt} broke off; resuming from its last checkpoint ({reason})")
 
     def leave(self, trial: Trial) -> None:
-        """The trial left its worker, to be gone on with another time."""
+        """The trial left its worker, to be resumed another time."""
         self.running.pop(trial.name, None)
 
     def end(self, result: Result) -> None:
         """The trial ended."""
         share = self.running.pop(result.trial, 1.0)
-        if result.status == "stopped":  # the rest of it is no work that was done
+        if result.status == "stopped":  # the rest of the trial is not work that was done
             self.whole -= self.weights[result.trial] * (1 - share)
             self.weights[result.trial] *= share
         self.done += self.weights[result.trial]

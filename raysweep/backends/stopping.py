@@ -59,7 +59,7 @@ class StopFlag:
             file.write("leave")
 
     def is_set(self) -> bool:
-        """Whether trials are to leave."""
+        """Whether trials must stop."""
         with suppress(OSError):  # of a disk that is lost, or a directory that this node does not have: a bucket's copy
             if (self.root / self.name).read_text() == "leave":
                 return True
@@ -74,7 +74,7 @@ class StopFlag:
 
 
 class Stopping:
-    """Whether a sweep is to end early.
+    """Whether a sweep must end early.
 
     Args:
         results: where its trials look for the mark.
@@ -114,7 +114,7 @@ class Stopping:
             print(printable(f"warning: trials cannot be told to leave: {describe_error(fault)}"), file=sys.stderr)
 
     def asked(self) -> bool:
-        """Whether the sweep is to end, as it also is once its results directory is gone.
+        """Whether the sweep must end. It also ends once its results directory is gone.
 
         The main thread asks this over and over while it runs trials.
         """

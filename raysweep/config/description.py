@@ -17,10 +17,10 @@ class About:
     effect: Condition = ALWAYS
     group: str = "Pretraining"
     composed: bool = False
-    """Whether a list or a mapping is one value of it; such a value is kept as text."""
+    """Whether a list or a mapping is one value of the setting; such a value is kept as text."""
     protocol: bool = False
     """Whether it belongs to the evaluation protocol: scores that differ in it cannot be compared."""
     search: bool = True
     """Whether it may be swept. A setting that only names a place, or says what is shown, may not."""
     must_be_used: bool = False
-    """Whether it is a mistake to give it to a sweep of which no trial reads it."""
+    """Whether it is a mistake to give it to a sweep in which no trial reads it."""

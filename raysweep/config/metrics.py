@@ -1,4 +1,4 @@
-"""The metrics that a trial reports: those of the experiment itself, and those that its parts declare."""
+"""The metrics that a trial reports: the experiment has some of its own, and its parts declare others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WATCHED = {
 
 @cache
 def metrics_by_name() -> dict[str, Metric]:
-    """Every metric, those of parts declared later included, in the order of the tables of results."""
+    """Every metric, in the order of the columns of the tables, with the metrics of parts that are declared later."""
     of_methods = {name: metric for part in parts.method.values() for name, metric in part.metrics.items()}
     of_probes = {name: metric for part in parts.probe.values() for name, metric in part.metrics.items()}
     return {"pretrain/loss": LOSS, **of_methods, **WATCHED, **of_probes}
@@ -69,7 +69,7 @@ METRICS = MetricTexts()
 
 
 def choices() -> tuple[str, ...]:
-    """The metrics by which a sweep may choose: none that has seen a test label."""
+    """The metrics by which a sweep may choose. A metric that has seen test labels is not among them."""
     return tuple(name for name, metric in metrics_by_name().items() if not metric.uses_test)
 
 

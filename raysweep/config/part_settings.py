@@ -23,9 +23,9 @@ ANCHORS = {
     "dataset": ("dataset",),
     "skip_bad_images": ("probe",),
 }
-"""After which setting of the experiment the parameters of a kind of parts stand."""
+"""The setting of the experiment after which the parameters of a kind of parts stand."""
 GROUPS = {"policy": "Augmentation", "dataset": "Data", "probe": "Evaluation"}
-"""Under which heading the parameters of a kind of parts stand; those of other kinds are about pretraining."""
+"""The heading of the parameters of a kind of parts. Parameters of other kinds are about pretraining."""
 CHOOSERS = {"encoder": "encoder", "method": "usl_type", "head": "head", "policy": "policy", "dataset": "dataset"}
 """The setting that names the part in use."""
 

@@ -272,7 +272,7 @@ parts.watchers.append(complete_settings)
 
 
 class SettingNames(Sequence[str]):
-    """The names of all settings, in the order of the class, those of parts declared later included."""
+    """The names of all settings, in the order of the class. Settings of parts that are declared later are included."""
 
     def __getitem__(self, index: Any) -> Any:
         return list(Settings.model_fields)[index]

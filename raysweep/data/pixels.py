@@ -111,7 +111,7 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
 
 @contextmanager
 def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
-    """Name the image in the warnings that reading images gives, and join those of the same kind in one.
+    """Name the image in warnings about reading images, and join warnings of the same kind.
 
     Yields an object whose attribute `index` every thread must set to the image that it reads. The warnings are given
     when the block ends, also by an exception.

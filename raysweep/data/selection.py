@@ -30,7 +30,7 @@ class TrialData:
 
 
 def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> TrialData:
-    """The arrays of an experiment, from `datasets`; with `load`, those that it lacks are loaded into it.
+    """The arrays of an experiment, from `datasets`. With `load`, missing datasets are loaded into it.
 
     Raises:
         InputError: a dataset cannot be loaded, or lacks what the settings ask for.
@@ -80,7 +80,7 @@ def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
         was = recorded.get(name, digest)
         if digest != was:
             raise InputError(
-                f"dataset {name!r}: its images or labels are not those that the sweep was begun with (digest {was}, "
+                f"dataset {name!r}: its images or labels are not those that the sweep was started with (digest {was}, "
                 f"now {digest}); put them back, or start a new sweep"
             )
 

@@ -44,7 +44,7 @@ def fit_and_val(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple
 def split_train(
     labels: Labels, val_fraction: float, split_seed: int, classes: Sequence[str] = ()
 ) -> tuple[Indices, Indices]:
-    """Divide a train split into fit and val, stratified: sorted indices of each, that together are all of it.
+    """Divide a train split into fit and val, stratified; returns the sorted indices of each.
 
     Every class gives `val_fraction` of its images (rounded, at least one) to val and keeps at least one. Which ones
     depends on the seed, the class and its number of images, not on the other classes. `classes` are their names, for

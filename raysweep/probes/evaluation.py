@@ -120,7 +120,7 @@ class Evaluation:
         }
 
     def _first_layers(self) -> tuple[str, ...]:
-        """The layers that the probes read; those of probes without training come first."""
+        """The layers that the probes read. Layers of probes without training come first."""
         return parts.layers_read(self.settings)
 
     def online_accuracy(self) -> float | None:

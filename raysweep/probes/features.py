@@ -31,7 +31,7 @@ def extract(encoder: Any, images: Tensor, index: Tensor, layer: str) -> Tensor:
     Args:
         encoder: on the images' device; its training mode is put back afterwards.
         images: (N, C, H, W) uint8.
-        index: (M,) int64, which of them; chosen batch by batch, so that no copy of the images is made.
+        index: (M,) int64, the numbers of the chosen images. They are read batch by batch, without a copy of all.
         layer: `trunk` (the flattened last block), `embedding` (the head's output), or `layer1` … (see `read_layers`).
 
     Returns:
@@ -70,7 +70,7 @@ def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[T
 
 
 def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
-    """What `read` makes of float images (B, C, H, W), over all of them, as `extract` says; raises Diverged."""
+    """Apply `read` to chosen images as floats (B, C, H, W), batch by batch, in evaluation mode; see `extract`."""
     was_training = encoder.training
     encoder.eval()
     outputs: list[Tensor] = []

@@ -89,7 +89,7 @@ class LinearEvaluation:
             yield scores
 
     def _train(self, probes: LinearProbes, features: Features) -> Iterator[None]:
-        """Train on the fit split, or on `labels_per_class` images of each class of it; yield after each epoch."""
+        """Train on the fit split, or on `labels_per_class` of its images of each class; yield after each epoch."""
         fit, labels = features["fit"], self.evaluation.labels("fit")
         if self.labels_per_class is not None:
             seed = self.evaluation.settings.seed

@@ -87,7 +87,7 @@ def check_grid(settings: Any) -> None:
 
 
 def linear_metrics() -> dict[str, Metric]:
-    """The metrics of the linear probe; those of single blocks as far as an encoder has blocks."""
+    """The metrics of the linear probe, with one for each block that an encoder can have."""
     metrics = {
         "linear/train_accuracy": Metric(
             "Linear probe on its own training images, while they train it.", better="max", highest=1.0

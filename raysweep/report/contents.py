@@ -57,7 +57,7 @@ class Report:
 
     @property
     def scores(self) -> list[str]:
-        """The test scores there are, that of the chosen metric first."""
+        """The test scores that the points have. The score of the chosen metric comes first."""
         chosen = str(self.metric).replace("val_accuracy", "test_accuracy")
         return shown_scores(self.points, list(dict.fromkeys([*([chosen] if chosen in METRICS else []), *SCORES])))
 

@@ -195,7 +195,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def names_of(report: Report, point: Point) -> list[str]:
-    """A point's name in a table, behind that of its sweep where there are several."""
+    """A point's name in a table, after the name of its sweep if there are several sweeps."""
     return [point.sweep, point.name] if report.several else [point.name]
 
 
@@ -262,7 +262,7 @@ def summary_md(report: Report) -> str:
 
 
 def overview(report: Report) -> list[str]:
-    """How much of it has run, and how to read the table; of several sweeps, also how their settings differ."""
+    """How many trials have run, how to read the table, and how the settings of several sweeps differ."""
     lines = []
     for member in report.members:
         ended = [result.status for result in member.results]
@@ -290,7 +290,7 @@ def overview(report: Report) -> list[str]:
 
 
 def best_section(report: Report) -> list[str]:
-    """The best points, what can be said of them in words, and every other point's difference from them."""
+    """The best points, the conclusions about them, and the difference of every other point from them."""
     groups = report.ranked
     words = report.in_words()
     if not groups:

@@ -91,7 +91,7 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
             "attempt": attempt,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),  # of those that Ray gave it on this host; None is all
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),  # the GPUs that Ray gave this process; None means all
             "started": time.time(),
             "settings": settings.model_dump(),
         },

@@ -1,4 +1,4 @@
-"""A directory in a bucket of an object store, and the local copy of it that everything works on.
+"""A directory in a bucket of an object store.
 
 All other code reads and writes local files. The bucket is the truth: `Mirror.pull` makes the copy what the bucket
 holds, so that a copy which another machine's work has outrun never wins; `Mirror.push` brings what was written since
@@ -102,7 +102,7 @@ class Bucket:
         """Where the local copy lies on this machine: under $RAYSWEEP_CACHE, by default ~/.cache/raysweep.
 
         Args:
-            purpose: separates the copies of those that would get in each other's way.
+            purpose: separates the copies of processes that would disturb each other.
         """
         where = f"{self.scheme}://{self.name}?{self.query} {s3_endpoint() if self.scheme == 's3' else ''}"
         store = f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"

@@ -66,7 +66,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
         if content and hashlib.sha256(content).hexdigest() in says:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return state
-        warnings.warn(f"checkpoint {file} is damaged; going on from the one before it, if there is one", stacklevel=2)
+        warnings.warn(f"checkpoint {file} is damaged; resuming from the one before it, if there is one", stacklevel=2)
         discard(manifest)  # so that it does not count among the checkpoints that are kept
         discard(file)
     return None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 from raysweep.results.checkpoints import load_plain
 
 ENCODER, OLD_ENCODER = "encoder.safetensors", "encoder.pt"
-"""The file of a trained encoder, and that of older versions, which is only read."""
+"""The file of a trained encoder, and the file that older versions wrote, which is only read."""
 
 
 def save_encoder(directory: Path, encoder: dict[str, Tensor], description: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ PATTERN = "events.out.tfevents.{:04}.raysweep"
 class Events:
     """The event files of one trial, one per attempt.
 
-    When a trial goes on from a checkpoint, the files go back to what they held at that checkpoint (`sizes`), so that no
+    When a trial resumes from a checkpoint, the files are cut to their sizes at that checkpoint (`sizes`), so that no
     step is ever in them twice. Each attempt writes a new file, because a TensorBoard that is reading the old one would
     find itself in the middle of a record.
 
@@ -111,7 +111,7 @@ class Events:
 
 def session(tag: str, data: HParamsPluginData) -> Event:
     """The event that starts or ends a trial in HParams."""
-    # From the messages themselves: TensorBoard's own writers of them import TensorFlow.
+    # Built from the messages, because TensorBoard's own functions for them import TensorFlow.
     value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data))
     return Event(wall_time=time.time(), summary=Summary(value=[value]))
 
@@ -142,7 +142,7 @@ def read_scalar(directory: Path, tag: str, every: int) -> dict[int, float]:
     Args:
         directory: the trial's.
         tag: the metric's name.
-        every: steps that are no multiple of it are left out.
+        every: only steps that are a multiple of this number are read.
 
     Returns:
         The metric, in single precision, by step.

@@ -60,7 +60,7 @@ class Mirror:
         self._pushed = -math.inf
 
     def pull(self, wanted: Wanted = lambda name: True) -> None:
-        """Make the copy's wanted files those of the bucket: fetch what differs, remove what is not there."""
+        """Make the wanted files of the copy equal to the files in the bucket: fetch some, remove others."""
         there = {name: info for name, info in self.bucket.files().items() if wanted(name)}
         here = self._here(wanted)
         for name in here.keys() - there.keys():

@@ -140,7 +140,7 @@ def note_traceback(directory: Path) -> None:
 
 
 def check_settings(found: dict[str, Any], expected: Settings, where: str) -> None:
-    """Compare settings that were written down with those of the sweep.
+    """Compare recorded settings with the settings of the sweep.
 
     A setting that was not there yet when they were written counts as having its default.
 
@@ -151,7 +151,7 @@ def check_settings(found: dict[str, Any], expected: Settings, where: str) -> Non
     for name in SETTINGS:
         was, says = found.get(name, default_of(name)), getattr(expected, name)
         if about(name).search and was != says and not are_settings(found):
-            raise Damaged(f"{where}: is damaged: its settings are those of no experiment")
+            raise Damaged(f"{where}: is damaged: its settings belong to no experiment")
         if about(name).search and was != says:
             raise InputError(
                 f"{where}: was made with {name}: {was!r}, but the sweep says {says!r}; start a new sweep for other "
@@ -228,7 +228,7 @@ def set_result_aside(
     Args:
         directory: the trial's.
         trial: its name.
-        settings: the trial's, where those in the file are to be compared with them.
+        settings: the settings of the trial, with which the recorded settings are compared; None: no comparison.
         bucket: the trial's directory in a bucket, if it has one; the file is renamed there too.
 
     Raises:
@@ -262,7 +262,7 @@ class Attempt(BaseModel):
 
 
 def attempts(directory: Path) -> int:
-    """How often the trial was begun: as `attempt.json` says or, were it lost, the event files, one for each attempt."""
+    """The number of attempts of the trial, from `attempt.json`, or from the event files if that is lost."""
     begun = read_attempt(directory)
     if begun is not None:
         return begun.attempt

@@ -1,6 +1,6 @@
 """The results directory of a sweep: names, atomic files, trial status, checkpoints. The truth that everything reads.
 
-Ray, `--local` and the report all go through here; Ray's own state is never needed to go on and lies elsewhere.
+Ray, `--local` and the report all use it. Ray's own state is never needed for a resume and lies elsewhere.
 
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
     DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
@@ -72,7 +72,7 @@ class Store:
 
     Args:
         place: a local path, or the URI of a directory in a bucket; then `root` is this machine's copy of it.
-        copies: keeps apart the copies of those who write the trials and those who only read.
+        copies: separates the copies of processes that write trials from the copies of readers.
         others: what `create` takes where another process has made this one meanwhile.
     """
 
@@ -140,7 +140,7 @@ class Store:
             if store._take(sweep, made_by):
                 return store
         raise InputError(
-            f"{self.place}: another process has just made it; choose another name, or go on with it by --resume"
+            f"{self.place}: another process has just made it; choose another name, or resume it with --resume"
         )
 
     def _take(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
@@ -188,7 +188,7 @@ class Store:
         In a bucket, where others see that only after a while, it brings over how the trials stand.
 
         Args:
-            wait: seconds in which others may let go of it, as those do that wanted its name for a new sweep.
+            wait: seconds to wait for another process that holds the sweep, for example because it wants its name.
 
         Raises:
             Held: another process holds it.
@@ -242,7 +242,7 @@ class Store:
         return True
 
     def pull(self, trial: str | None = None) -> None:
-        """Bring over from a bucket how this trial stands, or all of them, and the report.
+        """Copy the state of this trial, or of all trials, and the report from a bucket.
 
         To be called where no worker has the trial. Raises OSError if the bucket does not answer; for a single trial
         that is a warning, and the copy on this machine stays as it is.
@@ -279,7 +279,7 @@ class Store:
         if self.bucket is not None:
             self.bucket.write(PROPOSALS, (self.root / PROPOSALS).read_bytes())
 
-    def check_begun(self, sweep: Sweep) -> None:
+    def check_settings_of_attempts(self, sweep: Sweep) -> None:
         """Raises InputError if a trial was begun with settings other than the sweep now has."""
         for trial in sweep.trials:
             begun = read_attempt(self.trial(trial.name))
@@ -330,7 +330,7 @@ def of_report(name: str) -> bool:
 
 
 def check_writable(directory: Path, locks: bool = False, option: str = "--output") -> None:
-    """Check the place of a directory that is to be made, without making it.
+    """Check the place of a new directory, without creating it.
 
     Args:
         directory: where it will be.

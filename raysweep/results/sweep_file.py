@@ -78,7 +78,7 @@ def read_proposals(root: Path) -> list[Proposal]:
         return []
     except ValueError as fault:
         raise InputError(
-            f"{path}: is damaged ({brief(fault)}); the sweep cannot go on without its points: put the file back, "
+            f"{path}: is damaged ({brief(fault)}); the sweep cannot be resumed without its points: put the file back, "
             f"or start a new sweep"
         ) from None
     return [Proposal(point.space, point.values) for point in content.points]

@@ -79,14 +79,14 @@ def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
 def recording(store: Store, name: str) -> Iterator[Path]:
     """A trial's directory, to record how the trial ended where its own process does not; a bucket gets it then.
 
-    Where that cannot be written it is a warning: the sweep goes on, and a resume runs the trial again.
+    If that cannot be written, a warning says so. The sweep continues, and a resume runs the trial again.
     """
     try:
         yield store.trial(name)
         if store.bucket is not None:
             Mirror(store.bucket / name, store.trial(name)).push(lambda each: each.endswith((".json", ".stopped")))
     except OSError as fault:
-        if store.present():  # the command says once that all of it is gone
+        if store.present():  # otherwise the command says once that the directory is gone
             warnings.warn(f"{name}: how it ended cannot be recorded: {describe_error(fault)}", stacklevel=3)
 
 
@@ -112,7 +112,7 @@ def record_failure(store: Store, trial: Trial, probe_digest: str, error: str) ->
 
 
 def forget_checkpoints(store: Store, name: str) -> None:
-    """Remove the checkpoints of a trial that will not go on, in a bucket too."""
+    """Remove the checkpoints of a trial that will not be resumed, in a bucket too."""
     remove_checkpoints(store.trial(name))
     if store.bucket is not None:
         folder = store.bucket / name

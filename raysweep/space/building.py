@@ -30,7 +30,7 @@ from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.reading import mapping
 
 EXAMPLES = 100
-"""Points drawn to check a search space by, of which a searcher will propose the points."""
+"""The number of points that are drawn to check a search space for which a searcher will propose the points."""
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
 RECORDS = ("made_by", "changed_by")
 """What a results directory's `sweep.yaml` has beside the search space."""
@@ -125,7 +125,7 @@ def listed(spec: Any) -> list[Any]:
 
 
 def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
-    """The sub-spaces of `search`: a mapping is the only one of them, nothing is one without settings."""
+    """The sub-spaces of `search`. A mapping is the only sub-space; nothing is one sub-space without settings."""
     if isinstance(value, list):
         if not value:
             raise InputError(f"{where}: the list of sub-spaces is empty")

@@ -17,13 +17,13 @@ from raysweep.space.model import Sweep
 
 
 def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
-    """A sweep with the points that another one adds to it.
+    """The existing sweep extended by the new points.
 
-    The trials are those of `by`, in its order, then those that it no longer names; a baseline stays. Settings that
-    change no score, `tune` and `resources` are as `by` has them.
+    The trials of `by` come first, in its order, then the trials that it no longer names; a baseline stays. `tune`,
+    `resources` and settings that change no score are taken from `by`.
 
     Args:
-        sweep: the one that was begun.
+        sweep: the existing sweep.
         by: the one that is asked for now.
         where: opens every message.
 
@@ -31,28 +31,28 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
         InputError: a setting changed, or moved between `base` and `search`, so that the trials would not be one sweep.
     """
     was, now = make_settings(sweep.base, where), make_settings(by.base, where)
-    begun, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
+    existing, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
     base = now.model_dump()
     for name in SETTINGS:
         if not about(name).search:
             continue
-        before, after = [name in space for space in begun], [name in space for space in search]
+        before, after = [name in space for space in existing], [name in space for space in search]
         if all(before) and not any(after):
             raise InputError(
-                f"{where}: {name}: is no longer under search, as it was when the sweep was begun; keep it there, as "
+                f"{where}: {name}: is no longer under search, as it was when the sweep was started; keep it there, as "
                 f"'{name}: {{grid: [{getattr(now, name)}]}}', or start a new sweep"
             )
         if all(after) and not any(before):
             raise InputError(
-                f"{where}: {name}: is under search now, but when the sweep was begun it was {getattr(was, name)!r} for "
-                f"all trials, and their names do not say it; start a new sweep"
+                f"{where}: {name}: is under search now, but when the sweep was started it was {getattr(was, name)!r} "
+                f"for all trials, and their names do not say it; start a new sweep"
             )
         if not all(before):  # where every sub-space searches it, what base says is never read
             base[name] = getattr(was, name)
             if not all(after) and base[name] != getattr(now, name):
                 raise InputError(
-                    f"{where}: {name}: is {getattr(now, name)!r}, but the sweep was begun with {base[name]!r}; start a "
-                    f"new sweep for other settings"
+                    f"{where}: {name}: is {getattr(now, name)!r}, but the sweep was started with {base[name]!r}; start "
+                    f"a new sweep for other settings"
                 )
     if sweep.tune.searcher != "none" or by.tune.searcher != "none":
         # Its points lie in the results directory, and each counts by its sub-space.
@@ -64,7 +64,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
                 raise InputError(f"{where}: {name}: a sweep whose points are proposed keeps it; start a new sweep")
         search = list(by.search)
     named = {trial.name for trial in by.trials}
-    for space in begun if by.tune.searcher == "none" else ():
+    for space in existing if by.tune.searcher == "none" else ():
         if any(trial.name not in named for trial in expand(was, (space,), 1, False, where)):
             search.append(space)
     baseline = sweep.baseline or by.baseline

@@ -78,7 +78,7 @@ class Tune(BaseModel):
     max_failures: Annotated[
         int,
         Field(ge=0),
-        About("How often a trial whose worker died goes on from its checkpoint before it counts as failed."),
+        About("How often a trial whose worker died resumes from its checkpoint before it counts as failed."),
     ] = 3
     checkpoint_seconds: Annotated[
         float | None,
@@ -196,7 +196,7 @@ class Sweep:
     trials: tuple[Trial, ...]
     """With a searcher: of the points proposed so far."""
     examples: tuple[Trial, ...]
-    """What its trials are like, for checks before they start: all of them; with a searcher, some drawn at random."""
+    """Trials for checks before any trial starts: all trials, or with a searcher some that are drawn at random."""
 
     @property
     def total(self) -> int:

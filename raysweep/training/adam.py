@@ -15,7 +15,7 @@ class Adam(torch.optim.Adam):
 
     Args:
         params: as for `torch.optim.Adam`: tensors, or groups of them with settings of their own.
-        lr: learning rate of those whose group has none.
+        lr: learning rate of the groups that have none.
     """
 
     def __init__(self, params: torch.optim.optimizer.ParamsT, lr: float = 1e-3) -> None:

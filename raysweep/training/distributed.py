@@ -1,8 +1,8 @@
 """A trial in several processes, each with its rows of every batch.
 
 All processes draw the same numbers and hold the same state; only the batch is divided. Embeddings are gathered before a
-loss reads them, so that every loss is the loss of the whole batch, and the gradients are those of one process. The main
-process, rank 0, alone evaluates, writes results, and decides when to stop.
+loss reads them, so that every loss is the loss of the whole batch, and the gradients equal the gradients of one
+process. The main process, rank 0, alone evaluates, writes results, and decides when to stop.
 """
 
 from __future__ import annotations

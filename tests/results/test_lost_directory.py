@@ -72,7 +72,7 @@ def test_a_renamed_directory_can_be_gone_on_with_and_one_in_its_place_is_left_al
     assert listing(other.root) == before
     kept, sweep = Store.open(tmp_path / "runs" / "kept")
     with kept.lock():
-        kept.check_begun(sweep)
+        kept.check_settings_of_attempts(sweep)
         assert load_checkpoint(kept.trial("seed=0")) is not None
 
 

@@ -179,7 +179,7 @@ def test_what_is_no_file_is_set_aside_wherever_a_trial_needs_one(tmp_path, kind)
     assert "result.json: is damaged" in one_line(here("raysweep", "report", "a", cwd=tmp_path))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made.check_begun(SWEEP)
+        made.check_settings_of_attempts(SWEEP)
         made.set_damaged_aside(SWEEP)
         assert made.results(SWEEP)[0].trial == "seed=1"
         with at_work(made, trial.name) as push:
@@ -254,7 +254,7 @@ def test_a_damaged_attempt_counts_by_the_event_files(tmp_path, attempt):
     with pytest.warns(UserWarning, match=r"attempt\.json is damaged; counting attempts by the event files"):
         assert attempts.attempts(directory) == 3
     with pytest.warns(UserWarning, match="is damaged"):
-        made.check_begun(SWEEP)
+        made.check_settings_of_attempts(SWEEP)
     with pytest.warns(UserWarning, match="is damaged"):
         assert begin_attempt(directory, trial.settings) == 4
 
@@ -265,7 +265,7 @@ def test_damaged_settings_of_an_attempt_stop_no_resume(tmp_path, settings):
     path = made.trial("seed=0") / "attempt.json"
     path.write_text(json.dumps({"attempt": 1, "settings": settings}))
     with pytest.warns(UserWarning, match="is damaged"):
-        made.check_begun(SWEEP)
+        made.check_settings_of_attempts(SWEEP)
 
 
 def test_only_files_of_ours_are_removed(tmp_path):

@@ -524,8 +524,8 @@ def test_an_extended_sweep_has_the_trials_of_both_files_the_new_ones_first(one, 
 @pytest.mark.parametrize(
     ("begun", "asked", "words"),
     [
-        ({}, {"base": {"usl_lr": 0.01}}, "usl_lr: is 0.01, but the sweep was begun with 0.0001"),
-        ({"base": {"dataset": "mnist"}}, {}, "dataset: is 'digits', but the sweep was begun with 'mnist'"),
+        ({}, {"base": {"usl_lr": 0.01}}, "usl_lr: is 0.01, but the sweep was started with 0.0001"),
+        ({"base": {"dataset": "mnist"}}, {}, "dataset: is 'digits', but the sweep was started with 'mnist'"),
         ({"search": {"alpha": [1]}}, {"base": {"alpha": 1}}, "alpha: is no longer under search"),
         ({"base": {"strength": 1}}, {"search": {"strength": [0.5]}}, "strength: is under search now"),
         (

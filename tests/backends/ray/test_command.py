@@ -176,7 +176,7 @@ def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
     out, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
 
-    assert f"{killed}: attempt 1 broke off; going on from its last checkpoint" in out
+    assert f"{killed}: attempt 1 broke off; resuming from its last checkpoint" in out
     assert (result(root, killed)["status"], result(root, killed)["attempts"]) == ("finished", 2)
     assert scores(root, killed) == scores(tmp_path / "undisturbed" / "long", "seed=0")
     events = EventAccumulator(str(root / killed), size_guidance={"scalars": 0}).Reload()

@@ -41,7 +41,7 @@ def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_kill
     out, err = running.communicate(timeout=600)
     assert running.returncode == 0, err
     why = "Ray Train's controller died (killed, out of memory, or its node was lost)"
-    assert f"seed=0: attempt 1 broke off; going on from its last checkpoint ({why})" in out
+    assert f"seed=0: attempt 1 broke off; resuming from its last checkpoint ({why})" in out
     first, second = (result(root, f"seed={seed}") for seed in (0, 1))
     assert (first["status"], first["error"], first["attempts"]) == ("finished", None, 2)
     assert (second["status"], second["error"], second["attempts"]) == ("finished", None, 1)

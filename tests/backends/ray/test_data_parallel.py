@@ -44,7 +44,7 @@ def test_one_on_two_nodes_survives_its_worker_and_another_is_stopped(pair, tmp_p
     out, err = running.communicate(timeout=600)
     assert running.returncode == 0, err
     assert ": 2 trials, 1 at a time, each 2 workers with 1 core, on 2 nodes" in out
-    assert "attempt 1 broke off; going on from its last checkpoint (its process died" in out
+    assert "attempt 1 broke off; resuming from its last checkpoint (its process died" in out
     assert result(root, "alpha=1000000.0,seed=0")["status"] == "stopped"
     whole = result(root, "alpha=0.01,seed=0")
     assert (whole["status"], whole["attempts"], whole["warnings"]) == ("finished", 2, [])

@@ -69,7 +69,7 @@ def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path)
         assert memory["error"].startswith("out of memory: ")
         assert full["attempts"] == memory["attempts"] == 2
         assert lines(done.stderr) == [f"failed: {one['trial']}: {one['error']}" for one in (full, memory)]
-        assert "attempt 1 broke off; going on from its last checkpoint (out of memory: " in done.stdout
+        assert "attempt 1 broke off; resuming from its last checkpoint (out of memory: " in done.stdout
 
 
 @pytest.fixture(scope="module")

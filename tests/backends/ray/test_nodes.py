@@ -126,7 +126,7 @@ def test_trials_of_lost_nodes_go_on_from_their_checkpoints_on_nodes_that_join(ra
     assert status == 0, err
     assert ": 2 trials, 1 at a time, each with 2 GPUs, on 1 node\n" in out
     for trial in (first, waiting):
-        assert f"{trial.name}: attempt 1 broke off; going on from its last checkpoint ({LOST})" in out
+        assert f"{trial.name}: attempt 1 broke off; resuming from its last checkpoint ({LOST})" in out
         assert attempt(trial)["pid"] in on_last
         assert steps(trial) == list(range(1, 7))
         made = result(root, trial.name)

@@ -85,7 +85,7 @@ def test_what_would_make_it_another_sweep_is_refused_and_nothing_changes(seven, 
     root = shutil.copytree(seven, tmp_path / "a")
     before = (root / "sweep.yaml").read_bytes()
     changed = write_space(tmp_path / "lr.yaml", base={"usl_lr": 0.01}, alpha=SEVEN)
-    assert "usl_lr: is 0.01, but the sweep was begun with 0.0001" in refused(changed, "--resume", "a", cwd=tmp_path)
+    assert "usl_lr: is 0.01, but the sweep was started with 0.0001" in refused(changed, "--resume", "a", cwd=tmp_path)
     moved = ["--set", "strength=[0.5, 1]", "--resume", "a"]
     assert "strength: is under search now" in refused(*moved, cwd=tmp_path)
     with Store(root).lock():
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(broken, tmp_
     ended = result(tmp_path / "x", "seed=0")
     assert scores(tmp_path / "x", "seed=0") == expected
     assert ended["warnings"] == [
-        f"checkpoint {newest.with_suffix('.pt')} is damaged; going on from the one before it, if there is one"
+        f"checkpoint {newest.with_suffix('.pt')} is damaged; resuming from the one before it, if there is one"
     ]
     assert ended["attempts"] == 2
     events = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
@@ -181,7 +181,7 @@ def test_other_data_is_refused_though_no_trial_has_finished(tmp_path):
         Image.new("RGB", (8, 8)).save(image)
         message = refused("--resume", "runs/x", cwd=tmp_path)
         assert f"dataset 'folder:{changed} " in message
-        assert "are not those that the sweep was begun with" in message
+        assert "are not those that the sweep was started with" in message
         image.write_bytes(content)
         changed.rename(tmp_path / "elsewhere")
         assert f"there is no folder '{changed}'" in refused("--resume", "runs/x", cwd=tmp_path)
