@@ -1,7 +1,7 @@
 """Ending a sweep early so that nothing is lost: by signal, or because its time is up.
 
-The process that drives a sweep sets a mark in the results directory. Every trial at work looks for it between two
-steps, saves a checkpoint and leaves. A mark there, because trials may run in other processes and on other nodes.
+The process that drives a sweep sets a flag in the results directory. Every running trial checks the flag between two
+steps, saves a checkpoint and stops. The flag is a file, because trials may run in other processes and on other nodes.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from raysweep.results.result import describe_error
 from raysweep.results.store import Store
 from raysweep.system.terminal import INTERRUPTED, end_process, say_at_once
 
-LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two looks for the mark; in a bucket each is a request
+LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two checks of the flag; in a bucket each is a request
 GRACE_SECONDS = 20.0
-"""How long trials may take to leave. Clusters kill 30 s after their SIGTERM by default (Slurm's KillWait, Kubernetes'
-terminationGracePeriodSeconds), and Ray needs some of them to end."""
+"""The time that trials have to stop. By default clusters kill 30 s after their SIGTERM (Slurm's KillWait, Kubernetes'
+terminationGracePeriodSeconds), and Ray needs a part of this time to end."""
 ENDING_SECONDS = 5.0
-"""How long Ray may take to end afterwards."""
+"""The time that Ray has to end afterwards."""
 TWICE_SECONDS = 1.0
-"""Within this time a second SIGTERM is the first one again: Slurm sends it to a batch script, which passes it on to its
-children, and to these children as well."""
+"""A second SIGTERM within this time repeats the first one: Slurm sends it to a batch script, which passes it on to its
+children, and Slurm sends it to these children too."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopFlag:
-    """What tells the trials of one run of a sweep to leave: a file beside them, and an object in their bucket.
+    """Tells the trials of one run of a sweep to stop: a file beside them, and an object in their bucket.
 
-    It is that run's alone: a driver to which the sweep was lost must not stop the trials of the one that has it now.
+    Each run has its own flag, so that a driver that has lost the sweep cannot stop the trials of the present driver.
 
     Args:
-        results: where it is.
-        token: the run's.
+        results: the results directory in which the flag lies.
+        token: the token of the run.
     """
 
     def __init__(self, results: Store, token: str) -> None:
         self.bucket, self.root, self.name = results.bucket, results.root, f".leave-{token}"
 
     def place(self) -> None:
-        """Make the file, not set yet: NFS tells of a change in a file at once, but of a new one only after a while."""
-        for old in self.root.glob(".leave-*"):  # of runs that were killed
+        """Create the file before it is set: NFS shows a change of a file at once, but a new file only after a while."""
+        for old in self.root.glob(".leave-*"):  # left by runs that were killed
             old.unlink()
         (self.root / self.name).write_text("")
 
     def set(self) -> None:
-        """Have the trials leave; raises OSError where they cannot be told."""
+        """Tell the trials to stop; raises OSError if they cannot be told."""
         if self.bucket is not None:
             self.bucket.write(self.name, b"leave")
-        with open(self.root / self.name, "r+") as file:  # not a new file where the directory is another one by now
+        with open(self.root / self.name, "r+") as file:  # creates no new file if the directory was replaced
             file.write("leave")
 
     def is_set(self) -> bool:
         """Whether trials must stop."""
-        with suppress(OSError):  # of a disk that is lost, or a directory that this node does not have: a bucket's copy
+        with suppress(OSError):  # the disk may be lost, or this node may lack the directory, a copy of a bucket
             if (self.root / self.name).read_text() == "leave":
                 return True
         return self.bucket is not None and self.bucket.has(self.name)
 
     def remove(self, was_set: bool) -> None:
-        """Leave nothing behind."""
+        """Remove the flag."""
         with suppress(OSError):
             (self.root / self.name).unlink()
             if self.bucket is not None and was_set:
@@ -77,8 +77,8 @@ class Stopping:
     """Whether a sweep must end early.
 
     Args:
-        results: where its trials look for the mark.
-        seconds: time from now after which the sweep ends early; None is never.
+        results: the results directory, in which its trials check the flag.
+        seconds: time from now after which the sweep ends early; None: never.
         resume: the command that resumes the sweep, for messages.
     """
 
@@ -89,18 +89,18 @@ class Stopping:
         self.deadline = time.monotonic() + seconds if seconds is not None else None
         self.resume = resume
         self.interrupted = False
-        """Whether a signal ends the sweep; otherwise its time is up."""
+        """Whether a signal ends the sweep; otherwise the time budget does."""
         self.since: float | None = None
-        """When the sweep was asked to end, by the monotonic clock."""
+        """The time when the sweep was asked to end, by the monotonic clock."""
         self.told = threading.Event()
-        """Set once every trial that begins from now on sees the mark."""
+        """Set once every trial that starts from now on sees the flag."""
         self._quitting = False
         self._terminated = False
         self._responsive: float | None = None
-        """When the main thread first came back to its work after SIGTERM or SIGHUP."""
+        """The time when the main thread first resumed its work after SIGTERM or SIGHUP."""
 
     def ask(self) -> None:
-        """Have every trial save a checkpoint and leave."""
+        """Tell every trial to save a checkpoint and stop."""
         if self.since is None:
             self.since = time.monotonic()
             # In a thread, because a signal handler calls this, and a bucket may take its time.
@@ -111,12 +111,12 @@ class Stopping:
             self.mark.set()
             self.told.set()
         except OSError as fault:
-            print(printable(f"warning: trials cannot be told to leave: {describe_error(fault)}"), file=sys.stderr)
+            print(printable(f"warning: trials cannot be told to stop: {describe_error(fault)}"), file=sys.stderr)
 
     def asked(self) -> bool:
         """Whether the sweep must end. It also ends once its results directory is gone.
 
-        The main thread asks this over and over while it runs trials.
+        The main thread asks again and again while it runs trials.
         """
         if self._terminated and self._responsive is None:
             self._responsive = time.monotonic()
@@ -124,26 +124,26 @@ class Stopping:
             self.looked = time.monotonic()
             if not self.results.present():
                 self.since = self.looked
-                self.told.set()  # the mark is gone too: trials break off when they next write
+                self.told.set()  # the flag is gone too; trials fail when they next write
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.ask()
         return self.since is not None
 
     def overdue(self) -> bool:
-        """Whether the trials have had the time they get to leave."""
+        """Whether the trials have had enough time to stop."""
         return self.since is not None and time.monotonic() - self.since > GRACE_SECONDS
 
     def _is_same_signal(self) -> bool:
-        """Whether a SIGTERM or SIGHUP only repeats the one before, which arrived by another way.
+        """Whether a SIGTERM or SIGHUP only repeats an earlier one, which arrived by another way.
 
-        The time counts from when the main thread came back to its work. Python delivers a signal only then, so a second
-        one that arrived at once may be seen seconds later, after a long call into a library.
+        The time counts from the moment when the main thread resumed its work. Python delivers a signal only then, so a
+        second signal that arrived at once may be seen seconds later, after a long call into a library.
         """
         before, self._terminated = self._terminated, True
         return before and (self._responsive is None or time.monotonic() - self._responsive < TWICE_SECONDS)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: the first signal asks the trials to leave, the second one quits, later ones are ignored."""
+        """Signal handler: the first signal stops the trials, the second one quits, later ones are ignored."""
         if self._quitting or (number != signal.SIGINT and self._is_same_signal()):
             return
         if self.interrupted:
@@ -153,7 +153,7 @@ class Stopping:
         self.interrupted = True
         say_at_once("stopping: trials are saving checkpoints; press Ctrl-C again to quit without saving")
         self.ask()
-        # A signal to the whole process group ends Ray's servers too, and Ray looks for them for long.
+        # A signal to the whole process group ends Ray's servers too, and Ray tries to reach them for a long time.
         self._end_process_in(GRACE_SECONDS + ENDING_SECONDS)
 
     def _end_process_in(self, seconds: float) -> None:
@@ -163,12 +163,13 @@ class Stopping:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run trials: ask on the first SIGINT (Ctrl-C), SIGTERM or SIGHUP, raise KeyboardInterrupt on the second.
+        """Handle signals while trials run: the first SIGINT (Ctrl-C), SIGTERM or SIGHUP stops the trials.
 
-        A SIGTERM that arrives twice, by two ways, counts once. SIGTERM is what a cluster's scheduler sends before it
-        takes a machine away, SIGHUP what a terminal sends that is closed. A SIGHUP that `nohup` ignores stays ignored.
+        The second one raises KeyboardInterrupt. A SIGTERM that arrives twice, by two ways, counts once. The scheduler
+        of a cluster sends SIGTERM before it takes a machine away, and a closed terminal sends SIGHUP. A SIGHUP that
+        `nohup` ignores stays ignored.
 
-        To be used in the main thread only.
+        It works in the main thread only.
         """
         self.mark.place()
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
@@ -177,7 +178,7 @@ class Stopping:
             yield
         finally:
             try:
-                # Trials may leave before a repeated SIGTERM arrives, which would then kill this process as it ends.
+                # Trials may stop before a repeated SIGTERM arrives, which would then kill this process while it ends.
                 if self._terminated:
                     time.sleep(max(0.0, (self._responsive or time.monotonic()) + TWICE_SECONDS - time.monotonic()))
             finally:
@@ -187,12 +188,12 @@ class Stopping:
 
 
 def leave_at_once(resume: str) -> None:
-    """End this process where it stands: the trials have saved what they could, and whatever hangs is not needed."""
+    """End this process at once: the trials have saved what they could, and whatever hangs is not needed."""
     end_process(INTERRUPTED, f"interrupted before all trials could save a checkpoint; resume with: {resume}")
 
 
 def watch(mark: StopFlag) -> Callable[[], bool]:
-    """A trial's look for the mark, cheap enough to be taken between any two steps."""
+    """A function that checks the flag for a trial. It is cheap enough to be called between any two steps."""
     every = LOOK_SECONDS if mark.bucket is None else LOOK_SECONDS_BUCKET
     looked, is_set = time.monotonic() - every, False
 
