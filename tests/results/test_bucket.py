@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 import signal
 import socket
@@ -10,11 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import boto3
 import pytest
 import torch
 from moto.core import set_initial_no_auth_action_count
@@ -40,34 +37,6 @@ from tests.support.commands import here
 SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
 TRIAL = "alpha=1e-05,seed=0,dataset=folder%3Aü"
 NOBODY = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def server():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
-    running = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    running.start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def s3(server, monkeypatch, tmp_path):
-    """A client; the environment that a user would set, and the URI of a new bucket."""
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
-    return boto3.client("s3")
-
-
-@pytest.fixture
-def uri(s3):
-    name = f"b-{uuid.uuid4().hex[:12]}"
-    s3.create_bucket(Bucket=name)
-    return f"s3://{name}/some prefix"
 
 
 def keys(s3, uri):
