@@ -17,12 +17,12 @@ from typing import Any
 import measure
 import torch
 from PIL import Image
-from steps import SHAPES, random_images, seeded
+from steps import SHAPES, random_images, seeded, settings_for
 from torchvision import transforms
 
 from raysweep.augment.operations import crop_and_flip
-from raysweep.augment.policies import augment
 from raysweep.augment.simclr import draw_simclr
+from raysweep.augment.views import augment
 from raysweep.system.memory import keep_memory
 
 OURS, PIL, TENSORS = "batched", "torchvision, PIL images", "torchvision, tensors"
@@ -48,14 +48,14 @@ def torchvision_transform(size: int, strength: float, last: Sequence[Any]) -> tr
 def compare(shape: str, strength: float, batch: int, repeats: int) -> dict[str, Any]:
     """Microseconds per image, and how many times faster ours is."""
     size = SHAPES[shape][2]
-    images, draws = random_images(shape, batch), seeded()
+    images, draws, settings = random_images(shape, batch), seeded(), settings_for(shape, strength=strength)
     one_by_one = images[: batch // 4]  # torchvision's time per image does not depend on how many there are
     pictures = [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in one_by_one]
     of_pil = torchvision_transform(size, strength, [transforms.ToTensor()])
     of_tensor = torchvision_transform(size, strength, [transforms.ConvertImageDtype(torch.float32)])
     torch.manual_seed(0)
     work: dict[str, Callable[[], object]] = {
-        OURS: lambda: augment(images, ("simclr",), strength, False, draws),
+        OURS: lambda: augment(images, settings, draws),
         PIL: lambda: torch.stack([of_pil(picture) for picture in pictures]),
         TENSORS: lambda: torch.stack([of_tensor(image) for image in one_by_one]),
     }

@@ -21,7 +21,6 @@ from typing import Any
 
 import measure
 import torch
-from raysweep.methods.objective import objective
 from steps import (
     SHAPES,
     BareSteps,
@@ -37,8 +36,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysweep.augment.policies import augment
 from raysweep.augment.simclr import draw_simclr
+from raysweep.augment.views import augment
 from raysweep.config import Settings
 from raysweep.space import Trial
 from raysweep.system.memory import keep_memory
@@ -61,14 +60,11 @@ def parts(settings: Settings, images: Tensor, bare: BareSteps, repeats: int) -> 
     index = torch.randperm(len(images), generator=seeded())[: settings.batch_size]
     count, _, height, width = images.shape
     copies = images[: settings.batch_size].repeat(settings.views, 1, 1, 1)
-    draws, views, clean = seeded(), *bare.batches[0]
+    draws = seeded()
     sums, losses = torch.zeros(3), torch.zeros(3).unbind()
 
     def gather() -> None:
         images.index_select(0, index).repeat(settings.views, 1, 1, 1)
-
-    def forward() -> Any:
-        return objective(settings, bare.state.encoder, bare.state.decoder, views, clean)
 
     def bookkeeping() -> None:
         sums.add_(torch.stack([value.detach() for value in losses]))
@@ -82,7 +78,7 @@ def parts(settings: Settings, images: Tensor, bare: BareSteps, repeats: int) -> 
         "gather": gather,
         "augmentation": lambda: augment(copies, settings, draws),
         "of it, drawing": lambda: draw_simclr(len(copies), height, width, settings.strength, False, draws),
-        "forward and losses": forward,
+        "forward and losses": bare.losses,
         "optimiser": bare.optimizer.step,
         "sums of the losses": bookkeeping,
         "bare step": step,

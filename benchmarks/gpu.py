@@ -42,14 +42,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import measure
 import torch
 from PIL import Image
-from raysweep.methods.objective import objective
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from raysweep.augment.policies import augment
+from raysweep.augment.views import augment
 from raysweep.config import Settings
+from raysweep.methods.precision import autocast_for
 from raysweep.models.decoders import crop
 from raysweep.probes.collapse import rankme
 from raysweep.training.loop import pretrain
@@ -138,6 +138,13 @@ def loop(settings: Settings, task: Task, device: torch.device) -> Step:
     return lambda: next(steps)
 
 
+def loss_of(settings: Settings, state: State, views: Tensor) -> Tensor:
+    """The loss of a batch whose views are ready, in the precision of the settings."""
+    with autocast_for(settings, views):
+        loss: Tensor = state.method(views, views).total  # it does not denoise, so the clean images are not read
+    return loss
+
+
 def bare(
     settings: Settings,
     state: State,
@@ -147,14 +154,13 @@ def bare(
 ) -> Step:
     """Forward, backward and optimiser on views that are ready; `compiled` names a backend of torch.compile."""
     optimizer = optimizer or state.optimizers[0]
-    encoder: Any = state.encoder
-    decoder: Any = state.decoder
     if compiled is not None:
-        encoder, decoder = (torch.compile(net, backend=compiled) for net in (encoder, decoder))
+        for network in (state.encoder, state.method.decoder):
+            network.compile(backend=compiled)
 
     def step() -> None:
         optimizer.zero_grad()
-        objective(settings, encoder, decoder, views, views).total.backward()
+        loss_of(settings, state, views).backward()
         optimizer.step()
 
     return step
@@ -253,7 +259,7 @@ def plain(settings: Settings, task: Task, plan: Plan) -> Contender:
         def step() -> Tensor:
             views = torch.cat([view.to(device, non_blocking=True) for view in next(batches)])
             optimizer.zero_grad()
-            loss = objective(settings, state.encoder, state.decoder, views, views).total
+            loss = loss_of(settings, state, views)
             loss.backward()
             optimizer.step()
             return loss.detach()
@@ -274,11 +280,11 @@ class Network(nn.Module):
 
     def __init__(self, state: State) -> None:
         super().__init__()
-        self.encoder, self.decoder = state.encoder, state.decoder
+        self.encoder, self.decoder = state.encoder, state.method.decoder
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Views (B, C, H, W) -> embeddings (B, D) and images; the decoder without its change of memory format."""
-        z = self.encoder(views)
+        z = self.encoder.head(self.encoder(views))
         decoder: Any = self.decoder
         h = decoder.linear(z).unflatten(1, (64, decoder.start, decoder.start))
         return z, crop(decoder.convolutions(h), decoder.image_size)
@@ -332,7 +338,7 @@ def check_stack(plan: Plan, task: Task, count: int) -> float:
             apart = []
             for own, state, of in zip(settings, states, views, strict=True):
                 state.optimizers[0].zero_grad()
-                loss = objective(own, state.encoder, state.decoder, of, of).total
+                loss = loss_of(own, state, of)
                 loss.backward()
                 apart.append(loss.detach())
             together = stack.step(views)

@@ -18,14 +18,14 @@ from typing import Any
 
 import measure
 import torch
-from steps import CPU, SHAPES, random_images, seeded
+from steps import CPU, SHAPES, random_images, seeded, settings_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raysweep.augment.operations import to_float
-from raysweep.config import ProbeSpec
-from raysweep.models.building import Encoder, make_encoder
+from raysweep.models.building import build_encoder
 from raysweep.probes.features import extract, standardize_
+from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.linear import LinearProbes, train_linear
 from raysweep.system.memory import keep_memory
 
@@ -33,12 +33,12 @@ BATCH, CLASSES = 250, 10
 CACHED, ANEW = "cached", "encoded anew"
 
 
-def cached(encoder: Encoder, images: Tensor, labels: Tensor, fit: Tensor, val: Tensor, epochs: int) -> None:
+def cached(encoder: nn.Module, images: Tensor, labels: Tensor, fit: Tensor, val: Tensor, epochs: int) -> None:
     """As a trial does it."""
     of_fit, of_val = (extract(encoder, images, index, "trunk") for index in (fit, val))
     standardize_(of_fit, of_val)
-    head = ProbeSpec("trunk", 1e-3, 0.0)
-    probes = LinearProbes([head], {"trunk": of_fit.shape[1]}, CLASSES, 0, CPU)
+    spec = ProbeSpec("trunk", 1e-3, 0.0)
+    probes = LinearProbes([spec], {"trunk": of_fit.shape[1]}, CLASSES, 0, CPU)
     for _ in train_linear(probes, {"trunk": of_fit}, labels[fit], epochs=epochs, batch_size=BATCH):
         probes.accuracy({"trunk": of_val}, labels[val])
 
@@ -46,7 +46,7 @@ def cached(encoder: Encoder, images: Tensor, labels: Tensor, fit: Tensor, val: T
 class Anew:
     """The same probe, the features computed in every epoch."""
 
-    def __init__(self, encoder: Encoder, images: Tensor, labels: Tensor, fit: Tensor, val: Tensor) -> None:
+    def __init__(self, encoder: Any, images: Tensor, labels: Tensor, fit: Tensor, val: Tensor) -> None:
         self.encoder, self.images, self.labels, self.fit, self.val = encoder, images, labels, fit, val
         self.linear = nn.Linear(encoder.feature_dim, CLASSES)
         self.optimizer = torch.optim.Adam(self.linear.parameters(), lr=1e-3, fused=True)
@@ -56,7 +56,8 @@ class Anew:
         """Features of a batch."""
         with torch.inference_mode():
             batch = to_float(self.images.index_select(0, index)).contiguous(memory_format=torch.channels_last)
-            return self.encoder.trunk(batch)
+            features: Tensor = self.encoder(batch)
+            return features
 
     def epochs(self, count: int) -> None:
         """Some epochs of training, with an accuracy after each."""
@@ -76,7 +77,7 @@ def compare(shape: str, count: int, epochs: int, few: int, repeats: int) -> dict
     _, channels, size = SHAPES[shape]
     images, labels = random_images(shape, count), torch.arange(count) % CLASSES
     fit, val = torch.arange(count).split([count - count // 10, count // 10])
-    encoder = make_encoder("conv6", channels, size, 64, 0)
+    encoder = build_encoder(settings_for(shape), channels, size)
     anew = Anew(encoder, images, labels, fit, val)
     encoder.eval()
     measured = measure.alternate(

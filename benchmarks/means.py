@@ -38,11 +38,10 @@ GIVEN_BACK = "freed memory given back, glibc's default"
 
 def contiguous(bare: BareSteps) -> BareSteps:
     """The same with all tensors contiguous; the decoder is rebuilt, because the model's own asks for channels last."""
-    decoder = bare.state.decoder
-    assert decoder is not None
+    decoder = bare.state.method.decoder
     bare.state.encoder.to(memory_format=torch.contiguous_format)
     plain = nn.Sequential(decoder.linear, nn.Unflatten(1, (64, decoder.start, decoder.start)), decoder.convolutions)
-    bare.state.decoder = plain.to(memory_format=torch.contiguous_format)  # type: ignore[assignment]
+    bare.state.method.decoder = plain.to(memory_format=torch.contiguous_format)
     bare.batches = [(views.contiguous(), clean.contiguous()) for views, clean in bare.batches]
     return bare
 
@@ -51,28 +50,27 @@ def contiguous_gradient(bare: BareSteps) -> BareSteps:
     """The same with the gradient of the features left as `flatten` gives it, which is not channels last."""
     encoder = bare.state.encoder
     assert isinstance(encoder, Conv6)
-    encoder.trunk = lambda images: encoder.up_to(images, len(encoder.blocks)).flatten(1)  # type: ignore[method-assign]
+    encoder.forward = lambda images: encoder.up_to(images, len(encoder.blocks)).flatten(1)  # type: ignore[method-assign]
     return bare
 
 
 def unfused(bare: BareSteps) -> BareSteps:
     """The same with PyTorch's default Adam."""
     weights = [weight for group in bare.optimizer.param_groups for weight in group["params"]]
-    bare.state.optimizers[0] = torch.optim.Adam(weights, lr=bare.settings.usl_lr)
+    bare.state.optimizers[0] = torch.optim.Adam(weights, lr=bare.settings.usl_lr)  # type: ignore[call-overload]
     return bare
 
 
 def separate_views(bare: BareSteps) -> Callable[[], None]:
     """The same step of `ae_parallel` in two passes of half the batch, as most scripts have it."""
-    encoder, decoder, alpha = bare.state.encoder, bare.state.decoder, bare.settings.alpha
-    assert decoder is not None
+    method, alpha = bare.state.method, bare.settings.alpha
     views, _ = bare.batches[0]
     halves = views.chunk(2)
 
     def step() -> None:
         bare.optimizer.zero_grad()
-        first, second = (encoder(view) for view in halves)
-        rec = F.mse_loss(decoder(first), halves[0]) + F.mse_loss(decoder(second), halves[1])
+        first, second = (method.embed(view) for view in halves)
+        rec = F.mse_loss(method.decoder(first), halves[0]) + F.mse_loss(method.decoder(second), halves[1])
         (rec + alpha * F.mse_loss(first, second)).backward()
         bare.optimizer.step()
 
@@ -81,8 +79,8 @@ def separate_views(bare: BareSteps) -> Callable[[], None]:
 
 def compiled(bare: BareSteps) -> BareSteps:
     """The same with encoder and decoder compiled; the compilation is not in the time."""
-    bare.state.encoder = torch.compile(bare.state.encoder)  # type: ignore[assignment]
-    bare.state.decoder = torch.compile(bare.state.decoder)
+    bare.state.encoder.compile()
+    bare.state.method.decoder.compile()
     return bare
 
 

@@ -571,11 +571,13 @@ def start(trials: int, folder: Path) -> dict[str, Any]:
 
 def datasets() -> dict[str, Any]:
     """What each dataset takes of a node's object store: a byte for each value."""
-    from raysweep.data import named
+    from raysweep import parts
 
     return {
-        f"{name}, MiB": measure.significant((of.images + of.unlabelled) * of.channels * of.size**2 / load.MEBIBYTE)
-        for name, of in named.SOURCES.items()
+        f"{name}, MiB": measure.significant(
+            (traits["images"] + traits["unlabelled"]) * traits["channels"] * traits["size"] ** 2 / load.MEBIBYTE
+        )
+        for name, traits in ((part.name, part.traits) for part in parts.dataset.values())
     }
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from raysweep.methods.objective import objective
 from torch import Tensor
 
 from raysweep.augment.operations import to_float
-from raysweep.augment.policies import augment
+from raysweep.augment.views import augment
 from raysweep.config import Settings
 from raysweep.data.dataset import Dataset
 from raysweep.data.selection import Datasets
-from raysweep.methods.precision import precision_of
+from raysweep.methods.method import Losses
+from raysweep.methods.precision import autocast_for, precision_of
 from raysweep.training.loop import pretrain
 from raysweep.training.state import State, fresh_state
 
@@ -67,7 +67,7 @@ def epochs(settings: Settings, images: Tensor) -> Callable[[], object]:
 class BareSteps:
     """Forward, backward and optimiser on tensors that are ready: an epoch's steps without all else.
 
-    Model, objective, precision, batch and memory format are those of the loop; the views were made before.
+    Method, precision, batch and memory format are the same as in the loop. The views are made before.
     """
 
     def __init__(self, settings: Settings, images: Tensor, prepared: int = 4) -> None:
@@ -76,15 +76,22 @@ class BareSteps:
         self.state.encoder.train()
         self.batches = []
         for part in images.split(settings.batch_size)[: min(prepared, self.steps)]:
-            views = augment(part.repeat(settings.views, 1, 1, 1), settings.policies, settings.strength, False, seeded())
+            views = augment(part.repeat(settings.views, 1, 1, 1), settings, seeded())
             self.batches.append((views, to_float(part)))
 
     def step(self, number: int = 0) -> None:
-        """One of them."""
-        views, clean = self.batches[number % len(self.batches)]
+        """Train on one of the prepared batches."""
+        losses = self.losses(number)
         self.optimizer.zero_grad()
-        objective(self.settings, self.state.encoder, self.state.decoder, views, clean).total.backward()
+        losses.total.backward()
         self.optimizer.step()
+
+    def losses(self, number: int = 0) -> Losses:
+        """The losses of one of the prepared batches, in the precision of the settings."""
+        views, clean = self.batches[number % len(self.batches)]
+        with autocast_for(self.settings, views):
+            losses: Losses = self.state.method(views, clean)
+        return losses
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -6,8 +6,8 @@ from importlib import import_module
 import pytest
 import torch
 
-from raysweep.models.building import make_decoder, make_encoder
 from tests.support import ROOT
+from tests.support.networks import embed, make_decoder, make_encoder
 
 
 @pytest.fixture
@@ -22,17 +22,18 @@ def benchmark(monkeypatch):
 def test_the_plain_script_trains_the_same_network(benchmark, channels, size):
     pytest.importorskip("ray")
     plain = benchmark("plain_tune")
-    pairs = [
-        (plain.Encoder(channels, size), make_encoder("conv6", channels, size, 64, 0)),
-        (plain.make_decoder(channels, size), make_decoder(channels, size, 64, 0)),
+    encoder, decoder = make_encoder("conv6", channels, size, 64, 0), make_decoder(channels, size, 64, 0)
+    triples = [
+        (plain.Encoder(channels, size), encoder, lambda images: embed(encoder, images)),
+        (plain.make_decoder(channels, size), decoder, decoder),
     ]
     inputs = [torch.rand(2, channels, size, size), torch.rand(2, 64)]
-    for (theirs, ours), x in zip(pairs, inputs):
+    for (theirs, ours, run_ours), x in zip(triples, inputs):
         assert [w.shape for w in theirs.parameters()] == [w.shape for w in ours.parameters()]
         with torch.no_grad():
             for mine, other in zip(ours.parameters(), theirs.parameters()):
                 mine.copy_(other)
-            torch.testing.assert_close(theirs(x), ours(x))
+            torch.testing.assert_close(theirs(x), run_ours(x))
 
 
 def test_targets_are_judged_by_what_was_measured(benchmark, monkeypatch, tmp_path, capsys):
