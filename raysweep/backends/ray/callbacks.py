@@ -44,6 +44,8 @@ class Stop(tune.Stopper):
         self.start = StartWatch()
         self.leaving: set[str] = set()
         """The trials that must save a checkpoint before the sweep ends."""
+        self.all_told = False
+        """Whether every trial that may have started without seeing the flag is in `leaving`."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing is saved, as for `Watch`."""
@@ -62,13 +64,15 @@ class Stop(tune.Stopper):
             self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
         if not self.stopping.asked():
             return False
-        # A trial that begins before the others are told computes until it is told too. One that begins later sees the
-        # mark at once; waiting for those as well would take as long as trials are left.
-        if not self.stopping.told.is_set():
+        # A trial that starts before the flag is set computes until it checks the flag. A trial that starts later stops
+        # at once; waiting for such trials too would take as long as trials are left. The flag is set by a thread, which
+        # may be done before the first call of this method, so this call still adds the running trials.
+        is_told = self.stopping.told.is_set()
+        if not self.all_told:
             self.leaving |= self.watch.running.keys()
+            self.all_told = is_told
         self.leaving &= self.watch.running.keys()
-        is_told = self.stopping.told.is_set() or not self.watch.running
-        return (is_told and not self.leaving) or self.stopping.overdue()
+        return ((is_told or not self.watch.running) and not self.leaving) or self.stopping.overdue()
 
 
 class Watch(tune.Callback):

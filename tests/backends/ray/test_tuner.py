@@ -149,23 +149,38 @@ def test_a_request_that_no_node_can_meet_is_refused(started, asked, words):
         capacity.plan([node["Resources"] for node in alive_nodes()], space.Resources(**asked))
 
 
-def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(tmp_path):
+@pytest.fixture
+def ending(tmp_path):
+    """A sweep of three trials: its trials, its `Stopping`, the `Watch`, and the `Stop` that says when its run ends."""
     sweep = space.build({"search": {"seed": [0, 1, 2]}}, {}, "test")
-    first, second, late = sweep.trials
     results = Store(tmp_path / "x").create(sweep, {})
     stopping = Stopping(results)
     stopping.mark.place()
     watch = Watch({}, results, None, {}, ProgressDisplay(sweep, [], make_console()))
-    stop = Stop(stopping, watch, CapacityMonitor(sweep.resources))
+    return sweep.trials, stopping, watch, Stop(stopping, watch, CapacityMonitor(sweep.resources))
 
+
+def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(ending):
+    (first, second, late), stopping, watch, stop = ending
     watch.running = {first.name: first}
-    stopping.since = time.monotonic()  # the sweep is to end, and the mark is being written
+    stopping.since = time.monotonic()  # the sweep must end, and the flag is being written
     assert not stop.stop_all()
     watch.running[second.name] = second
-    assert not stop.stop_all()
     stopping.mark.set()
     stopping.told.set()
+    assert not stop.stop_all()
     watch.running = {second.name: second}
-    assert not stop.stop_all(), "the second trial computes until it looks for the mark"
+    assert not stop.stop_all(), "the second trial computes until it checks the flag"
     watch.running = {late.name: late}
-    assert stop.stop_all(), "the late trial has seen the mark when it began"
+    assert stop.stop_all(), "the late trial saw the flag when it began"
+
+
+def test_running_trials_are_waited_for_although_the_flag_is_set_before_tune_asks(ending):
+    (first, *_), stopping, watch, stop = ending
+    watch.running = {first.name: first}
+    assert not stop.stop_all()
+    stopping.ask()
+    assert stopping.told.wait(60)
+    assert not stop.stop_all(), "the trial still has to save its checkpoint"
+    watch.running = {}
+    assert stop.stop_all()
