@@ -277,7 +277,7 @@ PROGRAM = """
 import contextlib, hashlib, importlib, io, json, os, sys
 from pathlib import Path
 import numpy, PIL.Image, scipy.stats, yaml, pydantic, pyarrow, rich.console, rich.table
-import raysweep.cli, raysweep.statistics, raysweep.report
+import raysweep.cli, raysweep.report
 
 assert "matplotlib" not in sys.modules
 

@@ -17,7 +17,7 @@ CREATE = """
 import sys
 from pathlib import Path
 from raysweep import space
-from raysweep.store import Store
+from raysweep.results.store import Store
 from raysweep.errors import InputError
 sweep = space.build({"name": "a", "base": {"seed": int(sys.argv[1])}}, {}, "s.yaml")
 planned = Store.plan(Path("runs"), sys.argv[2] or None, "a")

@@ -129,7 +129,7 @@ def test_files_are_written_where_fsync_is_not_supported(odd, tmp_path):
     script = f"""
 import os
 from pathlib import Path
-from raysweep.files import write_atomically
+from raysweep.system.files import write_atomically
 for number in {numbers}:
     os.environ["ODD_ERRNO"] = str(number)
     write_atomically(Path(str(number)), b"x")

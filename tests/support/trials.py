@@ -43,5 +43,6 @@ def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lamb
 def read_encoder(directory):
     """The description and the weights that a trial has saved."""
     saved = load_encoder(directory)
-    sizes = {name: getattr(saved, name) for name in ("channels", "image_size", "embedding_dim")}
+    names = ("architecture", "channels", "image_size", "embedding_dim")
+    sizes = {name: getattr(saved, name) for name in names}
     return {**sizes, "encoder": saved.weights}

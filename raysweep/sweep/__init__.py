@@ -1,1 +1,0 @@
-"""Trials on Ray: the only part of raysweep that imports it."""
