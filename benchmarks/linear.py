@@ -81,11 +81,7 @@ def compare(shape: str, count: int, epochs: int, few: int, repeats: int) -> dict
     anew = Anew(encoder, images, labels, fit, val)
     encoder.eval()
     measured = measure.alternate(
-        {
-            CACHED: lambda: cached(encoder, images, labels, fit, val, epochs),
-            ANEW: lambda: anew.epochs(few),
-        },
-        repeats,
+        {CACHED: lambda: cached(encoder, images, labels, fit, val, epochs), ANEW: lambda: anew.epochs(few)}, repeats
     )
     seconds = {CACHED: measured[CACHED], ANEW: [s * epochs / few for s in measured[ANEW]]}
     return {

@@ -214,11 +214,7 @@ def drive(case: Case) -> dict[str, Any]:
     began = time.monotonic()
     quieten()
     ray.init(
-        address="local",
-        num_cpus=case.slots,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
+        address="local", num_cpus=case.slots, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
     )
     up = time.monotonic() - began
     description = {"base": {"usl_epochs": 0, "le_epochs": 1}, "search": {"seed": {"grid": list(range(case.trials))}}}

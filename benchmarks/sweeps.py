@@ -106,8 +106,7 @@ class Sweeps:
         if self.dataset != "digits":
             changes += ["--dataset", f"folder:{self.dataset}"]
         call(
-            [sys.executable, LAUNCHER, self.space, *changes, *flags, "--output", root, "--name", "sweep"],
-            root / "log",
+            [sys.executable, LAUNCHER, self.space, *changes, *flags, "--output", root, "--name", "sweep"], root / "log"
         )
         results = [json.loads(path.read_text()) for path in sorted((root / "sweep").glob("*/result.json"))]
         assert len(results) == len(self.alphas)

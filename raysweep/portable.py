@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from raysweep.errors import Diverged, InputError
 from raysweep.results.checkpoints import to_bytes
 from raysweep.results.encoders import SavedEncoder, encoder_file, load_encoder, to_safetensors
 from raysweep.system.files import irregular, replacing
-
-if TYPE_CHECKING:
-    pass
 
 FEATURES, WEIGHTS = (".npz",), (".safetensors", ".pt")
 LAYERS = ("trunk", "embedding")

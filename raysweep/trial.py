@@ -214,12 +214,7 @@ class TrialRun:
         return list(dict.fromkeys([*self.earlier_warnings, *now]))
 
     def run(
-        self,
-        checkpoint_seconds: float | None,
-        collapse: Collapse | None,
-        report: Report,
-        stop: Stop,
-        saved: Saved,
+        self, checkpoint_seconds: float | None, collapse: Collapse | None, report: Report, stop: Stop, saved: Saved
     ) -> End | None:
         """Pretrain and evaluate. Return how the trial ended, or None if it stopped to resume later."""
 

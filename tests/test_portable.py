@@ -447,10 +447,7 @@ def test_the_malicious_pickle_of_these_tests_would_run(tmp_path, monkeypatch):
     [
         (["embed", "nowhere", "images", "-o", "f.npz"], "nowhere: no such checkpoint"),
         (["embed", "images", "images", "-o", "f.npz"], "images: has no encoder.safetensors; give a trial's directory"),
-        (
-            ["embed", "running", "images", "-o", "f.npz"],
-            "newest training checkpoint is running/checkpoints/0",
-        ),
+        (["embed", "running", "images", "-o", "f.npz"], "newest training checkpoint is running/checkpoints/0"),
         (["embed", "trial", "nowhere", "-o", "f.npz"], "nowhere: no such folder or image"),
         (["embed", "trial", "empty", "-o", "f.npz"], "empty: has no images"),
         (["embed", "trial", "corrupt", "-o", "f.npz"], "corrupt/x.png"),

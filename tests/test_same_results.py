@@ -37,10 +37,7 @@ def pair(tmp_path):
     write_scalars(trial, metrics, 1)
     tables = {
         "results.csv": [["trial", "alpha", "linear/test_accuracy", "wall_s"], [TRIAL, "0.1", "0.5", "1.0"]],
-        "summary.csv": [
-            ["point", "knn/test_accuracy mean", "pretrain/images_per_s mean"],
-            ["alpha=0.1", "0.5", "9"],
-        ],
+        "summary.csv": [["point", "knn/test_accuracy mean", "pretrain/images_per_s mean"], ["alpha=0.1", "0.5", "9"]],
         "differences.csv": [["first", "score", "mean"], ["alpha=0.1", "linear/test_accuracy", "0.5"]],
     }
     for name, rows in tables.items():

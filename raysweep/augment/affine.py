@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-from raysweep.augment.operations import (
-    _hue_weights,
-    _per_image,
-    _turn_hue,
-    grayscale,
-    to_device,
-    to_float,
-)
+from raysweep.augment.operations import grayscale, hue_weights, per_image, to_device, to_float, turn_hue
 
 
 @dataclass(frozen=True)
@@ -84,8 +74,8 @@ def apply_affine(images: Tensor, parameters: AffineParameters) -> Tensor:
     assert p.flip.shape == (len(images),)
     x = to_float(images)
     deformed = p.deform.nonzero()[:, 0]
-    colours = [_per_image(p.saturation), *_hue_weights(p.hue)] if x.shape[1] == 3 else []
-    chosen, theta, flip, *colours = to_device(device, deformed, p.theta[deformed], _per_image(p.flip), *colours)
+    colours = [per_image(p.saturation), *hue_weights(p.hue)] if x.shape[1] == 3 else []
+    chosen, theta, flip, *colours = to_device(device, deformed, p.theta[deformed], per_image(p.flip), *colours)
     if len(chosen):
         grid = F.affine_grid(theta, [len(chosen), *x.shape[1:]], align_corners=False)
         views = F.grid_sample(x.index_select(0, chosen), grid, align_corners=False)
@@ -94,5 +84,5 @@ def apply_affine(images: Tensor, parameters: AffineParameters) -> Tensor:
     if colours:
         saturation, weights, shares = colours
         x = torch.lerp(grayscale(x), x, saturation).clamp_(0, 1)
-        x = _turn_hue(x, weights, shares)
+        x = turn_hue(x, weights, shares)
     return x.contiguous(memory_format=torch.channels_last)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
 from raysweep.augment.operations import to_device, to_float
 
 MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-from raysweep.augment.operations import _per_image, to_device, to_float
+from raysweep.augment.operations import per_image, to_device, to_float
 
 
 @dataclass(frozen=True)
@@ -40,5 +37,5 @@ def apply_noise(images: Tensor, parameters: NoiseParameters) -> Tensor:
     """
     p, device = parameters, images.device
     assert p.noise.shape == images.shape
-    sigma, added = to_device(device, _per_image(p.sigma), p.noise)
+    sigma, added = to_device(device, per_image(p.sigma), p.noise)
     return torch.addcmul(to_float(images), sigma, added).clamp_(0, 1).contiguous(memory_format=torch.channels_last)

@@ -134,8 +134,8 @@ def _interpolate_rows(images: Tensor, centers: Tensor, start: Tensor, length: Te
     ).view(count, channels, rows, row_length)
 
 
-def _hue_weights(turns: Tensor) -> tuple[Tensor, Tensor]:
-    """For `_turn_hue`: weights (B, 3, 3, 1, 1), new channel by old channel, and shares (B, 1, 1, 1), from turns (B,).
+def hue_weights(turns: Tensor) -> tuple[Tensor, Tensor]:
+    """For `turn_hue`: weights (B, 3, 3, 1, 1), new channel by old channel, and shares (B, 1, 1, 1), from turns (B,).
 
     A turn of the HSV hue keeps a pixel's smallest and largest channel value; in between, each channel is a trapezoid
     over the colour circle, linear in each sixth of it. Hence, without hue, division or a case for gray pixels,
@@ -150,10 +150,11 @@ def _hue_weights(turns: Tensor) -> tuple[Tensor, Tensor]:
     distance = turns[:, None, None] + place - place[:, None]
     distance -= distance.round()
     weights = (3 - 12 * distance.abs_()).clamp_(-1, 1)
-    return weights[..., None, None], _per_image((1 - weights[:, 0].sum(dim=1)) / 2)
+    return weights[..., None, None], per_image((1 - weights[:, 0].sum(dim=1)) / 2)
 
 
-def _turn_hue(images: Tensor, weights: Tensor, shares: Tensor, out: Tensor | None = None) -> Tensor:
+def turn_hue(images: Tensor, weights: Tensor, shares: Tensor, out: Tensor | None = None) -> Tensor:
+    """Turn the hues of (B, 3, H, W) images by the weights and shares that `hue_weights` computed. Same shape."""
     smallest, largest = images.amin(dim=1, keepdim=True), images.amax(dim=1, keepdim=True)  # `aminmax`: 12 µs more
     red, green, blue = images.chunk(3, dim=1)
     from_red, from_green, from_blue = weights.unbind(2)
@@ -164,7 +165,7 @@ def _turn_hue(images: Tensor, weights: Tensor, shares: Tensor, out: Tensor | Non
 
 def grayscale(images: Tensor) -> Tensor:
     """The luminance in every channel, (B, C, H, W) as the images; equals torchvision's `rgb_to_grayscale`."""
-    return _luminance(images).expand_as(images)
+    return luminance(images).expand_as(images)
 
 
 def blur_kernel_size(height: int, width: int) -> int:
@@ -184,14 +185,14 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     x: Tensor = F.pad(images, (reach, reach, reach, reach), mode="reflect")
     for dim in (2, 3):
         size = images.shape[dim]
-        blurred = x.narrow(dim, 0, size) * _per_image(kernel[:, 0])
+        blurred = x.narrow(dim, 0, size) * per_image(kernel[:, 0])
         for i in range(1, kernel_size):
-            blurred.addcmul_(x.narrow(dim, i, size), _per_image(kernel[:, i]))
+            blurred.addcmul_(x.narrow(dim, i, size), per_image(kernel[:, i]))
         x = blurred
     return x
 
 
-def _luminance(images: Tensor) -> Tensor:
+def luminance(images: Tensor) -> Tensor:
     """The luminance of (B, C, H, W) images as (B, 1, H, W); for C = 1 the images themselves."""
     if images.shape[1] == 1:
         return images
@@ -199,5 +200,6 @@ def _luminance(images: Tensor) -> Tensor:
     return (red * LUMINANCE[0]).add_(green, alpha=LUMINANCE[1]).add_(blue, alpha=LUMINANCE[2])
 
 
-def _per_image(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
+    """One value per image, (B,) as (B, 1, 1, 1), so that it multiplies a batch of images."""
     return values.view(-1, 1, 1, 1)

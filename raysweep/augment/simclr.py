@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
 from raysweep.augment.operations import (
-    _hue_weights,
-    _luminance,
-    _turn_hue,
     blur_kernel_size,
     crop_and_flip,
     gaussian_blur,
     grayscale,
+    hue_weights,
+    luminance,
     to_device,
+    turn_hue,
 )
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as torchvision's ColorJitter numbers its operations
@@ -78,7 +75,7 @@ def draw_simclr(
     ratio = uniform(-log_ratio, log_ratio, CROP_TRIES, n).exp_()
     # float64, because in float32 a product with a number below 1 can be rounded up to the other factor.
     corner = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    top, left, window_height, window_width = _place_windows(area, ratio, corner, height, width, math.exp(log_ratio))
+    top, left, window_height, window_width = place_windows(area, ratio, corner, height, width, math.exp(log_ratio))
 
     probabilities = torch.tensor([[u / 2], [0.8 * u], [0.2 * u], [u / 2 if blur else 0.0]])
     flip, jitter, grayscale, blurred = uniform(0, 1, 4, n) < probabilities
@@ -102,7 +99,7 @@ def draw_simclr(
     )
 
 
-def _place_windows(
+def place_windows(
     area: Tensor, ratio: Tensor, corner: Tensor, height: int, width: int, max_ratio: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height and width of crop windows, as torchvision's RandomResizedCrop.get_params finds them.
@@ -179,7 +176,7 @@ def _colours(parameters: SimCLRParameters, jittered: Tensor, has_hue: bool) -> l
     blends = order[order != HUE].view(len(jittered), 3)
     factors = torch.stack((p.brightness, p.contrast, p.saturation), dim=1)[jittered].gather(1, blends)
     numbers = torch.stack((factors, blends == SATURATION, blends == CONTRAST)).permute(2, 0, 1)[..., None, None, None]
-    return [numbers, *_hue_weights(p.hue[jittered])] if has_hue else [numbers]
+    return [numbers, *hue_weights(p.hue[jittered])] if has_hue else [numbers]
 
 
 def _jitter_(images: Tensor, ends: list[int], numbers: Tensor, *hue: Tensor) -> None:
@@ -203,11 +200,11 @@ def _jitter_(images: Tensor, ends: list[int], numbers: Tensor, *hue: Tensor) -> 
         if hue and start < end:
             part = x[start:end]
             weights, shares = hue
-            _turn_hue(part, weights[start:end], shares[start:end], out=part)
+            turn_hue(part, weights[start:end], shares[start:end], out=part)
         start = end
         if turn < 3:
             factor, is_saturation, is_contrast = numbers[turn]
-            gray = _luminance(x)
+            gray = luminance(x)
             mean = gray.mean(dim=(2, 3), keepdim=True)
             towards = (gray * is_saturation).add_(mean * is_contrast)  # black for brightness
             torch.lerp(towards, x, factor, out=x).clamp_(0, 1)

@@ -10,6 +10,5 @@ AUGMENTED = Condition("`strength` > 0", lambda s: s.strength > 0 and s.usl_epoch
 VALIDATED = Condition("`val_fraction` > 0", lambda s: s.val_fraction > 0)
 LAYERED = Condition("an encoder made of blocks", lambda s: parts.encoder[s.encoder].traits["blocks"] > 0)
 EMBEDDED = Condition(
-    "`usl_epochs` > 0, or a probe on the embedding",
-    lambda s: s.usl_epochs > 0 or "embedding" in parts.layers_read(s),
+    "`usl_epochs` > 0, or a probe on the embedding", lambda s: s.usl_epochs > 0 or "embedding" in parts.layers_read(s)
 )

@@ -109,8 +109,7 @@ class Settings(BaseModel):
         ),
     ] = "digits"
     probe_dataset: Annotated[
-        str | None,
-        About("Labelled images to evaluate on; none means `dataset`.", group="Data", protocol=True),
+        str | None, About("Labelled images to evaluate on; none means `dataset`.", group="Data", protocol=True)
     ] = None
     image_size: Annotated[
         int | None,
@@ -165,9 +164,7 @@ class Settings(BaseModel):
     ] = 50
 
     projector_images: Annotated[
-        int,
-        Field(ge=0),
-        About("Test images in TensorBoard's projector; 0 is none.", group="Evaluation", search=False),
+        int, Field(ge=0), About("Test images in TensorBoard's projector; 0 is none.", group="Evaluation", search=False)
     ] = 500
 
     @field_validator("policy", mode="before")

@@ -6,11 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-    ValidationInfo,
-)
+from pydantic import BaseModel, ValidationError, ValidationInfo
 
 from raysweep.config.description import About
 from raysweep.config.values import NUMBERS, OPTIONAL, TEXTS, read_number, shown, suggest

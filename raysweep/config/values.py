@@ -8,9 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import (
-    BeforeValidator,
-)
+from pydantic import BeforeValidator
 
 MAX_DIGITS = 300
 """Most digits of a whole number that is kept exactly. A longer one becomes a float, whose maximum has 309 digits."""

@@ -63,12 +63,7 @@ class Evaluation:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        encoder: Any,
-        dataset: Dataset,
-        pretrain: tuple[Images, Tensor],
-        device: torch.device,
+        self, settings: Settings, encoder: Any, dataset: Dataset, pretrain: tuple[Images, Tensor], device: torch.device
     ) -> None:
         self.settings, self.encoder, self.device = settings, encoder, device
         self.classes = len(dataset.classes)

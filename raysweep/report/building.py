@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
-from raysweep.report.points import (
-    check_alike,
-    check_comparable,
-    gather,
-    lend_baselines,
-)
+from raysweep.report.contents import Member, Report, labels
+from raysweep.report.points import check_alike, check_comparable, gather, lend_baselines
+from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv, summary_md
 from raysweep.results.result import describe_error
 from raysweep.results.store import Store
 from raysweep.space import Sweep, shorten
@@ -23,8 +20,6 @@ from raysweep.system.files import lies, make_directory, set_aside, write_atomica
 
 if TYPE_CHECKING:
     from raysweep.report.drawing import Figure
-from raysweep.report.contents import Member, Report, labels
-from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv, summary_md
 
 
 def read(store: Store, sweep: Sweep) -> Report:

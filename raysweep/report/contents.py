@@ -1,4 +1,4 @@
-"""TODO."""
+"""One report: the sweeps in it, their points, and what was concluded."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from pathlib import Path
 
 from raysweep.config import METRICS
 from raysweep.errors import printable
-from raysweep.report.points import (
-    SCORES,
-    Point,
-    rank_points,
-    shown_scores,
-)
+from raysweep.report.points import SCORES, Point, rank_points, shown_scores
 from raysweep.report.sentences import conclusions
 from raysweep.results.result import Result
 from raysweep.results.store import Store

@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep import parts
-from raysweep.report.drawing import (
-    Figure,
-    Line2D,
-    add_legend,
-    label_powers_of_ten,
-    own_style,
-    wrapped,
-)
+from raysweep.report.drawing import Figure, Line2D, add_legend, label_powers_of_ten, own_style, wrapped
+from raysweep.report.heatmaps import MOST_ROWS, axis_label, headed, is_numeric, seeds, title
 from raysweep.report.points import PERCENT, Point, block_scores, estimate, mean_of, rank_points, shown_scores
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from raysweep.report.heatmaps import MOST_ROWS, axis_label, headed, is_numeric, seeds, title
 
 # Told apart with any colour vision (Okabe and Ito 2008), without the yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from raysweep.report.drawing import (
-    Figure,
-    Normalize,
-    colormaps,
-    own_style,
-    wrapped,
-)
+from raysweep.report.drawing import Figure, Normalize, colormaps, literal, own_style, wrapped
 from raysweep.report.points import PERCENT, Estimate, Point, estimate, mean_of, shown_scores
 from raysweep.space import Sweep
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-from raysweep.report.drawing import (
-    literal,
-)
 
 MOST_ROWS = 60
 

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +14,7 @@ from rich.text import Text
 from raysweep import parts
 from raysweep.config import METRICS, SETTINGS, about, has_effect
 from raysweep.errors import printable
+from raysweep.report.contents import Report
 from raysweep.report.points import (
     COLUMNS,
     LINEAR,
@@ -30,12 +31,6 @@ from raysweep.report.sentences import METHOD
 from raysweep.results.result import Result, attempts
 from raysweep.results.store import Store
 from raysweep.space import Sweep
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-from raysweep.report.contents import Report
 
 MOST_PAIRED = 50
 """Of more points than this, only the pairs with the best one are written down."""

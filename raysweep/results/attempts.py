@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raysweep.config import Settings
+from raysweep.results.result import attempts
 from raysweep.system.files import (
     check_held,
     discard,
@@ -25,12 +25,6 @@ from raysweep.system.files import (
     try_lock,
     write_json,
 )
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-from raysweep.results.result import attempts
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 """What a process leaves that is killed in `replacing`."""

@@ -9,7 +9,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raysweep.errors import InputError
 from raysweep.system.files import (
@@ -21,9 +21,6 @@ from raysweep.system.files import (
     write_atomically,
     write_json,
 )
-
-if TYPE_CHECKING:
-    pass
 
 KEEP_CHECKPOINTS = 2
 CHECKPOINT = re.compile(r"[0-9]{8}\.(pt|json)|\.[0-9]{8}\.(pt|json)\..+")

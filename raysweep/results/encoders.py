@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 from raysweep import __version__, parts
 from raysweep.config import EMBEDDING, TRUNK
 from raysweep.errors import InputError
-from raysweep.system.files import (
-    write_atomically,
-)
+from raysweep.results.checkpoints import load_plain
+from raysweep.system.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
-from raysweep.results.checkpoints import load_plain
 
 ENCODER, OLD_ENCODER = "encoder.safetensors", "encoder.pt"
 """The file of a trained encoder, and the file that older versions wrote, which is only read."""

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, ValidationError
 
 from raysweep.config import SETTINGS, Settings, about, default_of, fingerprint, metrics_by_name, protocol
 from raysweep.errors import InputError, masked
 from raysweep.results.bucket import Bucket
 from raysweep.space import Trial
-from raysweep.system.files import (
-    check_held,
-    read_json,
-    set_aside,
-    write_json,
-)
-
-if TYPE_CHECKING:
-    pass
-import re
-from typing import TYPE_CHECKING
-
-from pydantic import BaseModel
+from raysweep.system.files import check_held, read_json, set_aside, write_json
 
 ROUNDING = 1e-6
 """By which a score in single precision may miss its range."""

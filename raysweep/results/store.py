@@ -25,12 +25,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raysweep.errors import InputError
 from raysweep.results.bucket import Bucket
 from raysweep.results.credentials import is_uri, join
 from raysweep.results.mirror import Held, Mirror, hold_bucket
+from raysweep.results.result import (
+    Damaged,
+    Result,
+    check_settings,
+    describe_error,
+    read_attempt,
+    read_result,
+    set_result_aside,
+)
+from raysweep.results.sweep_file import PROPOSALS, history, with_proposals, write_sweep
 from raysweep.space import Proposal, Sweep, build, check_name, read
 from raysweep.system.files import (
     check_held,
@@ -45,19 +55,6 @@ from raysweep.system.files import (
     write_json,
 )
 from raysweep.system.places import shown_path
-
-if TYPE_CHECKING:
-    pass
-from raysweep.results.result import (
-    Damaged,
-    Result,
-    check_settings,
-    describe_error,
-    read_attempt,
-    read_result,
-    set_result_aside,
-)
-from raysweep.results.sweep_file import PROPOSALS, history, with_proposals, write_sweep
 
 TAKE_SECONDS = 10.0
 """How long a name in a bucket is tried for while other processes try to take it."""

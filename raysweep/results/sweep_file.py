@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
 from raysweep.errors import InputError
+from raysweep.results.result import Count, Plain, brief
 from raysweep.space import Proposal, Sweep, mapping, propose, read, to_yaml
-from raysweep.system.files import (
-    read_json,
-    write_atomically,
-)
-
-if TYPE_CHECKING:
-    pass
-from raysweep.results.result import (
-    Count,
-    Plain,
-    brief,
-)
+from raysweep.system.files import read_json, write_atomically
 
 PROPOSALS = "proposals.json"
 LONGEST_PROPOSALS = 2**27

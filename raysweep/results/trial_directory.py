@@ -8,26 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from raysweep.results.mirror import Mirror, Replaced
-from raysweep.space import Trial
-from raysweep.system.files import (
-    check_held,
-)
-
-if TYPE_CHECKING:
-    pass
 from raysweep.results.attempts import hold_directory
 from raysweep.results.checkpoints import remove_checkpoints
-from raysweep.results.result import (
-    Result,
-    describe_error,
-    make_result,
-    note_traceback,
-    write_result,
-)
+from raysweep.results.mirror import Mirror, Replaced
+from raysweep.results.result import Result, describe_error, make_result, note_traceback, write_result
 from raysweep.results.store import Store
+from raysweep.space import Trial
+from raysweep.system.files import check_held
 
 
 @contextmanager

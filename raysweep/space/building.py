@@ -6,16 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from raysweep.config import (
-    SETTINGS,
-    Settings,
-    about,
-    check_model,
-    default_of,
-    is_number,
-    make_settings,
-    suggest,
-)
+from raysweep.config import SETTINGS, Settings, about, check_model, default_of, is_number, make_settings, suggest
 from raysweep.errors import InputError
 from raysweep.space.checking import (
     check_meant,

@@ -11,13 +11,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from raysweep.config import (
-    SETTINGS,
-    Settings,
-    about,
-    has_effect,
-    make_settings,
-)
+from raysweep.config import SETTINGS, Settings, about, has_effect, make_settings
 from raysweep.config.part_settings import example_of
 from raysweep.errors import InputError
 from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from raysweep.config import (
-    SETTINGS,
-    about,
-    make_settings,
-)
+from raysweep.config import SETTINGS, about, make_settings
 from raysweep.errors import InputError
 from raysweep.space.building import build
 from raysweep.space.expansion import draw, expand

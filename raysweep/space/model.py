@@ -8,14 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from raysweep.config import (
-    About,
-    Collapse,
-    Settings,
-    check_type,
-    make_settings,
-    metrics_by_name,
-)
+from raysweep.config import About, Collapse, Settings, check_type, make_settings, metrics_by_name
 
 
 class Tune(BaseModel):

@@ -11,15 +11,7 @@ from typing import Any
 
 import yaml
 
-from raysweep.config import (
-    NUMBER,
-    SETTINGS,
-    WHOLE_NUMBER,
-    Settings,
-    about,
-    is_number,
-    read_number,
-)
+from raysweep.config import NUMBER, SETTINGS, WHOLE_NUMBER, Settings, about, is_number, read_number
 from raysweep.errors import InputError
 
 MAX_TEXT = 2**22  # characters of a search-space file, aliases written out; a list of 100,000 seeds has 10**6

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from raysweep.augment.operations import blur_kernel_size, crop_and_flip, gaussian_blur, grayscale, to_float
 from raysweep.augment.policies import simclr
-from raysweep.augment.simclr import CROP_TRIES, SimCLRParameters, _place_windows, apply_simclr, draw_simclr
+from raysweep.augment.simclr import CROP_TRIES, SimCLRParameters, apply_simclr, draw_simclr, place_windows
 from tests.support.images import SHAPES, pictures, random_images, seeded
 
 
@@ -382,7 +382,7 @@ def test_reference_fallback_window_is_torchvisions(height, width):
     crop = v2.RandomResizedCrop((height, width), (5, 5), (1 / ratio, ratio))  # five times the image: never fits
     expected = crop.make_params([torch.empty(3, height, width)])
     area = torch.full((CROP_TRIES, 2), 5.0 * height * width)
-    window = _place_windows(area, torch.ones_like(area), torch.rand(2, 2), height, width, ratio)
+    window = place_windows(area, torch.ones_like(area), torch.rand(2, 2), height, width, ratio)
     for edge, name in zip(window, ("top", "left", "height", "width"), strict=True):
         assert edge.tolist() == [expected[name]] * 2
 

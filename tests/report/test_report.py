@@ -25,11 +25,7 @@ from raysweep.results.result import make_result, write_result
 from raysweep.results.store import Store
 
 SWEEP = space.build(
-    {
-        "name": "demo",
-        "search": {"alpha": {"grid": [1e-5, 1e-2, 10]}, "seed": {"grid": [0, 1, 2]}},
-        "baseline": True,
-    },
+    {"name": "demo", "search": {"alpha": {"grid": [1e-5, 1e-2, 10]}, "seed": {"grid": [0, 1, 2]}}, "baseline": True},
     {},
     "demo.yaml",
 )

@@ -240,9 +240,7 @@ def test_a_failure_is_not_recorded_over_a_damaged_result(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attempt",
-    ["x", -1, 10**400, True, 1.5, None, [1], {"n": 1}],
-    ids=lambda value: str(value)[:5],
+    "attempt", ["x", -1, 10**400, True, 1.5, None, [1], {"n": 1}], ids=lambda value: str(value)[:5]
 )
 def test_a_damaged_attempt_counts_by_the_event_files(tmp_path, attempt):
     made, trial = make(tmp_path), SWEEP.trials[0]

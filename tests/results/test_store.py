@@ -121,11 +121,7 @@ def test_trials_leave_by_the_mark_of_their_own_run_only(tmp_path):
 
 @pytest.mark.parametrize(
     "wasteful",
-    [
-        lambda: bytearray(2**60),
-        lambda: np.zeros(2**60, np.uint8),
-        lambda: torch.empty(2**60, dtype=torch.uint8),
-    ],
+    [lambda: bytearray(2**60), lambda: np.zeros(2**60, np.uint8), lambda: torch.empty(2**60, dtype=torch.uint8)],
     ids=["Python", "NumPy", "PyTorch"],
 )
 def test_a_lack_of_memory_is_called_that(wasteful):

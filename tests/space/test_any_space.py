@@ -53,9 +53,7 @@ SCALARS = st.one_of(
 )
 KEYS = NAMES | st.text(max_size=4) | st.integers() | st.dates() | st.none() | st.booleans()
 VALUES = st.recursive(
-    SCALARS,
-    lambda deeper: st.lists(deeper, max_size=4) | st.dictionaries(KEYS, deeper, max_size=3),
-    max_leaves=8,
+    SCALARS, lambda deeper: st.lists(deeper, max_size=4) | st.dictionaries(KEYS, deeper, max_size=3), max_leaves=8
 )
 
 

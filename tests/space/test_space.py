@@ -140,10 +140,7 @@ def test_baseline_follows_what_varies_in_the_evaluation():
 
 def test_methods_with_settings_of_their_own_go_into_sub_spaces():
     raw = {
-        "search": [
-            {"usl_type": "simclr", "temperature": [0.1, 0.5]},
-            {"usl_type": "ae_parallel", "alpha": [0.1, 1]},
-        ]
+        "search": [{"usl_type": "simclr", "temperature": [0.1, 0.5]}, {"usl_type": "ae_parallel", "alpha": [0.1, 1]}]
     }
     assert [trial.name for trial in build(raw).trials] == [
         "usl_type=simclr,temperature=0.1,seed=0",

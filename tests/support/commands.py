@@ -99,10 +99,7 @@ def interrupt(process, trial, *options):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 130
-    assert err.splitlines() == [
-        STOPPING,
-        f"interrupted; resume with: {resume_command('runs/long', *options)}",
-    ]
+    assert err.splitlines() == [STOPPING, f"interrupted; resume with: {resume_command('runs/long', *options)}"]
 
 
 def result(root, trial):

@@ -13,14 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.train import (
-    ControllerError,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    get_context,
-)
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
@@ -32,10 +25,7 @@ from raysweep.system.temporary import temporary_directory
 
 
 def run_parallel_trial(
-    config: Mapping[str, Any],
-    datasets: list[ray.ObjectRef[Any]],
-    options: TrialOptions,
-    resources: Resources,
+    config: Mapping[str, Any], datasets: list[ray.ObjectRef[Any]], options: TrialOptions, resources: Resources
 ) -> None:
     """The function trainable: one trial in several workers. The reports of the main worker are passed on to Tune."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -45,12 +35,7 @@ def run_parallel_trial(
     with temporary_directory() as state, ThreadPoolExecutor(1) as thread:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={
-                "trial": config["trial"],
-                "datasets": datasets,
-                "relay": relay,
-                "options": options,
-            },
+            train_loop_config={"trial": config["trial"], "datasets": datasets, "relay": relay, "options": options},
             torch_config=TorchConfig(backend="nccl" if options.gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers, use_gpu=options.gpu, resources_per_worker=each, placement_strategy="PACK"

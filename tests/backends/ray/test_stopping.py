@@ -24,10 +24,7 @@ def interrupt(process, number, *options):
         process.send_signal(number)  # the same one, passed on by a batch script that it was sent to as well
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines() == [
-        STOPPING,
-        f"interrupted; resume with: {resume_command('runs/long', *options)}",
-    ]
+    assert err.splitlines() == [STOPPING, f"interrupted; resume with: {resume_command('runs/long', *options)}"]
     assert time.monotonic() - asked < 30, "a cluster's grace period"
 
 
