@@ -60,7 +60,11 @@ SPACES: dict[str, dict[str, Any]] = {
             {"usl_type": ["ae_single"], "denoising": [True], "policy": ["affine", "noise", "mask", "noise+simclr"]},
             {"usl_type": ["ae_single"], "denoising": [True], "layerwise": ["greedy"], "seed": [1]},
             {"usl_type": ["simclr"], "blur": [True], "init": ["kaiming"], "strength": [0.3, 1.0], "seed": [2]},
-            {"probe_bank": ["lr=1e-3+1e-2,layer=trunk+embedding"], "labels_per_class": [3], "seed": [2]},
+            {
+                "probe_grid": [{"lr": [1e-3, 1e-2], "layer": ["trunk", "embedding"]}],
+                "labels_per_class": [3],
+                "seed": [2],
+            },
             {"encoder": ["resnet18"], "usl_epochs": [1], "usl_type": ["simclr"], "seed": [0]},
             {"image_size": [12], "probe_layer": ["embedding"], "standardize": [False], "seed": [3]},
         ],

@@ -116,7 +116,11 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
 
 CUT = {
     "end to end": {"usl_type": "ae_parallel", "denoising": True, "per_layer": True, "labels_per_class": 5},
-    "a bank of probes": {"usl_type": "simclr", "probe_bank": "lr=1e-3+1e-2,layer=trunk+layer3", "probe_every": 2},
+    "a bank of probes": {
+        "usl_type": "simclr",
+        "probe_grid": "{lr: [1e-3, 1e-2], layer: [trunk, layer3]}",
+        "probe_every": 2,
+    },
     "greedy": {"usl_type": "ae_parallel", "layerwise": "greedy", "usl_epochs": 1},
     "random": {"usl_type": "simclr", "layerwise": "random", "usl_epochs": 1, "per_layer": True},
     "batch norm": {"usl_type": "simclr", "encoder": "resnet18", "usl_epochs": 2, "le_epochs": 6},
@@ -431,7 +435,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
 
 def test_every_block_is_probed_and_the_bank_picks_by_val(tmp_path):
     bank = {"lr": [1e-5, 3e-2], "weight_decay": [0, 0.01], "layer": ["trunk", "layer1"]}
-    trial = trial_of(layerwise="greedy", usl_epochs=1, le_epochs=8, probe_bank=bank, labels_per_class=8)
+    trial = trial_of(layerwise="greedy", usl_epochs=1, le_epochs=8, probe_grid=bank, labels_per_class=8)
     result = run(tmp_path, trial)
     events = scalars(tmp_path)
     heads = [str(head) for head in counted_specs(trial.settings)]

@@ -2,6 +2,7 @@
 
 from raysweep.config.description import About
 from raysweep.config.metrics import METRICS, Collapse, choices, has_metric, metrics_by_name, online_metrics
+from raysweep.config.older import with_present_names
 from raysweep.config.protocol import fingerprint, protocol
 from raysweep.config.settings import (
     EMBEDDING,
@@ -45,4 +46,5 @@ __all__ = [
     "read_number",
     "shown",
     "suggest",
+    "with_present_names",
 ]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raysweep.config.values import Number, suggest
+from raysweep.space.reading import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,27 @@ class ProbeGrid(BaseModel):
 
     @classmethod
     def read(cls, value: Any) -> ProbeGrid:
-        """A grid from a mapping of lists, or from `lr=1e-4+1e-3,layer=trunk`; raises ValueError."""
+        """A grid from a mapping of lists, or from such a mapping as YAML text.
+
+        Raises:
+            ValueError: a key is unknown, a list is empty or holds a value twice, or a value is out of its range.
+
+        Example:
+            `ProbeGrid.read("{lr: [1e-4, 1e-3], layer: [trunk]}").lr` gives `(0.0001, 0.001)`.
+        """
         if isinstance(value, str):
-            entries = [entry.partition("=") for entry in value.split(",")]
-            value = {name.strip(): items.split("+") for name, _, items in entries}
+            value = parse_yaml(value, "as YAML")
         if not isinstance(value, dict) or not value:
             raise ValueError("expected lists of lr, weight_decay, layer, such as {lr: [1.0e-4, 1.0e-3]}")
-        given: dict[str, Any] = {}
+        lists: dict[str, Any] = {}
         for name, items in value.items():
             if name not in cls.model_fields:
                 raise ValueError(f"unknown key {name!r}{suggest(str(name), cls.model_fields)}")
-            given[name] = items = items if isinstance(items, list) else [items]
+            lists[name] = items = items if isinstance(items, list) else [items]
             if not items or any(isinstance(item, bool) for item in items):
-                raise ValueError(f"{name}: {items!r} is no list of values")
+                raise ValueError(f"{name}: {items!r} is not a list of values")
         try:
-            grid = cls(**given)
+            grid = cls(**lists)
         except ValidationError as fault:
             first = fault.errors()[0]
             problem = first["msg"].removeprefix("Value error, ")
@@ -60,25 +67,22 @@ class ProbeGrid(BaseModel):
         for name in cls.model_fields:
             items = getattr(grid, name)
             if len(set(items)) < len(items):
-                raise ValueError(f"{name}: a value stands there twice")
+                raise ValueError(f"{name}: a value is listed twice")
         return grid
 
     def text(self) -> str:
-        """The grid as text, which `read` understands."""
+        """The grid on one line of YAML, which `read` understands: `{lr: [0.0001, 0.001], layer: [trunk]}`."""
         lists = {name: getattr(self, name) for name in type(self).model_fields}
-        return ",".join(f"{name}={'+'.join(map(str, items))}" for name, items in lists.items() if items)
+        entries = [f"{name}: [{', '.join(map(str, items))}]" for name, items in lists.items() if items]
+        return "{" + ", ".join(entries) + "}"
 
     def specs(self, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
-        """The probes; the arguments stand where the grid lists nothing."""
-        return tuple(
-            ProbeSpec(*values)
-            for values in itertools.product(
-                self.layer or (layer,), self.lr or (lr,), self.weight_decay or (weight_decay,)
-            )
-        )
+        """The probes; the arguments are used where the grid lists nothing."""
+        layers, rates, decays = self.layer or (layer,), self.lr or (lr,), self.weight_decay or (weight_decay,)
+        return tuple(ProbeSpec(*values) for values in itertools.product(layers, rates, decays))
 
 
-def probe_specs(probe_bank: str | None, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
-    """The linear probes among which the best one on the validation images counts; one probe without a grid."""
-    grid = ProbeGrid() if probe_bank is None else ProbeGrid.read(probe_bank)
+def probe_specs(probe_grid: str | None, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
+    """The linear probes of a trial. Without a grid there is one; in a grid the best one on validation images counts."""
+    grid = ProbeGrid() if probe_grid is None else ProbeGrid.read(probe_grid)
     return grid.specs(layer, lr, weight_decay)

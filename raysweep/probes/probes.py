@@ -58,11 +58,11 @@ def one_grid(value: Any) -> Any:
 
 
 def is_listed(name: str, settings: Settings) -> bool:
-    """Whether `probe_bank` lists values of `name`, so that the one setting is not read."""
+    """Whether `probe_grid` lists values of `name`, so that the one setting is not read."""
     from raysweep.probes.grid import ProbeGrid
 
-    bank = getattr(settings, "probe_bank")  # noqa: B009  # a part declares it
-    return bank is not None and bool(getattr(ProbeGrid.read(bank), name))
+    grid = getattr(settings, "probe_grid")  # noqa: B009  # a part declares it
+    return grid is not None and bool(getattr(ProbeGrid.read(grid), name))
 
 
 def counted_layers(settings: Settings) -> tuple[str, ...]:
@@ -74,16 +74,16 @@ def counted_specs(settings: Any) -> tuple[Any, ...]:
     """The linear probes among which the best one counts."""
     from raysweep.probes.grid import probe_specs
 
-    return probe_specs(settings.probe_bank, settings.probe_layer, settings.le_lr, settings.le_weight_decay)
+    return probe_specs(settings.probe_grid, settings.probe_layer, settings.le_lr, settings.le_weight_decay)
 
 
 def check_grid(settings: Any) -> None:
     """Raise ValueError if the encoder lacks a layer of the grid, or no validation images choose between its probes."""
     specs = counted_specs(settings)
     for spec in specs:
-        settings.check_layer("probe_bank", spec.layer)
+        settings.check_layer("probe_grid", spec.layer)
     if len(specs) > 1 and settings.val_fraction == 0:
-        raise ValueError("probe_bank: its best probe is chosen on val images, and val_fraction is 0")
+        raise ValueError("probe_grid: its best probe is chosen on val images, and val_fraction is 0")
 
 
 def linear_metrics() -> dict[str, Metric]:
@@ -130,7 +130,7 @@ def linear(
         float,
         Field(gt=0),
         "Adam's learning rate in the linear probe.",
-        Condition("no `lr` in `probe_bank`, or `per_layer`", lambda s: s.per_layer or not is_listed("lr", s)),
+        Condition("no `lr` in `probe_grid`, or `per_layer`", lambda s: s.per_layer or not is_listed("lr", s)),
     ] = 1e-3,
     le_batch_size: Annotated[int, Field(ge=1), "Batch size of the linear probe."] = 250,
     le_weight_decay: Annotated[
@@ -138,16 +138,16 @@ def linear(
         Field(ge=0),
         "Weight decay (an L2 penalty, as in Adam) of the linear probe.",
         Condition(
-            "no `weight_decay` in `probe_bank`, or `per_layer`",
+            "no `weight_decay` in `probe_grid`, or `per_layer`",
             lambda s: s.per_layer or not is_listed("weight_decay", s),
         ),
     ] = 0.0,
-    probe_bank: Annotated[
+    probe_grid: Annotated[
         str | None,
         BeforeValidator(one_grid),
         "Linear probes that are trained together, every combination of the listed values; the best one on val counts: "
-        "`lr=1e-4+1e-3,weight_decay=0+1e-4,layer=trunk+embedding`, or a mapping of lists under `base`. A value that is "
-        "not listed is `le_lr`, `le_weight_decay`, `probe_layer`. None is that one probe alone.",
+        "`{lr: [1e-4, 1e-3], weight_decay: [0, 1e-4], layer: [trunk, embedding]}`. A list that is left out has one value, "
+        "that of `le_lr`, `le_weight_decay` or `probe_layer`. None means one probe.",
         Remark(structured=True),
     ] = None,
     per_layer: Annotated[

@@ -8,13 +8,22 @@ import traceback
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, ValidationError
 
-from raysweep.config import SETTINGS, Settings, about, default_of, fingerprint, metrics_by_name, protocol
+from raysweep.config import (
+    SETTINGS,
+    Settings,
+    about,
+    default_of,
+    fingerprint,
+    metrics_by_name,
+    protocol,
+    with_present_names,
+)
 from raysweep.errors import InputError, masked
 from raysweep.results.bucket import Bucket
 from raysweep.space import Trial
@@ -206,7 +215,8 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
         return None
     except ValueError as fault:
         raise Damaged(f"{path}: is damaged ({brief(fault)}); --resume puts it aside and runs the trial again") from None
-    return result
+    settings, evaluated_under = with_present_names(result.settings), with_present_names(result.protocol)
+    return replace(result, settings=settings, protocol=evaluated_under)
 
 
 def set_result_aside(
@@ -263,7 +273,8 @@ def read_attempt(directory: Path) -> Attempt | None:
     """What `begin_attempt` wrote; None if there is nothing or, with a warning, if the file is damaged."""
     path = directory / "attempt.json"
     try:
-        return Attempt.model_validate(read_json(path))
+        attempt = Attempt.model_validate(read_json(path))
+        return attempt.model_copy(update={"settings": with_present_names(attempt.settings)})
     except FileNotFoundError:
         return None
     except ValueError:

@@ -6,7 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from raysweep.config import SETTINGS, Settings, about, check_model, default_of, is_number, make_settings, suggest
+from raysweep.config import (
+    SETTINGS,
+    Settings,
+    about,
+    check_model,
+    default_of,
+    is_number,
+    make_settings,
+    suggest,
+    with_present_names,
+)
 from raysweep.errors import InputError
 from raysweep.space.checking import (
     check_meant,
@@ -47,8 +57,8 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
             raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[: -len(RECORDS)])}")
     name = raw.get("name", "sweep")
     check_name(name, f"{where}: name")
-    base = mapping(raw.get("base"), f"{where}: base")
-    spaces = [dict(space) for space in subspaces(raw.get("search"), f"{where}: search")]
+    base = with_present_names(mapping(raw.get("base"), f"{where}: base"))
+    spaces = [with_present_names(space) for space in subspaces(raw.get("search"), f"{where}: search")]
     sections = {
         "tune": mapping(raw.get("tune"), f"{where}: tune"),
         "resources": mapping(raw.get("resources"), f"{where}: resources"),

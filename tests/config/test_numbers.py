@@ -182,18 +182,17 @@ def test_tune_and_resources_are_read_alike(tmp_path, capsys, section, name, text
     ("text", "value"),
     [("010", "10.0"), ("1e-3", "0.001"), ("00.5", "0.5"), *((text, REFUSED) for text in OTHER_NOTATIONS[:24:2])],
 )
-def test_numbers_in_a_bank_of_probes_are_read_alike(tmp_path, capsys, text, value):
+def test_numbers_in_a_grid_of_probes_are_read_alike(tmp_path, capsys, text, value):
     path = tmp_path / "space.yaml"
     made = []
     for bank in (f"{{lr: {text}}}", f"{{lr: [{text}]}}", f"{{lr: ['{text}']}}"):
-        path.write_text(f"base:\n  probe_bank: {bank}\n")
-        made += [dry(capsys, path), dry(capsys, "--probe_bank", bank)]
-    made.append(dry(capsys, "--probe_bank", f"lr={text}"))
+        path.write_text(f"base:\n  probe_grid: {bank}\n")
+        made += [dry(capsys, path), dry(capsys, "--probe_grid", bank)]
     for one in made:
         if value is REFUSED:
-            assert "probe_bank" in one
+            assert "probe_grid" in one
         else:
-            assert one["base"]["probe_bank"] == f"lr={value}"
+            assert one["base"]["probe_grid"] == f"{{lr: [{value}]}}"
 
 
 @pytest.mark.parametrize("text", ["true", "True", "TRUE", "yes", "Yes", "on", "false", "no", "off"])

@@ -227,12 +227,18 @@ ROWS = {
     "a": {
         "image_size": 32,
         "denoising": True,
-        "probe_bank": "lr=1e-4+1e-3",
+        "probe_grid": "{lr: [0.0001, 0.001]}",
         "dataset": "folder:/a\udcff",
         "alpha": 0.1,
     },
-    "b": {"image_size": None, "denoising": False, "probe_bank": None, "dataset": "digits", "alpha": float("nan")},
-    "c": {"image_size": 8, "denoising": None, "probe_bank": "lr=1e-3", "probe_dataset": None, "alpha": float("inf")},
+    "b": {"image_size": None, "denoising": False, "probe_grid": None, "dataset": "digits", "alpha": float("nan")},
+    "c": {
+        "image_size": 8,
+        "denoising": None,
+        "probe_grid": "{lr: [0.001]}",
+        "probe_dataset": None,
+        "alpha": float("inf"),
+    },
 }
 """Trials and what varies in them."""
 
@@ -261,14 +267,14 @@ def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
             "a": {
                 "image_size": 32,
                 "denoising": True,
-                "probe_bank": "lr=1e-4+1e-3",
+                "probe_grid": "{lr: [0.0001, 0.001]}",
                 "dataset": "folder:/a\\udcff",
                 "alpha": 0.1,
             },
             "b": {"denoising": False, "dataset": "digits"},
-            "c": {"image_size": 8, "probe_bank": "lr=1e-3"},
+            "c": {"image_size": 8, "probe_grid": "{lr: [0.001]}"},
         }
-        first = {"image_size": "c", "denoising": "b", "probe_bank": "c", "dataset": "b", "alpha": "a"}
+        first = {"image_size": "c", "denoising": "b", "probe_grid": "c", "dataset": "b", "alpha": "a"}
         for name, trial in first.items():
             assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a fault would be an HTTPError
             assert len(rows(hparam=name, order="ORDER_DESC", missingValuesFirst=True)) == len(ROWS)

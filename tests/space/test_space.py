@@ -375,15 +375,15 @@ def test_layerwise_and_alpha_are_swept_together_and_all_trials_measure_every_blo
 
 
 def test_lists_that_are_one_value():
-    raw = {"base": {"policy": ["simclr", "noise"], "probe_bank": {"lr": ["1e-4", 0.001], "layer": ["trunk", "layer2"]}}}
+    raw = {"base": {"policy": ["simclr", "noise"], "probe_grid": {"lr": ["1e-4", 0.001], "layer": ["trunk", "layer2"]}}}
     (trial,) = build(raw).trials
     assert trial.settings.policy == "simclr+noise"
     assert trial.settings.policies == ("simclr", "noise")
-    assert trial.settings.probe_bank == "lr=0.0001+0.001,layer=trunk+layer2"
+    assert trial.settings.probe_grid == "{lr: [0.0001, 0.001], layer: [trunk, layer2]}"
     assert [str(head) for head in counted_specs(trial.settings)] == [
         f"layer={layer},lr={lr},weight_decay=0.0" for layer in ("trunk", "layer2") for lr in (0.0001, 0.001)
     ]
-    assert build({"base": {"probe_bank": "lr=1e-4+1e-3,layer=trunk+layer2"}}).trials[0].settings == (
+    assert build({"base": {"probe_grid": "{lr: [1e-4, 1e-3], layer: [trunk, layer2]}"}}).trials[0].settings == (
         trial.settings.model_copy(update={"policy": "simclr"})
     )
     grid = build({"search": {"policy": ["simclr", ["simclr", "mask"], "noise+affine"]}})
@@ -392,7 +392,7 @@ def test_lists_that_are_one_value():
         "policy=simclr+mask,seed=0",
         "policy=noise+affine,seed=0",
     ]
-    banks = build({"search": {"probe_bank": [None, {"lr": [0.1, 0.2]}]}})
+    banks = build({"search": {"probe_grid": [None, {"lr": [0.1, 0.2]}]}})
     assert [len(counted_specs(trial.settings)) for trial in banks.trials] == [1, 2]
 
 
@@ -405,7 +405,10 @@ def test_lists_that_are_one_value():
         ({"base": {"encoder": "resnet18", "probe_layer": "layer2"}}, ["probe_layer", "resnet18 has no layer 'layer2'"]),
         ({"base": {"usl_type": "simclr", "emb_loss": "l1"}}, ["emb_loss", "no effect", "usl_type: simclr"]),
         ({"base": {"usl_type": "simclr", "alpha": 5}}, ["alpha", "no effect", "usl_type: ae_parallel"]),
-        ({"base": {"probe_bank": "lr=1+2"}, "search": {"le_lr": [1, 2]}}, ["search.le_lr", "no lr in probe_bank"]),
+        (
+            {"base": {"probe_grid": "{lr: [1, 2]}"}, "search": {"le_lr": [1, 2]}},
+            ["search.le_lr", "no lr in probe_grid"],
+        ),
         ({"search": {"per_layer": [True, False]}}, ["per_layer cannot be swept"]),
         ({"tune": {"metric": "linear/layer3/val_accuracy"}}, ["tune.metric", "per_layer: False"]),
         ({"base": {"usl_type": "ae_single", "hinge_m": 3}}, ["hinge_m", "no effect", "emb_loss: hinge"]),
@@ -414,14 +417,15 @@ def test_lists_that_are_one_value():
         ({"base": {"policy": ["noise", "noise"]}}, ["policy", "at most once"]),
         ({"base": {"policy": []}}, ["policy", "at least one"]),
         ({"base": {"policy": "noise", "blur": True}, "search": {"blur": [True, False]}}, ["search.blur", "no effect"]),
-        ({"base": {"probe_bank": {"lrs": [1]}}}, ["probe_bank", "'lrs'", "did you mean 'lr'"]),
-        ({"base": {"probe_bank": {"lr": [-1]}}}, ["probe_bank", "lr", "greater than 0"]),
-        ({"base": {"probe_bank": {"lr": []}}}, ["probe_bank", "lr", "no list"]),
-        ({"base": {"probe_bank": {"lr": [1, 1]}}}, ["probe_bank", "lr", "twice"]),
-        ({"base": {"probe_bank": "lr"}}, ["probe_bank", "lr"]),
-        ({"base": {"probe_bank": 3}}, ["probe_bank", "expected lists"]),
-        ({"base": {"probe_bank": {"layer": ["layer9"]}}}, ["probe_bank", "layer", "layer9"]),
-        ({"base": {"probe_bank": {"lr": [1, 2]}, "val_fraction": 0}}, ["probe_bank", "val_fraction"]),
+        ({"base": {"probe_grid": {"lrs": [1]}}}, ["probe_grid", "'lrs'", "did you mean 'lr'"]),
+        ({"base": {"probe_grid": {"lr": [-1]}}}, ["probe_grid", "lr", "greater than 0"]),
+        ({"base": {"probe_grid": {"lr": []}}}, ["probe_grid", "lr", "not a list"]),
+        ({"base": {"probe_grid": {"lr": [1, 1]}}}, ["probe_grid", "lr", "twice"]),
+        ({"base": {"probe_grid": "lr"}}, ["probe_grid", "lr", "expected lists"]),
+        ({"base": {"probe_grid": "{lr: [1"}}, ["probe_grid", "not valid YAML"]),
+        ({"base": {"probe_grid": 3}}, ["probe_grid", "expected lists"]),
+        ({"base": {"probe_grid": {"layer": ["layer9"]}}}, ["probe_grid", "layer", "layer9"]),
+        ({"base": {"probe_grid": {"lr": [1, 2]}, "val_fraction": 0}}, ["probe_grid", "val_fraction"]),
         ({"base": {"hinge_m": 0, "emb_loss": "hinge"}}, ["hinge_m", "greater than 0"]),
         ({"base": {"alpha": [1, 2]}}, ["base.alpha", "one value"]),
     ],
@@ -443,7 +447,7 @@ def test_what_is_given_on_the_command_line_must_mean_something():
 
 
 def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line():
-    optional = {"probe_dataset": "none", "image_size": "none", "labels_per_class": "None", "probe_bank": "none"}
+    optional = {"probe_dataset": "none", "image_size": "none", "labels_per_class": "None", "probe_grid": "none"}
     (trial,) = build({"base": optional, "tune": {"metric": "none"}}).trials
     assert trial.settings == Settings()
     flags = {name: space.parse_value(name, text, name) for name, text in optional.items()}
@@ -453,10 +457,14 @@ def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line()
 
 
 def test_a_bank_that_reads_the_embedding_makes_its_width_the_random_encoders_too():
-    bank = {"probe_bank": "layer=trunk+embedding", "embedding_dim": 128}
+    bank = {"probe_grid": "{layer: [trunk, embedding]}", "embedding_dim": 128}
     random, trained = build({"base": bank, "baseline": True}).trials
     assert random.settings.embedding_dim == trained.settings.embedding_dim == 128
-    width = {"search": {"embedding_dim": [16, 128]}, "base": {"probe_bank": "layer=trunk+embedding"}, "baseline": True}
+    width = {
+        "search": {"embedding_dim": [16, 128]},
+        "base": {"probe_grid": "{layer: [trunk, embedding]}"},
+        "baseline": True,
+    }
     assert [trial.settings.embedding_dim for trial in build(width).trials] == [16, 128, 16, 128]
 
 
@@ -466,7 +474,7 @@ def test_settings_without_effect_do_not_make_evaluations_incomparable():
 
     assert of(val_fraction=0, split_seed=1) == of(val_fraction=0)
     assert of(split_seed=1) != of()
-    assert of(probe_bank="lr=0.1+0.2", le_lr=5) == of(probe_bank="lr=0.1+0.2")
+    assert of(probe_grid="{lr: [0.1, 0.2]}", le_lr=5) == of(probe_grid="{lr: [0.1, 0.2]}")
     assert of(le_lr=5) != of()
 
 
@@ -640,7 +648,7 @@ def test_the_random_encoders_of_a_searched_encoder_come_with_its_points():
 
 def test_a_trial_is_short_when_pickled_and_the_same_again():
     raw = {
-        "base": {"usl_epochs": 3, "probe_bank": {"lr": [0.1, 0.2]}},
+        "base": {"usl_epochs": 3, "probe_grid": {"lr": [0.1, 0.2]}},
         "search": {"alpha": [0.1, 1e-300], "dataset": ["folder:a", "digits"], "seed": [0, 1]},
         "baseline": True,
     }
