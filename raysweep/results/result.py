@@ -175,7 +175,7 @@ def brief(fault: ValueError) -> str:
 
 
 def are_settings(found: Mapping[str, Any]) -> bool:
-    """Return whether the values are valid settings of an experiment. Settings unknown to this version may be anything."""
+    """Return whether the values are valid settings of an experiment. Unknown settings are ignored."""
     known = {name: found[name] for name in SETTINGS if name in found and about(name).search}
     try:
         settings = Settings.model_validate(known)

@@ -158,7 +158,7 @@ class Store:
             time.sleep(random.uniform(0.1, 1.0))
 
     def _make(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
-        """Create a local directory; returns False if it exists. Leaves nothing behind if `sweep.yaml` cannot be written."""
+        """Create a local directory; returns False if it exists. If `sweep.yaml` cannot be written, nothing is left."""
         created = [path for path in (self.root, *self.root.parents) if not lies(path)]
         if not make_directory(self.root):
             return False
