@@ -128,7 +128,7 @@ def note_traceback(directory: Path) -> None:
         (directory / "error.txt").write_text(masked(traceback.format_exc()))
 
 
-def check_settings(found: dict[str, Any], expected: Settings, where: str) -> None:
+def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> None:
     """Compare recorded settings with the sweep's settings.
 
     A setting that did not exist when the record was written counts as having its default value.
@@ -138,8 +138,8 @@ def check_settings(found: dict[str, Any], expected: Settings, where: str) -> Non
         InputError: The settings differ, for example because `sweep.yaml` was edited by hand.
     """
     for name in SETTINGS:
-        was, says = found.get(name, default_of(name)), getattr(expected, name)
-        if about(name).search and was != says and not are_settings(found):
+        was, says = recorded.get(name, default_of(name)), getattr(expected, name)
+        if about(name).search and was != says and not are_settings(recorded):
             raise Damaged(f"{where}: is damaged: its settings belong to no experiment")
         if about(name).search and was != says:
             raise InputError(
@@ -148,9 +148,9 @@ def check_settings(found: dict[str, Any], expected: Settings, where: str) -> Non
             )
 
 
-def complete_protocol(found: Mapping[str, Any]) -> dict[str, Any]:
+def complete_protocol(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Complete a result's protocol: settings that are newer than the result get their default values."""
-    return {name: default_of(name) for name in SETTINGS if about(name).protocol} | dict(found)
+    return {name: default_of(name) for name in SETTINGS if about(name).protocol} | dict(recorded)
 
 
 def protocol_difference(
@@ -174,9 +174,9 @@ def brief(fault: ValueError) -> str:
     return f"{where}: {text}" if where else text
 
 
-def are_settings(found: Mapping[str, Any]) -> bool:
+def are_settings(values: Mapping[str, Any]) -> bool:
     """Return whether the values are valid settings of an experiment. Unknown settings are ignored."""
-    known = {name: found[name] for name in SETTINGS if name in found and about(name).search}
+    known = {name: values[name] for name in SETTINGS if name in values and about(name).search}
     try:
         settings = Settings.model_validate(known)
     except ValidationError:
