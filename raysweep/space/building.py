@@ -125,7 +125,7 @@ def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict[str, Any]:
-    """Check one `search` entry and return `{distribution: values}`. A list becomes a grid, a single value a grid of one."""
+    """Check one `search` entry and return `{distribution: values}`; a list or a single value becomes a grid."""
     if name not in SETTINGS:
         raise InputError(f"{where}: unknown setting{suggest(name, SETTINGS)}")
     if not about(name).search:
