@@ -61,7 +61,7 @@ class SilentTrials:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing was shown."""
+        """Do nothing."""
 
     def begin(self, trial: Trial) -> None:
         """Show nothing."""

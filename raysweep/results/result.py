@@ -1,4 +1,4 @@
-"""The result of one trial: its type, its file, and the comparison of protocols."""
+"""The result of one trial: its type, its file, and the comparison of evaluation protocols."""
 
 from __future__ import annotations
 

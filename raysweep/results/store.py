@@ -3,7 +3,7 @@
 Ray, `--local` and the report all use it. Ray's own state is never needed for a resume and is stored elsewhere.
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
     DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
-    DIR/NAME/TRIAL/attempt.json              which attempt, in which process
+    DIR/NAME/TRIAL/attempt.json              the number of the attempt, and its process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
     DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
@@ -179,7 +179,7 @@ class Store:
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:
-        """Hold the sweep's lock for one driver. The lock ends with its process.
+        """Hold the sweep's lock for one driver. The lock ends with its process; in a bucket others see that later.
 
         A process that uses a bucket copies the state of the trials from it once it holds the lock.
 

@@ -1,4 +1,4 @@
-"""Settings of glibc's allocator for trial processes. Imports nothing heavy, as it runs before the trial's thread."""
+"""Settings of glibc's allocator for trial processes. Imports nothing heavy, as it must run before a trial's thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keep_memory() -> None:
         return
     libc.mallopt(M_ARENA_MAX, 1)
     libc.mallopt(M_TOP_PAD, 2**27)
-    # Older glibc accepts 32 MiB at most. If both calls failed, the last one would make blocks above 128 KiB refetched.
+    # Older glibc accepts 32 MiB at most. If both fail, the last call would make glibc refetch all blocks above 128 KiB.
     if libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 PREFIX = "raysweep-"
 LOCK = ".in-use"
 OLD_SECONDS = 24 * 3600.0
-"""Age at which a directory without a lock file counts as left over; before that, its process may still create it."""
+"""Age in seconds at which a directory without a lock file counts as left over; a new process may still create one."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The pretraining loop."""
+"""The pretraining loop, which trains a state epoch by epoch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from raysweep.training.distributed import DistributedContext, TrainingStep
 
 @dataclass
 class State:
-    """Everything that pretraining changes. Saved between two steps and loaded, it continues training bit for bit."""
+    """Everything that pretraining changes. If saved and loaded between two steps, training continues bit for bit."""
 
     method: Any
     """The method's module. Its `encoder` is evaluated."""
