@@ -238,7 +238,7 @@ def set_result_aside(
 
 
 def write_result(directory: Path, result: Result) -> None:
-    """Write the trial's result, after which it is not run again. A damaged file at that path is set aside."""
+    """Write the trial's result. Unless it failed, it is not run again. A damaged file at that path is set aside."""
     set_result_aside(directory, result.trial)
     write_json(directory / "result.json", asdict(result))
 
