@@ -1,4 +1,4 @@
-"""Affine deformations with changes of saturation and hue."""
+"""The affine policy: affine deformations with changes of saturation and hue."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from raysweep.augment.operations import grayscale, hue_weights, per_image, to_de
 
 @dataclass(frozen=True)
 class AffineParameters:
-    """What `draw_affine` drew for a batch of B images: CPU tensors, (B,) except for `theta`."""
+    """Parameters drawn by `draw_affine` for a batch of B images: CPU tensors, (B,) except for `theta`."""
 
-    deform: Tensor  # bool; apply `theta`
-    theta: Tensor  # float32 (B, 2, 3); the map from places in the view to places in the image, as affine_grid takes it
-    flip: Tensor  # bool; mirror left to right, after the map
+    deform: Tensor  # bool; whether to apply `theta`
+    theta: Tensor  # float32 (B, 2, 3); map from positions in the view to positions in the image, as for affine_grid
+    flip: Tensor  # bool; whether to mirror left to right, after the map
     saturation: Tensor  # float32; 0 gives the gray version of the image, 1 the image
     hue: Tensor  # float32 in [-0.5, 0.5]; turns of the colour circle
 
@@ -27,16 +27,16 @@ def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffinePa
 
     With s = `strength` > 0, u = min(s, 1) and v = min(s, 2):
 
-    - with probability u/2 (a random half of the batch at s = 1) an affine map, otherwise none: each of the four
-      entries of its linear part is that of the identity plus U(−0.25v, 0.25v), and each of the two shifts is
-      U(−0.5v, 0.5v), in the coordinates of `torch.nn.functional.affine_grid`, in which the image spans [−1, 1]: 0.5 is
-      a quarter of its side. At more than twice the published range, many views would show nothing of the image;
+    - an affine map with probability u/2 (a random half of the batch at s = 1): each of the four entries of its linear
+      part is the identity's entry plus U(−0.25v, 0.25v), and each of the two shifts is U(−0.5v, 0.5v). Coordinates are
+      those of `torch.nn.functional.affine_grid`, where the image spans [−1, 1], so 0.5 is a quarter of its side. The
+      range stops growing at twice the published one, because many views would show nothing of the image;
     - flip with probability u/2;
-    - saturation factor 2^U(−2s, 2s), from s = 4 on 2^U(−8, 8), where colours are as good as pure or gray;
+    - saturation factor 2^U(−2s, 2s), and 2^U(−8, 8) from s = 4 on, where colours are practically pure or gray;
     - hue U(−h, h) with h = min(0.1s, 0.5).
 
-    How much is drawn from `generator` (a CPU generator) depends on `n` only: runs that differ in strength use the same
-    random numbers.
+    How much is drawn from `generator` (a CPU generator) depends only on `n`, so runs that differ in strength use the
+    same random numbers.
     """
     assert strength > 0
 
@@ -56,14 +56,14 @@ def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffinePa
 
 
 def apply_affine(images: Tensor, parameters: AffineParameters) -> Tensor:
-    """Deform and flip those images for which that was drawn, then change saturation and hue of all.
+    """Deform and flip the chosen images, then change saturation and hue of all images.
 
-    Bilinear, black where the view shows what lies outside the image: `affine_grid` and `grid_sample` of
-    torch.nn.functional, `align_corners=False`.
+    Interpolation is bilinear. Parts of the view outside the image are black. These are `affine_grid` and `grid_sample`
+    of torch.nn.functional with `align_corners=False`.
 
     Args:
         images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
-        parameters: from `draw_affine` for B images.
+        parameters: The parameters from `draw_affine` for B images.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With C = 1, saturation and hue
@@ -79,7 +79,7 @@ def apply_affine(images: Tensor, parameters: AffineParameters) -> Tensor:
     if len(chosen):
         grid = F.affine_grid(theta, [len(chosen), *x.shape[1:]], align_corners=False)
         views = F.grid_sample(x.index_select(0, chosen), grid, align_corners=False)
-        x = x.index_copy(0, chosen, views.clamp_(0, 1))  # interpolation can leave [0, 1] by a rounding error
+        x = x.index_copy(0, chosen, views.clamp_(0, 1))  # rounding errors of the interpolation can leave [0, 1]
     x = torch.where(flip, x.flip(3), x)
     if colours:
         saturation, weights, shares = colours

@@ -1,4 +1,4 @@
-"""Random hidden patches."""
+"""The mask policy: random hidden patches."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import Tensor
 
 from raysweep.augment.operations import to_device, to_float
 
-MASK_VALUE = 0.5  # black would look like the background of digits, and hide nothing there
+MASK_VALUE = 0.5  # black would look like the background of digits, so it would hide nothing there
 
 
 @dataclass(frozen=True)
 class MaskParameters:
-    """What `draw_mask` drew for a batch of B images: a CPU tensor."""
+    """Parameters drawn by `draw_mask` for a batch of B images: a CPU tensor."""
 
-    masked: Tensor  # bool (B, rows, columns); which patches of the grid are hidden
+    masked: Tensor  # bool (B, rows, columns); whether each patch of the grid is hidden
 
 
 def mask_patch_size(height: int, width: int) -> int:
-    """Side of the square patches in pixels: an eighth of the shorter side, at least 2."""
+    """Return the side of the square patches in pixels: an eighth of the shorter side, at least 2."""
     return max(2, min(height, width) // 8)
 
 
 def draw_mask(n: int, height: int, width: int, strength: float, generator: torch.Generator) -> MaskParameters:
     """Draw the patches to hide in `n` images of `height` × `width` pixels.
 
-    A grid of squares of `mask_patch_size` starts in the upper left corner; the last row and column are cut off where
-    they do not fit. Of its P patches, the share min(0.5 `strength`, 0.75) is hidden, any as likely as any other, drawn
-    for each image. Where that is no whole number, it is rounded up or down at random, so that its mean is exact: weak
-    masks on a small grid do not vanish. 0.75 is the share of He et al.
+    A grid of squares of `mask_patch_size` starts in the upper left corner. The last row and column are cut off if they
+    do not fit. For each image, the fraction min(0.5 `strength`, 0.75) of its P patches is hidden, chosen uniformly. If
+    this number is not whole, it is rounded up or down at random so that its mean is exact. So weak masks on a small
+    grid do not vanish. 0.75 is the fraction of He et al.
 
-    How much is drawn from `generator` (a CPU generator) depends on the sizes only, and what is hidden at one strength
-    is hidden at a greater one.
+    How much is drawn from `generator` (a CPU generator) depends only on the sizes. Patches that are hidden at one
+    strength are also hidden at a greater one.
     """
     assert strength > 0
     patch = mask_patch_size(height, width)
@@ -47,7 +47,7 @@ def draw_mask(n: int, height: int, width: int, strength: float, generator: torch
 def apply_mask(images: Tensor, parameters: MaskParameters) -> Tensor:
     """Set the hidden patches of every image to `MASK_VALUE` in all channels.
 
-    (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on the same device, channels last in memory.
+    Images (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on that device, channels last in memory.
     """
     count, _, height, width = images.shape
     patch = mask_patch_size(height, width)

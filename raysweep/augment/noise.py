@@ -1,4 +1,4 @@
-"""Gaussian noise."""
+"""The noise policy: Gaussian noise."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from raysweep.augment.operations import per_image, to_device, to_float
 
 @dataclass(frozen=True)
 class NoiseParameters:
-    """What `draw_noise` drew for a batch of B images: CPU tensors."""
+    """Parameters drawn by `draw_noise` for a batch of B images: CPU tensors."""
 
-    sigma: Tensor  # float32 (B,); the noise's standard deviation
-    noise: Tensor  # float32 (B, C, H, W); standard normal
+    sigma: Tensor  # float32 (B,); standard deviation of the noise
+    noise: Tensor  # float32 (B, C, H, W); standard normal noise
 
 
 def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> NoiseParameters:
     """Draw the noise for images of `shape` (B, C, H, W).
 
-    Its standard deviation is U(0, 0.2 `strength`) for each image, images spanning [0, 1], so that an encoder meets
-    clean and noisy ones. How much is drawn from `generator` (a CPU generator) depends on `shape` only.
+    The standard deviation is U(0, 0.2 `strength`) for each image, where images span [0, 1], so that an encoder sees
+    clean and noisy images. How much is drawn from `generator` (a CPU generator) depends only on `shape`.
     """
     assert strength > 0
     sigma = torch.rand(shape[0], generator=generator).mul_(0.2 * strength)
@@ -33,7 +33,7 @@ def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator
 def apply_noise(images: Tensor, parameters: NoiseParameters) -> Tensor:
     """Add `sigma` times `noise` to every image, and clamp to [0, 1].
 
-    (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on the same device, channels last in memory.
+    Images (B, C, H, W), uint8 or float32 in [0, 1], on any device -> float32 on that device, channels last in memory.
     """
     p, device = parameters, images.device
     assert p.noise.shape == images.shape

@@ -21,21 +21,21 @@ class BatchPart:
     """The images of a larger batch that this process holds. Parameters are drawn for the whole batch."""
 
     batch: int
-    """Number of images of the whole batch."""
+    """Number of images in the whole batch."""
     index: Tensor
-    """int64, on the CPU: the numbers of the images that this process holds."""
+    """Positions in the whole batch of the images that this process holds, int64, on the CPU."""
 
 
 Parameters = TypeVar("Parameters", bound="DataclassInstance")
 
 
 def batch_size_of(images: Tensor, part: BatchPart | None) -> int:
-    """Number of images of the whole batch."""
+    """Return the number of images in the whole batch."""
     return len(images) if part is None else part.batch
 
 
 def unchanged(images: Tensor) -> Tensor:
-    """The images as views of strength 0: float32 in [0, 1], channels last in memory."""
+    """Return the images as views of strength 0: float32 in [0, 1], channels last in memory."""
     return to_float(images).contiguous(memory_format=torch.channels_last)
 
 
@@ -47,9 +47,9 @@ def select_rows(parameters: Parameters, part: BatchPart | None) -> Parameters:
 
 
 def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """Move CPU tensors to `device` in one transfer, for which nothing waits; on the CPU return them as they are.
+    """Move CPU tensors to `device` in one transfer without waiting; for the CPU return them unchanged.
 
-    By way of page-locked memory: from any other, CUDA waits for the work before it and only then begins to copy.
+    The transfer uses page-locked memory. From other memory, CUDA waits for earlier work before it starts to copy.
     """
     if device.type == "cpu":
         return list(tensors)
@@ -58,7 +58,7 @@ def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
 
 
 def packed(tensors: Sequence[Tensor], page_locked: bool) -> tuple[Tensor, list[int]]:
-    """The bytes of CPU tensors, one after the other, as (bytes,) uint8, and where each begins, a multiple of 16."""
+    """Pack the bytes of CPU tensors into one (bytes,) uint8 buffer; also return their offsets, multiples of 16."""
     places = [0]
     for tensor in tensors:
         places.append(-(-(places[-1] + tensor.nbytes) // 16) * 16)
@@ -69,7 +69,7 @@ def packed(tensors: Sequence[Tensor], page_locked: bool) -> tuple[Tensor, list[i
 
 
 def unpacked(buffer: Tensor, like: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
-    """The tensors in what `packed` gave, of the types and shapes of those in `like`; they share its memory."""
+    """Return views of the tensors in `packed`'s buffer, with the types and shapes of the tensors in `like`."""
     return [
         buffer[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for tensor, place in zip(like, places, strict=True)
@@ -77,7 +77,7 @@ def unpacked(buffer: Tensor, like: Sequence[Tensor], places: Sequence[int]) -> l
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, float32 passes through as it is."""
+    """Convert images to float32 in [0, 1]: uint8 is divided by 255, float32 is returned unchanged."""
     if images.dtype == torch.uint8:
         return images.to(torch.float32).div_(255)
     assert images.dtype == torch.float32
@@ -85,24 +85,24 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor) -> Tensor:
-    """Cut a window out of each image, resize it to the image's size and mirror it where `flip` says so.
+    """Crop a window from each image, resize it to the image's size, and mirror it if `flip` is set.
 
-    Bilinear without antialiasing, sampling clamped to the window: torchvision's `resized_crop(..., antialias=False)`,
-    then `horizontal_flip`.
+    Interpolation is bilinear without antialiasing and clamped to the window. This equals torchvision's
+    `resized_crop(..., antialias=False)` followed by `horizontal_flip`.
 
     Args:
         images: (B, C, H, W), uint8 or float32 in [0, 1].
-        top: (B,) integers, as the next three: a window inside the image, in pixels.
-        left: see `top`.
-        height: see `top`.
-        width: see `top`.
+        top: Upper edge of the window in pixels, (B,) integers. The window lies inside the image.
+        left: Left edge of the window in pixels, (B,) integers.
+        height: Height of the window in pixels, (B,) integers.
+        width: Width of the window in pixels, (B,) integers.
         flip: (B,) bool, or 0 and 1.
 
     Returns:
         (B, C, H, W) float32.
     """
-    # First along the width, with columns as rows, then along the height: 4.6 µs, and 37 at 96×96. One `grid_sample`
-    # takes 7.2 and 68, two batched products with interpolation matrices 7.2 and 177.
+    # First along the width, with columns as rows, then along the height: 4.6 µs, and 37 µs at 96×96. One `grid_sample`
+    # takes 7.2 and 68 µs, two batched products with interpolation matrices 7.2 and 177 µs.
     rows = torch.arange(images.shape[2], device=images.device) + 0.5
     columns = torch.arange(images.shape[3], device=images.device) + 0.5
     columns = torch.where(flip.bool()[:, None], columns.flip(0), columns)
@@ -111,18 +111,18 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, height: Tensor, wid
 
 
 def _interpolate_rows(images: Tensor, centers: Tensor, start: Tensor, length: Tensor) -> Tensor:
-    """Interpolate R new rows between the `length` rows from `start` on, for each of the images (B, C, R, L).
+    """Interpolate R new rows between the `length` rows that begin at `start`, in each image of (B, C, R, L).
 
-    `centers`, (R,) or (B, R), says where the new rows lie, on a scale on which the old ones span [0, R]. Each is a
-    weighted sum of two old rows, which is what an embedding bag is.
+    `centers`, (R,) or (B, R), gives the positions of the new rows, on a scale on which the old rows span [0, R]. Each
+    new row is a weighted sum of two old rows, which an embedding bag computes.
     """
     count, channels, rows, row_length = images.shape
     length = length[:, None]
     position = (centers * (length / rows) - 0.5).clamp_(min=0).minimum(length - 1)
     low = position.floor()
     position -= low
-    low = low.int().add_(start[:, None])  # as int64 the indices cost 0.4 µs more
-    # The row after a window's last one has weight 0; only beyond the image it must not be touched.
+    low = low.int().add_(start[:, None])  # int64 indices cost 0.4 µs more
+    # The row after a window's last row has weight 0, but it must not be read outside the image.
     index = torch.stack((low, (low + 1).clamp_(max=rows - 1)), dim=-1)
     weight = torch.stack((1 - position, position), dim=-1)
     first_rows = torch.arange(0, count * channels * rows, rows, dtype=torch.int32, device=images.device)
@@ -135,16 +135,17 @@ def _interpolate_rows(images: Tensor, centers: Tensor, start: Tensor, length: Te
 
 
 def hue_weights(turns: Tensor) -> tuple[Tensor, Tensor]:
-    """For `turn_hue`: weights (B, 3, 3, 1, 1), new channel by old channel, and shares (B, 1, 1, 1), from turns (B,).
+    """Compute the arguments of `turn_hue` from turns (B,): weights (B, 3, 3, 1, 1) and shares (B, 1, 1, 1).
 
-    A turn of the HSV hue keeps a pixel's smallest and largest channel value; in between, each channel is a trapezoid
-    over the colour circle, linear in each sixth of it. Hence, without hue, division or a case for gray pixels,
+    The weights are indexed by new channel, then old channel. A turn of the HSV hue keeps a pixel's smallest and largest
+    channel value. In between, each channel is a trapezoid over the colour circle, linear in each sixth of it. This
+    gives, without HSV, divisions or a special case for gray pixels,
 
         new_i = clamp(sum_j weight_ij old_j + share (smallest + largest), smallest, largest)
 
-    where the weights, too, are a trapezoid: of the distance on the circle between where the turn brings channel j
-    (red, green and blue start at 0, 1/3 and 2/3) and channel i. The share is what keeps gray pixels as they are.
-    2.6 µs; by way of HSV and back it is 11.
+    The weights are a trapezoid as well. It depends on the distance on the circle between channel i and the position to
+    which the turn moves channel j (red, green and blue start at 0, 1/3 and 2/3). The share keeps gray pixels unchanged.
+    This takes 2.6 µs; the way through HSV and back takes 11 µs.
     """
     place = torch.arange(3, device=turns.device) / 3
     distance = turns[:, None, None] + place - place[:, None]
@@ -154,8 +155,8 @@ def hue_weights(turns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def turn_hue(images: Tensor, weights: Tensor, shares: Tensor, out: Tensor | None = None) -> Tensor:
-    """Turn the hues of (B, 3, H, W) images by the weights and shares that `hue_weights` computed. Same shape."""
-    smallest, largest = images.amin(dim=1, keepdim=True), images.amax(dim=1, keepdim=True)  # `aminmax`: 12 µs more
+    """Turn the hues of (B, 3, H, W) images by the weights and shares from `hue_weights`; the shape stays."""
+    smallest, largest = images.amin(dim=1, keepdim=True), images.amax(dim=1, keepdim=True)  # `aminmax` costs 12 µs more
     red, green, blue = images.chunk(3, dim=1)
     from_red, from_green, from_blue = weights.unbind(2)
     x = torch.addcmul((smallest + largest).mul_(shares), red, from_red)
@@ -164,20 +165,20 @@ def turn_hue(images: Tensor, weights: Tensor, shares: Tensor, out: Tensor | None
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """The luminance in every channel, (B, C, H, W) as the images; equals torchvision's `rgb_to_grayscale`."""
+    """Return the luminance in every channel, (B, C, H, W); equals torchvision's `rgb_to_grayscale`."""
     return luminance(images).expand_as(images)
 
 
 def blur_kernel_size(height: int, width: int) -> int:
-    """Kernel size of the blur: odd, about 10 % of the shorter side as in SimCLR, at least 3."""
+    """Return the blur's kernel size: odd, about 10 % of the shorter side as in SimCLR, at least 3."""
     return max(3, int(0.1 * min(height, width)) // 2 * 2 + 1)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Blur the images with a Gaussian cut off at `kernel_size` pixels, reflecting at the border.
+    """Blur the images with a Gaussian truncated to `kernel_size` pixels, with reflection at the border.
 
-    (B, C, H, W) float32, `sigma` (B,) in pixels, `kernel_size` odd and less than twice H and W. Equals torchvision's
-    `gaussian_blur`.
+    Images are (B, C, H, W) float32, `sigma` is (B,) in pixels, and `kernel_size` is odd and less than twice H and W.
+    Equals torchvision's `gaussian_blur`.
     """
     reach = kernel_size // 2
     offsets = torch.arange(-reach, reach + 1, device=images.device)
@@ -193,7 +194,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
 
 def luminance(images: Tensor) -> Tensor:
-    """The luminance of (B, C, H, W) images as (B, 1, H, W); for C = 1 the images themselves."""
+    """Return the luminance of (B, C, H, W) images as (B, 1, H, W); for C = 1 return the images themselves."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.chunk(3, dim=1)
@@ -201,5 +202,5 @@ def luminance(images: Tensor) -> Tensor:
 
 
 def per_image(values: Tensor) -> Tensor:
-    """One value per image, (B,) as (B, 1, 1, 1), so that it multiplies a batch of images."""
+    """Reshape one value per image, (B,), to (B, 1, 1, 1), so that it multiplies a batch of images."""
     return values.view(-1, 1, 1, 1)

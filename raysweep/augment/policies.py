@@ -1,12 +1,12 @@
-"""The table of augmentation policies. A policy is added here.
+"""The table of augmentation policies. To add a policy, add a function here.
 
-A policy turns a batch of images (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, into views, float32 in [0, 1] on
+A policy turns a batch of images (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, into views: float32 in [0, 1] on
 the same device, channels last in memory. At strength 0 it returns the images bit for bit (`unchanged`) and draws
-nothing from the generator. It draws its parameters on the CPU, for every image of the whole batch, and then selects
-those of the images that are present (`BatchPart`), so that a trial in several processes draws what one process would
-draw.
+nothing from the generator. It draws its parameters on the CPU for every image of the whole batch, and then selects the
+parameters of the images that this process holds (`BatchPart`). So a trial in several processes draws the same numbers
+as a trial in one process.
 
-The operations are imported inside the functions, because this module is also read to print the help of a command.
+The operations are imported inside the functions, because commands import this module just to print their help.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def simclr(
 ) -> Tensor:
     """SimCLR's augmentation (Chen et al. 2020, arXiv 2002.05709, Appendix A), scaled.
 
-    Strength 1 is the published policy; `draw_simclr` says what lies between and beyond. The published policy for
-    ImageNet has the blur, the one for CIFAR-10 has not.
+    Strength 1 is the published policy; `draw_simclr` documents other strengths. The published policy for ImageNet has
+    the blur, and the one for CIFAR-10 does not.
     """
     from raysweep.augment.operations import batch_size_of, select_rows, unchanged
     from raysweep.augment.simclr import apply_simclr, draw_simclr
@@ -51,7 +51,7 @@ def affine(images: Tensor, strength: float, generator: torch.Generator, part: Ba
     """The deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
 
     Half of the images are deformed by an affine map, and all change their colours. Strength 1 is the published policy;
-    `draw_affine` says what lies between and beyond.
+    `draw_affine` documents other strengths.
     """
     from raysweep.augment.affine import apply_affine, draw_affine
     from raysweep.augment.operations import batch_size_of, select_rows, unchanged
@@ -77,7 +77,7 @@ def noise(images: Tensor, strength: float, generator: torch.Generator, part: Bat
 def mask(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
     """Random hidden patches, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
 
-    `draw_mask` says how many patches are hidden.
+    `draw_mask` documents how many patches are hidden.
     """
     from raysweep.augment.mask import apply_mask, draw_mask
     from raysweep.augment.operations import batch_size_of, select_rows, unchanged

@@ -1,4 +1,4 @@
-"""SimCLR's augmentation: crop, flip, colour jitter, grayscale and blur."""
+"""The simclr policy: crop, flip, colour jitter, grayscale and blur."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from raysweep.augment.operations import (
     turn_hue,
 )
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as torchvision's ColorJitter numbers its operations
-CROP_TRIES = 10  # as torchvision's RandomResizedCrop
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the numbers in torchvision's ColorJitter
+CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)
 class SimCLRParameters:
-    """What `draw_simclr` drew for a batch of B images: CPU tensors, (B,) except for `order`.
+    """Parameters drawn by `draw_simclr` for a batch of B images: CPU tensors, (B,) except for `order`.
 
-    Everything is drawn for every image; `jitter` and `blur` say where the colour factors and `sigma` are used.
+    Everything is drawn for every image. `jitter` and `blur` tell for which images the colour factors and `sigma` are
+    used.
     """
 
-    top: Tensor  # int64; the crop window in pixels, as from torchvision's RandomResizedCrop.get_params
+    top: Tensor  # int64; crop window in pixels (top, left, height, width), as in RandomResizedCrop.get_params
     left: Tensor
     height: Tensor
     width: Tensor
-    flip: Tensor  # bool; mirror left to right, after the crop
-    jitter: Tensor  # bool; apply the four colour operations
+    flip: Tensor  # bool; whether to mirror left to right, after the crop
+    jitter: Tensor  # bool; whether to apply the four colour operations
     brightness: Tensor  # float32; 0 gives black, 1 the image
     contrast: Tensor  # float32; 0 gives the image's mean gray, 1 the image
     saturation: Tensor  # float32; 0 gives the gray version of the image, 1 the image
     hue: Tensor  # float32 in [-0.5, 0.5]; turns of the colour circle
     order: Tensor  # int64 (B, 4); a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE for each image
-    grayscale: Tensor  # bool
-    blur: Tensor  # bool
-    sigma: Tensor  # float32; the blur's standard deviation in pixels
+    grayscale: Tensor  # bool; whether to turn the image gray
+    blur: Tensor  # bool; whether to blur the image
+    sigma: Tensor  # float32; standard deviation of the blur in pixels
 
 
 def draw_simclr(
@@ -53,16 +54,16 @@ def draw_simclr(
 
     With s = `strength` > 0 and u = min(s, 1):
 
-    - crop: area U(1 − 0.92u, 1) of the image, aspect ratio log-uniform in [(3/4)^u, (4/3)^u], the window found and
-      placed as torchvision's RandomResizedCrop does;
+    - crop: area U(1 − 0.92u, 1) of the image, aspect ratio log-uniform in [(3/4)^u, (4/3)^u]; the window is found and
+      placed as in torchvision's RandomResizedCrop;
     - flip with probability u/2;
     - jitter with probability 0.8u: brightness, contrast and saturation factors U(max(0, 1 − 0.8s), 1 + 0.8s), hue
-      U(−h, h) with h = min(0.2s, 0.5), in an order of its own for every image;
+      U(−h, h) with h = min(0.2s, 0.5), each image with its own order of the four operations;
     - grayscale with probability 0.2u;
     - blur with probability u/2, or never without `blur`; sigma U(0.1, 2) pixels.
 
-    How much is drawn from `generator` (a CPU generator) depends on `n` only: runs that differ in strength or blur use
-    the same random numbers.
+    How much is drawn from `generator` (a CPU generator) depends only on `n`, so runs that differ in strength or blur
+    use the same random numbers.
     """
     assert strength > 0
 
@@ -73,7 +74,7 @@ def draw_simclr(
     log_ratio = u * math.log(4 / 3)
     area = uniform(1 - 0.92 * u, 1, CROP_TRIES, n).mul_(height * width)
     ratio = uniform(-log_ratio, log_ratio, CROP_TRIES, n).exp_()
-    # float64, because in float32 a product with a number below 1 can be rounded up to the other factor.
+    # float64, because in float32 a product with a number below 1 can round up to the other factor.
     corner = torch.rand(2, n, dtype=torch.float64, generator=generator)
     top, left, window_height, window_width = place_windows(area, ratio, corner, height, width, math.exp(log_ratio))
 
@@ -102,31 +103,31 @@ def draw_simclr(
 def place_windows(
     area: Tensor, ratio: Tensor, corner: Tensor, height: int, width: int, max_ratio: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width of crop windows, as torchvision's RandomResizedCrop.get_params finds them.
+    """Return top, left, height and width of crop windows, as in torchvision's RandomResizedCrop.get_params.
 
-    `area` (pixels) and `ratio` (width / height) are (CROP_TRIES, n); the first try whose window fits into the image
-    counts, and `corner`, (2, n) in [0, 1), places it. Where none fits, the window is the largest central one whose
-    ratio lies in [1 / max_ratio, max_ratio].
+    `area` (pixels) and `ratio` (width / height) are (CROP_TRIES, n). The first try whose window fits into the image is
+    used, and `corner`, (2, n) in [0, 1), places it. If no try fits, the window is the largest central one with a ratio
+    in [1 / max_ratio, max_ratio].
     """
     image = torch.tensor([height, width]).view(2, 1, 1)
     tries = torch.stack((area / ratio, area * ratio)).sqrt_().round_().long()  # (2, CROP_TRIES, n): heights, widths
     fits = ((tries > 0) & (tries <= image)).all(dim=0)
-    found, first = fits.max(dim=0)  # of equal values the first
+    has_fit, first = fits.max(dim=0)  # for equal values, `max` returns the first index
     size = tries.gather(1, first.expand(2, 1, -1))[:, 0]
     start = (corner * (image[:, 0] - size + 1)).long()
 
     fallback = torch.tensor([min(height, round(width * max_ratio)), min(width, round(height * max_ratio))]).view(2, 1)
-    size = torch.where(found, size, fallback)
-    start = torch.where(found, start, (image[:, 0] - fallback) // 2)
+    size = torch.where(has_fit, size, fallback)
+    start = torch.where(has_fit, start, (image[:, 0] - fallback) // 2)
     return start[0], start[1], size[0], size[1]
 
 
 def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
-    """Crop and flip every image, then jitter, turn gray and blur those for which that was drawn.
+    """Crop and flip every image, then jitter, turn gray and blur the images chosen for it.
 
     Args:
         images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
-        parameters: from `draw_simclr` for B images of H × W pixels.
+        parameters: The parameters from `draw_simclr` for B images of H × W pixels.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With C = 1, hue, saturation and
@@ -137,13 +138,13 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
     assert channels in (1, 3)
     assert p.flip.shape == (count,)
 
-    # Sorted by the turn in which an image's hue is adjusted (4: no jitter), so that `_jitter_` works on slices. To copy
-    # sub-batches out and back takes 1.3 µs more.
+    # Images are sorted by the turn in which their hue is adjusted (4: no jitter), so that `_jitter_` works on slices.
+    # Copying sub-batches out and back would take 1.3 µs more.
     hue_turn = torch.where(p.jitter, (p.order == HUE).max(dim=1).indices, 4)
     sorting = hue_turn.argsort()
     ends = hue_turn.bincount(minlength=5).cumsum(0)[:4].tolist()
     blurred = p.blur.nonzero()[:, 0]
-    there, back, window, gray, soft, sigma, *colours = to_device(
+    to_sorted, from_sorted, window, gray, soft, sigma, *colours = to_device(
         device,
         sorting,
         sorting.argsort(),
@@ -153,23 +154,24 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
         p.sigma[blurred],
         *_colours(p, sorting[: ends[3]], has_hue=channels == 3),
     )
-    x = crop_and_flip(images.index_select(0, there), *window)
+    x = crop_and_flip(images.index_select(0, to_sorted), *window)
     _jitter_(x, ends, *colours)
-    x = x.index_select(0, back)
+    x = x.index_select(0, from_sorted)
 
     if channels == 3:
         x.index_copy_(0, gray, grayscale(x.index_select(0, gray)))
     if len(blurred):
         x.index_copy_(0, soft, gaussian_blur(x.index_select(0, soft), sigma, blur_kernel_size(height, width)))
-    # Interpolation and blur can leave [0, 1] by a rounding error. `stack` changes the memory format in 0.9 µs,
-    # `contiguous` in 1.2.
+    # Rounding errors of interpolation and blur can leave [0, 1]. `stack` changes the memory format in 0.9 µs,
+    # `contiguous` in 1.2 µs.
     return torch.stack(x.unbind(1), dim=-1).clamp_(0, 1).permute(0, 3, 1, 2)
 
 
 def _colours(parameters: SimCLRParameters, jittered: Tensor, has_hue: bool) -> list[Tensor]:
-    """What `_jitter_` reads, for the J images number `jittered`: numbers and, with hue, weights and shares.
+    """Return the inputs of `_jitter_` for the J images with the indices `jittered`: numbers, weights and shares.
 
-    The numbers, (3 blends, 3, J, 1, 1, 1), are the factor of each blend and whether it is of saturation or contrast.
+    The numbers, (3 blends, 3, J, 1, 1, 1), are for each blend its factor, whether it blends saturation, and whether it
+    blends contrast. Weights and shares are present only with hue.
     """
     p = parameters
     order = p.order[jittered]
@@ -182,15 +184,15 @@ def _colours(parameters: SimCLRParameters, jittered: Tensor, has_hue: bool) -> l
 def _jitter_(images: Tensor, ends: list[int], numbers: Tensor, *hue: Tensor) -> None:
     """Jitter the colours of a batch in place, each image in its own order.
 
-    Besides hue, an image has three operations, and all three are blends with a gray: one pass does the next blend of
-    every image, whichever it is, and before it the hue of those images whose turn that is. These are 7 steps for a
-    batch; one group of images per order would make 96.
+    Apart from hue, an image has three operations, and all three are blends with a gray. One pass does the next blend of
+    every image, whichever it is. Before each pass, hue is adjusted in the images whose turn it is. These are 7 steps
+    for a batch; one group of images per order would need 96.
 
     Args:
-        images: (B, C, H, W) float32, sorted by the turn of hue, those without jitter last.
-        ends: for each turn of hue, 0 to 3, the end of its images.
-        numbers: of the images up to `ends[3]`, from `_colours`.
-        hue: weights and shares, from `_colours`.
+        images: (B, C, H, W) float32, sorted by the turn of hue, with the images without jitter last.
+        ends: For each turn of hue, 0 to 3, the end index of its images.
+        numbers: The numbers from `_colours` of the images before `ends[3]`.
+        hue: The weights and shares from `_colours`.
     """
     x = images[: ends[3]]
     if len(x) == 0:
@@ -206,5 +208,5 @@ def _jitter_(images: Tensor, ends: list[int], numbers: Tensor, *hue: Tensor) -> 
             factor, is_saturation, is_contrast = numbers[turn]
             gray = luminance(x)
             mean = gray.mean(dim=(2, 3), keepdim=True)
-            towards = (gray * is_saturation).add_(mean * is_contrast)  # black for brightness
+            towards = (gray * is_saturation).add_(mean * is_contrast)  # brightness blends with black
             torch.lerp(towards, x, factor, out=x).clamp_(0, 1)

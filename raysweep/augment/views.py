@@ -1,12 +1,13 @@
-"""Augmented views of a batch, under the policies of an experiment.
+"""Augmented views of a batch, computed with the policies of an experiment.
 
 The images stay on their device (uint8, usually the training device) and become float32 in [0, 1]. The parameters of an
-augmentation are drawn on the CPU: a seed gives the same parameters on every device, and nothing waits for the device to
-learn which images need an operation. Every operation equals torch's or torchvision's operation applied image by image.
+augmentation are drawn on the CPU. So a seed gives the same parameters on every device, and the CPU never waits for the
+device to learn which images need an operation. Every operation equals torch's or torchvision's operation applied image
+by image.
 
 The times in the comments of this folder are microseconds per RGB image of 32×32, at batch 250 and strength 1, on one
-thread of an AMD EPYC of 2024. They compare two ways to compute the same; `benchmarks/augmentation.py` measures what a
-view takes.
+thread of an AMD EPYC of 2024. They compare two ways to compute the same; `benchmarks/augmentation.py` measures the time
+for a view.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ def augment(
     part: BatchPart | None = None,
     strength: float | None = None,
 ) -> Tensor:
-    """Random views of a batch. Each policy reads the output of the policy before it.
+    """Return random views of a batch. Each policy reads the output of the policy before it.
 
     Args:
         images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
-        settings: the experiment; its `policy`, `strength`, and the parameters of the policies are read.
-        generator: a CPU generator, whatever the device of the images.
-        part: which images of a larger batch these are; they become what they would become in it. None: they are all.
-        strength: the augmentation strength; None takes it from the settings.
+        settings: The experiment; its `policy`, `strength`, and the parameters of the policies are read.
+        generator: A CPU generator, whatever the device of the images.
+        part: The positions of these images in a larger batch, which make them the same views as in the whole batch.
+            None means that they are the whole batch.
+        strength: The augmentation strength; None takes it from the settings.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the images' device, channels last in memory. With strength 0 these are the

@@ -1,1 +1,1 @@
-"""Where the trials of a sweep run: in this process, or on Ray."""
+"""Backends that run the trials of a sweep: in this process, or on Ray."""

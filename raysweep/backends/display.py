@@ -20,7 +20,7 @@ from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
 from raysweep.system.terminal import redraws
 
-SILENCE = 60.0  # seconds after which plain output says how far the sweep is
+SILENCE = 60.0  # seconds without output after which plain output reports the progress
 SHOWN = 8  # running trials listed by name; more would push the view off a small terminal
 
 
@@ -28,15 +28,15 @@ class ConsoleProgress:
     """A `Progress` on a console: a live display on a terminal, plain lines elsewhere.
 
     Args:
-        console: where to show the progress.
-        warn: shows a line that warns the user.
+        console: The console to write to.
+        warn: A function that shows a warning line to the user.
     """
 
     def __init__(self, console: Console, warn: Callable[[str], None]) -> None:
         self.console, self.warn = console, warn
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
-        """Show on a terminal what is being waited for."""
+        """Show on a terminal what the sweep is waiting for."""
         return self.console.status(text) if redraws(self.console) else nullcontext()
 
     def tell(self, text: str) -> None:
@@ -52,24 +52,24 @@ class ProgressDisplay:
     """The progress of all trials of a sweep, on a console; see `TrialProgress`.
 
     Args:
-        sweep: the sweep.
-        kept: results of earlier runs, which count as done.
-        console: where to show the progress.
+        sweep: The sweep.
+        kept: Results of earlier runs, which count as done.
+        console: The console to write to.
     """
 
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
         self.sweep, self.console, self.redraws = sweep, console, redraws(console)
-        self.metric = sweep.metric  # it looks at all trials to say which
+        self.metric = sweep.metric  # stored, because the property looks at all trials
         self.weights = {trial.name: weight(trial) for trial in sweep.trials}
-        self.usual = fmean(weight(trial) for trial in sweep.examples)  # of trials that are not proposed yet
+        self.usual = fmean(weight(trial) for trial in sweep.examples)  # weight of a trial that is not proposed yet
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
-        # Kept, not added up at every trial's end: of 10,000 trials that took 5 ms each time.
+        # Stored, because adding it up at the end of every trial took 5 ms each time for 10,000 trials.
         self.whole = sum(self.weights.values())
         self.kept = self.done = sum(self.weights[name] for name in self.shares)
         self.running: dict[str, float] = {}
         self.failed = self.stopped = 0
         self.values: dict[str, list[float]] = defaultdict(list)
-        self.means: dict[str, float] = {}  # kept, for `best` is asked for at every trial's end
+        self.means: dict[str, float] = {}  # stored, because `best` needs them at the end of every trial
         self.protocols: set[str] = set()
         for result in kept:
             self._count(result)
@@ -88,14 +88,14 @@ class ProgressDisplay:
             self.live.stop()
 
     def begin(self, trial: Trial) -> None:
-        """A worker took the trial up."""
+        """A worker has started the trial."""
         if trial.name not in self.weights:
             self.weights[trial.name] = weight(trial)
             self.whole += self.weights[trial.name]
         self.running[trial.name] = self.shares.get(trial.name, 0.0)
 
     def progress(self, trial: Trial, share: float) -> None:
-        """The trial is done to `share`, in [0, 1]."""
+        """The fraction `share` of the trial is done, in [0, 1]."""
         self.running[trial.name] = share
         if not self.redraws and time.monotonic() - self.said >= SILENCE:
             self.note(f"[{len(self.shares)}/{self.total}] {self._left()}{self._best()}")
@@ -106,13 +106,13 @@ class ProgressDisplay:
         self.note(f"{trial.name}: attempt {attempt} broke off; resuming from its last checkpoint ({reason})")
 
     def leave(self, trial: Trial) -> None:
-        """The trial left its worker, to be resumed another time."""
+        """The trial has left its worker, to be resumed another time."""
         self.running.pop(trial.name, None)
 
     def end(self, result: Result) -> None:
-        """The trial ended."""
+        """The trial has ended."""
         share = self.running.pop(result.trial, 1.0)
-        if result.status == "stopped":  # the rest of the trial is not work that was done
+        if result.status == "stopped":  # the rest of the trial does not count as work done
             self.whole -= self.weights[result.trial] * (1 - share)
             self.weights[result.trial] *= share
         self.done += self.weights[result.trial]
@@ -131,7 +131,7 @@ class ProgressDisplay:
             self.note(f"{counts} {result.trial}  {outcome}  ({self._left()}{self._best()})")
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """Show one line that stays."""
         self.said = time.monotonic()
         self.console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -145,7 +145,7 @@ class ProgressDisplay:
             self.protocols.add(result.fingerprint)
 
     def best(self) -> str | None:
-        """The best point so far, by its mean over the seeds that are done; none where protocols differ."""
+        """Return the best point so far by its mean over finished seeds; None if the protocols differ."""
         if not self.means or len(self.protocols) > 1:
             return None
         choose = max if self.sweep.mode == "max" else min
@@ -159,15 +159,15 @@ class ProgressDisplay:
 
     @property
     def total(self) -> int:
-        """How many trials there will be, as far as is known."""
+        """The number of trials at the end, as far as it is known."""
         return max(self.sweep.total, len(self.weights))
 
     def _rest(self) -> float:
-        """The weight of the trials that are not proposed yet."""
+        """Return the total weight of the trials that are not proposed yet."""
         return self.usual * (self.total - len(self.weights))
 
     def _under_way(self) -> float:
-        """The weight of what the running trials have done."""
+        """Return the weight of the finished parts of the running trials."""
         return sum(self.weights[name] * share for name, share in self.running.items())
 
     def _left(self) -> str:
@@ -175,10 +175,10 @@ class ProgressDisplay:
         return f"{len(self.running)} running, {waiting} waiting, ETA {self._eta()}"
 
     def _eta(self) -> str:
-        """Time left, were the rest as fast as what this run has done, weighing trials by their epochs."""
+        """Return the time left, if the rest runs as fast as this run did so far, weighing trials by their epochs."""
         done = self.done - self.kept + self._under_way()
         total = self._rest() + self.whole - self.kept
-        if done < 0.02 * total:  # so far mostly starting up
+        if done < 0.02 * total:  # until now the time was mostly spent on starting up
             return "unknown"
         seconds = round((time.monotonic() - self.started) * (total - done) / done)
         if seconds < 60:
@@ -206,5 +206,5 @@ class ProgressDisplay:
 
 
 def weight(trial: Trial) -> float:
-    """What a trial costs: its epochs of pretraining, the evaluation counting as one."""
+    """Return a trial's cost: its pretraining epochs, plus one for the evaluation."""
     return trial.settings.pretrain_epochs + 1.0

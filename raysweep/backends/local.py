@@ -1,4 +1,4 @@
-"""A sweep in this process, trial after trial, without Ray: for debugging, and for machines that have no Ray."""
+"""Running of a sweep in this process, trial by trial, without Ray: for debugging, and for machines without Ray."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from raysweep.trial_progress import Progress
 
 
 def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
-    """Nothing needs to be prepared; returns the plan in words."""
+    """Return the plan in words. Nothing needs to be prepared."""
     return "one at a time in this process"
 
 
 def run(sweep_run: SweepRun) -> Sweep:
     """Run the pending trials, one after the other.
 
-    They compute bit for bit what they compute on Ray. A trial that raises is recorded as failed, with its traceback in
-    its `error.txt`, and the next one runs. If the sweep is to end early, the trial that runs is saved first.
+    Their results are bit for bit the same as on Ray. A trial that raises is recorded as failed, with its traceback in
+    its `error.txt`, and the next one runs. If the sweep must end early, the running trial is saved first.
     """
     for trial in sweep_run.pending:
         if sweep_run.stopping.asked() or not run_one(sweep_run, trial):
@@ -31,7 +31,7 @@ def run(sweep_run: SweepRun) -> Sweep:
 
 
 def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
-    """Run one trial. Returns whether the next one may run."""
+    """Run one trial; returns whether the next one may run."""
     sweep, store, progress = sweep_run.sweep, sweep_run.store, sweep_run.progress
     progress.begin(trial)
     try:
@@ -53,12 +53,12 @@ def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
                 stop=sweep_run.stopping.asked,
                 saved=push,
             )
-    except Replaced:  # another process has the trial now, and says how it ends
+    except Replaced:  # another process has taken the trial over and records how it ends
         result = None
     except Exception as fault:
         if not store.present():
-            return False  # the command says so
-        # The traceback of the trial is in its error.txt. A result stands, whatever broke after it.
+            return False  # the command reports it
+        # The trial's traceback is in its error.txt. An existing result stays valid, whatever failed after it.
         result = store.result(trial.name)
         if result is None:
             digest = select_data(trial.settings, sweep_run.datasets).probe.digest

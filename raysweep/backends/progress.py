@@ -1,7 +1,7 @@
-"""What a sweep shows while it runs: a live display on a terminal, plain lines elsewhere, or nothing.
+"""The interface through which a sweep shows its progress: a live display, plain lines, or nothing.
 
-Whoever runs a sweep passes a `Progress`. It is told in what order things happen, and a `TrialProgress` is told what
-happens to each trial.
+The caller of a sweep passes a `Progress`. It is told what happens in the sweep, in order, and a `TrialProgress` is told
+what happens to each trial.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raysweep.space import Sweep, Trial
 
 
 class TrialProgress(Protocol):
-    """Told what happens to each trial of a sweep."""
+    """An object that is told what happens to each trial of a sweep."""
 
     def begin(self, trial: Trial) -> None:
         """A worker has started the trial."""
@@ -37,7 +37,7 @@ class TrialProgress(Protocol):
 
 
 class Progress(Protocol):
-    """Told how a sweep proceeds."""
+    """An object that is told how a sweep proceeds."""
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
         """Something that takes a while happens inside the context."""
@@ -61,7 +61,7 @@ class SilentTrials:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing was shown."""
+        """Do nothing."""
 
     def begin(self, trial: Trial) -> None:
         """Show nothing."""

@@ -20,26 +20,31 @@ from raysweep.results.result import describe_error
 from raysweep.results.store import Store
 from raysweep.system.terminal import INTERRUPTED, end_process, say_at_once
 
-LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # between two checks of the flag; in a bucket each is a request
+LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # seconds between two checks of the flag; in a bucket each is a request
 GRACE_SECONDS = 20.0
-"""The time that trials have to stop. By default clusters kill 30 s after their SIGTERM (Slurm's KillWait, Kubernetes'
-terminationGracePeriodSeconds), and Ray needs a part of this time to end."""
+"""Seconds that trials have to stop.
+
+By default clusters kill a process 30 s after their SIGTERM (Slurm's KillWait, Kubernetes'
+terminationGracePeriodSeconds), and Ray needs a part of this time to end.
+"""
 ENDING_SECONDS = 5.0
-"""The time that Ray has to end afterwards."""
+"""Seconds that Ray has to end after the trials have stopped."""
 TWICE_SECONDS = 1.0
-"""A second SIGTERM within this time repeats the first one: Slurm sends it to a batch script, which passes it on to its
-children, and Slurm sends it to these children too."""
+"""Seconds within which a second SIGTERM counts as a repetition of the first.
+
+Slurm sends SIGTERM to a batch script, which passes it on to its children, and Slurm sends it to these children too.
+"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopFlag:
-    """Tells the trials of one run of a sweep to stop: a file beside them, and an object in their bucket.
+    """The flag that tells the trials of one run of a sweep to stop: a file beside them, and an object in their bucket.
 
     Each run has its own flag, so that a driver that has lost the sweep cannot stop the trials of the present driver.
 
     Args:
-        results: the results directory in which the flag lies.
-        token: the token of the run.
+        results: The results directory that contains the flag.
+        token: The token of the run.
     """
 
     def __init__(self, results: Store, token: str) -> None:
@@ -59,8 +64,8 @@ class StopFlag:
             file.write("leave")
 
     def is_set(self) -> bool:
-        """Whether trials must stop."""
-        with suppress(OSError):  # the disk may be lost, or this node may lack the directory, a copy of a bucket
+        """Return whether trials must stop."""
+        with suppress(OSError):  # the disk may be lost, or this node may lack the bucket's local copy
             if (self.root / self.name).read_text() == "leave":
                 return True
         return self.bucket is not None and self.bucket.has(self.name)
@@ -74,12 +79,12 @@ class StopFlag:
 
 
 class Stopping:
-    """Whether a sweep must end early.
+    """Whether and why a sweep must end early.
 
     Args:
-        results: the results directory, in which its trials check the flag.
-        seconds: time from now after which the sweep ends early; None: never.
-        resume: the command that resumes the sweep, for messages.
+        results: The results directory in which the trials check the flag.
+        seconds: Seconds from now after which the sweep ends early; None means never.
+        resume: The command that resumes the sweep, for messages.
     """
 
     def __init__(self, results: Store, seconds: float | None = None, resume: str = "--resume") -> None:
@@ -91,19 +96,19 @@ class Stopping:
         self.interrupted = False
         """Whether a signal ends the sweep; otherwise the time budget does."""
         self.since: float | None = None
-        """The time when the sweep was asked to end, by the monotonic clock."""
+        """The monotonic time at which the sweep was asked to end; None before."""
         self.told = threading.Event()
         """Set once every trial that starts from now on sees the flag."""
         self._quitting = False
         self._terminated = False
         self._responsive: float | None = None
-        """The time when the main thread first resumed its work after SIGTERM or SIGHUP."""
+        """The monotonic time at which the main thread first resumed its work after SIGTERM or SIGHUP."""
 
     def ask(self) -> None:
         """Tell every trial to save a checkpoint and stop."""
         if self.since is None:
             self.since = time.monotonic()
-            # In a thread, because a signal handler calls this, and a bucket may take its time.
+            # A signal handler calls this and must not wait for a slow bucket, so a thread sets the flag.
             threading.Thread(target=self._set, daemon=True).start()
 
     def _set(self) -> None:
@@ -114,9 +119,9 @@ class Stopping:
             print(printable(f"warning: trials cannot be told to stop: {describe_error(fault)}"), file=sys.stderr)
 
     def asked(self) -> bool:
-        """Whether the sweep must end. It also ends once its results directory is gone.
+        """Return whether the sweep must end, which is also so once its results directory is gone.
 
-        The main thread asks again and again while it runs trials.
+        The main thread calls this again and again while it runs trials.
         """
         if self._terminated and self._responsive is None:
             self._responsive = time.monotonic()
@@ -124,17 +129,17 @@ class Stopping:
             self.looked = time.monotonic()
             if not self.results.present():
                 self.since = self.looked
-                self.told.set()  # the flag is gone too; trials fail when they next write
+                self.told.set()  # the flag is gone too, and trials fail at their next write
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.ask()
         return self.since is not None
 
     def overdue(self) -> bool:
-        """Whether the trials have had enough time to stop."""
+        """Return whether the trials have had enough time to stop."""
         return self.since is not None and time.monotonic() - self.since > GRACE_SECONDS
 
     def _is_same_signal(self) -> bool:
-        """Whether a SIGTERM or SIGHUP only repeats an earlier one, which arrived by another way.
+        """Return whether a SIGTERM or SIGHUP only repeats an earlier one that arrived by another way.
 
         The time counts from the moment when the main thread resumed its work. Python delivers a signal only then, so a
         second signal that arrived at once may be seen seconds later, after a long call into a library.
@@ -169,7 +174,7 @@ class Stopping:
         of a cluster sends SIGTERM before it takes a machine away, and a closed terminal sends SIGHUP. A SIGHUP that
         `nohup` ignores stays ignored.
 
-        It works in the main thread only.
+        This works only in the main thread.
         """
         self.mark.place()
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
@@ -188,12 +193,12 @@ class Stopping:
 
 
 def leave_at_once(resume: str) -> None:
-    """End this process at once: the trials have saved what they could, and whatever hangs is not needed."""
+    """End this process at once: the trials have saved what they could, and whatever still hangs is not needed."""
     end_process(INTERRUPTED, f"interrupted before all trials could save a checkpoint; resume with: {resume}")
 
 
 def watch(mark: StopFlag) -> Callable[[], bool]:
-    """A function that checks the flag for a trial. It is cheap enough to be called between any two steps."""
+    """Return a function that checks the flag for a trial. It is cheap enough to be called between any two steps."""
     every = LOOK_SECONDS if mark.bucket is None else LOOK_SECONDS_BUCKET
     looked, is_set = time.monotonic() - every, False
 

@@ -1,8 +1,8 @@
-"""What a backend needs to run the trials of a sweep. Every backend has the same two functions.
+"""The data that a backend needs to run the trials of a sweep. Every backend has the same two functions.
 
 `prepare(sweep, store, address)` connects to whatever runs the trials, checks that it can hold them, and returns the
-plan in words. `run(sweep_run)` runs the pending trials, each of which leaves its result in its directory, and returns
-the sweep, with the points that a searcher has proposed meanwhile.
+plan in words. `run(sweep_run)` runs the pending trials, each of which writes its result into its directory. It returns
+the sweep, which includes the points that a searcher has proposed in the meantime.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class SweepRun:
     pending: list[Trial]
     """The trials to run."""
     kept: list[Result]
-    """The results of earlier runs that stay."""
+    """The results of earlier runs that remain valid."""
     store: Store
     datasets: Datasets
     progress: TrialProgress
-    """Told what happens to each trial."""
+    """An object that is told what happens to each trial."""
     stopping: Stopping
-    """Says when the sweep is to end early."""
+    """Tells when the sweep must end early."""

@@ -1,1 +1,1 @@
-"""Datasets as NumPy arrays: the Dataset type, the named datasets, image folders, and the splits."""
+"""Datasets as NumPy arrays: the Dataset type, the named datasets, image folders and the splits."""

@@ -18,52 +18,52 @@ from raysweep.system.cpus import allowed_cpus
 Images = NDArray[np.uint8]  # (N, C, H, W), C = 1 or 3
 Labels = NDArray[np.int64]  # (N,)
 Indices = NDArray[np.int64]
-MEMORY_SHARE = 0.5  # of the physical memory that one dataset may take: the encoder and the features want some too
+MEMORY_SHARE = 0.5  # largest share of physical memory for one dataset; the encoder and the features need memory too
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One dataset in memory: plain NumPy, so that processes can share it read-only.
+    """One dataset in memory, as plain NumPy arrays that processes can share read-only.
 
-    Images are uint8 (N, C, H, W) with H = W and the same C and H in every split; labels are int64 (N,), indices into
+    Images are uint8 (N, C, H, W) with H = W and the same C and H in every split. Labels are int64 (N,), indices into
     `classes`.
     """
 
     name: str
     classes: tuple[str, ...]
-    """Names of the classes; () without labels."""
+    """Names of the classes; () if the dataset has no labels."""
     train_images: Images
     train_labels: Labels | None
     test_images: Images | None
     test_labels: Labels | None
     unlabelled: Images | None = None
-    """Images for pretraining, where these are more than the train split (STL-10)."""
+    """Images for pretraining, if there are more of them than the train split has (STL-10)."""
     digest: str = ""
-    """16 hexadecimal digits over shapes, pixels and labels of all splits: what a score depends on."""
+    """16 hexadecimal digits of a hash over the shapes, pixels and labels of train, test and val."""
     val_images: Images | None = None
-    """The validation split, where the dataset has one of its own; else it is divided off the train split."""
+    """The dataset's own validation split; if there is none, one is split off the train split."""
     val_labels: Labels | None = None
 
     @property
     def pretrain_images(self) -> Images:
-        """All images that pretraining may see."""
+        """All images that pretraining may use."""
         return self.train_images if self.unlabelled is None else self.unlabelled
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels to evaluate with."""
+        """Whether the dataset has labels for an evaluation."""
         return self.train_labels is not None
 
 
 def digest_of(dataset: Dataset) -> str:
-    """16 hexadecimal digits that identify the train, test and val splits.
+    """Return 16 hexadecimal digits that identify the train, test and val splits.
 
-    `unlabelled` is left out: the same test scores compare whether or not it was read.
+    `unlabelled` is left out, so that test scores are comparable whether or not it was loaded.
     """
     sha = hashlib.sha256()
     arrays = [dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels]
-    if dataset.val_images is not None:  # else the digest is what it was before there were val splits
+    if dataset.val_images is not None:  # without a val split the digest stays as it was before val splits existed
         arrays += [dataset.val_images, dataset.val_labels]
     for array in arrays:
         if array is None:
@@ -75,7 +75,7 @@ def digest_of(dataset: Dataset) -> str:
 
 
 def pretraining_digest(dataset: Dataset) -> str:
-    """16 hexadecimal digits that identify all the images and labels: `digest`, and with it `unlabelled`."""
+    """Return 16 hexadecimal digits that identify all images and labels, including `unlabelled`."""
     if dataset.unlabelled is None:
         return dataset.digest
     sha = hashlib.sha256(f"{dataset.digest};{dataset.unlabelled.shape};".encode())
@@ -84,22 +84,23 @@ def pretraining_digest(dataset: Dataset) -> str:
 
 
 def class_name(index: int, classes: Sequence[str]) -> str:
-    """A class as messages name it."""
+    """Return the name of a class for messages."""
     return repr(classes[index]) if classes else str(index)
 
 
 def shuffled_classes(labels: Labels, seed: int, purpose: int) -> Iterator[tuple[int, Indices]]:
-    """Each class that occurs and the indices of its images, in an order drawn by seed, purpose and class."""
+    """Yield each class that occurs, with its images' indices in an order drawn from seed, purpose and class."""
     for index in np.unique(labels):
-        # RandomState, because NumPy promises that its numbers never change from version to version.
+        # RandomState is used because NumPy guarantees that its numbers never change between versions.
         generator = np.random.RandomState([seed, purpose, int(index)])
         yield int(index), generator.permutation(np.flatnonzero(labels == index))
 
 
 def in_threads(work: Callable[[int], None], count: int) -> None:
-    """Call `work(i)` for i < count on every core that this process may use (Pillow decodes without Python's lock).
+    """Call `work(i)` for all i < count, on every core that this process may use.
 
-    What is raised is the fault of the smallest i that has one.
+    Threads suffice because Pillow releases Python's lock while decoding. If calls fail, the exception of the smallest
+    such i is raised.
     """
     chunks = [range(start, min(start + 64, count)) for start in range(0, count, 64)]
 
@@ -113,7 +114,7 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
 
 
 def check_memory(spec: str, count: int, channels: int, size: int) -> None:
-    """Raise an InputError if `count` images would take more than their share of this machine's memory."""
+    """Raise InputError if `count` images would take more than `MEMORY_SHARE` of this machine's memory."""
     needed = count * channels * size * size
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory * MEMORY_SHARE:

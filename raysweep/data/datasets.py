@@ -1,6 +1,6 @@
-"""The table of named datasets. A dataset is added here, as a function that reads it into memory.
+"""The table of named datasets. To add a dataset, add a function here that reads it into memory.
 
-Readers are imported inside the functions, because this module is also read to print the help of a command.
+Readers are imported inside the functions, because commands import this module just to print their help.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetRequest:
-    """What a trial asks of a dataset."""
+    """What a trial requests from a dataset."""
 
     name: str
     data_dir: Path
-    """The folder of downloaded datasets."""
+    """The folder that holds downloaded datasets."""
     size: int
-    """The side to which images are scaled afterwards, in pixels. Images that are computed are computed with it."""
+    """The side in pixels to which images are scaled after reading. Computed images are generated at this size."""
     pretraining: bool
-    """Whether images that only pretraining uses are read too."""
+    """Whether to read also the images that only pretraining uses."""
 
 
 @dataset(size=8, channels=1, images=1_797)

@@ -1,4 +1,4 @@
-"""Image folders as datasets."""
+"""Reading image folders as datasets."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from raysweep.errors import InputError
 
 
 def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> Dataset:
-    """Read `folder:PATH`, every image decoded to RGB, cut to its centre square and scaled.
+    """Read `folder:PATH`. Every image is decoded to RGB, cropped to its central square and scaled.
 
     - PATH/train/<class>/* and PATH/test/<class>/*: labelled; images may lie in folders inside the class folders.
-      PATH/val/<class>/*, or PATH/validation/<class>/*, beside them is the validation split.
+      PATH/val/<class>/* or PATH/validation/<class>/* beside them is the validation split.
     - PATH/train/<class>/* alone: 80 % of each class become the train split and 20 % the test split.
     - PATH/train/* without class folders, or PATH without train/: all images below it, without labels.
 
-    A warning says how many other files lie there.
+    A warning tells how many other files were ignored.
 
     Raises:
-        InputError: no images, a class without images or not in all splits, images beside class folders, an unreadable
-            image, or more than memory holds.
+        InputError: There are no images; a class has no images or is not in all splits; images lie beside class
+            folders; an image is unreadable; or the images do not fit in memory.
     """
     check_exists(spec)
     root = folder_path(spec).absolute()
@@ -85,19 +85,19 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
 
 
 def ignoring(ignored: Sequence[Path]) -> str:
-    """In a message that images are missing: which other files lie there."""
+    """Return the part of a missing-images message that lists the ignored files."""
     return f" (only files that end like images are read; there are {layout.kinds(ignored)})" if ignored else ""
 
 
 def warn_of_ignored(spec: str, ignored: Sequence[Path]) -> None:
-    """Warn of the files in a dataset's folders that are not images by their ending."""
+    """Warn about the files in a dataset's folders whose names do not end like images."""
     if ignored:
         files = "1 file is" if len(ignored) == 1 else f"{len(ignored):,} files are"
         warn_once(f"{spec}: {files} ignored, as only files that end like images are read: {layout.kinds(ignored)}")
 
 
 def differences(train: tuple[str, ...], other: tuple[str, ...], name: str) -> str:
-    """Which classes only train/ or only the folder `name` of another split has, in words."""
+    """Describe which classes only train/ has, and which only the split folder `name` has."""
     words = []
     for split, names in (("train/", sorted({*train} - {*other})), (f"{name}/", sorted({*other} - {*train}))):
         if names:
@@ -107,25 +107,25 @@ def differences(train: tuple[str, ...], other: tuple[str, ...], name: str) -> st
 
 
 def require_images(split: Path, classes: tuple[str, ...], labels: Labels, ignored: Sequence[Path] = ()) -> None:
-    """Raise an InputError if there are no images in a split or in one of its classes; `ignored` lie there as well."""
+    """Raise InputError if a split or one of its classes has no images; `ignored` are the other files found."""
     empty = [name for i, name in enumerate(classes) if not (labels == i).any()]
     if empty or len(labels) == 0:
         folder = layout.class_folders(split)[empty[0]] if empty else split
-        there = [path for path in ignored if path.is_relative_to(folder)]
+        ignored_here = [path for path in ignored if path.is_relative_to(folder)]
         what = "class folder" if empty else "folder"
-        raise InputError(f"{what} {str(folder)!r} has no images{ignoring(there)}: add some, or remove it")
+        raise InputError(f"{what} {str(folder)!r} has no images{ignoring(ignored_here)}: add some, or remove it")
 
 
 def check_exists(spec: str, labelled: bool = False) -> None:
     """Check that the folder of a `folder:PATH` can be a dataset, without reading its images.
 
     Args:
-        spec: the name of a dataset.
-        labelled: whether the dataset must have labels.
+        spec: The name of a dataset.
+        labelled: Whether the dataset must have labels.
 
     Raises:
-        InputError: PATH is missing, is not a folder, or holds neither `train/` nor an image; its splits are not as
-            `folders.layout` wants them; with `labelled`, there are no class folders in `train/`.
+        InputError: PATH is missing, is not a folder, or holds neither `train/` nor an image; `layout.layout` rejects
+            its splits; or `labelled` is set and there are no class folders in `train/`.
     """
     check_name(spec)
     if not spec.startswith(FOLDER):
@@ -150,7 +150,7 @@ def check_name(spec: str) -> None:
     """Check the name of a dataset, without looking at its files.
 
     Raises:
-        InputError: no dataset is called so, or `folder:` has no path.
+        InputError: The name is unknown, or `folder:` has no path.
     """
     if spec in parts.dataset or (spec.startswith(FOLDER) and len(spec) > len(FOLDER)):
         return

@@ -1,4 +1,4 @@
-"""Folders of images: which folder is which split, and which files are images. Reads names only, never pixels."""
+"""The layout of image folders: which folder is which split, and which files are images. Reads names, never pixels."""
 
 from __future__ import annotations
 
@@ -20,40 +20,43 @@ from raysweep.errors import InputError
 FOLDER_SIZE = 32
 
 NOT_READ = {"EPS", "PDF", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
-"""Formats that Pillow knows and that are not read. EPS: Pillow runs Ghostscript. PDF: Pillow only writes it. The
-others: Pillow recognises them and cannot decode them, or only on Windows."""
+"""Formats that Pillow knows but that are not read.
+
+Pillow runs Ghostscript for EPS, and it can only write PDF. It recognises the other formats but cannot decode them, or
+decodes them only on Windows.
+"""
 
 SIDE_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-"""Files that file managers write by themselves, in lower case. Like hidden files, they are ignored without a word."""
+"""Names, in lower case, of files that file managers create. They are ignored silently, like hidden files."""
 
 WORDS = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
     "val": ("val", "valid", "validate", "validation", "dev", "development", "eval", "evaluation"),
 }
-"""By split: names that people give to its folder."""
+"""For each split, the names that people commonly give to its folder."""
 EXACT = ("train", "test", "val", "validation")
-"""The names that are read."""
+"""The folder names that are read as splits."""
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The formats that are read, as Pillow calls them, in the order in which Pillow tries them."""
-    Image.init()  # imports all of Pillow's plugins: 0.1 s
+    """Return Pillow's names of the formats that are read, in the order in which Pillow tries them."""
+    Image.init()  # imports all of Pillow's plugins, which takes 0.1 s
     registered = {*Image.registered_extensions().values()} - NOT_READ
     return tuple(name for name in Image.ID if name in registered)
 
 
 @cache
 def suffixes() -> tuple[str, ...]:
-    """The endings of image files, in lower case."""
-    read = {*formats(), "MPO"}  # Pillow opens MPO, several JPEGs in a file, as JPEG
+    """Return the file name endings of images, in lower case."""
+    read = {*formats(), "MPO"}  # Pillow opens MPO (several JPEGs in one file) as JPEG
     return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in read))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the splits of a folder dataset lie; None: there is no such folder."""
+    """The folders of a folder dataset's splits; None for a split without a folder."""
 
     train: Path | None
     test: Path | None = None
@@ -61,12 +64,12 @@ class Layout:
 
 
 def layout(root: Path, where: str) -> Layout:
-    """Find the splits in `root`, an existing folder. `where` opens the messages.
+    """Find the splits in the existing folder `root`. Messages start with `where`.
 
     Raises:
-        InputError: a folder with images looks like a split and has another name than that which is read; `val/` and
-            `validation/` are both there; a split is no folder, or the same folder as another; there is `test/` or
-            `val/` without `train/`; there is `val/` without `test/` beside class folders in `train/`.
+        InputError: A folder with images looks like a split but does not have the expected name; `val/` and
+            `validation/` both exist; a split is not a folder, or is the same folder as another split; there is `test/`
+            or `val/` without `train/`; or there is `val/` without `test/` although `train/` has class folders.
     """
     train, test, short, long = (subfolder(root, name, where) for name in EXACT)
     if short is not None and long is not None:
@@ -80,7 +83,7 @@ def layout(root: Path, where: str) -> Layout:
             continue
         expected = present[split]
         if expected is not None and (path.samefile(expected) or re.search(r"\d", path.name)):
-            continue  # a file system that ignores case, or a further, numbered set
+            continue  # the same folder on a file system that ignores case, or an additional, numbered set
         if (train is not None or split == "train") and next(images_below(path), None) is not None:
             raise InputError(
                 f"{where}: the folder {path.name!r} would not be read, as the name that is expected is {split!r}: "
@@ -109,7 +112,7 @@ def layout(root: Path, where: str) -> Layout:
 
 
 def subfolder(root: Path, name: str, where: str) -> Path | None:
-    """The folder `name` in `root`, None if there is none; raises InputError if it is something else."""
+    """Return the folder `name` in `root`, None if nothing has that name; raises InputError if it is not a folder."""
     path = root / name
     if path.is_dir():
         return path
@@ -120,10 +123,10 @@ def subfolder(root: Path, name: str, where: str) -> Path | None:
 
 
 def meant_split(name: str, typing_errors: bool) -> str | None:
-    """Which split a folder of this name could be meant as: `train`, `test`, `val`, or None.
+    """Return the split that a folder of this name is probably meant to be: `train`, `test`, `val` or None.
 
-    Case, digits, signs and an ending such as "set" do not count. With `typing_errors`, neither does a letter too many
-    or too few, or letters in the wrong order.
+    Case, digits, punctuation and an ending such as "set" are ignored. With `typing_errors`, the name may also have a
+    letter too many or too few, or letters in the wrong order.
     """
     letters = re.sub(r"[^a-z]", "", name.casefold())
     letters = re.sub(r"(?<=[a-z]{3})(set|data|split|images|imgs)$", "", letters)
@@ -140,12 +143,13 @@ def meant_split(name: str, typing_errors: bool) -> str | None:
 
 
 def class_folders(split: Path) -> dict[str, Path]:
-    """The class folders in a split: by the class's name, in the order of the names. Hidden folders are left out.
+    """Return a split's class folders by class name, sorted by name. Hidden folders are left out.
 
-    Names are in Unicode's composed form (NFC): macOS may write "é" as two characters where other systems write one.
+    Names are in Unicode's composed form (NFC), because macOS may write "é" as two characters where other systems write
+    one.
 
     Raises:
-        InputError: two folders have the same name in different Unicode forms, or a link leads nowhere.
+        InputError: Two folders have the same name in different Unicode forms, or a link is broken.
     """
     folders: dict[str, Path] = {}
     for path in sorted(split.iterdir()):
@@ -166,17 +170,17 @@ def class_folders(split: Path) -> dict[str, Path]:
 
 
 def images_below(folder: Path, ignored: list[Path] | None = None) -> Iterator[Path]:
-    """The image files in a folder and all folders in it, hidden ones left out, always in the same order.
+    """Yield the image files in a folder and its subfolders in a fixed order; hidden ones are left out.
 
-    Links are followed, except to a folder that contains this one or was visited: such a link would lead in circles, or
-    bring in another class's images.
+    Links are followed, except to a folder that contains this one or was already visited. Such a link would lead in
+    circles or add another class's images.
 
     Args:
-        folder: an existing folder.
-        ignored: the other files are appended to it, except hidden files and `SIDE_FILES`.
+        folder: An existing folder.
+        ignored: A list to which the other files are appended, except hidden files and `SIDE_FILES`.
 
     Raises:
-        InputError: a folder cannot be read.
+        InputError: A folder cannot be read.
     """
     start = folder.resolve()
     visited = {start}
@@ -197,7 +201,7 @@ def images_below(folder: Path, ignored: list[Path] | None = None) -> Iterator[Pa
 
 
 def images_among(folder: Path, names: Iterable[str], ignored: list[Path] | None = None) -> Iterator[Path]:
-    """Those of the files `names` in a folder that are images by their ending, sorted; `ignored`: see `images_below`."""
+    """Yield, sorted, those of the files `names` that end like images; `ignored` as in `images_below`."""
     for name in sorted(names):
         if name.startswith(".") or name.lower() in SIDE_FILES:
             continue
@@ -208,7 +212,7 @@ def images_among(folder: Path, names: Iterable[str], ignored: list[Path] | None 
 
 
 def kinds(paths: Sequence[Path]) -> str:
-    """How many files have which ending, the most frequent first, and an example: in words."""
+    """Describe how many files have which ending, the most frequent first, with an example."""
     counts = Counter(path.suffix.lower() or "no ending" for path in paths)
     words = [f"{count} {ending}" for ending, count in counts.most_common(3)]
     others = len(paths) - sum(count for _, count in counts.most_common(3))
@@ -217,21 +221,21 @@ def kinds(paths: Sequence[Path]) -> str:
 
 
 def folder_path(spec: str) -> Path:
-    """The path in `folder:PATH`."""
+    """Return the path in `folder:PATH`."""
     return Path(spec.removeprefix(FOLDER)).expanduser()
 
 
 def has_val_folder(spec: str) -> bool:
-    """Whether `spec` is a `folder:PATH` with a validation split of its own. `check_exists` must have passed."""
+    """Return whether `spec` is a `folder:PATH` with its own validation split. Call `check_exists` first."""
     return spec.startswith(FOLDER) and layout(folder_path(spec), f"dataset {spec!r}").val is not None
 
 
 def no_classes(spec: str) -> str:
-    """Say that a dataset has no labels to evaluate with, and what to do."""
+    """Return the message that a dataset has no labels to evaluate with, and what to do."""
     if not spec.startswith(FOLDER):
         return f"{spec} has no classes to evaluate on; name a labelled probe_dataset"
     root = folder_path(spec).absolute()
-    meant = root.parent if root.name == "train" else None  # PATH may lead one folder too deep, or not deep enough
+    meant = root.parent if root.name == "train" else None  # PATH may be one folder too deep or too shallow
     meant = next((path for path in sorted(root.iterdir()) if (path / "train").is_dir()), meant)
     hint = f" (or did you mean {FOLDER}{meant}?)" if meant is not None else ""
     return (

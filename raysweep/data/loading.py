@@ -1,4 +1,4 @@
-"""Load a dataset by its name, in the form that a trial needs."""
+"""Loading a dataset by its name, in the size and channels that a trial needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raysweep.data.pixels import convert
 
 
 def native_size(spec: str) -> int:
-    """Side in pixels of the images when no `image_size` is asked for."""
+    """Return the side of the images in pixels if no `image_size` is set."""
     return FOLDER_SIZE if spec.startswith(FOLDER) else int(parts.dataset[spec].traits["size"])
 
 
@@ -33,20 +33,20 @@ def load(
     pretraining: bool = True,
     parameters: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Read a dataset into memory, downloading it first where necessary.
+    """Read a dataset into memory, downloading it first if necessary.
 
     Args:
-        spec: a name in the table of datasets, or `folder:PATH` (see `read_folder`).
-        data_dir: where torchvision's datasets lie, or are downloaded to.
-        image_size: side in pixels that every image is scaled to (bilinear); none means `native_size(spec)`.
-        channels: 1 or 3; none means the dataset's own, which is 3 for folders. Gray becomes RGB by repetition, RGB
-            becomes gray by luminance (ITU-R 601).
-        skip_bad_images: leave out the images of a folder that cannot be read, with a warning, instead of raising.
-        pretraining: also read images that only pretraining uses (STL-10's unlabelled ones).
-        parameters: the arguments that the dataset declares, by name.
+        spec: A name in the table of datasets, or `folder:PATH` (see `read_folder`).
+        data_dir: The folder that holds torchvision's datasets, or to which they are downloaded.
+        image_size: The side in pixels to which every image is scaled (bilinear); None means `native_size(spec)`.
+        channels: 1 or 3. None means the dataset's own channels, which is 3 for folders. Gray becomes RGB by
+            repetition; RGB becomes gray by luminance (ITU-R 601).
+        skip_bad_images: Skip unreadable images of a folder with a warning instead of raising.
+        pretraining: Also read images that only pretraining uses (STL-10's unlabelled ones).
+        parameters: The values of the arguments that the dataset declares, by name.
 
     Raises:
-        InputError: the name is unknown; the files are missing, damaged, or do not fit in memory.
+        InputError: The name is unknown, or the files are missing, damaged or do not fit in memory.
     """
     check_name(spec)
     assert channels in (None, 1, 3)

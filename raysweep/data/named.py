@@ -1,4 +1,4 @@
-"""The named datasets, from scikit-learn and torchvision."""
+"""Readers of the named datasets from scikit-learn and torchvision."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from raysweep.data.dataset import Dataset, Images, Labels, T
 from raysweep.data.pixels import FILE_FAULTS, convert, one_line
 from raysweep.errors import InputError
 
-PATCH_SIDE = 64  # pixels of a photograph behind a digit of digits_m: enough for edges and texture to show at 16×16
+PATCH_SIDE = 64  # pixels of the photograph behind a digit of digits_m; shows edges and texture even at 16×16
 NETWORK_TIMEOUT = 20.0  # seconds without an answer
 
 
 def read_digits(name: str) -> Dataset:
-    """scikit-learn's 1,797 digits, 8×8, divided 80/20 because they have no test split of their own."""
+    """Read scikit-learn's 1,797 digits, 8×8, divided 80/20 because they have no test split of their own."""
     images, labels = all_digits()
     return divide_digits(name, images, labels)
 
 
 def read_digits_m(name: str, size: int) -> Dataset:
-    """The same digits, divided alike, over patches of scikit-learn's two photographs, in colour.
+    """Read the digits over colour patches of scikit-learn's two photographs, divided like `digits`.
 
-    Made as MNIST-M is (Ganin & Lempitsky 2015, arXiv 1409.7495, section 4): per pixel and channel |digit − patch|, the
-    digit scaled to `size` (bilinear). A patch is a square of `PATCH_SIDE` pixels of a photograph, drawn with a fixed
-    seed and scaled to `size`, so that another size shows the same pictures, finer or coarser.
+    The images are made like MNIST-M (Ganin & Lempitsky 2015, arXiv 1409.7495, section 4): |digit − patch| per pixel
+    and channel, with the digit scaled to `size` (bilinear). A patch is a square of `PATCH_SIDE` pixels of a photograph,
+    drawn with a fixed seed and scaled to `size`. Another size therefore shows the same pictures, finer or coarser.
     """
     digits, labels = all_digits()
     digits = convert(digits, size, 1)
@@ -47,7 +47,7 @@ def read_digits_m(name: str, size: int) -> Dataset:
 
 
 def all_digits() -> tuple[Images, Labels]:
-    """scikit-learn's digits in its order: (1797, 1, 8, 8), and their labels."""
+    """Return scikit-learn's digits in its order, (1797, 1, 8, 8), and their labels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -55,7 +55,7 @@ def all_digits() -> tuple[Images, Labels]:
 
 
 def divide_digits(name: str, images: Images, labels: Labels) -> Dataset:
-    """Divide pictures of the digits, given in scikit-learn's order, 80/20: the same digits into the same places."""
+    """Divide pictures of the digits, in scikit-learn's order, 80/20; each digit always goes to the same place."""
     from sklearn.model_selection import train_test_split
 
     train_images, test_images, train_labels, test_labels = train_test_split(
@@ -65,15 +65,15 @@ def divide_digits(name: str, images: Images, labels: Labels) -> Dataset:
 
 
 def load_photographs() -> list[Images]:
-    """The photographs that come with scikit-learn, each (427, 640, 3)."""
+    """Return the photographs that come with scikit-learn, each (427, 640, 3)."""
     from sklearn.datasets import load_sample_image
 
     return [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
 
 
 def draw_patches(count: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """For each of `count` images a photograph's number and a patch's left and top, given (width, height) of each."""
-    # As for the splits: NumPy promises that the numbers of RandomState never change.
+    """Draw a photograph's number and a patch's left and top for `count` images; `sizes` are (width, height) each."""
+    # RandomState, as for the splits, because NumPy guarantees that its numbers never change.
     draws = np.random.RandomState(0).random_sample((count, 3))
     number = (draws[:, 0] * len(sizes)).astype(int)
     corners = draws[:, 1:] * (np.array(sizes)[number] - PATCH_SIDE + 1)
@@ -81,7 +81,7 @@ def draw_patches(count: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int
 
 
 def read_mnist(name: str, data_dir: Path) -> Dataset:
-    """MNIST or Fashion-MNIST: 60,000 and 10,000 gray images of 28×28."""
+    """Read MNIST or Fashion-MNIST: 60,000 training and 10,000 test images, gray, 28×28."""
     from torchvision.datasets import MNIST, FashionMNIST
 
     kind = MNIST if name == "mnist" else FashionMNIST
@@ -89,14 +89,14 @@ def read_mnist(name: str, data_dir: Path) -> Dataset:
 
     def part(train: bool) -> tuple[Images, Labels]:
         files = [archive.removesuffix(".gz") for archive in archives]
-        found = fetch(name, data_dir, files, archives, lambda root, get: kind(root, train=train, download=get))
-        return found.data.numpy()[:, None], found.targets.numpy()
+        loaded = fetch(name, data_dir, files, archives, lambda root, get: kind(root, train=train, download=get))
+        return loaded.data.numpy()[:, None], loaded.targets.numpy()
 
     return Dataset(name, tuple(kind.classes), *part(train=True), *part(train=False))
 
 
 def read_cifar(name: str, data_dir: Path) -> Dataset:
-    """CIFAR-10 or CIFAR-100 (fine labels): 50,000 and 10,000 RGB images of 32×32."""
+    """Read CIFAR-10 or CIFAR-100 (fine labels): 50,000 training and 10,000 test images, RGB, 32×32."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = CIFAR10 if name == "cifar10" else CIFAR100
@@ -117,30 +117,30 @@ def read_cifar(name: str, data_dir: Path) -> Dataset:
 
 
 def read_svhn(name: str, data_dir: Path) -> Dataset:
-    """SVHN, cropped digits: 73,257 and 26,032 RGB images of 32×32."""
+    """Read SVHN's cropped digits: 73,257 training and 26,032 test images, RGB, 32×32."""
     from torchvision.datasets import SVHN
 
     def part(split: str) -> tuple[Images, Labels]:
         files = [SVHN.split_list[split][1]]
-        found = fetch(name, data_dir, files, [], lambda root, get: SVHN(root, split=split, download=get))
-        return found.data, found.labels
+        loaded = fetch(name, data_dir, files, [], lambda root, get: SVHN(root, split=split, download=get))
+        return loaded.data, loaded.labels
 
     return Dataset(name, tuple(map(str, range(10))), *part("train"), *part("test"))
 
 
 def read_stl10(name: str, data_dir: Path, pretraining: bool) -> Dataset:
-    """STL-10: 5,000 and 8,000 RGB images of 96×96; pretraining sees the 5,000 and 100,000 without labels."""
+    """Read STL-10: 5,000 and 8,000 RGB images of 96×96; pretraining uses the 5,000 and 100,000 unlabelled ones."""
     from torchvision.datasets import STL10
 
     def part(split: str) -> tuple[Images, Labels]:
         files, archives = [STL10.base_folder], [STL10.filename]
-        found = fetch(name, data_dir, files, archives, lambda root, get: STL10(root, split=split, download=get))
-        return found.data, found.labels.astype(np.int64)
+        loaded = fetch(name, data_dir, files, archives, lambda root, get: STL10(root, split=split, download=get))
+        return loaded.data, loaded.labels.astype(np.int64)
 
     classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
     if not pretraining:
         return Dataset(name, classes, *part("train"), *part("test"))
-    images, labels = part("train+unlabeled")  # the labelled ones come first, the others are labelled -1
+    images, labels = part("train+unlabeled")  # labelled images come first; the others have the label -1
     labels = labels[labels >= 0]
     return Dataset(name, classes, images[: len(labels)], labels, *part("test"), unlabelled=images)
 
@@ -148,17 +148,17 @@ def read_stl10(name: str, data_dir: Path, pretraining: bool) -> Dataset:
 def fetch(
     name: str, data_dir: Path, files: Sequence[str], archives: Sequence[str], make: Callable[[Path, bool], T]
 ) -> T:
-    """Read a torchvision dataset from `data_dir`, or download it, leaving nothing behind when that fails.
+    """Read a torchvision dataset from `data_dir`, or download it; a failed download leaves nothing behind.
 
     Args:
-        name: of the dataset, for messages.
-        data_dir: torchvision's root.
-        files: what torchvision reads, relative to the root.
-        archives: what it unpacks them from; used if they lie in `data_dir` already.
-        make: (root, download) -> torchvision's dataset, with its data in memory.
+        name: The dataset's name, for messages.
+        data_dir: torchvision's root folder.
+        files: The files that torchvision reads, relative to the root.
+        archives: The archives that torchvision unpacks the files from; used if they are in `data_dir` already.
+        make: A function (root, download) -> torchvision's dataset, with its data in memory.
 
     Raises:
-        InputError: the files are damaged or incomplete (they are left as they are), or cannot be downloaded.
+        InputError: The files are damaged or incomplete (they are left as they are), or cannot be downloaded.
     """
     try:
         return make(data_dir, False)
@@ -181,7 +181,7 @@ def fetch(
             dataset = make(Path(temporary), True)
             for file in files:
                 (data_dir / file).parent.mkdir(parents=True, exist_ok=True)
-                if not (data_dir / file).exists():  # else another process was faster
+                if not (data_dir / file).exists():  # otherwise another process was faster
                     Path(temporary, file).rename(data_dir / file)
         return dataset
     except FILE_FAULTS as fault:
@@ -191,13 +191,13 @@ def fetch(
         ) from fault
     finally:
         for folder in new_folders:
-            with suppress(OSError):  # not empty: the download succeeded
+            with suppress(OSError):  # the folder is not empty if the download succeeded
                 folder.rmdir()
 
 
 @contextmanager
 def quiet_network() -> Iterator[None]:
-    """Inside it, connections give up after `NETWORK_TIMEOUT` and progress bars are not shown."""
+    """Inside the block, connections give up after `NETWORK_TIMEOUT` and progress bars are hidden."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:

@@ -1,4 +1,4 @@
-"""Decode image files, and convert images to the size and channels of a trial."""
+"""Decoding of image files, and conversion of images to a trial's size and channels."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By the orientation in an image's EXIF data: what makes it upright."""
-# Some of Pillow's decoders log what they then raise; without a handler Python would print it, without the file's name.
+"""For each EXIF orientation, the operation that makes the image upright."""
+# Some of Pillow's decoders log a fault and then raise it. Without a handler, Python would print the log message, which
+# does not name the file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-# What reading or downloading files that are missing, damaged or out of reach raises.
+# Exceptions raised when files are missing, damaged or cannot be downloaded.
 FILE_FAULTS = (OSError, RuntimeError, ValueError, AssertionError, IndexError, EOFError, HTTPException, TarError)
 
 
 def convert(images: Images, size: int, channels: int) -> Images:
-    """Images (N, C, H, W) -> contiguous (N, channels, size, size)."""
+    """Convert images (N, C, H, W) to contiguous (N, channels, size, size)."""
     count, given, height, width = images.shape
     if (height, width) == (size, size) and given <= channels:
         return np.ascontiguousarray(images if given == channels else images.repeat(channels, axis=1))
@@ -56,7 +57,7 @@ def convert(images: Images, size: int, channels: int) -> Images:
 
 
 def square(image: Image.Image, size: int, channels: int) -> Images:
-    """An image of mode L or RGB -> its centre, scaled: (channels, size, size), or (1, size, size) if it is gray."""
+    """Crop an L or RGB image to its central square and scale it: (channels, size, size), or (1, size, size) if gray."""
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     if channels == 1:
@@ -66,10 +67,10 @@ def square(image: Image.Image, size: int, channels: int) -> Images:
 
 
 def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: bool) -> tuple[Images, NDArray[np.bool_]]:
-    """Read image files: (N, channels, size, size), and which of the paths these N are.
+    """Read image files: (N, channels, size, size), and a mask of the paths that these N images come from.
 
     Raises:
-        InputError: an image cannot be read, unless `skip_bad_images`; then a warning says how many were left out.
+        InputError: An image cannot be read. With `skip_bad_images`, a warning counts the skipped images instead.
     """
     images = np.empty((len(paths), channels, size, size), dtype=np.uint8)
     bad: dict[int, str] = {}
@@ -80,7 +81,7 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
                 images[i] = square(to_rgb(upright(image)), size, channels)
         except MemoryError:
             raise
-        except Exception as fault:  # what Pillow's decoders raise for damaged files is not documented
+        except Exception as fault:  # which exceptions Pillow's decoders raise for damaged files is not documented
             bad[i] = why_unreadable(paths[i], fault)
             if not skip_bad_images:
                 raise InputError(
@@ -88,7 +89,7 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
                     "`skip_bad_images` leaves such files out"
                 ) from fault
 
-    layout.formats()  # imports Pillow's plugins, before threads do
+    layout.formats()  # imports Pillow's plugins before the threads start
     with warnings_with_names(paths) as working_on:
 
         def named(i: int) -> None:
@@ -111,10 +112,12 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
 
 @contextmanager
 def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
-    """Name the image in warnings about reading images, and join warnings of the same kind.
+    """Name the image in warnings about reading images, and merge warnings of the same kind.
 
-    Yields an object whose attribute `index` every thread must set to the image that it reads. The warnings are given
-    when the block ends, also by an exception.
+    The merged warnings are issued when the block ends, also after an exception.
+
+    Yields:
+        An object whose attribute `index` every thread must set to the index of the image that it reads.
     """
     working_on = threading.local()
     texts: dict[str, str] = {}
@@ -130,7 +133,7 @@ def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
         line: str | None = None,
     ) -> None:
         index = getattr(working_on, "index", None)
-        if index is None:  # of a thread that reads no images
+        if index is None:  # the warning comes from a thread that reads no images
             show_other(message, category, filename, lineno, file, line)
             return
         kind = re.sub(r"\d+", "0", str(message))
@@ -153,7 +156,7 @@ def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file to read it; raises ValueError for a named pipe, a device or a socket, which could block for ever."""
+    """Open a file for reading; raises ValueError for a named pipe, device or socket, which could block forever."""
     mode = path.stat().st_mode
     for is_kind, kind in (
         (stat.S_ISFIFO, "named pipe"),
@@ -164,12 +167,12 @@ def open_regular(path: Path) -> IO[bytes]:
     ):
         if is_kind(mode):
             raise ValueError(f"it is a {kind}, not a file")
-    # It may have become a pipe since: then this does not wait for a writer.
+    # The file may have become a pipe since. O_NONBLOCK keeps the open from waiting for a writer.
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def why_unreadable(path: Path, fault: Exception) -> str:
-    """In a few words, what is wrong with an image file that raised `fault`."""
+    """Describe in a few words what is wrong with an image file that raised `fault`."""
     if isinstance(fault, OSError) and fault.strerror:
         return "the link leads nowhere" if path.is_symlink() and not path.exists() else fault.strerror
     with suppress(OSError):
@@ -181,14 +184,14 @@ def why_unreadable(path: Path, fault: Exception) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as viewers show it: turned or mirrored as the orientation in its EXIF data says.
+    """Rotate or mirror an image as viewers do, according to the orientation in its EXIF data.
 
-    Pillow does this by itself for TIFF only. EXIF data that cannot be read is warned of, and the image stays as it is.
+    Pillow does this by itself only for TIFF. Unreadable EXIF data causes a warning and leaves the image as it is.
     """
-    image.load()  # some formats have their EXIF data behind the pixels
+    image.load()  # some formats store their EXIF data after the pixels
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception as fault:  # what damaged EXIF data raises is not documented
+    except Exception as fault:  # which exceptions damaged EXIF data raises is not documented
         warnings.warn(f"its EXIF data cannot be read, so it is not turned ({one_line(fault)})", stacklevel=2)
         return image
     method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
@@ -196,26 +199,26 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode -> RGB, as torchvision's loader does, except that 16-bit gray is scaled and not clipped.
+    """Convert an image of any mode to RGB like torchvision's loader, but scale 16-bit gray instead of clipping it.
 
-    Transparency is dropped: a transparent pixel has the colour that the file gives it.
+    Transparency is dropped: a transparent pixel keeps the colour that the file stores for it.
     """
-    if image.mode.startswith("I"):  # 16 bits; some versions and formats hand them out in 32
+    if image.mode.startswith("I"):  # 16 bits; some versions and formats return them as 32 bits
         wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range: save it with 8 or 16 bits")
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same pixels; straight to RGB Pillow warns
+        image = image.convert("RGBA")  # same pixels; Pillow warns about a direct conversion to RGB
     return image.convert("RGB")
 
 
 def one_line(fault: BaseException) -> str:
-    """The message of an exception, in one line."""
+    """Return an exception's message as one line."""
     return " ".join(str(fault).split()) or type(fault).__name__
 
 
 @cache
 def warn_once(text: str) -> None:
-    """Warn, the first time that the process calls it with this text: a dataset may be read in several sizes."""
+    """Issue this warning once per process, because a dataset may be read in several sizes."""
     warnings.warn(text, stacklevel=3)

@@ -1,4 +1,4 @@
-"""The arrays that an experiment works on: which, loaded once, and checked against its settings. Imports no torch."""
+"""Selection of the arrays for an experiment: loaded once, and checked against its settings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from raysweep.data.splits import draw_labels, fit_and_val
 from raysweep.errors import InputError
 
 DataKey = tuple[str, int, int | None]
-"""A dataset's name, image size and channels (None: its own): what decides the arrays."""
+"""The dataset's name, image size and channels (None means the dataset's own), which together determine the arrays."""
 Datasets = MutableMapping[DataKey, Dataset]
 
 
 @dataclass(frozen=True)
 class TrialData:
-    """What one experiment works on, as NumPy arrays, in the form its encoder needs."""
+    """The NumPy arrays for one experiment, in the form that its encoder needs."""
 
     pretrain: Images
     probe: Dataset
 
 
 def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> TrialData:
-    """The arrays of an experiment, from `datasets`. With `load`, missing datasets are loaded into it.
+    """Return an experiment's arrays from `datasets`. With `load`, missing datasets are loaded into `datasets`.
 
     Raises:
-        InputError: a dataset cannot be loaded, or lacks what the settings ask for.
+        InputError: A dataset cannot be loaded or lacks something that the settings need.
     """
     size = settings.image_size or native_size(settings.dataset)
 
@@ -60,13 +60,13 @@ def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> T
 
 
 def labelled_name(spec: str, parameters: Mapping[str, Any]) -> str:
-    """A dataset's name with the arguments that it has declared, such as `stripes(noise=0.1)`."""
+    """Return a dataset's name with the arguments that it declares, such as `stripes(noise=0.1)`."""
     words = ", ".join(f"{name}={value}" for name, value in parameters.items())
     return f"{spec}({words})" if words else spec
 
 
 def digests(datasets: Datasets) -> dict[str, str]:
-    """What tells the images and labels of each dataset from others, by the dataset's name and the form it is in."""
+    """Return a digest of each dataset's images and labels, by the dataset's name, size and channels."""
     by_name = {}
     for (name, size, channels), dataset in datasets.items():
         form = f"{size}×{size}" if channels is None else f"{size}×{size}, {channels} channels"
@@ -75,7 +75,7 @@ def digests(datasets: Datasets) -> dict[str, str]:
 
 
 def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
-    """Raises InputError if a dataset is not what `digests` once recorded of it."""
+    """Raise InputError if a dataset's digest differs from the recorded one."""
     for name, digest in digests(datasets).items():
         was = recorded.get(name, digest)
         if digest != was:
@@ -86,10 +86,11 @@ def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
 
 
 def check_validation(dataset: str, trials: Sequence[Settings]) -> None:
-    """Check what trials that are evaluated on `dataset` say about its validation split.
+    """Check the validation settings of the trials that are evaluated on `dataset`.
 
     Raises:
-        InputError: they differ in how it is drawn from the train split, but the dataset has a validation split.
+        InputError: The trials differ in how validation images are drawn from the train split, although the dataset has
+            its own validation split.
     """
     if not has_val_folder(dataset):
         return
@@ -103,29 +104,29 @@ def check_validation(dataset: str, trials: Sequence[Settings]) -> None:
             )
 
 
-def check_data(settings: Settings, of: TrialData) -> None:
-    """Raises InputError where the settings ask for more than the data holds."""
-    images = len(of.pretrain)
+def check_data(settings: Settings, data: TrialData) -> None:
+    """Raise InputError if the settings need more than the data holds."""
+    images = len(data.pretrain)
     if settings.usl_epochs and settings.batch_size > images:
         raise InputError(
             f"batch_size: {settings.batch_size} is more than the {images} training images of {settings.dataset}"
         )
-    if not of.probe.labelled:
+    if not data.probe.labelled:
         raise InputError(no_classes(settings.evaluated_dataset))
-    if len(of.probe.classes) < 2:
+    if len(data.probe.classes) < 2:
         raise InputError(
-            f"{settings.evaluated_dataset} has a single class, {of.probe.classes[0]!r}; an evaluation needs two"
+            f"{settings.evaluated_dataset} has a single class, {data.probe.classes[0]!r}; an evaluation needs two"
         )
-    fit, _ = fit_and_val(of.probe, settings.val_fraction, settings.split_seed)
+    fit, _ = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
     images = len(fit.index)
     knn_k = parts.probe["knn"].arguments(settings)["knn_k"]
     if knn_k > images:
         raise InputError(f"knn_k: {knn_k} is more than the {images} images of {settings.evaluated_dataset}'s fit split")
     labels_per_class = parts.probe["linear"].arguments(settings)["labels_per_class"]
     if labels_per_class is not None:
-        draw_labels(fit.labels, labels_per_class, settings.seed, of.probe.classes)
-    assert of.probe.test_images is not None
-    tests, classes = len(of.probe.test_images), len(of.probe.classes)
+        draw_labels(fit.labels, labels_per_class, settings.seed, data.probe.classes)
+    assert data.probe.test_images is not None
+    tests, classes = len(data.probe.test_images), len(data.probe.classes)
     if tests < classes:
         raise InputError(
             f"{settings.evaluated_dataset}: k-means needs a test image per class, but {tests} are fewer than {classes}"

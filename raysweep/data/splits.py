@@ -1,4 +1,4 @@
-"""Divide the training images into the fit and the validation split, and draw labels."""
+"""Splitting the training images into fit and validation, and drawing labelled subsets."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from raysweep.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class SplitPart:
-    """Some of the images of an array, with their labels."""
+    """A subset of an array of images, with labels."""
 
     images: Images
     index: Indices
-    """(M,) which of the images."""
+    """Indices of the subset in `images`, (M,)."""
     labels: Labels
-    """(M,)"""
+    """Labels of the subset, (M,)."""
 
 
 def fit_and_val(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[SplitPart, SplitPart]:
-    """What the probes are fitted on and what they are validated on.
+    """Return the part that probes are fitted on and the part that they are validated on.
 
-    A dataset with a val split of its own is fitted on all of train; `val_fraction` > 0 then only says that the val
-    split is used. Any other is divided by `split_train`. With `val_fraction` = 0 the second part is empty.
+    If the dataset has its own val split, the probes are fitted on all of train, and `val_fraction` > 0 only means that
+    the val split is used. Other datasets are divided by `split_train`. With `val_fraction` = 0 the second part is
+    empty.
 
     Raises:
-        InputError: a class has too few images to be divided.
+        InputError: A class has too few images to be divided.
     """
     images, labels = dataset.train_images, dataset.train_labels
     assert labels is not None
@@ -46,12 +47,12 @@ def split_train(
 ) -> tuple[Indices, Indices]:
     """Divide a train split into fit and val, stratified; returns the sorted indices of each.
 
-    Every class gives `val_fraction` of its images (rounded, at least one) to val and keeps at least one. Which ones
-    depends on the seed, the class and its number of images, not on the other classes. `classes` are their names, for
-    messages.
+    `val_fraction` of each class (rounded, at least one image) goes to val, and at least one image stays in fit. The
+    draw depends on the seed, the class and its number of images, but not on the other classes. `classes` are the class
+    names, for messages.
 
     Raises:
-        InputError: a class has fewer than two images.
+        InputError: A class has fewer than two images.
     """
     assert 0 <= val_fraction < 1
     if val_fraction == 0:
@@ -68,12 +69,12 @@ def split_train(
 
 
 def draw_labels(labels: Labels, per_class: int, seed: int, classes: Sequence[str] = ()) -> Indices:
-    """Draw `per_class` images of each class: their indices, sorted. A larger draw of the same seed contains a smaller.
+    """Draw `per_class` images of each class; returns their sorted indices.
 
-    `classes` are their names, for messages.
+    With the same seed, a larger draw contains a smaller one. `classes` are the class names, for messages.
 
     Raises:
-        InputError: a class has fewer images.
+        InputError: A class has fewer than `per_class` images.
     """
     drawn = []
     for index, members in shuffled_classes(labels, seed, purpose=1):
@@ -87,5 +88,5 @@ def draw_labels(labels: Labels, per_class: int, seed: int, classes: Sequence[str
 
 
 def share(count: int, fraction: float) -> int:
-    """`fraction` of `count` ≥ 2, rounded, such that something is left on both sides."""
+    """Return `fraction` of `count` ≥ 2, rounded, but at least 1 and at most `count` - 1."""
     return min(max(int(count * fraction + 0.5), 1), count - 1)

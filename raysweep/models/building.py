@@ -1,4 +1,4 @@
-"""Build networks whose initial weights depend on the settings and the seed alone."""
+"""Building of networks whose initial weights depend only on the settings and the seed."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from raysweep.randomness import seed_of
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Let PyTorch draw the weights of modules from a seed; its generator is put back afterwards."""
+    """Let PyTorch draw weights from a seed inside the block; afterwards its generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, purpose))
         yield
 
 
 def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
-    """A fresh encoder on the CPU, with its projection head as the attribute `head`.
+    """Build a new encoder on the CPU, with its projection head as the attribute `head`.
 
-    Its weights depend on the encoder, the head and the seed alone, so that all methods of a seed start alike.
+    Its weights depend only on the encoder, the head and the seed, so all methods start equally for one seed.
 
     Args:
-        settings: the experiment.
+        settings: The experiment.
         channels: C of the images.
         image_size: H = W of the images.
 
     Returns:
-        The `nn.Module` of the part, with `channels`, `image_size`, `feature_dim` and `head` set.
+        The encoder's `nn.Module`, with `channels`, `image_size`, `feature_dim` and `head` set.
 
     Raises:
-        ValueError: the encoder has batch normalisation, but does not declare it.
+        ValueError: The encoder has batch normalisation but does not declare it.
     """
     part, head = parts.encoder[settings.encoder], parts.head[settings.head]
     with seeded(settings.seed, "encoder"):
@@ -56,10 +56,10 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
 
 
 class Encoder(nn.Module):
-    """An encoder that is an `nn.Sequential`, which would run a head as one of its layers.
+    """Wraps an encoder that is an `nn.Sequential`, which would otherwise run the head as one of its layers.
 
     Args:
-        layers: images -> features.
+        layers: The module that turns images into features.
     """
 
     def __init__(self, layers: nn.Sequential) -> None:
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
 
 def feature_dim_of(network: nn.Module, channels: int, image_size: int) -> int:
-    """The number of features of an encoder, found by two empty images."""
+    """Return the number of features of an encoder, found with two black images."""
     was_training = network.training
     with torch.no_grad():
         features = network.eval()(torch.zeros(2, channels, image_size, image_size))
@@ -82,18 +82,18 @@ def feature_dim_of(network: nn.Module, channels: int, image_size: int) -> int:
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether a network normalises over the batch, so that its outputs depend on how a batch is divided."""
+    """Return whether a network normalises over the batch, so that its outputs depend on how the batch is divided."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def build_symmetric_decoder(encoder: Any, seed: int) -> SymmetricDecoder:
-    """A fresh symmetric decoder on the CPU; its weights depend on the encoder's shape and the seed alone."""
+    """Build a new symmetric decoder on the CPU; its weights depend only on the encoder's shape and the seed."""
     with seeded(seed, "decoder"):
         return SymmetricDecoder(encoder).to(memory_format=torch.channels_last)
 
 
 def build_local_heads(encoder: Any, embedding_dim: int, seed: int) -> nn.ModuleList:
-    """A linear head for the flattened output of every block of `encoder`; the last one is the encoder's own head."""
+    """Build a linear head for each block's flattened output; the last one is the encoder's own head."""
     with seeded(seed, "local heads"):
         blocks = range(len(encoder.blocks) - 1)
         local = [nn.Linear(encoder.width(block), embedding_dim, bias=False) for block in blocks]

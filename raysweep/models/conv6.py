@@ -1,4 +1,4 @@
-"""Conv6, the encoder of five convolutions, which can be trained block by block."""
+"""Conv6, an encoder of five convolutions that can be trained block by block."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BLOCKS = ((32, False), (32, True), (64, False), (64, True), (512, True))
-"""The blocks: output channels, and whether the block ends with a pooling (else with a Hardtanh)."""
+"""For each block: its output channels, and whether it ends with a pooling (otherwise with a Hardtanh)."""
 DOWNSAMPLING = 8  # three 2×2 poolings
 
 
 def padded(size: int) -> int:
-    """The next multiple of eight, which is the side of the first feature maps for images of side `size`."""
+    """Return the side of the first feature maps for images of side `size`: the next multiple of eight."""
     return -(-size // DOWNSAMPLING) * DOWNSAMPLING
 
 
 def flattened(h: Tensor) -> Tensor:
-    """Feature maps (B, C, H, W) as (B, C·H·W), with a gradient in the memory format of the maps.
+    """Flatten feature maps (B, C, H, W) to (B, C·H·W); the gradient gets the memory format of the maps.
 
-    The gradient of `flatten` alone is contiguous, also where the maps are channels last. This costs 2 to 4 % of a step
-    at 32×32 (`benchmarks/means.py`).
+    The gradient of `flatten` alone is contiguous even if the maps are channels last. That costs 2 to 4 % of a step at
+    32×32 (`benchmarks/means.py`).
     """
     if h.requires_grad and not h.is_contiguous():
         h.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
@@ -37,10 +37,10 @@ class Conv6(nn.Module):
     Args:
         channels: C of the images.
         image_size: H = W of the images; they are padded with zeros to a multiple of eight.
-        init: `pytorch` leaves the weights as PyTorch draws them, uniform with variance 1/(3·fan-in). `kaiming` draws
-            them normal with variance 2/fan-in (He et al. 2015, arXiv 1502.01852, equation 10), so that the signal does
-            not shrink from block to block.
-        depth: the number of blocks, at most five.
+        init: `pytorch` keeps PyTorch's initial weights, uniform with variance 1/(3·fan-in). `kaiming` draws normal
+            weights with variance 2/fan-in (He et al. 2015, arXiv 1502.01852, equation 10), so that the signal does not
+            shrink from block to block.
+        depth: The number of blocks, at most five.
     """
 
     def __init__(self, channels: int, image_size: int, init: str = "pytorch", depth: int = len(BLOCKS)) -> None:
@@ -56,21 +56,21 @@ class Conv6(nn.Module):
         self.feature_dim = self.width(depth - 1)
 
     def draw_weights(self) -> None:
-        """Draw the weights that `init` names, if they are not PyTorch's own."""
+        """Draw the weights for `init`, unless it is `pytorch`."""
         if self.init == "kaiming":
             for weight in self.blocks.parameters():
                 nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
     def width(self, block: int) -> int:
-        """Number of elements of the output of block `block`, counted from 0."""
+        """Return the number of elements of the output of block `block`, counted from 0."""
         side = padded(self.image_size) >> sum(pools for _, pools in BLOCKS[: block + 1])
         return BLOCKS[block][0] * side * side
 
     def inverse_block(self, block: int) -> nn.Sequential:
-        """A module that turns the output of block `block`, counted from 0, back into its input.
+        """Return a module that turns the output of block `block`, counted from 0, back into its input.
 
-        Where the block pools, it doubles the size by nearest neighbours; then a 3×3 convolution gives the number of
-        input channels. It ends with a Hardtanh if the block's input is the output of a Hardtanh.
+        If the block pools, the module doubles the size by nearest neighbours. A 3×3 convolution then restores the
+        number of input channels. A Hardtanh follows if the block's input is the output of a Hardtanh.
         """
         outputs, pools = BLOCKS[block]
         inverse = nn.Sequential(nn.Upsample(scale_factor=2)) if pools else nn.Sequential()
@@ -80,7 +80,7 @@ class Conv6(nn.Module):
         return inverse
 
     def pad(self, images: Tensor) -> Tensor:
-        """The input of the first block: images (B, C, H, W) with zeros around them up to a multiple of eight."""
+        """Return the input of the first block: images (B, C, H, W), padded with zeros to a multiple of eight."""
         missing = padded(self.image_size) - self.image_size
         return images if not missing else F.pad(images, (missing // 2, missing - missing // 2) * 2)
 
@@ -92,7 +92,7 @@ class Conv6(nn.Module):
         return h
 
     def layer_outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, C, H, W) in [0, 1] -> `layer1`, `layer2`, …, the outputs of the blocks, and `trunk`, flat."""
+        """Images (B, C, H, W) in [0, 1] -> `layer1`, `layer2`, …, the block outputs, and `trunk`, the last one flat."""
         outputs, h = {}, self.pad(images)
         for number, block in enumerate(self.blocks, start=1):
             h = block(h)

@@ -1,4 +1,4 @@
-"""The decoders of end-to-end and of layer-wise training."""
+"""The decoders of end-to-end and of layerwise training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from raysweep.models.conv6 import DOWNSAMPLING, padded
 class Decoder(nn.Module):
     """The simple decoder of end-to-end training: linear, then three doublings, each followed by a 3×3 convolution.
 
-    Nearest-neighbour doubling before a convolution, because transposed convolutions leave checkerboards (Odena et al.
-    2016, doi 10.23915/distill.00003). No activation at the end: the target's range is learnt.
+    It doubles by nearest neighbours before a convolution, because transposed convolutions produce checkerboard
+    artefacts (Odena et al. 2016, doi 10.23915/distill.00003). It ends without an activation, so that it learns the
+    target's range.
 
     Args:
         channels: C of the images.
         image_size: H = W of the images.
-        embedding_dim: width of the embedding that is decoded.
+        embedding_dim: Width of the embedding to decode.
     """
 
     def __init__(self, channels: int, image_size: int, embedding_dim: int) -> None:
@@ -46,10 +47,10 @@ class Decoder(nn.Module):
 
 
 class SymmetricDecoder(nn.Module):
-    """The decoder of layer-wise training: its block k undoes block k of the encoder, from its output to its input.
+    """The decoder of layerwise training. Its block k inverts block k of the encoder, from output to input.
 
     Args:
-        encoder: the encoder; it has `blocks` and `inverse_block`.
+        encoder: An encoder with `blocks` and `inverse_block`.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -65,6 +66,6 @@ class SymmetricDecoder(nn.Module):
 
 
 def crop(images: Tensor, size: int) -> Tensor:
-    """The central `size` × `size` pixels: what padding added is cut off."""
+    """Return the central `size` × `size` pixels, which removes the padding."""
     before = (images.shape[-1] - size) // 2
     return images[..., before : before + size, before : before + size]

@@ -1,16 +1,16 @@
-"""The table of encoders. An encoder is added here, as a function that builds its network.
+"""The table of encoders. To add an encoder, add a function here that builds its network.
 
 An encoder is an `nn.Module` that turns images (B, C, H, W) in [0, 1] into features (B, D). These attributes and methods
 are optional:
 
-- `feature_dim`: D. Without it, D is found by one batch of images.
+- `feature_dim`: D. Without it, D is found with one batch of images.
 - `layer_outputs(images)`: a mapping from the names in the trait `layers`, and `trunk`, to outputs of layers, (B, …).
-- `blocks`: an `nn.ModuleList` of the blocks that layer-wise training trains one by one. It needs the trait `blocks`,
-  and the methods `up_to(images, k)`, the output of the first k blocks, `width(k)`, the number of elements of the output
-  of block k, and `inverse_block(k)`, a module that turns the output of block k back into its input.
+- `blocks`: an `nn.ModuleList` of the blocks that layerwise training trains one by one. It requires the trait `blocks`
+  and three methods. `up_to(images, k)` returns the output of the first k blocks. `width(k)` returns the number of
+  elements of block k's output. `inverse_block(k)` returns a module that turns block k's output back into its input.
 - `draw_weights()`: called once after the head is attached, while PyTorch's generator has the seed of the trial.
 
-Networks are imported inside the functions, because this module is also read to print the help of a command.
+Networks are imported inside the functions, because commands import this module just to print their help.
 """
 
 from __future__ import annotations

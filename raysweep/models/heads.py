@@ -1,4 +1,4 @@
-"""The table of projection heads. A head is added here, as a function that builds it."""
+"""The table of projection heads. To add a head, add a function here that builds it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class ResNet18(nn.Module):
     """torchvision's ResNet-18, untrained, with the stem for small images and without its classifier.
 
-    He et al. 2016, arXiv 1512.03385. Its first convolution is 3×3 with stride 1 and its first pooling is left out, as
+    He et al. 2016, arXiv 1512.03385. Its first convolution is 3×3 with stride 1, and the first pooling is omitted, as
     in SimCLR's experiments on CIFAR-10 (Chen et al. 2020, arXiv 2002.05709, Appendix B.9). It has batch normalisation.
 
     Args:
@@ -18,7 +18,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, channels: int, image_size: int) -> None:
         super().__init__()
-        from torchvision.models import resnet18  # 2 s, which Conv6 does not need
+        from torchvision.models import resnet18  # the import takes 2 s, which Conv6 does not need
 
         self.channels, self.image_size, self.feature_dim = channels, image_size, 512
         self.body = resnet18(weights=None)

@@ -1,1 +1,1 @@
-"""The results directory: results, checkpoints, encoder files, buckets, and TensorBoard events."""
+"""The results directory of a sweep: results, checkpoints, encoder files, buckets and TensorBoard events."""

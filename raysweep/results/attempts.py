@@ -1,4 +1,4 @@
-"""The attempts of one trial, and the lock that keeps two processes from working on it."""
+"""The attempts of one trial, and the lock that keeps two processes from running the same trial."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from raysweep.system.files import (
 )
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
-"""What a process leaves that is killed in `replacing`."""
+"""Names of the temporary files that remain when a process is killed inside `replacing`."""
 
 HOLD_SECONDS = 60.0
 
 
 @contextmanager
 def hold_directory(directory: Path) -> Iterator[None]:
-    """Hold a trial's directory for this process, waiting for the process that has it: it dies with that process.
+    """Lock a trial's directory for this process, and wait for any process that holds the lock.
 
-    A worker whose driver was killed lives on for seconds, in which the sweep may be resumed already.
+    The lock is released when its process dies. The wait is needed because a worker survives a killed driver by some
+    seconds, and the sweep may already be resumed by then.
 
     Raises:
-        TimeoutError: another process still has it after `HOLD_SECONDS`.
-        InputError: the file system cannot lock files.
+        TimeoutError: Another process still holds the lock after `HOLD_SECONDS`.
+        InputError: The file system cannot lock files.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path, end = directory / ".lock", time.monotonic() + HOLD_SECONDS
     while True:
         with open_lock(path) as file:
-            # The file may be one that its last holder has removed.
+            # The previous holder may have removed this file after it was opened here.
             if try_lock(file, directory) and same_file(file.fileno(), path):
                 try:
                     with holding(directory, file):
                         yield
                 finally:
-                    with suppress(OSError):  # read-only by now; the lock itself goes with the open file
+                    with suppress(OSError):  # the directory may be read-only by now; closing the file ends the lock
                         if same_file(file.fileno(), path):
                             path.unlink()
                 return
@@ -62,19 +63,22 @@ def hold_directory(directory: Path) -> Iterator[None]:
 
 
 def begin_attempt(directory: Path, settings: Settings) -> int:
-    """Note that this process now runs the trial with these settings; returns which attempt this is, from 1.
+    """Record in `attempt.json` that this process runs the trial with these settings.
 
-    What does not belong where a file of the trial will be written is set aside.
+    Anything that blocks the path of one of the trial's files is set aside.
+
+    Returns:
+        The number of this attempt, from 1.
     """
     check_held(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for left in ("result.json", "error.txt"):  # of an attempt that failed
+    for left in ("result.json", "error.txt"):  # left by a failed attempt
         discard(directory / left)
     for path in directory.iterdir():
-        if TEMPORARY.fullmatch(path.name) and path.is_file():  # of a process that was killed in `replacing`
+        if TEMPORARY.fullmatch(path.name) and path.is_file():  # left by a process that was killed in `replacing`
             path.unlink()
         elif path.name.startswith("events.out.tfevents.") and irregular(path) is not None:
-            set_aside(path, name=f"set-aside.{path.name}")  # its own name would count as an event file
+            set_aside(path, name=f"set-aside.{path.name}")  # under its old name it would count as an event file
     checkpoints = directory / "checkpoints"
     if lies(checkpoints) and not checkpoints.is_dir():
         set_aside(checkpoints)
@@ -85,7 +89,7 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
             "attempt": attempt,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),  # the GPUs that Ray gave this process; None means all
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),  # the GPUs that Ray assigned; None means all GPUs
             "started": time.time(),
             "settings": settings.model_dump(),
         },

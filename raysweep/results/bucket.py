@@ -1,10 +1,10 @@
-"""A directory in a bucket of an object store.
+"""Access to a directory in a bucket of an object store.
 
-All other code reads and writes local files. The bucket is the truth: `Mirror.pull` makes the copy what the bucket
-holds, so that a copy which another machine's work has outrun never wins; `Mirror.push` brings what was written since
-into the bucket, in an order in which it is whole at every moment. Objects appear only when they are complete.
+All other code reads and writes local files. The bucket is authoritative. `Mirror.pull` makes the local copy equal to
+the bucket, so a local copy that is older than another machine's work never wins. `Mirror.push` uploads what was written
+since, in an order that keeps the bucket consistent at every moment. Objects appear only when they are complete.
 
-pyarrow, which Ray Tune brings, is imported inside the functions: most sweeps need no bucket.
+pyarrow is a dependency of Ray Tune. It is imported inside the functions because most sweeps need no bucket.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from raysweep.errors import URI_OPTIONS, InputError, masked
 from raysweep.results.credentials import SCHEMES, credentials, hidden, refusal_of_credentials, refuse_password
 from raysweep.system.places import expanded
 
-PATIENCE = 60.0  # seconds after the first failure of a request in which it is tried again
-PAUSE = 1.0  # seconds before the second try; each later one waits twice as long
-THREADS = 16  # small files at a time
+PATIENCE = 60.0  # seconds after the first failure during which a request is retried
+PAUSE = 1.0  # seconds before the first retry; each later pause is twice as long
+THREADS = 16  # number of small files transferred in parallel
 T = TypeVar("T")
 Wanted = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a listing says of an object."""
+    """Size and modification time of an object, from a listing."""
 
     size: int
     mtime_ns: int
-    """By the store's clock."""
+    """Modification time by the store's clock, in nanoseconds."""
 
 
 class Bucket:
     """A directory in a bucket.
 
     Args:
-        uri: such as `s3://bucket/prefix?region=eu-west-1`; credentials and AWS_ENDPOINT_URL are the environment's. The
-            path is taken literally, as `aws s3` and TensorBoard do: trials have % in their names.
-        inside: a path below it, literally.
+        uri: For example `s3://bucket/prefix?region=eu-west-1`. Credentials and AWS_ENDPOINT_URL come from the
+            environment. The path is taken literally, as `aws s3` and TensorBoard do, because trial names contain %.
+        inside: A path below the URI's directory, taken literally.
 
     Raises:
-        InputError: it is no such URI. Nothing is asked of the store yet.
+        InputError: The URI is invalid. The constructor sends no request to the store.
     """
 
     def __init__(self, uri: str, inside: str = "") -> None:
@@ -64,7 +64,7 @@ class Bucket:
         except ValueError as fault:
             raise InputError(f"{uri}: is no URI ({fault})") from None
         self.scheme, self.name, self.query = parts.scheme, parts.netloc, parts.query
-        # abfs://CONTAINER@ACCOUNT names no user, and gs://anonymous@BUCKET nobody.
+        # In abfs://CONTAINER@ACCOUNT and gs://anonymous@BUCKET, the part before the @ is not a user name.
         user = self.name.rpartition("@")[0]
         if user and not self.scheme.startswith("abfs") and (self.scheme, user) != ("gs", "anonymous"):
             raise refusal_of_credentials(self.scheme)
@@ -75,7 +75,7 @@ class Bucket:
             raise InputError(f"{uri}: is not a place in a bucket; give {self.scheme}://BUCKET/PREFIX")
         known = URI_OPTIONS[{"gcs": "gs", "abfss": "abfs"}.get(self.scheme, self.scheme)]
         for option, value in parse_qsl(self.query, keep_blank_values=True):
-            if option not in known:  # its value, and what has none, may be a secret
+            if option not in known:  # an unknown option's value may be a secret, and so may an option without a value
                 name = repr(option) if value else "***"
                 raise InputError(
                     f"{uri}: unknown option {name}{suggest(option, known)} (credentials do not belong into a URI)"
@@ -86,7 +86,7 @@ class Bucket:
             s3_endpoint()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Bucket, (self.uri, self.inside)  # the connection stays where it was made
+        return Bucket, (self.uri, self.inside)  # the open connection is not pickled
 
     def __truediv__(self, name: str) -> Bucket:
         inner = Bucket(self.uri, f"{self.inside}/{name}")
@@ -99,10 +99,10 @@ class Bucket:
         return self.uri.partition("?")[0].rstrip("/") + self.inside
 
     def copy(self, purpose: str) -> Path:
-        """Where the local copy lies on this machine: under $RAYSWEEP_CACHE, by default ~/.cache/raysweep.
+        """Return the local copy's path on this machine, under $RAYSWEEP_CACHE (by default ~/.cache/raysweep).
 
         Args:
-            purpose: separates the copies of processes that would disturb each other.
+            purpose: Separates the copies of processes that would disturb each other.
         """
         where = f"{self.scheme}://{self.name}?{self.query} {s3_endpoint() if self.scheme == 's3' else ''}"
         store = f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
@@ -111,7 +111,7 @@ class Bucket:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        """The file system of pyarrow, and the directory's path in it; raises OSError where it cannot be opened."""
+        """The pyarrow file system and the directory's path in it; raises OSError if it cannot be opened."""
         try:
             from pyarrow import fs
         except ImportError:
@@ -121,18 +121,18 @@ class Bucket:
         else:
             try:
                 file_system, path = fs.FileSystem.from_uri(f"{self.scheme}://{self.name}?{self.query}")
-            except (ValueError, NotImplementedError) as fault:  # pyarrow's faults of a URI, and of a build without it
+            except (ValueError, NotImplementedError) as fault:  # an invalid URI, or a pyarrow built without this scheme
                 raise InputError(f"{self}: {' '.join(str(fault).split())}") from None
         return file_system, f"{path.rstrip('/')}/{self.prefix}".rstrip("/") + self.inside
 
     def check(self, *, write: bool) -> None:
-        """Ask the store, once.
+        """Check that the bucket answers and that this user may access it.
 
         Args:
-            write: whether to write an object and remove it again.
+            write: Whether to test writing, by writing an object and removing it.
 
         Raises:
-            InputError: it does not answer, has no such bucket, or does not let this user do it.
+            InputError: The store does not answer, has no such bucket, or does not permit the access.
         """
         try:
             file_system, path = self._opened
@@ -152,64 +152,64 @@ class Bucket:
             ) from None
 
     def names(self) -> set[str]:
-        """What lies directly in it."""
+        """Return the names of the entries directly in the directory."""
         file_system, path = self._opened
-        found = self._ask("listing", lambda: file_system.get_file_info(selector(path, recursive=False)))
-        return {each.base_name for each in found}
+        entries = self._ask("listing", lambda: file_system.get_file_info(selector(path, recursive=False)))
+        return {entry.base_name for entry in entries}
 
     def has(self, name: str) -> bool:
-        """Whether there is such an object; no, where the store does not answer at once."""
+        """Return whether the object exists; False if the store does not answer the first request."""
         try:
             file_system, path = self._opened
-            # One HEAD. For what is not there, pyarrow's get_file_info asks for a listing too, at ten times the price.
+            # This sends one HEAD. For a missing object, get_file_info also sends a listing, at ten times the price.
             file_system.open_input_file(f"{path}/{name}").close()
         except OSError:
             return False
         return True
 
     def files(self) -> dict[str, Info]:
-        """The objects in it, at any depth, by their path below it; without hidden ones."""
+        """Return the objects below the directory, at any depth, by relative path; hidden objects are left out."""
         file_system, path = self._opened
-        found = self._ask("listing", lambda: file_system.get_file_info(selector(path, recursive=True)))
+        entries = self._ask("listing", lambda: file_system.get_file_info(selector(path, recursive=True)))
         files = {}
-        for each in found:
-            name = each.path.removeprefix(f"{path}/")
-            if each.is_file and not hidden(name):
-                files[name] = Info(each.size, each.mtime_ns)
+        for entry in entries:
+            name = entry.path.removeprefix(f"{path}/")
+            if entry.is_file and not hidden(name):
+                files[name] = Info(entry.size, entry.mtime_ns)
         return files
 
     def read(self, name: str) -> bytes:
-        """An object's content; raises FileNotFoundError if there is none."""
+        """Return an object's content; raises FileNotFoundError if it does not exist."""
         file_system, path = self._opened
 
         def get() -> bytes:
-            with file_system.open_input_file(f"{path}/{name}") as file:  # one request; a stream makes many small ones
+            with file_system.open_input_file(f"{path}/{name}") as file:  # one request; a stream sends many small ones
                 content: bytes = file.read()
                 return content
 
         return self._ask(f"reading {name}", get)
 
     def write(self, name: str, content: bytes) -> None:
-        """Make or replace an object."""
+        """Create or replace an object."""
         file_system, path = self._opened
         self._ask(f"writing {name}", lambda: put(file_system, f"{path}/{name}", content))
 
     def remove(self, name: str) -> None:
-        """Remove an object; nothing if there is none."""
+        """Remove an object if it exists."""
         file_system, path = self._opened
 
         def delete() -> None:
-            with suppress(FileNotFoundError):  # a try before this one removed it, and its answer was lost
+            with suppress(FileNotFoundError):  # an earlier try may have removed the object although its answer was lost
                 file_system.delete_file(f"{path}/{name}")
 
         self._ask(f"removing {name}", delete)
 
     def _ask(self, what: str, request: Callable[[], T]) -> T:
-        """What the store answers, asked again for `PATIENCE` seconds if it fails.
+        """Return the store's answer; a failing request is retried for `PATIENCE` seconds.
 
         Raises:
-            FileNotFoundError: there is no such object.
-            OSError: it failed to the end; `strerror` says why in one line, `filename` is the URI.
+            FileNotFoundError: The object does not exist.
+            OSError: All tries failed. `strerror` gives the reason in one line, and `filename` is the URI.
         """
         end, pause = time.monotonic() + PATIENCE, PAUSE
         while True:
@@ -225,10 +225,10 @@ class Bucket:
 
 
 def s3_endpoint() -> str:
-    """The address of the S3 service that the environment names, "" for Amazon's.
+    """Return the address of the S3 service from the environment, "" for Amazon's.
 
     Raises:
-        InputError: it is no such address, or has credentials in it.
+        InputError: The address is invalid or contains credentials.
     """
     name = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
     address = os.environ.get(name, "")
@@ -244,7 +244,7 @@ def s3_endpoint() -> str:
 
 
 def open_s3(fs: Any, bucket: str, options: dict[str, str]) -> Any:
-    """Pyarrow's S3: like its `from_uri`, whose retries of a request that is never answered take minutes."""
+    """Open S3 like pyarrow's `from_uri`, whose retries of a request without an answer take minutes."""
     address = urlsplit(s3_endpoint())
     if address.netloc:
         options = {"endpoint_override": address.netloc + address.path.rstrip("/"), "scheme": address.scheme, **options}
@@ -252,7 +252,7 @@ def open_s3(fs: Any, bucket: str, options: dict[str, str]) -> Any:
     if region is None:
         region = "us-east-1" if "endpoint_override" in options else fs.resolve_s3_region(bucket)
     return fs.S3FileSystem(
-        # Given here, they are not looked for in the environment at each request: they are hidden there while Tune runs.
+        # Passed explicitly, because the environment's credentials are hidden while Tune runs.
         **{**options, "region": region, **credentials()},
         connect_timeout=5,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
@@ -261,22 +261,22 @@ def open_s3(fs: Any, bucket: str, options: dict[str, str]) -> Any:
 
 
 def put(file_system: Any, path: str, content: bytes) -> None:
-    """Write an object. Nothing but `write` may fail in the block: leaving it makes an object of what there is."""
+    """Write an object. Only `write` may fail in the block: leaving it stores whatever was written so far."""
     with file_system.open_output_stream(path) as file:
         file.write(content)
 
 
 def selector(path: str, recursive: bool) -> Any:
-    """Pyarrow's request for a listing."""
+    """Return pyarrow's request for a listing."""
     from pyarrow import fs
 
     return fs.FileSelector(path, recursive=recursive, allow_not_found=True)
 
 
 def describe_s3_error(fault: OSError) -> str:
-    """What pyarrow says went wrong, in one short line."""
+    """Return pyarrow's error message as one short line."""
     text = " ".join(str(fault).split())
-    found = re.search(
+    match = re.search(
         r"AWS Error (\w+) during \w+ operation: (?:curlCode: \d+, )?(.*?)(?:; Details:.*| \(Request ID.*)?$", text
     )
-    return masked(f"{found[2].rstrip('.')} ({found[1]})" if found else text)
+    return masked(f"{match[2].rstrip('.')} ({match[1]})" if match else text)

@@ -1,4 +1,4 @@
-"""Training checkpoints: numbered, with a hash, the newest two kept."""
+"""Training checkpoints: numbered files with a hash, of which the newest two are kept."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from raysweep.system.files import (
 
 KEEP_CHECKPOINTS = 2
 CHECKPOINT = re.compile(r"[0-9]{8}\.(pt|json)|\.[0-9]{8}\.(pt|json)\..+")
-"""The files in `checkpoints/`, and what a process left that was killed while it wrote one."""
+"""Names of the files in `checkpoints/`, including temporary files of a process that was killed while writing."""
 LONGEST_MANIFEST = 4096
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """Save `state` (tensors and plain values) under the next number; the newest `KEEP_CHECKPOINTS` are kept.
 
-    The manifest with the hash is written last: a checkpoint without one does not exist.
+    The manifest with the hash is written last. A checkpoint without a manifest is ignored.
     """
     check_held(directory)
     folder = directory / "checkpoints"
@@ -42,13 +42,13 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     write_atomically(folder / f"{number}.pt", content)
     write_json(folder / f"{number}.json", {"sha256": hashlib.sha256(content).hexdigest()})
     kept = [*earlier, number][-KEEP_CHECKPOINTS:]
-    for file in sorted(folder.iterdir()):  # manifests first; and what a process left that was killed while writing
+    for file in sorted(folder.iterdir()):  # manifests sort first; temporary files of a killed process go too
         if CHECKPOINT.fullmatch(file.name) and file.stem not in kept:
             discard(file)
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest complete checkpoint, None if there is none; a damaged one is removed, with a warning."""
+    """Return the newest complete checkpoint or None. A damaged one is removed with a warning."""
     import torch
 
     manifests = [path for path in (directory / "checkpoints").glob("*.json") if CHECKPOINT.fullmatch(path.name)]
@@ -56,7 +56,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
         file = manifest.with_suffix(".pt")
         try:
             content = read_regular(file)
-            # As text, so that a damaged manifest is one that does not match.
+            # Compared as text, so that a damaged manifest simply does not match.
             says = read_regular(manifest, LONGEST_MANIFEST).decode(errors="replace")
         except (FileNotFoundError, ValueError):
             content, says = b"", ""
@@ -64,26 +64,26 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return state
         warnings.warn(f"checkpoint {file} is damaged; resuming from the one before it, if there is one", stacklevel=2)
-        discard(manifest)  # so that it does not count among the checkpoints that are kept
+        discard(manifest)  # so that it is not counted among the kept checkpoints
         discard(file)
     return None
 
 
 def remove_checkpoints(directory: Path) -> None:
-    """Remove what only a running trial needs."""
+    """Remove the checkpoints, which only a running trial needs."""
     folder = directory / "checkpoints"
     for file in folder.glob("*"):
         if CHECKPOINT.fullmatch(file.name):
             discard(file)
-    if folder.is_dir() and not any(folder.iterdir()):  # it may hold something of the user's
+    if folder.is_dir() and not any(folder.iterdir()):  # the folder may hold files of the user
         folder.rmdir()
 
 
 def load_plain(file: Path) -> dict[str, Any]:
-    """What `to_bytes` wrote. Any other file is refused, and code in it is never run.
+    """Load a file that `to_bytes` wrote. Other files are rejected, and code in a file is never run.
 
     Raises:
-        InputError: the file is not one of PyTorch's, is damaged, or holds more than tensors and plain values.
+        InputError: The file is not a PyTorch file, is damaged, or holds more than tensors and plain values.
     """
     import torch
 
@@ -98,14 +98,14 @@ def load_plain(file: Path) -> dict[str, Any]:
                     if not any(member.filename.endswith("/data.pkl") for member in members):
                         why = "it is not a file of PyTorch"
                     elif sum(member.file_size for member in members) > file.stat().st_size:
-                        # PyTorch does not compress. A small file must not fill the memory.
+                        # PyTorch does not compress. A small file must not expand to fill the memory.
                         why = "it is compressed, or holds the same bytes several times"
                     else:
-                        intact = archive.testzip() is None  # PyTorch writes these sums but does not look at them
+                        intact = archive.testzip() is None  # PyTorch writes these checksums but does not verify them
                 if intact:
                     opened.seek(0)
                     with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # PyTorch warns of kinds of tensors that are refused anyway
+                        warnings.simplefilter("ignore")  # PyTorch warns about tensor kinds that are rejected anyway
                         saved = torch.load(opened, map_location="cpu", weights_only=True)
                     if isinstance(saved, dict):
                         return saved
@@ -114,8 +114,8 @@ def load_plain(file: Path) -> dict[str, Any]:
         raise
     except Irregular as fault:
         why = f"it {fault}"
-    except Exception as fault:  # what damaged archives and pickles raise is not documented
-        if isinstance(fault, OSError) and fault.filename is not None:  # it cannot even be opened
+    except Exception as fault:  # which exceptions damaged archives and pickles raise is not documented
+        if isinstance(fault, OSError) and fault.filename is not None:  # the file cannot be opened
             raise
         if isinstance(fault, pickle.UnpicklingError):
             why = "it holds more than tensors and plain values, which could run code and is not loaded"
@@ -123,7 +123,7 @@ def load_plain(file: Path) -> dict[str, Any]:
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
-    """Tensors and plain values as PyTorch saves them."""
+    """Serialise tensors and plain values in PyTorch's file format."""
     import torch
 
     buffer = io.BytesIO()

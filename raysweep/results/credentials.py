@@ -1,4 +1,4 @@
-"""Addresses of buckets, and the credentials that must not appear in messages or logs."""
+"""Handling of bucket URIs and credentials, so that no credentials appear in messages or logs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from raysweep.errors import InputError, has_password
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
-"""Of stores whose objects appear only when they are complete. s3 is what the tests run against."""
+"""URI schemes of stores whose objects appear only when they are complete. The tests run against s3."""
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
-"""The variables that Ray Tune passes on to its workers by way of a log file."""
+"""Environment variables that Ray Tune passes to its workers in a way that writes them to a log file."""
 
 
 def is_uri(place: object) -> bool:
-    """Whether this names a place in a bucket, not a local path.
+    """Return whether `place` is a URI in a bucket rather than a local path.
 
     Raises:
-        InputError: it almost does, or it has a password.
+        InputError: `place` is nearly a URI (the // is missing), or it contains a password.
     """
     scheme, colon, rest = place.partition(":") if isinstance(place, str) else ("", "", "")
     refuse_password(str(place))
@@ -28,13 +28,13 @@ def is_uri(place: object) -> bool:
 
 
 def refuse_password(uri: str, what: str = "") -> None:
-    """Raises InputError if the URI has a password in it; `what` names it, as the message does not show it."""
+    """Raise InputError if the URI contains a password; the message shows `what` instead of the URI."""
     if has_password(uri):
         raise refusal_of_credentials(uri.partition(":")[0], what)
 
 
 def refusal_of_credentials(scheme: str, what: str = "") -> InputError:
-    """The error for credentials in a URI. It quotes nothing of the URI but its scheme."""
+    """Return the error for credentials in a URI. Its message quotes only the URI's scheme."""
     where = {
         "s3": "in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws",
         "gs": "by GOOGLE_APPLICATION_CREDENTIALS",
@@ -48,10 +48,10 @@ def refusal_of_credentials(scheme: str, what: str = "") -> InputError:
 
 @contextmanager
 def hidden_credentials() -> Iterator[None]:
-    """Take the credentials out of this process's environment for a while; buckets still use them.
+    """Remove the credentials from this process's environment inside the block; buckets still use them.
 
-    Ray Tune copies them into the runtime environment of its workers, which Ray writes to a log that everyone can read.
-    Workers on this machine have them all the same: they inherit the environment in which Ray was started.
+    Ray Tune copies credentials into the runtime environment of its workers, which Ray writes to a log that everyone
+    can read. Workers on this machine still have them, because they inherit the environment in which Ray was started.
     """
     taken = {name: os.environ.pop(name) for name in CREDENTIALS if name in os.environ}
     _hidden.update(taken)
@@ -66,7 +66,7 @@ _hidden: dict[str, str] = {}
 
 
 def credentials() -> dict[str, str]:
-    """The S3 credentials that the environment gives, as arguments of pyarrow; none where it gives no complete pair."""
+    """Return the environment's S3 credentials as pyarrow arguments; empty without a complete key pair."""
     environment = {**os.environ, **_hidden}
     key, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
     if not key or not secret:
@@ -77,11 +77,11 @@ def credentials() -> dict[str, str]:
 
 
 def join(uri: str, name: str) -> str:
-    """The URI of `name` in the directory `uri`."""
+    """Return the URI of `name` in the directory `uri`."""
     start, mark, query = uri.partition("?")
     return f"{start.rstrip('/')}/{name}{mark}{query}"
 
 
 def hidden(name: str) -> bool:
-    """Whether a path has a part that starts with a dot: locks, temporary files, Ray's own state."""
+    """Return whether a part of the path starts with a dot: locks, temporary files and Ray's own state."""
     return any(part.startswith(".") for part in name.split("/"))

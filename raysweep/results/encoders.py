@@ -1,4 +1,4 @@
-"""Files of trained encoders."""
+"""Reading and writing files of trained encoders."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENCODER, OLD_ENCODER = "encoder.safetensors", "encoder.pt"
-"""The file of a trained encoder, and the file that older versions wrote, which is only read."""
+"""The file name of a trained encoder, and the name that older versions used, which is only read."""
 
 
 def save_encoder(directory: Path, encoder: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Save the trained encoder as the trial's `encoder.safetensors`.
 
     Args:
-        directory: the directory of the trial.
-        encoder: the weights, on the CPU, so that they load where there is no GPU.
-        description: `architecture`, `channels`, `image_size`, `embedding_dim`, `trunk_dim`, and `arguments`, those of
-            the encoder and its head: what is needed to build it again.
+        directory: The trial's directory.
+        encoder: The weights, on the CPU so that they load on a machine without a GPU.
+        description: What is needed to rebuild the encoder: `architecture`, `channels`, `image_size`, `embedding_dim`,
+            `trunk_dim` and `arguments` (the arguments of the encoder and its head).
     """
     write_atomically(directory / ENCODER, to_safetensors(encoder, description))
 
 
 def to_safetensors(weights: dict[str, Tensor], description: dict[str, Any]) -> bytes:
-    """Weights as a safetensors file with their description, as texts, in its header."""
+    """Serialise weights as safetensors, with their description as text in the header."""
     import safetensors.torch
 
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in description.items()}
@@ -45,13 +45,13 @@ def to_safetensors(weights: dict[str, Tensor], description: dict[str, Any]) -> b
         "layers": f"{TRUNK} {EMBEDDING}",
         "input": "float32 (B, C, H, W) in [0, 1], not normalised",
     }
-    # Contiguous is the only layout that safetensors writes.
+    # safetensors writes only contiguous tensors.
     return bytes(safetensors.torch.save({name: weight.contiguous() for name, weight in weights.items()}, header))
 
 
 @dataclass(frozen=True, eq=False)
 class SavedEncoder:
-    """An encoder as a file describes it; whether the weights fit the description is for its builder to find out."""
+    """A saved encoder and its description. The code that builds the encoder checks that the weights fit."""
 
     file: Path
     architecture: str
@@ -64,12 +64,12 @@ class SavedEncoder:
 
 
 def encoder_file(path: Path) -> Path:
-    """The file that holds the encoder: `path` itself, or the encoder in a trial's directory.
+    """Return the file that holds the encoder: `path` itself, or the encoder file in a trial's directory.
 
     Older versions wrote `encoder.pt`.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such file.
     """
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
@@ -89,15 +89,15 @@ def encoder_file(path: Path) -> Path:
 
 
 def load_encoder(path: Path) -> SavedEncoder:
-    """Read an encoder from a trial's directory, its file or a training checkpoint. Runs no code in the file.
+    """Read an encoder from a trial's directory, an encoder file or a training checkpoint. Runs no code in the file.
 
-    Takes memory in proportion to the file's size.
+    The memory used is proportional to the file's size.
 
     Returns:
-        The description and the weights, on the CPU: plain tensors that lie in memory as they look.
+        The description and the weights. The weights are plain dense tensors on the CPU.
 
     Raises:
-        InputError: the file is missing, damaged, something else, or describes an encoder that cannot be.
+        InputError: The file is missing, damaged or of another kind, or it describes an impossible encoder.
     """
     file = encoder_file(path)
     saved = load_safetensors(file) if file.suffix == ".safetensors" else load_plain(file)
@@ -105,10 +105,10 @@ def load_encoder(path: Path) -> SavedEncoder:
         weights = weights_in(saved)
         check_weights(weights, file)
         description = describe(saved["settings"], weights) if "state" in saved else saved
-        architecture = description.get("architecture", "conv6")  # older files do not say it: there was no other
+        architecture = description.get("architecture", "conv6")  # conv6 was the only one when older files were written
         channels, image_size, embedding_dim = (description[n] for n in ("channels", "image_size", "embedding_dim"))
     except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as fault:
-        if isinstance(fault, InputError):  # which says more
+        if isinstance(fault, InputError):  # its message is more specific
             raise
         raise InputError(f"{file}: is not a checkpoint of raysweep: it holds no encoder") from None
     known = tuple(parts.encoder)
@@ -128,7 +128,7 @@ def load_encoder(path: Path) -> SavedEncoder:
 
 
 def load_safetensors(file: Path) -> dict[str, Any]:
-    """The weights in a safetensors file as `encoder`, and its description; raises InputError if it is damaged."""
+    """Read a safetensors file: the weights as `encoder`, and the description; raises InputError if damaged."""
     import safetensors
     import safetensors.torch
 
@@ -149,7 +149,7 @@ def load_safetensors(file: Path) -> dict[str, Any]:
 
 
 def weights_in(saved: Mapping[str, Any]) -> Any:
-    """The weights of the encoder in a training checkpoint, or in what `save_encoder` wrote."""
+    """Return the encoder's weights from a training checkpoint or from an encoder file."""
     state = dict(saved.get("state", saved))
     if "method" not in state:
         return state["encoder"]
@@ -158,7 +158,7 @@ def weights_in(saved: Mapping[str, Any]) -> Any:
 
 
 def check_weights(weights: Any, file: Path) -> None:
-    """Raises InputError unless these are named tensors as `save_encoder` writes them, no larger than their file."""
+    """Raise InputError unless the weights are named plain tensors that are together no larger than their file."""
     import torch
 
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
@@ -187,7 +187,7 @@ def check_weights(weights: Any, file: Path) -> None:
 
 
 def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The description of an encoder, from the settings and the weights in a training checkpoint."""
+    """Derive an encoder's description from the settings and the weights in a training checkpoint."""
     from raysweep.data.loading import native_size
 
     return {
@@ -200,6 +200,6 @@ def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, 
 
 
 def encoder_parameters(settings: Mapping[str, Any]) -> list[str]:
-    """The settings, besides its sizes, that are needed to build the encoder of a trial again."""
+    """Return the settings, apart from the sizes, that are needed to rebuild a trial's encoder."""
     encoder, head = settings.get("encoder", "conv6"), settings.get("head", "linear")
     return ["head", *parts.encoder[encoder].parameters, *parts.head[head].parameters]

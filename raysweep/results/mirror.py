@@ -1,4 +1,4 @@
-"""The local copy of a sweep that lies in a bucket, and the claim of the process that works on it."""
+"""The local copy of a sweep in a bucket, and the lock and claim of the process that works on it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from raysweep.results.bucket import THREADS, Bucket, Info, Wanted
 from raysweep.results.credentials import hidden
 from raysweep.system.files import UNSUPPORTED, replacing
 
-BEAT, STALE = 15.0, 60.0  # seconds between two signs of life of a lock, and after how many without it is a dead one's
+BEAT, STALE = 15.0, 60.0  # seconds between two heartbeats of a lock, and the age at which a lock counts as abandoned
 CLAIM = "attempt.json"
-"""Tells whose a directory is: one that finds another's there has been replaced and writes no more."""
+"""The file that tells which process owns a directory. A process that finds another's claim there stops writing."""
 
 
 class Held(InputError):
-    """Another process holds what this one wants."""
+    """Another process holds the lock."""
 
 
 class Replaced(OSError):
-    """Another process has taken up what this one had: it is to leave, and the other says how it ends."""
+    """Another process has taken this work over. This process must leave; the other one records how it ends."""
 
 
 def push_rank(name: str) -> tuple[int, str]:
-    """The order in which a trial's files go into a bucket; what is removed goes the other way.
+    """Return the sort key for uploading a trial's files; files are removed in the reverse order.
 
-    A checkpoint counts with its manifest, and it needs the event files; a trial is over with its result.
+    A checkpoint becomes valid with its manifest, and it needs the event files. The result ends a trial, so it is last.
     """
     folder, _, file = name.rpartition("/")
     if folder.endswith("checkpoints"):
@@ -49,54 +49,56 @@ class Mirror:
     """A directory in a bucket and its local copy, used by one process at a time.
 
     Args:
-        bucket: the directory.
-        local: the copy; made where it is needed.
+        bucket: The directory in the bucket.
+        local: The local copy's path; created when needed.
     """
 
     def __init__(self, bucket: Bucket, local: Path) -> None:
         self.bucket, self.local = bucket, local
-        self._known: dict[str, Info] = {}  # what the copy had in common with the bucket when they last met
+        self._known: dict[str, Info] = {}  # files that were the same in both places at the last pull or push
         self._claim: bytes | None = None
         self._pushed = -math.inf
 
     def pull(self, wanted: Wanted = lambda name: True) -> None:
-        """Make the wanted files of the copy equal to the files in the bucket: fetch some, remove others."""
-        there = {name: info for name, info in self.bucket.files().items() if wanted(name)}
-        here = self._here(wanted)
-        for name in here.keys() - there.keys():
-            here[name].unlink()
-        # Times are of whole seconds: only the claim is ever replaced by one of the same size in less than that.
+        """Make the wanted files of the copy equal to the bucket's: fetch new ones and remove the others."""
+        remote = {name: info for name, info in self.bucket.files().items() if wanted(name)}
+        local = self._local_files(wanted)
+        for name in local.keys() - remote.keys():
+            local[name].unlink()
+        # Times are whole seconds. Only the claim may be replaced within a second by a file of the same size.
         missing = [
-            name for name, info in there.items() if name not in here or name == CLAIM or not unchanged(here[name], info)
+            name
+            for name, info in remote.items()
+            if name not in local or name == CLAIM or not unchanged(local[name], info)
         ]
         with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(lambda name: self._fetch(name, there[name]), missing):
+            for _ in pool.map(lambda name: self._fetch(name, remote[name]), missing):
                 pass
-        self._known = there
+        self._known = remote
 
     def push(self, wanted: Wanted = lambda name: True, every: float = 0.0) -> None:
-        """Bring into the bucket what was written or removed in the copy since the last `pull` or `push`.
+        """Upload what was written in the copy since the last `pull` or `push`, and remove what was removed.
 
         Args:
-            wanted: which files.
-            every: do nothing where the last push is fewer seconds ago.
+            wanted: Selects the files by name.
+            every: Do nothing if the last push is fewer seconds ago.
 
         Raises:
-            Replaced: another process has taken the directory up.
-            OSError: the store does not take it.
+            Replaced: Another process has taken the directory over.
+            OSError: The store does not accept the files.
         """
         if time.monotonic() - self._pushed < every:
             return
-        there, here = self.bucket.files(), self._here(wanted)
-        if self._claim is not None and (CLAIM not in there or self.bucket.read(CLAIM) != self._claim):
+        remote, local = self.bucket.files(), self._local_files(wanted)
+        if self._claim is not None and (CLAIM not in remote or self.bucket.read(CLAIM) != self._claim):
             raise Replaced(errno.EBUSY, "another process has taken it up", str(self.bucket))
         known = self._known
-        changed = [name for name, path in here.items() if name not in known or not unchanged(path, known[name])]
-        removed = [name for name in known.keys() & there.keys() - here.keys() if wanted(name)]
+        changed = [name for name, path in local.items() if name not in known or not unchanged(path, known[name])]
+        removed = [name for name in known.keys() & remote.keys() - local.keys() if wanted(name)]
         sent = {}
         for name in sorted(changed, key=push_rank):
-            before = here[name].stat()
-            content = here[name].read_bytes()
+            before = local[name].stat()
+            content = local[name].read_bytes()
             self.bucket.write(name, content)
             if name == CLAIM:
                 self._claim = content
@@ -104,18 +106,18 @@ class Mirror:
         for name in sorted(removed, key=push_rank, reverse=True):
             self.bucket.remove(name)
         if sent or removed:
-            there = self.bucket.files()
+            remote = self.bucket.files()
         for name, (size, before) in sent.items():
-            if name not in there or there[name].size != size:
+            if name not in remote or remote[name].size != size:
                 raise OSError(errno.EIO, f"{name} has not arrived as it was sent", str(self.bucket))
-            if here[name].stat().st_mtime_ns == before.st_mtime_ns:
-                set_time(here[name], there[name])
-        self._known = {name: info for name, info in known.items() if name in there}
-        self._known |= {name: there[name] for name in sent}
+            if local[name].stat().st_mtime_ns == before.st_mtime_ns:
+                set_time(local[name], remote[name])
+        self._known = {name: info for name, info in known.items() if name in remote}
+        self._known |= {name: remote[name] for name in sent}
         self._pushed = time.monotonic()
 
-    def _here(self, wanted: Wanted) -> dict[str, Path]:
-        """The wanted files of the copy, by their path in it; nothing that is not a regular file."""
+    def _local_files(self, wanted: Wanted) -> dict[str, Path]:
+        """Return the wanted regular files of the copy, by their relative path."""
         files = {}
         for folder, folders, names in os.walk(self.local):
             folders[:] = [each for each in folders if not hidden(each)]
@@ -126,7 +128,7 @@ class Mirror:
         return files
 
     def _fetch(self, name: str, info: Info) -> None:
-        """Bring one file, whole or not at all."""
+        """Fetch one file atomically."""
         path = self.local / name
         if path.resolve() != self.local.resolve() / name:
             raise InputError(f"{self.bucket}: the object {name!r} would lie outside of {self.local}")
@@ -138,15 +140,15 @@ class Mirror:
 
 
 def unchanged(path: Path, info: Info) -> bool:
-    """Whether a local file still is the object that it was made of, or into which it was made."""
+    """Return whether a local file still equals the object that it was fetched from or uploaded to."""
     stat = path.stat()
     return (stat.st_size, stat.st_mtime_ns) == (info.size, info.mtime_ns)
 
 
 def set_time(path: Path, info: Info) -> None:
-    """Mark a local file as what the object holds: the next change gives it a time of its own.
+    """Give a local file the object's modification time, so that a later change can be recognised.
 
-    Where the file system refuses that, the file counts as changed and is fetched or sent again.
+    If the file system refuses that, the file counts as changed and is fetched or uploaded again.
     """
     try:
         os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
@@ -156,16 +158,16 @@ def set_time(path: Path, info: Info) -> None:
 
 
 def fetch_encoder(uri: str) -> Path:
-    """A local copy of what `embed` and `export` read: a trial's `encoder.safetensors`, or the file that the URI names.
+    """Fetch what `embed` and `export` read: a trial's `encoder.safetensors`, or the file that the URI names.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such file.
     """
     path, mark, query = uri.partition("?")
     parent, _, name = path.rpartition("/")
     is_file = name.endswith((".pt", ".safetensors"))
     folder = Bucket(f"{parent}{mark}{query}" if is_file else uri)
-    files = (name,) if is_file else ("encoder.safetensors", "encoder.pt")  # older versions wrote the second one
+    files = (name,) if is_file else ("encoder.safetensors", "encoder.pt")  # older versions wrote encoder.pt
     folder.check(write=False)
     mirror = Mirror(folder, folder.copy("reports"))
     mirror.pull(lambda each: each in files)
@@ -178,19 +180,19 @@ def fetch_encoder(uri: str) -> Path:
 
 @contextmanager
 def hold_bucket(folder: Bucket, token: str, dead: str) -> Iterator[None]:
-    """Hold a lock that works across machines: an object in `folder` that is written anew every `BEAT` seconds.
+    """Hold a lock that works across machines: an object in `folder` that is rewritten every `BEAT` seconds.
 
-    Each contender writes an object of its own first and looks for others' after that, so of two at the same time at
-    most one goes on. Ages are told by the store's clock. One that has lost its lock while it was suspended is
+    Each contender first writes its own object and then looks for others, so of two that start at the same time at most
+    one goes on. Ages are measured by the store's clock. A process that lost its lock while it was suspended is
     interrupted, as by Ctrl-C.
 
     Args:
-        folder: holds the contenders' objects and nothing else.
-        token: a new name for the own one.
-        dead: that of a process which is known to be no more.
+        folder: A directory that holds only the contenders' objects.
+        token: A new name for this process's object.
+        dead: The object of a process that is known to have ended; "" if there is none.
 
     Raises:
-        Held: another process holds it.
+        Held: Another process holds the lock.
     """
     content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
     if dead:
@@ -214,13 +216,13 @@ def hold_bucket(folder: Bucket, token: str, dead: str) -> Iterator[None]:
     finally:
         over.set()
         if beating.ident is not None:
-            beating.join()  # or its last sign of life would come after the end
-        with suppress(OSError):  # it is soon as good as dead; how the sweep ended matters more
+            beating.join()  # otherwise the last heartbeat could come after the removal
+        with suppress(OSError):  # the object soon counts as abandoned, and how the sweep ended matters more
             folder.remove(token)
 
 
 def holder(folder: Bucket, name: str) -> str:
-    """Who wrote a lock's object, in words; nothing where that cannot be told."""
+    """Describe the process that wrote a lock's object; "" if that cannot be told."""
     try:
         content = json.loads(folder.read(name))
         return f" ({content['pid']} on {content['host']})"
@@ -229,7 +231,7 @@ def holder(folder: Bucket, name: str) -> str:
 
 
 def beat(folder: Bucket, token: str, content: bytes, over: threading.Event) -> None:
-    """Write the object anew until it is over; interrupt this process where another has removed it."""
+    """Rewrite the lock's object until `over` is set; interrupt this process if another has removed the object."""
     while not over.wait(BEAT):
         try:
             if token not in folder.files():
@@ -239,5 +241,5 @@ def beat(folder: Bucket, token: str, content: bytes, over: threading.Event) -> N
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             folder.write(token, content)
-        except OSError as fault:  # as long as nobody reads the store, nobody takes the lock over
+        except OSError as fault:  # while the store cannot be read, no other process can take the lock over either
             print(printable(f"warning: {fault.filename}: {fault.strerror}"), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The result of one trial: its type, its file, and the comparison of protocols."""
+"""The result of one trial: its type, its file, and the comparison of evaluation protocols."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from raysweep.space import Trial
 from raysweep.system.files import check_held, read_json, set_aside, write_json
 
 ROUNDING = 1e-6
-"""By which a score in single precision may miss its range."""
+"""Tolerance for scores in single precision at the ends of a metric's range."""
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "low on memory")
-"""What PyTorch, on a CPU and on a GPU, the system and Ray say where memory ran out."""
+"""Phrases for exhausted memory in messages of PyTorch (on a CPU and on a GPU), the system and Ray."""
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Plain = Annotated[int, Field(strict=True, ge=-(2**64), le=2**64)] | Number | StrictBool | str | None
-"""A value of a setting."""
+"""The type of a setting's value."""
 
 
 def check_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """Raise ValueError if a known metric has a value that it cannot have."""
+    """Raise ValueError if a known metric has an impossible value."""
     known = metrics_by_name()
     for name in metrics.keys() & known.keys():
         if not known[name].lowest - ROUNDING <= metrics[name] <= known[name].highest + ROUNDING:
@@ -49,19 +49,19 @@ def check_metrics(metrics: dict[str, float]) -> dict[str, float]:
 
 
 class Damaged(InputError):
-    """A file of a trial is not what was once written."""
+    """A file of a trial is damaged."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one trial ended. The annotations are what `read_result` checks."""
+    """How one trial ended. `read_result` validates the file against these annotations."""
 
     trial: str
     point: str
     status: Literal["finished", "failed", "stopped"]
-    """`stopped` is early."""
+    """`stopped` means that the trial was stopped early."""
     error: str | None
-    """Why it failed or was stopped; None where it finished."""
+    """Why the trial failed or was stopped; None if it finished."""
     baseline: StrictBool
     varied: dict[str, Plain]
     settings: dict[str, Plain]
@@ -69,14 +69,14 @@ class Result:
     protocol: dict[str, Plain]
     fingerprint: str
     wall_s: Annotated[Number, Field(ge=0)]
-    """Seconds spent on it, over all attempts, up to the last checkpoint of each that was cut off."""
+    """Run time in seconds, summed over all attempts. An attempt that broke off counts up to its last checkpoint."""
     attempts: Count
     device: str
     warnings: list[str] = field(default_factory=list)
     linear_probe: str = ""
-    """Which linear probe of a bank counted, as `Head` writes it; empty where there was only one."""
+    """The linear probe whose score counts, as `Head` writes it; empty if there was only one probe."""
     precision: str = ""
-    """In which it was pretrained, at last: what `auto` came to; empty where that is not known."""
+    """The precision at the end of pretraining, with `auto` resolved; empty if unknown."""
 
 
 RESULT = TypeAdapter(Result)
@@ -96,7 +96,7 @@ def make_result(
     linear_probe: str = "",
     precision: str = "",
 ) -> Result:
-    """The result of a trial that ran in `directory` on the probe dataset with this digest."""
+    """Build the result of a trial that ran in `directory`; `probe_digest` identifies the probe dataset."""
     assert (error is None) == (status == "finished")
     evaluated_under = protocol(trial.settings, probe_digest)
     return Result(
@@ -120,7 +120,7 @@ def make_result(
 
 
 def describe_error(fault: BaseException) -> str:
-    """Why something broke off, in one line that says so where memory or space ran out, and shows no credentials."""
+    """Describe an exception in one line without credentials; exhausted memory or disk space is named as such."""
     text = masked((str(fault).strip().splitlines() or [""])[0])
     if isinstance(fault, MemoryError) or any(words in str(fault) for words in NO_MEMORY):
         return f"out of memory: {text}" if text else "out of memory"
@@ -131,24 +131,24 @@ def describe_error(fault: BaseException) -> str:
 
 
 def note_traceback(directory: Path) -> None:
-    """Write the traceback of the exception that is being handled to the trial's `error.txt`."""
-    with suppress(OSError):  # the disk may be full, and the exception itself goes on to whoever records it
+    """Write the traceback of the exception being handled to the trial's `error.txt`."""
+    with suppress(OSError):  # the disk may be full, and the exception itself is recorded elsewhere
         check_held(directory)
         (directory / "error.txt").write_text(masked(traceback.format_exc()))
 
 
-def check_settings(found: dict[str, Any], expected: Settings, where: str) -> None:
-    """Compare recorded settings with the settings of the sweep.
+def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> None:
+    """Compare recorded settings with the sweep's settings.
 
-    A setting that was not there yet when they were written counts as having its default.
+    A setting that did not exist when the record was written counts as having its default value.
 
     Raises:
-        Damaged: they are no settings of any experiment.
-        InputError: they are others, as after `sweep.yaml` was changed by hand.
+        Damaged: The recorded settings are not valid for any experiment.
+        InputError: The settings differ, for example because `sweep.yaml` was edited by hand.
     """
     for name in SETTINGS:
-        was, says = found.get(name, default_of(name)), getattr(expected, name)
-        if about(name).search and was != says and not are_settings(found):
+        was, says = recorded.get(name, default_of(name)), getattr(expected, name)
+        if about(name).search and was != says and not are_settings(recorded):
             raise Damaged(f"{where}: is damaged: its settings belong to no experiment")
         if about(name).search and was != says:
             raise InputError(
@@ -157,15 +157,15 @@ def check_settings(found: dict[str, Any], expected: Settings, where: str) -> Non
             )
 
 
-def complete_protocol(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A result's protocol, in which a setting that was not there yet when it was made has its default."""
-    return {name: default_of(name) for name in SETTINGS if about(name).protocol} | dict(found)
+def complete_protocol(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a result's protocol: settings that are newer than the result get their default values."""
+    return {name: default_of(name) for name in SETTINGS if about(name).protocol} | dict(recorded)
 
 
 def protocol_difference(
     one: Mapping[str, Any], other: Mapping[str, Any], aside: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """The first key, but those `aside`, in which two protocols differ, and both values; None where they agree."""
+    """Return the first key outside `aside` in which two protocols differ, and both values; None if they agree."""
     one, other = complete_protocol(one), complete_protocol(other)
     for key in dict.fromkeys([*one, *other]):
         if key not in aside and one.get(key) != other.get(key):
@@ -174,18 +174,18 @@ def protocol_difference(
 
 
 def brief(fault: ValueError) -> str:
-    """What a check found, in a few words: the first fault and where it is."""
+    """Summarise a validation error in a few words: the first fault and its location."""
     if not isinstance(fault, ValidationError):
         return str(fault)
     first = fault.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"][:2]))  # a union adds its members' names, which say nothing to users
+    where = ".".join(map(str, first["loc"][:2]))  # deeper parts are names of a union's members, useless to users
     text = first["msg"].removeprefix("Value error, ")
     return f"{where}: {text}" if where else text
 
 
-def are_settings(found: Mapping[str, Any]) -> bool:
-    """Whether a mapping holds settings as an experiment has them. Those that this version lacks may be anything."""
-    known = {name: found[name] for name in SETTINGS if name in found and about(name).search}
+def are_settings(values: Mapping[str, Any]) -> bool:
+    """Return whether the values are valid settings of an experiment. Unknown settings are ignored."""
+    known = {name: values[name] for name in SETTINGS if name in values and about(name).search}
     try:
         settings = Settings.model_validate(known)
     except ValidationError:
@@ -194,14 +194,14 @@ def are_settings(found: Mapping[str, Any]) -> bool:
 
 
 def read_result(directory: Path, trial: str | None = None) -> Result | None:
-    """The `result.json` of a trial's directory, None if there is none; what older versions left out has its default.
+    """Read a trial's `result.json`; None if there is none. Fields that older versions lacked get their defaults.
 
     Args:
-        directory: the trial's.
-        trial: its name, where the result must be of this one.
+        directory: The trial's directory.
+        trial: The trial's name, if the result must belong to it.
 
     Raises:
-        Damaged: it is something else than a file, not JSON, or a value is missing, of another type, not finite or out
+        Damaged: The file is not a regular file or not JSON, or a value is missing, of another type, not finite or out
             of its range.
     """
     path = directory / "result.json"
@@ -222,16 +222,16 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
 def set_result_aside(
     directory: Path, trial: str, settings: Settings | None = None, bucket: Bucket | None = None
 ) -> None:
-    """Rename a damaged `result.json` with a warning; a sound one stays.
+    """Rename a damaged `result.json` with a warning; an intact one is left alone.
 
     Args:
-        directory: the trial's.
-        trial: its name.
-        settings: the settings of the trial, with which the recorded settings are compared; None: no comparison.
-        bucket: the trial's directory in a bucket, if it has one; the file is renamed there too.
+        directory: The trial's directory.
+        trial: The trial's name.
+        settings: The trial's settings, to compare with the recorded settings; None skips the comparison.
+        bucket: The trial's directory in a bucket, if it has one. The file is renamed there too.
 
     Raises:
-        InputError: the file is sound, but of other settings.
+        InputError: The file is intact but has other settings.
     """
     path = directory / "result.json"
     try:
@@ -248,20 +248,20 @@ def set_result_aside(
 
 
 def write_result(directory: Path, result: Result) -> None:
-    """Write how the trial ended. From here on it is not run again. A damaged file that lies there is set aside."""
+    """Write the trial's result. Unless it failed, it is not run again. A damaged file at that path is set aside."""
     set_result_aside(directory, result.trial)
     write_json(directory / "result.json", asdict(result))
 
 
 class Attempt(BaseModel):
-    """What is read of `attempt.json`."""
+    """The fields of `attempt.json` that are read back."""
 
     attempt: Count
     settings: dict[str, Plain]
 
 
 def attempts(directory: Path) -> int:
-    """The number of attempts of the trial, from `attempt.json`, or from the event files if that is lost."""
+    """Return how many attempts the trial had, from `attempt.json` or, if that is lost, from the event files."""
     begun = read_attempt(directory)
     if begun is not None:
         return begun.attempt
@@ -270,7 +270,7 @@ def attempts(directory: Path) -> int:
 
 
 def read_attempt(directory: Path) -> Attempt | None:
-    """What `begin_attempt` wrote; None if there is nothing or, with a warning, if the file is damaged."""
+    """Read what `begin_attempt` wrote; None if there is no file, or with a warning if it is damaged."""
     path = directory / "attempt.json"
     try:
         attempt = Attempt.model_validate(read_json(path))

@@ -1,10 +1,9 @@
-"""The results directory of a sweep: names, atomic files, trial status, checkpoints. The truth that everything reads.
+"""The results directory of a sweep: the only state that a resume and the report need.
 
-Ray, `--local` and the report all use it. Ray's own state is never needed for a resume and lies elsewhere.
-
+Ray, `--local` and the report all use it. Ray's own state is never needed for a resume and is stored elsewhere.
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
     DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
-    DIR/NAME/TRIAL/attempt.json              which attempt, in which process
+    DIR/NAME/TRIAL/attempt.json              the number of the attempt, and its process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
     DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
@@ -57,20 +56,20 @@ from raysweep.system.files import (
 from raysweep.system.places import shown_path
 
 TAKE_SECONDS = 10.0
-"""How long a name in a bucket is tried for while other processes try to take it."""
+"""Seconds during which a process tries to take a name in a bucket while other processes try the same."""
 PUSH_SECONDS = 60.0
-"""After how long a trial's events go into a bucket, where they do not go with a checkpoint before."""
+"""Longest time in seconds between two uploads of a trial's events, if no checkpoint is uploaded in between."""
 STATE = ("attempt.json", "error.txt", "result.json")
-"""The files of a trial that say how it stands."""
+"""The files that show a trial's status."""
 
 
 class Store:
     """The results directory of one sweep.
 
     Args:
-        place: a local path, or the URI of a directory in a bucket; then `root` is this machine's copy of it.
-        copies: separates the copies of processes that write trials from the copies of readers.
-        others: what `create` takes where another process has made this one meanwhile.
+        place: A local path, or the URI of a directory in a bucket. For a URI, `root` is the local copy on this machine.
+        copies: Separates the copies of processes that write trials from the copies of readers.
+        others: The stores that `create` tries next if another process has created this one in the meantime.
     """
 
     def __init__(self, place: Path | str, copies: str = "sweeps", others: Iterable[Store] = ()) -> None:
@@ -82,15 +81,15 @@ class Store:
 
     @classmethod
     def plan(cls, output: Path | str, name: str | None, default: str) -> Store:
-        """Choose the directory of a new sweep without making it.
+        """Choose the directory of a new sweep without creating it.
 
         Args:
-            output: the parent directory, which may not exist yet, or the URI of one in a bucket.
-            name: the wish of the user, refused if it exists; None takes `default` with the next free suffix.
-            default: the search space's own name.
+            output: The parent directory, which need not exist yet, or the URI of a directory in a bucket.
+            name: The name that the user asked for; None takes `default` with the next free suffix.
+            default: The search space's own name.
 
         Raises:
-            InputError: the name is none, exists already, or `output` is not a directory that can be written to.
+            InputError: The name is invalid or exists already, or `output` is not a writable directory.
         """
         if name is not None:
             check_name(name, "--name")
@@ -113,7 +112,7 @@ class Store:
 
     @classmethod
     def open(cls, place: Path | str, copies: str = "sweeps") -> tuple[Store, Sweep]:
-        """The sweep that lies there; raises InputError if none does, or its bucket cannot be reached."""
+        """Open an existing sweep; raises InputError if there is none or its bucket cannot be reached."""
         store = cls(place, copies)
         if store.bucket is not None and store._mirror is not None:
             store.bucket.check(write=False)
@@ -125,13 +124,13 @@ class Store:
         return store, with_proposals(store.root, build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> Store:
-        """Make a new results directory and write `sweep.yaml`.
+        """Create the results directory and write `sweep.yaml`.
 
         Returns:
-            The store that was made: this one, or the next of `others` where another process has made this one.
+            The store that was created: this one, or the next of `others` if another process has created this one.
 
         Raises:
-            InputError: all were made by others.
+            InputError: Other processes have created all candidates.
         """
         for store in itertools.chain([self], self.others):
             if store._take(sweep, made_by):
@@ -141,7 +140,7 @@ class Store:
         )
 
     def _take(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
-        """Make the directory; returns False if another process made it before."""
+        """Create the directory; returns False if another process created it before."""
         if self.bucket is None:
             return self._make(sweep, made_by)
         end = time.monotonic() + TAKE_SECONDS
@@ -153,43 +152,43 @@ class Store:
                     write_sweep(self.root, sweep, {"made_by": made_by})
                     self.push()
                     return True
-            except Held:  # by another process that makes it or, where two tried at the same moment, perhaps by none
+            except Held:  # another process creates it; or several tried at the same moment and perhaps none succeeded
                 if "sweep.yaml" in self.bucket.names() or time.monotonic() > end:
                     return False
             time.sleep(random.uniform(0.1, 1.0))
 
     def _make(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
-        """`_take` on this machine. Leaves nothing behind where `sweep.yaml` cannot be written."""
+        """Create a local directory; returns False if it exists. If `sweep.yaml` cannot be written, nothing is left."""
         created = [path for path in (self.root, *self.root.parents) if not lies(path)]
         if not make_directory(self.root):
             return False
         try:
             write_sweep(self.root, sweep, {"made_by": made_by})
         except BaseException:
-            with suppress(OSError):  # others may have put something into a parent meanwhile
+            with suppress(OSError):  # other processes may have added files to a parent in the meantime
                 for path in created:
                     path.rmdir()
             raise
         return True
 
     def extend(self, sweep: Sweep, changed_by: dict[str, Any]) -> None:
-        """Write `sweep.yaml` anew for the sweep as it is from now on; what made and changed it before stays noted."""
+        """Rewrite `sweep.yaml` for the extended sweep; the record of how it was made and changed before is kept."""
         made_by, *changes = history(self.root)
         write_sweep(self.root, sweep, {"made_by": made_by, "changed_by": [*changes, changed_by]})
         self.push()
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:
-        """Hold the sweep for one driver. The lock dies with its process.
+        """Hold the sweep's lock for one driver. The lock ends with its process; in a bucket others see that later.
 
-        In a bucket, where others see that only after a while, it brings over how the trials stand.
+        A process that uses a bucket copies the state of the trials from it once it holds the lock.
 
         Args:
-            wait: seconds to wait for another process that holds the sweep, for example because it wants its name.
+            wait: Seconds to wait while another process holds the lock, for example to claim the name.
 
         Raises:
-            Held: another process holds it.
-            InputError: the file system cannot lock files.
+            Held: Another process holds the lock.
+            InputError: The file system cannot lock files.
         """
         end = time.monotonic() + wait
         with ExitStack() as stack:
@@ -214,7 +213,7 @@ class Store:
                 with holding(self.root, file):
                     yield
                 return
-            # Who held the bucket's lock from this copy before is no more, as the file could be locked.
+            # The local lock was free, so the process that held the bucket's lock from this copy before has ended.
             file.seek(0)
             dead, token = file.read(), uuid.uuid4().hex
             file.truncate(0)
@@ -225,24 +224,24 @@ class Store:
                 yield
 
     def present(self) -> bool:
-        """Whether the results directory is still there, and still the one that this process holds.
+        """Return whether the results directory still exists and is still the one that this process holds.
 
-        A directory in a bucket always is: the copy on this machine is made again where it is needed.
+        Always True for a bucket, because the local copy is recreated when needed.
         """
         if self.bucket is not None:
             return True
         try:
             check_held(self.root)
             (self.root / "sweep.yaml").stat()
-        except OSError as fault:  # of a disk that does not answer, those tell who want to write to it
+        except OSError as fault:  # other errors, of a disk that does not answer, are reported by whoever writes
             return fault.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
         return True
 
     def pull(self, trial: str | None = None) -> None:
-        """Copy the state of this trial, or of all trials, and the report from a bucket.
+        """Copy the status files of this trial, or of all trials and also the report, from a bucket.
 
-        To be called where no worker has the trial. Raises OSError if the bucket does not answer; for a single trial
-        that is a warning, and the copy on this machine stays as it is.
+        Call this only while no worker runs the trial. If the bucket does not answer, this raises OSError. For a single
+        trial it only warns instead and leaves the copy on this machine unchanged.
         """
         if self.bucket is not None and trial is not None:
             try:
@@ -253,41 +252,41 @@ class Store:
             self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
 
     def pull_events(self) -> None:
-        """Bring over the event files of all trials from a bucket; raises OSError if it does not answer."""
+        """Copy the event files of all trials from a bucket; raises OSError if it does not answer."""
         if self._mirror is not None:
             self._mirror.pull(lambda name: name.rpartition("/")[2].startswith("events.out.tfevents."))
 
     def push(self) -> None:
-        """Bring `sweep.yaml` and the report into a bucket; raises OSError if it does not take them."""
+        """Upload `sweep.yaml` and the report to a bucket; raises OSError if it does not accept them."""
         if self._mirror is not None:
             self._mirror.push(of_report)
 
     def trial(self, name: str) -> Path:
-        """The directory of a trial."""
+        """Return a trial's directory."""
         return self.root / name
 
     def result(self, name: str) -> Result | None:
-        """How the trial ended; None as long as it has not. Raises InputError if the file was damaged."""
+        """Return the trial's result, None if it has not ended; raises InputError if the file is damaged."""
         return read_result(self.trial(name), name)
 
     def record_proposals(self, points: Sequence[Proposal]) -> None:
-        """Write down the proposed points, before any trial of them runs; raise OSError where that fails."""
+        """Write the proposed points before any of their trials runs; raises OSError if that fails."""
         write_json(self.root / PROPOSALS, {"points": [asdict(point) for point in points]})
         if self.bucket is not None:
             self.bucket.write(PROPOSALS, (self.root / PROPOSALS).read_bytes())
 
     def check_settings_of_attempts(self, sweep: Sweep) -> None:
-        """Raises InputError if a trial was begun with settings other than the sweep now has."""
+        """Raise InputError if a trial was started with settings that differ from the sweep's current ones."""
         for trial in sweep.trials:
             begun = read_attempt(self.trial(trial.name))
             if begun is not None:
                 try:
                     check_settings(begun.settings, trial.settings, str(self.trial(trial.name)))
-                except Damaged as fault:  # the file is written anew with the trial's next attempt
+                except Damaged as fault:  # the next attempt of the trial rewrites the file
                     warnings.warn(str(fault), stacklevel=2)
 
     def set_damaged_aside(self, sweep: Sweep) -> None:
-        """Rename every damaged `result.json`, with a warning: its trial counts as one that has not finished."""
+        """Rename every damaged `result.json` with a warning; its trial then counts as not finished."""
         for trial in sweep.trials:
             directory = self.trial(trial.name)
             if lies(directory) and not directory.is_dir():
@@ -297,7 +296,7 @@ class Store:
             set_result_aside(directory, trial.name, trial.settings, bucket)
 
     def results(self, sweep: Sweep) -> list[Result]:
-        """The results there are, in the order of the trials; raises InputError if one is of other settings."""
+        """Return the existing results in the order of the trials; raises InputError if one has other settings."""
         results = []
         for trial in sweep.trials:
             result = self.result(trial.name)
@@ -308,7 +307,7 @@ class Store:
 
 
 def candidates(name: str | None, default: str) -> Iterator[str]:
-    """The names that a new sweep may take: the one that was asked for, or the default with the next suffix."""
+    """Yield the names that a new sweep may take: the requested one, or the default with growing suffixes."""
     if name is not None:
         yield name
         return
@@ -317,31 +316,31 @@ def candidates(name: str | None, default: str) -> Iterator[str]:
 
 
 def shown_place(store: Store) -> str:
-    """Where a sweep lies, as a user types it."""
+    """Return a sweep's location as a user would type it."""
     return shown_path(store.root) if store.bucket is None else store.place
 
 
 def of_report(name: str) -> bool:
-    """Whether a file of a sweep's directory is `sweep.yaml` or of the report."""
+    """Return whether a file of a sweep's directory is `sweep.yaml` or belongs to the report."""
     return "/" not in name or name.startswith("figures/")
 
 
 def check_writable(directory: Path, locks: bool = False, option: str = "--output") -> None:
-    """Check the place of a new directory, without creating it.
+    """Check that a new directory can be created and written to, without creating it.
 
     Args:
-        directory: where it will be.
-        locks: whether files in it must be lockable.
-        option: how the user named it, for messages.
+        directory: The path of the new directory.
+        locks: Whether files in it must be lockable.
+        option: The option's name, for messages.
 
     Raises:
-        InputError: nothing can be written to it, or to the nearest path above it that exists; or no file be locked.
+        InputError: The directory, or its nearest existing ancestor, is not writable or cannot lock files.
     """
     existing = existing_ancestor(directory)
     if not existing.is_dir():
         raise InputError(f"{option} {directory}: {existing} is not a directory")
     try:
-        # Trying is the only sure test: root passes os.access on a read-only mount.
+        # Only a real attempt is reliable: for root, os.access succeeds on a read-only mount.
         with tempfile.TemporaryFile(dir=existing) as file:
             if locks:
                 try_lock(file, existing)

@@ -1,4 +1,4 @@
-"""The files that describe a sweep as a whole: `sweep.yaml`, and `proposals.json` for a searcher's points."""
+"""Reading and writing the files that describe a whole sweep: `sweep.yaml`, and `proposals.json` of a searcher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raysweep.system.files import read_json, write_atomically
 
 PROPOSALS = "proposals.json"
 LONGEST_PROPOSALS = 2**27
-"""Bytes of `proposals.json` that are read: enough for 100,000 points."""
+"""Size limit for reading `proposals.json`, in bytes: enough for 100,000 points."""
 
 
 class ProposedPoint(BaseModel):
@@ -31,14 +31,14 @@ class ProposedPoints(BaseModel):
 
 
 def write_sweep(root: Path, sweep: Sweep, records: dict[str, Any]) -> None:
-    """Write `sweep.yaml`: the resolved sweep, and what made and changed it."""
+    """Write `sweep.yaml`: the resolved sweep, and the record of how it was made and changed."""
     header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
     text = to_yaml({**sweep.to_dict(), **records})
     write_atomically(root / "sweep.yaml", (header + text).encode())
 
 
 def history(root: Path) -> list[dict[str, Any]]:
-    """What made the sweep, and what changed it since: as `create` and `extend` were given it."""
+    """Return the records of how the sweep was made and changed, as they were passed to `create` and `extend`."""
     path = root / "sweep.yaml"
     content = read(path)
     changes = content.get("changed_by") or []
@@ -48,7 +48,7 @@ def history(root: Path) -> list[dict[str, Any]]:
 
 
 def recorded_datasets(root: Path) -> dict[str, str]:
-    """The digests of the datasets that the sweep was made and changed with, by name; none before it is made."""
+    """Return the digests, by name, of the datasets recorded in the sweep; empty before the sweep is created."""
     if not (root / "sweep.yaml").exists():
         return {}
     where = f"{root / 'sweep.yaml'}: datasets"
@@ -60,7 +60,7 @@ def recorded_datasets(root: Path) -> dict[str, str]:
 
 
 def read_proposals(root: Path) -> list[Proposal]:
-    """The points that a searcher has proposed, in their order; raises InputError if the file was damaged."""
+    """Read the points that a searcher has proposed, in order; raises InputError if the file is damaged."""
     path = root / PROPOSALS
     try:
         content = ProposedPoints.model_validate(read_json(path, LONGEST_PROPOSALS))
@@ -75,10 +75,10 @@ def read_proposals(root: Path) -> list[Proposal]:
 
 
 def with_proposals(root: Path, sweep: Sweep) -> Sweep:
-    """The sweep with the trials of the points that its searcher has proposed so far; without one, as it is.
+    """Add the trials of the points that the searcher has proposed so far; without a searcher, return the sweep as is.
 
     Raises:
-        InputError: a point is none of the sweep's, as after `sweep.yaml` was changed by hand.
+        InputError: A point does not belong to the sweep, for example because `sweep.yaml` was edited by hand.
     """
     for number, point in enumerate(read_proposals(root) if sweep.tune.searcher != "none" else []):
         grown = propose(sweep, point)

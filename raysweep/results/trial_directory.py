@@ -1,4 +1,4 @@
-"""The directory of one trial: held while the trial runs, and the records of how the trial ended."""
+"""Holding the directory of one trial while it runs, and recording how the trial ended."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from raysweep.system.files import check_held
 
 @contextmanager
 def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
-    """Hold a trial's directory to run the trial here: brought over from a bucket before, and back at the end.
+    """Hold a trial's directory to run the trial here; a bucket's files are fetched before and uploaded at the end.
 
     Yields:
-        What brings the files into the bucket meanwhile (`Mirror.push`). It raises OSError where the bucket does not
-        take them: they are kept here until the trial is taken up again, and its `error.txt` says why. It raises
-        Replaced where another process has taken the trial up.
+        A function that uploads the files to the bucket in between (`Mirror.push`). It raises OSError if the bucket
+        does not accept them. The files then stay here until the trial is resumed, and its `error.txt` gives the
+        reason. It raises Replaced if another process has taken the trial over.
 
     Raises:
-        FileNotFoundError: the sweep does not lie there, as on a node that joined without the shared mount, or it
-            was removed or renamed meanwhile.
+        FileNotFoundError: The sweep is missing at that path, either because this node lacks the shared mount or
+            because the sweep was removed or renamed.
     """
     absent = FileNotFoundError(
         errno.ENOENT, f"{socket.gethostname()} does not see the sweep's sweep.yaml", str(store.root)
     )
-    if not store.present():  # or what it writes would be lost
+    if not store.present():  # otherwise whatever the trial writes would be lost
         raise absent
     with hold_directory(store.trial(name)):
         if store.bucket is None:
@@ -52,7 +52,7 @@ def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
                 yield mirror.push
             except Replaced:
                 raise
-            except Exception:  # not SystemExit, by which Ray ends a stopped trial while the next one waits for it
+            except Exception:  # SystemExit is excluded: Ray raises it in a stopped trial while the next trial waits
                 mirror.push()
                 raise
             mirror.push()
@@ -65,21 +65,21 @@ def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def recording(store: Store, name: str) -> Iterator[Path]:
-    """A trial's directory, to record how the trial ended where its own process does not; a bucket gets it then.
+    """Provide a trial's directory to record how it ended when its own process cannot; a bucket is updated afterwards.
 
-    If that cannot be written, a warning says so. The sweep continues, and a resume runs the trial again.
+    If the record cannot be written, a warning says so. The sweep continues, and a resume runs the trial again.
     """
     try:
         yield store.trial(name)
         if store.bucket is not None:
             Mirror(store.bucket / name, store.trial(name)).push(lambda each: each.endswith((".json", ".stopped")))
     except OSError as fault:
-        if store.present():  # otherwise the command says once that the directory is gone
+        if store.present():  # otherwise the command reports once that the directory is gone
             warnings.warn(f"{name}: how it ended cannot be recorded: {describe_error(fault)}", stacklevel=3)
 
 
 def record_failure(store: Store, trial: Trial, probe_digest: str, error: str) -> Result:
-    """Record that the trial's last attempt broke off, and why."""
+    """Record that the trial's last attempt failed, and why."""
     directory = store.trial(trial.name)
     result = make_result(
         trial,
@@ -100,7 +100,7 @@ def record_failure(store: Store, trial: Trial, probe_digest: str, error: str) ->
 
 
 def forget_checkpoints(store: Store, name: str) -> None:
-    """Remove the checkpoints of a trial that will not be resumed, in a bucket too."""
+    """Remove the checkpoints of a trial that will not be resumed, also from a bucket."""
     remove_checkpoints(store.trial(name))
     if store.bucket is not None:
         folder = store.bucket / name

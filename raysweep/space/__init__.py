@@ -1,4 +1,4 @@
-"""A search-space file becomes a checked sweep, which is a list of trials. Needs neither torch nor Ray."""
+"""Turning a search-space file into a checked sweep, which is a list of trials. Needs neither torch nor Ray."""
 
 from raysweep.space.building import build
 from raysweep.space.checking import check_name

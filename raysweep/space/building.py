@@ -1,4 +1,4 @@
-"""Build a checked sweep from a search space and the settings of the command line."""
+"""Building of a checked sweep from a search space and the settings of the command line."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.reading import mapping
 
 EXAMPLES = 100
-"""The number of points that are drawn to check a search space for which a searcher will propose the points."""
+"""Number of points drawn to check a search space whose points a searcher will propose."""
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
 RECORDS = ("made_by", "changed_by")
-"""What a results directory's `sweep.yaml` has beside the search space."""
+"""Keys that a results directory's `sweep.yaml` has in addition to the search space."""
 
 
 def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
     """Check a search space and expand it.
 
     Args:
-        raw: the file's content.
-        overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
-        where: opens every message.
+        raw: The file's content.
+        overrides: Settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        where: The start of every message.
 
     Raises:
-        InputError: one line that names the key, what was given and what is valid.
+        InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
     """
     valid = ("name", "base", "search", "baseline", "tune", "resources", *RECORDS)
     for key in raw:
@@ -92,7 +92,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     resources = check_model(Resources, sections["resources"], f"{where}: resources")
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
     if is_layerwise and not any("per_layer" in space for space in (base, *spaces)):
-        base["per_layer"] = True  # for all trials, so that they and the random encoder are measured alike
+        base["per_layer"] = True  # for all trials, so that they and the random encoder are evaluated alike
     resolved = make_settings(base, f"{where}: base" if raw.get("base") else where)
     search = tuple(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
@@ -106,7 +106,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     check_meant([*overrides, *changed], examples, where)
     check_workers(resources, examples, where)
     trials = examples
-    if tune.searcher != "none":  # a random encoder that all its points share is no question of what it proposes
+    if tune.searcher != "none":  # if all points share one random encoder, it is known before any point is proposed
         baselines = [trial for trial in examples if trial.baseline]
         trials = tuple(baselines) if len({trial.point for trial in baselines}) == 1 else ()
     sweep = Sweep(name, base, search, baseline, tune, resources, trials, examples)
@@ -119,14 +119,14 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
 
 
 def listed(spec: Any) -> list[Any]:
-    """The values that an unchecked entry of `search` or `base` lists."""
+    """Return the values of an unchecked entry of `search` or `base`."""
     if isinstance(spec, dict):
         spec = next(iter(spec.values()), None)
     return spec if isinstance(spec, list) else [spec]
 
 
 def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
-    """The sub-spaces of `search`. A mapping is the only sub-space; nothing is one sub-space without settings."""
+    """Return the sub-spaces of `search`: a mapping is the only one, and nothing is one without settings."""
     if isinstance(value, list):
         if not value:
             raise InputError(f"{where}: the list of sub-spaces is empty")
@@ -135,7 +135,7 @@ def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict[str, Any]:
-    """One entry of `search`, checked: `{distribution: values}`; a plain list is a grid, a plain value a grid of one."""
+    """Check one `search` entry and return `{distribution: values}`; a list or a single value becomes a grid."""
     if name not in SETTINGS:
         raise InputError(f"{where}: unknown setting{suggest(name, SETTINGS)}")
     if not about(name).search:

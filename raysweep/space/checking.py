@@ -1,4 +1,4 @@
-"""What must hold between the settings of a sweep."""
+"""Checks of a sweep's settings against each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> None:
-    """Raises InputError if a trial cannot be divided among its workers."""
+    """Raise InputError if a trial cannot be divided among its workers."""
     if resources.workers == 1:
         return
     if resources.gpu != int(resources.gpu):
@@ -53,7 +53,7 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
 
 
 def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:
-    """Raises InputError for a loss's setting that was given, but that no trial's method reads."""
+    """Raise InputError if a loss's setting was given although no trial's method uses it."""
     pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
     for name in given:
         must_be_used = name in SETTINGS and about(name).must_be_used
@@ -65,7 +65,7 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
 
 
 def check_name(name: object, where: str) -> None:
-    """A sweep's name is one plain directory name."""
+    """Check that a sweep's name is one plain directory name."""
     if name is None or isinstance(name, (bool, int, float, datetime.date)):
         given = "nothing" if name is None else f"{kind(name)} ({shown(name)})"
         raise InputError(f'{where}: must be text, not {given}; put it in quotes, such as name: "12"')
@@ -74,7 +74,7 @@ def check_name(name: object, where: str) -> None:
 
 
 def check_metric(sweep: Sweep, where: str) -> None:
-    """The metric to choose by is one that every trial has, and none that has seen the test split."""
+    """Check that every trial reports the metric for choosing, and that it does not depend on the test split."""
     tune, metric = sweep.tune, sweep.tune.metric
     if metric is None:
         if tune.mode == "min":
@@ -104,7 +104,7 @@ def check_metric(sweep: Sweep, where: str) -> None:
 
 
 def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ...], where: str) -> None:
-    """Raises InputError where a searcher has nothing to search, or could not compare what it finds."""
+    """Raise InputError if a searcher has nothing to search, or could not compare the points."""
     who = f"tune.searcher: {tune.searcher}"
     if tune.num_samples == 1:
         raise InputError(f"{where}: {who} learns from point to point: say how many by tune.num_samples, above 1")
@@ -131,7 +131,7 @@ def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ..
 
 
 def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: str, where: str) -> None:
-    """Raises InputError where points would be compared that are not evaluated alike."""
+    """Raise InputError if points that are evaluated differently would be compared."""
     for name in dict.fromkeys(name for space in search for name in space):
         values = {repr(space.get(name)) for space in search}
         varies = len(values) > 1 or any(distinct(space[name]) > 1 for space in search)
@@ -143,7 +143,7 @@ def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: s
 
 
 def check_scheduler(sweep: Sweep, where: str) -> None:
-    """Raises InputError where a scheduler could stop nothing, or would compare what is not comparable."""
+    """Raise InputError if a scheduler could stop no trial, or would compare trials that are not comparable."""
     tune, who = sweep.tune, f"tune.scheduler: {sweep.tune.scheduler}"
     for name, scheduler in (("grace_epochs", ("asha", "median")), ("reduction_factor", ("asha",))):
         if getattr(tune, name) != Tune.model_fields[name].default and tune.scheduler not in scheduler:
@@ -170,7 +170,7 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
             f", val_fraction: {lacks.settings.val_fraction:g})"
         )
     check_comparable(sweep.search, who, where)
-    # Layer by layer, the same epoch is another stage where the stages are not equally long.
+    # In layerwise training, the same epoch belongs to different stages if the stages differ in length.
     schedules = {
         (trial.settings.layerwise, trial.settings.usl_epochs if trial.settings.layerwise == "greedy" else None)
         for trial in pretrained

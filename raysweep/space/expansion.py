@@ -1,4 +1,4 @@
-"""From a search space to its trials: grids, draws, names, and the random baseline."""
+"""Expansion of a search space into trials: grids, random draws, names and the random baseline."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from raysweep.errors import InputError
 from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial
 
 MAX_TRIALS = 100_000
-MAX_NAME = 160  # characters; file systems stop at 255 bytes, and a checkpoint's path needs some of them
+MAX_NAME = 160  # characters; file systems allow 255 bytes, and a checkpoint's path adds to the name
 
 
 def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
-    """A sweep with one more point: its trials, seed by seed, and the baselines that are new with it.
+    """Add one point to a sweep: its trials, one per seed, and any new baselines.
 
-    None where the point adds nothing: it is none of the search space, it was proposed before, or one of its
-    settings has no effect in it.
+    Returns None if the point adds nothing: it is not in the search space, it was proposed before, or one of its
+    settings has no effect.
     """
     if not 0 <= point.space < len(sweep.search):
         return None
@@ -47,7 +47,7 @@ def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
 
 
 def holds(spec: Mapping[str, Any], value: Any) -> bool:
-    """Whether an entry of `search` has the value."""
+    """Return whether an entry of `search` contains the value."""
     distribution, values = next(iter(spec.items()))
     if distribution in ("grid", "choice"):
         return value in values
@@ -57,7 +57,7 @@ def holds(spec: Mapping[str, Any], value: Any) -> bool:
 
 
 def distinct(spec: Mapping[str, Any]) -> float:
-    """How many values an entry of `search` has."""
+    """Return the number of values of an entry of `search`."""
     distribution, values = next(iter(spec.items()))
     if distribution in ("grid", "choice"):
         return len(values)
@@ -65,9 +65,9 @@ def distinct(spec: Mapping[str, Any]) -> float:
 
 
 def draw(name: str, distribution: str, values: list[Any], sample: int) -> Any:
-    """The `sample`-th draw of a setting: fixed by its name and number alone.
+    """Return the `sample`-th draw of a setting, which depends only on the setting's name and the sample's number.
 
-    So all points of a grid share their draws, all seeds do, and more samples extend a sweep instead of changing it.
+    So all points of a grid and all seeds share their draws, and more samples extend a sweep instead of changing it.
     """
     source = random.Random(f"{name}/{sample}")
     if distribution == "choice":
@@ -83,12 +83,12 @@ def draw(name: str, distribution: str, values: list[Any], sample: int) -> Any:
 def expand(
     base: Settings, search: tuple[Mapping[str, Mapping[str, Any]], ...], samples: int, baseline: bool, where: str
 ) -> Iterator[Trial]:
-    """All trials: the baseline first, then point by point, the seeds of a point side by side.
+    """Yield all trials: the baselines first, then point by point, with the seeds of a point next to each other.
 
-    A trial that several sub-spaces name counts once.
+    A trial that occurs in several sub-spaces is yielded once.
     """
     trials: list[Trial] = []
-    seen: dict[Settings, str] = {}  # by what is computed: settings without effect do not tell trials apart
+    seen: dict[Settings, str] = {}  # keyed without settings that have no effect, so that equal computations match
     if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
         raise InputError(f"{where}: tune.num_samples: {samples} has no effect: nothing is drawn at random")
     grids = [[len(spec["grid"]) for spec in space.values() if "grid" in spec] for space in search]
@@ -99,7 +99,7 @@ def expand(
     if count > MAX_TRIALS:
         raise InputError(f"{where}: search: {count} trials; at most {MAX_TRIALS} in one sweep")
     for space in search:
-        names = sorted(space, key=lambda name: name == "seed")  # the seed last
+        names = sorted(space, key=lambda name: name == "seed")  # the seed comes last
         random_ones = any("grid" not in space[name] for name in names)
         for sample in range(samples if random_ones else 1):
             axes = []
@@ -110,7 +110,7 @@ def expand(
                 varied = dict(zip(names, combination, strict=True))
                 trial = make_trial(base, varied, where)
                 key = canonical(trial.settings)
-                if seen.get(key) == trial.name:  # a choice drawn again, or sub-spaces that overlap
+                if seen.get(key) == trial.name:  # a choice was drawn again, or sub-spaces overlap
                     continue
                 if key in seen:
                     raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
@@ -126,14 +126,14 @@ def expand(
 
 
 def canonical(settings: Settings) -> Settings:
-    """The settings with every one that has no effect at its default: equal for experiments that compute the same."""
+    """Set every setting without effect to its default, so that experiments that compute the same are equal."""
     plain = Settings().model_dump()
     update = {name: plain[name] for name in SETTINGS if not has_effect(name, settings)}
     return settings.model_copy(update={**update, "probe_dataset": settings.evaluated_dataset})
 
 
 def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
-    """The trial with `varied` over `base`; every searched setting must have an effect in it."""
+    """Make the trial with `varied` over `base`; every searched setting must have an effect in it."""
     settings = make_settings({**base.model_dump(), **varied}, where)
     varied = {**{name: value for name, value in varied.items() if name != "seed"}, "seed": settings.seed}
     for name in varied:
@@ -147,7 +147,7 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
 
 
 def how_to_sweep(name: str) -> str:
-    """How a setting is swept that has no effect in some points."""
+    """Describe how to sweep a setting that has no effect in some points."""
     example = example_of(name)
     if example is None:
         return f"sweep it in a sub-space of its own: search: [{{{name}: [...], ...}}, {{...}}]"
@@ -156,7 +156,7 @@ def how_to_sweep(name: str) -> str:
 
 
 def make_baseline(trial: Trial) -> Trial:
-    """The random encoder under the trial's evaluation: pretraining left out, and what varies only there with it."""
+    """Make the random-encoder trial with the same evaluation, without pretraining and settings that only affect it."""
     settings = trial.settings.model_copy(update={"usl_epochs": 0})
     kept = [name for name in SETTINGS if name in trial.varied and name != "usl_epochs" and has_effect(name, settings)]
     varied = {name: trial.varied[name] for name in kept}
@@ -168,19 +168,19 @@ def make_baseline(trial: Trial) -> Trial:
 
 
 def trial_name(varied: Mapping[str, Any]) -> str:
-    """`alpha=1e-05,seed=0`: floats as `repr` has them, exact; unsafe characters percent-encoded; long names hashed."""
-    # A path whose bytes are no text holds surrogates.
+    """Return a name like `alpha=1e-05,seed=0`: floats exact, unsafe characters percent-encoded, long names hashed."""
+    # A path that is not valid text contains surrogates.
     values = {name: quote(str(value), safe="+", errors="surrogatepass") for name, value in varied.items()}
     return shorten(",".join(f"{name}={value}" for name, value in values.items()))
 
 
 def point_name(varied: Mapping[str, Any]) -> str:
-    """The same without the seed; `default` where nothing else varies."""
+    """Return the trial's name without the seed; `default` if nothing else varies."""
     return trial_name({name: value for name, value in varied.items() if name != "seed"}) or "default"
 
 
 def shorten(name: str) -> str:
-    """A name too long for a file system keeps its start and a hash of the whole."""
+    """Shorten a name that is too long for a file system to its start and a hash of the whole name."""
     if len(name) <= MAX_NAME:
         return name
     return f"{name[: MAX_NAME - 20]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

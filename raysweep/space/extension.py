@@ -1,4 +1,4 @@
-"""Extend an existing sweep by new points."""
+"""Extension of an existing sweep by new points."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from raysweep.space.model import Sweep
 
 
 def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
-    """The existing sweep extended by the new points.
+    """Extend an existing sweep by new points.
 
-    The trials of `by` come first, in its order, then the trials that it no longer names; a baseline stays. `tune`,
+    The trials of `by` come first, in its order. The trials that it no longer contains follow. A baseline stays. `tune`,
     `resources` and settings that change no score are taken from `by`.
 
     Args:
-        sweep: the existing sweep.
-        by: the one that is asked for now.
-        where: opens every message.
+        sweep: The existing sweep.
+        by: The sweep that is requested now.
+        where: The start of every message.
 
     Raises:
-        InputError: a setting changed, or moved between `base` and `search`, so that the trials would not be one sweep.
+        InputError: A setting changed, or moved between `base` and `search`, so that the trials would not form one
+            sweep.
     """
     was, now = make_settings(sweep.base, where), make_settings(by.base, where)
     existing, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
@@ -43,7 +44,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
                 f"{where}: {name}: is under search now, but when the sweep was started it was {getattr(was, name)!r} "
                 f"for all trials, and their names do not say it; start a new sweep"
             )
-        if not all(before):  # where every sub-space searches it, what base says is never read
+        if not all(before):  # if every sub-space searches the setting, its value in base is never read
             base[name] = getattr(was, name)
             if not all(after) and base[name] != getattr(now, name):
                 raise InputError(
@@ -51,7 +52,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
                     f"a new sweep for other settings"
                 )
     if sweep.tune.searcher != "none" or by.tune.searcher != "none":
-        # Its points lie in the results directory, and each counts by its sub-space.
+        # The proposed points are in the results directory, and each refers to its sub-space by number.
         for name, before_, after_ in (
             ("tune.searcher", sweep.tune.searcher, by.tune.searcher),
             ("search", sweep.to_dict()["search"], by.to_dict()["search"]),
@@ -69,12 +70,12 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
 
 
 def with_seed(spaces: Iterable[Mapping[str, Mapping[str, Any]]], seed: int) -> list[Mapping[str, Mapping[str, Any]]]:
-    """The sub-spaces, each saying the seed, which every trial's name says: so it may move in and out of `base`."""
+    """Add the seed to each sub-space without one. As trial names contain the seed, it may move in and out of `base`."""
     return [space if "seed" in space else {**space, "seed": {"grid": [seed]}} for space in spaces]
 
 
 def drawn(sweep: Sweep) -> Iterator[Mapping[str, Mapping[str, Any]]]:
-    """The sub-spaces as grids alone: one with settings that are drawn at random gives one for each draw."""
+    """Yield the sub-spaces as grids only; a sub-space with random settings gives one grid for each draw."""
     for space in sweep.search:
         random_ones = any("grid" not in spec for spec in space.values())
         for sample in range(sweep.tune.num_samples if random_ones else 1):

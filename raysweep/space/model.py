@@ -1,4 +1,4 @@
-"""The data classes of a sweep: how it runs, what a trial gets, its trials."""
+"""The data classes of a sweep: how it runs, what resources a trial gets, and its trials."""
 
 from __future__ import annotations
 
@@ -108,14 +108,14 @@ class Tune(BaseModel):
 
     @property
     def collapse(self) -> Collapse | None:
-        """When to stop a trial; None is never."""
+        """The condition for stopping a trial whose embedding collapses; None means never."""
         if self.collapse_stop is None:
             return None
         return Collapse(self.collapse_stop, self.collapse_rankme, self.collapse_std)
 
 
 class Resources(BaseModel):
-    """What one trial gets."""
+    """The resources of one trial."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -132,8 +132,8 @@ class Resources(BaseModel):
     @field_validator("gpu")
     @classmethod
     def _whole_or_part(cls, value: float) -> float:
-        """Ray shares one GPU between trials, or gives a trial several whole ones."""
-        if (value > 1 and value != int(value)) or 0 < value < 1e-4:  # Ray counts in ten-thousandths
+        """Check the number of GPUs: Ray shares one GPU between trials, or gives a trial several whole ones."""
+        if (value > 1 and value != int(value)) or 0 < value < 1e-4:  # Ray counts in steps of 1/10,000
             raise ValueError("must be a part of one GPU, at least 0.0001, or a whole number of them")
         return value
 
@@ -143,26 +143,26 @@ class Trial:
     """One point of the sweep with one seed."""
 
     name: str
-    """Its directory: what varies, never rounded, e.g. `alpha=1e-05,seed=0`; `random,seed=0` for the baseline."""
+    """The trial's name and directory: what varies, unrounded, e.g. `alpha=1e-05,seed=0`, or `random,seed=0`."""
     point: str
-    """Its name without the seed: trials of one point are repeats."""
+    """The trial's name without the seed. Trials of one point are repeats."""
     settings: Settings
     varied: Mapping[str, Any]
     """The searched settings that have an effect, and the seed."""
     baseline: bool = False
 
     def __str__(self) -> str:
-        """Its name, which is also what Tune makes tags of."""
+        """Return the trial's name, from which Tune also makes tags."""
         return self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Short: Tune writes every trial down so, several times, again and again."""
+        """Pickle compactly, because Tune writes every trial to disk several times, again and again."""
         changed = self.settings.model_dump(exclude_defaults=True)
         return unpickled, (self.name, self.point, changed, dict(self.varied), self.baseline)
 
 
 def unpickled(name: str, point: str, changed: dict[str, Any], varied: dict[str, Any], baseline: bool) -> Trial:
-    """The trial that was pickled."""
+    """Rebuild a pickled trial."""
     return Trial(name, point, Settings(**changed), FrozenDict(varied), baseline)
 
 
@@ -171,9 +171,9 @@ class Proposal:
     """A point that a searcher proposes."""
 
     space: int
-    """Which sub-space it is of, from 0."""
+    """The number of the sub-space that the point belongs to, from 0."""
     values: Mapping[str, Any]
-    """Its searched settings, the seed aside."""
+    """The values of the point's searched settings, without the seed."""
 
 
 @dataclass(frozen=True)
@@ -187,21 +187,21 @@ class Sweep:
     tune: Tune
     resources: Resources
     trials: tuple[Trial, ...]
-    """With a searcher: of the points proposed so far."""
+    """All trials; with a searcher, only the trials of the points proposed so far."""
     examples: tuple[Trial, ...]
-    """Trials for checks before any trial starts: all trials, or with a searcher some that are drawn at random."""
+    """Trials for checks before any trial starts: all trials, or with a searcher some random ones."""
 
     @property
     def total(self) -> int:
-        """How many trials there will be; with a searcher, but for baselines that depend on points not proposed yet."""
+        """The number of trials at the end; with a searcher, without baselines of points that are not proposed yet."""
         if self.tune.searcher == "none":
-            return len(self.trials)  # whose seeds may be drawn at random
+            return len(self.trials)  # not points times seeds, because the seeds may be drawn at random
         missing = self.tune.num_samples - len(self.proposed)
         return len(self.trials) + max(0, missing) * len(self.seeds)
 
     @property
     def proposed(self) -> tuple[str, ...]:
-        """The names of the points there are, in their order."""
+        """The names of the points so far, in order."""
         return tuple(dict.fromkeys(trial.point for trial in self.trials if not trial.baseline))
 
     @property
@@ -212,7 +212,7 @@ class Sweep:
 
     @property
     def metric(self) -> str | None:
-        """What "best" means here; None where there is no validation split to choose by."""
+        """The metric that defines "best"; None without a validation split."""
         if self.tune.metric is None and all(trial.settings.val_fraction > 0 for trial in self.examples):
             return "linear/val_accuracy"
         return self.tune.metric
@@ -225,27 +225,27 @@ class Sweep:
 
     @property
     def stop_metric(self) -> str:
-        """What a scheduler compares trials by while they pretrain."""
+        """The metric by which a scheduler compares trials during pretraining."""
         return self.tune.metric or "online/knn_val_accuracy"
 
     @property
     def grace_epochs(self) -> int:
-        """Epochs of pretraining before a scheduler may stop a trial."""
+        """The number of pretraining epochs before a scheduler may stop a trial."""
         return self.tune.grace_epochs or make_settings(self.base, self.name).probe_every
 
     @property
     def longest(self) -> int:
-        """Pretraining epochs of the longest trial."""
+        """The number of pretraining epochs of the longest trial."""
         return max(trial.settings.pretrain_epochs for trial in self.examples)
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The settings that the search space names, the seed aside, in its order."""
+        """The settings in the search space, in its order, without the seed."""
         names = dict.fromkeys(name for space in self.search for name in space)
         return tuple(name for name in names if name != "seed")
 
     def to_dict(self) -> dict[str, Any]:
-        """The sweep as a search-space file that gives it again, every default written out."""
+        """Return the sweep as a search-space file that rebuilds it, with every default written out."""
         everywhere = set.intersection(*(set(space) for space in self.search))
         resolved = make_settings(self.base, self.name).model_dump()
         return {
@@ -259,7 +259,7 @@ class Sweep:
 
 
 class FrozenDict(dict[str, Any]):
-    """A mapping that can be hashed, so that trials can be compared as values."""
+    """A hashable mapping, so that trials can be compared as values."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))

@@ -1,4 +1,4 @@
-"""Read a search-space file, and the values on the command line, as strict YAML."""
+"""Reading of search-space files and command-line values as strict YAML."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import yaml
 from raysweep.config import NUMBER, SETTINGS, WHOLE_NUMBER, Settings, about, is_number, read_number
 from raysweep.errors import InputError
 
-MAX_TEXT = 2**22  # characters of a search-space file, aliases written out; a list of 100,000 seeds has 10**6
+MAX_TEXT = 2**22  # characters of a search-space file, with aliases expanded; a list of 100,000 seeds has 10**6
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The search-space file at `path` as plain data; raises InputError if it is no file, no text or no YAML."""
+    """Read the search-space file at `path` as plain data; raises InputError if it is not a text file or not YAML."""
     if path.is_dir():
         raise InputError(f"{path}: is a directory; give a search-space file (YAML)")
     try:
@@ -43,25 +43,25 @@ NUMBER_TAGS = (
     (WHOLE_TAG, re.compile(rf"(?:{WHOLE_NUMBER.pattern})\Z"), "+-0123456789"),
     (REAL_TAG, re.compile(rf"(?:{NUMBER.pattern}|[+-]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"), "+-.0123456789"),
 )
-"""What is a number, and the characters that it can begin with."""
+"""For whole and real numbers: the YAML tag, the pattern, and the characters that a number can begin with."""
 
 
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader, made stricter.
 
-    It refuses a key that stands twice (PyYAML takes the last one) and aliases that would fill the memory. Numbers
-    are decimal: PyYAML, which follows YAML 1.1, reads `010` as 8, `1:30` as 90 and `1e-5` as text.
+    It rejects duplicate keys (PyYAML takes the last one) and aliases that would fill the memory. Numbers are decimal.
+    PyYAML follows YAML 1.1, and reads `010` as 8, `1:30` as 90 and `1e-5` as text.
     """
 
     def get_single_node(self) -> yaml.Node | None:
-        """The document; refused where it is endless, or too long, with every alias written out."""
+        """Return the document; rejects it if it is endless or too long with every alias expanded."""
         root: yaml.Node | None = super().get_single_node()
         if root is not None:
             written_out(root, {})
         return root
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """A number, also one that is marked as such (`!!int 0x10`) but is not decimal, which is refused."""
+        """Return a number; rejects one that is tagged as a number (`!!int 0x10`) but is not decimal."""
         text = str(self.construct_scalar(node))
         if text.lower().lstrip("+-") in (".inf", ".nan"):
             return float(text.replace(".", ""))
@@ -71,7 +71,7 @@ class Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{text!r} {fault}", node.start_mark) from None
 
     def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> datetime.date:
-        """A date or a time; one that no calendar has, such as 2024-02-30, is refused with its place."""
+        """Return a date or time; rejects an impossible one, such as 2024-02-30, with its position."""
         try:
             date: datetime.date = super().construct_yaml_timestamp(node)
         except ValueError as fault:
@@ -80,7 +80,7 @@ class Loader(yaml.SafeLoader):
         return date
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping of `node`; a key that stands in it twice is an error."""
+        """Return the mapping of `node`; a duplicate key is an error."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -92,7 +92,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which also puts text in quotes that only `Loader` would read as a number, such as `009`."""
+    """PyYAML's safe dumper, which also quotes text that only `Loader` would read as a number, such as `009`."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -107,15 +107,15 @@ Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_time
 
 
 def to_yaml(content: Mapping[str, Any], ascii_only: bool = False) -> str:
-    """Plain data as YAML that `read` gives back exactly; with `ascii_only`, other characters are escaped."""
+    """Write plain data as YAML that `read` restores exactly; `ascii_only` escapes other characters."""
     text: str = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=not ascii_only)
     return text
 
 
 def written_out(node: yaml.Node, lengths: dict[int, int]) -> int:
-    """Characters and nodes of `node` were every alias in it written out; raises where they are too many, or endless.
+    """Count the characters and nodes of `node` with every alias expanded; raises if there are too many or endless.
 
-    `lengths` keeps what is known, so that a node is counted once, however many aliases stand for it; 0 while counting.
+    `lengths` caches the counts, so that a node is counted once for all its aliases. It holds 0 while a node is counted.
     """
     if lengths.get(id(node)) == 0:
         raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", node.start_mark)
@@ -134,20 +134,20 @@ def written_out(node: yaml.Node, lengths: dict[int, int]) -> int:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """`text` as YAML; raises InputError with line and column."""
+    """Parse `text` as YAML; raises InputError with line and column."""
     try:
         return yaml.load(text, Loader)
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(f"{where}: not valid YAML{place}: {fault.problem}") from None
-    except Exception as fault:  # what PyYAML's constructors raise for `!!bool maybe` and the like is anything
+    except Exception as fault:  # PyYAML's constructors raise all kinds of exceptions, for example for `!!bool maybe`
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise InputError(f"{where}: not valid YAML: {reason}") from None
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`["alpha=0.1", "seed=[0,1]"]` as `{"alpha": 0.1, "seed": [0, 1]}`."""
+    """Turn `["alpha=0.1", "seed=[0,1]"]` into `{"alpha": 0.1, "seed": [0, 1]}`."""
     texts: dict[str, str] = {}
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
@@ -161,10 +161,10 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def parse_value(name: str, text: str, where: str) -> Any:
-    """What the text given for a setting on the command line means: YAML, or the text itself where text is expected.
+    """Parse a setting's value from the command line: YAML, or the text itself if the setting expects text.
 
-    `folder:/a #1` would be a mapping or lose its comment as YAML. Nothing at all, as from a shell variable that is not
-    set, raises InputError: it would count as none.
+    As YAML, `folder:/a #1` would be a mapping or lose its comment. Empty text, as from an unset shell variable, would
+    count as None, so it raises InputError.
     """
     if not text.strip():
         raise InputError(f"{where}: the value is empty")
@@ -174,7 +174,7 @@ def parse_value(name: str, text: str, where: str) -> Any:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """`value` as a mapping with string keys; nothing is the empty one."""
+    """Check that `value` is a mapping with string keys; None becomes an empty mapping."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -186,7 +186,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def kind(value: object) -> str:
-    """The YAML word for what `value` is."""
+    """Return the YAML word for the type of `value`."""
     words = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     words |= {datetime.date: "a date", datetime.datetime: "a time"}
     return "nothing" if value is None else words.get(type(value), type(value).__name__)

@@ -1,1 +1,1 @@
-"""The operating system and the process: paths, files, locks, temporary directories, processors, memory, terminal."""
+"""The operating system and the process: paths, files, locks, temporary directories, cores, memory and the terminal."""

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use. A batch system or a container often grants fewer than there are."""
+"""Number of processor cores that this process may use; batch systems and containers often grant only some of them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cpus:
-    """A number of cores, and what limits it."""
+    """A number of cores, and what limits it to that number."""
 
     count: int
-    """At least 1."""
+    """Number of cores, at least 1."""
     source: str
-    """What sets the limit, in words; empty where the process may use the whole machine."""
+    """What sets the limit, in words; empty if the process may use the whole machine."""
 
 
 def allowed_cpus(environment: Mapping[str, str] = os.environ, proc: Path = Path("/proc/self")) -> Cpus:
-    """The cores that this process may use: the smallest of all limits that are set for it.
+    """Return the cores that this process may use: the smallest of the limits set for it.
 
-    The limits are the CPU affinity (`taskset`, cpusets), the CPU quotas of its cgroup and of all cgroups above it
-    (version 1 and 2), and what Slurm grants a task.
+    The limits are the CPU affinity (`taskset`, cpusets), the CPU quotas of the process's cgroup and of all its
+    ancestors (versions 1 and 2), and the cores that Slurm grants a task.
 
     Args:
-        environment: holds Slurm's variables.
-        proc: the process's directory in /proc.
+        environment: The environment variables, which may include Slurm's.
+        proc: The process's directory in /proc.
 
     Example:
         `allowed_cpus()` under `taskset -c 0` gives `Cpus(1, "CPU affinity")`.
@@ -36,7 +36,7 @@ def allowed_cpus(environment: Mapping[str, str] = os.environ, proc: Path = Path(
     if hasattr(os, "sched_getaffinity"):
         limits.append(Cpus(len(os.sched_getaffinity(0)), "CPU affinity"))
     limits += [Cpus(max(1, int(quota)), f"cgroup quota of {quota:g} CPUs") for quota in cgroup_quotas(proc)]
-    # The first is set only where the user asks for cores per task; the second is what the job has on this node.
+    # SLURM_CPUS_PER_TASK is set only if the user asks for cores per task. The other is the job's share of this node.
     for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
         if environment.get(name, "").isdecimal() and int(environment[name]) > 0:
             limits.append(Cpus(int(environment[name]), name))
@@ -45,7 +45,7 @@ def allowed_cpus(environment: Mapping[str, str] = os.environ, proc: Path = Path(
 
 
 def cgroup_quotas(proc: Path) -> Iterator[float]:
-    """The CPU quotas, in cores, of the process's cgroups and of every cgroup above them."""
+    """Yield the CPU quotas, in cores, of the process's cgroups and of all their ancestors."""
     for mount, folder, version in cgroup_folders(proc):
         while True:
             quota = read_quota(folder, version)
@@ -57,11 +57,11 @@ def cgroup_quotas(proc: Path) -> Iterator[float]:
 
 
 def cgroup_folders(proc: Path) -> Iterator[tuple[Path, Path, int]]:
-    """Each cgroup hierarchy that can limit CPU time: its mount point, the process's folder in it, and its version."""
+    """Yield the mount point, the process's folder and the version of each cgroup hierarchy that can limit CPU time."""
     try:
         mounts = (proc / "mountinfo").read_text().splitlines()
         memberships = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
-    except OSError:  # no Linux, or no /proc
+    except OSError:  # this is not Linux, or there is no /proc
         return
     for line in mounts:
         left, _, right = line.partition(" - ")
@@ -71,7 +71,7 @@ def cgroup_folders(proc: Path) -> Iterator[tuple[Path, Path, int]]:
             is_version_2 = kind == "cgroup2" and controllers == ""
             is_version_1 = kind == "cgroup" and "cpu" in controllers.split(",") and "cpu" in options.split(",")
             if is_version_2 or is_version_1:
-                # In a container the mount shows only a part of the hierarchy, and `root` is where that part begins.
+                # In a container the mount shows only a part of the hierarchy, which starts at `root`.
                 inside = path.removeprefix(root) if root != "/" else path
                 folder = Path(mount, inside.lstrip("/"))
                 is_below = ".." not in folder.parts and folder.is_dir()
@@ -79,7 +79,7 @@ def cgroup_folders(proc: Path) -> Iterator[tuple[Path, Path, int]]:
 
 
 def read_quota(folder: Path, version: int) -> float | None:
-    """The CPU quota of one cgroup, in cores; None where it has none."""
+    """Return the CPU quota of one cgroup in cores, None if it has no quota."""
     try:
         if version == 2:
             quota, period = (folder / "cpu.max").read_text().split()
@@ -87,5 +87,5 @@ def read_quota(folder: Path, version: int) -> float | None:
             quota = (folder / "cpu.cfs_quota_us").read_text().strip()
             period = (folder / "cpu.cfs_period_us").read_text().strip()
         return int(quota) / int(period) if quota.isdecimal() and int(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # the root of version 2 has no such file
+    except (OSError, ValueError, ZeroDivisionError):  # the root cgroup of version 2 has no cpu.max
         return None

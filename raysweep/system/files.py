@@ -1,4 +1,4 @@
-"""Files that are whole or absent, files that may be something else, and locks. Knows nothing of sweeps."""
+"""Atomic file writing, checks for paths that are not regular files, and locks. Independent of sweeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 from raysweep.errors import InputError
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system answers to a request that it does not know."""
+"""Error numbers with which a file system rejects an operation that it does not support."""
 KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
@@ -25,14 +25,14 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 LONGEST_JSON = 2**22
-"""Bytes of a JSON file that is read. The files of a trial have some thousand."""
+"""Size limit for reading a JSON file, in bytes. A trial's files have a few thousand bytes."""
 
 _held: dict[Path, IO[Any]] = {}
 """The directories that this process holds, with their open lock files."""
 
 
 class Irregular(ValueError):
-    """Something other than a regular file lies at a path."""
+    """The path exists but is not a regular file."""
 
 
 class Gone(FileNotFoundError):
@@ -40,15 +40,15 @@ class Gone(FileNotFoundError):
 
 
 def lies(path: Path) -> bool:
-    """Whether anything lies at a path, a broken link included."""
+    """Return whether the path exists, even if only as a broken link."""
     return os.path.lexists(path)
 
 
 def irregular(path: Path) -> str | None:
-    """In words, what lies at a path if it is not a regular file; None for a regular file, also behind a link.
+    """Describe what is at a path if it is not a regular file; None for a regular file or a link to one.
 
     Raises:
-        FileNotFoundError: nothing lies there.
+        FileNotFoundError: The path does not exist.
     """
     try:
         mode = path.stat().st_mode
@@ -60,32 +60,32 @@ def irregular(path: Path) -> str | None:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file to read it. Never waits, as opening a named pipe does.
+    """Open a regular file for reading. Unlike opening a named pipe, this never blocks.
 
     Raises:
-        Irregular: something else lies there.
-        FileNotFoundError: nothing lies there.
+        Irregular: The path is not a regular file.
+        FileNotFoundError: The path does not exist.
     """
     kind = irregular(path)
     if kind is not None:
         raise Irregular(f"is {kind}, not a file")
-    # O_NONBLOCK in case that a pipe has taken the file's place since.
+    # O_NONBLOCK, in case a pipe has replaced the file since the check.
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
-        Irregular: something else lies there.
-        ValueError: it has more than `most` bytes.
-        FileNotFoundError: nothing lies there.
+        Irregular: The path is not a regular file.
+        ValueError: The file has more than `most` bytes.
+        FileNotFoundError: The path does not exist.
     """
     try:
         with open_regular(path) as file:
             content = file.read(-1 if most is None else most + 1)
     except OSError as fault:
-        fault.filename = fault.filename or str(path)  # what a broken disk raises names no file
+        fault.filename = fault.filename or str(path)  # errors of a broken disk name no file
         raise
     if most is not None and len(content) > most:
         raise ValueError(f"it has more than {most} bytes")
@@ -93,11 +93,11 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
 
 
 def read_json(path: Path, most: int = LONGEST_JSON) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        ValueError: it is no JSON, too long or too deeply nested, or something other than a file lies there.
-        FileNotFoundError: nothing lies there.
+        ValueError: The file is not JSON, is too long or too deeply nested, or is not a regular file.
+        FileNotFoundError: The path does not exist.
     """
     try:
         return json.loads(read_regular(path, most))
@@ -106,7 +106,7 @@ def read_json(path: Path, most: int = LONGEST_JSON) -> Any:
 
 
 def set_aside(path: Path, name: str | None = None) -> Path:
-    """Rename what lies at a path to the next free `NAME.damaged-N` beside it; returns the new path."""
+    """Rename a file or directory to the next free `NAME.damaged-N` beside it; returns the new path."""
     number = 1
     while lies(aside := path.with_name(f"{name or path.name}.damaged-{number}")):
         number += 1
@@ -114,7 +114,7 @@ def set_aside(path: Path, name: str | None = None) -> Path:
 
 
 def discard(path: Path) -> None:
-    """Remove a file of ours; anything else at its path was made by somebody else and is set aside."""
+    """Remove one of raysweep's files. Anything but a regular file is set aside, as raysweep did not make it."""
     with suppress(FileNotFoundError):
         if irregular(path) is None:
             path.unlink()
@@ -124,22 +124,23 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A new file that becomes `path` where the block ends: until then, a crash included, `path` is absent or old.
+    """Open a new file that replaces `path` atomically when the block ends.
 
-    A directory, a named pipe or a broken link that lies at `path` is set aside.
+    Until then, even if the process crashes, `path` is absent or unchanged. A directory, a named pipe or a broken link
+    at `path` is set aside.
 
     Args:
-        path: the file.
-        durable: whether the content must be on the disk when `path` names it.
+        path: The file to replace.
+        durable: Whether to flush the content to disk before `path` refers to it.
 
     Raises:
-        Gone: `path` lies in a directory that this process held and that is no longer there.
+        Gone: `path` lies in a directory that this process held and that no longer exists.
     """
     temporary = None
     try:
         check_held(path)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        # The mode is what the umask leaves, as for every other file: some file systems refuse a chmod.
+        # The file keeps the mode that the umask gives it, like any other file, because some file systems refuse chmod.
         with open(temporary, "xb") as file:
             yield file
             file.flush()
@@ -151,15 +152,15 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     except BaseException as fault:
         if isinstance(fault, OSError) and f".{path.name}." in str(fault.filename or f".{path.name}."):
-            fault.filename = str(path)  # what a full disk raises names no file
+            fault.filename = str(path)  # errors of a full disk name no file
         if temporary is not None:
-            with suppress(OSError):  # where nothing can be removed either, what was raised says more
+            with suppress(OSError):  # if the removal fails too, the first exception is the more useful one
                 os.unlink(temporary)
         raise
 
 
 def sync(descriptor: int) -> None:
-    """Wait until an open file is on the disk, where the file system can say so."""
+    """Wait until an open file is on disk, if the file system supports that."""
     try:
         os.fsync(descriptor)
     except OSError as fault:
@@ -168,29 +169,29 @@ def sync(descriptor: int) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment, a crash included, it is absent, old or complete."""
+    """Write a file atomically: at every moment, even in a crash, it is absent, unchanged or complete."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """`content` as strict JSON (NaN is a fault of ours), atomically."""
+    """Write `content` atomically as strict JSON; NaN raises ValueError."""
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def make_directory(path: Path) -> bool:
-    """Make a new directory and its parents; returns False if something lies there already."""
+    """Create a directory and its parents; returns False if the path exists already."""
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        if not lies(path):  # it is a parent that is in the way
+        if not lies(path):  # a parent is in the way
             raise
         return False
     return True
 
 
 def existing_ancestor(path: Path) -> Path:
-    """`path` itself or the nearest path above it at which anything lies."""
+    """Return `path` itself or its nearest ancestor that exists."""
     path = path.absolute()
     while not lies(path):
         path = path.parent
@@ -198,7 +199,7 @@ def existing_ancestor(path: Path) -> Path:
 
 
 def open_lock(path: Path) -> IO[str]:
-    """Open a lock file, made where it is missing; anything else in its place is set aside."""
+    """Open a lock file, creating it if it is missing; anything in its place that is not a file is set aside."""
     if lies(path) and irregular(path) is not None:
         set_aside(path)
     return open(path, "a+")
@@ -208,7 +209,7 @@ def try_lock(file: IO[Any], directory: Path) -> bool:
     """Lock an open file in `directory` for this process; returns False if another process has locked it.
 
     Raises:
-        InputError: the file system cannot lock files.
+        InputError: The file system cannot lock files.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,11 +225,11 @@ def try_lock(file: IO[Any], directory: Path) -> bool:
 
 @contextmanager
 def holding(directory: Path, lock: IO[Any]) -> Iterator[None]:
-    """Within the block, nothing is written into `directory` by `replacing` if it is gone.
+    """Inside the block, `replacing` raises Gone instead of writing into `directory` if the directory is gone.
 
     Args:
-        directory: as its files are addressed, absolute.
-        lock: its `.lock`, open and locked by this process.
+        directory: The absolute path, in the form in which its files are addressed.
+        lock: The directory's `.lock` file, open and locked by this process.
     """
     _held[directory] = lock
     try:
@@ -238,14 +239,14 @@ def holding(directory: Path, lock: IO[Any]) -> Iterator[None]:
 
 
 def check_held(path: Path) -> None:
-    """Raises Gone if `path` is, or lies in, a directory that this process held and that is no longer there."""
+    """Raise Gone if `path` is, or lies in, a directory that this process held and that no longer exists."""
     for directory, lock in list(_held.items()):
         if path.is_relative_to(directory) and not same_file(lock.fileno(), directory / ".lock"):
             raise Gone(errno.ENOENT, "the directory was removed or renamed while it was in use", str(directory))
 
 
 def same_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one that now lies at `path`."""
+    """Return whether an open file is the file that is now at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError as fault:

@@ -1,6 +1,6 @@
-"""Directories that belong to the user or to the machine: the home directory, `~` in a path, where Ray keeps its files.
+"""Directories of the user and the machine: the home directory, `~` in a path, and the directory for Ray's files.
 
-Only the standard library is imported here, as this is settled before Ray is imported.
+Only the standard library is imported here, because this runs before Ray is imported.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 
 from raysweep.errors import InputError
 
-SOCKET_BYTES = 107  # the longest path of a Unix socket on Linux
+SOCKET_BYTES = 107  # the length limit of a Unix socket's path on Linux
 SOCKET = "/ray/session_2026-01-31_23-59-59_123456_{pid}/sockets/plasma_store"
-"""Below its directory, the longest path at which Ray makes a socket."""
+"""The longest socket path that Ray creates, relative to Ray's directory."""
 UNUSABLE = frozenset("'\"\\$%`")
-"""Characters in whose presence Ray does not start, or does not quote its commands."""
+"""Characters in a path that keep Ray from starting, or that Ray does not quote in its commands."""
 
 
 def expanded(path: str) -> str:
-    """`path` with a leading `~` or `~USER` replaced by that home directory.
+    """Replace a leading `~` or `~USER` of `path` by that home directory.
 
-    The shell leaves them as they are after `=`, inside quotes and in files.
+    The shell does not do this after `=`, inside quotes and in files.
 
     Raises:
-        InputError: there is no such user or no home directory.
+        InputError: There is no such user or no home directory.
     """
     if not path.startswith("~"):
         return path
@@ -42,17 +42,17 @@ def expanded(path: str) -> str:
 
 
 def substitute_home() -> Path:
-    """The directory that serves as the home of a user who has none."""
+    """Return the directory that serves as home for a user without one."""
     return Path(tempfile.gettempdir(), f"home-{os.getuid()}-raysweep")
 
 
 def ensure_home() -> None:
     """Set HOME for this process and its children if the environment lacks it.
 
-    Containers often run under a user whom the machine does not know. Ray cannot even be imported there.
+    Containers often run as a user whom the machine does not know. Ray cannot even be imported there.
 
     Raises:
-        InputError: the user has no home directory, and none can be made.
+        InputError: The user has no home directory, and none can be created.
     """
     if os.environ.get("HOME", "").startswith("/"):
         return
@@ -64,18 +64,18 @@ def ensure_home() -> None:
     directory = substitute_home()
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        found = directory.lstat()
+        status = directory.lstat()
     except OSError as fault:
         raise InputError(
             f"you have no home directory, and {directory} cannot be made ({fault.strerror}); set HOME"
         ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise InputError(f"you have no home directory, and {directory} belongs to somebody else; set HOME")
     os.environ["HOME"] = str(directory)
 
 
 def settle_ray_directory() -> None:
-    """Choose the directory of a Ray that is started here, RAY_TMPDIR, else TMPDIR, else /tmp, and check it.
+    """Choose and check the directory of a Ray that is started here: RAY_TMPDIR, else TMPDIR, else /tmp.
 
     A TMPDIR that Ray cannot use is replaced by /tmp, with a warning.
 
@@ -96,11 +96,11 @@ def settle_ray_directory() -> None:
         name = "RAY_TMPDIR" if given else "its directory"
         hint = "a short path that you may write to" + ("" if directory == "/tmp" else ", such as RAY_TMPDIR=/tmp")
         raise InputError(f"Ray cannot keep its files in {name}, {directory}: {why}; set RAY_TMPDIR to {hint}")
-    os.environ["RAY_TMPDIR"] = directory  # an empty or a relative one would mean another directory in each process
+    os.environ["RAY_TMPDIR"] = directory  # an empty or relative path would mean another directory in each process
 
 
 def unusable(directory: str) -> str:
-    """Why Ray cannot keep its files there; empty where it can."""
+    """Return why Ray cannot keep its files in the directory, or "" if it can."""
     if not directory.isascii() or not directory.isprintable():
         return "it takes only ASCII characters"
     bad = sorted(UNUSABLE & set(directory))
@@ -121,6 +121,6 @@ def unusable(directory: str) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """A path as short as it can be typed."""
+    """Return the shorter way to type a path: relative if it lies below the current directory, else unchanged."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""Temporary directories that do not pile up: one that a killed process left is removed by the next process."""
+"""Temporary directories that do not accumulate: the next process removes what a killed process left."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pathlib import Path
 PREFIX = "raysweep-"
 LOCK = ".in-use"
 OLD_SECONDS = 24 * 3600.0
-"""A directory without a lock file is left over only after this time: its process may be about to make the file."""
+"""Age in seconds at which a directory without a lock file counts as left over; a new process may still create one."""
 
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A new directory, removed at the end; those that killed processes of this user left are removed first."""
+    """Create a directory that is removed at the end; first remove those that this user's killed processes left."""
     remove_left_over(Path(tempfile.gettempdir()))
     with (
         tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name,
         open(Path(name, LOCK), "w") as file,
     ):
-        with suppress(OSError):  # a file system without locks: then nobody removes the directory but this process
+        with suppress(OSError):  # if the file system has no locks, only this process ever removes the directory
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield Path(name)
 
 
 def remove_left_over(parent: Path) -> None:
-    """Remove our temporary directories in `parent` whose process has ended: its lock has ended with it."""
+    """Remove raysweep's temporary directories in `parent` whose lock has ended with their process."""
     for directory in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another process removes it at this moment, or it belongs to another user
+        with suppress(OSError):  # another process may be removing it, or it may belong to another user
             if directory.is_symlink() or directory.stat().st_uid != os.getuid():
                 continue
             if is_left_over(directory):
@@ -41,7 +41,7 @@ def remove_left_over(parent: Path) -> None:
 
 
 def is_left_over(directory: Path) -> bool:
-    """Whether no process uses the directory any more; raises OSError where that cannot be told."""
+    """Return whether no process uses the directory any more; raises OSError if that cannot be told."""
     try:
         with open(directory / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Standard output and standard error of a command that must run to its end, whoever reads them and wherever they go.
+"""Output streams of a command that must run to its end even if its output cannot be written.
 
-A sweep runs for hours. A reader that leaves (`| head`), a closed terminal or a full disk must not stop it, and neither
-must a terminal that cannot show `α`.
+A sweep runs for hours. It must not stop because a reader leaves (`| head`), a terminal is closed or cannot show `α`, or
+the disk is full.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_WITHOUT_TERMINAL = 140
-"""Characters of a line where standard output is no terminal: wide enough for the summary table."""
+"""Line width in characters if standard output is not a terminal: wide enough for the summary table."""
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, SIGTERM or SIGHUP: 128 + SIGINT, as shells give it."""
+"""Exit status after Ctrl-C, SIGTERM or SIGHUP: 128 + SIGINT, as in shells."""
 SPELLED = {"α": "alpha", "τ": "tau", "λ": "lambda", "η": "eta", "±": "+/-", "×": "x", "–": "-", "…": "...", "−": "-"}
-"""How characters of our own are written where the terminal's encoding lacks them."""
+"""Replacements for characters that raysweep prints, used if the terminal's encoding lacks them."""
 
 
 class LastingFile(io.FileIO):
-    """A file descriptor whose writes never fail: from the first fault on, what is written is dropped."""
+    """A file descriptor whose writes never fail. After the first error, all output is dropped."""
 
     lost = False
 
     def write(self, data: Any) -> int:
-        """Write bytes, or drop them; returns how many were taken, which is all of them once the file is lost."""
+        """Write bytes, or drop them after an error; returns how many were taken, which is all when dropping."""
         if not self.lost:
             try:
                 return super().write(data)
@@ -42,7 +42,7 @@ class LastingFile(io.FileIO):
 
 
 def spell(fault: UnicodeError) -> tuple[str, int]:
-    """Codec error handler: spell out a character of ours, and escape any other with a backslash."""
+    """Spell out known characters and escape any others with a backslash (a codec error handler)."""
     if not isinstance(fault, UnicodeEncodeError):
         raise fault
     characters = fault.object[fault.start : fault.end]
@@ -54,37 +54,37 @@ codecs.register_error("raysweep.spell", spell)
 
 
 def lasting(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A text stream over the descriptor of `stream` that survives the loss of its reader and any encoding."""
+    """Return a text stream on the descriptor of `stream` that survives the loss of its reader and any encoding."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     raw = LastingFile(descriptor, "w", closefd=False)
-    # Lines are written at once: a file that somebody follows, or a pipe, shows them when they are printed.
+    # Line buffering, so that lines appear at once in a pipe or in a file that somebody follows.
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "raysweep.spell", line_buffering=True)
 
 
 def use_lasting_streams() -> None:
     """Make `sys.stdout` and `sys.stderr` of this process streams that never fail.
 
-    A descriptor that was closed (`>&-`) is opened on the null device first. Otherwise the next file that is opened,
+    A descriptor that was closed (`>&-`) is first opened on the null device. Otherwise the next file that is opened,
     such as a result, would get its number and receive what libraries print.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this descriptor
     sys.stdout, sys.stderr = lasting(sys.stdout, 1), lasting(sys.stderr, 2)
 
 
 def output_is_lost() -> bool:
-    """Whether nobody receives standard output any more."""
+    """Return whether standard output has lost its reader."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return isinstance(raw, LastingFile) and raw.lost
 
 
 def typed_program() -> list[str]:
-    """The words with which the user called `sweep` in this process, without its arguments.
+    """Return the words with which the user called `sweep` in this process, without the arguments.
 
-    `raysweep sweep`, or for a script or a module what was typed, such as `.venv/bin/python ../run_sweep.py`.
+    These are `raysweep sweep`, or for a script or module the typed words, such as `.venv/bin/python ../run_sweep.py`.
     """
     program, arguments = sys.argv[0], sys.argv[1:]
     typed = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
@@ -94,7 +94,7 @@ def typed_program() -> list[str]:
 
 
 def resume_command(place: str, *options: str) -> str:
-    """The command that resumes the sweep at `place`, quoted for a shell.
+    """Return the command that resumes the sweep at `place`, quoted for a shell.
 
     Example:
         `resume_command("my runs/s", "--local")` gives `raysweep sweep --resume 'my runs/s' --local`.
@@ -103,13 +103,13 @@ def resume_command(place: str, *options: str) -> str:
 
 
 def say_at_once(text: str) -> None:
-    """Write one line to standard error from a signal handler or a thread, where a buffered stream may be in use."""
+    """Write one line to standard error from a signal handler or thread, where a buffered stream may be in use."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def end_process(status: int, text: str) -> NoReturn:
-    """Write one line to standard error and end this process where it stands; threads and libraries may hang."""
+    """Write one line to standard error and end the process immediately, even if threads or libraries hang."""
     if os.isatty(1):
         with suppress(OSError):
             os.write(1, b"\x1b[?25h")  # a live display hides the cursor
@@ -118,9 +118,9 @@ def end_process(status: int, text: str) -> NoReturn:
 
 
 def make_console() -> Console:
-    """A rich console on standard output that shows all text as it is.
+    """Return a rich console on standard output that prints all text literally.
 
-    In a name, brackets are no markup, `:smile:` is no emoji, and numbers get no colour.
+    Names may contain brackets, `:smile:` and numbers, which must not become markup, emoji or coloured text.
     """
     from rich.console import Console
 
@@ -129,5 +129,5 @@ def make_console() -> Console:
 
 
 def redraws(console: Console) -> bool:
-    """Whether a live display can be drawn: on a terminal that moves its cursor, whatever FORCE_COLOR says."""
+    """Return whether a live display works: on a terminal with a movable cursor, whatever FORCE_COLOR says."""
     return console.file.isatty() and not console.is_dumb_terminal and console.is_interactive

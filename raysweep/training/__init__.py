@@ -1,1 +1,1 @@
-"""The pretraining loop, its state, its optimiser, and its processes."""
+"""The pretraining loop, its state, its optimiser and its processes."""

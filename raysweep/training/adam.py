@@ -1,4 +1,4 @@
-"""The optimiser."""
+"""The optimiser for pretraining: Adam without PyTorch's slow imports."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 class Adam(torch.optim.Adam):
     """PyTorch's Adam (Kingma & Ba 2015, arXiv 1412.6980), fused, without its wrappers for `torch.compile`.
 
-    They matter to compiled code only, but when first called they import all of `torch._dynamo`: 1.35 s in each process,
-    a third of what it needs to begin its first trial.
+    The wrappers matter only to compiled code, but their first call imports all of `torch._dynamo`. That takes 1.35 s in
+    each process, a third of the time before its first trial starts.
 
     Args:
-        params: as for `torch.optim.Adam`: tensors, or groups of them with settings of their own.
-        lr: learning rate of the groups that have none.
+        params: Tensors, or groups of tensors with their own settings, as for `torch.optim.Adam`.
+        lr: Learning rate of the groups that do not set one.
     """
 
     def __init__(self, params: torch.optim.optimizer.ParamsT, lr: float = 1e-3) -> None:
         super().__init__(params, lr=lr, fused=True)
 
-    # What a wrapper wraps, or the method itself where it is not wrapped.
+    # `unwrap` returns the wrapped method, or the method itself if it has no wrapper.
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))  # its wrapper turns gradients off as well
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))  # the wrapper also turned gradients off

@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchShard:
-    """The rows of a batch of `batch` images that one process holds: from `start` to before `end`.
+    """The rows of a batch of `batch` images that one process holds: `start` up to, but not including, `end`.
 
-    A process computes its share of each loss of the batch: the shares of all processes add up to the loss.
+    A process computes its share of each loss of the batch. The shares of all processes add up to the loss.
     """
 
     batch: int
@@ -41,12 +41,12 @@ class BatchShard:
         return (self.end - self.start) / self.batch
 
     def views(self, count: int) -> BatchPart:
-        """The places of this process's views among `count` views of each image of the batch, first views first."""
+        """Return this process's positions among `count` views of each image of the batch, with first views first."""
         offsets = torch.arange(count)[:, None] * self.batch
         return BatchPart(count * self.batch, (offsets + torch.arange(self.start, self.end)).flatten())
 
     def gather(self, z: Tensor) -> Tensor:
-        """This process's rows (end − start, D) -> all rows (batch, D), with gradient.
+        """Gather this process's rows (end − start, D) into all rows (batch, D), with gradient.
 
         A value computed from all rows, divided by the number of processes, is this process's share of it.
         """
@@ -55,7 +55,7 @@ class BatchShard:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes. It adds rows to zeros, because shards may differ in size; the sum is exact."""
+    """Gathers the rows of all processes by adding rows to zeros, as shards may differ in size; the sum is exact."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, shard: BatchShard) -> Tensor:
@@ -80,10 +80,12 @@ class DistributedContext:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
-    """The group for messages between the processes. It uses the network even where gradients go from GPU to GPU, so
-    that a message never waits for a GPU."""
+    """The group for messages between the processes.
+
+    It uses the network even if gradients go from GPU to GPU, so that a message never waits for a GPU.
+    """
     has_met: bool = False
-    """Whether the main process has called the others."""
+    """Whether the main process has called the other processes."""
 
     @property
     def is_main(self) -> bool:
@@ -91,23 +93,23 @@ class DistributedContext:
         return self.rank == 0
 
     def meet(self) -> bool:
-        """Let the main process call the others, which wait for it; return whether there is something to train."""
+        """Let the main process call the others, which wait for this; returns whether there is something to train."""
         self.has_met = True
         return self.broadcast_flag(True)
 
     def dismiss(self) -> None:
-        """End the other processes if the main process, which calls this, has never called them."""
+        """End the other processes if the main process, which must call this, has never called them."""
         if not self.has_met:
             self.broadcast_flag(False)
 
     def shard(self, batch: int) -> BatchShard | None:
-        """The rows of a batch of `batch` images that this process holds; None for all of them."""
+        """Return the rows of a batch of `batch` images that this process holds; None means all rows."""
         if self.size == 1:
             return None
         return BatchShard(batch, batch * self.rank // self.size, batch * (self.rank + 1) // self.size, self.size)
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network; with several processes, its gradients are averaged over them."""
+        """Return the network; with several processes, its gradients are averaged over them."""
         if self.size == 1:
             return network
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
@@ -157,7 +159,7 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def join() -> DistributedContext:
-    """The processes of torch.distributed's default group, which exists already. All processes must call it."""
+    """Join the existing default group of torch.distributed. All processes must call this."""
     # The time-out is long, because the others wait while the main process evaluates. A process that dies closes its
     # connections, which ends all of them.
     group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
@@ -169,8 +171,8 @@ class TrainingStep(nn.Module):
     """The modules that one optimizer trains and the losses of a batch, as one network that is trained in parallel.
 
     Args:
-        trained: the modules. Every parameter of them has a part in the losses.
-        losses: a function of (views, clean images).
+        trained: The modules. Every parameter of them must take part in the losses.
+        losses: A function of (views, clean images).
     """
 
     def __init__(self, trained: Iterable[nn.Module], losses: Callable[[Tensor, Tensor], T]) -> None:
@@ -179,5 +181,5 @@ class TrainingStep(nn.Module):
         self.losses = losses
 
     def forward(self, views: Tensor, clean: Tensor) -> Any:
-        """The losses of a batch."""
+        """Return the losses of a batch."""
         return self.losses(views, clean)

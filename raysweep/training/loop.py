@@ -1,4 +1,4 @@
-"""The pretraining loop."""
+"""The pretraining loop, which trains a state epoch by epoch."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def pretrain(
 ) -> Generator[dict[str, float] | None]:
     """Train `state` to its last epoch; yield the metrics of each epoch after it.
 
-    Layer by layer, epochs are counted on through the stages: `greedy` trains each block for `usl_epochs`, one after the
-    other; `random` draws for every batch the one block that it trains, in as many epochs.
+    In layerwise training, epochs are counted through all stages. `greedy` trains each block for `usl_epochs`, one after
+    the other. `random` draws for every batch the one block to train, for the same total number of epochs.
 
     Args:
-        settings: the experiment.
-        state: where training continues. It may be saved whenever this generator yields.
+        settings: The experiment.
+        state: The state from which training continues. It may be saved whenever this generator yields.
         images: (N, C, H, W) uint8, resident on the training device, N ≥ `batch_size`.
-        pause: called after each step except the last one of an epoch; if it returns True, None is yielded.
-        context: the processes that train together, each on its rows of every batch. All of them yield at the same
+        pause: Called after each step except the last one of an epoch; if it returns True, None is yielded.
+        context: The processes that train together, each on its rows of every batch. All of them yield at the same
             places. When the generator of the main process is closed, the generators of the others end too.
 
     Raises:
-        Diverged: the loss or a weight is NaN or infinite; the message names the epoch.
+        Diverged: The loss or a weight is NaN or infinite; the message names the epoch.
     """
     blocks = len(state.optimizers)
     epochs = settings.usl_epochs * blocks
@@ -53,7 +53,7 @@ def pretrain(
     state.method.shard = shard
     if shard is not None:
         synchronise_batch_norm(state)
-    # All processes use the precision of the main process: `auto` may mean another one elsewhere.
+    # All processes use the precision of the main process, because `auto` may resolve differently on another machine.
     in_bf16 = context.broadcast_flag(precision_of(settings, images.device.type) == "bf16")
     settings = settings.model_copy(update={"precision": "bf16" if in_bf16 else "fp32"})
     networks = [context.parallel(step) for step in state.steps()]
@@ -72,7 +72,7 @@ def pretrain(
             copies = batch.repeat(settings.views, 1, 1, 1)
             part = shard.views(settings.views) if shard is not None else None
             views = augment(copies, settings, state.generator, part)
-            block = 0  # the whole network
+            block = 0  # without layerwise training, step 0 trains the whole network
             if settings.layerwise == "greedy":
                 block = greedy_stage(settings, state.epoch)
             elif settings.layerwise == "random":
@@ -83,8 +83,8 @@ def pretrain(
             context.backward(losses.total)
             state.optimizers[block].step()
             names = tuple(losses.parts)
-            # Summed on the device, because reading a loss each step would wait for it; stacked, because on a GPU each
-            # operation costs a launch.
+            # Losses are summed on the device, because reading a loss at each step would wait for the device. They are
+            # stacked, because on a GPU each operation costs a launch.
             values = torch.stack([value.detach() for value in (losses.total, *losses.parts.values())])
             state.sums = values if state.sums is None else state.sums.add_(values)
             state.step += 1
@@ -92,14 +92,14 @@ def pretrain(
                 after_step((state.epoch + state.step / steps) / epochs)
             if state.step < steps and context.broadcast_flag(pause()):
                 context.all_reduce(state.sums)
-                if not context.is_main:  # the main process has all the sums now, and may save them
+                if not context.is_main:  # the main process now holds the sums of all processes, and may save them
                     state.sums.zero_()
                 if (yield from context.yield_together(None)):
                     return
         assert state.sums is not None
         context.all_reduce(state.sums)
         weights = [weight.isfinite().all() for weight in state.encoder.parameters()]
-        # Read together, because each read waits for a GPU.
+        # The values are read together, because each read waits for a GPU.
         *means, is_finite = torch.cat((state.sums / steps, torch.stack(weights).all()[None].float())).tolist()
         state.epoch, state.step, state.order, state.sums = state.epoch + 1, 0, None, None
         if not math.isfinite(means[0]):
@@ -114,9 +114,9 @@ def pretrain(
 
 
 def synchronise_batch_norm(state: State) -> None:
-    """Let batch normalisation take its statistics over the rows of all processes, in every module of the method.
+    """Let batch normalisation use the statistics of the rows of all processes, in every module of the method.
 
-    Only on GPUs, which is checked before a sweep starts. The weights stay the same objects.
+    This works only on GPUs, which is checked before a sweep starts. The weights stay the same objects.
     """
     for name, module in list(state.method.named_children()):
         setattr(state.method, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))

@@ -1,4 +1,4 @@
-"""Everything that pretraining changes, and the steps that change it."""
+"""The training state: everything that pretraining changes, and the steps that change it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from raysweep.training.distributed import DistributedContext, TrainingStep
 
 @dataclass
 class State:
-    """All that pretraining changes. Saved between two steps and loaded elsewhere, training continues bit for bit."""
+    """Everything that pretraining changes. If saved and loaded between two steps, training continues bit for bit."""
 
     method: Any
-    """The module of the method; its `encoder` is what is evaluated."""
+    """The method's module. Its `encoder` is evaluated."""
     heads: nn.ModuleList | None
-    """Layer by layer: a head for each block. The last one is the encoder's own head."""
+    """The heads of layerwise training, one for each block; the last one is the encoder's own head. None otherwise."""
     decoder: SymmetricDecoder | None
-    """Layer by layer: the decoder, if the method reconstructs."""
+    """The decoder of layerwise training, if the method reconstructs; None otherwise."""
     optimizers: list[Adam]
-    """One; layer by layer one for each block, so that momentum never moves an idle block."""
+    """One optimizer; in layerwise training one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
     epoch: int = 0
     """Number of finished epochs."""
     step: int = 0
-    """Number of finished steps of the next epoch."""
+    """Number of finished steps in the current epoch."""
     order: Tensor | None = None
-    """(N,) int64: the order of the images in that epoch; None before its first step."""
+    """The order of the images in the current epoch, (N,) int64; None before its first step."""
     sums: Tensor | None = None
-    """(1 + parts,): the losses of that epoch so far, summed over the steps: the total, then the parts of `Losses`."""
+    """The losses of the current epoch summed over its steps, (1 + parts,): the total, then the parts of `Losses`."""
 
     @property
     def encoder(self) -> Any:
@@ -47,12 +47,12 @@ class State:
         return self.method.encoder
 
     def modules(self) -> dict[str, nn.Module]:
-        """The modules with weights, by the name under which they are saved."""
+        """Return the modules with weights, by the name under which they are saved."""
         every = {"method": self.method, "heads": self.heads, "decoder": self.decoder}
         return {name: module for name, module in every.items() if module is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that it loads with `weights_only=True`."""
+        """Return only tensors and plain values, so that the state loads with `weights_only=True`."""
         return {
             **{name: module.state_dict() for name, module in self.modules().items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -74,7 +74,7 @@ class State:
         self.sums = saved["sums"].to(device_of(self.encoder)) if saved["sums"] is not None else None
 
     def embed(self, settings: Settings, images: Tensor) -> Tensor:
-        """Embeddings (B, D) of images (B, C, H, W), by the head that is trained at present."""
+        """Return embeddings (B, D) of images (B, C, H, W), from the head that is currently trained."""
         if settings.layerwise != "greedy":
             return self.method.embed(images)  # type: ignore[no-any-return]
         assert self.heads is not None
@@ -82,7 +82,7 @@ class State:
         return self.heads[stage](self.encoder.up_to(images, stage + 1).flatten(1))  # type: ignore[no-any-return]
 
     def reconstruct(self, settings: Settings, views: Tensor) -> Tensor | None:
-        """Images (B, C, H, W) from views (B, C, H, W), through the blocks trained so far; None without a decoder."""
+        """Reconstruct images (B, C, H, W) from views with the blocks trained so far; None without a decoder."""
         if settings.layerwise == "none":
             return self.method.reconstruct(views) if hasattr(self.method, "reconstruct") else None
         if self.decoder is None:
@@ -94,36 +94,36 @@ class State:
         return images
 
     def steps(self) -> list[nn.Module]:
-        """What each of the optimizers trains: modules that turn (views, clean images) into `Losses`."""
+        """Return the module that each optimizer trains; it turns (views, clean images) into `Losses`."""
         if self.heads is None:
             return [self.method]
         steps: list[nn.Module] = []
         for block, head in enumerate(self.heads):
             inverse = self.decoder.blocks[block] if self.decoder is not None else None
             trained = [self.encoder.blocks[block]]
-            trained += [head] if self.method.loss is not None else []  # without E no loss reads an embedding
+            trained += [head] if self.method.loss is not None else []  # without an embedding loss the head is unused
             trained += [inverse] if inverse is not None else []
             steps.append(TrainingStep(trained, partial(block_losses, self.method, block, head, inverse)))
         return steps
 
 
 def greedy_stage(settings: Settings, epoch: int) -> int:
-    """The block, from 0, that the epoch number `epoch`, from 0, trains."""
+    """Return the index of the block that is trained in the epoch with index `epoch`; both count from 0."""
     return epoch // settings.usl_epochs
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """The device of a network's weights."""
+    """Return the device of a network's weights."""
     return next(network.parameters()).device
 
 
 def fresh_state(settings: Settings, channels: int, image_size: int, device: torch.device) -> State:
-    """The state before the first epoch, on `device`."""
+    """Return the state before the first epoch, on `device`."""
     return state_of(settings, build_encoder(settings, channels, image_size), device)
 
 
 def state_of(settings: Settings, encoder: Any, device: torch.device) -> State:
-    """The state before the first epoch of an encoder, on `device`."""
+    """Return the state of an encoder before its first epoch, on `device`."""
     part = parts.method[settings.usl_type]
     with seeded(settings.seed, "decoder"):
         method = part.function(encoder, **part.arguments(settings))
@@ -147,11 +147,11 @@ def state_of(settings: Settings, encoder: Any, device: torch.device) -> State:
 
 
 def broadcast_state(state: State, context: DistributedContext) -> None:
-    """Give every process the state of the main process."""
+    """Copy the state of the main process to every process."""
     if context.size == 1:
         return
     saved = context.broadcast_state(state.state_dict() if context.is_main else None)
     if not context.is_main:
         state.load_state_dict(saved)
-        if state.sums is not None:  # the sums of all processes are added up, and the main process has those so far
+        if state.sums is not None:  # the main process already holds the sums so far, and all sums are added up later
             state.sums.zero_()

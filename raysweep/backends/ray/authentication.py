@@ -1,4 +1,4 @@
-"""Ray's token. It has to be settled before Ray is imported, so this module alone of the package does not do that."""
+"""Setting up Ray's token. This must happen before Ray is imported, so this module does not import Ray."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from raysweep.errors import InputError
 
 
 def present_token(address: str | None) -> None:
-    """Let this user's token guard the Ray that is started here, or be presented to the cluster at `address`.
+    """Set up the token that protects a Ray started here, or that is sent to the cluster at `address`.
 
-    Ray 2.60 clusters demand a token by default, but `ray.init(address="HOST:PORT")` sends one only if RAY_AUTH_MODE was
-    `token` when Ray was imported. A cluster that wants none accepts it all the same. A mode that is set is respected.
+    Ray 2.60 clusters require a token by default, but `ray.init(address="HOST:PORT")` sends one only if RAY_AUTH_MODE
+    was `token` when Ray was imported. A cluster that needs no token accepts one anyway. A mode set by the user stays.
 
-    For a cluster of its own Ray would make a token that every user of the machine can read; so it is made here, and
-    one that was made so is closed. Where that cannot be done, a Ray that is started here gets a token in the
+    For its own cluster Ray would create a token file that every user of the machine can read. So the file is created
+    here, and an existing one is made private. If that is impossible, a Ray that is started here gets a token in the
     environment, which lives as long as the processes do.
 
     Raises:
-        InputError: RAY_AUTH_TOKEN_PATH names a file that has no token.
+        InputError: RAY_AUTH_TOKEN_PATH names a file without a token.
     """
     if address is not None:
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # Ray would try a token that is refused for 20 seconds
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # Ray would retry a rejected token for 20 seconds
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         if not os.environ.get(name, "x").strip():
             del os.environ[name]
@@ -46,11 +46,11 @@ def present_token(address: str | None) -> None:
                 f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; write one, or set RAY_AUTH_TOKEN"
             )
         has_token = True
-    elif address is not None:  # the cluster's own token, even if others can read it
+    elif address is not None:  # the cluster's own token, used even if others can read it
         close(file, "whoever has it can run code as you; set RAY_AUTH_TOKEN instead, and remove the file")
         has_token = holds_token(file)
     else:
-        with suppress(OSError):  # no home, or one that cannot be written to: then it is in the environment
+        with suppress(OSError):  # without a writable home directory, the token is put in the environment
             make_token(file)
         if not close(file, "Ray gets another token for this sweep; set RAY_AUTH_TOKEN to choose it") or not holds_token(
             file
@@ -62,7 +62,7 @@ def present_token(address: str | None) -> None:
 
 
 def holds_token(file: Path) -> bool:
-    """Whether a token can be read from the file."""
+    """Return whether the file contains a readable token."""
     try:
         return bool(file.read_text().strip())
     except (OSError, UnicodeDecodeError):
@@ -70,7 +70,7 @@ def holds_token(file: Path) -> bool:
 
 
 def is_open(file: Path) -> bool:
-    """Whether others may read the file; no, where there is none that this user can reach."""
+    """Return whether others may read the file; False if this user cannot reach such a file."""
     try:
         return bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
     except OSError:
@@ -78,11 +78,11 @@ def is_open(file: Path) -> bool:
 
 
 def close(file: Path, consequence: str) -> bool:
-    """Make a token unreadable for others; False, after a warning, where that is not allowed.
+    """Make a token file unreadable for others; returns False, after a warning, if that is not allowed.
 
     Args:
-        file: which need not exist.
-        consequence: what follows, for the warning.
+        file: The token file, which need not exist.
+        consequence: What follows from a failure, for the warning.
     """
     if not is_open(file):
         return True
@@ -100,10 +100,10 @@ def close(file: Path, consequence: str) -> bool:
 
 
 def make_token(file: Path) -> None:
-    """Write a new token that its owner alone can read, unless there is one.
+    """Write a new token that only its owner can read, unless the file exists.
 
     Raises:
-        OSError: that cannot be done there.
+        OSError: The file cannot be written, or its file system keeps no modes.
     """
     if file.exists():
         return
@@ -114,7 +114,7 @@ def make_token(file: Path) -> None:
             if is_open(Path(temporary)):
                 raise OSError(errno.EPERM, "its file system keeps no modes", str(file))
             opened.write(secrets.token_hex(32))
-        with suppress(FileExistsError):  # another process made one meanwhile
+        with suppress(FileExistsError):  # another process created one in the meantime
             os.link(temporary, file)
     finally:
         os.unlink(temporary)

@@ -34,9 +34,9 @@ class Stop(tune.Stopper):
     """Ends Tune's run when the sweep must end and its running trials have saved, or have had the time to.
 
     Args:
-        stopping: says whether the sweep must end.
-        watch: knows the running trials.
-        monitor: knows whether a node has room for a trial.
+        stopping: Tells whether the sweep must end.
+        watch: Knows the running trials.
+        monitor: Tells whether a node has room for a trial.
     """
 
     def __init__(self, stopping: Stopping, watch: Watch, monitor: CapacityMonitor) -> None:
@@ -48,15 +48,15 @@ class Stop(tune.Stopper):
         """Whether every trial that may have started without seeing the flag is in `leaving`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing is saved, as for `Watch`."""
+        """Return nothing to pickle, as in `Watch`."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No report of a trial stops it."""
+        """Return False: no report of a trial stops the trial."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether the run ends. Tune asks again and again."""
+        """Return whether the run ends. Tune calls this again and again."""
         # A trial in several processes counts as running while it waits for them.
         if self.start.is_late(bool(self.watch.running or self.watch.done)):
             self.watch.view.note(explain_late_workers(own_session()))
@@ -88,16 +88,16 @@ class Watch(tune.Callback):
     ) -> None:
         self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
         self.scheduler: ByEvaluation | None = None
-        """The scheduler of the present run of Tune."""
+        """The scheduler of the current run of Tune."""
         self.done: set[str] = set()
         """The names of the trials that have ended since the sweep was started or resumed."""
         self.earlier = earlier
-        """The number of attempts after which an earlier run of the sweep gave a trial up."""
+        """For each trial that failed in an earlier run of the sweep, its number of attempts then."""
         self.running: dict[str, Trial] = {}
         """The running trials, by name."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing is saved. Tune pickles its callbacks to restore a run, which never happens here."""
+        """Return nothing to pickle. Tune pickles its callbacks to restore a run, which never happens here."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -115,7 +115,7 @@ class Watch(tune.Callback):
         """The worker of the trial died; the trial resumes."""
         recovered = self._of(trial)
         self.running.pop(recovered.name, None)
-        if self.scheduler is not None:  # it goes on though it was to stop, if that could not be recorded
+        if self.scheduler is not None:  # a trial that should stop resumes if its stop could not be recorded
             self.scheduler.reasons.pop(recovered.name, None)
         self.results.pull(recovered.name)
         self.view.retry(recovered, attempts(self.results.trial(recovered.name)), broke_off(trial))
@@ -144,13 +144,14 @@ class Watch(tune.Callback):
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
         """Handle the trials that were running when one of Ray's errors ended the run of Tune.
 
-        The error may name a process; then the trial in it has failed, else all of them have. A trial that failed more
-        than `max_failures` times is recorded as failed. The others resume from their checkpoints in the next run.
+        If the error names a process, only the trial in this process has failed, else all of them have. A trial that
+        failed more than `max_failures` times is recorded as failed. The others resume from their checkpoints in the
+        next run.
 
         Args:
-            fault: the error.
-            broken: how often each trial has failed in this way; it is updated.
-            max_failures: the number of failures that a trial may have.
+            fault: The error.
+            broken: How often each trial has failed in this way; it is updated.
+            max_failures: The number of failures that a trial may have.
         """
         named = re.search(r"\bpid=(\d+)", str(fault))
         pid = int(named[1]) if named is not None else None
@@ -172,11 +173,11 @@ class Watch(tune.Callback):
                 self.view.leave(trial)
 
     def _result(self, trial: Trial) -> Result | None:
-        """How a trial ended in this run; None if it has not. A failure of an earlier run does not count."""
+        """Return how a trial ended in this run, None if it has not. Failures of earlier runs do not count."""
         self.results.pull(trial.name)
         try:
             result = self.results.result(trial.name)
-        except InputError as fault:  # damaged since it was written: Tune would end the sweep for an exception here
+        except InputError as fault:  # the file was damaged later; Tune would end the sweep if this method raised
             warnings.warn(str(fault), stacklevel=2)
             return None
         if result is not None and result.status == "failed" and result.attempts <= self.earlier.get(trial.name, 0):
@@ -220,7 +221,7 @@ class Watch(tune.Callback):
 
 
 def last_pid(directory: Path) -> int | None:
-    """The process that started the last attempt of the trial in `directory`; None if it is unknown."""
+    """Return the process that started the last attempt of the trial in `directory`; None if it is unknown."""
     try:
         return int(json.loads((directory / "attempt.json").read_text())["pid"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -228,11 +229,11 @@ def last_pid(directory: Path) -> int | None:
 
 
 def broke_off(trial: Any) -> str:
-    """Why the last attempt of Tune's trial failed, in one line, from the files that Tune keeps on the driver's disk."""
-    last = Path(trial.error_file).read_text().rpartition("Failure #")[2]  # one after the other
+    """Return in one line why the last attempt of Tune's trial failed, read from Tune's files on the driver's disk."""
+    last = Path(trial.error_file).read_text().rpartition("Failure #")[2]  # the file lists all failures in order
     if trial.pickled_error_file is not None:
         with open(trial.pickled_error_file, "rb") as file:
             fault = pickle.load(file)
-        if isinstance(fault, RayTaskError) and type(fault.cause).__name__ in last:  # raised in the worker, and the last
+        if isinstance(fault, RayTaskError) and type(fault.cause).__name__ in last:  # the last failure was raised there
             return str(fault.cause) if isinstance(fault.cause, WorkerFailure) else describe_error(fault.cause)
     return died(last)

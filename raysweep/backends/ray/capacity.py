@@ -1,4 +1,4 @@
-"""What the nodes of a cluster have room for, in words and while a sweep runs."""
+"""How many trials the nodes of a cluster can hold, in words and while a sweep runs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ import ray
 from raysweep.errors import InputError
 from raysweep.space import Resources
 
-LOOK_SECONDS = 5.0  # between two looks at the nodes, while no trial runs
+LOOK_SECONDS = 5.0  # seconds between two checks of the nodes while no trial runs
 Node = Mapping[str, float]
-"""What a node has, by Ray's names of resources."""
+"""A node's resources, by Ray's names."""
 
 
 def per_gpu(resources: Resources) -> int:
-    """How many workers Ray puts on one GPU, whose ten-thousandths it counts, cutting off what is smaller."""
+    """Return how many workers Ray puts on one GPU. Ray counts in steps of 1/10,000 and cuts off smaller amounts."""
     return 10_000 // int(resources.gpu * 10_000) if 0 < resources.gpu <= 1 else 0
 
 
 def workers_on(node: Node, resources: Resources) -> int:
-    """How many workers of trials a node holds; one lies on one node."""
+    """Return how many trial workers fit on a node; a worker cannot be spread over several nodes."""
     by_cores = int(node.get("CPU", 0)) // resources.cpu
     return min(by_cores, workers_by_gpus(node, resources)) if resources.gpu else by_cores
 
 
 def workers_by_gpus(node: Node, resources: Resources) -> int:
-    """How many its GPUs alone would hold."""
+    """Return how many workers would fit on a node if only its GPUs counted."""
     gpus = int(node.get("GPU", 0))
     return gpus * per_gpu(resources) if resources.gpu <= 1 else gpus // int(resources.gpu)
 
 
 def room(nodes: Sequence[Node], resources: Resources) -> int:
-    """How many trials these nodes hold at a time. The workers of one may lie on different nodes."""
+    """Return how many trials these nodes hold at a time. A trial's workers may be on different nodes."""
     return sum(workers_on(node, resources) for node in nodes) // resources.workers
 
 
 def plan(nodes: Sequence[Node], resources: Resources, most: int | None = None) -> str:
-    """How many trials run at a time on these nodes, at most `most`, and where, in words.
+    """Describe how many trials run at a time on these nodes, at most `most`, and where.
 
     Raises:
-        InputError: they can never hold one.
+        InputError: The nodes can never hold a trial.
     """
     fit = room(nodes, resources)
     if not fit:
@@ -71,13 +71,13 @@ def plan(nodes: Sequence[Node], resources: Resources, most: int | None = None) -
 
 
 def needs(resources: Resources) -> str:
-    """What a trial needs, in words."""
+    """Describe what a trial needs."""
     each = f"{resources.cpu} cpu and {resources.gpu:g} gpu"
     return f"{each} on one node" if resources.workers == 1 else f"{resources.workers} workers of {each}"
 
 
 def has(nodes: Sequence[Node]) -> str:
-    """What the nodes have, in words, alike ones together."""
+    """Describe what the nodes have, grouping equal nodes."""
     kinds = Counter((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
     listed = [f"{counted(count, 'node')} with {cpu} cpu and {gpu} gpu" for (cpu, gpu), count in kinds.most_common(4)]
     if not listed:
@@ -87,26 +87,26 @@ def has(nodes: Sequence[Node]) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """Such as `1 node`, `2 nodes`."""
+    """Return a count with its noun, such as `1 node` or `2 nodes`."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def gpus_in_words(gpu: float) -> str:
-    """Such as `0.5 GPU`, `1 GPU`, `2 GPUs`."""
+    """Return a number of GPUs in words, such as `0.5 GPU`, `1 GPU` or `2 GPUs`."""
     return f"{gpu:g} GPU{'s' if gpu > 1 else ''}"
 
 
 class CapacityMonitor:
-    """Notices that trials wait while none runs, because no node that is up has room for one."""
+    """Detects that trials wait while none runs, because no running node has room for one."""
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
         self.looked: float | None = None
-        """When, by the monotonic clock; None while trials run."""
+        """The monotonic time of the last check of the nodes; None while trials run."""
         self.waiting = False
 
     def begins_to_wait(self, running: bool) -> bool:
-        """Whether that is so from now on. To be asked over and over, with whether any trial runs."""
+        """Return whether waiting begins now. Call this repeatedly; `running` tells whether any trial runs."""
         now = time.monotonic()
         if running:
             self.looked, self.waiting = None, False
@@ -121,5 +121,5 @@ class CapacityMonitor:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """What Ray says of each node that is up."""
+    """Return Ray's information about each node that is up."""
     return [node for node in ray.nodes() if node["Alive"]]

@@ -1,4 +1,4 @@
-"""Connecting to Ray, and refusing what its cluster cannot do before anything starts."""
+"""Connecting to Ray, and rejecting what its cluster cannot do before anything starts."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from raysweep.space import Resources
 from raysweep.system.cpus import allowed_cpus
 
 CONNECT_SECONDS = 5.0
-# What Ray says on every start and end, to which a user can do nothing. Everything else it warns of is let through.
+# Messages that Ray logs on every start and end, about which a user can do nothing. Other warnings are let through.
 CHATTER = (
     "Token authentication is enabled",
     "Failed to fetch metrics for",
-    "Trial task failed for trial",  # the view says so in one line, and error.txt has the traceback
+    "Trial task failed for trial",  # the display says so in one line, and error.txt has the traceback
     "Trials did not complete",
-    "No trial is running and no new trial has been started",  # `Lookout` says so; Tune adds up all nodes
+    "No trial is running and no new trial has been started",  # `CapacityMonitor` says so; Tune adds up all nodes
 )
 
 
 def quieten() -> None:
-    """Silence Ray's chatter in this process. To be called before Ray is initialised."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # their files lag behind; ours are live
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would swallow Ctrl-C: the exit status is ours to set
-    # A stopped trial's thread ends, and lets go of its directory, while the next trial waits for its worker. Those in
-    # several processes end these first; after this time Tune would fail the next trial.
+    """Silence Ray's routine messages in this process. Call this before Ray is initialised."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # Tune's files lag behind; raysweep's are live
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would swallow Ctrl-C, and with it the exit status
+    # A stopped trial's thread ends and releases its directory while the next trial waits for the worker. A trial in
+    # several processes ends these first. After this timeout Tune would fail the next trial.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "90")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even when told to be silent
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even if it is told to be silent
     for handler in logging.getLogger("ray").handlers:
         handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))
 
@@ -53,18 +53,17 @@ _own_session: Path | None = None
 
 
 def own_session() -> Path | None:
-    """Directory of the Ray session that this process started; None where it uses another cluster."""
+    """Return the directory of the Ray session that this process started; None if it uses another cluster."""
     return _own_session
 
 
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
-    """Attach to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
+    """Connect to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
 
     A Ray that is started here gets as many CPUs as this process may use, not as many as the machine has.
 
     Raises:
-        InputError: nobody answers at the address, or our token is not the cluster's, or its nodes can never hold one
-            trial.
+        InputError: Nothing answers at the address, the cluster rejects the token, or its nodes can never hold a trial.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quieten()
@@ -74,7 +73,7 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
             knock(address)
         with nullcontext() if address is None else held_back(), imports_from_our_folder(), keeping_signals():
             context = start_or_attach(address, cpus.count)
-    except Exception as fault:  # Ray's start raises many kinds, plain Exception among them
+    except Exception as fault:  # Ray's start raises many kinds of exceptions, including plain Exception
         reason = " ".join(str(fault).split()) or type(fault).__name__
         if address is None:
             raise InputError(f"Ray cannot be started on this machine: {reason}") from None
@@ -93,21 +92,21 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
 
 
 def start_or_attach(address: str | None, cpus: int) -> Any:
-    """`ray.init`: attach to a cluster, or start Ray with so many CPUs on this machine.
+    """Call `ray.init`: attach to a cluster, or start Ray with `cpus` CPUs on this machine.
 
-    A Ray that does not start within the 30 s that Ray allows, as on a busy machine, is started once more. By then its
-    files are in memory, and it starts faster.
+    If Ray does not start within its own limit of 30 s, as on a busy machine, it is started once more. By then its files
+    are cached in memory, so it starts faster.
     """
     for is_last in (address is not None, True):
         try:
             return ray.init(
                 address=address or "local",
                 num_cpus=None if address else cpus,
-                include_dashboard=None if address else False,  # nobody looks at it, and it costs a second
+                include_dashboard=None if address else False,  # nobody uses it, and it costs a second
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-        except Exception as fault:  # Ray raises a plain Exception here
+        except Exception as fault:  # Ray raises a plain Exception for a timeout
             if is_last or "timed out during startup" not in str(fault):
                 raise
             ray.shutdown()
@@ -116,9 +115,9 @@ def start_or_attach(address: str | None, cpus: int) -> Any:
 
 @contextmanager
 def keeping_signals() -> Iterator[None]:
-    """Put this process's signal handlers back after Ray has started, which sets a SIGTERM handler of its own.
+    """Restore this process's signal handlers after Ray has started, because Ray sets its own SIGTERM handler.
 
-    Ray's handler raises SystemExit with the number of the signal. Here that becomes what Ctrl-C raises.
+    Ray's handler raises SystemExit with the signal's number. That is turned into KeyboardInterrupt, as for Ctrl-C.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -134,15 +133,15 @@ def keeping_signals() -> Iterator[None]:
 
 
 def is_token_refused(fault: BaseException) -> bool:
-    """Whether the cluster wants another token than ours; of that Ray keeps, within another error, only the text."""
+    """Return whether the cluster rejected the token. Ray keeps only the text of that error, inside another error."""
     return isinstance(fault, AuthenticationError) or AuthenticationError.__name__ in str(fault.__cause__)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold back what is written to standard error meanwhile, and drop it if this fails.
+    """Hold back what is written to standard error inside the block, and drop it if the block fails.
 
-    Every second in which Ray tries a token its C++ code writes a line there, which no setting of Ray's stops.
+    While Ray tries a token, its C++ code writes a line there every second, and no setting of Ray prevents that.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as stderr:
@@ -156,7 +155,7 @@ def held_back() -> Iterator[None]:
 
 
 def knock(address: str) -> None:
-    """Raises OSError unless something listens at `address`, [ray://]HOST:PORT: Ray itself would try for minutes."""
+    """Raise OSError if nothing listens at `address`, [ray://]HOST:PORT; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
@@ -165,13 +164,13 @@ def knock(address: str) -> None:
 
 @ray.remote(num_cpus=0)
 def sees(path: str) -> bool:
-    """Whether the node that this runs on has `path`."""
+    """Return whether the node that this runs on has `path`."""
     return os.path.exists(path)
 
 
 @ray.remote(num_cpus=0)
 def fault_at(place: str) -> str:
-    """Why the node that this runs on cannot use this place in a bucket; empty where it can."""
+    """Return why the node that this runs on cannot use this place in a bucket; "" if it can."""
     try:
         Bucket(place).check(write=False)
     except InputError as fault:
@@ -180,7 +179,7 @@ def fault_at(place: str) -> str:
 
 
 def check_bucket(place: str) -> None:
-    """Raises InputError unless every node of the cluster can use this place in a bucket."""
+    """Raise InputError unless every node of the cluster can use this place in a bucket."""
     nodes = alive_nodes()
     for node, fault in zip(nodes, ray.get([on(fault_at, node).remote(place) for node in nodes]), strict=True):
         if fault:
@@ -188,12 +187,12 @@ def check_bucket(place: str) -> None:
 
 
 def on(task: Any, node: dict[str, Any]) -> Any:
-    """The task, to be run on this node."""
+    """Return the task, bound to this node."""
     return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
 
 
 def check_shared(directory: Path) -> None:
-    """Raises InputError unless every node of the cluster sees `directory` (which exists) as this process does."""
+    """Raise InputError unless every node of the cluster sees the existing `directory` as this process does."""
     nodes = alive_nodes()
     if len(nodes) == 1:
         return

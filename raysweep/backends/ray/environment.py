@@ -1,4 +1,4 @@
-"""What this process's environment must say before Ray is imported. So this module does not import Ray."""
+"""Preparing this process's environment before Ray is imported. So this module does not import Ray."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import raysweep
 
 
 def prepare_environment(address: str | None) -> None:
-    """Set what Ray reads from the environment while it is imported; what the user has set stays.
+    """Set the variables that Ray reads when it is imported; variables that the user has set stay unchanged.
 
     Args:
-        address: of the cluster; None where Ray is started on this machine.
+        address: The address of the cluster; None if Ray is started on this machine.
     """
-    # Under `uv run` Ray would repeat that command in every worker, in a copy of the working directory that lacks the
+    # Under `uv run`, Ray would repeat that command in every worker, in a copy of the working directory that lacks the
     # environment, and no worker would ever start.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if address is None:  # a server that died on this machine does not come back; Ray would look for it for a minute
+    if address is None:  # a dead server on this machine does not return, but Ray would look for it for a minute
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
 
 
 def import_folder() -> Path:
-    """The folder from which workers may import besides Python's own path.
+    """Return the folder from which workers may import, in addition to Python's own path.
 
-    It is the checkout, if raysweep is not installed elsewhere, so that `import raysweep` works in workers too. For an
-    installed package it is a folder of ours without any Python module.
+    This is the checkout if raysweep is not installed elsewhere, so that `import raysweep` works in workers too. For an
+    installed package it is a folder of raysweep that contains no Python module.
     """
     package = Path(raysweep.__file__).parent
     installed = package / "search_spaces"
@@ -36,12 +36,12 @@ def import_folder() -> Path:
 
 @contextmanager
 def imports_from_our_folder() -> Iterator[None]:
-    """Change to `import_folder()` for the time in which Ray starts.
+    """Change to `import_folder()` while Ray starts.
 
     Ray puts the driver's working directory before the standard library in every worker. A user's `statistics.py` there
     would be imported in place of Python's.
     """
-    before = os.open(".", os.O_RDONLY)  # a directory that was removed has no name to return to
+    before = os.open(".", os.O_RDONLY)  # a descriptor, because a removed directory has no name to return to
     try:
         os.chdir(import_folder())
         yield

@@ -1,4 +1,4 @@
-"""Noticing that Ray itself is ill: workers that never start, or a head process that has died."""
+"""Detecting failures of Ray itself: workers that never start, or a dead head process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from raysweep.backends.stopping import Stopping
 from raysweep.system.terminal import end_process, say_at_once
 
 START_SECONDS = 45.0
-"""After this time without any worker the user is told. A worker takes 2 to 5 s to start, on a busy machine 30 s."""
+"""Seconds without any worker after which the user is told. A worker starts in 2 to 5 s, or 30 s on a busy machine."""
 LOG_BYTES = 65536
 PROBE_SECONDS = 1.0
 HEAD_SECONDS, HEAD_SECONDS_CLUSTER = 3.0, 40.0
-"""After how long without an answer the head process counts as dead. Ray's own library ends the driver, without a word
-of ours, after 20 s (see `environment`) for a Ray of our own and after 60 s for a cluster, whose head may come back."""
+"""Seconds without an answer after which the head process counts as dead: of a Ray started here, and of a cluster.
+
+Ray's own library ends the driver without a message from raysweep, after 20 s for a Ray started here (see `environment`)
+and after 60 s for a cluster, whose head may come back.
+"""
 LEAVE_SECONDS = 8.0
-"""How long trials may then take to save a checkpoint."""
+"""Seconds that trials then have to save a checkpoint."""
 
 
 class StartWatch:
-    """Notices that no worker starts although there is room for one."""
+    """Detects that no worker starts although there is room for one."""
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
@@ -33,7 +36,7 @@ class StartWatch:
         """Whether a worker has started, or the user has been told."""
 
     def is_late(self, some_running: bool) -> bool:
-        """Whether the user is to be told now, which happens once."""
+        """Return whether the user must be told now, which happens once."""
         if some_running:
             self.over = True
         if self.over or time.monotonic() - self.begun < START_SECONDS:
@@ -43,10 +46,10 @@ class StartWatch:
 
 
 def explain_late_workers(session: Path | None) -> str:
-    """One line that says that no worker has started, with the last that Ray's logs say about it.
+    """Return one line that says that no worker has started, with the last related line of Ray's logs.
 
     Args:
-        session: directory of the Ray session that was started on this machine; None for another cluster.
+        session: The directory of the Ray session that was started on this machine; None for another cluster.
     """
     text = f"no worker has started for {START_SECONDS:.0f} s"
     if session is None:
@@ -63,7 +66,7 @@ def explain_late_workers(session: Path | None) -> str:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log file that is not blank."""
+    """Return the last non-blank line of a log file."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - LOG_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
@@ -73,18 +76,18 @@ def last_line(path: Path) -> str:
 class HeadWatch:
     """Ends this process in good order when Ray's head process (the GCS) has died.
 
-    Without it Ray's library ends the driver from C++, and no Python code runs any more. The trials, whose processes
-    live on for a while, are told to save a checkpoint first.
+    Otherwise Ray's library would end the driver from C++, and no Python code could run any more. The trials, whose
+    processes live on for a while, are first told to save a checkpoint.
 
     Args:
-        stopping: tells the trials to leave.
-        is_idle: whether no trial is at work.
-        own: whether the cluster was started by this process.
+        stopping: Tells the trials to stop.
+        is_idle: Returns whether no trial is running.
+        is_own: Whether this process started the cluster.
     """
 
-    def __init__(self, stopping: Stopping, is_idle: Callable[[], bool], own: bool) -> None:
+    def __init__(self, stopping: Stopping, is_idle: Callable[[], bool], is_own: bool) -> None:
         self.stopping, self.is_idle = stopping, is_idle
-        self.patience = HEAD_SECONDS if own else HEAD_SECONDS_CLUSTER
+        self.patience = HEAD_SECONDS if is_own else HEAD_SECONDS_CLUSTER
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self.address = host.strip("[]"), int(port)
         self.over = threading.Event()
@@ -104,7 +107,7 @@ class HeadWatch:
                 socket.create_connection(self.address, timeout=PROBE_SECONDS).close()
                 answered = time.monotonic()
             except ConnectionRefusedError:
-                pass  # nobody listens; a busy head times out instead, and is waited for
+                pass  # nothing listens any more; a busy head would time out instead, and gets more time
             except OSError:
                 answered += PROBE_SECONDS / 2
             if time.monotonic() - answered > self.patience:

@@ -1,4 +1,4 @@
-"""The relay between the workers of a data-parallel trial and Tune. It is a process of its own and imports little."""
+"""The relay between a data-parallel trial's workers and Tune. It runs in its own process and imports little."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReportRelay:
         return await self.answers.get()
 
     async def take(self) -> dict[str, Any] | None:
-        """The next report; None if there is none within `WAIT_SECONDS`."""
+        """Return the next report; None if there is none within `WAIT_SECONDS`."""
         with suppress(asyncio.TimeoutError):
             return await asyncio.wait_for(self.reports.get(), WAIT_SECONDS)
         return None
@@ -45,5 +45,5 @@ class ReportRelay:
         self.failed[rank] = why
 
     async def faults(self) -> dict[int, str]:
-        """The reasons of the workers that could give one, by rank, in the order in which they failed."""
+        """Return the reasons for failure by rank, in order of failure, of the workers that could give one."""
         return self.failed

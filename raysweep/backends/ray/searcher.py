@@ -1,4 +1,4 @@
-"""Points that Optuna proposes while a sweep runs, by the results of those before."""
+"""A searcher with which Optuna proposes points while a sweep runs, based on the results so far."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from raysweep.results.sweep_file import read_proposals
 from raysweep.space import Proposal, Sweep, Trial, draw, propose
 
 ASKED = 20
-"""How often Optuna is asked for a point that is new, before one is drawn at random."""
+"""How often Optuna is asked for a new point before one is drawn at random."""
 SPACE = "sub-space"
 
 
 class Queue:
-    """The trials of a sweep whose points a searcher proposes: those that are left, then one point after the other.
+    """The trials of a sweep whose points a searcher proposes: first the pending ones, then one point after the other.
 
-    Every point is in the results directory before a trial of it runs. What is proposed depends on the results there
-    are and on the point's number alone, so a sweep that is resumed goes on as if it had not been interrupted.
+    Every point is recorded in the results directory before any of its trials runs. A proposal depends only on the
+    existing results and on the point's number, so a resumed sweep continues as if it had not been interrupted.
 
     Args:
-        sweep: with the points proposed so far.
-        pending: trials of these points that are to run.
-        results: how trials ended, by name; grows while the sweep runs.
-        store: where proposals are recorded.
+        sweep: The sweep with the points proposed so far.
+        pending: The trials of these points that must still run.
+        results: The trials' results by name; the mapping grows while the sweep runs.
+        store: The store that records the proposals.
     """
 
     def __init__(self, sweep: Sweep, pending: Iterable[Trial], results: Mapping[str, Result], store: Store) -> None:
@@ -44,21 +44,21 @@ class Queue:
         self.points = read_proposals(store.root)
 
     def next(self) -> Trial | None:
-        """The trial that is to run next; None where the last one has been given out."""
+        """Return the next trial to run; None after the last one."""
         if not self.waiting and len(self.points) < self.sweep.tune.num_samples:
             point, grown = self._new_point()
             self.store.record_proposals([*self.points, point])
-            there = set(self.sweep.trials)
-            self.waiting.extend(trial for trial in grown.trials if trial not in there)
+            existing = set(self.sweep.trials)
+            self.waiting.extend(trial for trial in grown.trials if trial not in existing)
             self.points.append(point)
             self.sweep = grown
         return self.waiting.popleft() if self.waiting else None
 
     def _new_point(self) -> tuple[Proposal, Sweep]:
-        """A point that is not there yet, and the sweep with it."""
+        """Return a new point, and the sweep extended by it."""
         known = self._known()
         asked = (ask(self.sweep, known, len(self.points) * ASKED + attempt) for attempt in range(ASKED))
-        # Of few choices Optuna may propose the best again and again. The search space has enough points: it is checked.
+        # With few choices Optuna may propose the best point again and again. A check ensured that there are enough.
         drawn = (draw_point(self.sweep, sample) for sample in itertools.count())
         for point in itertools.chain(asked, drawn):
             grown = propose(self.sweep, point)
@@ -67,9 +67,9 @@ class Queue:
         raise AssertionError("the random draws do not end")
 
     def _known(self) -> list[FrozenTrial]:
-        """The points as Optuna knows them, scored by the mean over their seeds.
+        """Return the points so far as Optuna trials, scored by the mean over their seeds.
 
-        One of which a seed failed or was stopped has no score, and ranks below all that have one.
+        A point with a failed or stopped seed has no score and ranks below all points with a score.
         """
         metric = self.sweep.metric
         assert metric is not None, "checked with the search space"
@@ -81,7 +81,7 @@ class Queue:
         for point, results in zip(self.points, ended.values(), strict=True):
             state, score = TrialState.RUNNING, None
             if all(results):
-                scores = [of.metrics[metric] for of in results if of is not None and of.status == "finished"]
+                scores = [each.metrics[metric] for each in results if each is not None and each.status == "finished"]
                 state = TrialState.COMPLETE if len(scores) == len(results) else TrialState.PRUNED
                 score = mean(scores) if state == TrialState.COMPLETE else None
             distributions = distributions_of(self.sweep, point.space)
@@ -93,7 +93,7 @@ class Queue:
 
 
 def keys(sweep: Sweep, space: int) -> dict[str, str]:
-    """The settings that are chosen in a sub-space, and Optuna's names of them: each sub-space has its own."""
+    """Return the settings chosen in a sub-space with Optuna's names for them; sub-spaces do not share names."""
     several = len(sweep.search) > 1
     return {
         name: f"{space}.{name}" if several else name
@@ -103,25 +103,25 @@ def keys(sweep: Sweep, space: int) -> dict[str, str]:
 
 
 def distributions_of(sweep: Sweep, space: int) -> dict[str, BaseDistribution]:
-    """Optuna's names for what is chosen in a sub-space, among several which one, and the distributions."""
-    found: dict[str, BaseDistribution] = {}
+    """Return the distributions of a sub-space's chosen settings by Optuna's names, and of the sub-space if several."""
+    distributions: dict[str, BaseDistribution] = {}
     if len(sweep.search) > 1:
-        found[SPACE] = CategoricalDistribution(tuple(range(len(sweep.search))))
+        distributions[SPACE] = CategoricalDistribution(tuple(range(len(sweep.search))))
     for name, key in keys(sweep, space).items():
-        how, values = next(iter(sweep.search[space][name].items()))
-        if how == "choice":
-            found[key] = CategoricalDistribution(tuple(values))
-        elif how == "randint":
-            found[key] = IntDistribution(values[0], values[1] - 1)
+        distribution, values = next(iter(sweep.search[space][name].items()))
+        if distribution == "choice":
+            distributions[key] = CategoricalDistribution(tuple(values))
+        elif distribution == "randint":
+            distributions[key] = IntDistribution(values[0], values[1] - 1)
         else:
-            found[key] = FloatDistribution(values[0], values[1], log=how == "loguniform")
-    return found
+            distributions[key] = FloatDistribution(values[0], values[1], log=distribution == "loguniform")
+    return distributions
 
 
 def ask(sweep: Sweep, known: list[FrozenTrial], number: int) -> Proposal:
-    """What Optuna's TPE proposes after the known points; the same for the same number."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say every trial on standard error
-    # Points that still run count as bad ones, so that those proposed meanwhile are others.
+    """Return the proposal of Optuna's TPE after the known points; it is the same for the same number."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise Optuna prints every trial on standard error
+    # Running points count as bad ones, so that new proposals differ from them.
     sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
     study = optuna.create_study(direction="maximize" if sweep.mode == "max" else "minimize", sampler=sampler)
     study.add_trials(known)
@@ -136,31 +136,31 @@ def ask(sweep: Sweep, known: list[FrozenTrial], number: int) -> Proposal:
     )
 
 
-def suggest(trial: optuna.Trial, name: str, of: BaseDistribution) -> Any:
-    """A value of one parameter."""
-    if isinstance(of, CategoricalDistribution):
-        return trial.suggest_categorical(name, of.choices)
-    if isinstance(of, IntDistribution):
-        return trial.suggest_int(name, of.low, of.high)
-    assert isinstance(of, FloatDistribution)
-    return trial.suggest_float(name, of.low, of.high, log=of.log)
+def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    """Return Optuna's value for one parameter."""
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
 def draw_point(sweep: Sweep, sample: int) -> Proposal:
-    """The `sample`-th point drawn at random."""
+    """Return the `sample`-th random point."""
     space = sample % len(sweep.search)
     values = {}
     for name, spec in sweep.search[space].items():
-        how, among = next(iter(spec.items()))
+        distribution, among = next(iter(spec.items()))
         if name != "seed":
-            values[name] = among[0] if how == "grid" else draw(name, how, among, sample)
+            values[name] = among[0] if distribution == "grid" else draw(name, distribution, among, sample)
     return Proposal(space, values)
 
 
 class Proposer(Searcher):
-    """Gives Tune the trials of a queue, one whenever it has room.
+    """Gives Tune the next trial of a queue whenever Tune has room.
 
-    Results reach the queue as they are recorded, a trial's whole at its end, so nothing of what Tune tells is needed.
+    The queue reads each result from the recorded results when its trial ends, so Tune's reports are not needed.
     """
 
     def __init__(self, queue: Queue, stopping: Stopping) -> None:
@@ -168,16 +168,16 @@ class Proposer(Searcher):
         self.queue, self.stopping = queue, stopping
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles it to restore a run, which is never done here (the store is the truth)."""
+        """Return nothing to pickle. Tune pickles searchers to restore a run, which never happens here."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, or that there is none; nothing is proposed any more once the sweep is to end."""
+        """Return the next trial, or FINISHED if there is none or the sweep must end."""
         if self.stopping.asked():
             return Searcher.FINISHED
         try:
             trial = self.queue.next()
-        except OSError as fault:  # the trials at work go on; nothing runs of which a resume would not know
+        except OSError as fault:  # running trials continue; a trial that cannot be recorded must not start
             warnings.warn(
                 f"no more points are proposed, as they cannot be recorded: {describe_error(fault)}", stacklevel=2
             )
@@ -185,7 +185,7 @@ class Proposer(Searcher):
         return Searcher.FINISHED if trial is None else {"trial": trial}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """It ended."""
+        """Do nothing, because results come from the store."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, as the store is the truth."""
+        """Save nothing, because the store has all state."""

@@ -1,4 +1,4 @@
-"""The function trainable: one trial in a worker."""
+"""The function trainable, which runs one trial in a worker."""
 
 from __future__ import annotations
 
@@ -23,32 +23,37 @@ from raysweep.system.memory import keep_memory
 if TYPE_CHECKING:  # it imports torch, which the driver does not need
     from raysweep.training.distributed import DistributedContext
 
-keep_memory()  # in a worker this module is imported before the thread of its first trial begins
+keep_memory()  # in a worker, this module is imported before the thread of the first trial starts
 LOW_ON_MEMORY = "low on memory"
 """Words in the text of Ray's OutOfMemoryError."""
 REPORT_SECONDS = 1.0
-"""The least time between two reports of a trial. Reports go by time, not by epoch, because each waits for the driver,
-which takes about 1,000 reports a second from all trials together."""
+"""Least number of seconds between two reports of a trial.
+
+Reports go by time, not by epoch, because each waits for the driver, which takes about 1,000 reports a second from all
+trials together.
+"""
 REPORT_COST = 50  # reports take at most 2 % of a trial's time
 REPORT_LATEST = 30.0
-"""The longest time between two reports, also if one takes longer than 0.6 s."""
+"""Longest time in seconds between two reports, even if a report takes longer than 0.6 s."""
 
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """How every trial of a sweep is run."""
+    """The options with which every trial of a sweep is run."""
 
     place: str
     """The results directory of the sweep."""
     threads: int
     """The number of threads of each process of a trial."""
     gpu: bool
-    """Whether a trial uses CUDA. A trial without a GPU must not: Ray hides no GPU from it, and every trial would take
-    the first one."""
+    """Whether a trial uses CUDA.
+
+    A trial without a GPU must not use CUDA: Ray hides no GPU from it, and every trial would take the first one.
+    """
     checkpoint_seconds: float | None
-    """The least time between two checkpoints; see `raysweep.trial.run_trial`."""
+    """Least number of seconds between two checkpoints; see `raysweep.trial.run_trial`."""
     collapse: Collapse | None
-    """When an embedding counts as collapsed, which stops the trial; None: never."""
+    """The condition for stopping a trial whose embedding has collapsed; None means never."""
     compared: bool
     """Whether a scheduler compares trials with one another."""
     token: str
@@ -56,7 +61,7 @@ class TrialOptions:
 
 
 def trial_function(config: Mapping[str, Any], datasets: Datasets, options: TrialOptions) -> None:
-    """The function trainable: one trial in a worker.
+    """Run one trial in a worker (the function trainable).
 
     A trial that a scheduler compares with others reports every online evaluation, and waits for the decision. If the
     trial must stop, Ray ends this thread inside the report by SystemExit, once it needs the worker for another trial.
@@ -74,11 +79,11 @@ def attempt(
     """Run a trial in this process, which is the main process if there are several.
 
     Args:
-        trial: the trial.
-        datasets: its datasets.
-        options: how it is run.
-        tell: passes its reports on to Tune.
-        context: the processes of the trial; None: this one alone.
+        trial: The trial.
+        datasets: The datasets of the sweep.
+        options: The options of the run.
+        tell: A function that passes reports on to Tune.
+        context: The processes of the trial; None means only this one.
     """
     from raysweep.training.distributed import SINGLE_PROCESS
     from raysweep.trial import run_trial
@@ -86,7 +91,7 @@ def attempt(
 
     results = Store(options.place)
     stop = watch(StopFlag(results, options.token))
-    if stop():  # Tune fills free slots to the end, and would print that a trial reported nothing
+    if stop():  # Tune fills free slots to the end; it would print a warning about a trial that reported nothing
         tell({"share": 0.0})
         return
 
@@ -119,10 +124,10 @@ def attempt(
 
 
 class Pace:
-    """How often a trial reports: every `REPORT_SECONDS`, less often where the driver is too busy to answer at once.
+    """The pace of a trial's reports: every `REPORT_SECONDS`, or less often if the driver is too busy to answer at once.
 
     Args:
-        report: passes a report on to the driver and waits for it.
+        report: A function that passes a report on to the driver and waits for it.
     """
 
     def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
@@ -130,11 +135,11 @@ class Pace:
         self._every, self._last = REPORT_SECONDS, time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time for the next report."""
+        """Return whether it is time for the next report."""
         return time.monotonic() - self._last >= self._every
 
     def tell(self, values: dict[str, Any]) -> None:
-        """Report, and see how long that takes."""
+        """Report, and adapt the pace to the time that this takes."""
         begun = time.monotonic()
         self._report(values)
         self._last = time.monotonic()
@@ -142,11 +147,11 @@ class Pace:
 
 
 def died(text: str, who: str = "its process") -> str:
-    """Why a process ended that could not say so itself, from the message of Ray.
+    """Describe, from Ray's message, why a process ended that could not report the reason itself.
 
     Args:
-        text: the message of Ray.
-        who: the process, in words that begin the sentence.
+        text: Ray's message.
+        who: The process, in words that begin the sentence.
     """
     if LOW_ON_MEMORY in text:  # only the text of Ray's OutOfMemoryError is kept
         return f"out of memory: Ray ended {who} as its node ran low on memory"

@@ -1,4 +1,4 @@
-"""A sweep as one Ray Tune run of a function trainable, over points that are finished already."""
+"""Running of a sweep as runs of Ray Tune with a function trainable."""
 
 from __future__ import annotations
 
@@ -29,23 +29,26 @@ from raysweep.system.files import existing_ancestor
 from raysweep.system.temporary import temporary_directory
 
 PART = 500
-"""Trials of one run of Tune, which keeps 60 KB of each until it ends, but at least 20 for each that runs at a time: at
-the end of a part slots wait for its last trial, and workers import torch anew."""
+"""Number of trials in one run of Tune, but at least 20 for each trial that runs at a time.
+
+Tune keeps 60 KB of each trial until its run ends. At the end of a part, slots wait for its last trial, and workers
+import torch anew.
+"""
 
 
 def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
     """Connect to Ray, and check that its nodes can hold the trials and see the results.
 
     Args:
-        sweep: the sweep.
-        store: its results, which may not exist yet.
-        address: the address of a Ray cluster; None takes `RAY_ADDRESS`, else starts Ray on this machine.
+        sweep: The sweep.
+        store: The sweep's results, which may not exist yet.
+        address: The address of a Ray cluster; None takes `RAY_ADDRESS`, else starts Ray on this machine.
 
     Returns:
         The plan in words.
 
     Raises:
-        InputError: the cluster cannot be reached, or lacks something.
+        InputError: The cluster cannot be reached, or lacks something.
     """
     plan = connect(address, sweep.resources, sweep.tune.max_concurrent)
     if store.bucket is None:
@@ -56,18 +59,18 @@ def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
 
 
 def run(sweep_run: SweepRun) -> Sweep:
-    """Run the pending trials on the connected cluster, and with a searcher the trials of the points that it proposes.
+    """Run the pending trials on the connected cluster; with a searcher, also the trials of the points that it proposes.
 
-    A trial whose worker dies, or that raises, is started again up to `max_failures` times and resumes from its own
-    checkpoint; after that it is recorded as failed. Tune ends its whole run when Ray's memory monitor kills a worker;
-    then a new run of Tune continues with the trials that are left. If the sweep is to end early, the running trials
-    are saved first.
+    A trial that raises or whose worker dies is restarted up to `max_failures` times and resumes from its own
+    checkpoint. After that it is recorded as failed. Tune ends its whole run when Ray's memory monitor kills a worker;
+    then a new run of Tune continues with the remaining trials. If the sweep must end early, the running trials are
+    saved first.
     """
     sweep, pending, kept, results = sweep_run.sweep, sweep_run.pending, sweep_run.kept, sweep_run.store
     datasets, stopping = sweep_run.datasets, sweep_run.stopping
     parallel = sweep.resources.workers > 1
     parameters = {
-        # Of a trial in several processes they alone need the data, and get it from the same place.
+        # In a data-parallel trial only the workers need the data, and they fetch it from the object store themselves.
         "datasets": [ray.put(dict(datasets))] if parallel else dict(datasets),
         "options": TrialOptions(
             place=results.place,
@@ -79,7 +82,7 @@ def run(sweep_run: SweepRun) -> Sweep:
             token=stopping.token,
         ),
     }
-    ended = None  # kept for a searcher alone: those of 100,000 trials would take 1 GB
+    ended = None  # kept only for a searcher: the results of 100,000 trials would take 1 GB
     if sweep.tune.searcher == "optuna":
         ended = {result.trial: result for result in kept}
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
@@ -107,7 +110,7 @@ def run(sweep_run: SweepRun) -> Sweep:
         try:
             with HeadWatch(stopping, lambda: not seen.running, own_session() is not None):
                 run_parts(trainable, sweep, pending, scheduler, proposer, stop, callbacks)
-        except RuntimeError as fault:  # Tune raises this one from any of Ray's errors that it does not expect
+        except RuntimeError as fault:  # Tune raises this for any of Ray's errors that it does not expect
             if not isinstance(fault.__cause__, RayError) or not seen.running:
                 raise
             seen.break_off(fault.__cause__, broken, sweep.tune.max_failures)
@@ -131,41 +134,42 @@ def run_parts(
     stop: Stop,
     callbacks: Sequence[tune.Callback],
 ) -> None:
-    """Run the pending trials, `PART` of them in one run of Tune, or all where trials are compared with one another."""
+    """Run the pending trials in runs of `PART` trials, or in one run if trials are compared with one another."""
     alone = scheduler is None and proposer is None
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
     for start in range(0, max(len(pending), 1), size):
         if stop.stopping.asked():
             break
         part = pending[start : start + size]
-        # Tune's own state is never read again; on the disk of the results, full or lost, it would fail with them.
+        # Tune's own state is never read again. On the disk of the results it would fail with them if the disk is full.
         with temporary_directory() as state, hidden_credentials():
             make_tuner(trainable, sweep, part, state, scheduler, proposer, stop, callbacks).fit()
 
 
 def slots(sweep: Sweep) -> int:
-    """How many trials the nodes that are up hold at a time, at least one."""
+    """Return how many trials the running nodes hold at a time, at least one."""
     return max(1, capacity.room([node["Resources"] for node in alive_nodes()], sweep.resources))
 
 
 def most_at_a_time(sweep: Sweep) -> int | None:
-    """How many trials may run at a time; None leaves it to their resources.
+    """Return how many trials may run at a time; None leaves the limit to their resources.
 
-    Those in several processes ask for nothing themselves: all would start, and most wait for their workers in vain.
+    A data-parallel trial requests no resources for itself. Without a limit all such trials would start, and most would
+    wait for their workers in vain.
     """
     most = sweep.tune.max_concurrent
     return most if sweep.resources.workers == 1 else min(most or sys.maxsize, slots(sweep))
 
 
 def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep: Sweep) -> Any:
-    """`trainable(config, **parameters)`, with what a trial of it needs.
+    """Return `trainable(config, **parameters)` with the resources of a trial.
 
-    The parameters go through the object store once: NumPy arrays in them are mapped read-only into every worker on a
-    node, not copied. To be called once for a sweep: Ray keeps what it is given until it ends.
+    The parameters go through the object store once. NumPy arrays in them are mapped read-only into every worker on a
+    node, not copied. Call this once per sweep, because Ray keeps the parameters until it ends.
     """
     resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
-    if sweep.resources.workers > 1:  # they ask for their own beside the trial's, which waits for them
-        resources = {"cpu": 0, "memory": 1}  # Tune wants something, and every node has a byte
+    if sweep.resources.workers > 1:  # the workers request their resources themselves; the trial only waits for them
+        resources = {"cpu": 0, "memory": 1}  # Tune requires a resource, and every node has a byte
     return tune.with_resources(tune.with_parameters(trainable, **parameters), resources)
 
 
@@ -179,18 +183,18 @@ def make_tuner(
     stop: tune.Stopper | None = None,
     callbacks: Sequence[tune.Callback] = (),
 ) -> tune.Tuner:
-    """A Tuner that runs what `shared` gave, with config `{"trial": trial}`, for every trial, or all of the proposer's.
+    """Return a Tuner that runs what `shared` returned for every trial, or for all trials of the proposer.
 
-    Workers are kept from trial to trial, so that each imports torch once.
+    The trainable is called with config `{"trial": trial}`. Workers are reused, so that each imports torch only once.
     """
     return tune.Tuner(
         trainable,
         param_space={"trial": tune.grid_search(list(trials))} if proposer is None else None,
-        # No metric here: Tune raises when a first report lacks it, and what is best is read from the store.
+        # No metric here: Tune raises if a first report lacks it, and the best point is computed from the store.
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
             search_alg=proposer,
-            num_samples=1 if proposer is None else -1,  # it says itself when it ends
+            num_samples=1 if proposer is None else -1,  # the proposer tells when it has finished
             max_concurrent_trials=most_at_a_time(sweep),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,

@@ -1,4 +1,4 @@
-"""A trial in several processes: workers of Ray Train inside a trial of Tune, each with its rows of every batch."""
+"""Trials in several processes: Ray Train workers inside a Tune trial, each with its rows of every batch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from raysweep.system.temporary import temporary_directory
 def run_parallel_trial(
     config: Mapping[str, Any], datasets: list[ray.ObjectRef[Any]], options: TrialOptions, resources: Resources
 ) -> None:
-    """The function trainable: one trial in several workers. The reports of the main worker are passed on to Tune."""
+    """Run one trial in several workers (the function trainable). Reports of the main worker are passed on to Tune."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     each = resources_of_a_worker(config["trial"], options.token, resources)
-    free_resources(each)  # an earlier attempt whose process was killed may still hold them
+    free_resources(each)  # an earlier attempt whose process was killed may still hold its resources
     relay: Any = ray.remote(num_cpus=0)(ReportRelay).remote()
     with temporary_directory() as state, ThreadPoolExecutor(1) as thread:
         trainer = TorchTrainer(
@@ -52,9 +52,9 @@ def run_parallel_trial(
             while not workers.done():
                 report = ray.get(relay.take.remote())
                 if report is not None:
-                    tune.report(report)  # SystemExit where the trial was stopped
+                    tune.report(report)  # raises SystemExit if the trial was stopped
                     ray.get(relay.answer.remote())
-        except RayActorError as fault:  # the workers break off at their next report, and this waits for them
+        except RayActorError as fault:  # the workers break off at their next report, and `finally` waits for them
             raise WorkerFailure(died(str(fault), "the process that passes on its reports")) from None
         finally:
             relay.close.remote()
@@ -62,12 +62,12 @@ def run_parallel_trial(
             workers.result()
         except RayActorError as fault:
             raise WorkerFailure(died(str(fault), "Ray Train's controller")) from None
-        except ControllerError as fault:  # the workers never came to work together
+        except ControllerError as fault:  # the workers never started to work together
             raise WorkerFailure(describe_error(fault.controller_failure)) from None
         except TrainingFailedError as fault:
             told: dict[int, str] = ray.get(relay.faults.remote())
             for rank, failure in getattr(fault, "worker_failures", {}).items():
-                if rank not in told:  # the others lost their connection to it
+                if rank not in told:  # this worker failed first; the others only lost their connection to it
                     raise WorkerFailure(died(str(failure))) from None
             raise WorkerFailure(next(iter(told.values()), died(str(fault)))) from None
         finally:
@@ -75,16 +75,16 @@ def run_parallel_trial(
 
 
 def resources_of_a_worker(trial: Trial, token: str, resources: Resources) -> dict[str, float]:
-    """The resources of each worker of a trial, by which the placement group of the workers can be recognised.
+    """Return the resources of each worker of a trial, which identify the placement group of the workers.
 
-    Ray Train's controller creates that group, without a name. If the controller or the process of the trial is killed,
+    Ray Train's controller creates this group without a name. If the controller or the process of the trial is killed,
     the group keeps its cores until the sweep ends, and the trial would wait for them for ever. Each group therefore
-    asks for a number of bytes of memory that no other trial asks for; every node has some megabytes to spare.
+    requests a number of bytes of memory that no other trial requests. Every node has some megabytes to spare.
 
     Args:
-        trial: the trial.
-        token: distinguishes the runs of sweeps on one cluster.
-        resources: the resources of the sweep.
+        trial: The trial.
+        token: A token that distinguishes the runs of sweeps on one cluster.
+        resources: The resources of the sweep.
     """
     digest = hashlib.sha256(f"{token} {trial.name}".encode()).digest()
     each: dict[str, float] = {"CPU": resources.cpu, "memory": 2 + int.from_bytes(digest[:3], "big")}  # Tune asks for 1
@@ -101,11 +101,11 @@ def free_resources(each: Mapping[str, float]) -> None:
 
 
 class Freeing(tune.Callback):
-    """Frees the resources of a trial's workers after the process of the trial died.
+    """Frees the resources of a trial's workers after the process of the trial has died.
 
     Args:
-        token: the token of the run.
-        resources: the resources of the sweep.
+        token: The token of the run.
+        resources: The resources of the sweep.
     """
 
     def __init__(self, token: str, resources: Resources) -> None:
@@ -121,7 +121,7 @@ class Freeing(tune.Callback):
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train in one worker; the main one also evaluates and reports."""
+    """Train in one worker. The main worker also evaluates and reports."""
     import torch
 
     from raysweep.training.distributed import join
@@ -131,11 +131,11 @@ def train_worker(config: dict[str, Any]) -> None:
 
     def tell(report: dict[str, Any]) -> None:
         if not ray.get(relay.tell.remote(report)):
-            sys.exit()  # as in a trial that has one process
+            sys.exit()  # as in a trial with a single process
 
     try:
         if options.gpu and torch.cuda.is_available():
-            torch.cuda.set_device(get_device())  # a node's workers see all the GPUs of its trial
+            torch.cuda.set_device(get_device())  # all workers on a node see all GPUs of the trial there
         context = join()
         datasets = ray.get(config["datasets"][0])
         if context.is_main:
