@@ -124,7 +124,7 @@ CUT = {
 
 
 class Leg:
-    """One run of a trial. It leaves when it asks for the `last`-th time whether to; if `last` is odd, it dies before."""
+    """A run of a trial. It leaves when it asks for the `last`-th time whether to; if `last` is odd, it dies before."""
 
     def __init__(self, last):
         self.last, self.asked = last, 0
@@ -203,9 +203,8 @@ def test_a_result_stands_whatever_breaks_after_it(tmp_path):
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):
     trial, steps = trial_of(usl_epochs=1), []
-    assert (
-        run(tmp_path, trial, stop=lambda: bool(steps) or steps.append(1)) is None
-    )  # ends after the first of four steps
+    # The trial leaves after the first of four steps.
+    assert run(tmp_path, trial, stop=lambda: bool(steps) or steps.append(1)) is None
     saved = load_checkpoint(tmp_path)["state"]
     assert (saved["epoch"], saved["step"], len(saved["order"])) == (0, 2, 200)
     assert not (tmp_path / "result.json").exists()
@@ -221,9 +220,7 @@ def test_a_trial_whose_embedding_collapses_is_stopped_and_says_so(tmp_path):
     assert "collapsed" in result.error
     assert "pretraining epoch 3" in result.error
     assert "linear/test_accuracy" not in result.metrics
-    assert run(tmp_path, trial, report=lambda at: pytest.fail("ran")) == result, (
-        "a trial that was stopped is not run again"
-    )
+    assert run(tmp_path, trial, report=lambda at: pytest.fail("ran")) == result, "the trial is not run again"
     assert not (tmp_path / "checkpoints").exists()
     assert run(tmp_path / "sound", trial, collapse=Collapse(1, rankme=1.0, std=0.0)).status == "finished"
 

@@ -98,9 +98,8 @@ def test_views_of_a_part_are_those_of_the_whole_batch(channels, policies):
     index = torch.tensor([7, 0, 11, 3])
     for_part = seeded()
     views = augment(images[index], policies, 0.8, True, for_part, BatchPart(12, index))
-    torch.testing.assert_close(
-        views, whole[index], rtol=0, atol=1e-6
-    )  # a different memory layout changes the rounding of sums
+    # A different memory layout changes the rounding of sums.
+    torch.testing.assert_close(views, whole[index], rtol=0, atol=1e-6)
     assert torch.equal(for_part.get_state(), generator.get_state())
 
 
@@ -111,9 +110,8 @@ def test_property_every_image_has_a_view_of_its_own(channels, policies):
     same = random_images(1, channels, 32, 32).expand(60, -1, -1, -1)
     views = augment(same, policies, 1.0, False, generator)
     distinct = len(views.reshape(60, -1).unique(dim=0))
-    assert distinct >= (
-        25 if policies == ("affine",) and channels == 1 else 59
-    )  # half of each of the two batches is not deformed
+    # Affine leaves half of the images undeformed.
+    assert distinct >= (25 if policies == ("affine",) and channels == 1 else 59)
     assert not torch.equal(views, augment(same, policies, 1.0, False, generator))
 
 
