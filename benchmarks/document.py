@@ -2,8 +2,8 @@
 
     python benchmarks/document.py
 
-Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`; all else in the file is left as it is. What was not
-measured says so.
+Each table is between `<!-- NAME -->` and `<!-- /NAME -->`; the rest of the file stays unchanged. A table without
+measurements says so.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ Content = dict[str, Any]
 
 
 def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *body)]
     return "\n".join(lines)
 
 
 def spread(of: Content, unit: str = "") -> str:
-    """Median (least – greatest), of several measurements."""
+    """Format a median, with minimum and maximum if there are several measurements."""
     return f"{of['median']:.4g}{unit}" + (f" ({of['min']:.4g} – {of['max']:.4g})" if len(of["all"]) > 1 else "")
 
 
 def source(content: Content) -> str:
-    """The command, the machine, and a warning where a file holds a trial run only."""
-    of = content["machine"]
+    """Describe the command and the machine, with a warning if the file holds only a quick run."""
+    machine = content["machine"]
     words = (
-        f"`{content['command']}`, {of['date'][:10]}, commit {of['commit']}; {of['cpu']}, {of['cores']} cores, "
-        f"{of['memory_gib']} GiB, Python {of['python']}, torch {of['torch']}, Ray {of['ray']}."
+        f"`{content['command']}`, {machine['date'][:10]}, commit {machine['commit']}; {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}, "
+        f"torch {machine['torch']}, Ray {machine['ray']}."
     )
     return words + (" **A quick run: no measurement.**" if content.get("quick") else "")
 
 
 def table(name: str, make: Callable[[Content], str]) -> str:
-    """What `make` writes about a file of results, with its source."""
+    """Format a file of results with `make`, and add its source."""
     content = measure.load(name)
     return NOT_MEASURED if content is None else f"{make(content)}\n\n{source(content)}"
 
 
 def targets() -> str:
-    """All of them with their verdicts."""
+    """List all targets with their verdicts."""
     return rows(
         ["target", "asked", "measured", ""],
         [(target.words, target.asked(), *check.verdict(target)) for target in check.TARGETS],
@@ -63,7 +64,7 @@ def targets() -> str:
 
 
 def sweep(content: Content) -> str:
-    """Seconds from start to exit, and how many times faster."""
+    """Show the seconds from start to exit, and how many times faster raysweep is."""
     faster = content["times faster than the plain script"]
     return rows(
         ["", "seconds from start to exit", "times faster than the plain script"],
@@ -75,7 +76,7 @@ def sweep(content: Content) -> str:
 
 
 def within_plain(content: Content) -> str:
-    """Where the trials of the plain script spend their time."""
+    """Show where the trials of the plain script spend their time."""
     trials = content["trials of the last turn"]["plain script"]
     total = {name: sum(of[name] for of in trials) / len(trials) for name in ("pretraining_s", "linear_s")}
     ours = {
@@ -91,7 +92,7 @@ def within_plain(content: Content) -> str:
 
 
 def lightly(content: Content) -> str:
-    """Images per second."""
+    """Show images per second."""
     faster = content["times faster than lightly"]
     return rows(
         ["", "images per second, one thread", "times faster"],
@@ -103,7 +104,7 @@ def lightly(content: Content) -> str:
 
 
 def epoch(content: Content) -> str:
-    """Ratios, rates, and shares of the machine."""
+    """Show ratios, rates, and shares of the machine's peak."""
     head = ["", "epoch / bare step", "within an experiment", "images/s", "GFLOP/s of the bare step", "of the peak"]
     share = "share of the matrix products' rate"
     body = []
@@ -125,7 +126,7 @@ def epoch(content: Content) -> str:
 
 
 def parts(content: Content) -> str:
-    """Milliseconds of a step's parts."""
+    """Show the milliseconds of a step's parts."""
     cases = {name: case for name, case in content["cases"].items() if name.startswith("ae_parallel")}
     names = list(next(iter(cases.values()))["parts of a step, seconds"])
     body = [
@@ -136,20 +137,20 @@ def parts(content: Content) -> str:
 
 
 def operations(content: Content) -> str:
-    """What the profiler says of the bare step at the default precision."""
-    found = []
+    """Show the profiler's figures for the bare step at the default precision."""
+    sections = []
     for shape in ("32×32×3", "8×8×1"):
         case = content["cases"][f"ae_parallel, {shape}, {content['default']}"]
         body = [
             (f"`{of['operation']}`", f"{100 * of['share']:.1f} %", f"{of['calls per step']:g}")
             for of in case["operations of the bare step"][:10]
         ]
-        found.append(rows([f"{shape}, {content['default']}", "share of the time", "calls per step"], body))
-    return "\n\n".join(found)
+        sections.append(rows([f"{shape}, {content['default']}", "share of the time", "calls per step"], body))
+    return "\n\n".join(sections)
 
 
 def augmentation(content: Content) -> str:
-    """Microseconds per image."""
+    """Show microseconds per image."""
     cases = content["cases"]
     names = list(next(iter(cases.values()))["microseconds per image"])
     body = []
@@ -163,7 +164,7 @@ def augmentation(content: Content) -> str:
 
 
 def linear(content: Content) -> str:
-    """Seconds of 300 epochs."""
+    """Show the seconds of 300 epochs."""
     body = [
         (
             f"{name}, {case['work']['images']} images",
@@ -179,7 +180,7 @@ def linear(content: Content) -> str:
 
 
 def means(content: Content) -> str:
-    """Times faster than the step as it is."""
+    """Show how many times faster each change is than the unchanged step."""
     cases = {shape: case["times faster than as it is"] for shape, case in content["cases"].items()}
     names = dict.fromkeys(name for of in cases.values() for name in of)
     found = rows(
@@ -196,27 +197,29 @@ def means(content: Content) -> str:
 
 
 def growth(content: Content) -> str:
-    """Three small tables, of which those that were measured."""
-    found = []
+    """Show those of three small tables that were measured."""
+    sections = []
     if "images" in content:
         each = content["images"]["microseconds per image"]
         body = [[spread(of) for of in each.values()]]
-        found.append(rows([f"{name} images" for name in each], body) + "\n\nMicroseconds per image and epoch, 8×8×1.")
+        sections.append(
+            rows([f"{name} images" for name in each], body) + "\n\nMicroseconds per image and epoch, 8×8×1."
+        )
     if "batch" in content:
         cases = content["batch"]["images per second"]
         sizes = list(next(iter(cases.values())))
         body = [(shape, *(f"{of[size]['median']:.0f}" for size in sizes)) for shape, of in cases.items()]
-        found.append(rows(["images per second", *(f"batch {size}" for size in sizes)], body))
+        sections.append(rows(["images per second", *(f"batch {size}" for size in sizes)], body))
     if "cores" in content:
         cases = content["cores"]["images per second"]
         names = list(next(iter(cases.values())))
         body = [(shape, *(f"{of[name]['median']:.0f}" for name in names)) for shape, of in cases.items()]
-        found.append(rows(["images per second in all", *names], body))
-    return "\n\n".join(found)
+        sections.append(rows(["images per second in all", *names], body))
+    return "\n\n".join(sections)
 
 
 def overhead(content: Content) -> str:
-    """What a trial costs beside its own work."""
+    """Show the cost of a trial beyond its own work."""
     sweeps = content["sweeps"]
     names = next(iter(sweeps.values()))
     found = rows(["", *sweeps], [(name, *(spread(of[name]) for of in sweeps.values())) for name in names])
@@ -238,16 +241,18 @@ def overhead(content: Content) -> str:
 
 
 def draw() -> str:
-    """The figure of whole sweeps, where they were measured; returns its place on the page."""
-    found = [
+    """Draw the figure of whole sweeps if they were measured; return its Markdown for the page."""
+    measured = [
         (title, content)
         for name, title in (("sweep-digits", "seven α on digits"), ("sweep-cifar", "four α, 32×32×3"))
         if (content := measure.load(name)) is not None and not content.get("quick")
     ]
-    if not found:
+    if not measured:
         return ""
-    figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 2.4), squeeze=False, layout="constrained")
-    for axis, (title, content) in zip(axes[0], found, strict=True):
+    figure, axes = plt.subplots(
+        1, len(measured), figsize=(4.6 * len(measured), 2.4), squeeze=False, layout="constrained"
+    )
+    for axis, (title, content) in zip(axes[0], measured, strict=True):
         names = list(content["seconds"])
         values = [content["seconds"][name] for name in names]
         middle = [of["median"] for of in values]

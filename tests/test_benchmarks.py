@@ -1,4 +1,4 @@
-"""The benchmarks' peer does equal work, targets are judged by measurements, and the page has a place for every table."""
+"""The benchmarks' peer does equal work, targets are judged by measurements, and the page has a place for each table."""
 
 import json
 from importlib import import_module
