@@ -68,11 +68,11 @@ def compare(shape: str, strength: float, batch: int, repeats: int) -> dict[str, 
     }
     seconds = measure.alternate(work | parts, repeats)
     counts = {PIL: len(pictures), TENSORS: len(one_by_one)}
-    each = {name: [1e6 * s / counts.get(name, batch) for s in of] for name, of in seconds.items()}
+    each = {name: [1e6 * s / counts.get(name, batch) for s in values] for name, values in seconds.items()}
     of_ours = {name: measure.summary(each.pop(name)) for name in parts}
     return {
         "of batched, microseconds per image": of_ours,
-        "microseconds per image": {name: measure.summary(of) for name, of in each.items()},
+        "microseconds per image": {name: measure.summary(values) for name, values in each.items()},
         "times faster": {name: measure.ratio(each[name], each[OURS]) for name in (PIL, TENSORS)},
     }
 

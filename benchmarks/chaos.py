@@ -292,9 +292,9 @@ def disturbed(
             outcome.hung.append(victim)
         took, hung = time.monotonic() - told, not driver.ended
         driver.clean_up()
-        how = f"hung for {took:.0f} s" if hung else f"{driver.status} after {took:.1f} s"
+        ending = f"hung for {took:.0f} s" if hung else f"{driver.status} after {took:.1f} s"
         watched.look()
-        tell(begun, f"kill {number:2}: {victim:10} {when}; {len(watched.seen)} finished; {how}")
+        tell(begun, f"kill {number:2}: {victim:10} {when}; {len(watched.seen)} finished; {ending}")
         driver, before = start(number), watched.attempts()
     ended = driver.wait(LONGEST, watched.look)
     driver.clean_up()
@@ -321,11 +321,11 @@ def compare(reference: Path, got: Path) -> tuple[list[str], list[str]]:
             differing.append(name)
     duplicates = []
     for trial in sorted(path.parent.name for path in reference.glob("*/result.json")):
-        expected, found = curves(reference / trial), curves(got / trial)
-        for tag in sorted({*expected, *found} - {*OWN}):
-            steps = [step for step, _ in found.get(tag, [])]
+        expected, actual = curves(reference / trial), curves(got / trial)
+        for tag in sorted({*expected, *actual} - {*OWN}):
+            steps = [step for step, _ in actual.get(tag, [])]
             duplicates += [f"{trial}: {tag}: step {step}" for step, count in Counter(steps).items() if count > 1]
-            if sorted(set(found.get(tag, []))) != sorted(set(expected.get(tag, []))):
+            if sorted(set(actual.get(tag, []))) != sorted(set(expected.get(tag, []))):
                 differing.append(f"{trial}: TensorBoard's {tag}")
     return differing, duplicates
 
@@ -424,14 +424,14 @@ def show(outcome: Outcome) -> None:
     print(f"kills                        {outcome.kills.total()}  ({by_victim})")
     print(f"resumes                      {outcome.resumes}")
     print(f"drivers that did not end     {len(outcome.hung)}  {', '.join(outcome.hung)}")
-    for words, of in (
+    for words, items in (
         ("drivers that failed alone   ", outcome.ended_alone),
         ("finished trials run again   ", sorted(outcome.again)),
         ("differing metrics           ", outcome.differing),
         ("duplicate TensorBoard steps ", outcome.duplicates),
     ):
-        print(f"{words} {len(of)}")
-        for line in of[:20]:
+        print(f"{words} {len(items)}")
+        for line in items[:20]:
             print(f"    {line}")
 
 

@@ -63,7 +63,7 @@ def sweep_in(precision: str) -> Callable[[dict[str, Any]], float]:
 
     def read(content: dict[str, Any]) -> float:
         faster = content["times faster than the plain script"]
-        return float(next(of["median"] for name, of in faster.items() if precision in name.split(", ")[1]))
+        return float(next(entry["median"] for name, entry in faster.items() if precision in name.split(", ")[1]))
 
     return read
 
@@ -78,7 +78,7 @@ def augmentation(shape: str, way: str) -> Callable[[dict[str, Any]], float]:
 
     def read(content: dict[str, Any]) -> float:
         faster = content["cases"][f"{shape}, strength 1"]["times faster"]
-        return float(next(of["median"] for name, of in faster.items() if way in name))
+        return float(next(entry["median"] for name, entry in faster.items() if way in name))
 
     return read
 
@@ -91,8 +91,8 @@ def cached(shape: str) -> Callable[[dict[str, Any]], float]:
 def per_trial(content: dict[str, Any]) -> float:
     """Return the overhead of each trial after the first in the largest sweep."""
     largest = max(content["sweeps"].items(), key=lambda item: int(item[0].split()[0]))[1]
-    of = next(value for name, value in largest.items() if "overhead" in name and "each further" in name)
-    return float(of["median"])
+    entry = next(value for name, value in largest.items() if "overhead" in name and "each further" in name)
+    return float(entry["median"])
 
 
 TARGETS = (

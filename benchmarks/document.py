@@ -33,9 +33,11 @@ def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def spread(of: Content, unit: str = "") -> str:
+def spread(entry: Content, unit: str = "") -> str:
     """Format a median, with minimum and maximum if there are several measurements."""
-    return f"{of['median']:.4g}{unit}" + (f" ({of['min']:.4g} – {of['max']:.4g})" if len(of["all"]) > 1 else "")
+    return f"{entry['median']:.4g}{unit}" + (
+        f" ({entry['min']:.4g} – {entry['max']:.4g})" if len(entry["all"]) > 1 else ""
+    )
 
 
 def source(content: Content) -> str:
@@ -69,8 +71,8 @@ def sweep(content: Content) -> str:
     return rows(
         ["", "seconds from start to exit", "times faster than the plain script"],
         [
-            (name, spread(of), spread(faster[name]) if name in faster else "–")
-            for name, of in content["seconds"].items()
+            (name, spread(entry), spread(faster[name]) if name in faster else "–")
+            for name, entry in content["seconds"].items()
         ],
     )
 
@@ -78,9 +80,9 @@ def sweep(content: Content) -> str:
 def within_plain(content: Content) -> str:
     """Show where the trials of the plain script spend their time."""
     trials = content["trials of the last turn"]["plain script"]
-    total = {name: sum(of[name] for of in trials) / len(trials) for name in ("pretraining_s", "linear_s")}
+    total = {name: sum(entry[name] for entry in trials) / len(trials) for name in ("pretraining_s", "linear_s")}
     ours = {
-        name: sum(of["wall_s"] for of in runs) / len(runs)
+        name: sum(entry["wall_s"] for entry in runs) / len(runs)
         for name, runs in content["trials of the last turn"].items()
         if name != "plain script"
     }
@@ -97,8 +99,8 @@ def lightly(content: Content) -> str:
     return rows(
         ["", "images per second, one thread", "times faster"],
         [
-            (name, spread(of), spread(faster[name]) if name in faster else "–")
-            for name, of in content["images per second"].items()
+            (name, spread(entry), spread(faster[name]) if name in faster else "–")
+            for name, entry in content["images per second"].items()
         ],
     )
 
@@ -121,7 +123,7 @@ def epoch(content: Content) -> str:
             )
         )
     rates = content["matrix products, GFLOP per second"]
-    peak = ", ".join(f"{name} {max(of.values()):.4g}" for name, of in rates.items())
+    peak = ", ".join(f"{name} {max(entry.values()):.4g}" for name, entry in rates.items())
     return f"{rows(head, body)}\n\nMatrix products on one thread reach, in GFLOP per second: {peak}."
 
 
@@ -142,8 +144,8 @@ def operations(content: Content) -> str:
     for shape in ("32×32×3", "8×8×1"):
         case = content["cases"][f"ae_parallel, {shape}, {content['default']}"]
         body = [
-            (f"`{of['operation']}`", f"{100 * of['share']:.1f} %", f"{of['calls per step']:g}")
-            for of in case["operations of the bare step"][:10]
+            (f"`{entry['operation']}`", f"{100 * entry['share']:.1f} %", f"{entry['calls per step']:g}")
+            for entry in case["operations of the bare step"][:10]
         ]
         sections.append(rows([f"{shape}, {content['default']}", "share of the time", "calls per step"], body))
     return "\n\n".join(sections)
@@ -156,9 +158,9 @@ def augmentation(content: Content) -> str:
     body = []
     for name, case in cases.items():
         faster = case["times faster"]
-        each = [spread(case["microseconds per image"][of]) for of in names]
-        parts = " and ".join(f"{of['median']:.1f}" for of in case["of batched, microseconds per image"].values())
-        body.append((name, *each, parts, " and ".join(f"{of['median']:.1f}" for of in faster.values())))
+        each = [spread(case["microseconds per image"][entry]) for entry in names]
+        parts = " and ".join(f"{entry['median']:.1f}" for entry in case["of batched, microseconds per image"].values())
+        body.append((name, *each, parts, " and ".join(f"{entry['median']:.1f}" for entry in faster.values())))
     first = next(iter(cases.values()))["of batched, microseconds per image"]
     return rows(["µs per image", *names, f"of batched: {' and '.join(first)}", "times faster"], body)
 
@@ -182,18 +184,18 @@ def linear(content: Content) -> str:
 def means(content: Content) -> str:
     """Show how many times faster each change is than the unchanged step."""
     cases = {shape: case["times faster than as it is"] for shape, case in content["cases"].items()}
-    names = dict.fromkeys(name for of in cases.values() for name in of)
-    found = rows(
+    names = dict.fromkeys(name for entry in cases.values() for name in entry)
+    tables = rows(
         ["changed", *cases],
-        [(name, *(spread(of[name]) if name in of else "–" for of in cases.values())) for name in names],
+        [(name, *(spread(entry[name]) if name in entry else "–" for entry in cases.values())) for name in names],
     )
     body = []
     for shape, cases in content["memory"].items():
-        for precision, of in cases.items():
-            faults = " and ".join(f"{count:.0f}" for count in of["page faults per step"].values())
-            body.append((f"{shape}, {precision}", spread(of["times faster"]), faults))
+        for precision, entry in cases.items():
+            faults = " and ".join(f"{count:.0f}" for count in entry["page faults per step"].values())
+            body.append((f"{shape}, {precision}", spread(entry["times faster"]), faults))
     head = ["freed memory kept", "times faster", "page faults per step, given back and kept"]
-    return found + (f"\n\n{rows(head, body)}" if body else "")
+    return tables + (f"\n\n{rows(head, body)}" if body else "")
 
 
 def growth(content: Content) -> str:
@@ -201,19 +203,19 @@ def growth(content: Content) -> str:
     sections = []
     if "images" in content:
         each = content["images"]["microseconds per image"]
-        body = [[spread(of) for of in each.values()]]
+        body = [[spread(entry) for entry in each.values()]]
         sections.append(
             rows([f"{name} images" for name in each], body) + "\n\nMicroseconds per image and epoch, 8×8×1."
         )
     if "batch" in content:
         cases = content["batch"]["images per second"]
         sizes = list(next(iter(cases.values())))
-        body = [(shape, *(f"{of[size]['median']:.0f}" for size in sizes)) for shape, of in cases.items()]
+        body = [(shape, *(f"{entry[size]['median']:.0f}" for size in sizes)) for shape, entry in cases.items()]
         sections.append(rows(["images per second", *(f"batch {size}" for size in sizes)], body))
     if "cores" in content:
         cases = content["cores"]["images per second"]
         names = list(next(iter(cases.values())))
-        body = [(shape, *(f"{of[name]['median']:.0f}" for name in names)) for shape, of in cases.items()]
+        body = [(shape, *(f"{entry[name]['median']:.0f}" for name in names)) for shape, entry in cases.items()]
         sections.append(rows(["images per second in all", *names], body))
     return "\n\n".join(sections)
 
@@ -222,10 +224,10 @@ def overhead(content: Content) -> str:
     """Show the cost of a trial beyond its own work."""
     sweeps = content["sweeps"]
     names = next(iter(sweeps.values()))
-    found = rows(["", *sweeps], [(name, *(spread(of[name]) for of in sweeps.values())) for name in names])
+    tables = rows(["", *sweeps], [(name, *(spread(entry[name]) for entry in sweeps.values())) for name in names])
     memory, records = content["memory"], content["records"]
-    workers = " and ".join(f"{of['resident']:.0f}" for of in memory["workers, MiB"])
-    shared = max(of["of the object store"] for of in memory["workers, MiB"])
+    workers = " and ".join(f"{entry['resident']:.0f}" for entry in memory["workers, MiB"])
+    shared = max(entry["of the object store"] for entry in memory["workers, MiB"])
 
     def share(name: str) -> str:
         return f"{100 * records[name]:.2f} %"
@@ -237,7 +239,7 @@ def overhead(content: Content) -> str:
         ("records", "TensorBoard, share of a trial", share("TensorBoard's share by its calls")),
         ("records", "checkpoints, one every 30 s, share of a trial", share("checkpoints' share, one every 30 s")),
     ]
-    return f"{found}\n\n{rows(['', '', 'measured'], body)}"
+    return f"{tables}\n\n{rows(['', '', 'measured'], body)}"
 
 
 def draw() -> str:
@@ -255,18 +257,18 @@ def draw() -> str:
     for axis, (title, content) in zip(axes[0], measured, strict=True):
         names = list(content["seconds"])
         values = [content["seconds"][name] for name in names]
-        middle = [of["median"] for of in values]
+        middle = [entry["median"] for entry in values]
         error = [
-            [m - of["min"] for m, of in zip(middle, values, strict=True)],
-            [of["max"] - m for m, of in zip(middle, values, strict=True)],
+            [m - entry["min"] for m, entry in zip(middle, values, strict=True)],
+            [entry["max"] - m for m, entry in zip(middle, values, strict=True)],
         ]
         colours = ["0.65" if name == "plain script" else "C0" for name in names]
         axis.barh(names, middle, xerr=error, color=colours, capsize=3)
-        for place, (name, of) in enumerate(zip(names, values, strict=True)):
+        for place, (name, entry) in enumerate(zip(names, values, strict=True)):
             factor = content["times faster than the plain script"].get(name)
-            words = f" {of['median']:.0f} s" + (f", {factor['median']:.1f} ×" if factor else "")
-            axis.text(of["max"] + 0.02 * max(middle), place, words, va="center", fontsize=8)
-        axis.set(title=title, xlabel="seconds, start to exit", xlim=(0, 1.35 * max(of["max"] for of in values)))
+            words = f" {entry['median']:.0f} s" + (f", {factor['median']:.1f} ×" if factor else "")
+            axis.text(entry["max"] + 0.02 * max(middle), place, words, va="center", fontsize=8)
+        axis.set(title=title, xlabel="seconds, start to exit", xlim=(0, 1.35 * max(entry["max"] for entry in values)))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     FIGURES.mkdir(parents=True, exist_ok=True)
@@ -278,8 +280,8 @@ def draw() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "targets": targets,
     "figure": draw,
-    "sweep-digits": lambda: table("sweep-digits", lambda of: f"{sweep(of)}\n\n{within_plain(of)}"),
-    "sweep-cifar": lambda: table("sweep-cifar", lambda of: f"{sweep(of)}\n\n{within_plain(of)}"),
+    "sweep-digits": lambda: table("sweep-digits", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
+    "sweep-cifar": lambda: table("sweep-cifar", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
     "lightly": lambda: table("lightly", lightly),
     "epoch": lambda: table("epoch", epoch),
     "parts": lambda: table("epoch", parts),
@@ -298,7 +300,7 @@ def main() -> int:
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert len(pattern.findall(text)) == 1, f"{PAGE} has no place for {name}"
-        text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)  # type: ignore[misc]
+        text = pattern.sub(lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text)  # type: ignore[misc]
     PAGE.write_text(text, encoding="utf-8")
     return 0
 

@@ -466,14 +466,14 @@ def training(plan: Plan, table: Table) -> dict[str, Any]:
         contenders[f"bare step, {precision}"] = always(step)
     plain_name = f"DataLoader with {plan.workers} workers, fp32"
     contenders[plain_name] = plain(settings_of(plan), task, plan)
-    found = in_turns(contenders, plan, plan.batch_size)
-    table.rates(found, "", plain_name)
+    measured = in_turns(contenders, plan, plan.batch_size)
+    table.rates(measured, "", plain_name)
     for precision in ("fp32", "bf16"):
-        share = measure.ratio(found[f"raysweep, {precision}"], found[f"bare step, {precision}"])["median"]
+        share = measure.ratio(measured[f"raysweep, {precision}"], measured[f"bare step, {precision}"])["median"]
         table.add(f"raysweep of its bare step, {precision}", share, "×")
-    times = measure.ratio(found["raysweep, fp32"], found[plain_name])["median"]
+    times = measure.ratio(measured["raysweep, fp32"], measured[plain_name])["median"]
     table.add("raysweep of the DataLoader recipe, target 20", times, "×", "met" if times >= 20 else "missed")
-    return {"images_per_s": {name: measure.summary(of) for name, of in found.items()}}
+    return {"images_per_s": {name: measure.summary(values) for name, values in measured.items()}}
 
 
 def where_time_goes(plan: Plan, table: Table) -> dict[str, Any]:
@@ -543,9 +543,9 @@ def arithmetic(plan: Plan, table: Table) -> dict[str, Any]:
             except Exception as fault:  # this machine has no compiler
                 table.add(f"{task.name}: {name}", "failed", "", first_line(fault))
                 del contenders[name]
-        found = in_turns(contenders, shorter(plan), plan.batch_size)
-        table.rates(found, f"{task.name}: ", usual)
-        rates[task.name] = {name: measure.summary(of) for name, of in found.items()}
+        measured = in_turns(contenders, shorter(plan), plan.batch_size)
+        table.rates(measured, f"{task.name}: ", usual)
+        rates[task.name] = {name: measure.summary(values) for name, values in measured.items()}
     return {"images_per_s": rates}
 
 
@@ -569,7 +569,7 @@ def share_of_process(plan: Plan, barrier: Any, answers: Any) -> None:
 def processes(plan: Plan, table: Table) -> dict[str, Any]:
     """Train with several processes on the device at once."""
     context = multiprocessing.get_context("spawn")
-    found: dict[str, dict[int, float]] = {plan.large.name: {}, plan.small.name: {}}
+    measured: dict[str, dict[int, float]] = {plan.large.name: {}, plan.small.name: {}}
     for count in plan.processes:
         barrier, answers = context.Barrier(count), context.Queue()
         workers = [
@@ -577,7 +577,7 @@ def processes(plan: Plan, table: Table) -> dict[str, Any]:
         ]
         for worker in workers:
             worker.start()
-        total = dict.fromkeys(found, 0.0)
+        total = dict.fromkeys(measured, 0.0)
         try:
             for _ in range(2 * count):
                 name, value = answers.get(timeout=150)
@@ -591,12 +591,16 @@ def processes(plan: Plan, table: Table) -> dict[str, Any]:
                 if worker.is_alive():
                     worker.terminate()
         for name, value in total.items():
-            found[name][count] = value
-    for name, by_count in found.items():
+            measured[name][count] = value
+    for name, by_count in measured.items():
         for count, value in by_count.items():
             remark = "" if count == 1 else f"{value / by_count[min(by_count)]:.3g} × 1 process"
             table.add(f"{name}: {count} process{'es' if count > 1 else ''} together", value, "images/s", remark)
-    return {"images_per_s": {name: {str(count): of for count, of in each.items()} for name, each in found.items()}}
+    return {
+        "images_per_s": {
+            name: {str(count): values for count, values in each.items()} for name, each in measured.items()
+        }
+    }
 
 
 def stack(plan: Plan, table: Table) -> dict[str, Any]:
@@ -620,9 +624,11 @@ def stack(plan: Plan, table: Table) -> dict[str, Any]:
 
                 names = f"{count} separate, {precision}", f"{count} stacked, {precision}"
                 contenders = {names[0]: always(in_order), names[1]: always(at_once)}
-                found = in_turns(contenders, shorter(plan), plan.batch_size * count)
-                table.rates(found, f"{task.name}: ", names[0])
-                rates.setdefault(task.name, {}).update({name: measure.summary(of) for name, of in found.items()})
+                measured = in_turns(contenders, shorter(plan), plan.batch_size * count)
+                table.rates(measured, f"{task.name}: ", names[0])
+                rates.setdefault(task.name, {}).update(
+                    {name: measure.summary(values) for name, values in measured.items()}
+                )
     return {"images_per_s": rates}
 
 

@@ -31,7 +31,7 @@ def with_images(counts: Sequence[int], repeats: int) -> dict[str, Any]:
     shape = "8×8×1"
     work = {str(count): epochs(settings_for(shape), random_images(shape, count)) for count in counts}
     seconds = measure.alternate(work, repeats)
-    each = {count: measure.summary([1e6 * s / int(count) for s in of]) for count, of in seconds.items()}
+    each = {count: measure.summary([1e6 * s / int(count) for s in values]) for count, values in seconds.items()}
     return {"microseconds per image": each}
 
 
@@ -43,7 +43,7 @@ def with_batch(sizes: Sequence[int], repeats: int) -> dict[str, Any]:
         images = random_images(shape, count)
         work = {str(size): epochs(settings_for(shape, batch_size=size), images) for size in sizes}
         seconds = measure.alternate(work, repeats)
-        rates_by_shape[shape] = {size: measure.summary([count / s for s in of]) for size, of in seconds.items()}
+        rates_by_shape[shape] = {size: measure.summary([count / s for s in values]) for size, values in seconds.items()}
     return {"images per second": rates_by_shape}
 
 
@@ -83,7 +83,8 @@ def with_cores(most: int, seconds: float, repeats: int) -> dict[str, Any]:
                 rates_by_shape.setdefault(shape, {}).setdefault(name, []).append(rate)
     return {
         "images per second": {
-            shape: {name: measure.summary(of) for name, of in rates.items()} for shape, rates in rates_by_shape.items()
+            shape: {name: measure.summary(values) for name, values in rates.items()}
+            for shape, rates in rates_by_shape.items()
         }
     }
 

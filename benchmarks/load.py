@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command": shlex.join(["benchmarks/load.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, {platform.system()}",
         **figures,
-        "samples": [asdict(of) for of in samples[:: max(1, len(samples) // 100)]],
+        "samples": [asdict(each) for each in samples[:: max(1, len(samples) // 100)]],
     }
     (parsed.results / f"load-{parsed.trials}.json").write_text(json.dumps(content, indent=1) + "\n")
     if parsed.keep is None:

@@ -113,7 +113,7 @@ def compare(shape: str, repeats: int, compile_too: bool) -> dict[str, Any]:
         **compilation,
         "seconds": seconds,
         "times faster than as it is": {
-            name: measure.ratio(seconds[AS_IT_IS], of) for name, of in seconds.items() if name != AS_IT_IS
+            name: measure.ratio(seconds[AS_IT_IS], values) for name, values in seconds.items() if name != AS_IT_IS
         },
     }
 
@@ -144,7 +144,7 @@ def compare_memory(shape: str, turns: int, count: int) -> dict[str, Any]:
         seconds: dict[str, list[float]] = {GIVEN_BACK: [], "freed memory kept": []}
         faults: dict[str, float] = {}
         for _ in range(turns):
-            for name, of in seconds.items():
+            for name, values in seconds.items():
                 report = context.Queue()
                 worker = context.Process(
                     target=steps_with_memory, args=(shape, precision, name != GIVEN_BACK, count, report), daemon=True
@@ -152,7 +152,7 @@ def compare_memory(shape: str, turns: int, count: int) -> dict[str, Any]:
                 worker.start()
                 took, faults[name] = report.get(timeout=300)
                 worker.join()
-                of.append(took)
+                values.append(took)
         figures[precision] = {
             "seconds": seconds,
             "page faults per step": faults,
@@ -174,13 +174,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = {}
     for shape in SHAPES:
         case = cases[shape] = compare(shape, 2 if given.quick else 5, has_compiler and not given.no_compile)
-        for name, of in case["times faster than as it is"].items():
-            print(f"{shape:8} {name:28} {of['median']:.2f} ×", flush=True)
+        for name, values in case["times faster than as it is"].items():
+            print(f"{shape:8} {name:28} {values['median']:.2f} ×", flush=True)
     memory = {}
     if sys.platform == "linux":
         memory["32×32×3"] = compare_memory("32×32×3", 1 if given.quick else 3, 2 if given.quick else 5)
-        for precision, of in memory["32×32×3"].items():
-            print(f"32×32×3  {precision}, freed memory kept     {of['times faster']['median']:.2f} ×")
+        for precision, values in memory["32×32×3"].items():
+            print(f"32×32×3  {precision}, freed memory kept     {values['times faster']['median']:.2f} ×")
     measure.save("means", {"quick": given.quick, "threads": 1, "cases": cases, "memory": memory})
     return 0
 

@@ -151,7 +151,9 @@ def _summarised(content: Mapping[str, Any]) -> dict[str, Any]:
     summaries: dict[str, Any] = {}
     for key, value in content.items():
         if key.endswith("seconds") and isinstance(value, Mapping):
-            summaries[key] = {name: summary(of) if isinstance(of, list) else of for name, of in value.items()}
+            summaries[key] = {
+                name: summary(values) if isinstance(values, list) else values for name, values in value.items()
+            }
         elif key.endswith("seconds") and isinstance(value, list):
             summaries[key] = summary(value)
         elif isinstance(value, Mapping):

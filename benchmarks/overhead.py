@@ -117,11 +117,11 @@ def tiny_sweep(trials: int, folder: Path) -> dict[str, float]:
     later = [(before, span) for spans_of_worker in workers for before, span in itertools.pairwise(spans_of_worker)]
     up = (root / "sweep.yaml").stat().st_mtime
     begun, ended = min(span.begun for span in firsts), max(spans_of_worker[-1].ended for spans_of_worker in workers)
-    own = sum(span.own for spans_of_worker in workers for span in spans_of_worker)
+    own_seconds = sum(span.own for spans_of_worker in workers for span in spans_of_worker)
     shutil.rmtree(output)
     return {
         "total, s": took,
-        "total / (trials' own seconds / slots)": took * int(slots[1]) / own,
+        "total / (trials' own seconds / slots)": took * int(slots[1]) / own_seconds,
         "from the command to data read and Ray up, s": up - began,
         "from there to the first trial's start, s": begun - up,
         "a worker's first trial, own s": statistics.mean(span.own for span in firsts),
@@ -190,7 +190,7 @@ def memory(folder: Path) -> dict[str, Any]:
         raise SystemExit(f"the sweep failed: {(folder / 'driver.log').read_text()[-2000:]}")
     return {
         "the dataset that both read, MiB": round(noise.nbytes / load.MEBIBYTE, 1),
-        "workers, MiB": [{name: round(value, 1) for name, value in of.items()} for of in largest.values()],
+        "workers, MiB": [{name: round(value, 1) for name, value in sizes.items()} for sizes in largest.values()],
         "driver, MiB": round(driver_mib, 1),
     }
 
@@ -308,13 +308,13 @@ def clocked() -> Iterator[dict[str, list[float]]]:
         return wrapper
 
     with ExitStack() as stack:
-        for kind, of, name in (
+        for kind, owner, name in (
             ("scalars", events.Events, "scalars"),
             ("pictures", TrialRun, "_draw"),  # including the views
             ("projector", TrialRun, "_project"),
             ("save", raysweep.trial, "save_checkpoint"),
         ):
-            stack.enter_context(mock.patch.object(of, name, timed(kind, getattr(of, name))))
+            stack.enter_context(mock.patch.object(owner, name, timed(kind, getattr(owner, name))))
         yield clock
 
 

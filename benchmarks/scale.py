@@ -404,10 +404,10 @@ class Requests:
         if self.phase:
             method, query = environment["REQUEST_METHOD"], environment.get("QUERY_STRING", "")
             kind = "LIST" if method == "GET" and "list-type" in query else method
-            of = self.counts.setdefault(self.phase, Counter())
-            of[kind] += 1
+            counter = self.counts.setdefault(self.phase, Counter())
+            counter[kind] += 1
             if method == "PUT":
-                of["bytes"] += int(
+                counter["bytes"] += int(
                     environment.get("HTTP_X_AMZ_DECODED_CONTENT_LENGTH") or environment["CONTENT_LENGTH"]
                 )
         return self.application(environment, start_response)
@@ -451,7 +451,7 @@ def bucket(folder: Path) -> dict[str, Any]:
             requests.counts = {}
             real_trial(f"s3://scale/{name.replace(' ', '-')}", {"checkpoint_seconds": seconds}, enter)
             if name == "none":
-                figures_by_phase = {phase: dict(of) for phase, of in requests.counts.items()}
+                figures_by_phase = {phase: dict(counter) for phase, counter in requests.counts.items()}
             else:
                 plain, often = Counter(figures_by_phase["the trial"]), requests.counts["the trial"]
                 # Each step of the epochs and the probe saves a checkpoint of two files; older ones are removed.
@@ -496,7 +496,7 @@ def tensorboard(runs: int, folder: Path) -> dict[str, Any]:
                 address = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
                 with urllib.request.urlopen(address, timeout=30) as answer:
                     tags = json.load(answer)
-                if sum("linear/val_accuracy" in of for of in tags.values()) == runs:
+                if sum("linear/val_accuracy" in scalars for scalars in tags.values()) == runs:
                     break
             if server.poll() is not None or time.monotonic() - began > 120:
                 return {"trials": runs, "failed": "not read within 120 s"}

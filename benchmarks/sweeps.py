@@ -131,7 +131,7 @@ class Sweeps:
             "work": {**self.base, "alpha": self.alphas, "trials": len(self.alphas)},
             "seconds": seconds,
             "times faster than the plain script": {
-                name: measure.ratio(seconds[PLAIN], of) for name, of in seconds.items() if name != PLAIN
+                name: measure.ratio(seconds[PLAIN], values) for name, values in seconds.items() if name != PLAIN
             },
             "default": default,
             "trials of the last turn": self.trials,
@@ -193,9 +193,9 @@ def compare_lightly(images: int, repeats: int) -> dict[str, Any] | None:
     return {
         "work": {"images per epoch": counted, "batch_size": 250, "threads": 1, "encoder": "conv6", "size": "32×32×3"},
         "seconds": seconds,
-        "images per second": {name: measure.summary([counted / s for s in of]) for name, of in seconds.items()},
+        "images per second": {name: measure.summary([counted / s for s in values]) for name, values in seconds.items()},
         "times faster than lightly": {
-            name: measure.ratio(seconds["lightly"], of) for name, of in seconds.items() if name != "lightly"
+            name: measure.ratio(seconds["lightly"], values) for name, values in seconds.items() if name != "lightly"
         },
         "default": next(iter(precisions())),
     }
@@ -205,9 +205,9 @@ def show(title: str, content: dict[str, Any]) -> None:
     """Print medians and ratios."""
     print(f"\n{title}")
     ratios = next(value for key, value in content.items() if key.startswith("times faster"))
-    for name, of in measure.load(title)["seconds"].items():  # type: ignore[index]
+    for name, values in measure.load(title)["seconds"].items():  # type: ignore[index]
         factor = f"{ratios[name]['median']:6.2f} ×" if name in ratios else ""
-        print(f"  {name:28} {of['median']:8.2f} s  {factor}", flush=True)
+        print(f"  {name:28} {values['median']:8.2f} s  {factor}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

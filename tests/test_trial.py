@@ -215,7 +215,7 @@ def test_a_trial_whose_embedding_collapses_is_stopped_and_says_so(tmp_path):
     reported = []
     assert run(tmp_path, trial, report=reported.append, stop=lambda: len(reported) == 2, collapse=rule) is None
     result = run(tmp_path, trial, report=reported.append, collapse=rule)
-    assert [at.epoch for at in reported] == [1, 2], "the evaluations before the trial left count"
+    assert [at.epoch for at in reported] == [1, 2], "the evaluations before the interruption count"
     assert result.status == "stopped"
     assert "collapsed" in result.error
     assert "pretraining epoch 3" in result.error

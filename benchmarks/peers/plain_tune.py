@@ -103,15 +103,15 @@ def make_transform(size: int, strength: float) -> transforms.Compose:
 class Pictures(Dataset[Any]):
     """uint8 images (N, H, W[, 3]) with labels; every transform is applied to each image."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *of: Any) -> None:
-        self.images, self.labels, self.transforms = images, labels, of
+    def __init__(self, images: np.ndarray, labels: np.ndarray, *functions: Any) -> None:
+        self.images, self.labels, self.transforms = images, labels, functions
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         image = Image.fromarray(self.images[index])
-        return (*(of(image) for of in self.transforms), int(self.labels[index]))
+        return (*(transform(image) for transform in self.transforms), int(self.labels[index]))
 
 
 def read(dataset: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -226,9 +226,13 @@ def main() -> None:
     results = tuner.fit()
     wanted = ("test_accuracy", "pretraining_s", "linear_s", "threads", "time_total_s")
     rows = [
-        {"alpha": of.config["alpha"], "seed": of.config["seed"], **{name: of.metrics[name] for name in wanted}}
-        for of in results
-        if of.error is None
+        {
+            "alpha": trial_result.config["alpha"],
+            "seed": trial_result.config["seed"],
+            **{name: trial_result.metrics[name] for name in wanted},
+        }
+        for trial_result in results
+        if trial_result.error is None
     ]
     assert len(rows) == len(results), "a trial failed"
     for row in rows:

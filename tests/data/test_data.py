@@ -738,24 +738,24 @@ def test_gray_folder(tmp_path: Path) -> None:
     np.testing.assert_allclose(gray, luminance(read(tmp_path).train_images), atol=1)
 
 
-def spoil(path: Path, how: str) -> None:
+def spoil(path: Path, damage: str) -> None:
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "corrupt": b"this is no image", "truncated": whole[: len(whole) // 2]}[how])
+    path.write_bytes({"empty": b"", "corrupt": b"this is no image", "truncated": whole[: len(whole) // 2]}[damage])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
-@pytest.mark.parametrize("how", ["empty", "corrupt", "truncated"])
-def test_bad_images(how: str, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["empty", "corrupt", "truncated"])
+def test_bad_images(damage: str, suffix: str, tmp_path: Path) -> None:
     two_classes(tmp_path)
     for name in ("dog/1", "dog/bad"):
         save(tmp_path / "train" / f"{name}.{suffix}", noise(40, 40, 3))
-        spoil(tmp_path / "train" / f"{name}.{suffix}", how)
+        spoil(tmp_path / "train" / f"{name}.{suffix}", damage)
     good = [1] if suffix == "png" else []
     first = tmp_path / "train" / "dog" / f"1.{suffix}"
     message = fault(lambda: read(tmp_path))
     assert repr(str(first)) in message
     assert "`skip_bad_images`" in message
-    assert ("the file is empty" in message) == (how == "empty")
+    assert ("the file is empty" in message) == (damage == "empty")
 
     with pytest.warns(UserWarning, match=r"2 of \d images left out") as warned:
         folder = read(tmp_path, skip=True)

@@ -113,7 +113,9 @@ def served(logdir, plugin="projector"):
     )
     try:
         address = next(
-            found[0] for line in process.stderr if (found := re.findall(r"http://localhost:\d+/", line.decode()))
+            addresses[0]
+            for line in process.stderr
+            if (addresses := re.findall(r"http://localhost:\d+/", line.decode()))
         )
 
         def fetch(route, **query):

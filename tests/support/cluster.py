@@ -26,7 +26,7 @@ class Cluster:
     def __init__(self, folder, **environment):
         home = folder / "home"
         home.mkdir()
-        self.environment = {name: of for name, of in os.environ.items() if name not in USERS_OWN}
+        self.environment = {name: value for name, value in os.environ.items() if name not in USERS_OWN}
         self.environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
         self.environment["RAY_health_check_period_ms"] = "500"  # a lost node is noticed soon
         subprocess.run([*RAY, "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True)

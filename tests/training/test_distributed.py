@@ -139,10 +139,10 @@ def together(folder):
 
 
 def test_gradients_and_losses_are_those_of_one_process(together):
-    for name, found in together[0].items():
+    for name, steps in together[0].items():
         alone = gradients(settings_of(name), SINGLE_PROCESS)
-        assert len(found) == len(alone)
-        for (sums, of_many), (alone_sums, of_one) in zip(found, alone, strict=True):
+        assert len(steps) == len(alone)
+        for (sums, of_many), (alone_sums, of_one) in zip(steps, alone, strict=True):
             assert sums.tolist() == pytest.approx(alone_sums.tolist(), rel=1e-9), name
             assert len(of_many) == len(of_one) > 0
             for many, one in zip(of_many, of_one, strict=True):

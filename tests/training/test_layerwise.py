@@ -92,7 +92,7 @@ def test_a_block_that_was_trained_before_does_not_coast_on_its_momentum():
     for _ in pretrain(settings, state, digit_images(20)):
         for key, value in weights(state).items():
             steps = state.optimizers[key[0]].state
-            count = max((int(state["step"]) for state in steps.values()), default=0)
+            count = max((int(entry["step"]) for entry in steps.values()), default=0)
             if (key, count) in last:
                 assert torch.equal(last[key, count], value), "a block's weights depend only on the block's own steps"
             last[key, count] = value

@@ -198,8 +198,8 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     process.communicate(timeout=600)
     assert process.returncode == 130
     assert not (root / first / "result.json").exists()
-    process = command("--resume", root, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
+    resumed = command("--resume", root, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
     assert json.loads((root / first / "attempt.json").read_text())["attempt"] == 2
     assert result(root, first)["status"] == "finished"
     assert [result(root, name)["error"].split(":")[0] for name in others] == ["stopped by asha after epoch 1"] * 2
