@@ -1,10 +1,11 @@
-"""Our batched augmentation against torchvision's transforms, image by image.
+"""Raysweep's batched augmentation compared with torchvision's transforms on one image at a time.
 
     python benchmarks/augmentation.py
 
-Microseconds per image on one thread for SimCLR's policy at strength 1, for 32×32×3 and 8×8×1 images in batches of 500
-(two views of 250). torchvision twice: PIL images with `ToTensor` at the end, which is what a DataLoader's dataset
-usually holds and the faster one at this size, and tensors. Writes `benchmarks/results/augmentation.json`; a minute.
+The script measures microseconds per image on one thread for SimCLR's policy at strength 1, for 32×32×3 and 8×8×1 images
+in batches of 500 (two views of 250). It measures torchvision twice: on PIL images with `ToTensor` at the end, which is
+usual in a DataLoader and faster at this size, and on tensors. It writes `benchmarks/results/augmentation.json` and
+takes a minute.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ OURS, PIL, TENSORS = "batched", "torchvision, PIL images", "torchvision, tensors
 
 
 def torchvision_transform(size: int, strength: float, last: Sequence[Any]) -> transforms.Compose:
-    """SimCLR's policy as torchvision has it, for one image; strength in (0, 1]."""
+    """Build torchvision's version of SimCLR's policy for one image; strength in (0, 1]."""
     s = strength
-    # Antialiasing, which is PIL's only way, would cost tensors more; ours does without.
+    # PIL always antialiases. For tensors, antialiasing would cost more, and raysweep does not use it.
     window = {"scale": (1 - 0.92 * s, 1), "ratio": ((3 / 4) ** s, (4 / 3) ** s), "antialias": False}
     jitter = transforms.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
     return transforms.Compose(
@@ -46,10 +47,10 @@ def torchvision_transform(size: int, strength: float, last: Sequence[Any]) -> tr
 
 
 def compare(shape: str, strength: float, batch: int, repeats: int) -> dict[str, Any]:
-    """Microseconds per image, and how many times faster ours is."""
+    """Measure microseconds per image, and how many times faster raysweep is."""
     size = SHAPES[shape][2]
     images, draws, settings = random_images(shape, batch), seeded(), settings_for(shape, strength=strength)
-    one_by_one = images[: batch // 4]  # torchvision's time per image does not depend on how many there are
+    one_by_one = images[: batch // 4]  # torchvision's time per image does not depend on the number of images
     pictures = [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in one_by_one]
     of_pil = torchvision_transform(size, strength, [transforms.ToTensor()])
     of_tensor = torchvision_transform(size, strength, [transforms.ConvertImageDtype(torch.float32)])
@@ -67,11 +68,11 @@ def compare(shape: str, strength: float, batch: int, repeats: int) -> dict[str, 
     }
     seconds = measure.alternate(work | parts, repeats)
     counts = {PIL: len(pictures), TENSORS: len(one_by_one)}
-    each = {name: [1e6 * s / counts.get(name, batch) for s in of] for name, of in seconds.items()}
+    each = {name: [1e6 * s / counts.get(name, batch) for s in values] for name, values in seconds.items()}
     of_ours = {name: measure.summary(each.pop(name)) for name in parts}
     return {
         "of batched, microseconds per image": of_ours,
-        "microseconds per image": {name: measure.summary(of) for name, of in each.items()},
+        "microseconds per image": {name: measure.summary(values) for name, values in each.items()},
         "times faster": {name: measure.ratio(each[name], each[OURS]) for name in (PIL, TENSORS)},
     }
 

@@ -1,13 +1,14 @@
-"""Kill a sweep at random moments, resume it every time, and compare its outcome with that of a sweep left alone.
+"""Kill a sweep at random moments, resume it every time, and compare its results with an undisturbed sweep's.
 
     python benchmarks/chaos.py --kills 20 --seed 0
 
-runs `run_sweep.py` on Ray twice: once undisturbed, and once with kills. A victim is the driver, a worker, the raylet,
-the GCS server, everything at once (all by SIGKILL), or the driver's session by Ctrl-C, or the driver by SIGTERM. After
-a worker's death the same driver must go on; after any other, what is left is killed too and `--resume` goes on.
+This runs `run_sweep.py` on Ray twice: once undisturbed, and once with kills. SIGKILL hits the driver, a worker, the
+raylet, the GCS server, or everything at once. Ctrl-C hits the driver's session, and SIGTERM the driver. After the death
+of a worker, the same driver must continue. After any other kill, the remaining processes are killed too, and the sweep
+continues with `--resume`.
 
-Exit status 0 if no finished trial was run again, no metric, table, figure or encoder differs, and no step is in
-TensorBoard twice; 1 otherwise. Needs Linux (`/proc`).
+The exit status is 0 if no finished trial was run again, no metric, table, figure or encoder differs, and no step is in
+TensorBoard twice; otherwise it is 1. The script needs Linux (`/proc`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("driver", "worker", "raylet", "gcs", "everything", "ctrl-c", "sigterm")
 MARK = "RAYSWEEP_CHAOS"  # an environment variable that all processes of the sweep inherit, and no others
 OWN = ("wall_s", "attempts", "pretrain/images_per_s")  # columns that differ from run to run
-EARLY = 0.2  # of the kills come before the driver has begun its first trial
+EARLY = 0.2  # the share of kills before the driver has begun its first trial
 LONGEST = 1200.0  # seconds after which an undisturbed run, or a resume, counts as hanging
 SPACE = """\
 name: chaos
@@ -53,14 +54,14 @@ resources: {{cpu: {cpu}}}
 
 @dataclass
 class Outcome:
-    """What happened, and what it changed."""
+    """The events of the disturbed sweep and their effects."""
 
     kills: Counter[str] = field(default_factory=Counter)
     resumes: int = 0
     ended_alone: list[str] = field(default_factory=list)
-    """Drivers that ended without being told to, and how."""
+    """How drivers ended that ended on their own."""
     hung: list[str] = field(default_factory=list)
-    """Victims after whose death the driver had not ended when the patience was over."""
+    """The victims after whose death the driver did not end within the patience."""
     again: set[str] = field(default_factory=set)
     """Finished trials that were run again."""
     differing: list[str] = field(default_factory=list)
@@ -68,18 +69,18 @@ class Outcome:
 
     @property
     def lost(self) -> bool:
-        """Whether the kills changed anything."""
+        """Return whether the kills changed anything."""
         return bool(self.again or self.differing or self.duplicates or self.ended_alone)
 
 
 class Driver:
-    """The real command in a session of its own, its output in a file.
+    """The real command in a separate session; its output goes to a file.
 
     Args:
-        arguments: of `run_sweep.py`.
-        log: where standard output and error go.
-        mark: the value of `MARK` by which its processes are found.
-        scratch: where Ray keeps its sessions; a short path, because sockets lie in it.
+        arguments: the arguments of `run_sweep.py`.
+        log: the file for standard output and error.
+        mark: the value of `MARK` that identifies its processes.
+        scratch: the directory of Ray's sessions. The path must be short, because Ray puts sockets there.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, mark: str, scratch: Path) -> None:
@@ -98,74 +99,77 @@ class Driver:
 
     @property
     def ended(self) -> bool:
-        """Whether it has."""
+        """Whether the driver has ended."""
         return self.process.poll() is not None
 
     @property
     def stuck(self) -> bool:
-        """Whether there is nothing to wait for: it has ended, or seems never to."""
+        """Whether waiting is useless: the driver has ended, or has run for longer than `LONGEST`."""
         return self.ended or time.monotonic() - self.started > LONGEST
 
     @property
     def status(self) -> str:
-        """How it ended, and the last it said."""
+        """The exit status and the last line of output."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        said = [line for line in lines if not line.startswith("[20")]  # without the dump of a crash inside Ray
-        return f"exit {self.process.returncode} ({said[-1][:80] if said else ''})"
+        printed = [line for line in lines if not line.startswith("[20")]  # leaves out Ray's crash dumps
+        return f"exit {self.process.returncode} ({printed[-1][:80] if printed else ''})"
 
-    def wait(self, seconds: float, look: Callable[[], None]) -> bool:
-        """Whether it ends within so many seconds; `look` is called all the while."""
+    def wait(self, seconds: float, look: Callable[[], None], until: Callable[[], bool] = lambda: False) -> bool:
+        """Wait up to `seconds` or `until` something holds, and return whether the driver ended.
+
+        `look` is called repeatedly.
+        """
         end = time.monotonic() + seconds
-        while not self.ended and time.monotonic() < end:
+        while not self.ended and time.monotonic() < end and not until():
             look()
             time.sleep(min(0.1, max(0.0, end - time.monotonic())))
         return self.ended
 
     def clean_up(self) -> None:
-        """Kill whatever of it is left, and see it gone."""
-        while found := processes(self.mark):
-            for pid in found:
+        """Kill all remaining processes, and wait until they are gone."""
+        while left := processes(self.mark):
+            for pid in left:
                 send(pid, signal.SIGKILL)
-            self.process.poll()  # else it stays as a zombie
+            self.process.poll()  # otherwise it stays as a zombie
             time.sleep(0.05)
         self.process.wait()
 
 
 def processes(mark: str) -> dict[int, str]:
-    """The living processes of one sweep and their titles."""
-    found = {}
+    """Return the living processes of one sweep as a mapping from pid to title."""
+    titles_by_pid = {}
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
             try:
                 if f"{MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                    found[int(path.name)] = (
+                    titles_by_pid[int(path.name)] = (
                         (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     )
-            except OSError:  # it has just ended, or is another user's
+            except OSError:  # the process has just ended, or belongs to another user
                 continue
-    return found
+    return titles_by_pid
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Signal a process that may be gone already."""
+    """Signal a process that may already be gone."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def strike(victim: str, driver: Driver, draws: random.Random) -> bool:
-    """Kill the victim; false as long as there is none."""
-    found = processes(driver.mark)
+    """Kill the victim; return False if there is none yet."""
+    living = processes(driver.mark)
     if victim in ("driver", "sigterm"):
         number = signal.SIGKILL if victim == "driver" else signal.SIGTERM
         send(driver.process.pid, number)
     elif victim == "ctrl-c":
-        os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal sends it
     elif victim == "everything":
-        for pid in found:
+        for pid in living:
             send(pid, signal.SIGKILL)
     else:
         titles = {"worker": "ray::ImplicitFunc", "raylet": "/raylet/raylet ", "gcs": "/gcs_server "}
-        fitting = sorted(pid for pid, title in found.items() if titles[victim] in title)
+        fitting = sorted(pid for pid, title in living.items() if titles[victim] in title)
         if not fitting:
             return False
         send(draws.choice(fitting), signal.SIGKILL)
@@ -173,7 +177,7 @@ def strike(victim: str, driver: Driver, draws: random.Random) -> bool:
 
 
 class Watched:
-    """The finished trials of a sweep's directory, and whether they stay as they are.
+    """The finished trials in a sweep's directory, and those that changed afterwards.
 
     Args:
         root: the sweep's directory, which may not exist yet.
@@ -185,7 +189,7 @@ class Watched:
         self.again: set[str] = set()
 
     def look(self) -> None:
-        """Note what has finished, and what was finished and is no longer what it was."""
+        """Record newly finished trials, and finished trials whose result has changed."""
         for name, was in self.seen.items():
             if self._identity(self.root / name) != was:
                 self.again.add(name)
@@ -194,7 +198,7 @@ class Watched:
                 self.seen[path.parent.name] = self._identity(path.parent)
 
     def attempts(self) -> int:
-        """How often a trial was begun."""
+        """Return how many attempts at trials have begun."""
         return sum(self._attempt(path.parent) for path in self.root.glob("*/attempt.json"))
 
     @staticmethod
@@ -202,16 +206,16 @@ class Watched:
         return int(json.loads((trial / "attempt.json").read_text())["attempt"])
 
     def _identity(self, trial: Path) -> tuple[object, ...]:
-        """Which file the result is, from when, and after which attempt."""
+        """Return inode, modification time and attempt of a trial's result."""
         try:
-            of = (trial / "result.json").stat()
-            return of.st_ino, of.st_mtime_ns, self._attempt(trial)
+            status = (trial / "result.json").stat()
+            return status.st_ino, status.st_mtime_ns, self._attempt(trial)
         except FileNotFoundError:
             return ()
 
 
 def victims(kills: int, draws: random.Random) -> Iterator[str]:
-    """So many victims in random order, every kind before any comes again."""
+    """Yield `kills` victims in random order; each kind comes once before any comes again."""
     for number in range(kills):
         if number % len(VICTIMS) == 0:
             deck = draws.sample(VICTIMS, len(VICTIMS))
@@ -219,7 +223,7 @@ def victims(kills: int, draws: random.Random) -> Iterator[str]:
 
 
 def undisturbed(space: Path, output: Path, scratch: Path) -> tuple[float, float]:
-    """Run the reference; the seconds until its first trial began and those from there to the end."""
+    """Run the reference; return the seconds until its first trial began, and from then to the end."""
     driver = Driver([str(space), "--name", "chaos", "--output", str(output)], output / "driver.log", "ref", scratch)
     began: list[float] = []
 
@@ -235,19 +239,28 @@ def undisturbed(space: Path, output: Path, scratch: Path) -> tuple[float, float]
 
 
 def disturbed(
-    space: Path, output: Path, scratch: Path, kills: int, seed: int, start_s: float, work_s: float, patience: float
+    space: Path,
+    output: Path,
+    scratch: Path,
+    trials: int,
+    kills: int,
+    seed: int,
+    start_s: float,
+    work_s: float,
+    patience: float,
 ) -> Outcome:
-    """Run the sweep with kills, to its end.
+    """Run the sweep with kills to its end.
 
     Args:
-        space: its search space.
-        output: where its directory is made.
-        scratch: for Ray.
-        kills: how many.
-        seed: of the victims and moments.
-        start_s: seconds that a driver needs until trials run.
-        work_s: seconds that the trials need: the kills are spread over them.
-        patience: seconds that a driver gets to end once its raylet or GCS server is dead, or it was asked to.
+        space: the search-space file.
+        output: the directory in which the sweep's directory is made.
+        scratch: the directory of Ray's sessions.
+        trials: the number of trials. A kill does not wait once only one of them is unfinished.
+        kills: the number of kills.
+        seed: the seed of the random victims and moments.
+        start_s: the seconds that a driver needs until trials run.
+        work_s: the seconds that the trials need. The kills are spread over this time.
+        patience: the seconds that a driver has to end after its raylet or GCS server died or it was told to end.
     """
     draws, outcome, root, mark = random.Random(seed), Outcome(), output / "chaos", uuid.uuid4().hex
     watched = Watched(root)
@@ -257,7 +270,7 @@ def disturbed(
         if (root / "sweep.yaml").exists():
             outcome.resumes += 1
             arguments = ["--resume", str(root)]
-        else:  # killed before there was a sweep
+        else:  # the driver was killed before it created the sweep
             arguments = [str(space), "--name", "chaos", "--output", str(output)]
         return Driver(arguments, output / f"driver-{number:02}.log", mark, scratch)
 
@@ -267,7 +280,7 @@ def disturbed(
         moment = draws.uniform(0, start_s if early else 1.5 * work_s / kills)
         while not early and not driver.stuck and watched.attempts() == before:
             driver.wait(0.1, watched.look)
-        driver.wait(moment, watched.look)
+        driver.wait(moment, watched.look, until=lambda: len(watched.seen) >= trials - 1)
         while not driver.stuck and not (struck := strike(victim, driver, draws)):
             driver.wait(0.1, watched.look)
         if not struck:
@@ -282,7 +295,7 @@ def disturbed(
         if victim == "worker" and not driver.wait(1.0, watched.look):
             watched.look()
             tell(begun, f"kill {number:2}: {victim:10} {when}; {len(watched.seen)} finished; it goes on")
-            before = -1  # it is at work already
+            before = -1  # the driver is already running trials
             continue
         if victim == "worker" and driver.ended and struck:
             outcome.ended_alone.append(driver.status)
@@ -291,9 +304,9 @@ def disturbed(
             outcome.hung.append(victim)
         took, hung = time.monotonic() - told, not driver.ended
         driver.clean_up()
-        how = f"hung for {took:.0f} s" if hung else f"{driver.status} after {took:.1f} s"
+        ending = f"hung for {took:.0f} s" if hung else f"{driver.status} after {took:.1f} s"
         watched.look()
-        tell(begun, f"kill {number:2}: {victim:10} {when}; {len(watched.seen)} finished; {how}")
+        tell(begun, f"kill {number:2}: {victim:10} {when}; {len(watched.seen)} finished; {ending}")
         driver, before = start(number), watched.attempts()
     ended = driver.wait(LONGEST, watched.look)
     driver.clean_up()
@@ -306,7 +319,7 @@ def disturbed(
 
 
 def compare(reference: Path, got: Path) -> tuple[list[str], list[str]]:
-    """What differs between the two sweeps' directories, and which steps are in TensorBoard twice, in words."""
+    """Describe the differences between two sweeps' directories, and the steps that are in TensorBoard twice."""
     differing = [f"results.csv: {line}" for line in compare_tables(reference / "results.csv", got / "results.csv")]
     differing += [f"summary.csv: {line}" for line in compare_tables(reference / "summary.csv", got / "summary.csv")]
     files = {"differences.csv"}
@@ -320,17 +333,17 @@ def compare(reference: Path, got: Path) -> tuple[list[str], list[str]]:
             differing.append(name)
     duplicates = []
     for trial in sorted(path.parent.name for path in reference.glob("*/result.json")):
-        expected, found = curves(reference / trial), curves(got / trial)
-        for tag in sorted({*expected, *found} - {*OWN}):
-            steps = [step for step, _ in found.get(tag, [])]
+        expected, actual = curves(reference / trial), curves(got / trial)
+        for tag in sorted({*expected, *actual} - {*OWN}):
+            steps = [step for step, _ in actual.get(tag, [])]
             duplicates += [f"{trial}: {tag}: step {step}" for step, count in Counter(steps).items() if count > 1]
-            if sorted(set(found.get(tag, []))) != sorted(set(expected.get(tag, []))):
+            if sorted(set(actual.get(tag, []))) != sorted(set(expected.get(tag, []))):
                 differing.append(f"{trial}: TensorBoard's {tag}")
     return differing, duplicates
 
 
 def compare_tables(reference: Path, got: Path) -> list[str]:
-    """The cells in which two CSV files differ, the columns aside that differ from run to run."""
+    """Describe the cells in which two CSV files differ, except in columns that differ from run to run."""
     if not got.exists():
         return ["is missing"]
     tables = []
@@ -349,25 +362,25 @@ def compare_tables(reference: Path, got: Path) -> list[str]:
 
 
 def curves(trial: Path) -> dict[str, list[tuple[int, object]]]:
-    """By tag, the steps and values that a fresh reader of the trial's events sees: scalars, and pictures as bytes."""
+    """Read a trial's events anew; return the steps and values of scalars, and of pictures as bytes, by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(trial), size_guidance={"scalars": 0, "images": 0}).Reload()
-    found: dict[str, list[tuple[int, object]]] = {}
+    tags: dict[str, list[tuple[int, object]]] = {}
     for tag in events.Tags()["scalars"]:
-        found[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+        tags[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
     for tag in events.Tags()["images"]:
-        found[tag] = [(event.step, event.encoded_image_string) for event in events.Images(tag)]
-    return found
+        tags[tag] = [(event.step, event.encoded_image_string) for event in events.Images(tag)]
+    return tags
 
 
 def tell(begun: float, text: str) -> None:
-    """One line, with the time since the beginning."""
+    """Print one line with the time since the beginning."""
     print(f"{time.monotonic() - begun:6.1f} s  {text}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the two sweeps and print what differs; returns the exit status."""
+    """Run the two sweeps and print the differences; return the exit status."""
     parser = argparse.ArgumentParser(description="Kill a sweep at random moments, resume it, and compare the outcome.")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the victims and of the moments (0)")
@@ -403,34 +416,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(parsed: argparse.Namespace, folder: Path, scratch: Path) -> Outcome:
-    """Both sweeps, compared."""
+    """Run both sweeps and compare them."""
     space, reference, got = folder / "chaos.yaml", folder / "undisturbed", folder / "disturbed"
     reference.mkdir()
     got.mkdir()
     seeds = list(range(-(-parsed.trials // 3)))
-    cpu = max(1, (os.cpu_count() or 1) // 2)  # two trials at a time on any machine, so that some wait
+    cpu = max(1, (os.cpu_count() or 1) // 2)  # two trials at a time on any machine, so that others wait
     space.write_text(SPACE.format(epochs=parsed.epochs, le_epochs=parsed.le_epochs, seeds=seeds, cpu=cpu))
     start_s, work_s = undisturbed(space, reference, scratch)
     print(f"undisturbed: {3 * len(seeds)} trials in {start_s + work_s:.0f} s, of which {start_s:.0f} s to start")
-    outcome = disturbed(space, got, scratch, parsed.kills, parsed.seed, start_s, work_s, parsed.patience)
+    trials = 3 * len(seeds)
+    outcome = disturbed(space, got, scratch, trials, parsed.kills, parsed.seed, start_s, work_s, parsed.patience)
     outcome.differing, outcome.duplicates = compare(reference / "chaos", got / "chaos")
     return outcome
 
 
 def show(outcome: Outcome) -> None:
-    """The counts, and what they count."""
+    """Print the counts and their meaning."""
     by_victim = ", ".join(f"{victim} {outcome.kills[victim]}" for victim in VICTIMS if outcome.kills[victim])
     print(f"kills                        {outcome.kills.total()}  ({by_victim})")
     print(f"resumes                      {outcome.resumes}")
     print(f"drivers that did not end     {len(outcome.hung)}  {', '.join(outcome.hung)}")
-    for words, of in (
+    for words, items in (
         ("drivers that failed alone   ", outcome.ended_alone),
         ("finished trials run again   ", sorted(outcome.again)),
         ("differing metrics           ", outcome.differing),
         ("duplicate TensorBoard steps ", outcome.duplicates),
     ):
-        print(f"{words} {len(of)}")
-        for line in of[:20]:
+        print(f"{words} {len(items)}")
+        for line in items[:20]:
             print(f"    {line}")
 
 

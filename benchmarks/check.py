@@ -1,10 +1,10 @@
-"""The targets for speed: what each is, what was measured, and whether it is met.
+"""The speed targets: what each asks for, what was measured, and whether it is met.
 
     python benchmarks/check.py
 
-Reads `benchmarks/results/*.json`. Exit status 0 if all are met, 1 if one is missed or was not measured; rows that begin
-with … stand beside a target and decide nothing. Targets are ratios of two times of one run on one machine, or seconds;
-those of a GPU are in `benchmarks/gpu.py`.
+The script reads `benchmarks/results/*.json`. The exit status is 0 if all targets are met, and 1 if one is missed or was
+not measured. Rows that begin with … are shown beside a target and do not count. A target is a ratio of two times from
+one run on one machine, or a number of seconds. Targets for a GPU are in `benchmarks/gpu.py`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Target:
-    """One of them."""
+    """A target: a bound on one figure."""
 
     words: str
     file: str
-    """Which of the results."""
+    """The name of the file of results."""
     least: bool
-    """Whether the bound is a lower one."""
+    """Whether the bound is a lower bound."""
     bound: float
     read: Callable[[dict[str, Any]], float]
-    """From what the file holds; raises LookupError where it was not measured."""
+    """Reads the figure from the file's content; raises LookupError if it was not measured."""
     binding: bool = True
-    """False: shown beside the others, but it decides nothing."""
+    """Whether the target counts; if False, it is only shown."""
 
     def measured(self) -> float | None:
-        """What was measured; None where it was not, or small and in haste."""
+        """Return the measured figure, or None if it was not measured or only in a quick run."""
         content = measure.load(self.file)
         if content is None or content.get("quick"):
             return None
@@ -45,54 +45,54 @@ class Target:
             return None
 
     def met(self, value: float) -> bool:
-        """Whether that is enough."""
+        """Return whether the value meets the target."""
         return value >= self.bound if self.least else value <= self.bound
 
     def asked(self) -> str:
-        """The bound in words."""
+        """Return the bound as text."""
         return f"{'≥' if self.least else '≤'} {self.bound:g}"
 
 
 def sweep(content: dict[str, Any]) -> float:
-    """How many times faster the sweep is, at the default precision."""
+    """Return how many times faster the sweep is at the default precision."""
     return float(content["times faster than the plain script"][content["default"]]["median"])
 
 
 def sweep_in(precision: str) -> Callable[[dict[str, Any]], float]:
-    """The same in a precision, the default or not."""
+    """Return a reader of how many times faster the sweep is at a given precision."""
 
     def read(content: dict[str, Any]) -> float:
         faster = content["times faster than the plain script"]
-        return float(next(of["median"] for name, of in faster.items() if precision in name.split(", ")[1]))
+        return float(next(entry["median"] for name, entry in faster.items() if precision in name.split(", ")[1]))
 
     return read
 
 
 def epoch(shape: str) -> Callable[[dict[str, Any]], float]:
-    """Epoch over bare step of `ae_parallel` at the default precision."""
+    """Return a reader of the ratio of epoch to bare step of `ae_parallel` at the default precision."""
     return lambda content: content["cases"][f"ae_parallel, {shape}, {content['default']}"]["epoch over bare"]["median"]
 
 
 def augmentation(shape: str, way: str) -> Callable[[dict[str, Any]], float]:
-    """Augmentation at strength 1 against torchvision's transforms of tensors or of PIL images."""
+    """Return a reader of augmentation's speed at strength 1 relative to torchvision's on tensors or PIL images."""
 
     def read(content: dict[str, Any]) -> float:
         faster = content["cases"][f"{shape}, strength 1"]["times faster"]
-        return float(next(of["median"] for name, of in faster.items() if way in name))
+        return float(next(entry["median"] for name, entry in faster.items() if way in name))
 
     return read
 
 
 def cached(shape: str) -> Callable[[dict[str, Any]], float]:
-    """Linear evaluation."""
+    """Return a reader of how many times faster the linear evaluation is on cached features."""
     return lambda content: content["cases"][shape]["times faster"]["median"]
 
 
 def per_trial(content: dict[str, Any]) -> float:
-    """Overhead of each trial after the first, in the largest sweep."""
+    """Return the overhead of each trial after the first in the largest sweep."""
     largest = max(content["sweeps"].items(), key=lambda item: int(item[0].split()[0]))[1]
-    of = next(value for name, value in largest.items() if "overhead" in name and "each further" in name)
-    return float(of["median"])
+    entry = next(value for name, value in largest.items() if "overhead" in name and "each further" in name)
+    return float(entry["median"])
 
 
 TARGETS = (
@@ -125,7 +125,7 @@ TARGETS = (
 
 
 def verdict(target: Target) -> tuple[str, str]:
-    """What was measured, and `met`, `missed` or `not measured`."""
+    """Return the measured figure as text, and `met`, `missed` or `not measured`."""
     value = target.measured()
     if value is None:
         return "–", "not measured"

@@ -2,8 +2,8 @@
 
     python benchmarks/document.py
 
-Each table stands between `<!-- NAME -->` and `<!-- /NAME -->`; all else in the file is left as it is. What was not
-measured says so.
+Each table is between `<!-- NAME -->` and `<!-- /NAME -->`; the rest of the file stays unchanged. A table without
+measurements says so.
 """
 
 from __future__ import annotations
@@ -28,34 +28,37 @@ Content = dict[str, Any]
 
 
 def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *body)]
     return "\n".join(lines)
 
 
-def spread(of: Content, unit: str = "") -> str:
-    """Median (least – greatest), of several measurements."""
-    return f"{of['median']:.4g}{unit}" + (f" ({of['min']:.4g} – {of['max']:.4g})" if len(of["all"]) > 1 else "")
+def spread(entry: Content, unit: str = "") -> str:
+    """Format a median, with minimum and maximum if there are several measurements."""
+    return f"{entry['median']:.4g}{unit}" + (
+        f" ({entry['min']:.4g} – {entry['max']:.4g})" if len(entry["all"]) > 1 else ""
+    )
 
 
 def source(content: Content) -> str:
-    """The command, the machine, and a warning where a file holds a trial run only."""
-    of = content["machine"]
+    """Describe the command and the machine, with a warning if the file holds only a quick run."""
+    machine = content["machine"]
     words = (
-        f"`{content['command']}`, {of['date'][:10]}, commit {of['commit']}; {of['cpu']}, {of['cores']} cores, "
-        f"{of['memory_gib']} GiB, Python {of['python']}, torch {of['torch']}, Ray {of['ray']}."
+        f"`{content['command']}`, {machine['date'][:10]}, commit {machine['commit']}; {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}, "
+        f"torch {machine['torch']}, Ray {machine['ray']}."
     )
     return words + (" **A quick run: no measurement.**" if content.get("quick") else "")
 
 
 def table(name: str, make: Callable[[Content], str]) -> str:
-    """What `make` writes about a file of results, with its source."""
+    """Format a file of results with `make`, and add its source."""
     content = measure.load(name)
     return NOT_MEASURED if content is None else f"{make(content)}\n\n{source(content)}"
 
 
 def targets() -> str:
-    """All of them with their verdicts."""
+    """List all targets with their verdicts."""
     return rows(
         ["target", "asked", "measured", ""],
         [(target.words, target.asked(), *check.verdict(target)) for target in check.TARGETS],
@@ -63,23 +66,23 @@ def targets() -> str:
 
 
 def sweep(content: Content) -> str:
-    """Seconds from start to exit, and how many times faster."""
+    """Show the seconds from start to exit, and how many times faster raysweep is."""
     faster = content["times faster than the plain script"]
     return rows(
         ["", "seconds from start to exit", "times faster than the plain script"],
         [
-            (name, spread(of), spread(faster[name]) if name in faster else "–")
-            for name, of in content["seconds"].items()
+            (name, spread(entry), spread(faster[name]) if name in faster else "–")
+            for name, entry in content["seconds"].items()
         ],
     )
 
 
 def within_plain(content: Content) -> str:
-    """Where the trials of the plain script spend their time."""
+    """Show where the trials of the plain script spend their time."""
     trials = content["trials of the last turn"]["plain script"]
-    total = {name: sum(of[name] for of in trials) / len(trials) for name in ("pretraining_s", "linear_s")}
+    total = {name: sum(entry[name] for entry in trials) / len(trials) for name in ("pretraining_s", "linear_s")}
     ours = {
-        name: sum(of["wall_s"] for of in runs) / len(runs)
+        name: sum(entry["wall_s"] for entry in runs) / len(runs)
         for name, runs in content["trials of the last turn"].items()
         if name != "plain script"
     }
@@ -91,19 +94,19 @@ def within_plain(content: Content) -> str:
 
 
 def lightly(content: Content) -> str:
-    """Images per second."""
+    """Show images per second."""
     faster = content["times faster than lightly"]
     return rows(
         ["", "images per second, one thread", "times faster"],
         [
-            (name, spread(of), spread(faster[name]) if name in faster else "–")
-            for name, of in content["images per second"].items()
+            (name, spread(entry), spread(faster[name]) if name in faster else "–")
+            for name, entry in content["images per second"].items()
         ],
     )
 
 
 def epoch(content: Content) -> str:
-    """Ratios, rates, and shares of the machine."""
+    """Show ratios, rates, and shares of the machine's peak."""
     head = ["", "epoch / bare step", "within an experiment", "images/s", "GFLOP/s of the bare step", "of the peak"]
     share = "share of the matrix products' rate"
     body = []
@@ -120,12 +123,12 @@ def epoch(content: Content) -> str:
             )
         )
     rates = content["matrix products, GFLOP per second"]
-    peak = ", ".join(f"{name} {max(of.values()):.4g}" for name, of in rates.items())
+    peak = ", ".join(f"{name} {max(entry.values()):.4g}" for name, entry in rates.items())
     return f"{rows(head, body)}\n\nMatrix products on one thread reach, in GFLOP per second: {peak}."
 
 
 def parts(content: Content) -> str:
-    """Milliseconds of a step's parts."""
+    """Show the milliseconds of a step's parts."""
     cases = {name: case for name, case in content["cases"].items() if name.startswith("ae_parallel")}
     names = list(next(iter(cases.values()))["parts of a step, seconds"])
     body = [
@@ -136,34 +139,34 @@ def parts(content: Content) -> str:
 
 
 def operations(content: Content) -> str:
-    """What the profiler says of the bare step at the default precision."""
-    found = []
+    """Show the profiler's figures for the bare step at the default precision."""
+    sections = []
     for shape in ("32×32×3", "8×8×1"):
         case = content["cases"][f"ae_parallel, {shape}, {content['default']}"]
         body = [
-            (f"`{of['operation']}`", f"{100 * of['share']:.1f} %", f"{of['calls per step']:g}")
-            for of in case["operations of the bare step"][:10]
+            (f"`{entry['operation']}`", f"{100 * entry['share']:.1f} %", f"{entry['calls per step']:g}")
+            for entry in case["operations of the bare step"][:10]
         ]
-        found.append(rows([f"{shape}, {content['default']}", "share of the time", "calls per step"], body))
-    return "\n\n".join(found)
+        sections.append(rows([f"{shape}, {content['default']}", "share of the time", "calls per step"], body))
+    return "\n\n".join(sections)
 
 
 def augmentation(content: Content) -> str:
-    """Microseconds per image."""
+    """Show microseconds per image."""
     cases = content["cases"]
     names = list(next(iter(cases.values()))["microseconds per image"])
     body = []
     for name, case in cases.items():
         faster = case["times faster"]
-        each = [spread(case["microseconds per image"][of]) for of in names]
-        parts = " and ".join(f"{of['median']:.1f}" for of in case["of batched, microseconds per image"].values())
-        body.append((name, *each, parts, " and ".join(f"{of['median']:.1f}" for of in faster.values())))
+        each = [spread(case["microseconds per image"][entry]) for entry in names]
+        parts = " and ".join(f"{entry['median']:.1f}" for entry in case["of batched, microseconds per image"].values())
+        body.append((name, *each, parts, " and ".join(f"{entry['median']:.1f}" for entry in faster.values())))
     first = next(iter(cases.values()))["of batched, microseconds per image"]
     return rows(["µs per image", *names, f"of batched: {' and '.join(first)}", "times faster"], body)
 
 
 def linear(content: Content) -> str:
-    """Seconds of 300 epochs."""
+    """Show the seconds of 300 epochs."""
     body = [
         (
             f"{name}, {case['work']['images']} images",
@@ -179,50 +182,52 @@ def linear(content: Content) -> str:
 
 
 def means(content: Content) -> str:
-    """Times faster than the step as it is."""
+    """Show how many times faster each change is than the unchanged step."""
     cases = {shape: case["times faster than as it is"] for shape, case in content["cases"].items()}
-    names = dict.fromkeys(name for of in cases.values() for name in of)
-    found = rows(
+    names = dict.fromkeys(name for entry in cases.values() for name in entry)
+    tables = rows(
         ["changed", *cases],
-        [(name, *(spread(of[name]) if name in of else "–" for of in cases.values())) for name in names],
+        [(name, *(spread(entry[name]) if name in entry else "–" for entry in cases.values())) for name in names],
     )
     body = []
     for shape, cases in content["memory"].items():
-        for precision, of in cases.items():
-            faults = " and ".join(f"{count:.0f}" for count in of["page faults per step"].values())
-            body.append((f"{shape}, {precision}", spread(of["times faster"]), faults))
+        for precision, entry in cases.items():
+            faults = " and ".join(f"{count:.0f}" for count in entry["page faults per step"].values())
+            body.append((f"{shape}, {precision}", spread(entry["times faster"]), faults))
     head = ["freed memory kept", "times faster", "page faults per step, given back and kept"]
-    return found + (f"\n\n{rows(head, body)}" if body else "")
+    return tables + (f"\n\n{rows(head, body)}" if body else "")
 
 
 def growth(content: Content) -> str:
-    """Three small tables, of which those that were measured."""
-    found = []
+    """Show those of three small tables that were measured."""
+    sections = []
     if "images" in content:
         each = content["images"]["microseconds per image"]
-        body = [[spread(of) for of in each.values()]]
-        found.append(rows([f"{name} images" for name in each], body) + "\n\nMicroseconds per image and epoch, 8×8×1.")
+        body = [[spread(entry) for entry in each.values()]]
+        sections.append(
+            rows([f"{name} images" for name in each], body) + "\n\nMicroseconds per image and epoch, 8×8×1."
+        )
     if "batch" in content:
         cases = content["batch"]["images per second"]
         sizes = list(next(iter(cases.values())))
-        body = [(shape, *(f"{of[size]['median']:.0f}" for size in sizes)) for shape, of in cases.items()]
-        found.append(rows(["images per second", *(f"batch {size}" for size in sizes)], body))
+        body = [(shape, *(f"{entry[size]['median']:.0f}" for size in sizes)) for shape, entry in cases.items()]
+        sections.append(rows(["images per second", *(f"batch {size}" for size in sizes)], body))
     if "cores" in content:
         cases = content["cores"]["images per second"]
         names = list(next(iter(cases.values())))
-        body = [(shape, *(f"{of[name]['median']:.0f}" for name in names)) for shape, of in cases.items()]
-        found.append(rows(["images per second in all", *names], body))
-    return "\n\n".join(found)
+        body = [(shape, *(f"{entry[name]['median']:.0f}" for name in names)) for shape, entry in cases.items()]
+        sections.append(rows(["images per second in all", *names], body))
+    return "\n\n".join(sections)
 
 
 def overhead(content: Content) -> str:
-    """What a trial costs beside its own work."""
+    """Show the cost of a trial beyond its own work."""
     sweeps = content["sweeps"]
     names = next(iter(sweeps.values()))
-    found = rows(["", *sweeps], [(name, *(spread(of[name]) for of in sweeps.values())) for name in names])
+    tables = rows(["", *sweeps], [(name, *(spread(entry[name]) for entry in sweeps.values())) for name in names])
     memory, records = content["memory"], content["records"]
-    workers = " and ".join(f"{of['resident']:.0f}" for of in memory["workers, MiB"])
-    shared = max(of["of the object store"] for of in memory["workers, MiB"])
+    workers = " and ".join(f"{entry['resident']:.0f}" for entry in memory["workers, MiB"])
+    shared = max(entry["of the object store"] for entry in memory["workers, MiB"])
 
     def share(name: str) -> str:
         return f"{100 * records[name]:.2f} %"
@@ -234,34 +239,36 @@ def overhead(content: Content) -> str:
         ("records", "TensorBoard, share of a trial", share("TensorBoard's share by its calls")),
         ("records", "checkpoints, one every 30 s, share of a trial", share("checkpoints' share, one every 30 s")),
     ]
-    return f"{found}\n\n{rows(['', '', 'measured'], body)}"
+    return f"{tables}\n\n{rows(['', '', 'measured'], body)}"
 
 
 def draw() -> str:
-    """The figure of whole sweeps, where they were measured; returns its place on the page."""
-    found = [
+    """Draw the figure of whole sweeps if they were measured; return its Markdown for the page."""
+    measured = [
         (title, content)
         for name, title in (("sweep-digits", "seven α on digits"), ("sweep-cifar", "four α, 32×32×3"))
         if (content := measure.load(name)) is not None and not content.get("quick")
     ]
-    if not found:
+    if not measured:
         return ""
-    figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 2.4), squeeze=False, layout="constrained")
-    for axis, (title, content) in zip(axes[0], found, strict=True):
+    figure, axes = plt.subplots(
+        1, len(measured), figsize=(4.6 * len(measured), 2.4), squeeze=False, layout="constrained"
+    )
+    for axis, (title, content) in zip(axes[0], measured, strict=True):
         names = list(content["seconds"])
         values = [content["seconds"][name] for name in names]
-        middle = [of["median"] for of in values]
+        middle = [entry["median"] for entry in values]
         error = [
-            [m - of["min"] for m, of in zip(middle, values, strict=True)],
-            [of["max"] - m for m, of in zip(middle, values, strict=True)],
+            [m - entry["min"] for m, entry in zip(middle, values, strict=True)],
+            [entry["max"] - m for m, entry in zip(middle, values, strict=True)],
         ]
         colours = ["0.65" if name == "plain script" else "C0" for name in names]
         axis.barh(names, middle, xerr=error, color=colours, capsize=3)
-        for place, (name, of) in enumerate(zip(names, values, strict=True)):
+        for place, (name, entry) in enumerate(zip(names, values, strict=True)):
             factor = content["times faster than the plain script"].get(name)
-            words = f" {of['median']:.0f} s" + (f", {factor['median']:.1f} ×" if factor else "")
-            axis.text(of["max"] + 0.02 * max(middle), place, words, va="center", fontsize=8)
-        axis.set(title=title, xlabel="seconds, start to exit", xlim=(0, 1.35 * max(of["max"] for of in values)))
+            words = f" {entry['median']:.0f} s" + (f", {factor['median']:.1f} ×" if factor else "")
+            axis.text(entry["max"] + 0.02 * max(middle), place, words, va="center", fontsize=8)
+        axis.set(title=title, xlabel="seconds, start to exit", xlim=(0, 1.35 * max(entry["max"] for entry in values)))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     FIGURES.mkdir(parents=True, exist_ok=True)
@@ -273,8 +280,8 @@ def draw() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "targets": targets,
     "figure": draw,
-    "sweep-digits": lambda: table("sweep-digits", lambda of: f"{sweep(of)}\n\n{within_plain(of)}"),
-    "sweep-cifar": lambda: table("sweep-cifar", lambda of: f"{sweep(of)}\n\n{within_plain(of)}"),
+    "sweep-digits": lambda: table("sweep-digits", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
+    "sweep-cifar": lambda: table("sweep-cifar", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
     "lightly": lambda: table("lightly", lightly),
     "epoch": lambda: table("epoch", epoch),
     "parts": lambda: table("epoch", parts),
@@ -293,7 +300,7 @@ def main() -> int:
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert len(pattern.findall(text)) == 1, f"{PAGE} has no place for {name}"
-        text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)  # type: ignore[misc]
+        text = pattern.sub(lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text)  # type: ignore[misc]
     PAGE.write_text(text, encoding="utf-8")
     return 0
 

@@ -1,12 +1,12 @@
-"""One pretraining epoch against the bare step, and the bare step against the machine.
+"""One pretraining epoch compared with the bare step, and the bare step compared with the machine's peak.
 
     python benchmarks/epoch.py
 
-On one thread, for 8×8×1 and 32×32×3 images, in both precisions: an epoch of the loop that a trial runs, one within a
-whole experiment (metrics, TensorBoard, checkpoints, measures while training), and as many bare steps (forward, backward
-and optimiser on ready tensors), in turns. Then where an epoch's time goes, part by part, and which operations take the
-bare step's; and the step's floating-point operations a second as a share of what matrix products reach here. Writes
-`benchmarks/results/epoch.json`; 4 minutes.
+On one thread, for 8×8×1 and 32×32×3 images and in both precisions, the script times in turns an epoch of a trial's
+loop, an epoch within a whole experiment (metrics, TensorBoard, checkpoints, measures while training), and the same
+number of bare steps (forward, backward and optimiser on prepared tensors). It then measures the time of each part of an
+epoch and of each operation in the bare step, and the step's floating-point operations per second as a share of the rate
+of matrix products on this machine. It writes `benchmarks/results/epoch.json` and takes 4 minutes.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def flops(bare: BareSteps) -> int:
-    """Floating-point operations of a step's convolutions and matrix products, forward and backward."""
+    """Count the floating-point operations of a step's convolutions and matrix products, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         bare.step()
     return int(counter.get_total_flops())
 
 
 def parts(settings: Settings, images: Tensor, bare: BareSteps, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step's parts, each called alone, in turns."""
+    """Measure the seconds of a step's parts, each called alone, in turns."""
     index = torch.randperm(len(images), generator=seeded())[: settings.batch_size]
     count, _, height, width = images.shape
     copies = images[: settings.batch_size].repeat(settings.views, 1, 1, 1)
@@ -72,7 +72,7 @@ def parts(settings: Settings, images: Tensor, bare: BareSteps, repeats: int) -> 
     def step() -> None:
         bare.step()
 
-    step()  # gradients are there from now on
+    step()  # from now on, gradients exist
     work: dict[str, Callable[[], object]] = {
         "order of the images (once an epoch)": lambda: torch.randperm(count, generator=draws),
         "gather": gather,
@@ -87,26 +87,26 @@ def parts(settings: Settings, images: Tensor, bare: BareSteps, repeats: int) -> 
 
 
 def operations(bare: BareSteps, most: int = 14) -> list[dict[str, Any]]:
-    """Which operations take the bare step's time, by torch's profiler."""
+    """Return the operations that take the bare step's time, according to torch's profiler."""
     bare.epoch()
-    with profile(activities=[ProfilerActivity.CPU]) as of:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         bare.epoch()
-    found = sorted(of.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in found)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
     return [
         {
             "operation": event.key,
             "share": measure.significant(event.self_cpu_time_total / total, 3),
             "calls per step": event.count / bare.steps,
         }
-        for event in found[:most]
+        for event in events[:most]
     ]
 
 
 def within_experiment(
     settings: Settings, shape: str, count: int, turns: int, bare: BareSteps
 ) -> dict[str, list[float]]:
-    """Seconds of epochs of a whole experiment, and of bare ones between them; `turns` epochs, the first not counted."""
+    """Time `turns` epochs of a whole experiment and bare epochs between them; the first epoch is not counted."""
     epochs_s: list[float] = []
     bare_s: list[float] = []
     last = time.perf_counter()
@@ -119,7 +119,8 @@ def within_experiment(
         last = time.perf_counter()
         bare_s.append(last - now)
 
-    settings = settings.model_copy(update={"images_every": 10})  # as often as evaluated: of 50 epochs none is here
+    # Draw pictures as often as evaluations run. Every 50 epochs would mean never here.
+    settings = settings.model_copy(update={"images_every": 10})
     trial = Trial("trial", "trial", settings, {"seed": settings.seed})
     with tempfile.TemporaryDirectory(prefix="raysweep-epoch-") as scratch:
         directory = Path(scratch, "trial")
@@ -130,7 +131,7 @@ def within_experiment(
 
 
 def measure_case(shape: str, precision: str, method: str, count: int, repeats: int, turns: int) -> dict[str, Any]:
-    """All figures of one case."""
+    """Measure all figures of one case."""
     settings, images = settings_for(shape, precision=precision, usl_type=method), random_images(shape, count)
     bare = BareSteps(settings, images)
     seconds = measure.alternate({"epoch": epochs(settings, images), "bare": bare.epoch}, repeats)
@@ -143,7 +144,7 @@ def measure_case(shape: str, precision: str, method: str, count: int, repeats: i
         "seconds": seconds,
         "epoch over bare": overhead,
         "images per second": measure.summary([bare.steps * settings.batch_size / s for s in seconds["epoch"]]),
-        # An evaluation and pictures are in it, every tenth epoch: the mean, not the median.
+        # Every tenth epoch includes an evaluation and pictures, so this is the mean, not the median.
         "epoch within an experiment over bare": measure.significant(sum(within["experiment"]) / sum(within["bare"]))
         if within
         else None,

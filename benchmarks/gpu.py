@@ -1,22 +1,22 @@
-"""One GPU: how fast raysweep trains on it, what holds it back, and how several trials share it.
+"""How fast raysweep trains on one GPU, what limits its speed, and how several trials share the GPU.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --device cpu --quick
 
-The second line runs all of it in small on a machine without a GPU: it shows that the script works, its figures mean
-nothing. Needs no Ray: PyTorch 2.11 or newer with torchvision, NumPy, Pillow and pydantic. Prints one table and writes
-`benchmarks/results/gpu-DEVICE.json`; under eight minutes.
+The second command runs a small version on a machine without a GPU. It shows that the script works; its figures mean
+nothing. The script needs PyTorch 2.11 or newer, torchvision, NumPy, Pillow and pydantic, but no Ray. It prints one
+table and writes `benchmarks/results/gpu-DEVICE.json` in under eight minutes.
 
-The task is the parallel autoencoder (Conv6, decoder, two views, batch 250, strength 0.5) on random images of the shape
-of CIFAR-10, and, whose step is too short to fill a GPU, of digits. Each figure is the median over turns, A B A B …
+The task is the parallel autoencoder (Conv6, decoder, two views, batch 250, strength 0.5) on random images in the shape
+of CIFAR-10 and of digits, whose step is too short to fill a GPU. Each figure is the median over turns, A B A B …
 
-- `training`: raysweep's loop against the same network fed by torchvision's transforms in a DataLoader with a worker
-  for each core, and against the bare step: forward, backward and optimiser on views that are ready.
-- `where time goes`: how long the host works on the parts of a step, and how long they take.
-- `arithmetic`: the bare step in full fp32, with TF32, in bf16; compiled; replayed as a CUDA graph.
-- `processes`: 1, 2 and 4 processes train on the GPU at once.
-- `stack`: K networks trained by one process, one after the other, or stacked and mapped by `torch.func`.
-- `repeats`: whether the same training twice gives the same bits.
+- `training` compares raysweep's loop with the same network fed by torchvision's transforms in a DataLoader with one
+  worker per core, and with the bare step: forward, backward and optimiser on prepared views.
+- `where time goes` measures how long the host works on each part of a step, and how long the part takes.
+- `arithmetic` runs the bare step in full fp32, with TF32, in bf16, compiled, and replayed as a CUDA graph.
+- `processes` trains with 1, 2 and 4 processes on the GPU at once.
+- `stack` trains K networks in one process, one after another, or stacked and mapped by `torch.func`.
+- `repeats` checks whether training twice gives the same bits.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ from raysweep.training.state import State, fresh_state
 
 Step = Callable[[], object]
 Contender = Callable[[], AbstractContextManager[Step]]
-"""What is measured: made ready, and torn down, around each of its turns."""
+"""A context manager that sets up a step to measure before each of its turns and tears it down afterwards."""
 ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 PARTS = ("training", "where time goes", "arithmetic", "processes", "stack", "repeats")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on."""
+    """The images to train on."""
 
     name: str
     channels: int
@@ -74,25 +74,25 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The amount of work to measure."""
 
     device: torch.device
     batch_size: int
     seconds: float
-    """Of one turn."""
+    """The length of one turn."""
     turns: int
     processes: tuple[int, ...]
     stacks: tuple[int, ...]
     workers: int
-    """Of the DataLoader."""
+    """The number of DataLoader workers."""
     large: Task
     small: Task
     backend: str
-    """Of torch.compile."""
+    """The backend of torch.compile."""
 
 
 def plan_of(device: torch.device, quick: bool, workers: int) -> Plan:
-    """The whole benchmark, or all of it in small."""
+    """Return the plan of the whole benchmark, or a small version with `quick`."""
     if quick:
         large, small = Task("32×32 RGB", 3, 32, 64), Task("8×8 gray", 1, 8, 64)
         return Plan(device, 8, 0.1, 2, (1, 2), (1, 2), 1, large, small, "aot_eager")
@@ -101,7 +101,7 @@ def plan_of(device: torch.device, quick: bool, workers: int) -> Plan:
 
 
 def shorter(plan: Plan) -> Plan:
-    """Where there are many contenders."""
+    """Return a plan with shorter and fewer turns, for many contenders."""
     return replace(plan, seconds=plan.seconds / 2, turns=min(3, plan.turns))
 
 
@@ -109,39 +109,39 @@ def shorter(plan: Plan) -> Plan:
 
 
 def settings_of(plan: Plan, **chosen: Any) -> Settings:
-    """The parallel autoencoder, without an end."""
+    """Return the settings of a parallel autoencoder that trains without end."""
     given = {"usl_type": "ae_parallel", "strength": 0.5, "usl_epochs": 10**9, "batch_size": plan.batch_size}
     return Settings(**{**given, "precision": "fp32", **chosen})
 
 
 def random_images(task: Task, device: torch.device) -> Tensor:
-    """(N, C, H, W) uint8."""
+    """Return random images, (N, C, H, W) uint8."""
     shape = (task.images, task.channels, task.size, task.size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def ready_views(settings: Settings, task: Task, device: torch.device, seed: int = 0) -> Tensor:
-    """(2·B, C, H, W): the views of one batch."""
+    """Return the views of one batch, (2·B, C, H, W)."""
     batch = random_images(task, device)[: settings.batch_size].repeat(2, 1, 1, 1)
     draws = torch.Generator().manual_seed(seed)
     return augment(batch, settings, draws)
 
 
 def state_of(settings: Settings, task: Task, device: torch.device) -> State:
-    """A network before its first step."""
+    """Return the training state of a network before its first step."""
     return fresh_state(settings, task.channels, task.size, device)
 
 
 def loop(settings: Settings, task: Task, device: torch.device) -> Step:
-    """The loop of raysweep, a step at a time, with all that it does at an epoch's end."""
+    """Return raysweep's loop one step at a time, including its work at the end of an epoch."""
     steps = pretrain(settings, state_of(settings, task, device), random_images(task, device), pause=lambda: True)
     return lambda: next(steps)
 
 
 def loss_of(settings: Settings, state: State, views: Tensor) -> Tensor:
-    """The loss of a batch whose views are ready, in the precision of the settings."""
+    """Compute the loss of a batch of prepared views, in the settings' precision."""
     with autocast_for(settings, views):
-        loss: Tensor = state.method(views, views).total  # it does not denoise, so the clean images are not read
+        loss: Tensor = state.method(views, views).total  # without denoising, the clean images are not read
     return loss
 
 
@@ -152,7 +152,7 @@ def bare(
     optimizer: torch.optim.Optimizer | None = None,
     compiled: str | None = None,
 ) -> Step:
-    """Forward, backward and optimiser on views that are ready; `compiled` names a backend of torch.compile."""
+    """Return a step of forward, backward and optimiser on prepared views; `compiled` names a torch.compile backend."""
     optimizer = optimizer or state.optimizers[0]
     if compiled is not None:
         for network in (state.encoder, state.method.decoder):
@@ -167,7 +167,7 @@ def bare(
 
 
 def graphed(settings: Settings, state: State, views: Tensor) -> Step:
-    """The bare step as a CUDA graph: one launch replays all its kernels, on whatever `views` then holds."""
+    """Return the bare step as a CUDA graph. One launch replays all kernels on the current content of `views`."""
     weights = state.optimizers[0].param_groups[0]["params"]
     optimizer = torch.optim.Adam(weights, lr=settings.usl_lr, fused=True, capturable=True)
     step = bare(settings, state, views, optimizer)
@@ -185,7 +185,7 @@ def graphed(settings: Settings, state: State, views: Tensor) -> Step:
 
 
 def loop_of_graph(settings: Settings, task: Task, device: torch.device) -> Step:
-    """Batches and views as raysweep makes them, then the graph: what its loop could be."""
+    """Return a possible loop: it draws batches and views as raysweep does, then replays the graph."""
     images, draws = random_images(task, device), torch.Generator().manual_seed(0)
     views = ready_views(settings, task, device)
     replay = graphed(settings, state_of(settings, task, device), views)
@@ -203,7 +203,7 @@ def loop_of_graph(settings: Settings, task: Task, device: torch.device) -> Step:
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Two random views of every image, made by torchvision from PIL images."""
+    """Two random views of every image, which torchvision makes from PIL images."""
 
     def __init__(self, task: Task, strength: float) -> None:
         from torchvision import transforms
@@ -231,7 +231,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def plain(settings: Settings, task: Task, plan: Plan) -> Contender:
-    """The plain recipe: the same network and objective, the views from a DataLoader's workers."""
+    """Return the plain recipe: the same network and objective, with views from a DataLoader's workers."""
     device = plan.device
     state = state_of(settings, task, device)
     optimizer = torch.optim.Adam(state.optimizers[0].param_groups[0]["params"], lr=settings.usl_lr)
@@ -252,8 +252,8 @@ def plain(settings: Settings, task: Task, plan: Plan) -> Contender:
 
     @contextmanager
     def turn() -> Iterator[Step]:
-        # Workers work ahead: what they made before the turn is used up first, and after it they end, so that they
-        # take no core from the others.
+        # Workers prefetch. Batches prepared before the turn are used up first, and the workers end after the turn, so
+        # that they take no core from the other contenders.
         batches = forever()
 
         def step() -> Tensor:
@@ -276,14 +276,14 @@ def plain(settings: Settings, task: Task, plan: Plan) -> Contender:
 
 
 class Network(nn.Module):
-    """Encoder and decoder as one module that `torch.func.vmap` can map."""
+    """An encoder and a decoder as one module that `torch.func.vmap` can map."""
 
     def __init__(self, state: State) -> None:
         super().__init__()
         self.encoder, self.decoder = state.encoder, state.method.decoder
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Views (B, C, H, W) -> embeddings (B, D) and images; the decoder without its change of memory format."""
+        """Views (B, C, H, W) -> embeddings (B, D) and images; the decoder's change of memory format is left out."""
         z = self.encoder.head(self.encoder(views))
         decoder: Any = self.decoder
         h = decoder.linear(z).unflatten(1, (64, decoder.start, decoder.start))
@@ -291,10 +291,10 @@ class Network(nn.Module):
 
 
 class Stack:
-    """K networks of one shape, each with its own weights, views and α, trained by one step for all.
+    """K networks of the same shape, each with its own weights, views and α, that are trained by one common step.
 
-    The gradient of the sum of their losses is each one's own, and Adam works number by number, so each is trained as
-    it would be alone.
+    The gradient of the summed losses is the gradient of each network's own loss, and Adam works element by element, so
+    each network is trained as it would be alone.
     """
 
     def __init__(self, all_settings: Sequence[Settings], states: Sequence[State]) -> None:
@@ -316,7 +316,7 @@ class Stack:
         self.losses_of = torch.func.vmap(loss)
 
     def step(self, views: Tensor) -> Tensor:
-        """One step on views (K, 2·B, C, H, W); the losses (K,) before it."""
+        """Train one step on views (K, 2·B, C, H, W), and return the losses (K,) before it."""
         self.optimizer.zero_grad()
         losses: Tensor = self.losses_of(self.weights, views, self.alphas)
         losses.sum().backward()
@@ -325,10 +325,10 @@ class Stack:
 
 
 def check_stack(plan: Plan, task: Task, count: int) -> float:
-    """Train K networks apart and stacked; the greatest relative difference between their losses and gradients.
+    """Train K networks separately and stacked; return the largest relative difference of losses and gradients.
 
     Raises:
-        AssertionError: it is more than rounding explains.
+        AssertionError: if the difference is larger than rounding explains.
     """
     with tf32(convolutions=False, products=False):
         settings, states, views = several(plan, task, count, "fp32")
@@ -336,14 +336,14 @@ def check_stack(plan: Plan, task: Task, count: int) -> float:
         worst = 0.0
         for turn in range(3):
             apart = []
-            for own, state, of in zip(settings, states, views, strict=True):
+            for config, state, network_views in zip(settings, states, views, strict=True):
                 state.optimizers[0].zero_grad()
-                loss = loss_of(own, state, of)
+                loss = loss_of(config, state, network_views)
                 loss.backward()
                 apart.append(loss.detach())
             together = stack.step(views)
             worst = max(worst, float(((together - torch.stack(apart)) / together).abs().max()))
-            if turn == 0:  # later, Adam makes of the smallest gradient's rounding a whole step
+            if turn == 0:  # later, Adam turns the rounding of the smallest gradient into a full step
                 for i, state in enumerate(states):
                     for name, weight in Network(state).named_parameters():
                         ours = stack.weights[name].grad
@@ -358,10 +358,10 @@ def check_stack(plan: Plan, task: Task, count: int) -> float:
 
 
 def several(plan: Plan, task: Task, count: int, precision: str) -> tuple[list[Settings], list[State], Tensor]:
-    """K experiments that differ in α and seed: their settings, states and ready views (K, 2·B, C, H, W)."""
+    """Return settings, states and prepared views (K, 2·B, C, H, W) of K experiments that differ in α and seed."""
     settings = [settings_of(plan, alpha=ALPHAS[i], seed=i, precision=precision) for i in range(count)]
-    states = [state_of(own, task, plan.device) for own in settings]
-    views = torch.stack([ready_views(own, task, plan.device, seed) for seed, own in enumerate(settings)])
+    states = [state_of(config, task, plan.device) for config in settings]
+    views = torch.stack([ready_views(config, task, plan.device, seed) for seed, config in enumerate(settings)])
     return settings, states, views
 
 
@@ -369,13 +369,13 @@ def several(plan: Plan, task: Task, count: int, precision: str) -> tuple[list[Se
 
 
 def wait(device: torch.device) -> None:
-    """Let the device finish."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def rate(step: Step, seconds: float, images: int, device: torch.device) -> float:
-    """Images per second of a step on `images` images, over at least `seconds`."""
+    """Return the images per second of a step on `images` images, measured for at least `seconds`."""
     wait(device)
     steps, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -386,26 +386,26 @@ def rate(step: Step, seconds: float, images: int, device: torch.device) -> float
 
 
 def in_turns(contenders: Mapping[str, Contender], plan: Plan, images: int) -> dict[str, list[float]]:
-    """Images per second of each, measured in turns after one that is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    """Return the images per second of each contender, measured in turns; the first turn is not counted."""
+    measured_rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(-1, plan.turns):
         for name, contender in contenders.items():
             with contender() as step:
                 measured = rate(step, plan.seconds if turn >= 0 else 0.05, images, plan.device)
             if turn >= 0:
-                found[name].append(measured)
-    return found
+                measured_rates[name].append(measured)
+    return measured_rates
 
 
 def always(step: Step) -> Contender:
-    """A contender that stays ready."""
+    """Return a contender that needs no setup."""
     return lambda: nullcontext(step)
 
 
 def host_and_whole(call: Step, plan: Plan) -> tuple[float, float]:
-    """Milliseconds of one call: until the host has asked for all of it, and until it is done; medians."""
+    """Return the median milliseconds of a call until the host has launched all its work, and until it is done."""
     host, whole = [], []
-    calls = 5  # after some thousand kernels that are asked for and not begun, CUDA lets the host wait
+    calls = 5  # after about a thousand launched kernels that have not begun, CUDA makes the host wait
     for _ in range(plan.turns + 1):
         wait(plan.device)
         began = time.perf_counter()
@@ -419,7 +419,7 @@ def host_and_whole(call: Step, plan: Plan) -> tuple[float, float]:
 
 @contextmanager
 def tf32(convolutions: bool, products: bool) -> Iterator[None]:
-    """TF32 in cuDNN's convolutions, which PyTorch's default is, and in matrix products, which it is not."""
+    """Set TF32 for cuDNN's convolutions (on by default in PyTorch) and for matrix products (off by default)."""
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = convolutions
     torch.set_float32_matmul_precision("high" if products else "highest")
@@ -434,29 +434,29 @@ def tf32(convolutions: bool, products: bool) -> Iterator[None]:
 
 
 class Table:
-    """Rows as they are found, printed at once and kept."""
+    """A table that prints each row at once and keeps it."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, what: str, value: float | str, unit: str, remark: str = "") -> None:
-        """Print a row."""
+        """Print and keep a row."""
         shown = f"{value:,.4g}" if isinstance(value, float) and value < 1000 else value
         shown = f"{shown:,.0f}" if isinstance(shown, float) else shown
         print(f"  {what:<58} {shown:>12} {unit:<9} {remark}".rstrip(), flush=True)
         number = measure.significant(value) if isinstance(value, float) else value
         self.rows.append({"what": what, "value": number, "unit": unit, "remark": remark})
 
-    def rates(self, found: Mapping[str, list[float]], prefix: str, against: str) -> None:
-        """Print rates, and how many times that of `against` each is."""
-        for name, of in found.items():
-            times = measure.ratio(of, found[against])["median"]
+    def rates(self, rates_by_name: Mapping[str, list[float]], prefix: str, against: str) -> None:
+        """Print each rate, and its ratio to that of `against`."""
+        for name, values in rates_by_name.items():
+            times = measure.ratio(values, rates_by_name[against])["median"]
             remark = "" if name == against else f"{times:.3g} × {against}"
-            self.add(f"{prefix}{name}", statistics.median(of), "images/s", remark)
+            self.add(f"{prefix}{name}", statistics.median(values), "images/s", remark)
 
 
 def training(plan: Plan, table: Table) -> dict[str, Any]:
-    """The loop, the bare step and the plain recipe."""
+    """Compare the loop, the bare step and the plain recipe."""
     task, device = plan.large, plan.device
     contenders = {}
     for precision in ("fp32", "bf16"):
@@ -466,19 +466,19 @@ def training(plan: Plan, table: Table) -> dict[str, Any]:
         contenders[f"bare step, {precision}"] = always(step)
     plain_name = f"DataLoader with {plan.workers} workers, fp32"
     contenders[plain_name] = plain(settings_of(plan), task, plan)
-    found = in_turns(contenders, plan, plan.batch_size)
-    table.rates(found, "", plain_name)
+    measured = in_turns(contenders, plan, plan.batch_size)
+    table.rates(measured, "", plain_name)
     for precision in ("fp32", "bf16"):
-        share = measure.ratio(found[f"raysweep, {precision}"], found[f"bare step, {precision}"])["median"]
+        share = measure.ratio(measured[f"raysweep, {precision}"], measured[f"bare step, {precision}"])["median"]
         table.add(f"raysweep of its bare step, {precision}", share, "×")
-    times = measure.ratio(found["raysweep, fp32"], found[plain_name])["median"]
+    times = measure.ratio(measured["raysweep, fp32"], measured[plain_name])["median"]
     table.add("raysweep of the DataLoader recipe, target 20", times, "×", "met" if times >= 20 else "missed")
-    return {"images_per_s": {name: measure.summary(of) for name, of in found.items()}}
+    return {"images_per_s": {name: measure.summary(values) for name, values in measured.items()}}
 
 
 def where_time_goes(plan: Plan, table: Table) -> dict[str, Any]:
-    """Host and device time of the parts of a step."""
-    found: dict[str, Any] = {}
+    """Measure host and device time of the parts of a step."""
+    times: dict[str, Any] = {}
     for task in (plan.large, plan.small):
         settings, device = settings_of(plan), plan.device
         batch = random_images(task, device)[: plan.batch_size].repeat(2, 1, 1, 1)
@@ -500,12 +500,12 @@ def where_time_goes(plan: Plan, table: Table) -> dict[str, Any]:
         for name, call in calls.items():
             host, whole = host_and_whole(call, plan)
             table.add(f"{task.name}: {name}", whole, "ms", f"of which the host {host:.3g}")
-            found[f"{task.name}: {name}"] = {"host_ms": host, "whole_ms": whole}
-    return found
+            times[f"{task.name}: {name}"] = {"host_ms": host, "whole_ms": whole}
+    return times
 
 
 def arithmetic(plan: Plan, table: Table) -> dict[str, Any]:
-    """The bare step, and the whole loop, in other arithmetic and by other means."""
+    """Measure the bare step and the whole loop in other arithmetic and by other means."""
     device = plan.device
     rates: dict[str, Any] = {}
     for task in (plan.large, plan.small):
@@ -529,7 +529,7 @@ def arithmetic(plan: Plan, table: Table) -> dict[str, Any]:
         contenders["eager, fp32 (TF32 in products too)"] = with_tf32(bare(*ready("fp32")), True, True)
         contenders["eager, bf16"] = always(bare(*ready("bf16")))
         for precision in ("fp32", "bf16"):
-            if task is plan.large:  # it takes half a minute to compile
+            if task is plan.large:  # compiling takes half a minute
                 contenders[f"compiled, {precision}"] = always(bare(*ready(precision), compiled=plan.backend))
             if device.type == "cuda":
                 contenders[f"CUDA graph, {precision}"] = always(graphed(*ready(precision)))
@@ -540,17 +540,17 @@ def arithmetic(plan: Plan, table: Table) -> dict[str, Any]:
             try:
                 with contenders[name]() as step:
                     step()
-            except Exception as fault:  # no compiler on this machine
+            except Exception as fault:  # this machine has no compiler
                 table.add(f"{task.name}: {name}", "failed", "", first_line(fault))
                 del contenders[name]
-        found = in_turns(contenders, shorter(plan), plan.batch_size)
-        table.rates(found, f"{task.name}: ", usual)
-        rates[task.name] = {name: measure.summary(of) for name, of in found.items()}
+        measured = in_turns(contenders, shorter(plan), plan.batch_size)
+        table.rates(measured, f"{task.name}: ", usual)
+        rates[task.name] = {name: measure.summary(values) for name, values in measured.items()}
     return {"images_per_s": rates}
 
 
 def share_of_process(plan: Plan, barrier: Any, answers: Any) -> None:
-    """In a process of its own: train both tasks at the same time as the others, and say how fast."""
+    """In a separate process, train both tasks at the same time as the others, and report the speed."""
     try:
         torch.set_num_threads(1)
         for task in (plan.large, plan.small):
@@ -567,9 +567,9 @@ def share_of_process(plan: Plan, barrier: Any, answers: Any) -> None:
 
 
 def processes(plan: Plan, table: Table) -> dict[str, Any]:
-    """Several processes on the device at once."""
+    """Train with several processes on the device at once."""
     context = multiprocessing.get_context("spawn")
-    found: dict[str, dict[int, float]] = {plan.large.name: {}, plan.small.name: {}}
+    measured: dict[str, dict[int, float]] = {plan.large.name: {}, plan.small.name: {}}
     for count in plan.processes:
         barrier, answers = context.Barrier(count), context.Queue()
         workers = [
@@ -577,7 +577,7 @@ def processes(plan: Plan, table: Table) -> dict[str, Any]:
         ]
         for worker in workers:
             worker.start()
-        total = dict.fromkeys(found, 0.0)
+        total = dict.fromkeys(measured, 0.0)
         try:
             for _ in range(2 * count):
                 name, value = answers.get(timeout=150)
@@ -591,16 +591,20 @@ def processes(plan: Plan, table: Table) -> dict[str, Any]:
                 if worker.is_alive():
                     worker.terminate()
         for name, value in total.items():
-            found[name][count] = value
-    for name, by_count in found.items():
+            measured[name][count] = value
+    for name, by_count in measured.items():
         for count, value in by_count.items():
             remark = "" if count == 1 else f"{value / by_count[min(by_count)]:.3g} × 1 process"
             table.add(f"{name}: {count} process{'es' if count > 1 else ''} together", value, "images/s", remark)
-    return {"images_per_s": {name: {str(count): of for count, of in each.items()} for name, each in found.items()}}
+    return {
+        "images_per_s": {
+            name: {str(count): values for count, values in each.items()} for name, each in measured.items()
+        }
+    }
 
 
 def stack(plan: Plan, table: Table) -> dict[str, Any]:
-    """K networks in one process, one after the other and stacked."""
+    """Train K networks in one process, one after another and stacked."""
     rates: dict[str, Any] = {}
     for task in (plan.large, plan.small):
         worst = check_stack(plan, task, min(3, max(plan.stacks)))
@@ -609,7 +613,7 @@ def stack(plan: Plan, table: Table) -> dict[str, Any]:
             for count in plan.stacks:
                 settings, states, views = several(plan, task, count, precision)
                 apart = [bare(*each) for each in zip(settings, states, views, strict=True)]
-                together = Stack(settings, states)  # its weights are copies
+                together = Stack(settings, states)  # the stack copies the weights
 
                 def in_order(apart: list[Step] = apart) -> None:
                     for step in apart:
@@ -620,15 +624,17 @@ def stack(plan: Plan, table: Table) -> dict[str, Any]:
 
                 names = f"{count} separate, {precision}", f"{count} stacked, {precision}"
                 contenders = {names[0]: always(in_order), names[1]: always(at_once)}
-                found = in_turns(contenders, shorter(plan), plan.batch_size * count)
-                table.rates(found, f"{task.name}: ", names[0])
-                rates.setdefault(task.name, {}).update({name: measure.summary(of) for name, of in found.items()})
+                measured = in_turns(contenders, shorter(plan), plan.batch_size * count)
+                table.rates(measured, f"{task.name}: ", names[0])
+                rates.setdefault(task.name, {}).update(
+                    {name: measure.summary(values) for name, values in measured.items()}
+                )
     return {"images_per_s": rates}
 
 
 def repeats(plan: Plan, table: Table) -> dict[str, Any]:
-    """Whether a training repeats bit for bit."""
-    found: dict[str, Any] = {}
+    """Check whether training repeats bit for bit."""
+    same_bits: dict[str, Any] = {}
     count = 20 if plan.turns > 2 else 2
 
     def weights(precision: str) -> Tensor:
@@ -645,18 +651,18 @@ def repeats(plan: Plan, table: Table) -> dict[str, Any]:
             same = torch.equal(weights(precision), weights(precision))
             name = f"{count} steps twice, {precision}{', deterministic cuDNN' if only_deterministic else ''}"
             table.add(name, "the same" if same else "differ", "bits")
-            found[name] = same
+            same_bits[name] = same
     torch.backends.cudnn.deterministic = False
-    return found
+    return same_bits
 
 
 def first_line(fault: BaseException) -> str:
-    """A fault in short."""
+    """Return a short description of an exception."""
     return f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0][:120]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write; the exit status: 2 without a GPU, 1 if a part failed."""
+    """Measure, print and write. Return the exit status: 2 without a GPU, 1 if a part failed."""
     parser = argparse.ArgumentParser(description="raysweep on one GPU.")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--quick", action="store_true", help="all in small, to see that it works")
@@ -678,7 +684,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = time.perf_counter()
         try:
             content[part] = run[part](plan, table)
-        except Exception as fault:  # the other parts' figures are wanted all the same
+        except Exception as fault:  # the other parts are still measured
             traceback.print_exc()
             table.add(part, "failed", "", first_line(fault))
             content[part], failed = {"failed": first_line(fault)}, True

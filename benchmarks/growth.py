@@ -1,10 +1,10 @@
-"""How the time of an epoch grows with images and batch, and the work that is done with cores.
+"""How an epoch's time grows with images and batch size, and throughput with cores.
 
     python benchmarks/growth.py
 
-Writes `benchmarks/results/growth.json`; 4 minutes on two cores. `cores` runs as many processes at a time, of one thread
-each (as trials are), and for comparison one process with as many threads. `benchmarks/overhead.py` has sweeps of 7, 100
-and 500 trials.
+The script writes `benchmarks/results/growth.json` and takes 4 minutes on two cores. `cores` runs one process per core,
+each with one thread (like trials), and for comparison one process with as many threads. `benchmarks/overhead.py` runs
+sweeps of 7, 100 and 500 trials.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from raysweep.system.memory import keep_memory
 
 
 def with_images(counts: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Microseconds per image and epoch for datasets of several sizes, 8×8×1."""
+    """Measure microseconds per image and epoch for 8×8×1 datasets of several sizes."""
     shape = "8×8×1"
     work = {str(count): epochs(settings_for(shape), random_images(shape, count)) for count in counts}
     seconds = measure.alternate(work, repeats)
-    each = {count: measure.summary([1e6 * s / int(count) for s in of]) for count, of in seconds.items()}
+    each = {count: measure.summary([1e6 * s / int(count) for s in values]) for count, values in seconds.items()}
     return {"microseconds per image": each}
 
 
 def with_batch(sizes: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Images per second of an epoch at several batch sizes; of the largest batch, or two at 8×8×1."""
-    found = {}
+    """Measure an epoch's images per second at several batch sizes; it has one largest batch, or two at 8×8×1."""
+    rates_by_shape = {}
     for shape in SHAPES:
         count = 2 * max(sizes) if shape == "8×8×1" else max(sizes)
         images = random_images(shape, count)
         work = {str(size): epochs(settings_for(shape, batch_size=size), images) for size in sizes}
         seconds = measure.alternate(work, repeats)
-        found[shape] = {size: measure.summary([count / s for s in of]) for size, of in seconds.items()}
-    return {"images per second": found}
+        rates_by_shape[shape] = {size: measure.summary([count / s for s in values]) for size, values in seconds.items()}
+    return {"images per second": rates_by_shape}
 
 
 def throughput(shape: str, threads: int, seconds: float, barrier: Barrier | None, report: Any) -> None:
-    """In a process of its own: put images per second of bare steps into `report`."""
+    """In a separate process, put images per second of bare steps into `report`."""
     torch.set_num_threads(threads)
     keep_memory()
     bare = BareSteps(settings_for(shape), random_images(shape, 500))
     bare.epoch()
     if barrier is not None:
         barrier.wait(timeout=300)
-    began, done = time.perf_counter(), 0
+    began, images_done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         bare.epoch()
-        done += bare.steps * bare.settings.batch_size
-    report.put(done / (time.perf_counter() - began))
+        images_done += bare.steps * bare.settings.batch_size
+    report.put(images_done / (time.perf_counter() - began))
 
 
 def with_cores(most: int, seconds: float, repeats: int) -> dict[str, Any]:
-    """Images per second in all, of processes side by side and of threads of one process."""
+    """Measure the total images per second of parallel processes, and of threads in one process."""
     context = multiprocessing.get_context("spawn")
-    found: dict[str, dict[str, list[float]]] = {}
+    rates_by_shape: dict[str, dict[str, list[float]]] = {}
     for _ in range(repeats):
         for shape in SHAPES:
             for processes, threads in dict.fromkeys(((1, 1), (most, 1), (1, most))):
@@ -80,10 +80,11 @@ def with_cores(most: int, seconds: float, repeats: int) -> dict[str, Any]:
                 for worker in workers:
                     worker.join()
                 name = f"{processes} process(es) of {threads} thread(s)"
-                found.setdefault(shape, {}).setdefault(name, []).append(rate)
+                rates_by_shape.setdefault(shape, {}).setdefault(name, []).append(rate)
     return {
         "images per second": {
-            shape: {name: measure.summary(of) for name, of in rates.items()} for shape, rates in found.items()
+            shape: {name: measure.summary(values) for name, values in rates.items()}
+            for shape, rates in rates_by_shape.items()
         }
     }
 
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=["images", "batch", "cores"], action="append", help="default: all")
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no process behind
     quick, parts = given.quick, given.part or ["images", "batch", "cores"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     content: dict[str, Any] = {"quick": quick, "default": precisions()[0]}

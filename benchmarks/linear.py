@@ -1,12 +1,12 @@
-"""Linear evaluation on cached features against encoding the images anew in every epoch.
+"""Linear evaluation on cached features, compared with encoding the images anew in every epoch.
 
     python benchmarks/linear.py
 
-300 epochs at batch 250 on one thread. Cached is what a trial does: the fit split encoded once, standardised, then the
-probe's training, with an accuracy on the val split after every epoch. The other way runs the frozen encoder on each
-batch of each epoch, in the same precision and memory format and without decoding or transforms, which a DataLoader
-would add; it is measured over a few epochs and scaled to 300, which the file says. Writes
-`benchmarks/results/linear.json`; 2 minutes.
+Both run 300 epochs at batch 250 on one thread. The cached way is that of a trial: it encodes the fit split once,
+standardises it, and trains the probe, with an accuracy on the val split after every epoch. The other way runs the
+frozen encoder on each batch of each epoch, in the same precision and memory format, without the decoding and transforms
+that a DataLoader would add. It is measured over a few epochs and scaled to 300, as the file says. The script writes
+`benchmarks/results/linear.json` and takes 2 minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CACHED, ANEW = "cached", "encoded anew"
 
 
 def cached(encoder: nn.Module, images: Tensor, labels: Tensor, fit: Tensor, val: Tensor, epochs: int) -> None:
-    """As a trial does it."""
+    """Run the linear evaluation as a trial does."""
     of_fit, of_val = (extract(encoder, images, index, "trunk") for index in (fit, val))
     standardize_(of_fit, of_val)
     spec = ProbeSpec("trunk", 1e-3, 0.0)
@@ -44,7 +44,7 @@ def cached(encoder: nn.Module, images: Tensor, labels: Tensor, fit: Tensor, val:
 
 
 class Anew:
-    """The same probe, the features computed in every epoch."""
+    """The same probe, with features computed anew in every epoch."""
 
     def __init__(self, encoder: Any, images: Tensor, labels: Tensor, fit: Tensor, val: Tensor) -> None:
         self.encoder, self.images, self.labels, self.fit, self.val = encoder, images, labels, fit, val
@@ -53,14 +53,14 @@ class Anew:
         self.draws = seeded()
 
     def encode(self, index: Tensor) -> Tensor:
-        """Features of a batch."""
+        """Compute the features of a batch."""
         with torch.inference_mode():
             batch = to_float(self.images.index_select(0, index)).contiguous(memory_format=torch.channels_last)
             features: Tensor = self.encoder(batch)
             return features
 
     def epochs(self, count: int) -> None:
-        """Some epochs of training, with an accuracy after each."""
+        """Train for some epochs, with an accuracy after each."""
         for _ in range(count):
             for index in self.fit[torch.randperm(len(self.fit), generator=self.draws)].split(BATCH):
                 loss = F.cross_entropy(self.linear(self.encode(index).clone()), self.labels[index])
@@ -73,7 +73,7 @@ class Anew:
 
 
 def compare(shape: str, count: int, epochs: int, few: int, repeats: int) -> dict[str, Any]:
-    """Both, in turns; the second over `few` epochs."""
+    """Measure both ways in turns; the second over `few` epochs."""
     _, channels, size = SHAPES[shape]
     images, labels = random_images(shape, count), torch.arange(count) % CLASSES
     fit, val = torch.arange(count).split([count - count // 10, count // 10])

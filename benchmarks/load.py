@@ -1,10 +1,10 @@
-"""A sweep of very many, very short trials: what a trial costs beside its own work, and how the driver's memory grows.
+"""A sweep of very many, very short trials: the cost of a trial beyond its own work, and the driver's memory growth.
 
     python benchmarks/load.py --trials 2000
 
-runs the real command on Ray with one core per trial: digits, one epoch of the linear probe on a random encoder, a seed
-each, so that nearly all is overhead. Prints the driver's memory by finished trials, and where the time went; writes
-both to `benchmarks/results/load-TRIALS.json`. Needs Linux (`/proc`).
+This runs the real command on Ray with one core per trial. A trial is one epoch of the linear probe on a random encoder
+(digits), with its own seed, so nearly all time is overhead. The script prints the driver's memory by finished trials,
+and where the time went, and writes both to `benchmarks/results/load-TRIALS.json`. It needs Linux (`/proc`).
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ SECONDS = 1.0  # between two samples
 
 @dataclass(frozen=True)
 class Sample:
-    """The driver at one moment."""
+    """The state of the driver at one moment."""
 
     seconds: float
-    """Since it was started."""
+    """The time since the driver started."""
     finished: int
-    """Trials that it has said to have ended."""
+    """The number of trials that the driver has reported as ended."""
     pss_mib: float
-    """Its own memory, and its share of what it shares with others."""
+    """The driver's private memory plus its share of shared memory."""
     cpu_s: float
-    """Processor time that it has used."""
+    """The processor time that the driver has used."""
     worker_mib: float
-    """The largest worker, as `pss_mib`; 0 while there is none."""
+    """The same memory of the largest worker; 0 if there is none."""
 
 
 def pss_mib(pid: int) -> float:
-    """Proportional memory of a process; raises OSError if it has ended."""
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 / MEBIBYTE if found else 0.0
+    """Return the proportional memory of a process; raise OSError if it has ended."""
+    match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return int(match[1]) * 1024 / MEBIBYTE if match else 0.0
 
 
 def workers(driver: int) -> Iterator[int]:
-    """The processes of the driver's Ray that run trials: grandchildren of the driver."""
+    """Yield the processes of the driver's Ray that run trials: the driver's grandchildren."""
     parents = {}
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
@@ -70,10 +70,10 @@ def workers(driver: int) -> Iterator[int]:
 
 
 def sample(pid: int, seconds: float, finished: int) -> Sample | None:
-    """The driver now; None if it has ended."""
+    """Sample the driver; return None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        own = pss_mib(pid)
+        driver_mib = pss_mib(pid)
     except OSError:
         return None
     used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -81,11 +81,11 @@ def sample(pid: int, seconds: float, finished: int) -> Sample | None:
     for worker in workers(pid):
         with suppress(OSError):
             largest = max(largest, pss_mib(worker))
-    return Sample(round(seconds, 2), finished, own, used, largest)
+    return Sample(round(seconds, 2), finished, driver_mib, used, largest)
 
 
 def run(trials: int, epochs: int, folder: Path) -> tuple[list[Sample], float, int]:
-    """The sweep in `folder`: samples, total seconds, trials at a time."""
+    """Run the sweep in `folder`; return the samples, the total seconds and the number of trials at a time."""
     space = folder / "load.yaml"
     base = f"base: {{dataset: digits, usl_epochs: {epochs}, le_epochs: 1}}"
     space.write_text(f"name: load\n{base}\nsearch: {{seed: {{grid: {list(range(trials))}}}}}\n")
@@ -101,31 +101,31 @@ def run(trials: int, epochs: int, folder: Path) -> tuple[list[Sample], float, in
         )
     samples = []
     while driver.poll() is None:
-        said = (folder / "driver.log").read_text(errors="replace")
-        ended = re.findall(r"^\[(\d+)/", said, re.MULTILINE)
-        of = sample(driver.pid, time.monotonic() - began, int(ended[-1]) if ended else 0)
-        samples += [of] if of is not None else []
+        output_text = (folder / "driver.log").read_text(errors="replace")
+        ended = re.findall(r"^\[(\d+)/", output_text, re.MULTILINE)
+        driver_sample = sample(driver.pid, time.monotonic() - began, int(ended[-1]) if ended else 0)
+        samples += [driver_sample] if driver_sample is not None else []
         time.sleep(SECONDS)
     took = time.monotonic() - began
-    said = (folder / "driver.log").read_text(errors="replace")
-    slots = re.search(r"(\d+) at a time", said)
+    output_text = (folder / "driver.log").read_text(errors="replace")
+    slots = re.search(r"(\d+) at a time", output_text)
     if driver.returncode != 0 or slots is None:
-        raise SystemExit(f"the sweep failed: {said[-2000:]}")
+        raise SystemExit(f"the sweep failed: {output_text[-2000:]}")
     return samples, took, int(slots[1])
 
 
 def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> dict[str, Any]:
-    """The figures of a finished sweep."""
+    """Return the figures of a finished sweep."""
     results = [json.loads(path.read_text()) for path in root.glob("*/result.json")]
-    own = [result["wall_s"] for result in results]
-    first = next(of for of in samples if of.finished)
-    last = next(of for of in reversed(samples) if of.finished < len(results))
+    trial_seconds = [result["wall_s"] for result in results]
+    first = next(each for each in samples if each.finished)
+    last = next(each for each in reversed(samples) if each.finished < len(results))
     trials_s = last.seconds - first.seconds
     count = last.finished - first.finished
-    at = {of.finished: of for of in samples if of.finished}
+    at = {each.finished: each for each in samples if each.finished}
     marks = [min(at, key=lambda n: abs(n - len(results) * part / 10)) for part in range(1, 11)]
-    half = [of for of in samples if len(results) / 2 <= of.finished < len(results)]
-    fit = statistics.linear_regression([of.finished for of in half], [of.pss_mib for of in half])
+    half = [each for each in samples if len(results) / 2 <= each.finished < len(results)]
+    fit = statistics.linear_regression([each.finished for each in half], [each.pss_mib for each in half])
     sizes = [sum(file.stat().st_size for file in path.parent.rglob("*")) for path in root.glob("*/result.json")]
     return {
         "trials": len(results),
@@ -133,8 +133,8 @@ def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> d
         "total, s": round(took, 1),
         "until the first trial had ended, s": first.seconds,
         "per trial: slot time, s": round(trials_s * slots / count, 3),
-        "per trial: its own work (mean wall_s), s": round(statistics.mean(own), 3),
-        "per trial: overhead, s": round(trials_s * slots / count - statistics.mean(own), 3),
+        "per trial: its own work (mean wall_s), s": round(statistics.mean(trial_seconds), 3),
+        "per trial: overhead, s": round(trials_s * slots / count - statistics.mean(trial_seconds), 3),
         "of it, between two trials of a worker (mean), s": round(statistics.mean(gaps(root)), 3),
         "per trial: driver's processor time, s": round((last.cpu_s - first.cpu_s) / count, 4),
         "after the last trial (report), s": round(took - last.seconds, 1),
@@ -148,19 +148,19 @@ def measure(samples: Sequence[Sample], took: float, slots: int, root: Path) -> d
 
 
 def gaps(root: Path) -> Iterator[float]:
-    """Seconds between a trial's result and the start of the next trial in the same process."""
+    """Yield the seconds between a trial's result and the start of the next trial in the same process."""
     spans: dict[int, list[tuple[float, float]]] = {}
     for path in root.glob("*/attempt.json"):
         begun = json.loads(path.read_text())
         ended = (path.parent / "result.json").stat().st_mtime
         spans.setdefault(begun["pid"], []).append((begun["started"], ended))
-    for of in spans.values():
-        of.sort()
-        yield from (after[0] - before[1] for before, after in itertools.pairwise(of))
+    for process_spans in spans.values():
+        process_spans.sort()
+        yield from (after[0] - before[1] for before, after in itertools.pairwise(process_spans))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sweep, print the figures and write them down."""
+    """Run the sweep, and print and write the figures."""
     parser = argparse.ArgumentParser(description="A sweep of very many very short trials.")
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=0, help="of pretraining (0)")
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command": shlex.join(["benchmarks/load.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, {platform.system()}",
         **figures,
-        "samples": [asdict(of) for of in samples[:: max(1, len(samples) // 100)]],
+        "samples": [asdict(each) for each in samples[:: max(1, len(samples) // 100)]],
     }
     (parsed.results / f"load-{parsed.trials}.json").write_text(json.dumps(content, indent=1) + "\n")
     if parsed.keep is None:

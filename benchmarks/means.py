@@ -1,13 +1,14 @@
-"""Which means make a pretraining step faster, each against the step without it.
+"""Ways to make a pretraining step faster, each compared with the step without it.
 
     python benchmarks/means.py
 
-Bare steps on one thread at 8×8×1 and 32×32×3: as they are (channels last, fused Adam, fp32), and with one thing
-changed: memory contiguous, or only the gradient that comes down to the last convolution, Adam not fused, bf16, the two
-views encoded one after the other, and `torch.compile` where a C++ compiler is found. Times faster than as they are:
-above 1 is better. Apart, in processes of their own, with freed memory kept by glibc instead of given back to the system
-at every step: above 32 MiB, which is what an activation of 500 32×32 images in fp32 has, it otherwise comes back page
-by page, each cleared by the kernel. Writes `benchmarks/results/means.json`; 6 minutes.
+The script times bare steps on one thread at 8×8×1 and 32×32×3: unchanged (channels last, fused Adam, fp32), and with
+one change. The changes are contiguous memory, or only a contiguous gradient at the last convolution; Adam without
+fusing; bf16; the two views encoded one after the other; and `torch.compile` if there is a C++ compiler. Figures say how
+many times faster than the unchanged step; above 1 is better. Separate processes measure steps in which glibc keeps
+freed memory instead of returning it to the system. Blocks above 32 MiB (the size of an activation of 500 32×32 images
+in fp32) are otherwise returned at every step and come back page by page, each cleared by the kernel. The script writes
+`benchmarks/results/means.json` and takes 6 minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ GIVEN_BACK = "freed memory given back, glibc's default"
 
 
 def contiguous(bare: BareSteps) -> BareSteps:
-    """The same with all tensors contiguous; the decoder is rebuilt, because the model's own asks for channels last."""
+    """Make all tensors contiguous. The decoder is rebuilt, because the model's own decoder uses channels last."""
     decoder = bare.state.method.decoder
     bare.state.encoder.to(memory_format=torch.contiguous_format)
     plain = nn.Sequential(decoder.linear, nn.Unflatten(1, (64, decoder.start, decoder.start)), decoder.convolutions)
@@ -47,7 +48,7 @@ def contiguous(bare: BareSteps) -> BareSteps:
 
 
 def contiguous_gradient(bare: BareSteps) -> BareSteps:
-    """The same with the gradient of the features left as `flatten` gives it, which is not channels last."""
+    """Leave the features' gradient as `flatten` returns it, which is not channels last."""
     encoder = bare.state.encoder
     assert isinstance(encoder, Conv6)
     encoder.forward = lambda images: encoder.up_to(images, len(encoder.blocks)).flatten(1)  # type: ignore[method-assign]
@@ -55,14 +56,14 @@ def contiguous_gradient(bare: BareSteps) -> BareSteps:
 
 
 def unfused(bare: BareSteps) -> BareSteps:
-    """The same with PyTorch's default Adam."""
+    """Use PyTorch's default Adam."""
     weights = [weight for group in bare.optimizer.param_groups for weight in group["params"]]
     bare.state.optimizers[0] = torch.optim.Adam(weights, lr=bare.settings.usl_lr)  # type: ignore[call-overload]
     return bare
 
 
 def separate_views(bare: BareSteps) -> Callable[[], None]:
-    """The same step of `ae_parallel` in two passes of half the batch, as most scripts have it."""
+    """Return the same step of `ae_parallel` in two passes of half the batch, as most scripts do it."""
     method, alpha = bare.state.method, bare.settings.alpha
     views, _ = bare.batches[0]
     halves = views.chunk(2)
@@ -78,14 +79,14 @@ def separate_views(bare: BareSteps) -> Callable[[], None]:
 
 
 def compiled(bare: BareSteps) -> BareSteps:
-    """The same with encoder and decoder compiled; the compilation is not in the time."""
+    """Compile encoder and decoder; the compilation is not timed."""
     bare.state.encoder.compile()
     bare.state.method.decoder.compile()
     return bare
 
 
 def compare(shape: str, repeats: int, compile_too: bool) -> dict[str, Any]:
-    """Seconds of a step by what is changed, and the quotients."""
+    """Measure the seconds of a step for each change, and the ratios."""
 
     def bare(**changes: Any) -> BareSteps:
         settings = settings_for(shape, **{"precision": "fp32", **changes})
@@ -99,7 +100,7 @@ def compare(shape: str, repeats: int, compile_too: bool) -> dict[str, Any]:
         "bf16": bare(precision="bf16").step,
         "bf16, contiguous memory": contiguous(bare(precision="bf16")).step,
     }
-    if SHAPES[shape][2] > 8:  # at 8×8 the features are one pixel, in any memory format
+    if SHAPES[shape][2] > 8:  # at 8×8 the features have one pixel, so the memory format does not matter
         work["the features' gradient contiguous"] = contiguous_gradient(bare()).step
     compilation = {}
     if compile_too:
@@ -112,13 +113,13 @@ def compare(shape: str, repeats: int, compile_too: bool) -> dict[str, Any]:
         **compilation,
         "seconds": seconds,
         "times faster than as it is": {
-            name: measure.ratio(seconds[AS_IT_IS], of) for name, of in seconds.items() if name != AS_IT_IS
+            name: measure.ratio(seconds[AS_IT_IS], values) for name, values in seconds.items() if name != AS_IT_IS
         },
     }
 
 
 def steps_with_memory(shape: str, precision: str, keep: bool, count: int, report: Any) -> None:
-    """In a process of its own: put the median seconds of a step, and its page faults, into `report`."""
+    """In a separate process, put the median seconds of a step and its page faults into `report`."""
     torch.set_num_threads(1)
     if keep:
         keep_memory()
@@ -136,14 +137,14 @@ def steps_with_memory(shape: str, precision: str, keep: bool, count: int, report
 
 
 def compare_memory(shape: str, turns: int, count: int) -> dict[str, Any]:
-    """Steps with freed memory kept against those without, in turns."""
+    """Compare steps that keep freed memory with steps that do not, in turns."""
     context = multiprocessing.get_context("spawn")
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for precision in ("fp32", "bf16"):
         seconds: dict[str, list[float]] = {GIVEN_BACK: [], "freed memory kept": []}
         faults: dict[str, float] = {}
         for _ in range(turns):
-            for name, of in seconds.items():
+            for name, values in seconds.items():
                 report = context.Queue()
                 worker = context.Process(
                     target=steps_with_memory, args=(shape, precision, name != GIVEN_BACK, count, report), daemon=True
@@ -151,13 +152,13 @@ def compare_memory(shape: str, turns: int, count: int) -> dict[str, Any]:
                 worker.start()
                 took, faults[name] = report.get(timeout=300)
                 worker.join()
-                of.append(took)
-        found[precision] = {
+                values.append(took)
+        figures[precision] = {
             "seconds": seconds,
             "page faults per step": faults,
             "times faster": measure.ratio(seconds[GIVEN_BACK], seconds["freed memory kept"]),
         }
-    return found
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,20 +167,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--quick", action="store_true", help="small: for development, no measurement")
     given = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no process behind
     torch.set_num_threads(1)
     keep_memory()
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
     cases = {}
     for shape in SHAPES:
         case = cases[shape] = compare(shape, 2 if given.quick else 5, has_compiler and not given.no_compile)
-        for name, of in case["times faster than as it is"].items():
-            print(f"{shape:8} {name:28} {of['median']:.2f} ×", flush=True)
+        for name, values in case["times faster than as it is"].items():
+            print(f"{shape:8} {name:28} {values['median']:.2f} ×", flush=True)
     memory = {}
     if sys.platform == "linux":
         memory["32×32×3"] = compare_memory("32×32×3", 1 if given.quick else 3, 2 if given.quick else 5)
-        for precision, of in memory["32×32×3"].items():
-            print(f"32×32×3  {precision}, freed memory kept     {of['times faster']['median']:.2f} ×")
+        for precision, values in memory["32×32×3"].items():
+            print(f"32×32×3  {precision}, freed memory kept     {values['times faster']['median']:.2f} ×")
     measure.save("means", {"quick": given.quick, "threads": 1, "cases": cases, "memory": memory})
     return 0
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine in words, timing side by side, and where the figures go."""
+"""Helpers of all benchmarks: a description of the machine, timing in turns, and files of results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIBIBYTE = 2**30
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what a figure was measured."""
+    """Describe the machine and the software on which a figure is measured."""
     return {
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
 
 
 def beginning() -> dict[str, Any]:
-    """What is to be noted before anything is measured: the code, and how much else the machine had to do."""
+    """Return the facts to record before measuring: the code's version and the load of the machine."""
     return {
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -48,19 +48,19 @@ def beginning() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, with what of its instructions decides the speed: AVX-512, and bf16 in hardware."""
+    """Return the processor's name, with the instructions that decide the speed: AVX-512, and bf16 in hardware."""
     try:
-        said = Path("/proc/cpuinfo").read_text()
+        cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
-    flags = re.search(r"^flags\s*:\s*(.+)$", said, re.MULTILINE)
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^flags\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flags and flag in flags[1].split()]
     return f"{name[1].strip() if name else platform.machine()} ({', '.join(known)})"
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None if it is not there."""
+    """Return the version of an installed package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -68,7 +68,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of this copy, with `+` where tracked files (figures apart) differ from it; None outside a checkout."""
+    """Return this copy's commit, with `+` if tracked files except figures differ from it; None outside a checkout."""
     try:
 
         def git(*arguments: str) -> str:
@@ -86,17 +86,17 @@ BEGUN = beginning()
 
 
 def alternate(work: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """Seconds that each takes, measured in turns (A B A B …), so that what disturbs the machine disturbs all alike.
+    """Time each call in turns (A B A B …), so that disturbances of the machine affect all calls equally.
 
     Args:
-        work: what to call, by name.
-        repeats: measurements of each.
-        warm_up: call each once before, which is not counted.
+        work: the functions to call, by name.
+        repeats: the number of measurements of each function.
+        warm_up: whether to call each function once before, without counting it.
     """
     assert repeats > 0
     seconds: dict[str, list[float]] = {name: [] for name in work}
     gc.collect()
-    gc.freeze()  # or each of the collections below would go through all that torch has loaded, for 0.1 s
+    gc.freeze()  # otherwise each collection below would visit all objects of torch, which takes 0.1 s
     try:
         for turn in range(-1 if warm_up else 0, repeats):
             for name, call in work.items():
@@ -112,7 +112,7 @@ def alternate(work: Mapping[str, Callable[[], object]], repeats: int, warm_up: b
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least and greatest of measurements, and they themselves."""
+    """Return median, minimum and maximum of the measurements, and the measurements themselves."""
     return {
         "median": significant(statistics.median(values)),
         "min": significant(min(values)),
@@ -122,19 +122,19 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
-    """How many times `above` is of `below`: the median over the turns of the quotient within each turn."""
+    """Summarise the ratio of `above` to `below`, computed within each turn."""
     return summary([a / b for a, b in zip(above, below, strict=True)])
 
 
 def significant(value: float, digits: int = 4) -> float:
-    """Rounded to some significant digits."""
+    """Round to `digits` significant digits."""
     return float(f"{value:.{digits}g}")
 
 
 def save(name: str, content: Mapping[str, Any]) -> Path:
-    """Write `results/NAME.json`: the command, the machine, and the content; lists of seconds become their `summary`.
+    """Write the command, the machine and the content to `results/NAME.json`; lists of seconds become their `summary`.
 
-    A key that ends in `seconds` and holds a mapping of lists (what `alternate` gave) or a list is summarised.
+    A key that ends in `seconds` is summarised if it holds a list or a mapping of lists, as `alternate` returns.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -148,21 +148,23 @@ def save(name: str, content: Mapping[str, Any]) -> Path:
 
 
 def _summarised(content: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    summaries: dict[str, Any] = {}
     for key, value in content.items():
         if key.endswith("seconds") and isinstance(value, Mapping):
-            found[key] = {name: summary(of) if isinstance(of, list) else of for name, of in value.items()}
+            summaries[key] = {
+                name: summary(values) if isinstance(values, list) else values for name, values in value.items()
+            }
         elif key.endswith("seconds") and isinstance(value, list):
-            found[key] = summary(value)
+            summaries[key] = summary(value)
         elif isinstance(value, Mapping):
-            found[key] = _summarised(value)
+            summaries[key] = _summarised(value)
         else:
-            found[key] = value
-    return found
+            summaries[key] = value
+    return summaries
 
 
 def load(name: str) -> dict[str, Any] | None:
-    """What `save` wrote last under a name; None if it never did."""
+    """Return what `save` last wrote under this name, or None if there is nothing."""
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return None

@@ -1,17 +1,17 @@
-"""What a sweep costs beside its trials' own work: start-up, each trial, memory, checkpoints and TensorBoard.
+"""The cost of a sweep beyond its trials' own work: start-up, each trial, memory, checkpoints and TensorBoard.
 
     python benchmarks/overhead.py                                                  # 9 minutes on two cores
     python benchmarks/overhead.py --trials 7 20 --short 1 --long 1 --turns 1       # a try: 2 minutes
 
-Three parts, each with its runs in turns:
+There are three parts, each with runs in turns:
 
-- sweeps: the real command on Ray, one core per trial, trials of a quarter of a second (digits, a random encoder, one
-  epoch of the linear probe): what is more than the trials' own seconds is overhead;
-- memory: that of the workers, from the kernel's books, while all trials read one dataset;
-- records: one trial of the α experiment (digits, end to end) with and without TensorBoard and checkpoints, and what
-  each call of theirs takes.
+- sweeps: the real command on Ray with one core per trial. A trial takes a quarter of a second (digits, a random
+  encoder, one epoch of the linear probe). Time beyond the trials' own seconds is overhead.
+- memory: the workers' memory, according to the kernel, while all trials read one dataset.
+- records: one trial of the α experiment (digits, end to end) with and without TensorBoard and checkpoints, and the time
+  of each call to them.
 
-Written to `benchmarks/results/overhead.json`. Needs Linux (`/proc`).
+The script writes `benchmarks/results/overhead.json`. It needs Linux (`/proc`).
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ import measure
 import numpy as np
 from PIL import Image
 
-IMAGES, SIDE = 12_000, 16  # of the dataset that trials share: its files are made and read in seconds
+IMAGES, SIDE = 12_000, 16  # the size of the shared dataset, whose files are made and read in seconds
 DEFAULT_SECONDS = 30.0  # between two checkpoints of a trial
-OFTEN_SECONDS = 1.0  # in the run that tells what one costs
+OFTEN_SECONDS = 1.0  # the same in the run that measures the cost of a checkpoint
 SAMPLE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class Span:
-    """One trial, in seconds since the epoch."""
+    """The times of one trial, in seconds since the Unix epoch."""
 
     begun: float
     ended: float
     own: float
-    """What it says to have taken."""
+    """The duration that the trial itself reports."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write down."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description="What a sweep costs beside its trials' own work.")
     parser.add_argument("--trials", type=int, nargs="+", default=[7, 100, 500], help="sweeps of so many trials")
     parser.add_argument("--short", type=int, default=5, help="runs of each of them but the longest (5)")
@@ -81,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sweeps(counts: Sequence[int], short: int, long: int, folder: Path) -> dict[str, Any]:
-    """The figures of sweeps of so many trials, by count."""
-    found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    """Return the figures of sweeps with these numbers of trials, by number."""
+    figures: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
 
     def one(count: int) -> Callable[[], None]:
-        return lambda: found[count].append(tiny_sweep(count, folder))
+        return lambda: figures[count].append(tiny_sweep(count, folder))
 
     both = min(short, long)
     measure.alternate({str(count): one(count) for count in counts}, both, warm_up=False)
@@ -93,12 +93,12 @@ def sweeps(counts: Sequence[int], short: int, long: int, folder: Path) -> dict[s
         measure.alternate({str(count): one(count) for count in counts[:-1]}, short - both, warm_up=False)
     return {
         f"{count} trials": {name: measure.summary([run[name] for run in runs]) for name in runs[0]}
-        for count, runs in found.items()
+        for count, runs in figures.items()
     }
 
 
 def tiny_sweep(trials: int, folder: Path) -> dict[str, float]:
-    """One sweep of so many tiny trials, by the times in its files."""
+    """Run a sweep of tiny trials, and compute its figures from the times in its files."""
     space = folder / "tiny.yaml"
     base = "base: {dataset: digits, usl_epochs: 0, le_epochs: 1}"
     space.write_text(f"name: tiny\n{base}\nsearch: {{seed: {{grid: {list(range(trials))}}}}}\n")
@@ -107,33 +107,35 @@ def tiny_sweep(trials: int, folder: Path) -> dict[str, float]:
     with sweeping(space, output) as driver:
         driver.wait()
     took = time.time() - began
-    said = (output / "driver.log").read_text()
-    slots = re.search(r"(\d+) at a time", said)
+    output_text = (output / "driver.log").read_text()
+    slots = re.search(r"(\d+) at a time", output_text)
     if driver.returncode != 0 or slots is None:
-        raise SystemExit(f"the sweep failed: {said[-2000:]}")
+        raise SystemExit(f"the sweep failed: {output_text[-2000:]}")
     root = output / "tiny"
     workers = spans(root)
-    firsts = [of[0] for of in workers]
-    later = [(before, span) for of in workers for before, span in itertools.pairwise(of)]
+    firsts = [spans_of_worker[0] for spans_of_worker in workers]
+    later = [(before, span) for spans_of_worker in workers for before, span in itertools.pairwise(spans_of_worker)]
     up = (root / "sweep.yaml").stat().st_mtime
-    begun, ended = min(span.begun for span in firsts), max(of[-1].ended for of in workers)
-    own = sum(span.own for of in workers for span in of)
+    begun, ended = min(span.begun for span in firsts), max(spans_of_worker[-1].ended for spans_of_worker in workers)
+    own_seconds = sum(span.own for spans_of_worker in workers for span in spans_of_worker)
     shutil.rmtree(output)
     return {
         "total, s": took,
-        "total / (trials' own seconds / slots)": took * int(slots[1]) / own,
+        "total / (trials' own seconds / slots)": took * int(slots[1]) / own_seconds,
         "from the command to data read and Ray up, s": up - began,
         "from there to the first trial's start, s": begun - up,
         "a worker's first trial, own s": statistics.mean(span.own for span in firsts),
         "each further trial, own s": statistics.mean(span.own for _, span in later),
-        "each further trial, overhead s": statistics.mean(of.ended - before.ended - of.own for before, of in later),
+        "each further trial, overhead s": statistics.mean(
+            span.ended - before.ended - span.own for before, span in later
+        ),
         "from the last trial's end to the command's, s": began + took - ended,
     }
 
 
 @contextmanager
 def sweeping(space: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The real command at work on a search space, its words in `driver.log`; ended with the block."""
+    """Run the real command on a search space until the block ends; its output goes to `driver.log`."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)
     with open(output / "driver.log", "wb") as log:
@@ -151,17 +153,17 @@ def sweeping(space: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def spans(root: Path) -> list[list[Span]]:
-    """The trials of each worker, in their order."""
+    """Return the trials of each worker in order."""
     workers: dict[int, list[Span]] = {}
     for path in root.glob("*/attempt.json"):
         begun, result = json.loads(path.read_text()), path.with_name("result.json")
         span = Span(begun["started"], result.stat().st_mtime, json.loads(result.read_text())["wall_s"])
         workers.setdefault(begun["pid"], []).append(span)
-    return [sorted(of, key=lambda span: span.begun) for of in workers.values()]
+    return [sorted(worker, key=lambda span: span.begun) for worker in workers.values()]
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """What two trials at a time on one dataset take, at their largest, in MiB."""
+    """Measure the peak memory, in MiB, of two trials at a time on one dataset."""
     images = folder / "images" / "train" / "all"
     images.mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
@@ -188,13 +190,13 @@ def memory(folder: Path) -> dict[str, Any]:
         raise SystemExit(f"the sweep failed: {(folder / 'driver.log').read_text()[-2000:]}")
     return {
         "the dataset that both read, MiB": round(noise.nbytes / load.MEBIBYTE, 1),
-        "workers, MiB": [{name: round(value, 1) for name, value in of.items()} for of in largest.values()],
+        "workers, MiB": [{name: round(value, 1) for name, value in sizes.items()} for sizes in largest.values()],
         "driver, MiB": round(driver_mib, 1),
     }
 
 
 def mapped(pid: int) -> dict[str, float]:
-    """A process's memory in MiB: all, its proportional part, and of both what lies in Ray's object store."""
+    """Return a process's resident and proportional memory in MiB, and the part of each in Ray's object store."""
     sums = {"resident": 0.0, "proportional": 0.0, "of the object store": 0.0, "of that, its proportional part": 0.0}
     in_store = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -210,7 +212,7 @@ def mapped(pid: int) -> dict[str, float]:
 
 
 def records(epochs: int, turns: int, folder: Path) -> dict[str, Any]:
-    """What TensorBoard and checkpoints cost a trial: in turns with and without, and by the clock in their calls."""
+    """Measure the cost of TensorBoard and checkpoints: in turns with and without them, and by timing their calls."""
     import raysweep.trial
     from raysweep import space
     from raysweep.data import selection
@@ -220,12 +222,12 @@ def records(epochs: int, turns: int, folder: Path) -> dict[str, Any]:
     datasets: selection.Datasets = {}
 
     def run(kept: bool, checkpoint_seconds: float) -> dict[str, list[float]]:
-        """A trial; what each call of its records took, by kind."""
+        """Run a trial; return the seconds of each call to its records, by kind."""
         base = {"usl_epochs": epochs, "le_epochs": epochs * 3 // 2}
         base |= {} if kept else {"images_every": 0, "projector_images": 0}
         trial = space.build({"name": "records", "base": base}, {}, "records").trials[0]
-        of = select_data(trial.settings, datasets, load=True)
-        assert of.probe.labelled
+        data = select_data(trial.settings, datasets, load=True)
+        assert data.probe.labelled
         directory = Path(tempfile.mkdtemp(dir=folder))
         with ExitStack() as stack:
             if not kept:
@@ -264,13 +266,13 @@ def records(epochs: int, turns: int, folder: Path) -> dict[str, Any]:
 
 
 class Silent:
-    """Events that nobody writes."""
+    """Events that are not written."""
 
     def __init__(self, *given: object) -> None:
         pass
 
     def positions(self) -> dict[str, int]:
-        """Of no files."""
+        """Return the positions of no files."""
         return {}
 
     def scalars(self, *given: object) -> None:
@@ -288,7 +290,7 @@ class Silent:
 
 @contextmanager
 def clocked() -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call that records something of the trials in the block, by kind."""
+    """Time every recording call of the trials in the block; yield the seconds by kind."""
     import raysweep.trial
     from raysweep.results import events
     from raysweep.trial import TrialRun
@@ -306,13 +308,13 @@ def clocked() -> Iterator[dict[str, list[float]]]:
         return wrapper
 
     with ExitStack() as stack:
-        for kind, of, name in (
+        for kind, owner, name in (
             ("scalars", events.Events, "scalars"),
-            ("pictures", TrialRun, "_draw"),  # the views for it included
+            ("pictures", TrialRun, "_draw"),  # including the views
             ("projector", TrialRun, "_project"),
             ("save", raysweep.trial, "save_checkpoint"),
         ):
-            stack.enter_context(mock.patch.object(of, name, timed(kind, getattr(of, name))))
+            stack.enter_context(mock.patch.object(owner, name, timed(kind, getattr(owner, name))))
         yield clock
 
 

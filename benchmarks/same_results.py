@@ -4,8 +4,8 @@
 mode, both encoders, every policy, grids of probes, few labels, an image folder evaluated on another dataset, a resumed
 sweep, an ASHA sweep, and a trial in two processes, all in fp32 on one thread. It compares every metric, every table,
 the summary, every TensorBoard scalar and every weight of every encoder, except clocks. It prints one line for each
-difference and their number, and the exit status is 1 if there are any. Only settings that the working tree has added
-are left out; they are listed.
+difference and the number of differences; the exit status is 1 if there are any. Settings that only the working tree
+has are listed but not compared.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from typing import Any
 
 import numpy as np
 
+from raysweep.config import with_present_names
+
 ROOT = Path(__file__).resolve().parents[1]
-RENAMED: dict[str, str] = {}
-"""Settings that have another name in the older commit: the new name, and the old one."""
-CLOCKS = {"wall_s", "attempts", "pretrain/images_per_s"}
-"""Columns and metrics that differ from run to run."""
+RENAMED = {"probe_grid": "probe_bank"}
+"""Settings that have another name in the older commit: a mapping from new to old names."""
+CLOCKS = {"wall_s", "attempts", "pretrain/images_per_s", "fingerprint"}
+"""Columns and metrics that are not compared: clocks, and the hash of the protocol, whose entries are compared."""
 TABLES = ("results.csv", "summary.csv", "differences.csv")
-LOCAL_ONLY = ("local", "folder", "resumed")
+LOCAL_ONLY = ("local", "grid", "folder", "resumed")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 BASE = {
@@ -60,15 +62,14 @@ SPACES: dict[str, dict[str, Any]] = {
             {"usl_type": ["ae_single"], "denoising": [True], "policy": ["affine", "noise", "mask", "noise+simclr"]},
             {"usl_type": ["ae_single"], "denoising": [True], "layerwise": ["greedy"], "seed": [1]},
             {"usl_type": ["simclr"], "blur": [True], "init": ["kaiming"], "strength": [0.3, 1.0], "seed": [2]},
-            {
-                "probe_grid": [{"lr": [1e-3, 1e-2], "layer": ["trunk", "embedding"]}],
-                "labels_per_class": [3],
-                "seed": [2],
-            },
             {"encoder": ["resnet18"], "usl_epochs": [1], "usl_type": ["simclr"], "seed": [0]},
             {"image_size": [12], "probe_layer": ["embedding"], "standardize": [False], "seed": [3]},
         ],
         "baseline": False,
+    },
+    "grid": {
+        "base": {**BASE, "probe_grid": {"lr": [1e-3, 1e-2], "layer": ["trunk", "embedding"]}, "labels_per_class": 3},
+        "search": {"seed": [2]},
     },
     "folder": {"base": {**BASE, "batch_size": 8, "knn_k": 3}, "search": {"usl_type": ["simclr"], "seed": [0, 1]}},
     "resumed": {"base": BASE, "search": {"alpha": [0.1], "seed": [0]}, "baseline": True},
@@ -88,13 +89,13 @@ SPACES: dict[str, dict[str, Any]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run both trees and compare; returns the exit status."""
+    """Run both trees and compare the results; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="the commit to compare with")
     parser.add_argument("--only", nargs="+", choices=SPACES, default=list(SPACES), help="some of the sweeps")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="a new directory for the results, which is kept")
     parsed = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary checkout is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes the temporary checkout
     with scratch_directory(parsed.keep) as folder, checked_out(parsed.commit) as old:
         make_images(folder / "images")
         for name, tree, renamed in (("old", old, RENAMED), ("new", ROOT, {})):
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def scratch_directory(kept: Path | None) -> Iterator[Path]:
-    """A directory for the results: the one to keep, or a temporary one."""
+    """Yield a directory for the results: `kept` or a temporary one."""
     if kept is not None:
         kept.mkdir(parents=True)
         yield kept.resolve()
@@ -131,7 +132,7 @@ def scratch_directory(kept: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """A temporary directory with the files of a commit."""
+    """Yield a temporary directory with the files of a commit."""
     with tempfile.TemporaryDirectory(prefix="same-results-tree-") as scratch:
         tree = Path(scratch) / "tree"
         subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", "-q", str(tree), commit], check=True)
@@ -185,19 +186,19 @@ def run_space(tree: Path, name: str, folder: Path, output: Path, renamed: Mappin
 
 
 def with_old_names(settings: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """Settings under the names that the older tree has for them."""
+    """Return the settings under their names in the older tree."""
     return {renamed.get(name, name): value for name, value in settings.items()}
 
 
 def as_renamed(text: str) -> str:
-    """A text of the older tree with the new names of settings: `name=` in the name of a trial, or the whole text."""
+    """Replace old setting names in a text by new ones: in a trial's name (`name=`), or as the whole text."""
     for new, old in RENAMED.items():
         text = re.sub(rf"(?<![\w/.]){re.escape(old)}(?==|\Z)", new, text) if old in text else text
     return text
 
 
 def environment_of(tree: Path) -> dict[str, str]:
-    """The environment in which the code of `tree` runs: one thread, and a Ray that is started for the sweep alone."""
+    """Return the environment in which the code of `tree` runs: one thread, and a Ray started only for the sweep."""
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(tree), "RAY_prestart_worker_first_driver": "0"}
     environment.pop("RAY_ADDRESS", None)
     return environment
@@ -206,8 +207,8 @@ def environment_of(tree: Path) -> dict[str, str]:
 def check_imports(tree: Path) -> None:
     """Raise SystemExit if `import raysweep` finds another copy, so that no tree is compared with itself."""
     words = [sys.executable, "-c", "import raysweep; print(raysweep.__file__)"]
-    done = subprocess.run(words, env=environment_of(tree), cwd=tree, capture_output=True, text=True, check=True)
-    package = Path(done.stdout.strip()).resolve()
+    process = subprocess.run(words, env=environment_of(tree), cwd=tree, capture_output=True, text=True, check=True)
+    package = Path(process.stdout.strip()).resolve()
     if not package.is_relative_to(tree.resolve()):
         raise SystemExit(f"the code of {tree} cannot be run: Python imports {package}")
 
@@ -215,13 +216,13 @@ def check_imports(tree: Path) -> None:
 def run_command(tree: Path, folder: Path, *arguments: object) -> None:
     """Run `run_sweep.py` of a tree in `folder`; raises SystemExit with its output if a trial or the command fails."""
     words = [sys.executable, str(tree / "run_sweep.py"), *map(str, arguments)]
-    done = subprocess.run(words, env=environment_of(tree), cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")
+    process = subprocess.run(words, env=environment_of(tree), cwd=folder, capture_output=True, text=True)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(words)}\n{process.stdout}\n{process.stderr}")
 
 
 def compare(old: Path, new: Path) -> Iterator[str]:
-    """A line for each difference between two results directories."""
+    """Yield a line for each difference between two results directories."""
     trials, others = ({path.parent.name for path in root.glob("*/result.json")} for root in (old, new))
     by_name = {as_renamed(trial): trial for trial in trials}
     if not trials and not others:
@@ -244,7 +245,7 @@ def compare(old: Path, new: Path) -> Iterator[str]:
 
 
 def added_settings(old: Path, new: Path) -> set[str]:
-    """The settings that only the results in `new` have."""
+    """Return the settings that only the results in `new` have."""
     one, other = (
         {name for path in root.glob("*/result.json") for name in json.loads(path.read_text())["settings"]}
         for root in (old, new)
@@ -253,7 +254,7 @@ def added_settings(old: Path, new: Path) -> set[str]:
 
 
 def compare_results(where: str, old: Path, new: Path, added: set[str]) -> Iterator[str]:
-    """Compare all that `result.json` says of one trial, except clocks."""
+    """Compare all fields of one trial's `result.json` except clocks."""
     one, other = (json.loads(path.read_text()) for path in (old, new))
     for key in sorted((one.keys() | other.keys()) - CLOCKS):
         values = [one.get(key), other.get(key)]
@@ -263,7 +264,7 @@ def compare_results(where: str, old: Path, new: Path, added: set[str]) -> Iterat
             if bits(values[0]) != bits(values[1]):
                 yield f"{where}: {key}: {values[0]!r} became {values[1]!r}"
             continue
-        before = {as_renamed(name): value for name, value in values[0].items()}
+        before = {as_renamed(name): value for name, value in with_present_names(values[0]).items()}
         new_names = added if key == "settings" else set()
         for name in sorted((before.keys() | values[1].keys()) - CLOCKS - new_names):
             pair = [part.get(name, "no such value") for part in (before, values[1])]
@@ -273,12 +274,12 @@ def compare_results(where: str, old: Path, new: Path, added: set[str]) -> Iterat
 
 
 def bits(value: Any) -> Any:
-    """A value such that two floats are equal if their bits are; NaN equals NaN, and 0.0 is not -0.0."""
+    """Return a form of `value` in which floats are equal if their bits are: NaN equals NaN, 0.0 differs from -0.0."""
     return ("float", struct.pack("<d", value)) if isinstance(value, float) else (type(value).__name__, value)
 
 
 def weights_of(trial: Path) -> dict[str, Any]:
-    """The weights of a trial's encoder, from a file of this or of an older version; empty for a stopped trial."""
+    """Read the weights of a trial's encoder from a file of this or an older version; empty for a stopped trial."""
     import torch
     from safetensors.torch import load_file
 
@@ -308,7 +309,7 @@ def compare_weights(where: str, old: Path, new: Path, finished: bool) -> Iterato
 
 
 def scalars_of(trial: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of every scalar that TensorBoard shows of a trial, except clocks."""
+    """Return steps and values of every TensorBoard scalar of a trial, except clocks."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
@@ -355,6 +356,8 @@ def compare_tables(where: str, old: Path, new: Path, added: set[str]) -> Iterato
             continue
         for column in columns:
             before, after = as_renamed(row[places[column]]), new_row[new_places[column]]
+            if column in RENAMED:
+                before = with_present_names({RENAMED[column]: before}).get(column, before)
             if before != after:
                 yield f"{where}: row {number}: {column}: {before!r} became {after!r}"
 

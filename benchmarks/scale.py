@@ -1,18 +1,18 @@
-"""What limits a sweep of very many trials on very many nodes, measured on one machine.
+"""The limits of a sweep of very many trials on very many nodes, measured on one machine.
 
     python benchmarks/scale.py                     # 5 minutes on two cores
     python benchmarks/scale.py --only storage      # one part
 
-- driver: sweeps on Ray with many logical cores, whose trials sleep, report and write their files as real ones do, so
-  that more of them run at a time than there are processors; all else is what `run_sweep.py` does. A worker takes a
-  second of a processor to start and 0.12 GiB, so 24 of them are what two cores start in half a minute.
-- storage: what one real trial leaves, asks of a file system (counted by strace, where it is installed) and of a bucket
-  (counted by an S3 server on this machine).
-- tensorboard: how long the page takes over many trials, and how much memory.
-- start: a sweep of 10,000 trials is read, written, read again as a resume does, and reported.
-- dataset: what each dataset takes on every node.
+- driver: runs sweeps on Ray with many logical cores. Their trials sleep, report and write files as real trials do, so
+  more trials run at a time than there are processors. Everything else is as in `run_sweep.py`. Starting a worker takes
+  one second of a processor and 0.12 GiB, so two cores start 24 workers in half a minute.
+- storage: counts the files that one real trial leaves, its system calls (with strace, if installed) and its requests to
+  a bucket (on a local S3 server).
+- tensorboard: measures how long the page takes for many trials, and its memory.
+- start: reads and writes a sweep of 10,000 trials, reads it again as a resume does, and reports on it.
+- dataset: computes the memory that each dataset takes on every node.
 
-Written to `benchmarks/results/scale.json`. Needs Linux (`/proc`).
+The script writes `benchmarks/results/scale.json`. It needs Linux (`/proc`).
 """
 
 from __future__ import annotations
@@ -43,25 +43,26 @@ import measure
 
 from raysweep.results.trial_directory import at_work
 
-SLEEP = "RAYSWEEP_SCALE"  # in the environment of the workers: the case
+SLEEP = "RAYSWEEP_SCALE"  # the workers' environment variable that holds the case
 PARTS = ("dataset", "storage", "start", "tensorboard", "driver")
-TRIAL = {"usl_epochs": 4, "le_epochs": 6, "images_every": 2, "probe_every": 2}  # of the trial whose storage is counted
+# Settings of the trial whose storage is counted.
+TRIAL = {"usl_epochs": 4, "le_epochs": 6, "images_every": 2, "probe_every": 2}
 CALLS = "%file,fsync,fdatasync,flock,read,pread64,write,ftruncate,getdents64"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sweep of trials that sleep."""
+    """A sweep whose trials sleep."""
 
     slots: int
-    """Logical cores, and so trials at a time."""
+    """The number of logical cores, which is the number of trials at a time."""
     trials: int
     reports: int
-    """Of each trial, beside the last."""
+    """The reports of each trial, without the last one."""
     seconds: float
-    """Between two of them."""
+    """The time between two reports."""
     paced: bool = False
-    """Whether they come as seldom as the driver's answers make a trial report; `seconds` is then the least."""
+    """Whether a trial reports as rarely as the driver's answers require; `seconds` is then the shortest interval."""
 
 
 CASES = {
@@ -73,15 +74,15 @@ CASES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write down."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description="What limits a sweep of very many trials on very many nodes.")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; the others stay written")
     parser.add_argument("--case", type=int, nargs=3, metavar=("SLOTS", "TRIALS", "REPORTS"), help="another of `driver`")
     parser.add_argument("--case_seconds", type=float, default=1.0, help="between two reports in that (1)")
     parser.add_argument("--trials", type=int, default=10_000, help="of `start` (10,000)")
     parser.add_argument("--runs", type=int, default=500, help="of `tensorboard` (500)")
-    parser.add_argument("--drive", help=argparse.SUPPRESS)  # a case, in a process of its own
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a real trial in a process of its own, for strace
+    parser.add_argument("--drive", help=argparse.SUPPRESS)  # a case, in a separate process
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a real trial in a separate process, for strace
     parsed = parser.parse_args(argv)
     if parsed.drive or parsed.one:
         print(json.dumps(drive(Case(**json.loads(parsed.drive))) if parsed.drive else real_trial(parsed.one, {})))
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sleeping(config: Mapping[str, Any], datasets: Any, options: Any) -> None:
-    """In place of `run_trial`: what that does, but for the experiment itself, of which it only sleeps."""
+    """Replace `run_trial`: do everything that it does, but sleep instead of running the experiment."""
     from ray import tune
 
     from raysweep.backends.ray import trainable
@@ -133,7 +134,7 @@ def sleeping(config: Mapping[str, Any], datasets: Any, options: Any) -> None:
         tune.report(values)
         waited.append(time.monotonic() - asked)
 
-    if case["paced"]:  # a few trials that report very often, in place of very many that do once a second
+    if case["paced"]:  # few trials with very frequent reports stand for very many with one report per second
         trainable.REPORT_SECONDS = case["seconds"]
     pace = Pace(tell)
     with at_work(results, trial.name) as push:
@@ -163,22 +164,22 @@ def sleeping(config: Mapping[str, Any], datasets: Any, options: Any) -> None:
 
 
 def driven(case: Case) -> dict[str, Any]:
-    """The figures of a case, measured in a process of its own."""
+    """Measure a case in a separate process and return its figures."""
     command = [sys.executable, __file__, "--drive", json.dumps(asdict(case))]
     environment = {**os.environ, SLEEP: json.dumps(asdict(case))}
     environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{case}: {done.stderr[-3000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode != 0:
+        raise SystemExit(f"{case}: {process.stderr[-3000:]}")
+    figures: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return {**asdict(case), **figures}
 
 
 def drive(case: Case) -> dict[str, Any]:
-    """Run a case as the command line would, and tell what it took."""
+    """Run a case as the command line would, and return its figures."""
     from raysweep.backends.ray.authentication import present_token
 
-    present_token(None)  # before Ray is imported
+    present_token(None)  # must run before Ray is imported
     import ray
     from rich.console import Console
 
@@ -197,7 +198,7 @@ def drive(case: Case) -> dict[str, Any]:
     marks: list[tuple[str, float, float]] = []
 
     class Noting(ProgressDisplay):
-        """The real view, told of everything, and the clock beside it."""
+        """The real view, which also records the time of each event."""
 
         def begin(self, trial: Any) -> None:
             marks.append(("begin", time.monotonic(), time.process_time()))
@@ -223,7 +224,7 @@ def drive(case: Case) -> dict[str, Any]:
     for trial in sweep.examples:
         select_data(trial.settings, data, load=True)
     output = tempfile.mkdtemp(prefix="raysweep-scale-")
-    tuner.trial_function = sleeping  # the only thing that is not the command's own
+    tuner.trial_function = sleeping  # the only difference from the real command
     try:
         results = Store.plan(output, None, sweep.name)
         results.create(sweep, provenance())
@@ -241,11 +242,11 @@ def drive(case: Case) -> dict[str, Any]:
         build_report(results, sweep)
         reported = time.monotonic() - ended
         notes = [json.loads(path.read_text()) for path in results.root.glob("*/waited.json")]
-        own = [json.loads(path.read_text())["wall_s"] for path in results.root.glob("*/result.json")]
+        trial_seconds = [json.loads(path.read_text())["wall_s"] for path in results.root.glob("*/result.json")]
     finally:
         shutil.rmtree(output)
         ray.shutdown()
-    assert len(own) == case.trials
+    assert len(trial_seconds) == case.trials
     waited = sorted(each for note in notes for each in note["waited"])
     figures = {
         "Ray up, s": up,
@@ -256,46 +257,46 @@ def drive(case: Case) -> dict[str, Any]:
         **steady(marks, case),
     }
     if waited:
-        figures["trials' time that goes into waiting for the driver"] = sum(waited) / sum(own)
+        figures["trials' time that goes into waiting for the driver"] = sum(waited) / sum(trial_seconds)
         figures["a report waits for the driver, median s"] = statistics.median(waited)
         figures["and in one case of a hundred, s"] = waited[int(len(waited) * 0.99)]
     if case.seconds and case.reports and not case.paced:
         first, last = nth(marks, "begin", case.slots), nth(marks, "end", case.trials - case.slots + 1)
         inside = sum(kind == "end" and first[1] < at <= last[1] for kind, at, _ in marks)
         figures["share of the slots' time that trials have"] = (
-            inside * statistics.mean(own) / (case.slots * (last[1] - first[1]))
+            inside * statistics.mean(trial_seconds) / (case.slots * (last[1] - first[1]))
         )
     return {name: measure.significant(value) for name, value in figures.items()}
 
 
 def nth(marks: Sequence[tuple[str, float, float]], kind: str, number: int) -> tuple[str, float, float]:
-    """The mark of the `number`-th event of this kind."""
+    """Return the mark of the `number`-th event of this kind."""
     return [mark for mark in marks if mark[0] == kind][number - 1]
 
 
 def steady(marks: Sequence[tuple[str, float, float]], case: Case) -> dict[str, float]:
-    """What events cost the driver while all slots are in use."""
+    """Return what events cost the driver while all slots are in use."""
     first = nth(marks, "begin", case.slots)
     last = nth(marks, "end", case.trials - case.slots + 1)
-    if case.trials > 4 * case.slots:  # a worker's first trial imports what the later ones have
+    if case.trials > 4 * case.slots:  # a worker's first trial also imports modules
         first = nth(marks, "end", 2 * case.slots)
-    if case.reports and case.trials <= 2 * case.slots:  # of reports alone: before the first trial ends
+    if case.reports and case.trials <= 2 * case.slots:  # reports only: measure until the first trial ends
         last = nth(marks, "end", 1)
     window = [mark for mark in marks if first[1] < mark[1] < last[1]]
     kinds = Counter(kind for kind, _, _ in window)
     seconds, used = last[1] - first[1], last[2] - first[2]
-    found = {
+    steady_figures = {
         "steady: seconds": seconds,
         "steady: driver's share of a processor": used / seconds,
         "steady: reports a second": kinds["report"] / seconds,
     }
     if kinds["end"]:
-        found["steady: trials a second"] = kinds["end"] / seconds
+        steady_figures["steady: trials a second"] = kinds["end"] / seconds
     if not case.reports:
-        found["driver's processor time per trial, s"] = used / kinds["end"]
+        steady_figures["driver's processor time per trial, s"] = used / kinds["end"]
     elif not kinds["end"]:
-        found["driver's processor time per report, s"] = used / kinds["report"]
-    return found
+        steady_figures["driver's processor time per report, s"] = used / kinds["report"]
+    return steady_figures
 
 
 # Storage
@@ -304,7 +305,7 @@ def steady(marks: Sequence[tuple[str, float, float]], case: Case) -> dict[str, f
 def real_trial(
     place: str, changed: Mapping[str, Any], phase: Callable[[str], None] = lambda name: None
 ) -> dict[str, Any]:
-    """One trial in the results directory at `place`, as its worker and then the driver deal with it."""
+    """Run one trial in the results directory at `place`, with the steps of its worker and then of the driver."""
     from raysweep import space
     from raysweep.backends.stopping import StopFlag
     from raysweep.data import selection
@@ -341,7 +342,7 @@ def real_trial(
 
 
 def directory(folder: Path) -> dict[str, Any]:
-    """What a trial leaves in a directory, and which system calls it makes there."""
+    """Count the files that a trial leaves in a directory and the system calls that it makes there."""
     place = folder / "plain"
     command = [sys.executable, __file__, "--one", str(place)]
     log = folder / "strace.log"
@@ -361,18 +362,18 @@ def directory(folder: Path) -> dict[str, Any]:
 
 
 def calls(log: Path, place: Path) -> Counter[str]:
-    """The system calls on what lies below `place`, by name."""
-    found: Counter[str] = Counter()
+    """Count the system calls on paths below `place`, by name."""
+    counts: Counter[str] = Counter()
     for line in log.read_text(errors="replace").splitlines():
         call = re.match(r"\d+ +(\w+)\(", line)
         if call is not None and str(place) in line.partition(" = ")[0]:
-            found[call[1]] += 1
-    del found["execve"]  # the command itself
-    return found
+            counts[call[1]] += 1
+    del counts["execve"]  # the command itself
+    return counts
 
 
 def event_bytes(path: Path) -> dict[str, Any]:
-    """What of an event file are points, and what pictures."""
+    """Return how much of an event file is points and how much is pictures."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     scalars, pictures = [], []
@@ -391,7 +392,7 @@ def event_bytes(path: Path) -> dict[str, Any]:
 
 
 class Requests:
-    """A WSGI application that counts what another is asked for."""
+    """A WSGI application that counts the requests to another application."""
 
     def __init__(self, application: Any) -> None:
         self.application = application
@@ -403,10 +404,10 @@ class Requests:
         if self.phase:
             method, query = environment["REQUEST_METHOD"], environment.get("QUERY_STRING", "")
             kind = "LIST" if method == "GET" and "list-type" in query else method
-            of = self.counts.setdefault(self.phase, Counter())
-            of[kind] += 1
+            counter = self.counts.setdefault(self.phase, Counter())
+            counter[kind] += 1
             if method == "PUT":
-                of["bytes"] += int(
+                counter["bytes"] += int(
                     environment.get("HTTP_X_AMZ_DECODED_CONTENT_LENGTH") or environment["CONTENT_LENGTH"]
                 )
         return self.application(environment, start_response)
@@ -414,7 +415,7 @@ class Requests:
 
 @contextmanager
 def s3() -> Iterator[Requests]:
-    """An S3 server on this machine, and the environment by which it is found."""
+    """Run an S3 server on this machine, with the environment variables that point to it."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -435,10 +436,10 @@ def s3() -> Iterator[Requests]:
 
 
 def bucket(folder: Path) -> dict[str, Any]:
-    """What a trial, its driver and each checkpoint ask of a bucket."""
+    """Count the requests of a trial, its driver and each checkpoint to a bucket."""
     import boto3
 
-    found: dict[str, dict[str, int]] = {}
+    figures_by_phase: dict[str, dict[str, int]] = {}
     os.environ["RAYSWEEP_CACHE"] = str(folder / "cache")
     with s3() as requests:
 
@@ -450,21 +451,23 @@ def bucket(folder: Path) -> dict[str, Any]:
             requests.counts = {}
             real_trial(f"s3://scale/{name.replace(' ', '-')}", {"checkpoint_seconds": seconds}, enter)
             if name == "none":
-                found = {phase: dict(of) for phase, of in requests.counts.items()}
+                figures_by_phase = {phase: dict(counter) for phase, counter in requests.counts.items()}
             else:
-                plain, often = Counter(found["the trial"]), requests.counts["the trial"]
-                # Each step of the epochs and of the probe is a checkpoint, in its two files; older ones are removed.
+                plain, often = Counter(figures_by_phase["the trial"]), requests.counts["the trial"]
+                # Each step of the epochs and the probe saves a checkpoint of two files; older ones are removed.
                 saves = (often["LIST"] - plain["LIST"]) // 2
-                found["a checkpoint"] = {kind: round((often[kind] - plain[kind]) / saves, 1) for kind in often}
-                found["checkpoints that this is the mean of"] = {"checkpoints": saves}
-    return found
+                figures_by_phase["a checkpoint"] = {
+                    kind: round((often[kind] - plain[kind]) / saves, 1) for kind in often
+                }
+                figures_by_phase["checkpoints that this is the mean of"] = {"checkpoints": saves}
+    return figures_by_phase
 
 
 # TensorBoard, start-up, datasets
 
 
 def tensorboard(runs: int, folder: Path) -> dict[str, Any]:
-    """How long TensorBoard takes until it has read so many trials, and what memory it then has."""
+    """Measure how long TensorBoard takes to read `runs` trials, and its memory afterwards."""
     from raysweep.results.events import Events
 
     root = folder / "many"
@@ -474,7 +477,7 @@ def tensorboard(runs: int, folder: Path) -> dict[str, Any]:
         trial.mkdir(parents=True)
         events = Events(trial, 1, None)
         events.hyperparameters({"alpha": number})
-        for epoch in range(1, 401):  # the default
+        for epoch in range(1, 401):  # the default number of epochs
             events.scalars({f"pretrain/{name}": value for name, value in points.items()}, epoch)
         for epoch in range(1, 301):
             events.scalars({"linear/train_accuracy": 0.5, "linear/val_accuracy": 0.5}, epoch)
@@ -493,7 +496,7 @@ def tensorboard(runs: int, folder: Path) -> dict[str, Any]:
                 address = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
                 with urllib.request.urlopen(address, timeout=30) as answer:
                     tags = json.load(answer)
-                if sum("linear/val_accuracy" in of for of in tags.values()) == runs:
+                if sum("linear/val_accuracy" in scalars for scalars in tags.values()) == runs:
                     break
             if server.poll() is not None or time.monotonic() - began > 120:
                 return {"trials": runs, "failed": "not read within 120 s"}
@@ -515,7 +518,7 @@ def tensorboard(runs: int, folder: Path) -> dict[str, Any]:
 
 
 def children(parent: int) -> Iterable[int]:
-    """The processes that a process has started."""
+    """Yield the child processes of a process."""
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
             with suppress(OSError):
@@ -524,7 +527,7 @@ def children(parent: int) -> Iterable[int]:
 
 
 def start(trials: int, folder: Path) -> dict[str, Any]:
-    """What a sweep of so many trials takes to be begun, read again for a resume when all have ended, and reported."""
+    """Time a sweep of `trials` trials: starting it, reading it again for a resume after all ended, and the report."""
     from raysweep import space
     from raysweep.report.building import build_report
     from raysweep.results.attempts import begin_attempt
@@ -550,10 +553,10 @@ def start(trials: int, folder: Path) -> dict[str, Any]:
         path.mkdir()
         begin_attempt(path, trial.settings)
         metrics = {"linear/val_accuracy": number / trials, "linear/test_accuracy": number / trials}
-        done = make_result(
+        finished = make_result(
             trial, "x", path, status="finished", error=None, metrics=metrics, wall_s=1.0, device="cpu", warnings=[]
         )
-        write_result(path, done)
+        write_result(path, finished)
     with timed("sweep.yaml is read again, s"):
         opened, sweep = Store.open(results.root)
     with timed("the trials' states are read again, s"):
@@ -566,7 +569,7 @@ def start(trials: int, folder: Path) -> dict[str, Any]:
 
 
 def datasets() -> dict[str, Any]:
-    """What each dataset takes of a node's object store: a byte for each value."""
+    """Return the size of each dataset in a node's object store, at one byte per value."""
     from raysweep import parts
 
     return {

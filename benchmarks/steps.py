@@ -1,4 +1,4 @@
-"""What the benchmarks of pretraining share: images, settings, and the bare step, which is the least a step can be."""
+"""Helpers of the pretraining benchmarks: images, settings, and the bare step, which is the minimal work of a step."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from raysweep.training.state import State, fresh_state
 
 CPU = torch.device("cpu")
 SHAPES = {"8×8×1": ("digits", 1, 8), "32×32×3": ("cifar10", 3, 32)}
-"""Of the images, in words: the dataset whose shape it is, channels, side."""
+"""The image shapes by name: the dataset with this shape, the channels and the side."""
 
 
 def settings_for(shape: str, **changes: Any) -> Settings:
-    """The defaults, for images of a shape; the precision is the default one unless given."""
+    """Return the default settings for images of a shape, with the default precision unless one is given."""
     return Settings.model_validate({"dataset": SHAPES[shape][0], "usl_lr": 1e-3, "usl_epochs": 10**6, **changes})
 
 
 def precisions() -> tuple[str, ...]:
-    """The default precision first."""
+    """Return the precisions, with the default first."""
     default = precision_of(Settings(), "cpu")
     return (default, *(name for name in ("fp32", "bf16") if name != default))
 
 
 def random_images(shape: str, count: int) -> Tensor:
-    """(count, C, H, W) uint8, the same ones for the same arguments."""
+    """Return random images, (count, C, H, W) uint8; the same arguments give the same images."""
     _, channels, size = SHAPES[shape]
     return torch.randint(256, (count, channels, size, size), generator=seeded(), dtype=torch.uint8)
 
 
 def seeded() -> torch.Generator:
-    """Draws that are the same in every run."""
+    """Return a generator whose draws are the same in every run."""
     return torch.Generator().manual_seed(0)
 
 
 def random_datasets(shape: str, count: int) -> Datasets:
-    """What an experiment on random images and labels reads."""
+    """Return the datasets of an experiment on random images and labels."""
     name, _, size = SHAPES[shape]
     images, tests = random_images(shape, count).numpy(), random_images(shape, max(10, count // 5)).numpy()
     labels = np.arange(count) % 10
@@ -58,16 +58,16 @@ def random_datasets(shape: str, count: int) -> Datasets:
 
 
 def epochs(settings: Settings, images: Tensor) -> Callable[[], object]:
-    """A function that pretrains for one more epoch, by the loop that a trial runs."""
+    """Return a function that pretrains for one more epoch with the loop of a trial."""
     state = fresh_state(settings, images.shape[1], images.shape[2], CPU)
     running: Iterator[object] = pretrain(settings, state, images)
     return lambda: next(running)
 
 
 class BareSteps:
-    """Forward, backward and optimiser on tensors that are ready: an epoch's steps without all else.
+    """An epoch's steps reduced to forward, backward and optimiser on prepared tensors.
 
-    Method, precision, batch and memory format are the same as in the loop. The views are made before.
+    Method, precision, batch and memory format are the same as in the loop. The views are made beforehand.
     """
 
     def __init__(self, settings: Settings, images: Tensor, prepared: int = 4) -> None:
@@ -87,7 +87,7 @@ class BareSteps:
         self.optimizer.step()
 
     def losses(self, number: int = 0) -> Losses:
-        """The losses of one of the prepared batches, in the precision of the settings."""
+        """Compute the losses of one of the prepared batches in the settings' precision."""
         views, clean = self.batches[number % len(self.batches)]
         with autocast_for(self.settings, views):
             losses: Losses = self.state.method(views, clean)
@@ -95,17 +95,17 @@ class BareSteps:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The loop's own."""
+        """The optimiser of the loop."""
         return self.state.optimizers[0]
 
     def epoch(self) -> None:
-        """As many as an epoch has."""
+        """Run as many steps as an epoch has."""
         for number in range(self.steps):
             self.step(number)
 
 
 def multiplication_rate(dtype: torch.dtype, sizes: tuple[int, ...] = (512, 1024, 2048)) -> dict[str, float]:
-    """GFLOP per second of square matrix products on the threads that PyTorch now has, by their size; best of eight."""
+    """Return GFLOP per second of square matrix products on PyTorch's current threads, by size; best of eight."""
     rates = {}
     for size in sizes:
         a, b = (torch.randn(size, size, generator=seeded()).to(dtype) for _ in range(2))

@@ -1,13 +1,13 @@
-"""Whole sweeps against what people use: a plain Ray Tune script of equal work, and lightly's SimCLR recipe.
+"""Whole sweeps compared with common alternatives: a plain Ray Tune script of equal work, and lightly's SimCLR recipe.
 
     python benchmarks/sweeps.py
     python benchmarks/sweeps.py --quick --part digits
 
-`digits` and `cifar` time two commands from start to exit, in turns, with one core a trial: `run_sweep.py` on a file of
-`benchmarks/search_spaces/` (at the default precision, and at the other one of fp32 and bf16), and
-`benchmarks/peers/plain_tune.py`. `lightly` compares images per second in one process on one thread. The images of
-`cifar` are random ones of its shape, or the first of every class below `--folder`. Writes
-`benchmarks/results/sweep-digits.json`, `sweep-cifar.json` and `lightly.json`; half an hour on two cores.
+`digits` and `cifar` time two commands from start to exit, in turns, with one core per trial: `run_sweep.py` on a file
+in `benchmarks/search_spaces/` (at the default precision and at the other of fp32 and bf16), and
+`benchmarks/peers/plain_tune.py`. `lightly` compares images per second in one process on one thread. `cifar` uses random
+images of CIFAR's shape, or the first images of each class below `--folder`. The script writes
+`benchmarks/results/sweep-digits.json`, `sweep-cifar.json` and `lightly.json`, and takes half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ PLAIN, OURS = "plain script", "raysweep"
 
 
 def environment() -> dict[str, str]:
-    """Of both commands: no cluster but their own."""
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(measure.ROOT), os.environ.get("PYTHONPATH", "")])}
-    found.pop("RAY_ADDRESS", None)
-    return found
+    """Return the environment of both commands, in which they find no existing Ray cluster."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(measure.ROOT), os.environ.get("PYTHONPATH", "")])}
+    variables.pop("RAY_ADDRESS", None)
+    return variables
 
 
 def call(command: Sequence[object], log: Path) -> None:
-    """Run a command to its end; raises SystemExit with the end of what it said if it fails."""
+    """Run a command to its end; if it fails, raise SystemExit with the end of its output."""
     with open(log, "wb") as stream:
         child = subprocess.Popen(list(map(str, command)), env=environment(), stdout=stream, stderr=subprocess.STDOUT)
     try:
         status = child.wait()
-    except BaseException:  # this process is to end: the child first, by the signal that lets it stop its own Ray
+    except BaseException:  # before this process ends, SIGTERM lets the child stop its own Ray
         child.terminate()
         child.wait()
         raise
@@ -58,7 +58,7 @@ def call(command: Sequence[object], log: Path) -> None:
 
 
 def precisions() -> dict[str, list[str]]:
-    """The names of raysweep's runs, the default first, and their flags."""
+    """Return the names of raysweep's runs, the default first, with their flags."""
     from raysweep.config import Settings
     from raysweep.methods.precision import precision_of
 
@@ -71,10 +71,10 @@ class Sweeps:
     """Runs of the two commands on one search space, each into a new directory below `folder`.
 
     Args:
-        space: the file of `search_spaces/`.
+        space: the file in `search_spaces/`.
         dataset: `digits`, or a folder of images.
-        changes: settings of the file to override, for `--quick`.
-        folder: an empty one.
+        changes: settings that override those of the file, for `--quick`.
+        folder: an empty directory.
     """
 
     def __init__(self, space: Path, dataset: str, changes: dict[str, Any], folder: Path) -> None:
@@ -85,7 +85,7 @@ class Sweeps:
         self.trials: dict[str, list[dict[str, Any]]] = {}
 
     def plain(self) -> None:
-        """The plain script."""
+        """Run the plain script."""
         self.runs += 1
         root = self.folder / str(self.runs)
         root.mkdir()
@@ -97,7 +97,7 @@ class Sweeps:
         self.trials[PLAIN] = json.loads((root / "out.json").read_text())
 
     def ours(self, name: str, flags: Sequence[str]) -> None:
-        """The real command."""
+        """Run the real command."""
         self.runs += 1
         root = self.folder / str(self.runs)
         root.mkdir()
@@ -121,7 +121,7 @@ class Sweeps:
         shutil.rmtree(root / "sweep")
 
     def compare(self, repeats: int) -> dict[str, Any]:
-        """Both, in turns; the ratios are those of the plain script's time to ours within a turn."""
+        """Run both in turns; each ratio is the plain script's time over ours within a turn."""
         work: dict[str, Callable[[], object]] = {PLAIN: self.plain}
         for name, flags in precisions().items():
             work[name] = lambda name=name, flags=flags: self.ours(name, flags)  # type: ignore[misc]
@@ -131,7 +131,7 @@ class Sweeps:
             "work": {**self.base, "alpha": self.alphas, "trials": len(self.alphas)},
             "seconds": seconds,
             "times faster than the plain script": {
-                name: measure.ratio(seconds[PLAIN], of) for name, of in seconds.items() if name != PLAIN
+                name: measure.ratio(seconds[PLAIN], values) for name, values in seconds.items() if name != PLAIN
             },
             "default": default,
             "trials of the last turn": self.trials,
@@ -139,15 +139,15 @@ class Sweeps:
 
 
 def make_folder(root: Path, images: int, source: Path | None) -> Path:
-    """A folder of classes: random images of CIFAR's shape, or links to the first of each class below `source`."""
+    """Create a folder of classes with random images of CIFAR's shape, or links to the first images below `source`."""
     draws = np.random.RandomState(0)
     for split, count in (("train", images), ("test", images // 5)):
         if source is not None:
             classes = sorted(path for path in (source / split).iterdir() if path.is_dir())
-            for of in classes:
-                (root / split / of.name).mkdir(parents=True)
-                for path in sorted(of.iterdir())[: count // len(classes)]:
-                    (root / split / of.name / path.name).symlink_to(path.resolve())
+            for label in classes:
+                (root / split / label.name).mkdir(parents=True)
+                for path in sorted(label.iterdir())[: count // len(classes)]:
+                    (root / split / label.name / path.name).symlink_to(path.resolve())
             continue
         for number in range(CLASSES):
             (root / split / f"class{number}").mkdir(parents=True)
@@ -158,7 +158,7 @@ def make_folder(root: Path, images: int, source: Path | None) -> Path:
 
 
 def compare_lightly(images: int, repeats: int) -> dict[str, Any] | None:
-    """Images per second of SimCLR at batch 250, on one thread; None if lightly is not installed."""
+    """Measure SimCLR's images per second at batch 250 on one thread; return None if lightly is not installed."""
     import torch
 
     sys.path.insert(0, str(PEERS))
@@ -182,7 +182,7 @@ def compare_lightly(images: int, repeats: int) -> dict[str, Any] | None:
     resident = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     for name, flags in precisions().items():
         chosen = {"precision": flags[1]} if flags else {}
-        # Strength 1 has as many operations as lightly's defaults: colours with probability 0.8.
+        # Strength 1 applies as many operations as lightly's defaults: colour changes with probability 0.8.
         settings = Settings.model_validate(
             {"usl_type": "simclr", "usl_lr": 1e-3, "strength": 1.0, "usl_epochs": repeats + 1, **chosen}
         )
@@ -193,9 +193,9 @@ def compare_lightly(images: int, repeats: int) -> dict[str, Any] | None:
     return {
         "work": {"images per epoch": counted, "batch_size": 250, "threads": 1, "encoder": "conv6", "size": "32×32×3"},
         "seconds": seconds,
-        "images per second": {name: measure.summary([counted / s for s in of]) for name, of in seconds.items()},
+        "images per second": {name: measure.summary([counted / s for s in values]) for name, values in seconds.items()},
         "times faster than lightly": {
-            name: measure.ratio(seconds["lightly"], of) for name, of in seconds.items() if name != "lightly"
+            name: measure.ratio(seconds["lightly"], values) for name, values in seconds.items() if name != "lightly"
         },
         "default": next(iter(precisions())),
     }
@@ -205,9 +205,9 @@ def show(title: str, content: dict[str, Any]) -> None:
     """Print medians and ratios."""
     print(f"\n{title}")
     ratios = next(value for key, value in content.items() if key.startswith("times faster"))
-    for name, of in measure.load(title)["seconds"].items():  # type: ignore[index]
+    for name, values in measure.load(title)["seconds"].items():  # type: ignore[index]
         factor = f"{ratios[name]['median']:6.2f} ×" if name in ratios else ""
-        print(f"  {name:28} {of['median']:8.2f} s  {factor}", flush=True)
+        print(f"  {name:28} {values['median']:8.2f} s  {factor}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,10 +239,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure.save("sweep-cifar", {"quick": given.quick, **content})
             show("sweep-cifar", content)
     if "lightly" in parts:
-        found = compare_lightly(500 if given.quick else 750, 2 if given.quick else max(5, repeats))
-        if found is not None:
-            measure.save("lightly", {"quick": given.quick, **found})
-            show("lightly", found)
+        figures = compare_lightly(500 if given.quick else 750, 2 if given.quick else max(5, repeats))
+        if figures is not None:
+            measure.save("lightly", {"quick": given.quick, **figures})
+            show("lightly", figures)
     return 0
 
 

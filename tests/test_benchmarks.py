@@ -1,4 +1,4 @@
-"""The benchmarks: the peer does equal work, targets are judged by what was measured, the page has a place for all."""
+"""The benchmarks' peer does equal work, targets are judged by measurements, and the page has a place for each table."""
 
 import json
 from importlib import import_module
@@ -12,7 +12,7 @@ from tests.support.networks import embed, make_decoder, make_encoder
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """A module of `benchmarks/`, by name, as its own scripts import it."""
+    """A function that imports a module of `benchmarks/` by name, as the benchmarks' own scripts do."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers"))
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return import_module
@@ -52,7 +52,7 @@ def test_targets_are_judged_by_what_was_measured(benchmark, monkeypatch, tmp_pat
     assert check.verdict(target) == ("3.1", "met")
     write(2.9, quick=False)
     assert check.verdict(target) == ("2.9", "missed")
-    write(3.1, quick=True)  # a trial run is no measurement
+    write(3.1, quick=True)  # a quick run does not count as a measurement
     assert check.verdict(target) == ("–", "not measured")
     monkeypatch.setattr(check, "TARGETS", (target,))
     write(3.1, quick=False)
@@ -64,7 +64,7 @@ def test_work_is_measured_in_turns(benchmark):
     calls = []
     seconds = measure.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 3  # the first turn is not counted
-    assert [len(of) for of in seconds.values()] == [2, 2]
+    assert [len(times) for times in seconds.values()] == [2, 2]
     assert measure.ratio([4.0, 9.0, 1.0], [2.0, 3.0, 1.0])["median"] == 2.0
 
 

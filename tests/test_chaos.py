@@ -1,4 +1,4 @@
-"""A sweep that is killed and resumed gives what an undisturbed one gives: `benchmarks/chaos.py`, in short."""
+"""A sweep that is killed and resumed gives the results of an undisturbed one: a short run of `benchmarks/chaos.py`."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_kills_change_nothing(tmp_path):
 
 
 def test_what_differs_is_found(tmp_path):
-    """The comparison itself, on two sweeps that differ in one metric, one figure and one step too many."""
+    """The comparison finds that two sweeps differ in one metric, in one figure and by one extra step."""
     from raysweep.results.events import Events
 
     for name, accuracy, picture in (("a", "0.5", b"one"), ("b", "0.6", b"two")):

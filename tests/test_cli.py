@@ -1,4 +1,4 @@
-"""Bad input from the command line: exit status 2, one line that says what is wrong, nothing started or left behind."""
+"""Bad input on the command line gives exit status 2 and one line about the fault; nothing starts or is left behind."""
 
 import os
 import subprocess
@@ -15,24 +15,24 @@ TINY = ["--usl_epochs", "1", "--le_epochs", "1", "--batch_size", "4", "--knn_k",
 
 @pytest.fixture
 def refused(run_sweep, tmp_path):
-    """Runs the command, checks that it is refused without a trace, and returns its one line."""
+    """A function that runs the command, checks that it is refused and leaves no files, and returns its one line."""
 
     def run(*arguments, **environment):
         before = sorted(tmp_path.rglob("*"))
-        done = run_sweep(*arguments, **environment)
-        assert done.returncode == 2, done
-        assert done.stdout == ""
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert "Traceback" not in done.stderr
+        process = run_sweep(*arguments, **environment)
+        assert process.returncode == 2, process
+        assert process.stdout == ""
+        assert process.stderr.startswith("error: ")
+        assert process.stderr.count("\n") == 1
+        assert "Traceback" not in process.stderr
         assert sorted(tmp_path.rglob("*")) == before
-        return done.stderr
+        return process.stderr
 
     return run
 
 
 def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")):
-    """An image folder of random pictures."""
+    """Create an image folder of random pictures."""
     rng = np.random.default_rng(0)
     for split in splits:
         for label in classes:
@@ -151,9 +151,9 @@ def test_a_bad_image_is_named_and_skipped_only_when_asked_to(refused, run_sweep,
     bad = root / "train" / "dog" / "3.png"
     bad.write_bytes(bad.read_bytes()[:60] if content is None else content)
     assert str(bad) in refused("--dataset", f"folder:{root}", *TINY)
-    done = run_sweep("--dataset", f"folder:{root}", "--skip_bad_images", "True", *TINY)
-    assert done.returncode == 0, done.stderr
-    assert "3.png" in done.stderr
+    process = run_sweep("--dataset", f"folder:{root}", "--skip_bad_images", "True", *TINY)
+    assert process.returncode == 0, process.stderr
+    assert "3.png" in process.stderr
 
 
 def test_images_of_any_kind_are_accepted(run_sweep, tmp_path):
@@ -164,15 +164,15 @@ def test_images_of_any_kind_are_accepted(run_sweep, tmp_path):
         suffix = "jpg" if mode == "CMYK" else "png"
         rgb.convert(mode).save(root / "train" / "cat" / f"{mode}.{suffix}")
     Image.fromarray(rng.integers(0, 2**16, (5, 50), dtype=np.uint16)).save(root / "train" / "dog" / "deep.png")
-    done = run_sweep("--dataset", f"folder:{root}", *TINY)
-    assert done.returncode == 0, done.stderr
+    process = run_sweep("--dataset", f"folder:{root}", *TINY)
+    assert process.returncode == 0, process.stderr
 
 
 def test_images_without_classes_serve_for_pretraining_only(refused, run_sweep, tmp_path):
     root = make_folder(tmp_path / "images", splits=("all",))
     assert "no classes" in refused("--dataset", f"folder:{root}", *TINY)
-    done = run_sweep("--dataset", f"folder:{root}", "--probe_dataset", "digits", *TINY)
-    assert done.returncode == 0, done.stderr
+    process = run_sweep("--dataset", f"folder:{root}", "--probe_dataset", "digits", *TINY)
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_single_class_cannot_be_evaluated(refused, tmp_path):
@@ -181,9 +181,9 @@ def test_a_single_class_cannot_be_evaluated(refused, tmp_path):
 
 
 def test_dry_run_prints_trials_and_settings_and_starts_nothing(run_sweep, tmp_path):
-    done = run_sweep("--exp_type", "alpha", "--set", "alpha=[1e-5, 1]", "--dry-run")
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
+    process = run_sweep("--exp_type", "alpha", "--set", "alpha=[1e-5, 1]", "--dry-run")
+    assert process.returncode == 0
+    lines = process.stdout.splitlines()
     assert "# 9 trials:" in lines
     assert "alpha=1e-05,seed=2" in lines
     assert "  usl_epochs: 400" in lines
@@ -192,8 +192,8 @@ def test_dry_run_prints_trials_and_settings_and_starts_nothing(run_sweep, tmp_pa
 
 def test_without_name_nothing_is_overwritten(run_sweep, tmp_path):
     for _ in range(2):
-        done = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local")
-        assert done.returncode == 0, done.stderr
+        process = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local")
+        assert process.returncode == 0, process.stderr
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["simclr", "simclr-2"]
 
 
@@ -231,19 +231,19 @@ def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):
 
 
 def test_a_results_directory_that_cannot_be_written_to_is_refused(run_sweep, tmp_path):
-    done = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x")
-    assert done.returncode == 0, done.stderr
+    process = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x")
+    assert process.returncode == 0, process.stderr
     place = str(tmp_path / "runs" / "x")
     if os.geteuid() != 0 or subprocess.run(["mount", "--bind", place, place], check=False).returncode != 0:
         pytest.skip("needs to mount a directory read-only")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
-        done = run_sweep("--resume", "runs/x", "--local")
+        process = run_sweep("--resume", "runs/x", "--local")
     finally:
         subprocess.run(["umount", place], check=True)
-    assert done.returncode == 2
-    assert "Read-only file system" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert process.returncode == 2
+    assert "Read-only file system" in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 SEARCH = "search: {alpha: {uniform: [0, 1]}, seed: [0, 1]}\ntune: {searcher: optuna, num_samples: 3}\n"
@@ -255,10 +255,10 @@ def test_what_needs_ray_is_refused_without_it(run_sweep, tmp_path):
         (["space.yaml"], "tune.searcher: optuna needs Ray"),
         (["--exp_type", "asha"], "tune.scheduler: asha needs Ray"),
     ):
-        done = run_sweep(*arguments, "--local")
-        assert done.returncode == 2
-        assert words in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        process = run_sweep(*arguments, "--local")
+        assert process.returncode == 2
+        assert words in process.stderr
+        assert len(process.stderr.splitlines()) == 1
 
 
 def test_optuna_is_an_extra(tmp_path):
@@ -271,19 +271,19 @@ status = main(["sweep", "space.yaml"])
 sys.exit(status if not {"torch", "ray"} & set(sys.modules) else 1)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
-    assert "tune.searcher: optuna needs a package that is not installed: pip install 'optuna>=5'" in done.stderr
+    assert process.returncode == 2
+    assert "tune.searcher: optuna needs a package that is not installed: pip install 'optuna>=5'" in process.stderr
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_says_what_a_searcher_leaves_open(run_sweep, tmp_path):
     (tmp_path / "space.yaml").write_text(SEARCH)
-    done = run_sweep("space.yaml", "--dry-run", "--set", "baseline=true")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-4:] == [
+    process = run_sweep("space.yaml", "--dry-run", "--set", "baseline=true")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-4:] == [
         "# 8 trials:",
         "random,seed=0",
         "random,seed=1",

@@ -1,4 +1,4 @@
-"""The files in cluster/ are what the programs that read them accept, as far as can be told without those."""
+"""The files in cluster/ are valid for the programs that read them, as far as tests can tell without those programs."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from raysweep.preparation import shipped_spaces
 from tests.support import ROOT
 
 CLUSTER = ROOT / "cluster"
-# The fields of ray.io/v1 that KubeRay's reference documents for these objects (1.5.1 and newer).
+# The ray.io/v1 fields that KubeRay's reference (1.5.1 and newer) documents for these objects.
 RAY_JOB = {
     "activeDeadlineSeconds",
     "backoffLimit",
@@ -95,18 +95,18 @@ def test_options_of_sbatch_come_before_its_first_command():
     command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
     options = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
     assert options
-    assert max(options) < command, "Slurm reads none after it"
+    assert max(options) < command, "Slurm reads no options after the first command"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         (["alpha.yaml", "--name", "a"], "give --output DIR"),
         (["alpha.yaml", "--output", "/shared"], "give --output DIR"),
         ([], "give --output DIR"),
     ],
 )
-def test_a_job_that_could_not_find_its_sweep_again_is_refused(arguments, said, tmp_path):
+def test_a_job_that_could_not_find_its_sweep_again_is_refused(arguments, words, tmp_path):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     for program in (python, python.parent / "ray"):
@@ -114,25 +114,25 @@ def test_a_job_that_could_not_find_its_sweep_again_is_refused(arguments, said, t
         program.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(ROOT), "PYTHON": str(python)}
     job = ["bash", str(CLUSTER / "slurm.sbatch"), *arguments]
-    done = subprocess.run(job, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert said in done.stderr
+    process = subprocess.run(job, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert words in process.stderr
 
 
 def test_ray_up_accepts_its_file():
     jsonschema = pytest.importorskip("jsonschema")  # Ray requires it
-    ray = Path(find_spec("ray").submodule_search_locations[0])  # Ray itself is not imported for a file
+    ray = Path(find_spec("ray").submodule_search_locations[0])  # finding a file does not need to import Ray
     schema = json.loads((ray / "autoscaler" / "ray-schema.json").read_text())
     text = (CLUSTER / "ray-cluster.yaml").read_text()
     config = yaml.safe_load(text)
     jsonschema.validate(config, schema)
     assert config["head_node_type"] in config["available_node_types"]
-    # Machines of one's own: what the comment at the end says.
+    # The comment at the end of the file describes the user's own machines.
     comment = text[text.index("# provider:") :]
-    own = yaml.safe_load(re.sub("^# ?", "", comment, flags=re.MULTILINE))
+    config_here = yaml.safe_load(re.sub("^# ?", "", comment, flags=re.MULTILINE))
     cloud = ("provider", "head_node_type", "available_node_types", "max_workers")
-    own |= {key: value for key, value in config.items() if key not in cloud}
-    jsonschema.validate(own, schema)
+    config_here |= {key: value for key, value in config.items() if key not in cloud}
+    jsonschema.validate(config_here, schema)
 
 
 def test_ray_up_brings_the_token_and_the_checkout_to_every_node():
@@ -141,7 +141,7 @@ def test_ray_up_brings_the_token_and_the_checkout_to_every_node():
     for who in ("head", "worker"):
         assert "RAY_AUTH_MODE=token" in config[f"{who}_start_ray_commands"][-1]
     minimum = sum(node.get("min_workers", 0) for node in config["available_node_types"].values())
-    assert minimum > 0, "a sweep that no node can hold is refused"
+    assert minimum > 0, "the minimum is 0, but a sweep that no node can hold is refused"
 
 
 def test_kuberay_knows_every_field(manifests):
@@ -168,7 +168,7 @@ def test_pods_have_limits_and_share_the_results(manifests):
         pod = group["template"]["spec"]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         assert volumes["results"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-        assert pod["terminationGracePeriodSeconds"] >= 30, "trials get to save"
+        assert pod["terminationGracePeriodSeconds"] >= 30, "trials need time to save"
         (container,) = pod["containers"]
         assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
@@ -180,7 +180,9 @@ def test_pods_have_limits_and_share_the_results(manifests):
 def test_kubernetes_guards_ray_with_a_token(manifests):
     cluster = manifests["RayJob"]["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
-    assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52, 0), "the first that KubeRay gives a token"
+    assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52, 0), (
+        "2.52.0 is the first version that KubeRay gives a token"
+    )
     docker = (CLUSTER / "Dockerfile").read_text()
     assert f"FROM rayproject/ray:{cluster['rayVersion']}-py" in docker
     assert f"ray[default]=={cluster['rayVersion']}" in docker
@@ -197,21 +199,21 @@ def test_the_entrypoint_begins_a_sweep_or_goes_on_with_it(manifests, begun, tmp_
     (tmp_path / "raysweep").write_text("\n".join(lines))
     (tmp_path / "raysweep").chmod(0o755)
     entrypoint = manifests["RayJob"]["spec"]["entrypoint"]
-    # As KubeRay writes it into the submitter's command, without quotes of its own.
+    # KubeRay writes the entrypoint into the submitter's command in this way and adds no quotes.
     subprocess.run(["bash", "-n", "-c", f"if ! true ; then ray job submit -- {entrypoint} ; fi ; true"], check=True)
-    done = subprocess.run(["sh", "-c", entrypoint], env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, check=False)
-    assert done.returncode == 7, "the sweep's own status"
+    process = subprocess.run(["sh", "-c", entrypoint], env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, check=False)
+    assert process.returncode == 7, "the entrypoint returns the sweep's own status"
     last = (tmp_path / "calls").read_text().splitlines()[-1]
     new = "sweep /space/space.yaml --output /results --name alpha"
     assert last == ("sweep --resume /results/alpha" if begun else new)
 
 
 def test_every_launcher_runs_the_same_file():
-    """The commands that the files and docs/cluster.md name are run_sweep.py's own."""
+    """Every command in the files and in docs/cluster.md is one that run_sweep.py accepts."""
     text = "\n".join(path.read_text() for path in [*CLUSTER.iterdir(), ROOT / "docs" / "cluster.md"])
-    found = re.findall(r"(?:run_sweep\.py|slurm\.sbatch) ((?:search_spaces/|--resume)[^`'\n]*)", text)
-    assert len(found) > 3
-    for words in map(shlex.split, found):
+    commands = re.findall(r"(?:run_sweep\.py|slurm\.sbatch) ((?:search_spaces/|--resume)[^`'\n]*)", text)
+    assert len(commands) > 3
+    for words in map(shlex.split, commands):
         assert parse(["sweep", *(word for word in words if word != "\\")])
         if words[0].startswith("search_spaces/"):
             assert Path(words[0]).stem in shipped_spaces()

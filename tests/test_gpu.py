@@ -1,7 +1,7 @@
-"""The path of a GPU: what crosses between it and the host while a trial trains, and when the host waits for it.
+"""Transfers between the GPU and the host while a trial trains, and the moments when the host waits for the GPU.
 
-Wherever these tests run, PyTorch's meta device stands for the GPU: its tensors have no values, so that nothing can be
-computed from them on the host. A dispatch mode counts what is sent there, and answers what is read from there.
+On any machine, PyTorch's meta device stands for the GPU. Its tensors have no values, so the host cannot compute from
+them. A dispatch mode counts the transfers to the device and answers the reads from it.
 """
 
 from collections import Counter
@@ -34,10 +34,10 @@ STEPS, BATCH = 4, 10
 
 
 class Traffic(TorchDispatchMode):
-    """Counts what crosses between the meta device and the host, and refuses to compute with tensors of both.
+    """Counts transfers between the meta device and the host, and refuses operations that mix tensors of both.
 
-    Whatever is read from the device is 1. Masks and `nonzero`, whose sizes a GPU tells the host and lets it wait for,
-    are errors of the meta device itself.
+    Every value read from the device is 1. For masks and `nonzero`, the host would wait until the GPU reports the size;
+    the meta device itself refuses them.
     """
 
     def __init__(self):
@@ -46,52 +46,52 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # `item` and the like come here whole, not as what they are made of
+        if torch.is_inference_mode_enabled():  # `item` and the like are not decomposed yet
             with self:
-                found = function.decompose(*args, **kwargs)
-            if found is not NotImplemented:
-                return found
+                result = function.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         name = function.overloadpacket._qualified_op_name
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        there = [tensor for tensor in tensors if tensor.is_meta]
-        here = [tensor for tensor in tensors if not tensor.is_meta]
-        if name == "aten::_local_scalar_dense" and there:
+        on_device = [tensor for tensor in tensors if tensor.is_meta]
+        on_host = [tensor for tensor in tensors if not tensor.is_meta]
+        if name == "aten::_local_scalar_dense" and on_device:
             self.read += 1
-            return torch.ones((), dtype=there[0].dtype).item()
-        if name == "aten::_to_copy" and there and torch.device(kwargs.get("device") or META) != META:
+            return torch.ones((), dtype=on_device[0].dtype).item()
+        if name == "aten::_to_copy" and on_device and torch.device(kwargs.get("device") or META) != META:
             self.read += 1
-            return torch.ones(there[0].shape, dtype=kwargs.get("dtype") or there[0].dtype)
-        if name == "aten::_to_copy" and here and torch.device(kwargs.get("device") or "cpu") == META:
+            return torch.ones(on_device[0].shape, dtype=kwargs.get("dtype") or on_device[0].dtype)
+        if name == "aten::_to_copy" and on_host and torch.device(kwargs.get("device") or "cpu") == META:
             self.sent += 1
-        elif name == "aten::copy_" and here and there:
+        elif name == "aten::copy_" and on_host and on_device:
             self.sent += args[0].is_meta
             self.read += not args[0].is_meta
         else:
-            assert not (there and any(tensor.dim() for tensor in here)), f"{name} of tensors here and there"
+            assert not (on_device and any(tensor.dim() for tensor in on_host)), f"{name} of tensors here and there"
         return function(*args, **kwargs)
 
     def since(self):
-        """What was sent and what was read since the last call."""
-        found = self.sent, self.read
+        """Return the numbers of tensors sent and read since the last call."""
+        counts = self.sent, self.read
         self.sent = self.read = 0
-        return found
+        return counts
 
 
 def test_traffic_notices_what_a_gpu_would_do():
     with Traffic() as traffic:
-        there = torch.zeros(3, device=META)
+        tensor = torch.zeros(3, device=META)
         assert traffic.since() == (0, 0)
         torch.ones(3).to(META)
-        there.copy_(torch.ones(3))
-        there[0] = torch.ones(())
+        tensor.copy_(torch.ones(3))
+        tensor[0] = torch.ones(())
         assert traffic.since() == (3, 0)
-        assert [there.sum().item(), there.tolist(), there.cpu().sum().item()] == [1, [1, 1, 1], 3]
+        assert [tensor.sum().item(), tensor.tolist(), tensor.cpu().sum().item()] == [1, [1, 1, 1], 3]
         assert traffic.since() == (0, 3)
         with pytest.raises(AssertionError, match="here and there"):
-            there + torch.ones(3)
+            tensor + torch.ones(3)
         with pytest.raises(AssertionError, match="here and there"):
-            there[torch.tensor([0, 1])]
-        for waits in (lambda: there.nonzero(), lambda: there[there > 0]):
+            tensor[torch.tensor([0, 1])]
+        for waits in (lambda: tensor.nonzero(), lambda: tensor[tensor > 0]):
             with pytest.raises((NotImplementedError, RuntimeError)):
                 waits()
 
@@ -101,8 +101,8 @@ def settings_of(**chosen):
 
 
 def on_meta(settings, channels, monkeypatch):
-    """The state before the first epoch, on the meta device, with what PyTorch has for that device."""
-    # Neither autocast (here switched off) nor the fused kernel of Adam knows it.
+    """Return the state before the first epoch, on the meta device, with operations that PyTorch supports there."""
+    # Neither autocast (switched off here) nor Adam's fused kernel supports the meta device.
     monkeypatch.setattr(loop, "autocast_for", lambda settings, like: nullcontext())
     state = fresh_state(settings, channels, 16, META)
     state.optimizers = [torch.optim.Adam(each.param_groups[0]["params"]) for each in state.optimizers]
@@ -136,14 +136,14 @@ def test_a_step_sends_the_parameters_of_a_policy_at_once_and_reads_nothing(metho
         steps = pretrain(settings, state, images, pause=lambda: True)
         for _ in range(epochs):
             assert next(steps) is None
-            assert traffic.since() == (parameters + 1, 0), "the order of the images, once an epoch"
+            assert traffic.since() == (parameters + 1, 0), "once an epoch, the order of the images is sent too"
             for _ in range(STEPS - 2):
                 assert next(steps) is None
                 assert traffic.since() == (parameters, 0)
             assert next(steps) is not None
             sent, read = traffic.since()
             assert sent == parameters
-            assert read == 1, "the losses, and whether the weights are finite"
+            assert read == 1, "one read holds the losses and whether the weights are finite"
         assert next(steps, "the end") == "the end"
 
 
@@ -153,7 +153,7 @@ def test_an_epoch_of_linear_probes_sends_the_order_and_reads_the_losses():
     features = {layer: torch.zeros(40, 6, device=META)}
     labels = torch.zeros(40, dtype=torch.int64, device=META)
     probes = LinearProbes(heads, {layer: 6}, 10, 0, META)
-    # As in `on_meta`.
+    # Adam's fused kernel does not support the meta device, as in `on_meta`.
     probes.optimizer = torch.optim.Adam([w for group in probes.optimizer.param_groups for w in group["params"]])
     with Traffic() as traffic:
         for _ in train_linear(probes, features, labels, epochs=2, batch_size=BATCH):
@@ -169,7 +169,7 @@ def test_features_and_neighbours_stay_on_the_device():
     labels = torch.zeros(30, dtype=torch.int64, device=META)
     with Traffic() as traffic:
         features = extract_layers(encoder, images, index, ("trunk", "embedding", "layer1"))
-        assert traffic.since() == (0, 3), "of each layer, whether it is finite"
+        assert traffic.since() == (0, 3), "for each layer, the host reads whether it is finite"
         trunk = features["trunk"]
         knn_accuracy(trunk, labels, trunk, labels, classes=10, k=5, temperature=0.07)
         assert traffic.since() == (0, 1)
@@ -190,8 +190,8 @@ def test_property_what_is_packed_comes_out_bit_for_bit():
         torch.empty(2, 0),
     ]
     buffer, places = packed(tensors, page_locked=False)
-    found = unpacked(buffer.clone(), tensors, places)
-    for before, after in zip(tensors, found, strict=True):
+    copies = unpacked(buffer.clone(), tensors, places)
+    for before, after in zip(tensors, copies, strict=True):
         assert after.dtype == before.dtype
         assert after.shape == before.shape
         assert after.contiguous().numpy().tobytes() == before.contiguous().numpy().tobytes()
@@ -228,11 +228,11 @@ def cuda():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_cuda_counts_the_same(method, precision, cuda):
-    """By CUDA's own account: one copy from page-locked memory a policy, none back, and no call that waits."""
+    """CUDA's profiler counts one copy from page-locked memory per policy, no copy back, and no call that waits."""
     settings = settings_of(**method, precision=precision)
     state = fresh_state(settings, 3, 16, cuda)
     steps = pretrain(settings, state, random_images(20 * BATCH, 3, 16, 16).to(cuda), pause=lambda: True)
-    for _ in range(5):  # the optimizers' states are made, memory is taken; `random` may meet a block later all the same
+    for _ in range(5):  # creates optimizer states and allocates memory; `random` may still reach a new block later
         next(steps)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -242,13 +242,13 @@ def test_cuda_counts_the_same(method, precision, cuda):
                 next(steps)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    found = Counter(event.name for event in profiler.events())
-    sent = sum(count for name, count in found.items() if name.startswith("Memcpy HtoD"))
-    assert sent == sum(count for name, count in found.items() if name.startswith("Memcpy HtoD (Pinned"))
+    calls = Counter(event.name for event in profiler.events())
+    sent = sum(count for name, count in calls.items() if name.startswith("Memcpy HtoD"))
+    assert sent == sum(count for name, count in calls.items() if name.startswith("Memcpy HtoD (Pinned"))
     assert sent == 3 * (len(settings.policies) if settings.strength else 0)
-    assert not [name for name in found if name.startswith("Memcpy DtoH")]
+    assert not [name for name in calls if name.startswith("Memcpy DtoH")]
     # The profiler itself ends with cudaDeviceSynchronize.
-    assert not [name for name in found if name in ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")]
+    assert not [name for name in calls if name in ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -256,12 +256,12 @@ def test_cuda_counts_the_same(method, precision, cuda):
 def test_cuda_makes_the_views_of_the_cpu(policy, channels, cuda):
     images = random_images(200, channels, 32, 32)
     for strength in (0.3, 1.0):
-        here, there = seeded(), seeded()
-        expected = augment(images, policy.split("+"), strength, True, here)
-        views = augment(images.to(cuda), policy.split("+"), strength, True, there)
+        on_cpu, on_gpu = seeded(), seeded()
+        expected = augment(images, policy.split("+"), strength, True, on_cpu)
+        views = augment(images.to(cuda), policy.split("+"), strength, True, on_gpu)
         assert views.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(views.cpu(), expected, rtol=0, atol=5e-5)
-        assert torch.equal(here.get_state(), there.get_state())
+        assert torch.equal(on_cpu.get_state(), on_gpu.get_state())
 
 
 def test_cuda_goes_on_from_a_checkpoint(tmp_path, cuda):
@@ -276,5 +276,5 @@ def test_cuda_goes_on_from_a_checkpoint(tmp_path, cuda):
         run(tmp_path / "broken", trial, checkpoint_seconds=0, report=die)
     result = run(tmp_path / "broken", trial, checkpoint_seconds=0)
     assert result.device == "cuda"
-    # Whether its bits are the same is a matter of cuDNN's choices.
+    # cuDNN's choice of algorithms decides whether the bits are the same.
     np.testing.assert_allclose(result.metrics["pretrain/loss"], whole.metrics["pretrain/loss"], rtol=1e-2)

@@ -1,4 +1,4 @@
-"""What of `benchmarks/gpu.py` can be shown without a GPU."""
+"""The parts of `benchmarks/gpu.py` that can be tested without a GPU."""
 
 import gc
 import multiprocessing
@@ -48,11 +48,11 @@ def test_the_plain_recipe_trains_until_its_workers_end(plan):
 def test_a_table_is_printed_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     assert gpu.main(["--device", "cpu", "--quick", "--part", "repeats"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("the same") == 4
-    found = measure.load("gpu-cpu-quick")
-    assert found["rows"]
-    assert found["repeats"]["2 steps twice, fp32"] is True
+    output = capsys.readouterr().out
+    assert output.count("the same") == 4
+    results = measure.load("gpu-cpu-quick")
+    assert results["rows"]
+    assert results["repeats"]["2 steps twice, fp32"] is True
 
 
 def test_it_needs_no_ray_and_says_that_there_is_no_gpu():
@@ -63,7 +63,7 @@ sys.path.insert(0, "benchmarks")
 import gpu
 sys.exit(gpu.main([]))
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
         env={"CUDA_VISIBLE_DEVICES": ""},
@@ -71,6 +71,6 @@ sys.exit(gpu.main([]))
         text=True,
         check=False,
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stdout.count("\n") == 1
-    assert "no GPU" in done.stdout
+    assert process.returncode == 2, process.stderr
+    assert process.stdout.count("\n") == 1
+    assert "no GPU" in process.stdout

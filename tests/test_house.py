@@ -1,4 +1,4 @@
-"""The rooms of the package: who imports whom, how long files are, and that the core works without Ray."""
+"""The package's structure: import order, file lengths, and that the core works without Ray."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "raysweep"
 
-# An entry may import those before it, none after it.
+# An entry may import earlier entries, but no later ones.
 ORDER = [
     "errors", "system", "parts", "config", "space", "data", "randomness", "augment", "models", "methods", "training",
     "results", "probes", "trial_progress", "trial", "portable", "report", "backends", "preparation", "api",
@@ -36,18 +36,18 @@ def relative(path):
 
 
 def entry_of(module):
-    """The entry of ORDER that a module belongs to."""
+    """Return the entry of ORDER that a module belongs to."""
     return module.split(".")[1]
 
 
 def for_types_only(tree):
-    """The nodes that are there for the type checker alone: they import nothing when the program runs."""
+    """Return the ids of nodes that only the type checker reads. They import nothing at run time."""
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     return {id(node) for block in blocks for child in block.body for node in ast.walk(child)}
 
 
 def imports(path, top_level_only=False):
-    """Every module that a file imports, absolute."""
+    """Yield the absolute name of every module that a file imports."""
     tree = ast.parse(path.read_text())
     skipped = for_types_only(tree)
     for node in tree.body if top_level_only else ast.walk(tree):
@@ -74,7 +74,7 @@ def test_no_module_imports_itself_by_way_of_others():
         module: {other for other in imports(path) if other in MODULES and other not in (module, "raysweep")}
         for module, path in MODULES.items()
     }
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
 def test_only_the_ray_backend_imports_ray_and_only_its_public_interface():
@@ -128,10 +128,10 @@ status = main(["sweep", "--local", "--usl_epochs", "1", "--le_epochs", "1", "--o
 assert "torch" in sys.modules and "torch._dynamo" not in sys.modules  # 1.35 s of every process
 sys.exit(status)
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert (Path(tmp_path) / "ae_parallel" / "seed=0" / "result.json").is_file()
 
 
@@ -146,9 +146,9 @@ except SystemExit as stop:
 found = {HEAVY!r} & set(sys.modules)
 sys.exit(f"imported: {{found}}" if found else 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--usl_type" in done.stdout
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "--usl_type" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -164,5 +164,5 @@ assert main(["sweep", *{arguments!r}]) == 2
 found = {{"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib"}} & set(sys.modules)
 sys.exit(f"imported: {{found}}" if found else 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

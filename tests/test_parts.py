@@ -1,4 +1,4 @@
-"""A part of each kind, declared in a module that the package does not know, and swept through the real command."""
+"""The real command sweeps over a part of each kind that a module unknown to the package declares."""
 
 import csv
 import json
@@ -116,7 +116,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """Runs the real command in a process that has imported the toy parts."""
+    """A function that runs the real command in a process that has imported the toy parts."""
     folder = tmp_path_factory.mktemp("toys")
     (folder / "toys.py").write_text(textwrap.dedent(TOYS))
 
@@ -141,8 +141,8 @@ def test_a_parameter_of_a_new_part_is_swept_through_the_real_command(toys, kind)
     base, name, values = KINDS[kind]
     space = toys.folder / f"{kind}.yaml"
     space.write_text(json.dumps({"name": kind, "base": {**QUICK, **base}, "search": {name: values, "seed": [0]}}))
-    done = toys("sweep", space, "--local")
-    assert done.returncode == 0, done.stderr
+    process = toys("sweep", space, "--local")
+    assert process.returncode == 0, process.stderr
     root = toys.folder / "runs" / kind
     with open(root / "results.csv") as file:
         rows = list(csv.DictReader(file))
@@ -150,13 +150,17 @@ def test_a_parameter_of_a_new_part_is_swept_through_the_real_command(toys, kind)
     assert [row[name] for row in rows] == [str(value) for value in values]
     results = [json.loads((root / row["trial"] / "result.json").read_text()) for row in rows]
     changing = {"probe": "toy/norm", "encoder": "toy/norm"}.get(kind, "pretrain/loss")
-    assert results[0]["metrics"][changing] != results[1]["metrics"][changing], "the parameter reaches the part"
-    assert all(float(row["toy/norm"]) > 0 for row in rows), "a metric reaches the table with no list to extend"
+    assert results[0]["metrics"][changing] != results[1]["metrics"][changing], "the parameter must reach the part"
+    assert all(float(row["toy/norm"]) > 0 for row in rows), (
+        "a metric reaches the table although no list of metrics was extended"
+    )
     assert "toy/norm" in (root / "summary.csv").read_text()
     if kind == "method":
         assert all(row["pretrain/toy_loss"] == row["pretrain/loss"] for row in rows)
     fingerprints = {result["fingerprint"] for result in results}
-    assert len(fingerprints) == (2 if kind in ("probe", "dataset") else 1), "only what changes a score's meaning"
+    assert len(fingerprints) == (2 if kind in ("probe", "dataset") else 1), (
+        "only parts that change the meaning of a score change the fingerprint"
+    )
 
 
 def test_help_shows_the_parameters_and_faults_are_one_line(toys):
@@ -170,10 +174,10 @@ def test_help_shows_the_parameters_and_faults_are_one_line(toys):
         (["--encoder", "toy_encoder", "--set", "resources.workers=2"], "toy_encoder has batch norm"),
         (["--usl_type", "toy_teacher", "--layerwise", "greedy"], "cannot train block by block"),
     ):
-        done = toys("sweep", *arguments, "--dry-run")
-        assert done.returncode == 2, done.stdout
-        assert words in done.stderr
-        assert done.stderr.count("\n") == 1
+        process = toys("sweep", *arguments, "--dry-run")
+        assert process.returncode == 2, process.stdout
+        assert words in process.stderr
+        assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -195,12 +199,12 @@ def test_a_faulty_declaration_says_what_is_wrong(tmp_path, declaration, words):
     text = "from typing import Annotated\nfrom pydantic import Field\nimport raysweep.config\n"
     text += f"from raysweep.parts import loss, TABLES\nlist(TABLES['loss'])\n{declaration}\n"
     (tmp_path / "faulty.py").write_text(text)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "faulty.py"],
         cwd=tmp_path,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    assert f"ValueError: {words}" in done.stderr or words in done.stderr.splitlines()[-1]
+    assert process.returncode == 1
+    assert f"ValueError: {words}" in process.stderr or words in process.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Trained encoders outside of their sweep: `raysweep embed` and `raysweep export`, as commands and as a library."""
+"""Trained encoders outside their sweep: `raysweep embed` and `raysweep export`, as commands and as a library."""
 
 import hashlib
 import io
@@ -34,8 +34,8 @@ from tests.support.trials import read_encoder
 
 
 def command(where, *arguments, **options):
-    """The real command in a process of its own."""
-    done = subprocess.run(
+    """Run the real command in a separate process."""
+    process = subprocess.run(
         [sys.executable, "-m", "raysweep", *arguments],
         cwd=where,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -45,13 +45,13 @@ def command(where, *arguments, **options):
         check=False,
         **options,
     )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    assert "Traceback" not in process.stderr, process.stderr
+    return process
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, capfd):
-    """Runs the command in this process, in the test's directory; returns its status, stdout and stderr."""
+    """A function that runs the command in this process and the test's directory; returns status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
@@ -67,10 +67,10 @@ def describe(channels=1, size=8, dim=16, architecture="conv6"):
 
 
 def trained(directory, channels=1, size=8, dim=16, architecture="conv6"):
-    """Makes a trial's directory with an encoder in it; returns the encoder."""
+    """Make a trial's directory with an encoder in it, and return the encoder."""
     encoder = make_encoder(architecture, channels, size, dim, seed=3)
     with torch.no_grad():
-        encoder(torch.rand(8, channels, size, size))  # moves the statistics of a batch normalisation
+        encoder(torch.rand(8, channels, size, size))  # changes the batch-normalisation statistics
     directory.mkdir(parents=True, exist_ok=True)
     description = {**describe(channels, size, dim, architecture), "trunk_dim": encoder.feature_dim}
     save_encoder(directory, encoder.state_dict(), description)
@@ -78,7 +78,7 @@ def trained(directory, channels=1, size=8, dim=16, architecture="conv6"):
 
 
 def make_images(root, count=11):
-    """Images of several modes and sizes, in folders."""
+    """Create images of several modes and sizes in folders."""
     rng = np.random.default_rng(0)
     for number in range(count):
         folder = root / ("b", "a/deep", ".")[number % 3]
@@ -112,7 +112,7 @@ def test_embedded_features_equal_the_probes_reference(tmp_path, architecture, ch
     assert np.array_equal(features, expected)
     assert paths.tolist() == [str(path.relative_to(folder)) for path in layout.images_below(folder)]
     assert len(paths) == 11
-    assert len(np.unique(features, axis=0)) == 11, "not one image over and over"
+    assert len(np.unique(features, axis=0)) == 11, "the features are those of different images"
 
 
 def test_features_do_not_depend_on_the_batches_and_come_out_alike_again(tmp_path):
@@ -136,7 +136,7 @@ def test_features_do_not_depend_on_the_batches_and_come_out_alike_again(tmp_path
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """Of 320 images, the last 240 give 31 MB of features."""
+    """The last 240 of 320 images give 31 MB of features."""
     trained(tmp_path / "trial", size=64)
     (tmp_path / "images").mkdir()
     for number in range(320):
@@ -152,7 +152,7 @@ portable.embed(Path("trial"), Path("images"), Path("f.npz"), batch_size=8, progr
 note()
 print((peaks[-1] - peaks[9]) / 1024)
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -161,15 +161,15 @@ print((peaks[-1] - peaks[9]) / 1024)
         check=True,
     )
     assert np.load(tmp_path / "f.npz")["features"].shape == (320, 512 * 8 * 8)
-    assert float(done.stdout) < 10, "MiB more"
+    assert float(process.stdout) < 10, "memory grew by 10 MiB or more"
 
 
 def test_the_command_embeds_a_folder(tmp_path):
     trained(tmp_path / "trial")
     make_images(tmp_path / "images")
-    done = command(tmp_path, "embed", "trial", "images", "-o", "f.npz")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "f.npz: trunk features of 11 images, 512 each\n"
+    process = command(tmp_path, "embed", "trial", "images", "-o", "f.npz")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "f.npz: trunk features of 11 images, 512 each\n"
     assert np.load(tmp_path / "f.npz")["features"].shape == (11, 512)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "images", "trial"]
 
@@ -241,7 +241,7 @@ def test_a_training_checkpoint_gives_its_encoder(tmp_path, settings, channels, s
 
 
 def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep):
-    """The file that a sweep writes is what `embed` and `export` read."""
+    """`embed` and `export` read the file that a sweep writes."""
     options = ["--usl_epochs", "1", "--le_epochs", "1", "--local", "--name", "x", "--output", tmp_path]
     assert run_sweep(*options).returncode == 0
     trial = tmp_path / "x" / "seed=0"
@@ -302,7 +302,7 @@ SHOWN = [
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """An encoder and what the documented program computes with it, for each of SHOWN, all in one process."""
+    """For each case in SHOWN, an encoder and the documented program's output for it; one process computes all."""
     text = (ROOT / "docs" / "take-it-elsewhere.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "safetensors" in block]
     encoders, folders = [], []
@@ -322,9 +322,9 @@ def shown(tmp_path_factory):
     return dict(zip(SHOWN, zip(encoders, folders)))
 
 
-@pytest.mark.parametrize("of", SHOWN, ids=lambda of: "-".join(map(str, of[:3])))
-def test_the_documented_plain_torch_program_equals_ours_as_reference(shown, of):
-    (encoder, folder), size = shown[of], of[2]
+@pytest.mark.parametrize("case", SHOWN, ids=lambda case: "-".join(map(str, case[:3])))
+def test_the_documented_plain_torch_program_equals_ours_as_reference(shown, case):
+    (encoder, folder), size = shown[case], case[2]
     out = torch.load(folder / "out.pt", weights_only=True)
     left = (out["images"].shape[-1] - size) // 2
     cut = out["images"][..., left : left + size, left : left + size]
@@ -337,14 +337,14 @@ def test_the_documented_plain_torch_program_equals_ours_as_reference(shown, of):
 
 
 class Malicious:
-    """Pickled, it makes a file when it is loaded."""
+    """Its pickle creates a file when it is loaded."""
 
     def __reduce__(self):
         return (open, ("executed", "w"))
 
 
 def archive_of(pickled):
-    """A file like those of PyTorch whose pickle is this one."""
+    """Return a file in PyTorch's format that contains this pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -361,7 +361,7 @@ def text_archive():
 
 
 def with_changes(weights=None, **changes):
-    """An encoder's file with something else in it."""
+    """Return an encoder file with some weights or fields changed."""
     encoder = make_encoder("conv6", 1, 8, 16, seed=0).state_dict()
     for name, weight in (weights or {}).items():
         encoder[name] = weight
@@ -375,7 +375,7 @@ def without(name):
 
 
 def flipped():
-    """A bit of a weight is another one."""
+    """Return an encoder file with one bit of a weight flipped."""
     content = bytearray(with_changes())
     content[len(content) // 2] ^= 1
     return bytes(content)
@@ -409,7 +409,7 @@ BAD_FILES = {
 
 
 def listing(root):
-    """Every file under `root` and what is in it."""
+    """Map every path under `root` to the SHA-256 of its content, or to False for a directory."""
     return {
         path.relative_to(root): path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
@@ -432,8 +432,7 @@ def test_bad_checkpoints_are_refused_and_nothing_in_them_is_run(tmp_path, monkey
         message = str(caught.value)
         assert words in message
         assert str(tmp_path / "bad.pt") in message
-        assert "\n" not in message
-        assert listing(tmp_path) == before, "a file was made: what was in it was run, or something was left behind"
+        assert listing(tmp_path) == before, "there is a new file: the pickle was run, or `embed` left something behind"
 
 
 def test_the_malicious_pickle_of_these_tests_would_run(tmp_path, monkeypatch):
@@ -485,7 +484,7 @@ def test_bad_arguments_end_with_one_line_and_status_2(tmp_path, here, arguments,
     *warned, line = err.splitlines()
     assert line.startswith("error: ")
     assert words in line
-    assert len(warned) == ("--skip_bad_images" in arguments), "one says what was left out"
+    assert len(warned) == ("--skip_bad_images" in arguments), "one warning says what was left out"
     assert listing(tmp_path) == before
 
 
@@ -500,18 +499,18 @@ def test_weights_that_are_nan_are_refused(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["embed", "trial", "images", "-o", "f.npz"], ["export", "trial", "-o", "e.pt"]])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, arguments):
-    """A limit on the size of files stands for the disk."""
+    """A file-size limit simulates a full disk."""
     trained(tmp_path / "trial", channels=3, size=32)
-    (make_images(tmp_path / "images", 60) / "notes.txt").unlink()  # it would be warned of
+    (make_images(tmp_path / "images", 60) / "notes.txt").unlink()  # it would cause a warning
     before = listing(tmp_path)
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    done = command(tmp_path, *arguments, preexec_fn=limit)
-    assert done.returncode == 2, done
-    assert "cannot be written: File too large" in done.stderr
-    assert done.stderr.count("\n") == 1
+    process = command(tmp_path, *arguments, preexec_fn=limit)
+    assert process.returncode == 2, process
+    assert "cannot be written: File too large" in process.stderr
+    assert process.stderr.count("\n") == 1
     assert listing(tmp_path) == before
 
 
@@ -538,7 +537,7 @@ except SystemExit as stop:
     assert stop.code == 0
 sys.exit("imported" if "torch" in sys.modules else 0)
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
     )
-    assert done.returncode == 0
+    assert process.returncode == 0

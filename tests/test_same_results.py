@@ -1,4 +1,4 @@
-"""The comparison of `benchmarks/same_results.py` finds what differs."""
+"""The comparison in `benchmarks/same_results.py` finds every difference."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ WEIGHT = torch.tensor([[1.0, -0.0], [float("nan"), 3.0]])
 
 @pytest.fixture
 def pair(tmp_path):
-    """Two equal results directories of one trial."""
+    """Two equal results directories with one trial each."""
     trial = tmp_path / "old" / "x" / TRIAL
     trial.mkdir(parents=True)
     metrics = {"linear/test_accuracy": 0.5, "kmeans/nmi": float("nan"), "pretrain/images_per_s": 100.0}

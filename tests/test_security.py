@@ -1,4 +1,4 @@
-"""What a sweep reads is data: nothing in it is run, and nothing in it decides where files go."""
+"""A sweep treats its input as data: it runs no code from it, and the input does not decide where files go."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ PATHS = st.text(alphabet=["/", ".", "%", "\\", "\0", "\n", ",", "=", "a", "é", 
 
 
 class Harmful:
-    """Runs code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("pwned",)
@@ -46,9 +46,9 @@ def test_no_search_space_and_no_setting_runs_code(run_sweep, tmp_path, arguments
     (tmp_path / "space.yaml").write_text(f"base: {{alpha: {CALL}}}\n")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "sweep.yaml").write_text(f"name: x\nmade_by: {CALL}\n")
-    done = run_sweep(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+    process = run_sweep(*arguments)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
     assert not (tmp_path / "pwned").exists()
 
 
@@ -62,7 +62,7 @@ def test_no_checkpoint_runs_code(run_sweep, tmp_path):
     (trial / "checkpoints").mkdir()
     file = trial / "checkpoints" / "00000000.pt"
     torch.save({"state": Harmful()}, file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()  # guards against damage, not against who can write there
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()  # protects against damage, not against writers
     file.with_suffix(".json").write_text(f'{{"sha256": "{digest}", "epoch": 0}}')
     run_sweep("--resume", "runs/x", "--local")
     assert not list(tmp_path.rglob("pwned"))

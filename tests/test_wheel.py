@@ -1,4 +1,4 @@
-"""A wheel built from the tree, installed elsewhere and used from an empty folder."""
+"""A wheel is built from the tree, installed elsewhere and used from an empty folder."""
 
 import os
 import shutil
@@ -22,18 +22,18 @@ def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
 
-    for here, there, files in (
+    for source, installed, files in (
         (ROOT / "raysweep", site / "raysweep", "*.py"),
         (ROOT / "search_spaces", site / "raysweep" / "search_spaces", "*.yaml"),
     ):
-        expected = {path.relative_to(here) for path in here.rglob(files)}
-        assert {path.relative_to(there) for path in there.rglob(files)} == expected
+        expected = {path.relative_to(source) for path in source.rglob(files)}
+        assert {path.relative_to(installed) for path in installed.rglob(files)} == expected
 
     empty = tmp_path / "empty"
     empty.mkdir()
     script = site / "bin" / "raysweep"
     arguments = ["sweep", "--exp_type", "alpha", "--set", "alpha=[0.1, 1]", "--set", "seed=0", "--usl_epochs", "1"]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script), *arguments, "--le_epochs", "1", "--batch_size", "500", "--local"],
         cwd=empty,
         env={**os.environ, "PYTHONPATH": str(site)},
@@ -41,8 +41,8 @@ def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     results = sorted(path.parent.name for path in (empty / "runs" / "alpha").glob("*/result.json"))
     assert results == ["alpha=0.1,seed=0", "alpha=1.0,seed=0", "random,seed=0"]
     provenance = (empty / "runs" / "alpha" / "sweep.yaml").read_text()
-    assert "commit: null" in provenance, "it did not run from the wheel"
+    assert "commit: null" in provenance, "the command must run from the wheel"

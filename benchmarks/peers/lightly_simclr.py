@@ -1,10 +1,10 @@
-"""SimCLR by lightly's recipe for CIFAR-10, with its own transforms, loss and a DataLoader: images per second.
+"""Images per second of lightly's SimCLR recipe for CIFAR-10, with lightly's transforms and loss and a DataLoader.
 
     python benchmarks/peers/lightly_simclr.py --images 2000
 
-Of lightly's example (SimCLR on CIFAR-10) all but the encoder: here it is Conv6 with its linear head to 64 dimensions
-and no projection head, so that both sides train the same network. One process and one thread, as a trial on one core.
-Needs `pip install 'raysweep[bench]'`. Nothing of raysweep is imported.
+This is lightly's example (SimCLR on CIFAR-10) with a different encoder: Conv6 with a linear head to 64 dimensions and
+no projection head, so that both sides train the same network. It runs one process with one thread, like a trial on one
+core. It needs `pip install 'raysweep[bench]'` and imports nothing from raysweep.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Pictures(Dataset[list[torch.Tensor]]):
-    """uint8 images (N, 32, 32, 3), two views of each."""
+    """Two views of each of the uint8 images (N, 32, 32, 3)."""
 
     def __init__(self, images: np.ndarray, transform: SimCLRTransform) -> None:
         self.images, self.transform = images, transform
@@ -38,11 +38,11 @@ class Pictures(Dataset[list[torch.Tensor]]):
 
 
 class Recipe:
-    """The training, an epoch at a time."""
+    """The training, one epoch at a time."""
 
     def __init__(self, images: np.ndarray, batch_size: int, loaders: int = 0) -> None:
         torch.manual_seed(0)
-        transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)  # its example's values for 32×32
+        transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)  # the values in lightly's example for 32×32
         self.loader = DataLoader(
             Pictures(images, transform),
             batch_size=batch_size,
@@ -55,7 +55,7 @@ class Recipe:
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), lr=1e-3)
 
     def epoch(self) -> float:
-        """Train once over the images; the mean loss."""
+        """Train for one epoch, and return the mean loss."""
         total = 0.0
         for first, second in self.loader:
             loss = self.criterion(self.encoder(first), self.encoder(second))
@@ -67,7 +67,7 @@ class Recipe:
 
 
 def main() -> None:
-    """Train for some epochs of random images and print images per second."""
+    """Train for some epochs on random images and print images per second."""
     parser = argparse.ArgumentParser(description="lightly's SimCLR recipe.")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=250)

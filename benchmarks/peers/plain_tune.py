@@ -1,15 +1,15 @@
-"""The α sweep as one writes it with Ray Tune, torchvision's transforms and a DataLoader: what raysweep is set against.
+"""The α sweep as users write it with Ray Tune, torchvision's transforms and a DataLoader, to compare raysweep with.
 
     python benchmarks/peers/plain_tune.py --dataset digits --out plain.json
 
-A whole script of its own; nothing of raysweep is imported. Network, decoder, objective, images, epochs, batch size,
-optimiser, seeds and α are those of `benchmarks/search_spaces/`, and so are the slots: one core a trial. Left out is
-what the other side does on top: k-means, kNN, measures while training, pictures, checkpoints, error bars.
+The script is complete and imports nothing from raysweep. Network, decoder, objective, images, epochs, batch size,
+optimiser, seeds and α are those of `benchmarks/search_spaces/`, and a trial has one core in both. The script leaves out
+raysweep's additional work: k-means, kNN, measures while training, pictures, checkpoints, error bars.
 
-What a careful author does is done: images are decoded once, by the driver, and reach the trials through the object
-store; PIL images go through the transforms (tensors of this size are slower); no loader processes where a trial has one
-core (`--loaders 1` is there to try them); the last incomplete batch is dropped; gradients are off in the evaluation.
-As usual, the linear evaluation runs the frozen encoder on every batch of every epoch.
+It does what a careful author does. The driver decodes images once, and they reach the trials through the object store.
+The transforms work on PIL images (tensors of this size are slower). A trial with one core has no loader processes
+(`--loaders 1` tries them). The last incomplete batch is dropped, and gradients are off in the evaluation. As usual, the
+linear evaluation runs the frozen encoder on every batch of every epoch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 class Encoder(nn.Module):
-    """Conv6: images (B, C, H, W) -> features (B, 512·H/8·W/8) and, through the head, embeddings (B, 64)."""
+    """Conv6: images (B, C, H, W) -> features (B, 512·H/8·W/8), and embeddings (B, 64) through the head."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ class Encoder(nn.Module):
         self.head = nn.Linear(self.features, 64, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings (B, 64)."""
+        """Return the embeddings (B, 64)."""
         z: Tensor = self.head(self.trunk(images))
         return z
 
 
 def make_decoder(channels: int, size: int) -> nn.Module:
-    """Embeddings (B, 64) -> images (B, C, H, W)."""
+    """Build the decoder: embeddings (B, 64) -> images (B, C, H, W)."""
     return nn.Sequential(
         nn.Linear(64, 64 * (size // 8) ** 2),
         nn.Unflatten(1, (64, size // 8, size // 8)),
@@ -86,7 +86,7 @@ def make_decoder(channels: int, size: int) -> nn.Module:
 
 
 def make_transform(size: int, strength: float) -> transforms.Compose:
-    """SimCLR's augmentation of a PIL image, scaled as raysweep scales it; strength in (0, 1]."""
+    """Build SimCLR's augmentation of a PIL image, with raysweep's scaling by `strength` in (0, 1]."""
     s = strength
     jitter = transforms.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
     return transforms.Compose(
@@ -101,21 +101,21 @@ def make_transform(size: int, strength: float) -> transforms.Compose:
 
 
 class Pictures(Dataset[Any]):
-    """uint8 images (N, H, W[, 3]) with labels; each goes through every transform."""
+    """uint8 images (N, H, W[, 3]) with labels; every transform is applied to each image."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *of: Any) -> None:
-        self.images, self.labels, self.transforms = images, labels, of
+    def __init__(self, images: np.ndarray, labels: np.ndarray, *functions: Any) -> None:
+        self.images, self.labels, self.transforms = images, labels, functions
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         image = Image.fromarray(self.images[index])
-        return (*(of(image) for of in self.transforms), int(self.labels[index]))
+        return (*(transform(image) for transform in self.transforms), int(self.labels[index]))
 
 
 def read(dataset: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training and test images, uint8, with their labels."""
+    """Read training and test images (uint8) with their labels."""
     if dataset == "digits":
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
@@ -123,15 +123,15 @@ def read(dataset: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
         )
         return x, y, x_test, y_test
-    found = []
+    arrays = []
     for split in ("train", "test"):
         pairs = [(np.asarray(image), label) for image, label in ImageFolder(str(Path(dataset) / split))]
-        found += [np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])]
-    return found[0], found[1], found[2], found[3]
+        arrays += [np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])]
+    return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
 def train(config: dict[str, Any], data: tuple[np.ndarray, ...]) -> None:
-    """One trial: pretraining, then the linear evaluation."""
+    """Run one trial: pretraining, then the linear evaluation."""
     torch.manual_seed(config["seed"])
     x, y, x_test, y_test = data
     size, channels = x.shape[1], 1 if x.ndim == 3 else 3
@@ -167,10 +167,10 @@ def train(config: dict[str, Any], data: tuple[np.ndarray, ...]) -> None:
     linear = nn.Linear(encoder.features, int(y.max()) + 1)
     optimizer = torch.optim.Adam(linear.parameters(), lr=1e-3)
 
-    def accuracy(of: DataLoader[Any]) -> float:
+    def accuracy(loader: DataLoader[Any]) -> float:
         with torch.no_grad():
-            right = sum(int((linear(encoder.trunk(images)).argmax(1) == labels).sum()) for images, labels in of)
-        return right / len(of.dataset)  # type: ignore[arg-type]
+            right = sum(int((linear(encoder.trunk(images)).argmax(1) == labels).sum()) for images, labels in loader)
+        return right / len(loader.dataset)  # type: ignore[arg-type]
 
     for epoch in range(config["le_epochs"]):
         for images, labels in fit:
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="where Tune writes")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     given = parser.parse_args()
-    # "local": a cluster of its own, never one that happens to run on this machine.
+    # "local" starts a new cluster and never uses one that already runs on this machine.
     ray.init(address="local", num_cpus=given.cores, include_dashboard=False)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train, data=read(given.dataset)), {"cpu": 1}),
@@ -226,9 +226,13 @@ def main() -> None:
     results = tuner.fit()
     wanted = ("test_accuracy", "pretraining_s", "linear_s", "threads", "time_total_s")
     rows = [
-        {"alpha": of.config["alpha"], "seed": of.config["seed"], **{name: of.metrics[name] for name in wanted}}
-        for of in results
-        if of.error is None
+        {
+            "alpha": trial_result.config["alpha"],
+            "seed": trial_result.config["seed"],
+            **{name: trial_result.metrics[name] for name in wanted},
+        }
+        for trial_result in results
+        if trial_result.error is None
     ]
     assert len(rows) == len(results), "a trial failed"
     for row in rows:

@@ -146,8 +146,8 @@ def linear(
         str | None,
         BeforeValidator(one_grid),
         "Linear probes that are trained together, every combination of the listed values; the best one on val counts: "
-        "`{lr: [1e-4, 1e-3], weight_decay: [0, 1e-4], layer: [trunk, embedding]}`. A list that is left out has one value, "
-        "that of `le_lr`, `le_weight_decay` or `probe_layer`. None means one probe.",
+        "`{lr: [1e-4, 1e-3], weight_decay: [0, 1e-4], layer: [trunk, embedding]}`. A list that is left out has one "
+        "value, that of `le_lr`, `le_weight_decay` or `probe_layer`. None means one probe.",
         Remark(structured=True),
     ] = None,
     per_layer: Annotated[

@@ -74,8 +74,9 @@ class Loader(yaml.SafeLoader):
         """Return a date or time; rejects an impossible one, such as 2024-02-30, with its position."""
         try:
             date: datetime.date = super().construct_yaml_timestamp(node)
-        except ValueError as fault:
-            problem = f"{node.value!r} is no date ({fault}); put it in quotes if it is text"
+        except (ValueError, AttributeError) as fault:  # PyYAML fails with the second for `!!timestamp foo`
+            reason = f" ({fault})" if isinstance(fault, ValueError) else ""
+            problem = f"{node.value!r} is not a date{reason}; put it in quotes if it is text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
         return date
 

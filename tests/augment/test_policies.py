@@ -1,4 +1,4 @@
-"""The policies beside SimCLR's, and lists of them: against references, image by image, and their properties."""
+"""Properties of all policies but SimCLR's, and of lists of policies, and comparisons with references per image."""
 
 import math
 from dataclasses import fields, replace
@@ -98,7 +98,8 @@ def test_views_of_a_part_are_those_of_the_whole_batch(channels, policies):
     index = torch.tensor([7, 0, 11, 3])
     for_part = seeded()
     views = augment(images[index], policies, 0.8, True, for_part, BatchPart(12, index))
-    torch.testing.assert_close(views, whole[index], rtol=0, atol=1e-6)  # sums over other memory are rounded otherwise
+    # A different memory layout changes the rounding of sums.
+    torch.testing.assert_close(views, whole[index], rtol=0, atol=1e-6)
     assert torch.equal(for_part.get_state(), generator.get_state())
 
 
@@ -109,7 +110,8 @@ def test_property_every_image_has_a_view_of_its_own(channels, policies):
     same = random_images(1, channels, 32, 32).expand(60, -1, -1, -1)
     views = augment(same, policies, 1.0, False, generator)
     distinct = len(views.reshape(60, -1).unique(dim=0))
-    assert distinct >= (25 if policies == ("affine",) and channels == 1 else 59)  # half of it, twice, is not deformed
+    # Affine leaves half of the images undeformed.
+    assert distinct >= (25 if policies == ("affine",) and channels == 1 else 59)
     assert not torch.equal(views, augment(same, policies, 1.0, False, generator))
 
 
@@ -128,7 +130,7 @@ def test_property_views_move_away_from_the_image_as_strength_grows(policy):
 @pytest.mark.parametrize("policy", NAMES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_device_is_never_waited_for(channels, policy):
-    # Tensors of the meta device have no values: to read one, or to mix it with a CPU tensor, is an error.
+    # Tensors on the meta device have no values. Reading one or combining it with a CPU tensor is an error.
     images = random_images(30, channels, 12, 20).to("meta")
     views = augment(images, (policy,), 1.0, True, seeded())
     assert views.device.type == "meta"
@@ -136,7 +138,7 @@ def test_the_device_is_never_waited_for(channels, policy):
 
 
 def drawn(policy, strength, generator, n=200, shape=(3, 12, 20)):
-    """What a policy draws for `n` images of `shape`."""
+    """Return the parameters that a policy draws for `n` images of `shape`."""
     if policy == "simclr":
         return draw_simclr(n, *shape[1:], strength, True, generator)
     if policy == "affine":
@@ -172,13 +174,13 @@ def test_property_a_batch_of_one_and_the_layout_of_the_input_do_not_matter(polic
 
 
 def deformed(image, theta):
-    """One image under torch's functional operations."""
+    """Deform one image by torch's functional operations."""
     grid = F.affine_grid(theta[None], [1, *image.shape], align_corners=False)
     return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
 
 
 def neutral(n):
-    """Parameters of `affine` that change nothing."""
+    """Return parameters of `affine` that change nothing."""
     no = torch.zeros(n, dtype=torch.bool)
     return AffineParameters(no, torch.eye(2, 3).repeat(n, 1, 1), no, torch.ones(n), torch.zeros(n))
 
@@ -188,7 +190,7 @@ def neutral(n):
 def test_reference_affine_image_by_image(channels, height, width, strength):
     images = random_images(120, channels, height, width)
     p = draw_affine(120, strength, seeded(1))
-    assert all(0 < chosen.sum() < 120 for chosen in (p.deform, p.flip))  # both ways are tested
+    assert all(0 < chosen.sum() < 120 for chosen in (p.deform, p.flip))  # both cases are tested
     for image, view, parameters in zip(images / 255, apply_affine(images, p), zip(*vars(p).values())):
         deform, theta, flip, saturation, hue = parameters
         if deform:
@@ -202,7 +204,7 @@ def test_reference_affine_image_by_image(channels, height, width, strength):
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (12, 20)])
 def test_reference_affine_by_scipy(height, width):
-    """The same map in pixels: SciPy interpolates, and what lies outside the image is black."""
+    """Apply the same map in pixel coordinates: SciPy interpolates, and pixels outside the image are black."""
     images = random_images(40, 1, height, width) / 255
     p = replace(neutral(40), deform=torch.ones(40, dtype=torch.bool), theta=draw_affine(40, 1.0, seeded()).theta)
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
@@ -216,7 +218,7 @@ def test_reference_affine_by_scipy(height, width):
 
 def test_reference_a_shift_of_a_half_is_a_quarter_of_the_side():
     images = random_images(1, 3, 32, 16)
-    theta = torch.tensor([[[1.0, 0, 0.5], [0, 1, -0.25]]])  # the view shows what lies 4 pixels right and 4 above
+    theta = torch.tensor([[[1.0, 0, 0.5], [0, 1, -0.25]]])  # the view shows pixels 4 to the right and 4 above
     view = apply_affine(images, replace(neutral(1), deform=torch.tensor([True]), theta=theta))[0]
     expected = T.affine(images[0] / 255, angle=0.0, translate=[-4, 4], scale=1.0, shear=[0.0, 0.0])
     torch.testing.assert_close(view, expected, rtol=0, atol=1e-3, check_stride=False)
@@ -259,7 +261,7 @@ def test_property_distribution_of_affine(strength):
     assert stats.binomtest(int((p.deform & p.flip).sum()), n, (u / 2) ** 2).pvalue > 1e-3
     numbers = torch.cat((entries.flatten(1), p.saturation.log2()[:, None], p.hue[:, None]), dim=1)
     correlations = torch.corrcoef(numbers.T) - torch.eye(8)
-    assert correlations.abs().max() < 0.08  # nothing is drawn twice
+    assert correlations.abs().max() < 0.08  # no two parameters share random numbers
 
 
 # noise
@@ -284,7 +286,7 @@ def test_property_distribution_of_noise(strength):
     assert uniform_p_value(draw_noise(gray.shape, 0.5, seeded()).sigma, 0, 0.1) > 1e-3
     torch.testing.assert_close(spread, draw_noise(gray.shape, 0.5, seeded()).sigma, rtol=0.3, atol=1e-6)
     assert abs(views.mean() - 0.5) < 1e-3
-    assert bool((views[:, 0] != views[:, 1]).any(dim=0).all())  # each channel has its own
+    assert bool((views[:, 0] != views[:, 1]).any(dim=0).all())  # each channel has its own noise
 
 
 def test_noise_is_clamped():
@@ -330,7 +332,7 @@ def test_property_distribution_of_masks(height, width, strength):
     assert stats.binomtest(rounded_up, n, expected - math.floor(expected)).pvalue > 1e-3
     share = expected / patches
     z = (masked.sum(dim=0) - n * share) / (n * share * (1 - share)) ** 0.5
-    assert z.abs().max() < 5  # every patch as likely as any other
+    assert z.abs().max() < 5  # every patch is equally likely
     if strength >= 0.3:
         assert len(masked.flatten(1).unique(dim=0)) > 200
 

@@ -1,4 +1,4 @@
-"""The batched SimCLR augmentation against torchvision's functional operations, image by image, and its distribution."""
+"""The batched SimCLR augmentation equals torchvision's functional operations image by image and in distribution."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -17,7 +17,7 @@ from tests.support.images import SHAPES, pictures, random_images, seeded
 
 
 def palette(channels: int) -> Tensor:
-    """(C, 9, 9): every combination of the values 0, 0.5, 1 (black, white, grays, pure colours, ties) and in between."""
+    """Return (C, 9, 9): all combinations of 0, 0.5 and 1 (black, white, grays, pure colours, ties) and mixed values."""
     levels = torch.tensor([0.0, 0.5, 1.0])
     corners = torch.cartesian_prod(levels, levels, levels)
     mixed = torch.rand(27, 3, generator=seeded())
@@ -67,7 +67,7 @@ TURNS = [*(i / 12 for i in range(-6, 7)), 1e-4, -1e-4, *(torch.rand(30, generato
 
 
 def only(name: str, values: Tensor, height: int, width: int) -> SimCLRParameters:
-    """Parameters under which `apply_simclr` does a single colour operation: no crop, all other factors neutral."""
+    """Return parameters for a single colour operation of `apply_simclr`: no crop, all other factors neutral."""
     n = len(values)
     zeros, ones, no = torch.zeros(n), torch.ones(n), torch.zeros(n, dtype=torch.bool)
     neutral = SimCLRParameters(
@@ -144,7 +144,7 @@ def test_to_float():
 
 
 def one_by_one(images: Tensor, p: SimCLRParameters) -> Tensor:
-    """What `apply_simclr` should return, by torchvision's functional operations on one image after another."""
+    """Compute the expected result of `apply_simclr` by torchvision's functional operations, one image at a time."""
     height, width = images.shape[2:]
     operations = (
         (T.adjust_brightness, p.brightness),
@@ -177,7 +177,7 @@ def test_reference_views_equal_torchvision_image_by_image(channels, height, widt
     p = draw_simclr(128, height, width, strength, True, seeded(1))
     everything = replace(p, jitter=torch.ones_like(p.jitter), blur=torch.zeros_like(p.blur))
     nothing = replace(p, jitter=torch.zeros_like(p.jitter), blur=torch.zeros_like(p.blur))
-    assert all(0 < mask.sum() < 128 for mask in (p.flip, p.jitter, p.grayscale, p.blur))  # both ways are tested
+    assert all(0 < mask.sum() < 128 for mask in (p.flip, p.jitter, p.grayscale, p.blur))  # both cases are tested
     for parameters in (p, everything, nothing):
         views = apply_simclr(images, parameters)
         torch.testing.assert_close(views, one_by_one(images, parameters), rtol=0, atol=5e-5, check_stride=False)
@@ -214,7 +214,7 @@ def test_property_the_input_is_not_changed():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_device_is_never_waited_for(channels):
-    # Tensors of the meta device have no values: to read one, or to mix it with a CPU tensor, is an error.
+    # Tensors on the meta device have no values. Reading one or combining it with a CPU tensor is an error.
     images = random_images(30, channels, 16, 16).to("meta")
     views = simclr(images, 1.0, seeded(), blur=True)
     assert views.device.type == "meta"
@@ -262,7 +262,7 @@ def test_property_every_image_has_parameters_of_its_own():
         assert distinct >= expected, field.name
     assert len(p.order.unique(dim=0)) == 24
     assert torch.equal(p.order.sort(dim=1).values, torch.arange(4).expand(n, 4))
-    # The parameters are not copies of each other either.
+    # No parameter is a copy of another.
     for a, b in ((p.brightness, p.contrast), (p.contrast, p.saturation), (p.saturation, p.hue), (p.hue, p.sigma)):
         assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 0.15
 
@@ -291,8 +291,8 @@ def test_property_strengths_share_the_random_numbers():
     torch.testing.assert_close(draws[0].hue * 5, draws[1].hue)
 
 
-# Distributions. All seeds are fixed: what passes once passes always, and the thresholds say how rare a failure would be
-# for a right implementation and another seed.
+# Distributions. All seeds are fixed, so a test that passes once always passes. The thresholds say how rarely a correct
+# implementation would fail with another seed.
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
@@ -302,7 +302,7 @@ def test_property_probabilities(strength):
     p = draw_simclr(n, 8, 8, strength, True, seeded(1))
     for mask, expected in ((p.flip, u / 2), (p.jitter, 0.8 * u), (p.grayscale, 0.2 * u), (p.blur, u / 2)):
         assert stats.binomtest(int(mask.sum()), n, expected).pvalue > 1e-3
-    together = (p.flip & p.jitter & p.grayscale & p.blur).sum()  # independent of each other
+    together = (p.flip & p.jitter & p.grayscale & p.blur).sum()  # the four are independent of each other
     assert stats.binomtest(int(together), n, (u / 2) ** 2 * 0.8 * u * 0.2 * u).pvalue > 1e-3
     counts = p.order.mul(torch.tensor([64, 16, 4, 1])).sum(dim=1).unique(return_counts=True)[1]
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
@@ -348,7 +348,7 @@ def our_windows(n: int, height: int, width: int, u: float, seed: int = 0) -> Ten
 
 
 def least_p_value(ours: Tensor, theirs: Tensor) -> float:
-    """Of two-sample Kolmogorov-Smirnov tests row by row, times the number of rows (Bonferroni)."""
+    """Return the least p-value of two-sample Kolmogorov-Smirnov tests per row, times the rows (Bonferroni)."""
     return min(stats.ks_2samp(a.numpy(), b.numpy()).pvalue for a, b in zip(ours, theirs, strict=True)) * len(ours)
 
 
@@ -360,7 +360,7 @@ def with_area_and_ratio(windows: Tensor) -> Tensor:
     ("height", "width", "u"), [(32, 32, 1.0), (32, 32, 0.5), (8, 8, 1.0), (24, 48, 1.0), (64, 10, 1.0), (64, 10, 0.8)]
 )
 def test_reference_windows_are_distributed_as_torchvisions(height, width, u):
-    # 64 × 10: most tries do not fit, so that the tenth and the fallback matter.
+    # At 64 × 10 most tries do not fit, so the tenth try and the fallback matter.
     theirs = with_area_and_ratio(torchvision_windows(3000, height, width, u))
     assert least_p_value(with_area_and_ratio(our_windows(3000, height, width, u)), theirs) > 1e-3
     assert least_p_value(with_area_and_ratio(our_windows(3000, height, width, 0.9 * u)), theirs) < 1e-6
@@ -379,7 +379,7 @@ def test_property_windows_lie_inside_the_image(height, width, strength):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 10), (10, 40), (30, 32), (32, 30)])
 def test_reference_fallback_window_is_torchvisions(height, width):
     ratio = 4 / 3
-    crop = v2.RandomResizedCrop((height, width), (5, 5), (1 / ratio, ratio))  # five times the image: never fits
+    crop = v2.RandomResizedCrop((height, width), (5, 5), (1 / ratio, ratio))  # five times the image's area never fits
     expected = crop.make_params([torch.empty(3, height, width)])
     area = torch.full((CROP_TRIES, 2), 5.0 * height * width)
     window = place_windows(area, torch.ones_like(area), torch.rand(2, 2), height, width, ratio)
@@ -388,7 +388,7 @@ def test_reference_fallback_window_is_torchvisions(height, width):
 
 
 def statistics(views: Tensor) -> Tensor:
-    """(statistics, B): numbers that each notice another part of the policy."""
+    """Return (statistics, B): each statistic responds to a different part of the policy."""
     red, green, blue = views.mean(dim=(2, 3)).T
     chroma = views.amax(dim=1) - views.amin(dim=1)
     gray = views.mean(dim=1)

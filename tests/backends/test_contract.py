@@ -1,4 +1,4 @@
-"""What holds of every backend: the same call, the same results, the same bits."""
+"""Requirements on every backend: the same call gives the same results, bit for bit."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ QUICK = {"usl_epochs": 2, "le_epochs": 2, "precision": "fp32", "images_every": 0
 
 
 class Noted(SilentTrials):
-    """Notes what it is told."""
+    """Records the trials that it is told about."""
 
     def __init__(self):
         self.began, self.ended = [], []
@@ -31,7 +31,7 @@ class Noted(SilentTrials):
 
 @pytest.fixture(scope="module")
 def ray_backend(tmp_path_factory):
-    """The backend, connected to a Ray that all tests here share."""
+    """The Ray backend, connected to a Ray that all tests in this module share."""
     import ray
 
     from raysweep.backends.ray import tuner
@@ -48,7 +48,7 @@ def backend(request):
 
 
 def run(backend, folder, sweep, datasets=None, stop=False):
-    """Run a sweep; returns the store, what was noted, and what the backend returned."""
+    """Run a sweep; return the store, the recorded trials and the backend's return value."""
     datasets = preparation.load_datasets(sweep, {}) if datasets is None else datasets
     store = Store(folder / "runs" / sweep.name).create(sweep, {})
     noted, stopping = Noted(), Stopping(store)
@@ -89,7 +89,7 @@ def test_a_trial_that_raises_is_a_failed_result_and_the_next_one_runs(backend, t
     datasets = preparation.load_datasets(sweep, {})
     whole = datasets["digits_m", 16, None]
     few = replace(whole, train_images=whole.train_images[:60], train_labels=whole.train_labels[:60])
-    datasets["digits_m", 16, None] = few  # fewer images than a batch has, which is checked before a sweep starts
+    datasets["digits_m", 16, None] = few  # fewer images than a batch; normally a check before the sweep finds this
     store, noted, _ = run(backend, tmp_path, sweep, datasets)
     failed, finished = (json.loads((store.trial(t.name) / "result.json").read_text()) for t in sweep.trials)
     assert (failed["status"], finished["status"]) == ("failed", "finished")

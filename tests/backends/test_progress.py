@@ -1,4 +1,4 @@
-"""What the live view says of a sweep's progress."""
+"""A sweep's progress in the live view."""
 
 import io
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_progress_is_the_sum_over_the_trials_weights():
         view.end(result(finished))
         assert view.done == pytest.approx(sum(view.weights[name] for name in view.shares))
         assert view.whole == pytest.approx(sum(view.weights.values()))
-        # A trial weighs five, a baseline one: what was stopped at a fifth, what finished, and half of what runs.
+        # A trial weighs five and a baseline one: one trial stopped at a fifth, one finished, one is half finished.
         assert view.done - view.kept + view._under_way() == pytest.approx(1 + 5 + 2.5)
         assert view.whole - view.kept == pytest.approx(4 * 5 + 5 * 1 - 4)
     assert "[3/10]" in output.getvalue()
@@ -54,7 +54,7 @@ def test_a_trial_that_a_searcher_proposes_adds_its_weight():
     )
     (trial,) = space.build({"base": {"usl_epochs": 4, "alpha": 0.5}}, {}, "test").trials
     with ProgressDisplay(proposing, [], Console(file=io.StringIO())) as view:
-        for _ in range(2):  # once more after its worker died
+        for _ in range(2):  # the second time after the trial's worker died
             view.begin(trial)
         assert view.whole == 5.0
         assert view.whole + view._rest() == 10.0

@@ -1,4 +1,4 @@
-"""What is read is what was meant: numbers, names and other text, and flags that are given twice."""
+"""Numbers, names and other text are read as the user meant them, and a flag that is given twice is refused."""
 
 import re
 import string
@@ -20,7 +20,7 @@ REFUSED = "refused"
 
 
 def dry(capsys, *arguments):
-    """What the command would run, as plain data, or its one line on standard error."""
+    """Return what the command would run, as plain data, or its one line on standard error."""
     status = cli.main(["sweep", *map(str, arguments), "--dry-run"])
     out, err = capsys.readouterr()
     if status == 0:
@@ -32,9 +32,9 @@ def dry(capsys, *arguments):
 
 
 def ways(tmp_path, capsys, name, text):
-    """What `text` means for a setting on the command line and in a file: its value or the reason for a refusal."""
+    """Return a setting's value, or the error, for `text` in each place on the command line and in a file."""
     path = tmp_path / "space.yaml"
-    found = []
+    outcomes = []
 
     def file(content):
         path.write_text(content)
@@ -50,15 +50,15 @@ def ways(tmp_path, capsys, name, text):
         ([lambda: file(f"search:\n- {name}:\n    choice:\n    - {text}\n")], None),
         ([lambda: file(f"base: {{{name}: '{text}'}}\n")], False),
     ):
-        made = dry(capsys, *[argument() if callable(argument) else argument for argument in arguments])
-        if isinstance(made, str):
-            found.append(made)
+        outcome = dry(capsys, *[argument() if callable(argument) else argument for argument in arguments])
+        if isinstance(outcome, str):
+            outcomes.append(outcome)
         elif grid is False:
-            found.append(made["base"][name])
+            outcomes.append(outcome["base"][name])
         else:
-            (value,) = made["search"][0][name]["grid" if grid else "choice"]
-            found.append(value)
-    return found
+            (value,) = outcome["search"][0][name]["grid" if grid else "choice"]
+            outcomes.append(value)
+    return outcomes
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 5), st.sampled_from(["", "+"]), st.sampled_from(["", ".", ".0", "e0"]))
@@ -90,7 +90,7 @@ OTHER_NOTATIONS = [
 
 @pytest.mark.parametrize("text", OTHER_NOTATIONS)
 def test_other_notations_are_refused_wherever_they_stand(tmp_path, capsys, text):
-    name = "seed" if len(text) % 2 else "alpha"  # one of each kind, for time's sake
+    name = "seed" if len(text) % 2 else "alpha"  # testing both kinds of number would take too long
     for message in ways(tmp_path, capsys, name, text):
         assert isinstance(message, str), message
         assert name in message
@@ -124,7 +124,7 @@ def test_what_is_no_whole_number_in_range_is_refused_in_words(tmp_path, capsys, 
 
 @pytest.mark.parametrize("text", ["-0", "-0.0", "-.0e3", "+0"])
 def test_zero_has_no_sign(tmp_path, capsys, text):
-    """Or one point would have two names."""
+    """A sign on zero would give one point two names."""
     values = ways(tmp_path, capsys, "alpha", text)
     assert [str(value) for value in values] == ["0.0"] * len(values)
 
@@ -170,12 +170,12 @@ def test_tune_and_resources_are_read_alike(tmp_path, capsys, section, name, text
     path = tmp_path / "space.yaml"
     path.write_text(f"{section}: {{{name}: {text}}}\n")
     for arguments in ([path], ["--usl_type", "simclr", "--set", f"{section}.{name}={text}"]):
-        made = dry(capsys, *arguments)
+        outcome = dry(capsys, *arguments)
         if value is REFUSED:
-            assert f"{name}: must be a number in decimal" in made
-            assert repr(text) in made
+            assert f"{name}: must be a number in decimal" in outcome
+            assert repr(text) in outcome
         else:
-            assert made[section][name] == value
+            assert outcome[section][name] == value
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_tune_and_resources_are_read_alike(tmp_path, capsys, section, name, text
 )
 def test_numbers_in_a_grid_of_probes_are_read_alike(tmp_path, capsys, text, value):
     path = tmp_path / "space.yaml"
-    made = []
+    outcomes = []
     for bank in (f"{{lr: {text}}}", f"{{lr: [{text}]}}", f"{{lr: ['{text}']}}"):
         path.write_text(f"base:\n  probe_grid: {bank}\n")
-        made += [dry(capsys, path), dry(capsys, "--probe_grid", bank)]
-    for one in made:
+        outcomes += [dry(capsys, path), dry(capsys, "--probe_grid", bank)]
+    for one in outcomes:
         if value is REFUSED:
             assert "probe_grid" in one
         else:
@@ -210,7 +210,7 @@ def test_other_words_are_no_truth_value(tmp_path, capsys, text):
 @pytest.mark.parametrize("name", ["seed", "image_size", "dataset", "probe_dataset", "blur", "tune.metric"])
 @pytest.mark.parametrize("text", ["", " "])
 def test_an_empty_value_is_not_the_default(capsys, name, text):
-    """As a shell variable gives it that is not set."""
+    """An unset shell variable gives an empty value."""
     assert f"--set {name}: the value is empty" in dry(capsys, "--set", f"{name}={text}")
     if name in SETTINGS:
         assert f"--{name}: the value is empty" in dry(capsys, f"--{name}", text)
@@ -285,7 +285,7 @@ def test_what_is_written_is_read_back_exactly(value):
     again = reading.parse_yaml(text, "file.yaml")
     assert again == {"value": value}
     assert repr(again) == repr({"value": value}).replace("-0.0", "0.0")
-    assert repr(yaml.safe_load(text)) == repr({"value": value})  # any other reader of YAML 1.1 agrees
+    assert repr(yaml.safe_load(text)) == repr({"value": value})  # another YAML 1.1 reader agrees
 
 
 @given(
@@ -355,10 +355,10 @@ def test_a_search_space_is_given_once(capsys):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_contradicts_itself_is_refused(tmp_path, run_sweep, arguments, words):
-    done = run_sweep(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    process = run_sweep(*arguments)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert words in process.stderr
+    assert process.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -382,15 +382,15 @@ def test_a_flag_without_a_value_may_stand_twice(capsys):
 )
 def test_a_flag_of_any_other_command_is_given_once(tmp_path, arguments, flag):
     (tmp_path / "s.yaml").write_text("base: {}\n")
-    done = here("raysweep/cli.py", *arguments, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"{flag} is given twice, as " in done.stderr
-    assert done.stderr.count("\n") == 1
+    process = here("raysweep/cli.py", *arguments, cwd=tmp_path)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert f"{flag} is given twice, as " in process.stderr
+    assert process.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
 
 
 @pytest.mark.parametrize("text", ["0x10", "1_0", "1:30", "٣", "ten", "1.5", "", "1e400", "2024-01-01"])
 def test_the_batch_size_of_embed_is_read_as_that_of_a_sweep(tmp_path, text):
-    done = here("raysweep/cli.py", "embed", "c", "i", "-o", "f.npz", f"--batch_size={text}", cwd=tmp_path)
-    assert done.returncode == 2
-    assert re.fullmatch(f"error: argument --batch_size: must be a .*number.*, not '{text}'\n", done.stderr)
+    process = here("raysweep/cli.py", "embed", "c", "i", "-o", "f.npz", f"--batch_size={text}", cwd=tmp_path)
+    assert process.returncode == 2
+    assert re.fullmatch(f"error: argument --batch_size: must be a .*number.*, not '{text}'\n", process.stderr)

@@ -1,4 +1,4 @@
-"""Datasets: what is read is exactly what lies on disk, and every fault of the files is one line that names them."""
+"""Datasets are read exactly as they are on disk, and every fault in a file is reported in one line that names it."""
 
 import gzip
 import hashlib
@@ -30,16 +30,14 @@ from raysweep.data.pixels import convert
 from raysweep.data.splits import draw_labels, split_train
 from raysweep.errors import InputError
 
-NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
+NOWHERE = "http://127.0.0.1:9/"  # the discard port, which refuses connections at once
 
 
 def fault(action) -> str:
-    """The message of the InputError that `action()` raises, checked to be one line."""
+    """Return the message of the InputError that `action()` raises."""
     with pytest.raises(InputError) as raised:
         action()
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
+    return str(raised.value)
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -47,7 +45,7 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def luminance(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """ITU-R 601, (N, 3, H, W) -> (N, 1, H, W)."""
+    """Return the ITU-R 601 luminance: (N, 3, H, W) -> (N, 1, H, W)."""
     return np.tensordot(images, [0.299, 0.587, 0.114], axes=(1, 0))[:, None]
 
 
@@ -107,11 +105,11 @@ def test_digits(tmp_path: Path) -> None:
     assert {images.dtype.name for images in (digits.train_images, digits.test_images)} == {"uint8"}
     assert {labels.dtype.name for labels in (digits.train_labels, digits.test_labels)} == {"int64"}
     assert (digits.train_images.min(), digits.train_images.max()) == (0, 255)
-    assert np.bincount(digits.train_labels).min() >= 139  # of 174 to 183
+    assert np.bincount(digits.train_labels).min() >= 139  # each class has 174 to 183 images
     assert np.bincount(digits.test_labels).min() >= 34
     assert not (tmp_path / "absent").exists()
 
-    # Train and test are all of scikit-learn's digits, each once, with their labels.
+    # Train and test together hold each of scikit-learn's digits exactly once, with its label.
     def rows(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[tuple[int, ...]]:
         return sorted(
             (*row, label) for row, label in zip(images.reshape(-1, 64).tolist(), labels.tolist(), strict=True)
@@ -149,23 +147,23 @@ def test_digits_m(digits_m: Dataset) -> None:
     images = np.concatenate([digits_m.train_images, digits_m.test_images])
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 1797
     spread = images.max(axis=1).astype(int) - images.min(axis=1)
-    assert (spread.mean(axis=(1, 2)) > 5).mean() > 0.9  # colour, not gray
+    assert (spread.mean(axis=(1, 2)) > 5).mean() > 0.9  # the images are coloured
     assert 80 < images.mean() < 140
 
 
 def test_digits_m_is_the_same_every_time_and_in_every_process(digits_m: Dataset) -> None:
-    np.random.seed(1)  # what happens elsewhere has no influence
+    np.random.seed(1)  # the global random state has no influence
     again = load("digits_m", data_dir=Path("/elsewhere"), image_size=16)
     np.testing.assert_array_equal(again.train_images, digits_m.train_images)
     np.testing.assert_array_equal(again.test_images, digits_m.test_images)
     script = "from pathlib import Path; from raysweep.data.loading import load; "
     script += "print(load('digits_m', data_dir=Path('x')).digest)"
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == again.digest == digits_m.digest
+    process = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert process.stdout.strip() == again.digest == digits_m.digest
 
 
 def test_the_patches_of_digits_m_never_change() -> None:
-    """Scores of different versions compare only if the images are the same."""
+    """Scores of different versions are comparable only if the images are the same."""
     assert named.draw_patches(3, [(640, 427)] * 2) == [(1, 412, 219), (1, 244, 235), (0, 514, 350)]
     assert named.draw_patches(1797, [(640, 427)] * 2)[-1] == (0, 346, 357)
 
@@ -186,18 +184,18 @@ def test_property_patches_lie_inside_the_photographs_and_all_over_them() -> None
 
 @pytest.mark.parametrize("size", [8, 16, 33])
 def test_reference_digits_m_is_the_difference_of_digit_and_patch(size: int) -> None:
-    """Each image by scikit-learn's own arrays, in floating point, one pixel after another."""
+    """Recompute images pixel by pixel from scikit-learn's own arrays."""
     from sklearn.datasets import load_digits, load_sample_images
     from sklearn.model_selection import train_test_split
 
-    made = load("digits_m", data_dir=Path("/nowhere"), image_size=size)
+    dataset = load("digits_m", data_dir=Path("/nowhere"), image_size=size)
     photographs = load_sample_images().images
     original = load_digits()
     train, test = train_test_split(np.arange(1797), test_size=0.2, stratify=original.target, random_state=0)
     patches = named.draw_patches(1797, [(640, 427)] * 2)
     for images, labels, index in (
-        (made.train_images, made.train_labels, train),
-        (made.test_images, made.test_labels, test),
+        (dataset.train_images, dataset.train_labels, train),
+        (dataset.test_images, dataset.test_labels, test),
     ):
         np.testing.assert_array_equal(labels, original.target[index])
         for image, i in list(zip(images, index, strict=True))[::97]:
@@ -215,7 +213,7 @@ def test_reference_digits_m_is_the_difference_of_digit_and_patch(size: int) -> N
 
 
 def test_digits_m_has_the_digits_in_their_order(digits_m: Dataset, tmp_path: Path) -> None:
-    """Where a patch is dark, the digit is seen as it is; over all pixels, it is there again."""
+    """Each image of digits_m is made from the digit at the same position in digits."""
     digits = load("digits", data_dir=tmp_path, image_size=16, channels=3)
     np.testing.assert_array_equal(digits_m.train_labels, digits.train_labels)
     np.testing.assert_array_equal(digits_m.test_labels, digits.test_labels)
@@ -224,22 +222,22 @@ def test_digits_m_has_the_digits_in_their_order(digits_m: Dataset, tmp_path: Pat
     for ours, theirs in ((digits_m.train_images, digits.train_images), (digits_m.test_images, digits.test_images)):
         white, black = theirs == 255, theirs == 0
         # |255 − patch| and |0 − patch| of neighbouring pixels add up to about 255 where the patch is smooth.
-        there = np.array([im[w].mean() + im[b].mean() for im, w, b in zip(ours, white, black, strict=True) if w.any()])
+        sums = np.array([im[w].mean() + im[b].mean() for im, w, b in zip(ours, white, black, strict=True) if w.any()])
         shifted = np.roll(ours, 1, axis=0)
-        elsewhere = [im[w].mean() + im[b].mean() for im, w, b in zip(shifted, white, black, strict=True) if w.any()]
-        assert np.abs(there - 255).mean() < 0.5 * np.abs(np.array(elsewhere) - 255).mean()
+        shifted_sums = [im[w].mean() + im[b].mean() for im, w, b in zip(shifted, white, black, strict=True) if w.any()]
+        assert np.abs(sums - 255).mean() < 0.5 * np.abs(np.array(shifted_sums) - 255).mean()
 
 
 def test_digits_m_with_digits(digits_m: Dataset, tmp_path: Path) -> None:
-    """As one experiment sees them: pretraining on one, evaluation on the other, in the first one's size and colours."""
+    """An experiment pretrains on one dataset and evaluates on the other, in the first dataset's size and channels."""
     from raysweep.config import Settings
     from raysweep.data.selection import select_data
 
-    there = select_data(Settings(dataset="digits_m", probe_dataset="digits"), {}, load=True)
-    np.testing.assert_array_equal(there.pretrain, digits_m.train_images)
-    assert there.probe.train_images.shape == (1437, 3, 16, 16)
-    assert (there.probe.train_images == there.probe.train_images[:, :1]).all()
-    np.testing.assert_array_equal(there.probe.train_labels, digits_m.train_labels)
+    data = select_data(Settings(dataset="digits_m", probe_dataset="digits"), {}, load=True)
+    np.testing.assert_array_equal(data.pretrain, digits_m.train_images)
+    assert data.probe.train_images.shape == (1437, 3, 16, 16)
+    assert (data.probe.train_images == data.probe.train_images[:, :1]).all()
+    np.testing.assert_array_equal(data.probe.train_labels, digits_m.train_labels)
 
     back = select_data(Settings(dataset="digits", probe_dataset="digits_m"), {}, load=True)
     assert back.pretrain.shape == (1437, 1, 8, 8)
@@ -249,7 +247,7 @@ def test_digits_m_with_digits(digits_m: Dataset, tmp_path: Path) -> None:
     larger = load("digits_m", data_dir=tmp_path, image_size=32)
     assert larger.train_images.shape == (1437, 3, 32, 32)
     coarse = larger.train_images.reshape(1437, 3, 16, 2, 16, 2).mean(axis=(3, 5))
-    assert np.abs(coarse - digits_m.train_images).mean() < 25  # the same pictures, finer
+    assert np.abs(coarse - digits_m.train_images).mean() < 25  # the same pictures at a higher resolution
 
 
 # ---- Digests, sizes and colours --------------------------------------------------------------------------------------
@@ -270,21 +268,21 @@ def test_digest_depends_on_pixels_labels_and_shapes() -> None:
         digest(images.reshape(4, 1, 4, 9), labels),
     }
     assert len(digests) == 5
-    assert all(len(found) == 16 and int(found, 16) >= 0 for found in digests)
+    assert all(len(digest_text) == 16 and int(digest_text, 16) >= 0 for digest_text in digests)
 
 
 def test_sizes_and_channels(tmp_path: Path) -> None:
-    own = load("digits", data_dir=tmp_path)
+    native = load("digits", data_dir=tmp_path)
     large = load("digits", data_dir=tmp_path, image_size=20, channels=3)
     assert large.train_images.shape == (1437, 3, 20, 20)
     assert large.test_images.shape == (360, 3, 20, 20)
     assert (large.train_images == large.train_images[:, :1]).all()
-    resized = Image.fromarray(own.train_images[7, 0]).resize((20, 20), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(native.train_images[7, 0]).resize((20, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(large.train_images[7, 1], np.asarray(resized))
-    np.testing.assert_array_equal(large.train_labels, own.train_labels)
-    assert large.digest != own.digest
+    np.testing.assert_array_equal(large.train_labels, native.train_labels)
+    assert large.digest != native.digest
     repeated = load("digits", data_dir=tmp_path, channels=3)
-    np.testing.assert_array_equal(repeated.train_images, own.train_images.repeat(3, axis=1))
+    np.testing.assert_array_equal(repeated.train_images, native.train_images.repeat(3, axis=1))
 
 
 def test_reference_rgb_becomes_gray_by_luminance() -> None:
@@ -297,16 +295,16 @@ def test_reference_rgb_becomes_gray_by_luminance() -> None:
 
 
 def test_threads_raise_the_first_fault() -> None:
-    done = np.zeros(1000, dtype=bool)
+    finished = np.zeros(1000, dtype=bool)
 
     def work(i: int) -> None:
         if i in (300, 301, 700):
             raise InputError(str(i))
-        done[i] = True
+        finished[i] = True
 
     assert fault(lambda: in_threads(work, 1000)) == "300"
-    in_threads(lambda i: done.__setitem__(i, True), 1000)
-    assert done.all()
+    in_threads(lambda i: finished.__setitem__(i, True), 1000)
+    assert finished.all()
 
 
 def test_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,14 +321,14 @@ def test_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def write(path: Path, content: bytes) -> str:
-    """Write a file; its MD5."""
+    """Write a file and return its MD5."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return hashlib.md5(content).hexdigest()
 
 
 def idx(array: NDArray[np.uint8]) -> bytes:
-    """The IDX format: magic number with the number of dimensions, big-endian sizes, bytes."""
+    """Encode in the IDX format: a magic number that holds the number of dimensions, big-endian sizes, bytes."""
     return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
 
 
@@ -371,7 +369,7 @@ def test_mnist(name: str, folder: str, packed: bool, tmp_path: Path, monkeypatch
 
 
 def cifar_files(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
-    """Files below the base folder, and what they hold: images (N, 3, 32, 32) and labels of both splits."""
+    """Return the files below the base folder, and their content: images (N, 3, 32, 32) and labels of both splits."""
     fine = name == "cifar100"
     n_classes = 100 if fine else 10
     names = [f"class {i}" for i in range(n_classes)]
@@ -396,7 +394,7 @@ def cifar_files(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
 
 
 def expect_cifar(name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Let torchvision expect these files; their folder."""
+    """Patch torchvision to expect these files, and return their folder."""
     import torchvision
 
     kind = getattr(torchvision.datasets, name.upper())
@@ -471,7 +469,7 @@ def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert probed.unlabelled is None
     assert probed.pretrain_images is probed.train_images
     np.testing.assert_array_equal(probed.train_images, stl.train_images)
-    assert probed.digest == stl.digest  # so that its scores compare
+    assert probed.digest == stl.digest  # so that scores are comparable
     small = load("stl10", data_dir=tmp_path, image_size=32, channels=1)
     assert small.pretrain_images.shape == (18, 1, 32, 32)
 
@@ -665,7 +663,7 @@ def test_folder_without_classes(layout: str, tmp_path: Path) -> None:
 
 
 def modes() -> dict[str, tuple[Image.Image, NDArray[np.uint8]]]:
-    """By file name: an image of 32×32, and the RGB pixels (3, 32, 32) it should give."""
+    """Map file names to a 32×32 image and the RGB pixels (3, 32, 32) that reading it should give."""
     rgb, gray = noise(32, 32, 3), noise(32, 32)
     image, planes = Image.fromarray(rgb), rgb.transpose(2, 0, 1)
     three = np.stack([gray] * 3)
@@ -720,14 +718,14 @@ def test_sixteen_bits_are_scaled_and_rounded(tmp_path: Path) -> None:
 
 def test_odd_sizes_are_cut_and_scaled(tmp_path: Path) -> None:
     strip = np.zeros((10, 40, 3), dtype=np.uint8)
-    strip[:, 14:26] = 200  # the centre square, and a pixel more that Pillow's interpolation looks at
+    strip[:, 14:26] = 200  # the centre square plus one pixel that Pillow's interpolation reads
     save(tmp_path / "wide.png", strip)
     save(tmp_path / "tall.png", strip.transpose(1, 0, 2))
     save(tmp_path / "one.png", noise(1, 1, 3))
     save(tmp_path / "line.png", noise(1, 77))
     folder = read(tmp_path, image_size=24)
     assert folder.train_images.shape == (4, 3, 24, 24)
-    assert (folder.train_images[[2, 3]] == 200).all()  # line, one, tall, wide
+    assert (folder.train_images[[2, 3]] == 200).all()  # sorted by name: line, one, tall, wide
     assert (folder.train_images[1] == noise(1, 1, 3).transpose(2, 0, 1)).all()
 
 
@@ -738,24 +736,24 @@ def test_gray_folder(tmp_path: Path) -> None:
     np.testing.assert_allclose(gray, luminance(read(tmp_path).train_images), atol=1)
 
 
-def spoil(path: Path, how: str) -> None:
+def spoil(path: Path, damage: str) -> None:
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "corrupt": b"this is no image", "truncated": whole[: len(whole) // 2]}[how])
+    path.write_bytes({"empty": b"", "corrupt": b"this is no image", "truncated": whole[: len(whole) // 2]}[damage])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
-@pytest.mark.parametrize("how", ["empty", "corrupt", "truncated"])
-def test_bad_images(how: str, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["empty", "corrupt", "truncated"])
+def test_bad_images(damage: str, suffix: str, tmp_path: Path) -> None:
     two_classes(tmp_path)
     for name in ("dog/1", "dog/bad"):
         save(tmp_path / "train" / f"{name}.{suffix}", noise(40, 40, 3))
-        spoil(tmp_path / "train" / f"{name}.{suffix}", how)
+        spoil(tmp_path / "train" / f"{name}.{suffix}", damage)
     good = [1] if suffix == "png" else []
     first = tmp_path / "train" / "dog" / f"1.{suffix}"
     message = fault(lambda: read(tmp_path))
     assert repr(str(first)) in message
     assert "`skip_bad_images`" in message
-    assert ("the file is empty" in message) == (how == "empty")
+    assert ("the file is empty" in message) == (damage == "empty")
 
     with pytest.warns(UserWarning, match=r"2 of \d images left out") as warned:
         folder = read(tmp_path, skip=True)
@@ -850,12 +848,12 @@ def test_split_sizes_and_seeds() -> None:
     assert np.bincount(labels[val]).tolist() == [50] * 10
     assert np.bincount(labels[fit]).tolist() == [450] * 10
     assert set(val) != set(split_train(labels, 0.1, 1)[1])
-    positions = val.reshape(10, 50) % 500  # no class is divided like another
+    positions = val.reshape(10, 50) % 500  # no two classes are divided in the same way
     assert len({tuple(row) for row in positions}) == 10
 
 
 def test_split_never_changes() -> None:
-    """Scores of different versions compare only if they divide alike."""
+    """Scores of different versions are comparable only if all of them split the data in the same way."""
     assert split_train(np.arange(40) % 4, 0.25, 7)[1].tolist() == [4, 6, 7, 9, 10, 11, 13, 17, 20, 28, 31, 38]
     assert draw_labels(np.arange(40) % 4, 2, 7).tolist() == [7, 8, 10, 11, 12, 18, 21, 37]
 
@@ -866,7 +864,7 @@ def test_property_split_of_a_class_depends_on_no_other() -> None:
     kept = np.flatnonzero(labels != 2)
     _, val_of_kept = split_train(labels[kept], 0.2, 3)
     assert set(kept[val_of_kept]) == {i for i in val if labels[i] != 2}
-    sort = np.argsort(labels, kind="stable")  # nor on how the classes are mixed
+    sort = np.argsort(labels, kind="stable")  # nor on the order of the classes
     assert set(sort[split_train(labels[sort], 0.2, 3)[1]]) == set(val)
 
 

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: the splits are those that were meant, and no file is left out in silence."""
+"""Image folders as users have them: the splits are the intended ones, and every file that is left out is reported."""
 
 import os
 import socket
@@ -40,7 +40,7 @@ def save(path, image=None, **options):
 
 
 def make(root, splits, classes=("dark", "light")):
-    """A dataset: the number of images of each class by split. The classes can be told apart by brightness."""
+    """Create a dataset. `splits` maps each split to its images per class; the classes differ in brightness."""
     for split, count in splits.items():
         for k, name in enumerate(classes):
             for i in range(count):
@@ -55,12 +55,13 @@ def read(root, **options):
 def refusal(root, **options):
     with pytest.raises(InputError) as raised:
         read(root, **options)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    message = str(raised.value)
+    assert str(root) in message
+    return message
 
 
 def warned(root, **options):
-    """What is warned of while a dataset is read, and the dataset."""
+    """Read a dataset; return the warnings and the dataset."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = read(root, **options)
@@ -68,7 +69,7 @@ def warned(root, **options):
 
 
 def assert_refused(process, *words):
-    """The command refused its input in one line, before anything was written."""
+    """Check that the command refused its input in one line, before it wrote anything."""
     assert process.returncode == 2
     assert process.stdout == ""
     (line,) = process.stderr.splitlines()
@@ -118,11 +119,13 @@ def test_a_val_folder_is_part_of_the_digest_and_others_keep_theirs(tmp_path):
     images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
     labels = np.array([0, 1])
     without = Dataset("x", ("a", "b"), images, labels, images[:1], labels[:1])
-    assert digest_of(without) == "1a40558e4ba8c7c3", "of a dataset without a val folder, as in earlier versions"
+    assert digest_of(without) == "1a40558e4ba8c7c3", (
+        "without a val folder, the digest is the same as in earlier versions"
+    )
 
 
 def test_the_command_validates_on_the_val_folder(run_sweep, tmp_path):
-    """The classes of val are exchanged, so that what is right in test is wrong in val."""
+    """The classes of val are swapped, so a prediction that is right in test is wrong in val."""
     root = make(tmp_path / "set", FULL)
     (root / "val" / "dark").rename(root / "val" / "x")
     (root / "val" / "light").rename(root / "val" / "dark")
@@ -165,8 +168,8 @@ def test_near_misses_are_refused_with_the_expected_name(split, name, run_sweep, 
     splits = {name: 2} if split == "train" else {"train": 3, name: 2}
     make(tmp_path / "set", splits)
     process = run_sweep(*SMALL, "--dataset", "folder:set", "--dry-run")
-    if (tmp_path / "set" / split).exists():  # a file system that ignores case
-        return
+    if (tmp_path / "set" / split).exists():  # the file system ignores case
+        pytest.skip("the file system ignores case")
     assert_refused(process, repr(name), f"expected is {split!r}")
 
 
@@ -180,7 +183,7 @@ def test_near_misses_beside_all_splits_are_refused_too(tmp_path):
 @pytest.mark.parametrize("name", ["notes", "text", "latest", "valve", "tests", "strain", ".test", "測試", "test-2"])
 def test_other_folders_are_no_splits(name, tmp_path):
     make(tmp_path, PLAIN)
-    if name == "tests":  # a folder of programs, without images
+    if name == "tests":  # a folder of programs without images
         (tmp_path / name).mkdir()
         (tmp_path / name / "test_it.py").write_text("")
     else:
@@ -253,7 +256,7 @@ def test_unicode_forms_of_a_name_are_one_class(tmp_path):
 
 def test_two_unicode_forms_in_one_split_are_refused(tmp_path):
     make(tmp_path, PLAIN, (COMPOSED, DECOMPOSED))
-    if len(list((tmp_path / "train").iterdir())) == 1:  # a file system that keeps one form
+    if len(list((tmp_path / "train").iterdir())) == 1:  # the file system keeps only one form
         return
     message = refusal(tmp_path)
     assert r"'\xe9'" in message
@@ -283,8 +286,9 @@ def test_empty_and_broken_class_folders(tmp_path):
 
 def test_classes_that_differ_in_case_are_two(tmp_path):
     make(tmp_path, PLAIN, ("A", "a"))
-    if len(list((tmp_path / "train").iterdir())) == 2:
-        assert read(tmp_path).classes == ("A", "a")
+    if len(list((tmp_path / "train").iterdir())) < 2:
+        pytest.skip("the file system ignores case")
+    assert read(tmp_path).classes == ("A", "a")
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
@@ -312,7 +316,7 @@ def test_every_format_that_is_read_can_be_decoded_by_pillow_itself():
 
 
 def test_ghostscript_is_never_started(tmp_path, monkeypatch):
-    """A program in its place would leave a file."""
+    """The test puts a program in Ghostscript's place that would leave a file."""
     program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
@@ -357,13 +361,13 @@ def test_a_folder_with_no_image_that_can_be_read(tmp_path):
 
 
 def special_files(folder):
-    """Everything that can be called x.png and is no file: (name, what it is)."""
+    """Create everything that can be named x.png and is not a regular file; yield name and kind."""
     os.mkfifo(folder / "fifo.png")
     yield "fifo.png", "named pipe"
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         here = os.open(".", os.O_RDONLY)
         try:
-            os.chdir(folder)  # a socket's path may have 100 characters only
+            os.chdir(folder)  # a socket's path may have only 100 characters
             listener.bind("socket.png")
         finally:
             os.chdir(here)
@@ -444,7 +448,7 @@ def test_damaged_exif_data_costs_no_image(content, tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(10))
 def test_photographs_are_upright(orientation, suffix, tmp_path):
-    """White at the top left, as a viewer shows it, whatever way the pixels are stored. 0 and 9 mean nothing."""
+    """The white corner is at the top left, as in a viewer, for every stored orientation. 0 and 9 mean nothing."""
     stored = Image.new("RGB", (32, 32))
     left, top = {1: (0, 0), 2: (16, 0), 3: (16, 16), 4: (0, 16), 5: (0, 0), 6: (0, 16), 7: (16, 16), 8: (16, 0)}.get(
         orientation, (0, 0)
@@ -476,7 +480,7 @@ def test_odd_images(tmp_path):
     save(tmp_path / "cmyk.jpg", Image.new("CMYK", (24, 24)))
     messages, dataset = warned(tmp_path)
     assert messages == []
-    gif, webp, cmyk, long, one = dataset.train_images  # in the order of the names
+    gif, webp, cmyk, long, one = dataset.train_images  # sorted by name
     assert gif.max() == webp.max() == 0
     assert cmyk.min() > 250
     assert (long == np.array([1, 2, 3])[:, None, None]).all()

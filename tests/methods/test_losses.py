@@ -1,4 +1,4 @@
-"""Losses against direct transcriptions of their definitions, and their properties."""
+"""Properties of the losses, and comparisons with direct transcriptions of their definitions."""
 
 import math
 
@@ -15,7 +15,7 @@ def embeddings(b=7, d=5, seed=0):
 
 
 def nt_xent_by_hand(z1, z2, temperature):
-    """Equation 1 of the SimCLR paper, term by term."""
+    """Compute equation 1 of the SimCLR paper term by term."""
     views = [*z1, *z2]
     b = len(z1)
 
@@ -30,7 +30,7 @@ def nt_xent_by_hand(z1, z2, temperature):
 
 
 def barlow_by_hand(z1, z2, weight):
-    """Algorithm 1 of the Barlow Twins paper, element by element; batch norm's 1e-5 in the variances."""
+    """Compute algorithm 1 of the Barlow Twins paper element by element, with batch norm's 1e-5 in the variances."""
     b, d = z1.shape
     total = 0.0
     for i in range(d):
@@ -42,7 +42,7 @@ def barlow_by_hand(z1, z2, weight):
 
 
 def hinge_by_hand(z1, z2, m, delta):
-    """The sum over all pairs of the batch, pair by pair."""
+    """Compute the sum over all pairs of the batch, one pair at a time."""
     total = 0.0
     for i in range(len(z1)):
         for j in range(len(z2)):
@@ -117,7 +117,7 @@ def test_reference_barlow_twins_equals_lightly(weight):
 
 
 def compare(ours, theirs, z1, z2):
-    """The same value and the same gradients, to 1e-6."""
+    """Check that value and gradients are the same to 1e-6."""
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     mine, other = torch.autograd.grad(ours, (z1, z2)), torch.autograd.grad(theirs, (z1, z2))
     torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
@@ -127,11 +127,10 @@ def test_property_hinge_is_zero_where_pairs_are_near_and_others_far_and_only_the
     z = 10 * torch.eye(6, dtype=torch.float64)
     assert losses.hinge(z, z, hinge_m=2.0, hinge_delta=1.0) == 0
     assert losses.hinge(z, z + 0.1, hinge_m=2.0, hinge_delta=1.0) == 0  # ‖·‖₁ = 0.6 < m − δ
-    assert losses.hinge(z, z + 0.2, hinge_m=2.0, hinge_delta=1.0) == pytest.approx(0.2)  # 1.2 is 0.2 too far, for each
+    assert losses.hinge(z, z + 0.2, hinge_m=2.0, hinge_delta=1.0) == pytest.approx(0.2)  # for each, 1.2 is 0.2 too far
     collapsed = torch.zeros(6, 6, dtype=torch.float64)
-    assert losses.hinge(collapsed, collapsed, hinge_m=2.0, hinge_delta=1.0) == pytest.approx(
-        5 * 3.0
-    )  # 5 others, each δ + m
+    # Each of the 5 others adds δ + m.
+    assert losses.hinge(collapsed, collapsed, hinge_m=2.0, hinge_delta=1.0) == pytest.approx(5 * 3.0)
 
 
 def test_property_hinge_is_symmetric_blind_to_order_and_shift_but_not_to_scale():

@@ -1,4 +1,4 @@
-"""The five rows of the objective's table, each against its formula written out."""
+"""Each of the five rows in the table of objectives is compared with its written-out formula."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_ae_single(batch):
 def test_ae_parallel(batch, denoising, emb_loss):
     encoder, decoder, views, clean = batch
     chosen = {"denoising": denoising, "emb_loss": emb_loss, "alpha": 0.3, "temperature": 0.2, **HINGE}
-    of = Settings(usl_type="ae_parallel", precision="fp32", **chosen)
+    settings = Settings(usl_type="ae_parallel", precision="fp32", **chosen)
     z1, z2 = embed(encoder, views[:B]), embed(encoder, views[B:])
     targets = (clean, clean) if denoising else (views[:B], views[B:])
     emb = {
@@ -55,7 +55,7 @@ def test_ae_parallel(batch, denoising, emb_loss):
         "hinge": losses.hinge(z1, z2, hinge_m=1.5, hinge_delta=0.7),
     }[emb_loss]
     rec = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1])
-    got = losses_of(of, encoder, decoder, views, clean)
+    got = losses_of(settings, encoder, decoder, views, clean)
     torch.testing.assert_close(got.parts["rec_loss"], rec)
     torch.testing.assert_close(got.parts["emb_loss"], emb, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(got.total, rec + 0.3 * emb, rtol=1e-4, atol=1e-6)

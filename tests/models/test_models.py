@@ -1,4 +1,4 @@
-"""Conv6 and the decoder: shapes, the published weight count, and initial weights."""
+"""Conv6 and the decoder: shapes, the published number of weights, and initial weights."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_reference_resnet18_is_torchvisions_with_the_small_stem():
     torch.testing.assert_close(embed(encoder, x), encoder(x) @ encoder.head.weight.T)
     h = reference.layer1(reference.relu(reference.bn1(reference.conv1(x))))
     assert h.shape == (2, 64, 32, 32), "no stride and no pooling before the first stage"
-    assert sum(p.numel() for p in encoder.body.parameters()) == 11_168_832  # as for CIFAR, without a classifier
+    assert sum(p.numel() for p in encoder.body.parameters()) == 11_168_832  # CIFAR's ResNet-18 without a classifier
 
 
 @pytest.mark.parametrize(("init", "variance"), [("pytorch", 1 / 3), ("kaiming", 2)])

@@ -1,4 +1,4 @@
-"""Probes against scikit-learn, brute force and known answers."""
+"""Probes are compared with scikit-learn, brute force and known answers."""
 
 import itertools
 
@@ -65,16 +65,16 @@ def test_reference_knn_equals_scikit_learn(digits, k, temperature):
 def test_knn_survives_a_small_temperature(digits):
     features, labels = digits
     score = knn_accuracy(features, labels, features, labels, classes=10, k=5, temperature=1e-3)
-    assert score == 1.0  # every image finds itself
+    assert score == 1.0  # the nearest neighbour of every image is the image itself
 
 
 def train(features, labels, *heads, epochs, batch_size, seed):
-    """The probes after each epoch, on one layer called trunk."""
+    """Yield the probes after each epoch; they read one layer, called trunk."""
     return train_layers({"trunk": features}, labels, heads, epochs=epochs, batch_size=batch_size, seed=seed)
 
 
 def train_layers(layers, labels, heads, *, epochs, batch_size, seed):
-    """The probes after each epoch."""
+    """Yield the probes after each epoch."""
     read = {head.layer: layers[head.layer].shape[1] for head in heads}
     probes = LinearProbes(heads, read, 10, seed, labels.device)
     for _ in train_linear(probes, layers, labels, epochs=epochs, batch_size=batch_size):
@@ -108,7 +108,7 @@ def test_linear_probe_is_that_of_its_seed_alone(digits):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_reference_linear_probe_is_adam_on_cross_entropy_step_by_step(digits, weight_decay):
-    features, labels = digits[0][:64] / 16, digits[1][:64]  # one full batch an epoch: the order does not matter
+    features, labels = digits[0][:64] / 16, digits[1][:64]  # one full batch per epoch, so the order does not matter
     steps = train(features, labels, ProbeSpec("trunk", 0.01, weight_decay), epochs=6, batch_size=64, seed=3)
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(3, "linear"))
@@ -129,7 +129,7 @@ def test_reference_every_head_of_a_bank_equals_the_head_trained_alone(digits):
     arguments = {"epochs": 3, "batch_size": 500, "seed": 4}  # the last batch is incomplete
     *_, together = train_layers(layers, labels, heads, **arguments)
     scores = together.accuracy(layers, labels)
-    assert len(set(scores)) > 4, "the heads differ"
+    assert len(set(scores)) > 4, "the heads must differ"
     for layer in layers:
         for i, (rows, _, _) in zip(together.of_layer[layer], together.rows[layer]):
             *_, alone = train_layers(layers, labels, [heads[i]], **arguments)
@@ -156,7 +156,7 @@ def test_features_of_a_block_are_its_output_pooled_until_no_wider_than_the_trunk
 
 def test_batch_norm_stays_in_evaluation_mode_while_probing():
     encoder = make_encoder("resnet18", 3, 16, 8, seed=0)
-    with torch.no_grad():  # statistics that are not those of any batch below
+    with torch.no_grad():  # statistics that differ from those of every batch below
         for module in encoder.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.fill_(0.1)
@@ -166,7 +166,7 @@ def test_batch_norm_stays_in_evaluation_mode_while_probing():
     together = extract(encoder.train(), images, torch.arange(9), "trunk")
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     alone = torch.cat([extract(encoder, images, torch.tensor([i]), "trunk") for i in range(9)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)  # no image sees the others of its batch
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)  # no image affects the others in its batch
     assert encoder.training
     with torch.no_grad():
         in_training = encoder(to_float(images))

@@ -1,4 +1,4 @@
-"""Scores of features of any size, and kNN's at any temperature, against references in float64."""
+"""Scores of features of any magnitude, and kNN scores at any temperature, are compared with float64 references."""
 
 import json
 import warnings
@@ -28,7 +28,7 @@ def digits():
 
 
 def reference(bank, bank_labels, queries, labels, *, classes, k, temperature):
-    """Do kNN in float64 by the definition, each vote divided by the nearest neighbour's."""
+    """Compute kNN in float64 by its definition, with each vote divided by that of the nearest neighbour."""
     bank, queries = (part.double().numpy() for part in (bank, queries))
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
@@ -43,7 +43,7 @@ def reference(bank, bank_labels, queries, labels, *, classes, k, temperature):
 
 
 def both(features, labels, k, temperature, fit=900):
-    """The accuracy and the reference's."""
+    """Return the accuracy and the reference's accuracy."""
     parts = features[:fit], labels[:fit], features[fit:], labels[fit:]
     options = {"classes": 10, "k": k, "temperature": temperature}
     return knn_accuracy(*parts, **options), reference(*parts, **options)
@@ -53,7 +53,7 @@ def both(features, labels, k, temperature, fit=900):
 @pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-6, 1e-4, 1e-3, 0.005, 0.01, 0.02, 0.07, 0.5, 1.0])
 def test_reference_knn_at_any_temperature(digits, k, temperature):
     ours, expected = both(*digits, k, temperature)
-    assert ours == pytest.approx(expected, abs=1.5 / 897)  # one query may be a tie but for rounding
+    assert ours == pytest.approx(expected, abs=1.5 / 897)  # rounding may decide one tied query
     assert ours > 0.8
 
 
@@ -83,7 +83,7 @@ def test_a_huge_temperature_counts_neighbours(digits):
 
 def test_of_equally_many_votes_the_lowest_class_counts():
     bank, labels = torch.eye(4), torch.tensor([3, 1, 2, 1])
-    query = torch.tensor([[1.0, 0, 1, 0]])  # as near to class 3 as to class 2
+    query = torch.tensor([[1.0, 0, 1, 0]])  # equally near to classes 2 and 3
     for temperature in (1e-6, 0.07, 1e6):
         options = {"classes": 4, "k": 2, "temperature": temperature}
         assert knn_accuracy(bank, labels, query, torch.tensor([2]), **options) == 1
@@ -92,11 +92,11 @@ def test_of_equally_many_votes_the_lowest_class_counts():
 
 @pytest.mark.parametrize("power", [-140, -120, -100, -83, -60, -40, -20, 0, 20, 40, 49])
 def test_knn_does_not_depend_on_the_size_of_the_features(digits, power):
-    """Powers of two, which change no digit; 2**-140 leaves each feature but a few bits."""
+    """Scaling by powers of two changes no digit, but 2**-140 leaves only a few bits of each feature."""
     features, labels = digits
     plain, _ = both(features, labels, 20, 0.07)
     assert both(features * 2.0**power, labels, 20, 0.07)[0] == pytest.approx(plain, abs=0.003 if power < -130 else 0)
-    mixed = features * 2.0 ** (power * (torch.arange(len(features)) % 2))[:, None]  # every other image's
+    mixed = features * 2.0 ** (power * (torch.arange(len(features)) % 2))[:, None]  # scales every other image
     assert both(mixed, labels, 20, 0.07)[0] == pytest.approx(plain, abs=0.003 if power < -130 else 0)
 
 
@@ -127,7 +127,7 @@ def test_kmeans_does_not_depend_on_the_size_of_the_features(digits, scale):
 
 
 def encoder_of(scale):
-    """An encoder whose embedding is that of the random encoder, times `scale`."""
+    """Return an encoder whose embedding is the random encoder's times `scale`."""
     encoder = make_encoder("conv6", 1, 8, 16, seed=0)
     with torch.no_grad():
         for parameter in list(encoder.head.parameters())[-2:]:
@@ -164,11 +164,13 @@ def test_scores_that_underflowed_are_not_compared_with_those_that_do_not():
 
 
 def test_a_trial_whose_features_are_too_large_fails_and_says_so(tmp_path, run_sweep):
-    # After one step of this learning rate the weights are huge, and the loss was computed before.
+    # One step at this learning rate makes the weights huge; the loss was computed before it.
     step = ["--usl_type", "simclr", "--usl_epochs", "1", "--batch_size", "1437", "--usl_lr", "1e8"]
-    done = run_sweep(*step, "--precision", "fp32", "--le_epochs", "1", "--images_every", "0", "--name", "x", "--local")
-    assert done.returncode == 1
-    assert "failed: seed=0: the encoder's features reach " in done.stderr
+    process = run_sweep(
+        *step, "--precision", "fp32", "--le_epochs", "1", "--images_every", "0", "--name", "x", "--local"
+    )
+    assert process.returncode == 1
+    assert "failed: seed=0: the encoder's features reach " in process.stderr
     result = json.loads((tmp_path / "runs" / "x" / "seed=0" / "result.json").read_text())
     assert result["status"] == "failed"
     assert not any("knn" in name or "kmeans" in name for name in result["metrics"])
@@ -176,8 +178,8 @@ def test_a_trial_whose_features_are_too_large_fails_and_says_so(tmp_path, run_sw
 
 def test_a_trial_at_a_temperature_near_zero_scores_its_nearest_neighbours(tmp_path, run_sweep):
     flags = ["--usl_epochs", "0", "--le_epochs", "1", "--projector_images", "0", "--local"]
-    done = run_sweep(*flags, "--knn_temperature", "1e-6", "--name", "x")
-    assert done.returncode == 0, done.stderr
+    process = run_sweep(*flags, "--knn_temperature", "1e-6", "--name", "x")
+    assert process.returncode == 0, process.stderr
     metrics = json.loads((tmp_path / "runs" / "x" / "seed=0" / "result.json").read_text())["metrics"]
     assert metrics["knn/test_accuracy"] > 0.9
     assert metrics["knn/val_accuracy"] > 0.9

@@ -1,4 +1,4 @@
-"""Figures and tables show every name as it is, and no setting of the user or the machine changes a figure."""
+"""Figures and tables show every name unchanged, and no setting of the user or the machine changes a figure."""
 
 import hashlib
 import io
@@ -52,19 +52,19 @@ ODD = [
 
 
 def fill(place, search, name="odd", **base):
-    """The store of a sweep in which every trial has finished, with made-up metrics."""
+    """Create a finished sweep with made-up metrics; return its store and the sweep."""
     raw = {"name": name, "base": base, "search": {**search, "seed": [0, 1]}, "baseline": True}
     sweep = space.build(raw, {}, "test")
-    made = Store.plan(place, None, sweep.name)
-    made.create(sweep, {})
+    store = Store.plan(place, None, sweep.name)
+    store.create(sweep, {})
     for trial in sweep.trials:
-        directory = made.trial(trial.name)
+        directory = store.trial(trial.name)
         begin_attempt(directory, trial.settings)
         rng = np.random.default_rng([trial.settings.seed, *trial.point.encode()])
         metrics = {metric: float(0.5 + 0.2 * rng.random()) for metric in COLUMNS[:2]}
         kept = {"error": None, "metrics": metrics, "wall_s": 1.0, "device": "cpu", "warnings": []}
         write_result(directory, make_result(trial, "digest", directory, status="finished", **kept))
-    return made, sweep
+    return store, sweep
 
 
 def folders(names):
@@ -72,16 +72,16 @@ def folders(names):
 
 
 def drawn_texts(figure):
-    """Every text of a figure, as it is when the figure is saved."""
+    """Return every text of a figure as it is saved."""
     assert drawing.save(figure)
     with drawing.own_style():
-        found = [text for text in figure.findobj(Text) if text.get_text()]
-    assert not [text for text in found if text.get_parse_math() or text.get_usetex()]
-    return [text.get_text() for text in found]
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert not [text for text in texts if text.get_parse_math() or text.get_usetex()]
+    return [text.get_text() for text in texts]
 
 
 def squeezed(texts):
-    """All texts as one, without the line breaks and blanks that wrapping adds or removes."""
+    """Join all texts, without the line breaks and blanks that wrapping adds or removes."""
     return "".join("".join(texts).split())
 
 
@@ -90,8 +90,8 @@ def squeezed(texts):
 
 def test_every_figure_shows_the_names_in_settings_as_they_are(tmp_path):
     names = [name for name in ODD if len(name) < 100]
-    made, sweep = fill(tmp_path, {"dataset": folders(names), "alpha": [1e-5, 10]}, probe_dataset="digits")
-    built = building.read(made, sweep)
+    store, sweep = fill(tmp_path, {"dataset": folders(names), "alpha": [1e-5, 10]}, probe_dataset="digits")
+    built = building.read(store, sweep)
     by_dataset = figures.draw(sweep, built.points, "dataset")
     by_alpha = figures.draw(sweep, built.points, "alpha")
     heat_map = draw_heatmap(sweep, built.points)
@@ -126,52 +126,52 @@ def test_a_long_text_is_wrapped_and_what_is_too_long_keeps_its_ends():
 
 def test_a_figure_with_very_long_names_keeps_its_size(tmp_path):
     long = ["folder:/" + "/".join([letter * 200] * 15) for letter in "ab"]
-    made, sweep = fill(tmp_path, {"dataset": long, "alpha": [1e-5, 10]}, probe_dataset="digits")
-    assert not build_report(made, sweep).not_drawn
-    for path in (made.root / "figures").iterdir():
+    store, sweep = fill(tmp_path, {"dataset": long, "alpha": [1e-5, 10]}, probe_dataset="digits")
+    assert not build_report(store, sweep).not_drawn
+    for path in (store.root / "figures").iterdir():
         picture = np.asarray(Image.open(path).convert("L"))
         assert max(picture.shape) < 4000
-        assert picture.min() < 100, "something is drawn"
+        assert picture.min() < 100, "the figure is not blank"
 
 
 def test_a_comparison_shows_the_directories_names_as_they_are(tmp_path):
     names = ["_a", "price_$5_$10", "[old]", ":smile:", "x\x1b[31m\ny", "not text \udcff"]
     directories = []
     for number, name in enumerate(names):
-        made, _ = fill(tmp_path, {"alpha": [0.1 + number]}, name=f"s{number}")
-        directories.append(made.root.rename(tmp_path / name))
-    done = here("raysweep", "report", *directories, "-o", tmp_path / "both", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert all(line.isprintable() for line in done.stdout.split("\n"))
+        store, _ = fill(tmp_path, {"alpha": [0.1 + number]}, name=f"s{number}")
+        directories.append(store.root.rename(tmp_path / name))
+    process = here("raysweep", "report", *directories, "-o", tmp_path / "both", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert all(line.isprintable() for line in process.stdout.split("\n"))
     text = (tmp_path / "both" / "summary.md").read_text()
     assert all(line.isprintable() for line in text.split("\n"))
-    table = squeezed([line for line in done.stdout.split("\n") if "│" in line]).replace("│", "")
+    table = squeezed([line for line in process.stdout.split("\n") if "│" in line]).replace("│", "")
     for name in names:
         assert f"| {printable(name)} |" in text
         assert "".join(printable(name).split()) in table
     assert (tmp_path / "both" / "figures" / "comparison.png").stat().st_size > 10_000
 
-    made = read_several([Store.open(directory) for directory in directories])
-    texts = drawn_texts(draw_comparison(made.name, made.points, made.metric, made.mode))
+    comparison = read_several([Store.open(directory) for directory in directories])
+    texts = drawn_texts(draw_comparison(comparison.name, comparison.points, comparison.metric, comparison.mode))
     assert {drawing.literal(name) for name in names} <= set(texts)
 
 
 def test_tables_hold_every_name_and_no_control_character_reaches_the_terminal(tmp_path):
-    made, _ = fill(tmp_path, {"dataset": folders(ODD)}, probe_dataset="digits")
-    done = here("raysweep", "report", made.root, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert all(line.isprintable() for line in done.stdout.split("\n"))
-    assert "\\udcff" in (made.root / "results.csv").read_text()
-    made.root.rename(tmp_path / "\x1b[31m[old]\u202e")
-    done = here("raysweep", "report", tmp_path / "\x1b[31m[old]\u202e", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "\\x1b[31m[old]\\u202e/summary.md" in done.stdout
-    assert all(line.isprintable() for line in done.stdout.split("\n"))
+    store, _ = fill(tmp_path, {"dataset": folders(ODD)}, probe_dataset="digits")
+    process = here("raysweep", "report", store.root, cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert all(line.isprintable() for line in process.stdout.split("\n"))
+    assert "\\udcff" in (store.root / "results.csv").read_text()
+    store.root.rename(tmp_path / "\x1b[31m[old]\u202e")
+    process = here("raysweep", "report", tmp_path / "\x1b[31m[old]\u202e", cwd=tmp_path)
+    assert process.returncode == 0
+    assert "\\x1b[31m[old]\\u202e/summary.md" in process.stdout
+    assert all(line.isprintable() for line in process.stdout.split("\n"))
 
 
 def test_a_table_is_literal_on_any_console(tmp_path):
-    made, sweep = fill(tmp_path, {"dataset": folders(["a", "b"])}, probe_dataset="digits")
-    built = building.read(made, sweep)
+    store, sweep = fill(tmp_path, {"dataset": folders(["a", "b"])}, probe_dataset="digits")
+    built = building.read(store, sweep)
     odd = Report("[red]:smile:", built.members, built.points, built.metric, built.mode)
     output = io.StringIO()
     Console(file=output, width=200).print(summary_table(odd))
@@ -179,20 +179,20 @@ def test_a_table_is_literal_on_any_console(tmp_path):
 
 
 def test_errors_and_warnings_reach_the_terminal_and_the_summary_in_one_printable_line(tmp_path):
-    made, sweep = fill(tmp_path, {"alpha": [0.1, 1]})
+    store, sweep = fill(tmp_path, {"alpha": [0.1, 1]})
     first, second = (trial for trial in sweep.trials if trial.point == "alpha=0.1")
     words = "cannot read \x1b]0;title\x07 [old]\nof :smile: \u202e \udcff"
     common = {"metrics": {}, "wall_s": 1.0, "device": "cpu"}
     for trial, status, error, warnings in ((first, "failed", words, []), (second, "finished", None, [words])):
         result = make_result(
-            trial, "digest", made.trial(trial.name), status=status, error=error, warnings=warnings, **common
+            trial, "digest", store.trial(trial.name), status=status, error=error, warnings=warnings, **common
         )
-        write_result(made.trial(trial.name), result)
-    done = here("raysweep", "report", made.root, cwd=tmp_path)
-    assert done.returncode == 1
-    assert f"failed: {first.name}: {printable(words)}" in done.stderr.splitlines()
-    assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
-    lines = (made.root / "summary.md").read_text().split("\n")
+        write_result(store.trial(trial.name), result)
+    process = here("raysweep", "report", store.root, cwd=tmp_path)
+    assert process.returncode == 1
+    assert f"failed: {first.name}: {printable(words)}" in process.stderr.splitlines()
+    assert all(line.isprintable() for line in (process.stdout + process.stderr).split("\n"))
+    lines = (store.root / "summary.md").read_text().split("\n")
     assert f"- {first.name}: {printable(words)}" in lines
     assert f"- {printable(words)} ({second.name})" in lines
 
@@ -204,18 +204,18 @@ def test_a_dry_run_prints_yaml_without_control_characters_that_reads_the_same(ru
     folder.mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "1.png")
     dataset = f"folder:{folder.parents[1]}"
-    done = run_sweep("--dataset", dataset, "--probe_dataset", "digits", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert all(line.isprintable() for line in done.stdout.split("\n"))
-    assert yaml.safe_load(done.stdout.partition("\n# ")[0])["base"]["dataset"] == dataset
+    process = run_sweep("--dataset", dataset, "--probe_dataset", "digits", "--dry-run")
+    assert process.returncode == 0, process.stderr
+    assert all(line.isprintable() for line in process.stdout.split("\n"))
+    assert yaml.safe_load(process.stdout.partition("\n# ")[0])["base"]["dataset"] == dataset
 
 
 # Axes
 
 
 def test_powers_of_ten_are_labelled_as_such(tmp_path):
-    made, sweep = fill(tmp_path, {"alpha": [0.0, 1e-5, 1e-3, 1.0, 10.0]})
-    figure = figures.draw(sweep, building.read(made, sweep).points, "alpha")
+    store, sweep = fill(tmp_path, {"alpha": [0.0, 1e-5, 1e-3, 1.0, 10.0]})
+    figure = figures.draw(sweep, building.read(store, sweep).points, "alpha")
     assert figure.axes[0].get_xscale() == "symlog"
     assert {"0", "10⁻⁵", "10⁻³", "10⁰", "10¹"} <= set(drawn_texts(figure))
     assert drawing.power_of_ten(10.0**23) == "10²³"
@@ -226,7 +226,7 @@ def test_powers_of_ten_are_labelled_as_such(tmp_path):
 
 
 def test_a_figure_that_fails_costs_itself_alone_and_one_warning(tmp_path, monkeypatch):
-    made, _ = fill(tmp_path, {"alpha": [0.1, 10], "strength": [0.5, 1]})
+    store, _ = fill(tmp_path, {"alpha": [0.1, 10], "strength": [0.5, 1]})
     draw = figures.draw
 
     def fail(sweep, points, name):
@@ -235,13 +235,13 @@ def test_a_figure_that_fails_costs_itself_alone_and_one_warning(tmp_path, monkey
         return draw(sweep, points, name)
 
     monkeypatch.setattr(figures, "draw", fail)
-    done = here("raysweep", "report", made.root, cwd=tmp_path)
-    assert done.returncode == 0
-    assert done.stderr == "warning: the figure alpha.png could not be drawn: ValueError: no such thing\n"
-    pictures = sorted(path.name for path in (made.root / "figures").iterdir())
+    process = here("raysweep", "report", store.root, cwd=tmp_path)
+    assert process.returncode == 0
+    assert process.stderr == "warning: the figure alpha.png could not be drawn: ValueError: no such thing\n"
+    pictures = sorted(path.name for path in (store.root / "figures").iterdir())
     assert pictures == ["alpha_x_strength.png", "strength.png"]
     tables = ("results.csv", "summary.csv", "differences.csv", "summary.md")
-    assert all((made.root / name).stat().st_size > 100 for name in tables)
+    assert all((store.root / name).stat().st_size > 100 for name in tables)
 
 
 def test_a_comparison_that_cannot_be_drawn_leaves_the_tables(tmp_path, monkeypatch):
@@ -251,9 +251,9 @@ def test_a_comparison_that_cannot_be_drawn_leaves_the_tables(tmp_path, monkeypat
         raise MemoryError
 
     monkeypatch.setattr(figures, "draw_comparison", fail)
-    done = here("raysweep", "report", *both, "-o", tmp_path / "both", cwd=tmp_path)
-    assert done.returncode == 0
-    assert done.stderr == "warning: the figure comparison.png could not be drawn: out of memory\n"
+    process = here("raysweep", "report", *both, "-o", tmp_path / "both", cwd=tmp_path)
+    assert process.returncode == 0
+    assert process.stderr == "warning: the figure comparison.png could not be drawn: out of memory\n"
     assert all((tmp_path / "both" / name).stat().st_size > 100 for name in ("summary.csv", "summary.md"))
 
 
@@ -265,9 +265,9 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(tmp_path, monkeypatch):
         raise ValueError("the picture is too large")
 
     monkeypatch.setattr(drawing, "save", fail)
-    done = here("raysweep", "preview", file, "-o", output, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == f"error: {output}: the picture cannot be drawn: ValueError: the picture is too large\n"
+    process = here("raysweep", "preview", file, "-o", output, cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr == f"error: {output}: the picture cannot be drawn: ValueError: the picture is too large\n"
     assert not output.exists()
 
 
@@ -319,9 +319,9 @@ print(json.dumps(answers))
 
 
 def test_no_setting_of_the_user_or_the_machine_changes_a_figure(tmp_path):
-    made, sweep = fill(tmp_path / "runs", {"alpha": [1e-5, 1.0]})
-    build_report(made, sweep)
-    expected = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (made.root / "figures").iterdir()}
+    store, sweep = fill(tmp_path / "runs", {"alpha": [1e-5, 1.0]})
+    build_report(store, sweep)
+    expected = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (store.root / "figures").iterdir()}
     contents = {
         "styled": b"text.usetex: True\nfont.size: 30\naxes.facecolor: red\nsavefig.format: svg\nsavefig.bbox: tight\n",
         "not_text": b"\xff\xfe",
@@ -351,9 +351,9 @@ def test_no_setting_of_the_user_or_the_machine_changes_a_figure(tmp_path):
         "no home": (empty, {"HOME": nowhere, "XDG_CONFIG_HOME": None, "XDG_CACHE_HOME": None}),
         "all at once": (not_text, {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": nowhere, "MATPLOTLIBRC": not_text}),
     }
-    arguments = [str(made.root), json.dumps(cases), str(tmp_path)]
+    arguments = [str(store.root), json.dumps(cases), str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name not in drawing.STEERING}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
         env={**environment, "PYTHONPATH": str(ROOT)},
         cwd=empty,
@@ -361,14 +361,14 @@ def test_no_setting_of_the_user_or_the_machine_changes_a_figure(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    answers = json.loads(process.stdout)
     assert answers.keys() == cases.keys()
     for name, answer in answers.items():
         assert answer["stderr"] == "", name
         assert answer["status"] == 0, name
         assert answer["pictures"] == expected, name
-    # What the user set for Matplotlib holds for the rest of the program.
+    # The user's Matplotlib settings apply to the rest of the program.
     for name in ("style here", "MATPLOTLIBRC, a file", "XDG_CONFIG_HOME"):
         assert answers[name]["size"] == 30
     assert answers["backend with windows"]["backend"] == "svg"
@@ -377,19 +377,19 @@ def test_no_setting_of_the_user_or_the_machine_changes_a_figure(tmp_path):
 def test_drawing_leaves_the_user_s_style_alone(tmp_path):
     import matplotlib
 
-    made, sweep = fill(tmp_path, {"alpha": [1e-5, 0.1]})
-    plain = build_report(made, sweep)
-    picture = (made.root / "figures" / "alpha.png").read_bytes()
+    store, sweep = fill(tmp_path, {"alpha": [1e-5, 0.1]})
+    plain = build_report(store, sweep)
+    picture = (store.root / "figures" / "alpha.png").read_bytes()
     with matplotlib.rc_context(
         {"font.size": 30, "text.parse_math": True, "text.usetex": True, "savefig.bbox": "tight"}
     ):
         before = dict(matplotlib.rcParams)
-        build_report(made, sweep)
+        build_report(store, sweep)
         drawing.save(figures.draw(sweep, plain.points, "alpha"))
         assert dict(matplotlib.rcParams) == before
-    assert (made.root / "figures" / "alpha.png").read_bytes() == picture
+    assert (store.root / "figures" / "alpha.png").read_bytes() == picture
 
 
 def test_one_module_imports_matplotlib():
-    found = [path.name for path in (ROOT / "raysweep").rglob("*.py") if "\nfrom matplotlib" in path.read_text()]
-    assert found == ["drawing.py"]
+    modules = [path.name for path in (ROOT / "raysweep").rglob("*.py") if "\nfrom matplotlib" in path.read_text()]
+    assert modules == ["drawing.py"]

@@ -1,4 +1,4 @@
-"""`raysweep preview`: the picture holds the views that training draws, and bad input leaves nothing behind."""
+"""`raysweep preview`: the picture shows the views that training draws, and bad input leaves no files behind."""
 
 import subprocess
 import sys
@@ -22,12 +22,12 @@ ALPHA = str(ROOT / "search_spaces" / "alpha.yaml")
 
 
 def pixels(path):
-    """The picture at `path`, (H, W, 3)."""
+    """Return the picture at `path`, (H, W, 3)."""
     return np.asarray(Image.open(path).convert("RGB")).astype(np.int16)
 
 
 def find(picture, image, scale):
-    """Upper left corners, (n, 2), of where `image` (C, H, W) in [0, 1] stands `scale` times as large in the picture."""
+    """Return the upper left corners (n, 2) where `picture` has `image` (C, H, W, in [0, 1]) enlarged `scale` times."""
     image = np.broadcast_to(np.asarray(image), (3, *image.shape[1:])).transpose(1, 2, 0) * 255
     image = image.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width, _ = image.shape
@@ -35,14 +35,14 @@ def find(picture, image, scale):
     corners = np.argwhere((np.abs(windows - image[0, 0]) <= 1).all(axis=2))
     for row in range(0, height, scale):
         for column in range(0, width, scale):
-            there = picture[corners[:, 0] + row, corners[:, 1] + column]
-            corners = corners[(np.abs(there - image[row, column]) <= 1).all(axis=1)]
+            values = picture[corners[:, 0] + row, corners[:, 1] + column]
+            corners = corners[(np.abs(values - image[row, column]) <= 1).all(axis=1)]
     exact = [np.abs(picture[y : y + height, x : x + width] - image).max() <= 1 for y, x in corners]
     return corners[exact]
 
 
 def load(settings):
-    """The dataset that settings pretrain on."""
+    """Load the dataset that these settings pretrain on."""
     return loading.load(settings.dataset, data_dir=ROOT / "absent", image_size=settings.image_size)
 
 
@@ -69,10 +69,10 @@ def test_reference_the_picture_holds_the_views_that_training_draws(dataset, scal
     for strength in (0, 0.125, 0.25, 0.5, 0.75, 1):
         views = augment(batch, ("simclr",), strength, False, generator(0, "preview"))
         tops = [{int(y) for y, _ in find(picture, view.numpy(), scale)} for view in views]
-        # Weak views of 8×8 pixels can be found among the originals, too, so a row is looked for below the one before.
+        # Weak views of 8×8 pixels also occur among the originals, so each row is searched below the previous one.
         rows.append(min(row for row in set.intersection(*tops) if row > (rows or [0])[-1]))
     assert len(set(np.diff(rows))) == 1
-    for image in batch[:: preview.VIEWS]:  # the originals, once for each view
+    for image in batch[:: preview.VIEWS]:  # the originals, repeated for each view
         corners = find(picture, image.numpy() / 255, scale)
         assert (corners[:, 0] == rows[0]).sum() == preview.VIEWS
 
@@ -189,8 +189,8 @@ assert main(["preview", {ALPHA!r}, "-o", "aug.png", "--set", "alpha=-1"]) == 2
 found = {{"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib"}} & set(sys.modules)
 sys.exit(f"imported: {{found}}" if found else 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):

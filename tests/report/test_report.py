@@ -1,4 +1,4 @@
-"""Tables, intervals and figures, against SciPy and by hand."""
+"""Tables, intervals and figures, checked against SciPy and computations by hand."""
 
 import csv
 import io
@@ -33,19 +33,19 @@ EFFECT = {"random": 0.0, "alpha=1e-05": 0.0, "alpha=0.01": 0.05, "alpha=10.0": -
 
 
 def score(trial, metric):
-    """A made-up score: an effect of the point, a large one of the seed, a little noise of both and the metric."""
+    """Return a made-up score: a point effect, a large seed effect, and small noise from point, seed and metric."""
     noise = np.random.default_rng([trial.settings.seed, *map(ord, trial.point + metric)]).normal() * 0.004
     return float(0.5 + EFFECT[trial.point] + 0.1 * trial.settings.seed + noise)
 
 
 def fill(tmp_path, sweep=SWEEP, leave_out=(), failed=(), digest=lambda trial: "digest", precision=lambda trial: ""):
-    """A store with a result for every trial, as if the sweep had run."""
-    made = Store.plan(tmp_path, None, sweep.name)
-    made.create(sweep, {})
+    """Create a store with a result for every trial, as if the sweep had run."""
+    store = Store.plan(tmp_path, None, sweep.name)
+    store.create(sweep, {})
     for trial in sweep.trials:
         if trial.name in leave_out:
             continue
-        directory = made.trial(trial.name)
+        directory = store.trial(trial.name)
         begin_attempt(directory, trial.settings)
         broken = trial.name in failed
         result = make_result(
@@ -61,7 +61,7 @@ def fill(tmp_path, sweep=SWEEP, leave_out=(), failed=(), digest=lambda trial: "d
             precision=precision(trial),
         )
         write_result(directory, result)
-    return made
+    return store
 
 
 def rows(path):
@@ -71,10 +71,10 @@ def rows(path):
 
 def test_reference_intervals_equal_scipy(tmp_path):
     values = [0.3, 0.5, 0.45, 0.7]
-    of = estimate(values)
+    interval = estimate(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (of.low, of.high) == pytest.approx((low, high))
-    assert (of.n, of.mean, of.std) == pytest.approx((4, np.mean(values), np.std(values, ddof=1)))
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+    assert (interval.n, interval.mean, interval.std) == pytest.approx((4, np.mean(values), np.std(values, ddof=1)))
 
 
 def test_one_seed_has_no_interval():
@@ -83,24 +83,26 @@ def test_one_seed_has_no_interval():
 
 
 def test_summary_has_a_row_per_point_and_pairs_by_seed(tmp_path):
-    made = fill(tmp_path)
-    build_report(made, SWEEP)
-    found = {row["point"]: row for row in rows(made.root / "summary.csv")}
-    assert list(found) == ["random", "alpha=1e-05", "alpha=0.01", "alpha=10.0"]
-    by_point = {point: [score(t, "linear/test_accuracy") for t in SWEEP.trials if t.point == point] for point in found}
+    store = fill(tmp_path)
+    build_report(store, SWEEP)
+    summary = {row["point"]: row for row in rows(store.root / "summary.csv")}
+    assert list(summary) == ["random", "alpha=1e-05", "alpha=0.01", "alpha=10.0"]
+    by_point = {
+        point: [score(t, "linear/test_accuracy") for t in SWEEP.trials if t.point == point] for point in summary
+    }
     for point, values in by_point.items():
-        assert float(found[point]["linear/test_accuracy mean"]) == pytest.approx(np.mean(values))
-        assert found[point]["n"] == "3"
+        assert float(summary[point]["linear/test_accuracy mean"]) == pytest.approx(np.mean(values))
+        assert summary[point]["n"] == "3"
     paired = stats.ttest_rel(by_point["alpha=0.01"], by_point["random"]).confidence_interval(0.95)
-    row = found["alpha=0.01"]
+    row = summary["alpha=0.01"]
     assert float(row["linear/test_accuracy minus random ci95_low"]) == pytest.approx(paired.low)
     assert float(row["linear/test_accuracy minus random ci95_high"]) == pytest.approx(paired.high)
-    assert found["random"]["linear/test_accuracy minus random mean"] == ""
+    assert summary["random"]["linear/test_accuracy minus random mean"] == ""
 
 
 def test_pairing_sees_what_the_spread_over_seeds_would_hide(tmp_path):
-    made = fill(tmp_path)
-    points = {point.name: point for point in build_report(made, SWEEP).points}
+    store = fill(tmp_path)
+    points = {point.name: point for point in build_report(store, SWEEP).points}
     verdicts = {
         name: verdict(estimate(point.differences("linear/test_accuracy")))
         for name, point in points.items()
@@ -113,21 +115,21 @@ def test_pairing_sees_what_the_spread_over_seeds_would_hide(tmp_path):
     }
     unpaired = estimate(points["alpha=0.01"].values("linear/test_accuracy"))
     assert unpaired.low < estimate(points["random"].values("linear/test_accuracy")).mean
-    text = (made.root / "summary.md").read_text()
+    text = (store.root / "summary.md").read_text()
     assert "**alpha=0.01**" in text
     assert SATURATED in text
 
 
 def test_unfinished_and_failed_trials_are_rows_but_not_in_the_means(tmp_path):
-    made = fill(tmp_path, leave_out=["alpha=0.01,seed=1"], failed=["alpha=10.0,seed=2"])
-    points = {point.name: point for point in build_report(made, SWEEP).points}
-    status = {row["trial"]: row["status"] for row in rows(made.root / "results.csv")}
+    store = fill(tmp_path, leave_out=["alpha=0.01,seed=1"], failed=["alpha=10.0,seed=2"])
+    points = {point.name: point for point in build_report(store, SWEEP).points}
+    status = {row["trial"]: row["status"] for row in rows(store.root / "results.csv")}
     assert list(status) == [trial.name for trial in SWEEP.trials]
     assert status["alpha=0.01,seed=1"] == "waiting"
     assert status["alpha=10.0,seed=2"] == "failed"
     assert len(points["alpha=0.01"].by_seed) == 2
     assert len(points["alpha=10.0"].differences("linear/test_accuracy")) == 2
-    assert "- alpha=10.0,seed=2: the loss became nan" in (made.root / "summary.md").read_text()
+    assert "- alpha=10.0,seed=2: the loss became nan" in (store.root / "summary.md").read_text()
 
 
 def test_what_auto_came_to_is_in_the_table_and_noted_where_it_differs(tmp_path):
@@ -142,9 +144,9 @@ def test_what_auto_came_to_is_in_the_table_and_noted_where_it_differs(tmp_path):
 
 
 def test_results_that_were_not_evaluated_alike_are_refused(tmp_path):
-    made = fill(tmp_path, digest=lambda trial: "other" if trial.name == "alpha=10.0,seed=2" else "digest")
+    store = fill(tmp_path, digest=lambda trial: "other" if trial.name == "alpha=10.0,seed=2" else "digest")
     with pytest.raises(InputError, match=r"random,seed=0 and alpha=10\.0,seed=2 .* probe_data is 'digest'"):
-        build_report(made, SWEEP)
+        build_report(store, SWEEP)
 
 
 def test_what_the_sweep_itself_varies_may_differ(tmp_path):
@@ -152,15 +154,15 @@ def test_what_the_sweep_itself_varies_may_differ(tmp_path):
     sweep = space.build(raw, {}, "k.yaml")
     names = [point.name for point in gather(sweep, [])]
     assert names == []
-    made = Store.plan(tmp_path, None, "k")
-    made.create(sweep, {})
+    store = Store.plan(tmp_path, None, "k")
+    store.create(sweep, {})
     for trial in sweep.trials:
-        begin_attempt(made.trial(trial.name), trial.settings)
+        begin_attempt(store.trial(trial.name), trial.settings)
         metrics = dict.fromkeys(COLUMNS, 0.5 + trial.settings.knn_k / 100)
         result = make_result(
             trial,
             "d",
-            made.trial(trial.name),
+            store.trial(trial.name),
             status="finished",
             error=None,
             metrics=metrics,
@@ -168,23 +170,25 @@ def test_what_the_sweep_itself_varies_may_differ(tmp_path):
             device="cpu",
             warnings=[],
         )
-        write_result(made.trial(trial.name), result)
-    points = {point.name: point for point in build_report(made, sweep).points}
+        write_result(store.trial(trial.name), result)
+    points = {point.name: point for point in build_report(store, sweep).points}
     assert list(points) == ["random,knn_k=5", "random,knn_k=20", "knn_k=5", "knn_k=20"]
-    assert points["knn_k=5"].differences("knn/test_accuracy") == [0, 0], "paired with the baseline of its own k"
+    assert points["knn_k=5"].differences("knn/test_accuracy") == [0, 0], (
+        "each point is paired with the baseline of the same k"
+    )
 
 
 def test_settings_without_effect_stay_empty(tmp_path):
-    made = fill(tmp_path)
-    build_report(made, SWEEP)
-    first = rows(made.root / "results.csv")[0]
+    store = fill(tmp_path)
+    build_report(store, SWEEP)
+    first = rows(store.root / "results.csv")[0]
     assert (first["trial"], first["alpha"], first["usl_epochs"], first["knn_k"]) == ("random,seed=0", "", "0", "20")
-    assert {row["probe_dataset"] for row in rows(made.root / "results.csv")} == {"digits"}
+    assert {row["probe_dataset"] for row in rows(store.root / "results.csv")} == {"digits"}
 
 
 def test_figure_shows_every_seed_the_intervals_and_the_baseline(tmp_path):
-    made = fill(tmp_path)
-    points = build_report(made, SWEEP).points
+    store = fill(tmp_path)
+    points = build_report(store, SWEEP).points
     figure = figures.draw(SWEEP, points, "alpha")
     axes = figure.axes[0]
     assert axes.get_xscale() == "log"
@@ -203,8 +207,8 @@ def test_figure_shows_every_seed_the_intervals_and_the_baseline(tmp_path):
 
 def test_figure_of_one_seed_has_no_intervals(tmp_path):
     sweep = space.build({"name": "one", "search": {"alpha": [1e-5, 10]}, "baseline": True}, {}, "one.yaml")
-    made = fill(tmp_path, sweep)
-    axes = figures.draw(sweep, build_report(made, sweep).points, "alpha").axes[0]
+    store = fill(tmp_path, sweep)
+    axes = figures.draw(sweep, build_report(store, sweep).points, "alpha").axes[0]
     assert not axes.containers
     assert not axes.patches
 
@@ -220,17 +224,17 @@ def test_zero_stays_on_a_logarithmic_axis():
 
 
 def fill_with(tmp_path, raw, metrics_of):
-    """A store of the sweep `raw` in which every trial has the metrics that `metrics_of(trial)` gives."""
+    """Create a store of the sweep `raw` in which each trial has the metrics that `metrics_of(trial)` returns."""
     sweep = space.build(raw, {}, "raw.yaml")
-    made = Store.plan(tmp_path, None, sweep.name)
-    made.create(sweep, {})
+    store = Store.plan(tmp_path, None, sweep.name)
+    store.create(sweep, {})
     for trial in sweep.trials:
-        begin_attempt(made.trial(trial.name), trial.settings)
+        begin_attempt(store.trial(trial.name), trial.settings)
         options = {"error": None, "metrics": metrics_of(trial), "wall_s": 1.0, "device": "cpu", "warnings": []}
         options["status"] = "finished"
-        result = make_result(trial, "d", made.trial(trial.name), **options)
-        write_result(made.trial(trial.name), result)
-    return made, sweep
+        result = make_result(trial, "d", store.trial(trial.name), **options)
+        write_result(store.trial(trial.name), result)
+    return store, sweep
 
 
 def test_points_without_a_validation_score_do_not_stop_the_report(tmp_path):
@@ -240,8 +244,8 @@ def test_points_without_a_validation_score_do_not_stop_the_report(tmp_path):
         scores = dict.fromkeys(SCORES, 0.5)
         return scores | ({"linear/val_accuracy": 0.6} if trial.settings.val_fraction else {})
 
-    made, sweep = fill_with(tmp_path, raw, metrics)
-    points = {point.name: point for point in build_report(made, sweep).points}
+    store, sweep = fill_with(tmp_path, raw, metrics)
+    points = {point.name: point for point in build_report(store, sweep).points}
     assert points["val_fraction=0.0"].differences("linear/val_accuracy") == []
     assert points["val_fraction=0.1"].differences("linear/val_accuracy") == [0, 0]
 
@@ -253,11 +257,11 @@ def test_a_sweep_that_varies_the_protocol_has_a_best_point_for_each(tmp_path):
         score = 0.9 if trial.settings.labels_per_class is None else 0.5
         return dict.fromkeys(COLUMNS, score + 0.01 * (trial.settings.alpha == 1))
 
-    made, sweep = fill_with(tmp_path, raw, metrics)
-    points = build_report(made, sweep).points
+    store, sweep = fill_with(tmp_path, raw, metrics)
+    points = build_report(store, sweep).points
     best = [ranked[0].name for ranked in rank_points(points, sweep.metric, sweep.mode)]
     assert best == ["labels_per_class=None,alpha=1.0", "labels_per_class=10,alpha=1.0"]
-    assert "not comparable" in (made.root / "summary.md").read_text()
+    assert "not comparable" in (store.root / "summary.md").read_text()
 
     by_alpha = figures.draw(sweep, points, "alpha").axes[0]
     colours = {line.get_label(): line.get_color() for line in by_alpha.lines if line.get_gid() != "seeds"}
@@ -266,21 +270,21 @@ def test_a_sweep_that_varies_the_protocol_has_a_best_point_for_each(tmp_path):
 
     by_labels = figures.draw(sweep, points, "labels_per_class").axes[0]
     random = next(line for line in by_labels.lines if line.get_label() == "random encoder")
-    assert list(random.get_ydata()) == [0.9, 0.5], "each baseline at its own place"
+    assert list(random.get_ydata()) == [0.9, 0.5], "each baseline is drawn at its own position"
 
 
 def test_a_changed_sweep_file_is_noticed(tmp_path):
-    made = fill(tmp_path)
+    store = fill(tmp_path)
     changed = space.build({**SWEEP.to_dict(), "base": {"le_lr": 0.5}}, {}, "demo.yaml")
     with pytest.raises(InputError, match=r"le_lr: 0\.001, but the sweep says 0\.5"):
-        build_report(made, changed)
+        build_report(store, changed)
 
 
-# What is said in words
+# The sentences of the report
 
 
 def made_up(effects, seeds=(0, 1, 2), spread=0.001, metric="linear/val_accuracy", **extra):
-    """A function from trials to metrics: an effect of the point, a large one of the seed, small noise of both."""
+    """Return a function from trials to metrics: a point effect, a large seed effect, and small noise from both."""
 
     def metrics(trial):
         noise = np.random.default_rng([trial.settings.seed, *map(ord, trial.point)]).normal(size=3) * spread
@@ -292,7 +296,7 @@ def made_up(effects, seeds=(0, 1, 2), spread=0.001, metric="linear/val_accuracy"
 
 
 def by_hand(first, second, comparisons):
-    """Mean and corrected interval of paired differences, from the textbook's formula."""
+    """Return the mean and corrected interval of paired differences, computed by the textbook formula."""
     d = np.subtract(first, second)
     half = stats.t.ppf(1 - 0.05 / comparisons / 2, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return d.mean(), d.mean() - half, d.mean() + half
@@ -302,39 +306,39 @@ def by_hand(first, second, comparisons):
 def test_reference_corrected_paired_interval(comparisons):
     first = {0: 0.91, 1: 0.95, 2: 0.93, 3: 0.88, 9: 0.1}
     second = {3: 0.86, 2: 0.92, 1: 0.91, 0: 0.9, 8: 0.7}
-    of = compare(first, second, comparisons)
+    comparison = compare(first, second, comparisons)
     expected = by_hand([first[s] for s in range(4)], [second[s] for s in range(4)], comparisons)
-    assert (of.mean, of.low, of.high) == pytest.approx(expected)
-    assert of.n == 4
+    assert (comparison.mean, comparison.low, comparison.high) == pytest.approx(expected)
+    assert comparison.n == 4
 
 
 def test_choosing_the_best_of_equal_points_rarely_finds_a_difference():
-    """Five points that do not differ: in at most 5 % of the cases any of the ten differences is found real."""
-    source, found, uncorrected, repeats = np.random.default_rng(0), 0, 0, 100
+    """For five points that do not differ, any of the ten differences is called real in at most 5 % of cases."""
+    source, hits, uncorrected, repeats = np.random.default_rng(0), 0, 0, 100
     for _ in range(repeats):
         points = [dict(enumerate(row)) for row in source.normal(size=(5, 4))]
         pairs = list(itertools.combinations(points, 2))
-        found += any(compare(a, b, len(pairs)).differs for a, b in pairs)
+        hits += any(compare(a, b, len(pairs)).differs for a, b in pairs)
         uncorrected += any(compare(a, b).differs for a, b in pairs)
-    assert found / repeats < 0.05 + 3 * math.sqrt(0.05 * 0.95 / repeats)
+    assert hits / repeats < 0.05 + 3 * math.sqrt(0.05 * 0.95 / repeats)
     assert uncorrected / repeats > 0.2
 
 
 def test_reference_words_of_the_report(tmp_path, capsys):
-    """The sentences that the command prints, with every number computed here."""
+    """Check the sentences that the command prints; this test computes every number itself."""
     effects = {"random": 0.5, "alpha=1e-05": 0.4, "alpha=0.01": 0.6, "alpha=10.0": 0.7}
     metrics = made_up(effects)
-    made, sweep = fill_with(tmp_path, {**SWEEP.to_dict(), "name": "words"}, metrics)
-    assert main(["report", str(made.root)]) == 0
+    store, sweep = fill_with(tmp_path, {**SWEEP.to_dict(), "name": "words"}, metrics)
+    assert main(["report", str(store.root)]) == 0
     score = {(t.point, t.settings.seed): metrics(t)["linear/test_accuracy"] for t in sweep.trials}
-    of = {point: [score[point, seed] for seed in range(3)] for point in effects}
-    mean, low, high = by_hand(of["alpha=10.0"], of["alpha=0.01"], 3)
+    accuracies = {point: [score[point, seed] for seed in range(3)] for point in effects}
+    mean, low, high = by_hand(accuracies["alpha=10.0"], accuracies["alpha=0.01"], 3)
     second = (
         "The best point, alpha=10.0 (by mean linear/val_accuracy), differs from the second, alpha=0.01, in "
         f"linear/test_accuracy: {mean:+.4f} [{low:+.4f}, {high:+.4f}] (paired over 3 seeds, 95 % interval, "
         "Bonferroni-corrected for 3 pairs)."
     )
-    mean, low, high = by_hand(of["alpha=10.0"], of["random"], 3)
+    mean, low, high = by_hand(accuracies["alpha=10.0"], accuracies["random"], 3)
     random = (
         "The best point, alpha=10.0 (by mean linear/val_accuracy), differs from the random encoder in "
         f"linear/test_accuracy: {mean:+.4f} [{low:+.4f}, {high:+.4f}] (paired over 3 seeds, 95 % interval, "
@@ -346,7 +350,7 @@ def test_reference_words_of_the_report(tmp_path, capsys):
     def knn(other):
         return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*by_hand(of_knn["alpha=10.0"], other, 3))
 
-    printed, text = capsys.readouterr().out, (made.root / "summary.md").read_text()
+    printed, text = capsys.readouterr().out, (store.root / "summary.md").read_text()
     assert second in printed.splitlines()
     assert random in printed.splitlines()
     assert f"- {second} In knn/test_accuracy: they differ, {knn(of_knn['alpha=0.01'])}" in text
@@ -355,17 +359,17 @@ def test_reference_words_of_the_report(tmp_path, capsys):
 
 
 def words(tmp_path, raw, metrics):
-    """The full sentences of a sweep's report."""
-    made, sweep = fill_with(tmp_path, raw, metrics)
-    return build_report(made, sweep).in_words(scores=1)
+    """Return the full sentences of a sweep's report."""
+    store, sweep = fill_with(tmp_path, raw, metrics)
+    return build_report(store, sweep).in_words(scores=1)
 
 
 def test_no_difference_is_said_where_the_interval_holds_zero(tmp_path):
     scores = {"random": [0.5, 0.6, 0.7], "alpha=0.1": [0.4, 0.6, 0.8], "alpha=1.0": [0.5, 0.5, 0.9]}
     raw = {"name": "a", "search": {"alpha": [0.1, 1], "seed": [0, 1, 2]}, "baseline": True}
-    said = words(tmp_path, raw, lambda t: dict.fromkeys(COLUMNS, scores[t.point][t.settings.seed]))
-    assert [line.split(",")[0] for line in said] == ["No difference is shown between the best point"] * 2
-    assert "(paired over 3 seeds, 95 % interval)." in said[0], "one pair needs no correction"
+    sentences = words(tmp_path, raw, lambda t: dict.fromkeys(COLUMNS, scores[t.point][t.settings.seed]))
+    assert [line.split(",")[0] for line in sentences] == ["No difference is shown between the best point"] * 2
+    assert "(paired over 3 seeds, 95 % interval)." in sentences[0], "one pair needs no correction"
 
 
 def test_less_is_better_in_mode_min(tmp_path):
@@ -375,16 +379,16 @@ def test_less_is_better_in_mode_min(tmp_path):
         "tune": {"metric": "pretrain/loss", "mode": "min"},
     }
     effects = {"alpha=0.1": 0.5, "alpha=1.0": 0.4, "alpha=10.0": 0.6}
-    said = words(tmp_path, raw, made_up(effects, metric="pretrain/loss"))
-    assert "the best point, alpha=1.0 (by mean pretrain/loss)," in said[0].lower()
-    assert "the second, alpha=0.1," in said[0]
-    assert "-0.1" in said[0], "the difference of the test score stays first minus second"
+    sentences = words(tmp_path, raw, made_up(effects, metric="pretrain/loss"))
+    assert "the best point, alpha=1.0 (by mean pretrain/loss)," in sentences[0].lower()
+    assert "the second, alpha=0.1," in sentences[0]
+    assert "-0.1" in sentences[0], "the difference of the test score stays first minus second"
 
 
 def test_the_test_score_of_the_chosen_metric_comes_first(tmp_path):
     raw = {"name": "a", "search": {"alpha": [0.1, 1]}, "tune": {"metric": "knn/val_accuracy"}}
-    made, sweep = fill_with(tmp_path, raw, made_up({"alpha=0.1": 0.5, "alpha=1.0": 0.4}, metric="knn/val_accuracy"))
-    assert build_report(made, sweep).scores == ["knn/test_accuracy", "linear/test_accuracy", "kmeans/accuracy"]
+    store, sweep = fill_with(tmp_path, raw, made_up({"alpha=0.1": 0.5, "alpha=1.0": 0.4}, metric="knn/val_accuracy"))
+    assert build_report(store, sweep).scores == ["knn/test_accuracy", "linear/test_accuracy", "kmeans/accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -407,10 +411,10 @@ def test_what_nothing_can_be_said_about(tmp_path, seeds, scores, expected):
         known = {} if score is None else {"linear/test_accuracy": score}
         return {"linear/val_accuracy": 0.5 + 0.1 * best, **known}
 
-    said = words(tmp_path, raw, metrics)
-    assert expected in said[0]
-    assert "[" not in said[0], "no interval is printed"
-    assert said[1] == "There is no baseline to compare with; add `--set baseline=true`."
+    sentences = words(tmp_path, raw, metrics)
+    assert expected in sentences[0]
+    assert "[" not in sentences[0], "no interval is printed"
+    assert sentences[1] == "There is no baseline to compare with; add `--set baseline=true`."
 
 
 def test_a_single_point_and_a_tie_are_named_as_such(tmp_path):
@@ -423,56 +427,56 @@ def test_a_single_point_and_a_tie_are_named_as_such(tmp_path):
 
 def test_nothing_is_called_best_without_validation_or_results(tmp_path):
     raw = {"name": "a", "base": {"val_fraction": 0}, "search": {"alpha": [1, 0.1]}}
-    said = words(tmp_path, raw, lambda trial: dict.fromkeys(SCORES, 0.5))
-    assert said == ["No point is called best: there is no validation split to choose by."]
-    made = fill(tmp_path, failed=[trial.name for trial in SWEEP.trials])
-    assert main(["report", str(made.root)]) == 1
-    assert "0 of 12 trials finished, 12 failed" in (made.root / "summary.md").read_text()
+    sentences = words(tmp_path, raw, lambda trial: dict.fromkeys(SCORES, 0.5))
+    assert sentences == ["No point is called best: there is no validation split to choose by."]
+    store = fill(tmp_path, failed=[trial.name for trial in SWEEP.trials])
+    assert main(["report", str(store.root)]) == 1
+    assert "0 of 12 trials finished, 12 failed" in (store.root / "summary.md").read_text()
 
 
 def test_points_of_different_protocols_are_never_compared(tmp_path):
     raw = {"name": "p", "search": {"labels_per_class": [None, 10], "alpha": [0.1, 1], "seed": [0, 1, 2]}}
     effects = {f"labels_per_class={n},alpha={a}": a / 10 for n in (None, 10) for a in (0.1, 1.0)}
-    made, sweep = fill_with(tmp_path, raw, made_up(effects))
-    made_report = build_report(made, sweep)
-    pairs = [line for line in made_report.in_words() if "the second" in line]
+    store, sweep = fill_with(tmp_path, raw, made_up(effects))
+    report = build_report(store, sweep)
+    pairs = [line for line in report.in_words() if "the second" in line]
     assert len(pairs) == 2
     assert all(("=None" in line) != ("=10" in line) for line in pairs)
     assert all("Bonferroni" not in line for line in pairs), "one pair in each protocol"
-    for row in rows(made.root / "differences.csv"):
+    for row in rows(store.root / "differences.csv"):
         assert row["first"].split(",")[0] == row["second"].split(",")[0]
-    assert draw_heatmap(sweep, made_report.points) is None
+    assert draw_heatmap(sweep, report.points) is None
 
 
 def test_reference_differences_between_all_points_that_share_seeds(tmp_path):
-    made = fill(tmp_path, leave_out=["alpha=0.01,seed=1", "alpha=10.0,seed=0", "alpha=10.0,seed=1"])
-    build_report(made, SWEEP)
-    found = {
+    store = fill(tmp_path, leave_out=["alpha=0.01,seed=1", "alpha=10.0,seed=0", "alpha=10.0,seed=1"])
+    build_report(store, SWEEP)
+    differences = {
         (row["first"], row["second"]): row
-        for row in rows(made.root / "differences.csv")
+        for row in rows(store.root / "differences.csv")
         if row["score"] == "linear/test_accuracy"
     }
-    assert set(found) == set(itertools.combinations(["alpha=1e-05", "alpha=0.01", "alpha=10.0"], 2))
-    of = {(t.point, t.settings.seed): score(t, "linear/test_accuracy") for t in SWEEP.trials}
-    row = found["alpha=1e-05", "alpha=0.01"]
-    expected = by_hand(*([of[point, seed] for seed in (0, 2)] for point in ("alpha=1e-05", "alpha=0.01")), 1)
+    assert set(differences) == set(itertools.combinations(["alpha=1e-05", "alpha=0.01", "alpha=10.0"], 2))
+    accuracies = {(t.point, t.settings.seed): score(t, "linear/test_accuracy") for t in SWEEP.trials}
+    row = differences["alpha=1e-05", "alpha=0.01"]
+    expected = by_hand(*([accuracies[point, seed] for seed in (0, 2)] for point in ("alpha=1e-05", "alpha=0.01")), 1)
     assert [float(row[key]) for key in ("mean", "ci95_low", "ci95_high")] == pytest.approx(expected)
-    row = found["alpha=0.01", "alpha=10.0"]
+    row = differences["alpha=0.01", "alpha=10.0"]
     assert (row["n"], row["ci95_low"], row["ci95_high"]) == ("1", "", ""), "one shared seed has no interval"
 
 
 def test_one_seed_has_no_interval_anywhere(tmp_path, capsys):
     raw = {"name": "one", "search": {"alpha": [0.1, 1], "strength": [0.5, 1]}, "baseline": True}
     effects = {f"alpha={a},strength={s}": (a + s) / 4 for a in (0.1, 1.0) for s in (0.5, 1.0)} | {"random": 0.5}
-    made, sweep = fill_with(tmp_path, raw, made_up(effects))
-    assert main(["report", str(made.root)]) == 0
-    text = (made.root / "summary.md").read_text() + capsys.readouterr().out
+    store, sweep = fill_with(tmp_path, raw, made_up(effects))
+    assert main(["report", str(store.root)]) == 0
+    text = (store.root / "summary.md").read_text() + capsys.readouterr().out
     tables = [line for line in text.splitlines() if line.startswith(("| ", "│")) and "mean" not in line]
     assert tables
     assert not [line for line in tables if "±" in line or "[" in line]
-    points = building.read(made, sweep).points
+    points = building.read(store, sweep).points
     drawn = [*(figures.draw(sweep, points, name) for name in sweep.searched), draw_heatmap(sweep, points)]
-    assert {path.name for path in (made.root / "figures").iterdir()} == {
+    assert {path.name for path in (store.root / "figures").iterdir()} == {
         "alpha.png", "strength.png", "alpha_x_strength.png"
     }  # fmt: skip
     assert not [axes.containers for figure in drawn for axes in figure.axes if axes.containers]
@@ -496,9 +500,9 @@ def two_settings(tmp_path, leave_out=(), **search):
 
 
 def test_heat_map_has_a_cell_for_each_pair_of_values_in_order(tmp_path):
-    made, sweep = two_settings(tmp_path, leave_out=["strength=0.25,alpha=0.1"])
-    points = build_report(made, sweep).points
-    assert (made.root / "figures" / "strength_x_alpha.png").stat().st_size > 10_000
+    store, sweep = two_settings(tmp_path, leave_out=["strength=0.25,alpha=0.1"])
+    points = build_report(store, sweep).points
+    assert (store.root / "figures" / "strength_x_alpha.png").stat().st_size > 10_000
     figure = draw_heatmap(sweep, points)
     panels = [axes for axes in figure.axes if axes.images]
     assert len(panels) == 3
@@ -535,10 +539,10 @@ def test_heat_maps_are_of_two_settings_that_fill_a_grid(search, expected):
 
 
 def blocks(trial):
-    """Metrics with a score for each block."""
-    of = trial.settings
-    score = 0.5 if trial.baseline else 0.4 + of.alpha / 1000
-    per_block = {f"linear/layer{b}/{split}_accuracy": score + b / 50 + of.seed / 100 for b in range(1, 6)
+    """Return metrics with a score for each block."""
+    config = trial.settings
+    score = 0.5 if trial.baseline else 0.4 + config.alpha / 1000
+    per_block = {f"linear/layer{b}/{split}_accuracy": score + b / 50 + config.seed / 100 for b in range(1, 6)
                  for split in ("val", "test")}  # fmt: skip
     return dict.fromkeys(COLUMNS, score) | per_block
 
@@ -546,9 +550,9 @@ def blocks(trial):
 def test_blocks_have_a_line_for_each_point_and_a_table(tmp_path):
     search = {"alpha": [1, 10], "seed": [0, 1]}
     raw = {"name": "blocks", "base": {"per_layer": True}, "search": search, "baseline": True}
-    made, sweep = fill_with(tmp_path, raw, blocks)
-    points = build_report(made, sweep).points
-    assert (made.root / "figures" / "layers.png").stat().st_size > 10_000
+    store, sweep = fill_with(tmp_path, raw, blocks)
+    points = build_report(store, sweep).points
+    assert (store.root / "figures" / "layers.png").stat().st_size > 10_000
     axes = draw_layers(sweep, points).axes[0]
     lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert list(lines) == ["alpha=1.0", "alpha=10.0", "random encoder"]
@@ -556,24 +560,24 @@ def test_blocks_have_a_line_for_each_point_and_a_table(tmp_path):
     np.testing.assert_allclose(lines["alpha=10.0"].get_ydata(), [0.41 + b / 50 + 0.005 for b in range(1, 6)])
     assert [round(x) for x in lines["alpha=10.0"].get_xdata()] == [1, 2, 3, 4, 5]
     assert len(axes.containers) == 15, "an interval for every block of every point"
-    text = (made.root / "summary.md").read_text()
+    text = (store.root / "summary.md").read_text()
     assert "| point | n | block 1 | block 2 | block 3 | block 4 | block 5 |" in text
     assert "| alpha=10.0 | 2 | 0.4350 ± " in text
 
 
 def test_of_many_points_the_best_ones_are_drawn_and_it_says_so(tmp_path):
     raw = {"name": "many", "base": {"per_layer": True}, "search": {"alpha": list(range(1, 13))}}
-    made, sweep = fill_with(tmp_path, raw, blocks)
-    axes = draw_layers(sweep, build_report(made, sweep).points).axes[0]
+    store, sweep = fill_with(tmp_path, raw, blocks)
+    axes = draw_layers(sweep, build_report(store, sweep).points).axes[0]
     assert axes.get_title() == "the 10 best of 12 points by mean linear/val_accuracy"
     assert [line.get_label() for line in axes.lines] == [f"alpha={a}.0" for a in range(3, 13)]
 
 
 def test_no_blocks_no_figure_of_them(tmp_path):
-    made = fill(tmp_path)
-    assert draw_layers(SWEEP, build_report(made, SWEEP).points) is None
-    assert not (made.root / "figures" / "layers.png").exists()
-    assert "block" not in (made.root / "summary.md").read_text()
+    store = fill(tmp_path)
+    assert draw_layers(SWEEP, build_report(store, SWEEP).points) is None
+    assert not (store.root / "figures" / "layers.png").exists()
+    assert "block" not in (store.root / "summary.md").read_text()
 
 
 # Several sweeps
@@ -584,13 +588,13 @@ def files(root):
 
 
 def alpha_and_strength(tmp_path, **base):
-    """Two sweeps with a point of the same name, the second without a baseline of its own."""
+    """Create two sweeps that share a point name; the second has no baseline."""
 
     def metrics(trial):
-        of = trial.settings
-        noise = np.random.default_rng([of.seed, *map(ord, trial.point)]).normal() * 0.001
-        score = 0.5 if trial.baseline else 0.5 + of.alpha / 100 + of.strength / 10
-        return dict.fromkeys(COLUMNS, float(score + noise + of.seed / 50))
+        config = trial.settings
+        noise = np.random.default_rng([config.seed, *map(ord, trial.point)]).normal() * 0.001
+        score = 0.5 if trial.baseline else 0.5 + config.alpha / 100 + config.strength / 10
+        return dict.fromkeys(COLUMNS, float(score + noise + config.seed / 50))
 
     first = {"name": "alpha", "search": {"alpha": [0.1, 1], "seed": [0, 1, 2]}, "baseline": True}
     second = {"name": "strength", "base": {"strength": 1, **base}, "search": {"alpha": [0.1, 10], "seed": [0, 1, 2]}}
@@ -601,13 +605,13 @@ def test_several_sweeps_are_set_side_by_side(tmp_path, capsys):
     (first, sweep), (second, other), metrics = alpha_and_strength(tmp_path)
     before = files(tmp_path)
     assert main(["report", str(first.root), str(second.root)]) == 0
-    made = tmp_path / "alpha+strength"
-    new = {str(path) for path in files(made)}
+    directory = tmp_path / "alpha+strength"
+    new = {str(path) for path in files(directory)}
     assert new == {"summary.md", "summary.csv", "differences.csv", "figures/comparison.png"}
-    assert {path: files(tmp_path)[path] for path in before} == before, "the sweeps themselves are left as they were"
+    assert {path: files(tmp_path)[path] for path in before} == before, "the sweeps themselves are unchanged"
 
-    found = rows(made / "summary.csv")
-    assert [(row["sweep"], row["point"], row["strength"]) for row in found] == [
+    summary = rows(directory / "summary.csv")
+    assert [(row["sweep"], row["point"], row["strength"]) for row in summary] == [
         ("alpha", "random", ""),
         ("alpha", "alpha=0.1", "0.5"),
         ("alpha", "alpha=1.0", "0.5"),
@@ -615,17 +619,17 @@ def test_several_sweeps_are_set_side_by_side(tmp_path, capsys):
         ("strength", "alpha=10.0", "1.0"),
     ]
     random = [metrics(t)["linear/test_accuracy"] for t in sweep.trials if t.baseline]
-    own = [metrics(t)["linear/test_accuracy"] for t in other.trials if t.point == "alpha=10.0"]
-    expected = by_hand(own, random, 1)
+    accuracies = [metrics(t)["linear/test_accuracy"] for t in other.trials if t.point == "alpha=10.0"]
+    expected = by_hand(accuracies, random, 1)
     names = [f"linear/test_accuracy minus random {part}" for part in ("mean", "ci95_low", "ci95_high")]
-    assert [float(found[-1][name]) for name in names] == pytest.approx(expected), "lent by the other sweep"
+    assert [float(summary[-1][name]) for name in names] == pytest.approx(expected), "the other sweep lends its baseline"
 
     printed = capsys.readouterr().out
-    corrected = by_hand(own, random, 4)
+    corrected = by_hand(accuracies, random, 4)
     assert f"{corrected[0]:+.4f} [{corrected[1]:+.4f}, {corrected[2]:+.4f}]" in printed
     assert "differs from the second, strength/alpha=0.1," in printed
     assert "Bonferroni-corrected for 6 pairs" in printed
-    text = (made / "summary.md").read_text()
+    text = (directory / "summary.md").read_text()
     assert "| strength | 0.5 | 1.0 |" in text
     assert "strength is compared with the random encoder of another sweep" in text
 
@@ -637,22 +641,24 @@ def test_several_sweeps_are_set_side_by_side(tmp_path, capsys):
 
 def test_comparison_figure_has_a_row_for_each_point_in_its_sweeps_colour(tmp_path):
     (first, sweep), (second, other), _ = alpha_and_strength(tmp_path)
-    made = read_several([(first, sweep), (second, other)])
-    figure = draw_comparison(made.name, made.points, made.metric, made.mode)
+    comparison = read_several([(first, sweep), (second, other)])
+    figure = draw_comparison(comparison.name, comparison.points, comparison.metric, comparison.mode)
     axes = figure.axes[0]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["random", "alpha=0.1", "alpha=1.0", "alpha=0.1", "alpha=10.0"]
     assert len(axes.containers) == 5
     colours = [axes.containers[place].lines[0].get_color() for place in range(5)]
     assert colours[0] == colours[1] == colours[2] != colours[3] == colours[4]
-    means = [mean_of(point, "linear/test_accuracy") for point in made.points]
+    means = [mean_of(point, "linear/test_accuracy") for point in comparison.points]
     assert [axes.containers[place].lines[0].get_xdata()[0] for place in range(5)] == pytest.approx(means)
 
 
 def test_a_random_encoder_of_other_settings_is_not_lent(tmp_path):
     opened = alpha_and_strength(tmp_path, encoder="resnet18")[:2]
-    made = read_several(opened)
-    assert all(bool(point.random_by_seed) == (point.sweep == "alpha") for point in made.points if not point.baseline)
+    comparison = read_several(opened)
+    assert all(
+        bool(point.random_by_seed) == (point.sweep == "alpha") for point in comparison.points if not point.baseline
+    )
 
 
 def test_the_same_experiment_in_two_sweeps_is_not_its_own_second(tmp_path):
@@ -661,10 +667,10 @@ def test_the_same_experiment_in_two_sweeps_is_not_its_own_second(tmp_path):
         fill_with(tmp_path, {"name": name, "search": {"alpha": alpha, "seed": [0, 1]}}, made_up(effects))
         for name, alpha in (("a", [0.1, 1]), ("b", [1, 10]))
     ]
-    said = read_several(opened).in_words(scores=1)
-    assert "the best point, a/alpha=1.0" in said[0].lower()
-    assert "the second, a/alpha=0.1," in said[0]
-    assert "for 3 pairs" in said[0], "three experiments, not four"
+    sentences = read_several(opened).in_words(scores=1)
+    assert "the best point, a/alpha=1.0" in sentences[0].lower()
+    assert "the second, a/alpha=0.1," in sentences[0]
+    assert "for 3 pairs" in sentences[0], "three experiments, not four"
 
 
 def test_measuring_every_block_makes_no_other_experiment(tmp_path):
@@ -674,20 +680,22 @@ def test_measuring_every_block_makes_no_other_experiment(tmp_path):
     metrics = made_up({**best, "random": 0.5})
     opened = [fill_with(tmp_path, {"name": name, **raw}, metrics) for name, raw in (("a", ends), ("b", blocks))]
     assert opened[1][1].trials[0].settings.per_layer
-    made = read_several(opened)
-    assert "the second, a/usl_type=simclr," in made.in_words(scores=1)[0]
-    assert all(len(point.random_by_seed) == 3 for point in made.points if not point.baseline), "lent to b by a"
+    comparison = read_several(opened)
+    assert "the second, a/usl_type=simclr," in comparison.in_words(scores=1)[0]
+    assert all(len(point.random_by_seed) == 3 for point in comparison.points if not point.baseline), (
+        "sweep a lends b its baseline"
+    )
 
 
 def refused(arguments, tmp_path, capsys):
-    """The one line with which the command refuses, having written nothing."""
+    """Return the one line with which the command refuses, and check that it wrote nothing."""
     before = files(tmp_path)
     assert main(["report", *map(str, arguments)]) == 2
     assert files(tmp_path) == before
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    return told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
 
 
 def test_sweeps_that_were_not_evaluated_alike_are_refused(tmp_path, capsys):
@@ -722,16 +730,16 @@ def test_sweeps_of_the_same_name_are_told_apart_by_their_directories(tmp_path):
     opened = []
     for place in ("here", "there"):
         opened.append(fill_with(tmp_path / place, {"name": "a", "search": {"alpha": [0.1]}}, lambda trial: {}))
-    made = read_several(opened)
-    assert [point.title for point in made.points] == ["here/a/alpha=0.1", "there/a/alpha=0.1"]
-    assert made.name == "here-a+there-a"
+    comparison = read_several(opened)
+    assert [point.title for point in comparison.points] == ["here/a/alpha=0.1", "there/a/alpha=0.1"]
+    assert comparison.name == "here-a+there-a"
 
 
 def test_no_best_among_sweeps_that_choose_differently(tmp_path):
     (first, sweep), _, metrics = alpha_and_strength(tmp_path)
     raw = {"name": "k", "search": {"alpha": [3]}, "tune": {"metric": "knn/val_accuracy"}}
-    made = read_several([(first, sweep), fill_with(tmp_path, raw, metrics)])
-    assert made.in_words() == ["No point is called best: the sweeps do not choose by the same metric."]
+    comparison = read_several([(first, sweep), fill_with(tmp_path, raw, metrics)])
+    assert comparison.in_words() == ["No point is called best: the sweeps do not choose by the same metric."]
 
 
 # Results of older versions
@@ -744,45 +752,45 @@ def change(path, edit):
 
 
 def test_results_without_newer_settings_count_as_having_their_defaults(tmp_path, capsys):
-    made = fill(tmp_path)
+    store = fill(tmp_path)
     for number, trial in enumerate(SWEEP.trials):
-        if number % 2:  # one half of the trials was run by the older version
+        if number % 2:  # the older version ran half of the trials
 
             def age(content):
                 del content["settings"]["le_weight_decay"], content["protocol"]["le_weight_decay"]
                 del content["linear_probe"]
                 content["fingerprint"] = "older"
 
-            change(made.trial(trial.name) / "result.json", age)
-    assert main(["report", str(made.root)]) == 0
+            change(store.trial(trial.name) / "result.json", age)
+    assert main(["report", str(store.root)]) == 0
     capsys.readouterr()
-    assert len(building.read(made, SWEEP).ranked) == 1, "one protocol"
-    assert {row["linear_probe"] for row in rows(made.root / "results.csv")} == {""}
+    assert len(building.read(store, SWEEP).ranked) == 1, "one protocol"
+    assert {row["linear_probe"] for row in rows(store.root / "results.csv")} == {""}
 
     def decay(content):
         content["protocol"]["le_weight_decay"] = 0.5
 
-    change(made.trial("random,seed=0") / "result.json", decay)
-    before = files(made.root)
-    assert main(["report", str(made.root)]) == 2
+    change(store.trial("random,seed=0") / "result.json", decay)
+    before = files(store.root)
+    assert main(["report", str(store.root)]) == 2
     assert "le_weight_decay is 0.5 in one, 0.0 in the other" in capsys.readouterr().err
-    assert files(made.root) == before
+    assert files(store.root) == before
 
 
 def test_the_linear_probe_that_counted_is_a_column(tmp_path):
-    made = fill(tmp_path)
-    path = made.trial("alpha=0.01,seed=1") / "result.json"
+    store = fill(tmp_path)
+    path = store.trial("alpha=0.01,seed=1") / "result.json"
     change(path, lambda content: content.update(linear_probe="layer=trunk,lr=0.001,weight_decay=0.0"))
-    build_report(made, SWEEP)
-    found = {row["trial"]: row["linear_probe"] for row in rows(made.root / "results.csv")}
-    assert found.pop("alpha=0.01,seed=1") == "layer=trunk,lr=0.001,weight_decay=0.0"
-    assert set(found.values()) == {""}
+    build_report(store, SWEEP)
+    probes = {row["trial"]: row["linear_probe"] for row in rows(store.root / "results.csv")}
+    assert probes.pop("alpha=0.01,seed=1") == "layer=trunk,lr=0.001,weight_decay=0.0"
+    assert set(probes.values()) == {""}
 
 
 def test_a_file_where_the_figures_go_is_set_aside(tmp_path):
     raw = {"name": "one", "search": {"alpha": [0.1, 1]}}
-    made, _ = fill_with(tmp_path, raw, made_up({"alpha=0.1": 0.1, "alpha=1.0": 0.2}))
-    (made.root / "figures").write_text("of the user")
-    assert main(["report", str(made.root)]) == 0
-    assert (made.root / "figures").is_dir()
-    assert (made.root / "figures.damaged-1").read_text() == "of the user"
+    store, _ = fill_with(tmp_path, raw, made_up({"alpha=0.1": 0.1, "alpha=1.0": 0.2}))
+    (store.root / "figures").write_text("of the user")
+    assert main(["report", str(store.root)]) == 0
+    assert (store.root / "figures").is_dir()
+    assert (store.root / "figures.damaged-1").read_text() == "of the user"

@@ -1,4 +1,4 @@
-"""Fixtures of several modules: a real S3 server on this machine, and a new bucket in it."""
+"""Fixtures that several modules use: a real S3 server on this machine, and a new bucket in it."""
 
 import logging
 import uuid
@@ -10,7 +10,7 @@ from moto.server import ThreadedMotoServer
 
 @pytest.fixture(scope="module")
 def server():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line for every request
     running = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     running.start()
     yield running
@@ -19,7 +19,7 @@ def server():
 
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
-    """A client; the environment that a user would set, and the URI of a new bucket."""
+    """A client of the server, with the environment that a user would set."""
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")

@@ -1,4 +1,4 @@
-"""Sweeps in a bucket, against a real S3 server on this machine: what the copy and the bucket do to each other."""
+"""Sweeps in a bucket on a real S3 server on this machine: synchronisation between a local copy and the bucket."""
 
 import csv
 import json
@@ -40,23 +40,23 @@ NOBODY = "http://127.0.0.1:9"
 
 
 def keys(s3, uri):
-    """What lies in the bucket, without the markers of empty directories."""
-    found = s3.list_objects_v2(Bucket=Bucket(uri).name).get("Contents", [])
-    return sorted(each["Key"].removeprefix("some prefix/") for each in found if not each["Key"].endswith("/"))
+    """Return the bucket's keys without the markers of empty directories."""
+    objects = s3.list_objects_v2(Bucket=Bucket(uri).name).get("Contents", [])
+    return sorted(each["Key"].removeprefix("some prefix/") for each in objects if not each["Key"].endswith("/"))
 
 
 def versions(s3, uri):
-    """How many objects were written, with versioning on."""
+    """Return how many objects were written; versioning must be on."""
     return len(s3.list_object_versions(Bucket=Bucket(uri).name)["Versions"])
 
 
 def content(folder):
-    """Every file below a directory."""
+    """Return every file below a directory with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def checkpoint(folder, epoch):
-    """What a trial does at a checkpoint: events first, and their size in the checkpoint."""
+    """Save a checkpoint as a trial does: write events first, then record their size in the checkpoint."""
     events = folder / "events.out.tfevents.0001.raysweep"
     with open(events, "ab") as file:
         file.write(b"x" * 100)
@@ -64,7 +64,7 @@ def checkpoint(folder, epoch):
 
 
 def begin(mirror, checkpoints=1):
-    """A trial that was begun in a copy, has some checkpoints, and is in the bucket."""
+    """Begin a trial in a local copy, save some checkpoints, and push it to the bucket."""
     mirror.pull()
     begin_attempt(mirror.local, SWEEP.trials[0].settings)
     for epoch in range(1, checkpoints + 1):
@@ -76,12 +76,12 @@ def begin(mirror, checkpoints=1):
 def test_what_one_machine_pushes_another_pulls(s3, uri, tmp_path):
     one = Mirror(Bucket(uri) / TRIAL, tmp_path / "one")
     begin(one, checkpoints=3)
-    (one.local / "large").write_bytes(os.urandom(12_000_000))  # in several parts
+    (one.local / "large").write_bytes(os.urandom(12_000_000))  # uploaded in several parts
     (one.local / ".hidden").touch()
     one.push()
     other = Mirror(Bucket(uri) / TRIAL, tmp_path / "other")
     other.pull()
-    assert content(other.local) == {name: of for name, of in content(one.local).items() if name != ".hidden"}
+    assert content(other.local) == {name: data for name, data in content(one.local).items() if name != ".hidden"}
     assert set(keys(s3, uri)) == {f"{TRIAL}/{name}" for name in content(other.local)}
 
 
@@ -138,7 +138,7 @@ def test_one_that_was_replaced_writes_no_more(s3, uri, tmp_path):
 
 
 def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monkeypatch):
-    """Each fault is one request that is never made; what a fresh machine then pulls goes on or is finished."""
+    """Drop one request at a time: a fresh machine then pulls a trial that can be resumed or is finished."""
     requests = 0
 
     def cut_off(method):
@@ -151,7 +151,7 @@ def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monke
 
         return limited
 
-    found = []
+    outcomes = []
     for allowed in range(100):
         place = Bucket(uri) / str(allowed)
         mirror = begin(Mirror(place, tmp_path / f"{allowed}"), checkpoints=2)
@@ -164,9 +164,9 @@ def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monke
             patch.setattr(Bucket, "remove", cut_off(Bucket.remove))
             try:
                 mirror.push()
-                done = True
+                completed = True
             except KeyboardInterrupt:
-                done = False
+                completed = False
         fresh = Mirror(place, tmp_path / f"fresh-{allowed}")
         fresh.pull()
         saved = load_checkpoint(fresh.local)
@@ -174,12 +174,12 @@ def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monke
             assert (fresh.local / name).stat().st_size >= size
         finished = (fresh.local / "result.json").exists()
         assert not finished or (saved["epoch"] == 3 and (fresh.local / "encoder.safetensors").exists())
-        found.append((saved["epoch"], finished))
-        if done:
+        outcomes.append((saved["epoch"], finished))
+        if completed:
             break
-    assert found[0] == (2, False)
-    assert found[-1] == (3, True)
-    assert (3, False) in found
+    assert outcomes[0] == (2, False)
+    assert outcomes[-1] == (3, True)
+    assert (3, False) in outcomes
 
 
 def test_a_store_that_comes_back_in_time_costs_nothing_and_one_that_does_not_is_said(
@@ -247,7 +247,7 @@ def test_a_service_that_never_answers_is_refused_in_seconds(monkeypatch):
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         program = "import sys; from raysweep.cli import main; sys.exit(main(sys.argv[1:]))"
         begun = time.monotonic()
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", program, "sweep", "--usl_type", "simclr", "--output", "s3://bucket/x"],
             env={**os.environ, "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
             cwd=ROOT,
@@ -255,9 +255,9 @@ def test_a_service_that_never_answers_is_refused_in_seconds(monkeypatch):
             text=True,
             check=False,
         )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: s3://bucket/x: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: s3://bucket/x: ")
+    assert len(process.stderr.splitlines()) == 1
     assert time.monotonic() - begun < 30
 
 
@@ -268,7 +268,7 @@ def test_names_are_free_or_refused_as_in_a_directory(s3, uri):
     late = Store.plan(uri, None, "a")
     assert late.place == f"{uri}/a-2"
     assert late.create(SWEEP, {}).place == f"{uri}/a-2"
-    assert late.create(SWEEP, {}).place == f"{uri}/a-3", "as if another process had made it meanwhile"
+    assert late.create(SWEEP, {}).place == f"{uri}/a-3", "another process could have created a-2 in the meantime"
     with pytest.raises(InputError, match="another process has just made it"):
         Store(late.place).create(SWEEP, {})
     with pytest.raises(InputError, match="exists; choose another name"):
@@ -282,23 +282,23 @@ def test_names_are_free_or_refused_as_in_a_directory(s3, uri):
 def test_new_sweeps_that_begin_at_once_take_names_of_their_own(s3, uri):
     planned = [Store.plan(uri, None, "a") for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(lambda store: store.create(SWEEP, {}), planned))
-    assert len({store.place for store in made}) == 3
-    for each in made:
+        stores = list(pool.map(lambda store: store.create(SWEEP, {}), planned))
+    assert len({store.place for store in stores}) == 3
+    for each in stores:
         with each.lock():
             assert "sweep.yaml" in each.bucket.names()
 
 
 def test_a_new_sweep_takes_nothing_from_the_copy_of_one_that_was_deleted(s3, uri):
-    made = Store.plan(uri, "a", "a")
-    (made.root / "figures").mkdir(parents=True)
-    (made.root / "figures" / "old.png").touch()
-    (made.root / "alpha=0.1,seed=0").mkdir()
-    (made.root / "alpha=0.1,seed=0" / "result.json").write_text("old")
-    made.create(SWEEP, {})
-    with made.lock():
-        assert made.results(SWEEP) == []
-        made.push()
+    store = Store.plan(uri, "a", "a")
+    (store.root / "figures").mkdir(parents=True)
+    (store.root / "figures" / "old.png").touch()
+    (store.root / "alpha=0.1,seed=0").mkdir()
+    (store.root / "alpha=0.1,seed=0" / "result.json").write_text("old")
+    store.create(SWEEP, {})
+    with store.lock():
+        assert store.results(SWEEP) == []
+        store.push()
     assert keys(s3, uri) == ["a/sweep.yaml"]
 
 
@@ -328,7 +328,7 @@ HOLD = "import sys; from raysweep.results.store import Store\nwith Store(sys.arg
 
 
 def holding(place, then="pass", **environment):
-    """A process that takes the lock."""
+    """Start a process that takes the lock."""
     return subprocess.Popen(
         [sys.executable, "-c", HOLD + then, place],
         cwd=ROOT,
@@ -340,18 +340,18 @@ def holding(place, then="pass", **environment):
 
 
 def test_the_lock_holds_across_machines_and_ends_with_its_holder(s3, uri, tmp_path):
-    made = Store.plan(uri, "a", "a")
-    made.create(SWEEP, {})
-    with made.lock():
+    store = Store.plan(uri, "a", "a")
+    store.create(SWEEP, {})
+    with store.lock():
         for cache in ("cache", "elsewhere"):
-            _, err = holding(made.place, RAYSWEEP_CACHE=str(tmp_path / cache)).communicate()
+            _, err = holding(store.place, RAYSWEEP_CACHE=str(tmp_path / cache)).communicate()
             assert "is running this sweep" in err
         assert f"({os.getpid()} on {socket.gethostname()})" in err
         assert "if it is no more, try again in " in err
-    with made.lock():
+    with store.lock():
         pass
-    assert holding(made.place, "import os; os._exit(9)").wait() == 9
-    with made.lock():  # on the same machine it is known to be dead
+    assert holding(store.place, "import os; os._exit(9)").wait() == 9
+    with store.lock():  # on the same machine, the holder is known to be dead
         pass
     assert keys(s3, uri) == ["a/sweep.yaml"]
 
@@ -361,33 +361,33 @@ def test_a_dead_lock_of_another_machine_is_taken_over_after_a_while_and_a_live_o
 ):
     monkeypatch.setattr(mirror_module, "BEAT", 0.5)
     monkeypatch.setattr(mirror_module, "STALE", 3.0)
-    made = Store.plan(uri, "a", "a")
-    made.create(SWEEP, {})
-    assert holding(made.place, "import os; os._exit(9)", RAYSWEEP_CACHE=str(tmp_path / "elsewhere")).wait() == 9
-    with pytest.raises(InputError, match=r"try again in [123] s"), made.lock():
+    store = Store.plan(uri, "a", "a")
+    store.create(SWEEP, {})
+    assert holding(store.place, "import os; os._exit(9)", RAYSWEEP_CACHE=str(tmp_path / "elsewhere")).wait() == 9
+    with pytest.raises(InputError, match=r"try again in [123] s"), store.lock():
         pass
     time.sleep(3.5)
-    with made.lock():
+    with store.lock():
         time.sleep(3.5)
         monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "elsewhere"))
-        with pytest.raises(InputError, match="is running this sweep"), Store(made.place).lock():
+        with pytest.raises(InputError, match="is running this sweep"), Store(store.place).lock():
             pass
     assert keys(s3, uri) == ["a/sweep.yaml"]
 
 
 def test_one_that_lost_its_lock_leaves(s3, uri):
-    made = Store.plan(uri, "a", "a")
-    made.create(SWEEP, {})
+    store = Store.plan(uri, "a", "a")
+    store.create(SWEEP, {})
     slow = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            # What a background job of a script inherits is that SIGINT is ignored.
+            # A background job of a script inherits the setting to ignore SIGINT.
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from raysweep.results import mirror; mirror.BEAT = 0.5\n"
             + HOLD
             + "print(flush=True); import time; time.sleep(60)",
-            made.place,
+            store.place,
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -408,7 +408,7 @@ OWN = {"wall_s", "attempts", "pretrain/images_per_s", "data_dir"}  # differ from
 
 
 def command(*arguments, cwd, **environment):
-    """The real command, running."""
+    """Start the real command and return the running process."""
     return subprocess.Popen(
         [sys.executable, "-m", "raysweep", *map(str, arguments)],
         cwd=cwd,
@@ -420,13 +420,13 @@ def command(*arguments, cwd, **environment):
 
 
 def completed(*arguments, cwd, **environment):
-    """The same in this process, without Ray: its exit status, and what it printed on both channels."""
-    done = here("raysweep", *arguments, cwd=cwd, **environment)
-    return done.returncode, done.stdout, done.stderr
+    """Run the command in this process without Ray, and return its exit status, stdout and stderr."""
+    process = here("raysweep", *arguments, cwd=cwd, **environment)
+    return process.returncode, process.stdout, process.stderr
 
 
 def wait_for_checkpoint(place, process):
-    """Wait until the bucket holds a checkpoint that a trial has made while the process ran."""
+    """Wait until the bucket holds a trial's checkpoint; fail if the process ends first."""
     end = time.monotonic() + 120
     while not any("/checkpoints/00000003.json" in name for name in Bucket(place).files()):
         assert process.poll() is None, process.communicate()
@@ -435,32 +435,34 @@ def wait_for_checkpoint(place, process):
 
 
 def rows(text):
-    """A results.csv, without what differs from run to run."""
-    return [{name: of for name, of in row.items() if name not in OWN} for row in csv.DictReader(text.splitlines())]
+    """Return the rows of a results.csv without the columns that differ from run to run."""
+    return [
+        {name: value for name, value in row.items() if name not in OWN} for row in csv.DictReader(text.splitlines())
+    ]
 
 
 def check_equal(place, undisturbed, tmp_path):
-    """The sweep in the bucket has the results of the undisturbed one, and every step once."""
-    there = Mirror(Bucket(place), tmp_path / "there")
-    there.pull()
-    for folder in (there.local, undisturbed):
+    """Check that the sweep in the bucket has the undisturbed sweep's results, and each step exactly once."""
+    copy = Mirror(Bucket(place), tmp_path / "there")
+    copy.pull()
+    for folder in (copy.local, undisturbed):
         assert {path.parent.name for path in folder.glob("*/result.json")} == {"seed=0", "seed=1"}
-    assert rows((there.local / "results.csv").read_text()) == rows((undisturbed / "results.csv").read_text())
+    assert rows((copy.local / "results.csv").read_text()) == rows((undisturbed / "results.csv").read_text())
     for seed in ("seed=0", "seed=1"):
-        one, other = (load_encoder(folder / seed).weights for folder in (there.local, undisturbed))
+        one, other = (load_encoder(folder / seed).weights for folder in (copy.local, undisturbed))
         assert all(torch.equal(one[name], other[name]) for name in other)
         events = EventAccumulator(f"{place}/{seed}", size_guidance={"scalars": 0}).Reload()
         assert [event.step for event in events.Scalars("pretrain/loss")] == list(range(1, 9))
-        assert not (there.local / seed / "checkpoints").exists()
+        assert not (copy.local / seed / "checkpoints").exists()
     attempts = [
-        json.loads((there.local / seed / "result.json").read_text())["attempts"] for seed in ("seed=0", "seed=1")
+        json.loads((copy.local / seed / "result.json").read_text())["attempts"] for seed in ("seed=0", "seed=1")
     ]
-    assert max(attempts) == 2, "it went on from a checkpoint"
+    assert max(attempts) == 2, "a trial resumed once, from a checkpoint"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The sweep on a local path, in one go."""
+    """The sweep, run without interruption on a local path."""
     folder = tmp_path_factory.mktemp("undisturbed")
     status, _, err = completed("sweep", *LONG, "--local", cwd=folder)
     assert status == 0, err
@@ -479,7 +481,7 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
     assert status == 2
     assert "if it is no more, try again in " in err
     for key in keys(s3, uri):
-        if ".lock" in key:  # a minute later it would count as dead
+        if ".lock" in key:  # the lock would count as dead a minute later
             s3.delete_object(Bucket=Bucket(uri).name, Key=f"some prefix/{key}")
     status, out, err = completed(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
     assert status == 0, err
@@ -508,7 +510,7 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
 
 @pytest.fixture
 def node(s3, tmp_path, monkeypatch):
-    """The address of a Ray cluster whose node has a copy of its own, as another machine has."""
+    """The address of a Ray cluster whose node keeps a separate copy, as another machine would."""
     with cluster(tmp_path, "--num-cpus=2", RAYSWEEP_CACHE=str(tmp_path / "node")) as one:
         monkeypatch.setenv("HOME", one.environment["HOME"])
         yield one.address
@@ -535,4 +537,6 @@ def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undis
     check_equal(place, undisturbed, tmp_path)
     assert list((tmp_path / "node").rglob("events.out.*"))
     for driver in ("cache", "fresh"):
-        assert not list((tmp_path / driver).rglob("events.out.*")), "it has seen the results through the bucket only"
+        assert not list((tmp_path / driver).rglob("events.out.*")), (
+            "the driver must see the results only through the bucket"
+        )

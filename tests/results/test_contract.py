@@ -1,4 +1,4 @@
-"""What holds of the results of a sweep wherever they lie: in a local directory, and in a bucket."""
+"""Requirements on a sweep's results that hold both in a local directory and in a bucket."""
 
 import json
 import subprocess
@@ -30,13 +30,13 @@ FIRST = SWEEP.trials[0]
 
 @pytest.fixture(params=["local", "bucket"])
 def output(request, tmp_path):
-    """Where results directories are made."""
+    """The place where results directories are created: a local path or a bucket."""
     return str(tmp_path / "runs") if request.param == "local" else request.getfixturevalue("uri")
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """From now on this is another machine, which has no copy of what lies in a bucket."""
+    """A function that makes this process act as another machine, which has no copy of the bucket."""
     return lambda: monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "elsewhere"))
 
 

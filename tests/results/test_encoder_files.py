@@ -1,6 +1,6 @@
-"""Files given to `embed` and `export` that hold odd tensors, or are no files.
+"""`embed` and `export` are given files that hold odd tensors, or paths that are not files.
 
-They are refused in one line, at once, and take memory in proportion to their size.
+Both refuse them in one line and at once, and use memory in proportion to the file's size.
 """
 
 import io
@@ -33,13 +33,13 @@ def encoder():
 
 
 def encoder_with(change):
-    """The file of an encoder with one weight changed."""
+    """Return an encoder file with one weight changed."""
     weights = encoder()
     return to_bytes({**DESCRIPTION, "encoder": {**weights, WEIGHT: change(weights[WEIGHT])}})
 
 
 def checkpoint_with(change):
-    """A training checkpoint likewise."""
+    """Return a training checkpoint with one weight changed."""
     weights = encoder()
     settings = {"image_size": 8, "embedding_dim": 16, "dataset": "digits"}
     return to_bytes({"settings": settings, "state": {"encoder": {**weights, WEIGHT: change(weights[WEIGHT])}}})
@@ -47,19 +47,19 @@ def checkpoint_with(change):
 
 def sparse_row(weight):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch calls it a beta
+        warnings.simplefilter("ignore")  # PyTorch warns that this is in beta
         return weight.to_sparse_csr()
 
 
 def nested(weight):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch calls it a prototype
+        warnings.simplefilter("ignore")  # PyTorch warns that this is a prototype
         return torch.nested.nested_tensor([weight, weight[:3]])
 
 
 def quantised(weight):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch will do without it
+        warnings.simplefilter("ignore")  # PyTorch warns that this will be removed
         return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
 
 
@@ -92,7 +92,7 @@ FINE = {
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
-    """Runs `embed` and `export` on a checkpoint in this process; returns status and standard error of both."""
+    """A function that runs `embed` and `export` on a checkpoint; yields the status and standard error of both."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     Image.new("L", (8, 8), 77).save(tmp_path / "image.png")
@@ -103,7 +103,7 @@ def run(tmp_path, monkeypatch, capfd):
             ["embed", checkpoint, "image.png", "-o", "f.npz"],
             ["export", checkpoint, "-o", "e.safetensors"],
         ):
-            capfd.readouterr()  # what was said while the file was made
+            capfd.readouterr()  # discard the output from creating the file
             status = cli.main(arguments)
             yield status, capfd.readouterr().err
 
@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite_are_exported_as_they_are_and_embed_nothing(
     (status, _), (exported, _) = run("x.pt")
     assert exported == 0
     assert load_file(tmp_path / "e.safetensors")[WEIGHT].isnan().all()
-    assert status == 0, "the trunk's features do not depend on it"
+    assert status == 0, "the trunk's features do not depend on this weight"
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path):
             for _ in range(2**10):
                 member.write(bytes(2**22))
     assert (tmp_path / "x.pt").stat().st_size < 2**23
-    limit = 2**33  # of addresses, of which torch takes more than of memory
-    done = subprocess.run(
+    limit = 2**33  # bytes of address space, of which torch uses more than of memory
+    process = subprocess.run(
         [sys.executable, "-m", "raysweep", "export", "x.pt", "-o", "e.pt"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -218,9 +218,9 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path):
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    assert done.returncode == 2, done.stderr
+    assert process.returncode == 2, process.stderr
     assert (
-        done.stderr
+        process.stderr
         == "error: x.pt: is not a checkpoint of raysweep: it is compressed, or holds the same bytes several times\n"
     )
 

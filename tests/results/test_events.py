@@ -1,4 +1,4 @@
-"""Event files, read back with TensorBoard's own reader."""
+"""Event files, as TensorBoard's own reader reads them."""
 
 import io
 import json
@@ -34,15 +34,15 @@ def test_scalars_images_and_hyperparameters_are_read_back(tmp_path):
     picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     events.images("images/x", picture, 2)
     events.end(finished=True)
-    found = read(tmp_path)  # before the file is closed: what was written is there for a live reader
+    accumulator = read(tmp_path)  # the file is still open: a live reader must see what is written
     events.close()
 
-    assert [(e.step, e.value) for e in found.Scalars("pretrain/loss")] == [(1, 0.5), (2, 0.375)]
-    assert [(e.step, e.value) for e in found.Scalars("pretrain/rec_loss")] == [(1, 0.25)]
-    image = found.Images("images/x")[0]
+    assert [(e.step, e.value) for e in accumulator.Scalars("pretrain/loss")] == [(1, 0.5), (2, 0.375)]
+    assert [(e.step, e.value) for e in accumulator.Scalars("pretrain/rec_loss")] == [(1, 0.25)]
+    image = accumulator.Images("images/x")[0]
     assert image.step == 2
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), picture)
-    tags = found.summary_metadata
+    tags = accumulator.summary_metadata
     start = plugin_data_pb2.HParamsPluginData.FromString(tags["_hparams_/session_start_info"].plugin_data.content)
     values = start.session_start_info.hparams
     assert values["alpha"].number_value == 1e-5
@@ -93,10 +93,10 @@ def test_image_grid_puts_groups_in_rows_and_clamps():
 
 
 def projected(directory, count=20, width=60, size=8, channels=1, classes=("zero", "one\ttwo\nthree", "\udcff é")):
-    """Events and projector files of a trial; returns what they were made of."""
+    """Write a trial's event and projector files; return the data they contain."""
     rng = np.random.default_rng(0)
     directory.mkdir(parents=True, exist_ok=True)
-    # Falling variances, so that components are told apart.
+    # The variances fall, so that the components are distinguishable.
     features = (rng.normal(size=(count, width)) * 0.8 ** np.arange(width) + 3).astype(np.float32)
     labels = rng.integers(0, len(classes), count)
     images = rng.integers(0, 256, (count, channels, size, size), dtype=np.uint8)
@@ -106,14 +106,16 @@ def projected(directory, count=20, width=60, size=8, channels=1, classes=("zero"
 
 @contextmanager
 def served(logdir, plugin="projector"):
-    """A real TensorBoard of `logdir`: a function that fetches from the plugin."""
+    """Run a real TensorBoard on `logdir`; yield a function that fetches from the plugin."""
     arguments = ["--logdir", str(logdir), "--host", "localhost", "--port", "0", "--load_fast", "false"]
     process = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     try:
         address = next(
-            found[0] for line in process.stderr if (found := re.findall(r"http://localhost:\d+/", line.decode()))
+            addresses[0]
+            for line in process.stderr
+            if (addresses := re.findall(r"http://localhost:\d+/", line.decode()))
         )
 
         def fetch(route, **query):
@@ -135,7 +137,7 @@ def test_a_real_tensorboard_serves_the_projector(tmp_path):
     events.scalars({"x": 1.0}, 1)
     events.close()
     with served(tmp_path) as fetch:
-        for _ in range(100):  # it lists the runs once it has read them
+        for _ in range(100):  # TensorBoard lists the runs once it has read them
             runs = json.loads(fetch("runs"))
             if runs:
                 break
@@ -150,7 +152,7 @@ def test_a_real_tensorboard_serves_the_projector(tmp_path):
         header, *rows = fetch("metadata", run=trial.name, name=name).decode().splitlines()
         sheet = Image.open(io.BytesIO(fetch("sprite_image", run=trial.name, name=name)))
 
-    # All components of 20 points: the distances between them are the features'.
+    # With all components of 20 points, the distances between points equal those between features.
     assert np.allclose(distances(points), distances(features), rtol=1e-3, atol=1e-3)
     assert header == "label\tindex"
     assert rows == [f"{('zero', 'one two three', '? é')[label]}\t{index}" for index, label in enumerate(labels)]
@@ -168,13 +170,13 @@ def distances(points):
 def test_principal_components_equal_the_exact_reference():
     rng = np.random.default_rng(1)
     features = (rng.normal(size=(200, 300)) * 0.9 ** np.arange(300) + 2).astype(np.float32)
-    found = principal_components(features, 50)
+    components = principal_components(features, 50)
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     expected = (u * s)[:, :50]
-    signs = np.sign((found * expected).sum(0))
-    assert np.allclose(found[:, :30] * signs[:30], expected[:, :30], atol=1e-3 * s[0])
-    assert (found**2).sum() == pytest.approx((expected**2).sum(), rel=1e-3), "as much of the variance"
+    signs = np.sign((components * expected).sum(0))
+    assert np.allclose(components[:, :30] * signs[:30], expected[:, :30], atol=1e-3 * s[0])
+    assert (components**2).sum() == pytest.approx((expected**2).sum(), rel=1e-3), "the explained variance is the same"
 
 
 @pytest.mark.parametrize("width", [3, 50])
@@ -189,8 +191,8 @@ def test_the_projector_s_files_are_alike_when_written_again(tmp_path):
     contents = []
     for _ in range(2):
         projected(tmp_path)
-        found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-        assert found == names
+        paths = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+        assert paths == names
         contents.append([(tmp_path / name).read_bytes() for name in names])
     assert contents[0] == contents[1]
 
@@ -209,8 +211,8 @@ def test_few_and_collapsed_points_are_projected_without_a_warning(tmp_path, coun
 @pytest.mark.parametrize(("size", "count", "side"), [(8, 5, 32), (28, 4, 28), (40, 9, 40), (96, 3, 64), (8, 70000, 30)])
 def test_thumbnails_are_of_a_size_to_see_and_fit_the_sheet(size, count, side):
     images = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None] * 2, (count, 3, size, size))
-    sheet, found = sprite(images)
-    assert found == side
+    sheet, found_side = sprite(images)
+    assert found_side == side
     columns = math.ceil(math.sqrt(count))
     assert sheet.size == (columns * side,) * 2
     assert max(sheet.size) <= 8192
@@ -240,7 +242,7 @@ ROWS = {
         "alpha": float("inf"),
     },
 }
-"""Trials and what varies in them."""
+"""The settings that vary, for each trial."""
 
 
 def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
@@ -259,7 +261,7 @@ def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
             answer = json.loads(fetch("session_groups", request=json.dumps(request)))
             return {row["name"]: row["hparams"] for row in answer.get("sessionGroups", [])}
 
-        for _ in range(100):  # it lists the trials once it has read them
+        for _ in range(100):  # TensorBoard lists the trials once it has read them
             if len(rows()) == len(ROWS):
                 break
             time.sleep(0.1)
@@ -276,7 +278,7 @@ def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
         }
         first = {"image_size": "c", "denoising": "b", "probe_grid": "c", "dataset": "b", "alpha": "a"}
         for name, trial in first.items():
-            assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a fault would be an HTTPError
+            assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a failed request raises HTTPError
             assert len(rows(hparam=name, order="ORDER_DESC", missingValuesFirst=True)) == len(ROWS)
         names = {info["name"] for info in json.loads(fetch("experiment", request="{}"))["hparamInfos"]}
         assert names == first.keys()

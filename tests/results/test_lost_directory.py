@@ -1,4 +1,4 @@
-"""A results directory that is removed, renamed or replaced while its trials run: nothing is written there any more."""
+"""After a results directory is removed, renamed or replaced while trials run, nothing more is written there."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def listing(folder):
 
 
 def begin(folder):
-    """The real command with trials that do not end; returns it once the first one has saved a checkpoint."""
+    """Start the real command with long trials, and return it once the first trial has saved a checkpoint."""
     command = [sys.executable, ROOT / "run_sweep.py", *LONG[:-3], "--set", "seed=[0,1]", "--local", "--name", "x"]
     process = subprocess.Popen(
         [*command, "--set", "tune.checkpoint_seconds=0"],
@@ -54,7 +54,7 @@ def ended(process):
 
 def test_a_removed_directory_is_not_made_again(tmp_path):
     process = begin(tmp_path)
-    (tmp_path / "runs").rename(tmp_path / "trash")  # at once, which rmtree of files that are being written is not
+    (tmp_path / "runs").rename(tmp_path / "trash")  # a rename is atomic; rmtree while files are being written is not
     shutil.rmtree(tmp_path / "trash")
     ended(process)
     assert not list(tmp_path.iterdir())
@@ -82,7 +82,7 @@ def lost(root):
 
 def replaced(root):
     root.rename(root.with_name("renamed"))
-    ignored = shutil.ignore_patterns(".leave-*")  # which is of this run alone
+    ignored = shutil.ignore_patterns(".leave-*")  # the mark belongs to this run alone
     shutil.copytree(root.with_name("renamed"), root, ignore=ignored)
     (root / "seed=0").mkdir(exist_ok=True)
 
@@ -97,12 +97,12 @@ WAYS = [lost, replaced, unmounted]
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_trial_writes_nothing_there(tmp_path, way):
-    made = Store(tmp_path / "a").create(SWEEP, {})
-    directory, trial = made.trial("seed=0"), SWEEP.trials[0]
-    with at_work(made, "seed=0") as push:
+    store = Store(tmp_path / "a").create(SWEEP, {})
+    directory, trial = store.trial("seed=0"), SWEEP.trials[0]
+    with at_work(store, "seed=0") as push:
         begin_attempt(directory, trial.settings)
         push()
-        way(made.root)
+        way(store.root)
         before = listing(tmp_path)
         for write in (
             push,
@@ -118,12 +118,12 @@ def test_a_trial_writes_nothing_there(tmp_path, way):
 
 
 def test_a_trial_that_breaks_off_says_that_the_sweep_is_not_there(tmp_path):
-    made = Store(tmp_path / "a").create(SWEEP, {})
+    store = Store(tmp_path / "a").create(SWEEP, {})
 
     def work():
-        with at_work(made, "seed=0"):
-            lost(made.root)
-            (made.trial("seed=0") / "x").touch()
+        with at_work(store, "seed=0"):
+            lost(store.root)
+            (store.trial("seed=0") / "x").touch()
 
     with pytest.raises(FileNotFoundError, match=r"does not see the sweep's sweep\.yaml"):
         work()
@@ -131,18 +131,18 @@ def test_a_trial_that_breaks_off_says_that_the_sweep_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_driver_writes_nothing_there(tmp_path, way):
-    made = Store(tmp_path / "a").create(SWEEP, {})
-    with made.lock():
-        stopping = Stopping(made)
+    store = Store(tmp_path / "a").create(SWEEP, {})
+    with store.lock():
+        stopping = Stopping(store)
         stopping.mark.place()
-        assert made.present()
+        assert store.present()
         assert not stopping.asked()
-        way(made.root)
+        way(store.root)
         before = listing(tmp_path)
-        assert not made.present()
-        record_failure(made, SWEEP.trials[0], "digest", "why")
+        assert not store.present()
+        record_failure(store, SWEEP.trials[0], "digest", "why")
         with pytest.raises(FileNotFoundError):
-            made.record_proposals([])
+            store.record_proposals([])
         with pytest.raises(FileNotFoundError):
             stopping.mark.set()
         time.sleep(LOOK_SECONDS)
@@ -151,10 +151,10 @@ def test_the_driver_writes_nothing_there(tmp_path, way):
 
 
 def test_a_worker_that_does_not_hold_the_sweep_sees_that_it_is_gone(tmp_path):
-    made = Store(tmp_path / "a").create(SWEEP, {})
-    worker = Store(made.place)
+    store = Store(tmp_path / "a").create(SWEEP, {})
+    worker = Store(store.place)
     assert worker.present()
-    lost(made.root)
+    lost(store.root)
     assert not worker.present()
     with pytest.raises(FileNotFoundError, match=r"does not see the sweep's sweep\.yaml"), at_work(worker, "seed=0"):
         pass
@@ -162,11 +162,11 @@ def test_a_worker_that_does_not_hold_the_sweep_sees_that_it_is_gone(tmp_path):
 
 
 def test_a_lock_is_taken_from_nobody(tmp_path):
-    made = Store(tmp_path / "a").create(SWEEP, {})
-    with at_work(made, "seed=0"):
-        replaced(made.root)
-        (made.trial("seed=0") / ".lock").write_text("another process's")
-    assert (made.trial("seed=0") / ".lock").read_text() == "another process's"
+    store = Store(tmp_path / "a").create(SWEEP, {})
+    with at_work(store, "seed=0"):
+        replaced(store.root)
+        (store.trial("seed=0") / ".lock").write_text("another process's")
+    assert (store.trial("seed=0") / ".lock").read_text() == "another process's"
 
 
 def test_the_mark_is_set_where_it_was_placed(tmp_path):

@@ -1,4 +1,4 @@
-"""Several processes that want a name at the same moment: each new sweep and each comparison gets one of its own."""
+"""When several processes want a name at the same moment, each new sweep and each comparison gets a different one."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ except InputError as fault:
 
 
 def race(folder, count, name=""):
-    """What processes print that all create a sweep they have planned before: seed N is the N-th one's."""
+    """Start `count` processes that create planned sweeps at once, process N with seed N; return what each prints."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CREATE, str(number), name],
@@ -56,13 +56,13 @@ def test_every_process_takes_the_next_free_name(tmp_path):
     assert sorted(names) == ["a", *(f"a-{number}" for number in range(2, 9))]
     for number, name in enumerate(names):
         content = yaml.safe_load((tmp_path / "runs" / name / "sweep.yaml").read_text())
-        assert content["base"]["seed"] == number, "each wrote its own"
+        assert content["base"]["seed"] == number, "each process wrote its own sweep"
 
 
 def test_a_name_that_was_asked_for_goes_to_one_and_the_others_are_refused(tmp_path):
-    said = race(tmp_path, 3, "b")
-    assert said.count("b") == 1
-    assert sum("another process has just made it; choose another name" in text for text in said) == 2
+    messages = race(tmp_path, 3, "b")
+    assert messages.count("b") == 1
+    assert sum("another process has just made it; choose another name" in text for text in messages) == 2
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"]
 
 
@@ -98,10 +98,10 @@ def test_a_name_taken_between_the_plan_and_the_start_is_passed_over(tmp_path):
     for taken in ("a", "a-2"):
         (tmp_path / taken).mkdir()
     (tmp_path / "a-3").symlink_to("nowhere")
-    made = planned.create(sweep, {})
-    assert made.root == tmp_path / "a-4"
-    with made.lock():
-        assert made.present()
+    store = planned.create(sweep, {})
+    assert store.root == tmp_path / "a-4"
+    with store.lock():
+        assert store.present()
     asked = Store.plan(tmp_path, "b", "a")
     (tmp_path / "b").touch()
     with pytest.raises(InputError, match="another process has just made it"):
@@ -118,8 +118,8 @@ def test_a_parent_that_became_a_file_is_no_taken_name(tmp_path):
 def test_comparisons_take_the_next_free_name_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("x", "y"):
-        made = make(tmp_path / name)
-        made.root.rename(tmp_path / name / name)
+        store = make(tmp_path / name)
+        store.root.rename(tmp_path / name / name)
     arguments = ["report", str(tmp_path / "x" / "x"), str(tmp_path / "y" / "y")]
     for expected in ("x+y", "x+y-2", "x+y-3"):
         assert cli.main(arguments) == 0

@@ -1,6 +1,6 @@
-"""File systems that lack something: chmod (FAT, WSL's /mnt/c), fsync and flock (some network and FUSE file systems).
+"""File systems that lack chmod (FAT, WSL's /mnt/c), fsync or flock (some network and FUSE file systems).
 
-A small library in front of the C library refuses the call for every file below a directory, as such a file system does.
+A small preloaded library makes the call fail for every file below a directory, as it does on such a file system.
 """
 
 import errno
@@ -78,7 +78,7 @@ def shim(tmp_path_factory):
 
 @pytest.fixture
 def odd(shim, tmp_path):
-    """Runs Python in a process for which a call fails below `tmp_path`."""
+    """A function that runs Python in a process for which a call fails below `tmp_path`."""
 
     def run(call, number, *arguments, **environment):
         settings = {"ODD_DIRECTORY": str(tmp_path.resolve()), "ODD_CALL": call, "ODD_ERRNO": str(number)}
@@ -94,10 +94,10 @@ def odd(shim, tmp_path):
     return run
 
 
-def refused(done, *words):
-    """That a command refused its input in one line."""
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
+def refused(process, *words):
+    """Check that a command refused its input in one line."""
+    assert process.returncode == 2, process.stderr
+    (line,) = process.stderr.splitlines()
     assert line.startswith("error: ")
     assert all(word in line for word in words), line
 
@@ -112,15 +112,15 @@ def test_the_library_refuses_the_calls(odd, tmp_path):
 
 
 def test_a_sweep_needs_no_chmod(odd, tmp_path):
-    done = odd("chmod", errno.EPERM, ROOT / "run_sweep.py", *TINY)
-    assert done.returncode == 0, done.stderr
+    process = odd("chmod", errno.EPERM, ROOT / "run_sweep.py", *TINY)
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "runs" / "ae_parallel" / "seed=0" / "result.json").is_file()
     assert (tmp_path / "runs" / "ae_parallel" / "results.csv").is_file()
 
 
 def test_a_sweep_needs_no_fsync(odd, tmp_path):
-    done = odd("fsync", errno.EINVAL, ROOT / "run_sweep.py", *TINY)
-    assert done.returncode == 0, done.stderr
+    process = odd("fsync", errno.EINVAL, ROOT / "run_sweep.py", *TINY)
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "runs" / "ae_parallel" / "seed=0" / "result.json").is_file()
 
 
@@ -134,21 +134,21 @@ for number in {numbers}:
     os.environ["ODD_ERRNO"] = str(number)
     write_atomically(Path(str(number)), b"x")
 """
-    done = odd("fsync", errno.EIO, "-c", script)
-    assert done.returncode == 0, done.stderr
+    process = odd("fsync", errno.EIO, "-c", script)
+    assert process.returncode == 0, process.stderr
     assert all((tmp_path / str(number)).read_bytes() == b"x" for number in numbers)
 
 
 def test_an_fsync_that_fails_is_a_failure_and_leaves_no_directory_that_blocks_the_name(odd, tmp_path):
-    done = odd("fsync", errno.EIO, ROOT / "run_sweep.py", *TINY)
-    refused(done, "runs/ae_parallel/sweep.yaml", "Input/output error")
+    process = odd("fsync", errno.EIO, ROOT / "run_sweep.py", *TINY)
+    refused(process, "runs/ae_parallel/sweep.yaml", "Input/output error")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
 def test_a_place_without_locks_is_refused_and_nothing_is_left(odd, tmp_path, number):
-    done = odd("flock", number, ROOT / "run_sweep.py", *TINY)
-    refused(done, "cannot lock files", os.strerror(number), "choose a directory on another file system")
+    process = odd("flock", number, ROOT / "run_sweep.py", *TINY)
+    refused(process, "cannot lock files", os.strerror(number), "choose a directory on another file system")
     assert not list(tmp_path.iterdir())
 
 

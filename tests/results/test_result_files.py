@@ -1,4 +1,4 @@
-"""The files of a results directory that are not what was once written: named, set aside, never trusted, never lost."""
+"""Damaged files in a results directory are named and set aside. They are never trusted and never lost."""
 
 import json
 import os
@@ -100,16 +100,16 @@ CONTENTS = {
 }
 
 
-def one_line(done):
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    return done.stderr
+def one_line(process):
+    assert process.returncode == 2, process.stderr
+    assert len(process.stderr.splitlines()) == 1, process.stderr
+    return process.stderr
 
 
 @pytest.mark.parametrize("name", CONTENTS)
 def test_a_damaged_result_is_named_and_set_aside_as_it_is(tmp_path, name):
-    made = make(tmp_path)
-    path = made.trial("seed=0") / "result.json"
+    store = make(tmp_path)
+    path = store.trial("seed=0") / "result.json"
     path.write_bytes(CONTENTS[name](json.loads(path.read_text())))
     damaged = path.read_bytes()
     message = one_line(here("raysweep", "report", "a", cwd=tmp_path))
@@ -117,8 +117,8 @@ def test_a_damaged_result_is_named_and_set_aside_as_it_is(tmp_path, name):
     assert "damaged" in message
     assert path.read_bytes() == damaged, "a report changes nothing"
     with pytest.warns(UserWarning, match=r"was damaged and is now result\.json\.damaged-1; the trial runs again"):
-        made.set_damaged_aside(SWEEP)
-    assert [result.trial for result in made.results(SWEEP)] == ["seed=1"]
+        store.set_damaged_aside(SWEEP)
+    assert [result.trial for result in store.results(SWEEP)] == ["seed=1"]
     assert path.with_name("result.json.damaged-1").read_bytes() == damaged
     assert not path.exists()
 
@@ -130,36 +130,36 @@ def test_a_damaged_result_is_named_and_set_aside_as_it_is(tmp_path, name):
         {"of_the_future": [1, {"x": None}]},
         {"metrics": {**METRICS, "of/the_future": -1e300, "linear/val_accuracy": 1}},
         {"wall_s": 0},
-        {"device": "Gerät \udc80"},  # a path need not be valid text, and so neither what quotes it
+        {"device": "Gerät \udc80"},  # a path need not be valid text, nor a string that quotes it
         {"status": "failed", "error": "x" * 100_000, "metrics": {}},
         {"status": "stopped", "error": "", "attempts": 0},
     ],
 )
 def test_what_this_or_another_version_writes_is_read(tmp_path, change):
-    made = make(tmp_path)
-    path = made.trial("seed=0") / "result.json"
+    store = make(tmp_path)
+    path = store.trial("seed=0") / "result.json"
     good = {**json.loads(path.read_text()), **change}
     for left_out in ("linear_probe", "precision", "warnings"):
         path.write_text(json.dumps(good))
-        result = made.result("seed=0")
+        result = store.result("seed=0")
         assert all(getattr(result, key) == value for key, value in good.items() if key != "of_the_future")
         del good[left_out]
     del good["settings"]["le_weight_decay"], good["protocol"]["le_weight_decay"]
     good["settings"]["of_the_future"] = "x"
     path.write_text(json.dumps(good))
-    made.set_damaged_aside(SWEEP)
-    assert len(made.results(SWEEP)) == 2
+    store.set_damaged_aside(SWEEP)
+    assert len(store.results(SWEEP)) == 2
 
 
 def what(path):
-    """What lies at a path, itself, not what a link leads to."""
+    """Return the mode and link target of the path itself; links are not followed."""
     return path.lstat().st_mode, path.is_symlink() and os.readlink(path)
 
 
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_no_file_is_set_aside_wherever_a_trial_needs_one(tmp_path, kind):
-    made, trial = make(tmp_path), SWEEP.trials[0]
-    directory = made.trial(trial.name)
+    store, trial = make(tmp_path), SWEEP.trials[0]
+    directory = store.trial(trial.name)
     save_checkpoint(directory, {"epoch": 1})
     save_checkpoint(directory, {"epoch": 2})
     names = [
@@ -179,19 +179,19 @@ def test_what_is_no_file_is_set_aside_wherever_a_trial_needs_one(tmp_path, kind)
     assert "result.json: is damaged" in one_line(here("raysweep", "report", "a", cwd=tmp_path))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made.check_settings_of_attempts(SWEEP)
-        made.set_damaged_aside(SWEEP)
-        assert made.results(SWEEP)[0].trial == "seed=1"
-        with at_work(made, trial.name) as push:
+        store.check_settings_of_attempts(SWEEP)
+        store.set_damaged_aside(SWEEP)
+        assert store.results(SWEEP)[0].trial == "seed=1"
+        with at_work(store, trial.name) as push:
             assert begin_attempt(directory, trial.settings) == 1
             push()
             assert load_checkpoint(directory) == {"epoch": 1}
             save_checkpoint(directory, {"epoch": 3})
             save_encoder(directory, {}, {})
-    said = [str(warning.message) for warning in caught]
-    assert any("result.json was damaged" in text for text in said)
-    assert any("attempt.json is damaged" in text for text in said)
-    assert any("00000002.pt is damaged" in text for text in said)
+    messages = [str(warning.message) for warning in caught]
+    assert any("result.json was damaged" in text for text in messages)
+    assert any("attempt.json is damaged" in text for text in messages)
+    assert any("00000002.pt is damaged" in text for text in messages)
     for name, before in lie.items():
         aside = f"set-aside.{name}" if name.startswith("events") else name
         assert what(directory / f"{aside}.damaged-1") == before, name
@@ -203,12 +203,12 @@ def test_what_is_no_file_is_set_aside_wherever_a_trial_needs_one(tmp_path, kind)
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "a link to a directory" and kind != "a directory"])
 def test_what_is_no_directory_is_set_aside(tmp_path, kind):
-    made, trial = make(tmp_path), SWEEP.trials[0]
-    made.trial(trial.name).rename(tmp_path / "elsewhere")
-    ODD[kind](made.trial(trial.name))
+    store, trial = make(tmp_path), SWEEP.trials[0]
+    store.trial(trial.name).rename(tmp_path / "elsewhere")
+    ODD[kind](store.trial(trial.name))
     with pytest.warns(UserWarning, match=r"was no directory and is now seed=0\.damaged-1"):
-        made.set_damaged_aside(SWEEP)
-    directory = made.trial(trial.name)
+        store.set_damaged_aside(SWEEP)
+    directory = store.trial(trial.name)
     assert begin_attempt(directory, trial.settings) == 1
     ODD[kind](directory / "checkpoints")
     assert begin_attempt(directory, trial.settings) == 2
@@ -218,24 +218,24 @@ def test_what_is_no_directory_is_set_aside(tmp_path, kind):
 
 
 def test_an_earlier_damaged_file_is_never_replaced(tmp_path):
-    made = make(tmp_path)
-    path = made.trial("seed=0") / "result.json"
+    store = make(tmp_path)
+    path = store.trial("seed=0") / "result.json"
     path.with_name("result.json.damaged-2").write_text("an earlier one, of which the first was removed")
     for number in (1, 3):
         path.write_text(f"damage {number}")
         with pytest.warns(UserWarning, match=f"damaged-{number}"):
-            made.set_damaged_aside(SWEEP)
+            store.set_damaged_aside(SWEEP)
         assert path.with_name(f"result.json.damaged-{number}").read_text() == f"damage {number}"
     assert path.with_name("result.json.damaged-2").read_text().startswith("an earlier one")
 
 
 def test_a_failure_is_not_recorded_over_a_damaged_result(tmp_path):
-    made = make(tmp_path)
-    path = made.trial("seed=0") / "result.json"
+    store = make(tmp_path)
+    path = store.trial("seed=0") / "result.json"
     path.write_text("damaged while the sweep ran")
     with pytest.warns(UserWarning, match="damaged-1"):
-        record_failure(made, SWEEP.trials[0], "digest", "why")
-    assert made.result("seed=0").error == "why"
+        record_failure(store, SWEEP.trials[0], "digest", "why")
+    assert store.result("seed=0").error == "why"
     assert path.with_name("result.json.damaged-1").read_text() == "damaged while the sweep ran"
 
 
@@ -243,32 +243,32 @@ def test_a_failure_is_not_recorded_over_a_damaged_result(tmp_path):
     "attempt", ["x", -1, 10**400, True, 1.5, None, [1], {"n": 1}], ids=lambda value: str(value)[:5]
 )
 def test_a_damaged_attempt_counts_by_the_event_files(tmp_path, attempt):
-    made, trial = make(tmp_path), SWEEP.trials[0]
-    directory = made.trial(trial.name)
-    for number in ("0003", "²", "9" * 50):  # the last two are no numbers that this program writes
+    store, trial = make(tmp_path), SWEEP.trials[0]
+    directory = store.trial(trial.name)
+    for number in ("0003", "²", "9" * 50):  # this program never writes the last two
         (directory / f"events.out.tfevents.{number}.raysweep").touch()
     good = json.loads((directory / "attempt.json").read_text())
     (directory / "attempt.json").write_text(json.dumps({**good, "attempt": attempt}))
     with pytest.warns(UserWarning, match=r"attempt\.json is damaged; counting attempts by the event files"):
         assert attempts.attempts(directory) == 3
     with pytest.warns(UserWarning, match="is damaged"):
-        made.check_settings_of_attempts(SWEEP)
+        store.check_settings_of_attempts(SWEEP)
     with pytest.warns(UserWarning, match="is damaged"):
         assert begin_attempt(directory, trial.settings) == 4
 
 
 @pytest.mark.parametrize("settings", [None, [], "x", {"seed": "0"}, {"seed": [0]}, {"usl_lr": -1.0}], ids=str)
 def test_damaged_settings_of_an_attempt_stop_no_resume(tmp_path, settings):
-    made = make(tmp_path)
-    path = made.trial("seed=0") / "attempt.json"
+    store = make(tmp_path)
+    path = store.trial("seed=0") / "attempt.json"
     path.write_text(json.dumps({"attempt": 1, "settings": settings}))
     with pytest.warns(UserWarning, match="is damaged"):
-        made.check_settings_of_attempts(SWEEP)
+        store.check_settings_of_attempts(SWEEP)
 
 
 def test_only_files_of_ours_are_removed(tmp_path):
-    made, trial = make(tmp_path), SWEEP.trials[0]
-    directory = made.trial(trial.name)
+    store, trial = make(tmp_path), SWEEP.trials[0]
+    directory = store.trial(trial.name)
     left = directory / ".result.json.ab12cd34"
     left.touch()
     mine = [directory / "._result.json", directory / ".a.b" / "c", directory / "checkpoints" / "notes.txt"]
@@ -322,8 +322,8 @@ POINT = {"space": 0, "values": {"alpha": 0.5}}
 )
 def test_damaged_proposals_are_refused_in_one_line(tmp_path, text):
     tune = {"searcher": "optuna", "num_samples": 2}
-    made = Store(tmp_path / "a").create(space.build({**SEARCHED, "tune": tune}, {}, "s.yaml"), {})
-    made.record_proposals([space.Proposal(**POINT)])
+    store = Store(tmp_path / "a").create(space.build({**SEARCHED, "tune": tune}, {}, "s.yaml"), {})
+    store.record_proposals([space.Proposal(**POINT)])
     assert len(Store.open(tmp_path / "a")[1].trials) == 1
     (tmp_path / "a" / "proposals.json").write_text(text)
     assert "proposals.json: " in one_line(here("run_sweep.py", "--resume", "a", cwd=tmp_path))
@@ -356,23 +356,23 @@ def test_what_is_no_file_where_the_sweep_has_its_own_is_named(tmp_path, name, ki
     ids=str,
 )
 def test_damaged_records_of_a_sweep_are_refused_in_one_line(tmp_path, records):
-    made = Store(tmp_path / "a").create(SWEEP, {})
-    content = yaml.safe_load((made.root / "sweep.yaml").read_text())
-    (made.root / "sweep.yaml").write_text(yaml.safe_dump({**content, **records}))
+    store = Store(tmp_path / "a").create(SWEEP, {})
+    content = yaml.safe_load((store.root / "sweep.yaml").read_text())
+    (store.root / "sweep.yaml").write_text(yaml.safe_dump({**content, **records}))
     message = one_line(here("run_sweep.py", "--resume", "a", "--local", cwd=tmp_path))
     assert "sweep.yaml: " in message
 
 
 def test_the_command_sets_them_aside_and_runs_the_trials_again(tmp_path):
-    made = make(tmp_path)
-    directory, nan = made.trial("seed=0"), made.trial("seed=1") / "result.json"
+    store = make(tmp_path)
+    directory, nan = store.trial("seed=0"), store.trial("seed=1") / "result.json"
     for name in ("result.json", "attempt.json"):
         (directory / name).unlink()
     os.mkfifo(directory / "result.json")
     (directory / "attempt.json").mkdir()
     damaged = json.dumps({**json.loads(nan.read_text()), "metrics": {"linear/val_accuracy": NAN}})
     nan.write_text(damaged)
-    done = subprocess.run(  # in a process of its own, which can be ended if it waits for the pipe
+    process = subprocess.run(  # a separate process can be killed if it hangs on the pipe
         [sys.executable, ROOT / "run_sweep.py", "--resume", "a", "--local"],
         cwd=tmp_path,
         capture_output=True,
@@ -380,11 +380,11 @@ def test_the_command_sets_them_aside_and_runs_the_trials_again(tmp_path):
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "2 trials, 0 finished before" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "2 trials, 0 finished before" in process.stdout
     for path in (directory / "result.json", nan):
-        assert f"{path} was damaged and is now result.json.damaged-1; the trial runs again" in done.stderr
+        assert f"{path} was damaged and is now result.json.damaged-1; the trial runs again" in process.stderr
     assert nan.with_name("result.json.damaged-1").read_text() == damaged
     assert (directory / "result.json.damaged-1").is_fifo()
     assert (directory / "attempt.json.damaged-1").is_dir()
-    assert [result.attempts for result in Store(made.root).results(SWEEP)] == [1, 2]
+    assert [result.attempts for result in Store(store.root).results(SWEEP)] == [1, 2]

@@ -1,4 +1,4 @@
-"""Whatever a search-space file holds, the command becomes a checked sweep or one line, never a traceback or a hang."""
+"""For any content of a search-space file, the command prints a checked sweep or one line, never a traceback or hang."""
 
 import contextlib
 import copy
@@ -14,7 +14,7 @@ from raysweep import cli
 from raysweep.config import SETTINGS
 from raysweep.space.building import DISTRIBUTIONS
 
-LONGEST = 2.0  # seconds until bad input is refused; measured are milliseconds
+LONGEST = 2.0  # seconds within which bad input is refused; it takes milliseconds as measured
 MANY = settings(
     max_examples=150,
     deadline=None,
@@ -58,7 +58,7 @@ VALUES = st.recursive(
 
 
 def outcome(path, *arguments):
-    """The exit status of the real entry point and the seconds it took; its output is checked."""
+    """Run the real entry point, check its output, and return its exit status and the seconds it took."""
     out, err = io.StringIO(), io.StringIO()
     began = time.perf_counter()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -78,7 +78,7 @@ def outcome(path, *arguments):
 
 
 def places(value, path=()):
-    """The paths to everything inside of a nest of mappings and lists."""
+    """Yield the path to each value in nested mappings and lists."""
     yield path
     if isinstance(value, (dict, list)):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -87,7 +87,7 @@ def places(value, path=()):
 
 @st.composite
 def mutated(draw):
-    """A valid file in which some values are replaced, added to or removed."""
+    """Draw a valid file in which some values are replaced, extended or removed."""
     raw = copy.deepcopy(VALID)
     for _ in range(draw(st.integers(1, 3))):
         *above, last = draw(st.sampled_from([path for path in places(raw) if path]))
@@ -154,7 +154,7 @@ def test_any_override(tmp_path, name, text):
 
 
 def laughs(opening, closing, levels=30, width=9):
-    """Aliases of aliases: `width ** levels` values in a few lines."""
+    """Return a few lines of nested YAML aliases that stand for `width ** levels` values."""
     lines = [f"a0: &a0 {opening}lol{closing}"]
     for level in range(1, levels):
         before = ", ".join([f"*a{level - 1}"] * width)

@@ -1,4 +1,4 @@
-"""Ray clusters of several nodes on this machine, made by `ray start`, for tests."""
+"""Ray clusters for tests: several nodes on this machine, started by `ray start`."""
 
 import os
 import signal
@@ -19,16 +19,16 @@ class Cluster:
     """A Ray cluster.
 
     Args:
-        folder: where its user, who never used Ray before, has a home.
-        environment: what all of it has besides, in its environment.
+        folder: the home directory of the cluster's user, who never used Ray before, is made here.
+        environment: environment variables that every node gets in addition.
     """
 
     def __init__(self, folder, **environment):
         home = folder / "home"
         home.mkdir()
-        self.environment = {name: of for name, of in os.environ.items() if name not in USERS_OWN}
+        self.environment = {name: value for name, value in os.environ.items() if name not in USERS_OWN}
         self.environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
-        self.environment["RAY_health_check_period_ms"] = "500"  # a lost node is soon missed
+        self.environment["RAY_health_check_period_ms"] = "500"  # a lost node is noticed soon
         subprocess.run([*RAY, "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -37,38 +37,38 @@ class Cluster:
         self.nodes, self.folder = [], folder
 
     def _start(self, *options, within=(), **environment):
-        said = self.folder / f"node-{len(self.nodes)}"
-        with open(said, "w") as out:
+        log = self.folder / f"node-{len(self.nodes)}"
+        with open(log, "w") as out:
             node = subprocess.Popen(
                 [*within, *RAY, "start", *options, "--block"],
-                # Without the mode one that joins sends no token.
+                # Without the mode, a node that joins sends no token.
                 env={**self.environment, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token", **environment},
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
-        node.is_up = lambda: "Ray runtime started" in said.read_text()
+        node.is_up = lambda: "Ray runtime started" in log.read_text()
         self.nodes.append(node)
         return node
 
     def lead(self, *options):
-        """The head node, once it answers."""
-        own = ("--node-ip-address=127.0.0.1", f"--port={self.port}", "--include-dashboard=false")
-        head = self._start("--head", *own, *options)
+        """Start the head node and return it once it answers."""
+        ports = ("--node-ip-address=127.0.0.1", f"--port={self.port}", "--include-dashboard=false")
+        head = self._start("--head", *ports, *options)
         wait_for(head.is_up, head)
         return head
 
-    def join(self, *options, **how):
-        """Another node, as on a machine of its own, once it has joined.
+    def join(self, *options, **process_options):
+        """Start another node, as if on a separate machine, and return it once it has joined.
 
-        It is run by the program `within`, with these changes to its environment.
+        `process_options` are the program `within` that runs the node, and changes to the node's environment.
         """
         ip = f"127.0.0.{len(self.nodes) + 1}"
-        node = self._start(f"--address={self.address}", f"--node-ip-address={ip}", *options, **how)
+        node = self._start(f"--address={self.address}", f"--node-ip-address={ip}", *options, **process_options)
         wait_for(node.is_up, node)
         return node
 
     def end(self):
-        """End all nodes, the head last. At once: in good order Ray takes 15 s for each."""
+        """Kill all nodes, the head last. An orderly shutdown takes Ray 15 s per node."""
         for node in reversed(self.nodes):
             lose(node)
             node.kill()
@@ -77,43 +77,43 @@ class Cluster:
 
 @contextmanager
 def cluster(folder, *options, **environment):
-    """A `Cluster` with a head node, of these options, for as long as it is used."""
-    made = Cluster(folder, **environment)
+    """Run a `Cluster` whose head node has these options; end it on exit."""
+    cluster = Cluster(folder, **environment)
     try:
-        made.lead(*options)
-        yield made
+        cluster.lead(*options)
+        yield cluster
     finally:
-        made.end()
+        cluster.end()
 
 
 def wait_for(what, process, seconds=120):
-    """Wait until `what()` is true while the process runs; gives what it gave."""
+    """Wait until `what()` returns a true value, and return it. Fail if the process ends first."""
     end = time.monotonic() + seconds
-    while not (found := what()):
+    while not (value := what()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
-    return found
+    return value
 
 
 def descendants(pid):
-    """The processes that a process has started, and those that these have: pid and name."""
-    found = {}
+    """Return all descendants of a process as a mapping from pid to name."""
+    processes = {}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in map(int, children.read_text().split()):
-                found[child] = Path(f"/proc/{child}/comm").read_text().strip()
-                found |= descendants(child)
-    return found
+                processes[child] = Path(f"/proc/{child}/comm").read_text().strip()
+                processes |= descendants(child)
+    return processes
 
 
 def raylets(pid):
-    """Of these the raylets."""
+    """Return the pids of the raylets among the descendants of a process."""
     return [child for child, name in descendants(pid).items() if name == "raylet"]
 
 
 def lose(node):
-    """Kill a node as a machine that fails does: its raylet, and all of its workers."""
+    """Kill a node's raylet and all its workers, as a machine failure would."""
     for pid in [*raylets(node.pid), *descendants(node.pid)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The real commands, run in this process or as a process of their own, and what they leave behind."""
+"""Helpers that run the real commands, in this process or as a subprocess, and read what they leave behind."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ STOPPING = "stopping: trials are saving checkpoints; press Ctrl-C again to quit 
 
 
 def here(program, *arguments, cwd, **environment):
-    """The real command, run in this process, where torch is imported already: that takes 4 s of a core otherwise.
+    """Run the real command in this process, where torch is already imported; a subprocess takes 4 s of a core for that.
 
-    For whatever is neither killed nor on Ray. `program` is `run_sweep.py` or `raysweep`.
+    Use this for commands that are not killed and do not use Ray. `program` is `run_sweep.py` or `raysweep`.
     """
     argv, out, err = [str(ROOT / program), *map(str, arguments)], io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
         for kind in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning, ImportWarning):
-            warnings.simplefilter("ignore", kind)  # as in a process of its own
+            warnings.simplefilter("ignore", kind)  # as in a separate process
         warnings.filterwarnings("error", category=DeprecationWarning, module="raysweep")
         patch.setattr(sys, "argv", argv)
         patch.chdir(cwd)
@@ -59,17 +59,17 @@ def here(program, *arguments, cwd, **environment):
         except SystemExit as end:
             status = end.code
         finally:
-            urllib.request.install_opener(None)  # it would keep the proxies of this environment
+            urllib.request.install_opener(None)  # the opener would keep this environment's proxies
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 
 def resume_command(place, *options):
-    """The command that `run_sweep.py`, run as a program of its own, prints for resuming the sweep at `place`."""
+    """Return the command that `run_sweep.py`, run as a program, prints for resuming the sweep at `place`."""
     return shlex.join([sys.executable, str(ROOT / "run_sweep.py"), "--resume", str(place), *options])
 
 
 def command(*arguments, cwd, **environment):
-    """The completed real command."""
+    """Run the real command in a subprocess and return the completed process."""
     return subprocess.run(
         [sys.executable, str(ROOT / "run_sweep.py"), *map(str, arguments)],
         cwd=cwd,
@@ -82,19 +82,19 @@ def command(*arguments, cwd, **environment):
 
 
 def alone(*arguments, cwd):
-    """The real command without Ray, in this process."""
+    """Run the real command without Ray, in this process."""
     return here("run_sweep.py", *arguments, "--local", cwd=cwd)
 
 
 def start(*arguments, cwd, **environment):
-    """The real command, running."""
+    """Start the real command in a subprocess and return it while it runs."""
     program = [sys.executable, str(ROOT / "run_sweep.py"), *arguments]
-    own = {**os.environ, **environment}
-    return subprocess.Popen(program, cwd=cwd, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {**os.environ, **environment}
+    return subprocess.Popen(program, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def interrupt(process, trial, *options):
-    """Ctrl-C once the trial has a checkpoint; the command exits with 130 and says how to go on."""
+    """Press Ctrl-C once the trial has a checkpoint. The command must exit with 130 and say how to resume."""
     wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=600)
@@ -111,7 +111,7 @@ def scores(root, trial):
 
 
 def begun(trial, attempt=1):
-    """Whether a trial's attempt has begun."""
+    """Return whether a trial's attempt has begun."""
     path = trial / "attempt.json"
     return path.exists() and json.loads(path.read_text())["attempt"] == attempt
 

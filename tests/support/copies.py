@@ -1,4 +1,4 @@
-"""Where the dataset lies in the memory of the processes that read it. Workers import little of it."""
+"""Find where each process that reads the dataset has it in memory. Workers import only a small part of this module."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ SECONDS = 120.0
 
 
 def place_in_memory(address):
-    """Device and inode of the file that is mapped where `address` lies, and where in it; None: memory of its own."""
+    """Return device, inode and offset of the file mapped at `address`, or None for the process's private memory."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, offset, device, inode = line.split()[:5]
         start, end = (int(number, 16) for number in span.split("-"))
@@ -20,7 +20,7 @@ def place_in_memory(address):
 
 
 def note_copy(config, datasets, folder):
-    """A trainable that notes its node and GPU, and where the dataset lies, while as many others do so as are to."""
+    """A trainable that writes down its node, its GPU and the dataset's place in memory, then waits for all `COPIES`."""
     import ray
     from ray import tune
 
@@ -40,7 +40,7 @@ def note_copy(config, datasets, folder):
 
 
 def main(address, folder):
-    """Run it in `COPIES` trials, each with half of a GPU, on the cluster; prints the plan."""
+    """Run `note_copy` in `COPIES` trials on the cluster, each with half a GPU; print the plan."""
     import numpy as np
 
     from raysweep import space
@@ -58,6 +58,6 @@ def main(address, folder):
 
 
 if __name__ == "__main__":
-    from tests.support import copies  # so that workers import the trainable, and get no copy of this program
+    from tests.support import copies  # workers then import the trainable rather than getting a copy of this program
 
     copies.main(*sys.argv[1:])

@@ -20,13 +20,13 @@ def random_images(n: int, channels: int, height: int, width: int, seed: int = 0)
 
 
 def pictures(n: int) -> Tensor:
-    """(n, 3, 32, 32) float32: a smooth colourful picture, unlike its mirror image, n times."""
+    """Return (n, 3, 32, 32) float32: n copies of a smooth colourful picture that differs from its mirror image."""
     coarse = torch.rand(1, 3, 4, 4, generator=seeded(7))
     coarse[..., :2] *= 0.6
     return torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1).repeat(n, 1, 1, 1)
 
 
 def augment(images, policies, strength, blur, generator, part=None):
-    """Views of a batch under these policies, as a trial with these settings makes them."""
+    """Return the views of a batch that a trial with these settings makes."""
     settings = Settings(policy=list(policies), strength=strength, blur=blur)
     return views.augment(images, settings, generator, part)

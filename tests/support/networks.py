@@ -1,4 +1,4 @@
-"""Networks for tests, built as a trial with these settings builds them."""
+"""Networks for tests, built as a trial builds them from its settings."""
 
 from contextlib import nullcontext
 
@@ -13,31 +13,31 @@ from raysweep.models.decoders import Decoder
 
 
 def make_encoder(name, channels, size, embedding_dim, seed=0, **settings):
-    """The encoder of a trial, with its head."""
+    """Build a trial's encoder with its head."""
     chosen = {"encoder": name, "embedding_dim": embedding_dim, "seed": seed, **settings}
     return build_encoder(Settings(**chosen), channels, size)
 
 
 def conv6_with_head(channels, size, embedding_dim, **options):
-    """Conv6 with a linear head, with weights as PyTorch draws them now."""
+    """Build Conv6 with a linear head; PyTorch draws the weights from its current random state."""
     encoder = Conv6(channels, size, **options)
     encoder.head = nn.Linear(encoder.feature_dim, embedding_dim, bias=False)
     return encoder
 
 
 def make_decoder(channels, size, embedding_dim, seed):
-    """The decoder of a trial that trains end to end."""
+    """Build the decoder of a trial that trains end to end."""
     with seeded(seed, "decoder"):
         return Decoder(channels, size, embedding_dim)
 
 
 def embed(encoder, images):
-    """The embeddings of images."""
+    """Return the embeddings of images."""
     return encoder.head(encoder(images))
 
 
 def method_of(settings, encoder, decoder=None):
-    """The module that a trial with these settings trains, with this decoder if one is given."""
+    """Return the module that a trial with these settings trains. A given decoder replaces the module's own."""
     part = parts.method[settings.usl_type]
     method = part.function(encoder, **part.arguments(settings))
     if decoder is not None:
@@ -46,6 +46,6 @@ def method_of(settings, encoder, decoder=None):
 
 
 def losses_of(settings, encoder, decoder, views, clean):
-    """The losses of one batch, in the precision of the settings."""
+    """Return the losses of one batch, computed in the settings' precision."""
     with autocast_for(settings, views) if settings.precision != "fp32" else nullcontext():
         return method_of(settings, encoder, decoder)(views, clean)

@@ -1,4 +1,4 @@
-"""Sweeps with results that no training made, and files that are no regular files."""
+"""Sweeps with made-up results, and files that are not regular files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ METRICS = {"linear/val_accuracy": 0.5, "kmeans/nmi": 1.0 + 2e-16, "kmeans/ari": 
 
 
 def make(folder):
-    """A sweep of which both trials have finished."""
-    made = Store(folder / "a").create(SWEEP, {})
+    """Create a sweep whose two trials have both finished."""
+    store = Store(folder / "a").create(SWEEP, {})
     for trial in SWEEP.trials:
-        directory = made.trial(trial.name)
+        directory = store.trial(trial.name)
         begin_attempt(directory, trial.settings)
         result = make_result(
             trial,
@@ -32,7 +32,7 @@ def make(folder):
             warnings=["one"],
         )
         write_result(directory, result)
-    return made
+    return store
 
 
 def a_directory(path):

@@ -1,4 +1,4 @@
-"""Small trials in this process."""
+"""Small trials that run in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trial_of(**settings):
 
 
 class Killed(Exception):
-    """As if the process had been killed."""
+    """Stands for the process being killed."""
 
 
 def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lambda at: None, **options):
@@ -41,7 +41,7 @@ def run(directory, trial, datasets=DATASETS, checkpoint_seconds=1e9, report=lamb
 
 
 def read_encoder(directory):
-    """The description and the weights that a trial has saved."""
+    """Return the encoder description and weights that a trial has saved."""
     saved = load_encoder(directory)
     names = ("architecture", "channels", "image_size", "embedding_dim")
     sizes = {name: getattr(saved, name) for name in names}

@@ -1,4 +1,4 @@
-"""How many cores a process may use: real affinities and cgroups, and files as the kernel writes them."""
+"""The number of cores that a process may use, from real affinities and cgroups or from files in the kernel's format."""
 
 import os
 import subprocess
@@ -15,15 +15,15 @@ CGROUP = Path("/sys/fs/cgroup/cpu")
 
 
 def shown(*before, **environment):
-    """What a process that is started by the words `before` says of its cores."""
-    done = subprocess.run(
+    """Return what a process prints about its cores when the command `before` starts it."""
+    process = subprocess.run(
         [*before, sys.executable, "-c", SHOW],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def test_the_affinity_counts():
@@ -38,15 +38,15 @@ def test_a_quota_of_a_cgroup_above_counts():
     except OSError:
         pytest.skip("needs to make cgroups of version 1")
     try:
-        said = shown("sh", "-c", f'echo $$ > {inner}/cgroup.procs && exec "$@"', "sh")
-        assert said == "Cpus(count=1, source='cgroup quota of 1.5 CPUs')"
+        output = shown("sh", "-c", f'echo $$ > {inner}/cgroup.procs && exec "$@"', "sh")
+        assert output == "Cpus(count=1, source='cgroup quota of 1.5 CPUs')"
     finally:
         inner.rmdir()
         inner.parent.rmdir()
 
 
 def process_files(folder, cgroup, mountinfo):
-    """A process's directory in /proc with these two files."""
+    """Create a directory like a process's in /proc, with these two files."""
     folder.mkdir()
     (folder / "cgroup").write_text(cgroup)
     (folder / "mountinfo").write_text(mountinfo)
@@ -71,10 +71,10 @@ def test_nested_quotas_of_version_2(tmp_path, path, root, quotas, expected):
         (mount / folder / "cpu.max").write_text(f"{quota}\n")
     line = f"30 23 0:26 {root} {mount} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
     proc = process_files(tmp_path / "proc", f"0::{path}\n", line)
-    found = allowed_cpus({}, proc)
+    cpus = allowed_cpus({}, proc)
     everything = allowed_cpus({}, tmp_path / "no-proc")
-    assert found.count == (expected or everything.count)
-    assert ("cgroup" in found.source) == (expected is not None and expected < everything.count)
+    assert cpus.count == (expected or everything.count)
+    assert ("cgroup" in cpus.source) == (expected is not None and expected < everything.count)
 
 
 def test_slurm_grants_cores_to_a_task(tmp_path):

@@ -1,4 +1,4 @@
-"""The home directory, `~`, the token's place and the directory of Ray, on machines where they are not as usual."""
+"""The home directory, `~`, the token file and Ray's directory on machines where they are unusual."""
 
 import os
 import stat
@@ -16,24 +16,24 @@ from tests.support.commands import here
 
 QUICK = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x"]
 STRANGER = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
-"""Runs a command as a user whom the machine does not know, in a container's way."""
+"""Runs a command as a user unknown to the machine, as containers do."""
 TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def can(*command):
-    """Whether this machine lets its user do that."""
+    """Return whether this machine lets its user run the command."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
 def no_token(monkeypatch):
     for name in TOKENS:
-        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.setenv(name, "")  # monkeypatch then undoes later changes
 
 
 @pytest.fixture
 def ray_directory(monkeypatch):
-    """Chooses Ray's directory in an environment, and returns it."""
+    """A function that chooses Ray's directory in an environment and returns it."""
 
     def choose(**environment):
         for name in ("RAY_TMPDIR", "TMPDIR"):
@@ -50,8 +50,8 @@ def test_a_tilde_is_the_home_directory_in_every_argument(tmp_path):
     folder.mkdir()
 
     def run(program, *arguments):
-        done = here(program, *arguments, cwd=folder, HOME=str(home))
-        assert done.returncode == 0, done.stderr
+        process = here(program, *arguments, cwd=folder, HOME=str(home))
+        assert process.returncode == 0, process.stderr
 
     (home / "s.yaml").write_text("base: {usl_type: simclr, usl_epochs: 0, le_epochs: 1}\nsearch: {seed: [0]}\n")
     run("run_sweep.py", "~/s.yaml", "--local", "--name=x", "--output=~/runs", "--set", "data_dir=~/data")
@@ -78,9 +78,9 @@ def test_a_tilde_is_the_home_directory_in_every_argument(tmp_path):
     ],
 )
 def test_the_home_of_nobody_is_refused_in_one_line(run_sweep, tmp_path, arguments):
-    done = run_sweep(*QUICK, *arguments)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "there is no user 'nobody-of-that-name'" in done.stderr
+    process = run_sweep(*QUICK, *arguments)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "there is no user 'nobody-of-that-name'" in process.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,22 +106,22 @@ def test_a_sweep_runs_for_a_user_who_has_no_home_and_no_name(tmp_path, home):
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "set HOME" in refused.stderr
     if home is None:
-        done = run()
-        assert (done.returncode, done.stderr) == (0, "")
-    made = tmp_path / "home-54321-raysweep"
-    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+        process = run()
+        assert (process.returncode, process.stderr) == (0, "")
+    directory = tmp_path / "home-54321-raysweep"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 def test_ray_starts_for_a_user_who_has_no_home_and_no_name(tmp_path):
     if not can(*STRANGER, "true"):
         pytest.skip("needs user namespaces (unshare --user)")
-    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}  # too long for Ray
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}  # this TMPDIR is too long for Ray
     arguments = [each for each in QUICK if each != "--local"]
     program = [*STRANGER, sys.executable, str(ROOT / "run_sweep.py"), *arguments]
-    done = subprocess.run(
+    process = subprocess.run(
         program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     token = tmp_path / "home-54321-raysweep" / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
@@ -168,14 +168,14 @@ def test_a_token_that_cannot_be_closed_is_a_warning(tmp_path, address, given):
     if subprocess.run([*within, "true"], env=environment, capture_output=True, check=False).returncode:
         pytest.skip("needs to mount a directory read-only for a process alone (unshare --user --mount)")
     program = [*within, sys.executable, "-c", PRESENT, address]
-    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert f"{file}: others may read this token" in done.stderr
-    assert "RAY_AUTH_TOKEN" in done.stderr
-    token, mode = done.stdout.split()
+    process = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert f"{file}: others may read this token" in process.stderr
+    assert "RAY_AUTH_TOKEN" in process.stderr
+    token, mode = process.stdout.split()
     assert mode == "token"
     if given or address:
         assert token == given.get("RAY_AUTH_TOKEN", "None")
-    else:  # a Ray that is started here gets one that nobody has read
+    else:  # a Ray that is started here gets a token that nobody has read
         assert len(token) == 64
         assert token != "a" * 64
 
@@ -190,9 +190,9 @@ def test_a_token_path_without_a_token_is_refused(tmp_path, no_token, monkeypatch
 @pytest.mark.parametrize("name", ["l" * 60, "ü", "it's", "100%", "$x"])
 def test_a_tmpdir_that_ray_cannot_use_is_replaced_and_a_ray_tmpdir_is_refused(tmp_path, ray_directory, name):
     directory = str(tmp_path / name)
-    with pytest.warns(UserWarning, match="TMPDIR") as said:
+    with pytest.warns(UserWarning, match="TMPDIR") as warned:
         assert ray_directory(TMPDIR=directory) == "/tmp"
-    assert "RAY_TMPDIR" in str(said[0].message)
+    assert "RAY_TMPDIR" in str(warned[0].message)
     with pytest.raises(InputError, match="RAY_TMPDIR=/tmp"):
         ray_directory(RAY_TMPDIR=directory)
     assert not os.path.lexists(directory)

@@ -1,4 +1,4 @@
-"""A command outlives its reader, its terminal and what it cannot print. Real processes, without Ray."""
+"""A command survives the loss of its reader or terminal and characters it cannot print (real processes, no Ray)."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ LONG_PLACE = Path("runs", "long")
 
 
 def start(*arguments, cwd, before=()):
-    """The real command, running in a process group of its own."""
+    """Start the real command in a separate process group."""
     return subprocess.Popen(
         [*before, *PROGRAM, *arguments],
         cwd=cwd,
@@ -53,15 +53,15 @@ def has_checkpoint(folder):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """A directory with a finished sweep in it."""
+    """A directory that contains a finished sweep."""
     folder = tmp_path_factory.mktemp("quick")
-    done = here("run_sweep.py", *QUICK, "--set", "seed=[0, 1]", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    completed = here("run_sweep.py", *QUICK, "--set", "seed=[0, 1]", cwd=folder)
+    assert completed.returncode == 0, completed.stderr
     return folder
 
 
 def report(folder, **options):
-    """The completed `report` of the sweep, in a process of its own."""
+    """Run `report` on the sweep in a separate process, and return the completed process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
     return subprocess.run(
         [sys.executable, "-m", "raysweep", "report", "runs/quick"],
@@ -86,9 +86,9 @@ def test_a_sweep_goes_on_without_the_reader_of_its_output(tmp_path):
 
 def test_a_full_disk_below_standard_output_stops_nothing(quick):
     with open("/dev/full", "w") as full:
-        done = report(quick, stdout=full, text=True)
-    assert done.returncode == 0
-    assert done.stderr.splitlines() == [
+        completed = report(quick, stdout=full, text=True)
+    assert completed.returncode == 0
+    assert completed.stderr.splitlines() == [
         "standard output was closed before the end; the report is in runs/quick/summary.md"
     ]
 
@@ -97,8 +97,8 @@ def test_a_closed_descriptor_is_not_given_to_a_file(quick):
     (quick / "runs" / "quick" / "results.csv").unlink()
     line = f"{sys.executable} -m raysweep report runs/quick >&-"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, shell=True, cwd=quick, env=environment, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+    completed = subprocess.run(line, shell=True, cwd=quick, env=environment, stderr=subprocess.PIPE, check=False)
+    assert (completed.returncode, completed.stderr) == (0, b"")
     assert (quick / "runs" / "quick" / "results.csv").read_text().startswith("trial,point,status,")
 
 
@@ -113,9 +113,9 @@ def test_a_dry_run_of_many_trials_into_head(tmp_path):
 @pytest.mark.parametrize(("encoding", "sign"), [("ascii", "+/-"), ("latin-1", "±")])
 def test_a_terminal_that_lacks_our_characters(quick, encoding, sign):
     environment = {"PYTHONIOENCODING": encoding}
-    done = report(quick, stdout=subprocess.PIPE, encoding=encoding, environment=environment)
-    assert done.returncode == 0, done.stderr
-    assert f" {sign} 0." in done.stdout
+    completed = report(quick, stdout=subprocess.PIPE, encoding=encoding, environment=environment)
+    assert completed.returncode == 0, completed.stderr
+    assert f" {sign} 0." in completed.stdout
     helped = subprocess.run(
         [*PROGRAM, "--help"], env={**os.environ, **environment}, capture_output=True, encoding=encoding, check=False
     )
@@ -124,12 +124,12 @@ def test_a_terminal_that_lacks_our_characters(quick, encoding, sign):
 
 
 def test_plain_lines_where_standard_output_is_no_terminal_whatever_the_colours(tmp_path):
-    done = here("run_sweep.py", *QUICK, cwd=tmp_path, FORCE_COLOR="1", TERM="xterm")
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("[1/1] seed=0")]
-    assert "\x1b[" in done.stdout, "colours are forced"
+    completed = here("run_sweep.py", *QUICK, cwd=tmp_path, FORCE_COLOR="1", TERM="xterm")
+    assert completed.returncode == 0, completed.stderr
+    assert [line for line in completed.stdout.splitlines() if line.startswith("[1/1] seed=0")]
+    assert "\x1b[" in completed.stdout, "colours are forced"
     for redrawing in ("\x1b[?25l", "\x1b[1A", "\x1b[2K"):
-        assert redrawing not in done.stdout
+        assert redrawing not in completed.stdout
 
 
 def test_a_closed_terminal_saves_and_ends_like_sigterm(tmp_path):
@@ -160,7 +160,7 @@ def test_ctrl_c_to_a_pipeline_saves_although_its_reader_is_gone(tmp_path):
         ["bash", "-c", line], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for(lambda: has_begun(tmp_path), process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to bash, the sweep and tee
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal signals bash, the sweep and tee
     err = process.stderr.read()
     process.wait(120)
     assert err.splitlines()[0] == STOPPING
@@ -182,7 +182,7 @@ def test_many_ctrl_c_end_with_one_line_and_no_traceback(tmp_path):
 
 
 def handles_sigterm(pid):
-    """Whether the process has a handler for SIGTERM, as the kernel tells."""
+    """Return whether the process has a handler for SIGTERM, according to the kernel."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1)
@@ -204,7 +204,7 @@ def test_a_signal_before_the_first_trial_gives_one_line(tmp_path, number, later)
 
 
 def test_a_repeated_sigterm_counts_once_however_late_python_sees_it(tmp_path):
-    """The main thread is in one long call of C code while the second SIGTERM arrives."""
+    """The second SIGTERM arrives while the main thread is in one long call of C code."""
     (tmp_path / "program.py").write_text(
         "import time\n"
         "from raysweep.backends.stopping import Stopping\n"

@@ -1,4 +1,4 @@
-"""The optimiser: PyTorch's, without what makes it slow to import."""
+"""The optimiser equals PyTorch's Adam, without the imports that make PyTorch's slow to load."""
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ def test_reference_it_is_pytorchs(tmp_path):
             optimizer.zero_grad()
             F.mse_loss(network(x), target).backward()
             optimizer.step()
-        if step == 2:  # each goes on from what the other has saved
+        if step == 2:  # each optimiser continues from the other's saved state
             torch.save((ours.state_dict(), torchs.state_dict()), tmp_path / "saved.pt")
             saved = torch.load(tmp_path / "saved.pt", weights_only=True)
             torchs.load_state_dict(saved[0])

@@ -1,4 +1,4 @@
-"""Pretraining in several processes: what they compute together is what one computes."""
+"""Pretraining in several processes computes the same as pretraining in one."""
 
 import os
 from contextlib import closing
@@ -30,10 +30,10 @@ PARALLEL = {
 }
 METHODS = {
     **PARALLEL,
-    **{f"{way}, {name}": {**of, "layerwise": way} for way in ("greedy", "random") for name, of in PARALLEL.items()},
+    **{f"{way}, {name}": {**case, "layerwise": way} for way in ("greedy", "random") for name, case in PARALLEL.items()},
     "all policies": {"usl_type": "ae_parallel", "policy": "affine+noise+mask+simclr", "strength": 1.0},
 }
-BATCH = 11  # which no number of processes here divides
+BATCH = 11  # no number of processes in these tests divides it
 
 
 EXPERIMENT = {"usl_epochs": 3, "le_epochs": 2, "batch_size": 50, "images_every": 0, "projector_images": 0}
@@ -51,7 +51,7 @@ def images_of(count):
 
 
 def gradients(settings, ranks):
-    """Of every parameter, by each optimizer's losses of one batch, in float64; and the losses."""
+    """For each optimizer, return the losses of one batch and the gradients of all parameters, in float64."""
     state = fresh_state(settings, 3, 16, torch.device("cpu"))
     for module in state.modules().values():
         module.double()
@@ -61,24 +61,24 @@ def gradients(settings, ranks):
     blurred = settings.model_copy(update={"blur": True})
     views = augment(clean.repeat(settings.views, 1, 1, 1), blurred, state.generator, part)
     state.method.shard = share
-    found = []
+    steps = []
     for step in state.steps():
         network = ranks.parallel(step)
         losses = network(views.double(), clean.double())
         ranks.backward(losses.total)
         sums = torch.stack([value.detach() for value in (losses.total, *losses.parts.values())])
         ranks.all_reduce(sums)
-        found.append((sums, [weight.grad for weight in step.parameters()]))
+        steps.append((sums, [weight.grad for weight in step.parameters()]))
         step.zero_grad()
-    return found
+    return steps
 
 
 def trained(settings, ranks):
-    """A state, and its metrics, after training, which the leader is asked to leave once in the middle of an epoch."""
+    """Train, with one interruption by the leader in the middle of an epoch; return the state and its metrics."""
     images = images_of(3 * BATCH)
     state = fresh_state(settings, 3, 16, torch.device("cpu"))
-    # Adam divides gradients by their size, and with it by any factor that is wrong in all of them.
-    state.optimizers = [torch.optim.SGD(of.param_groups[0]["params"], lr=1e-4) for of in state.optimizers]
+    # Adam divides gradients by their size, which would hide a wrong common factor, so the test uses SGD.
+    state.optimizers = [torch.optim.SGD(optimizer.param_groups[0]["params"], lr=1e-4) for optimizer in state.optimizers]
     metrics = []
 
     def run(pause):
@@ -90,18 +90,20 @@ def trained(settings, ranks):
                     metrics.append({name: value for name, value in at.items() if name != "pretrain/images_per_s"})
 
     run(lambda: state.epoch == 1 and state.step == 2)
-    assert (state.epoch, state.step) == (1, 2), "the others left where the leader did"
+    assert (state.epoch, state.step) == (1, 2), "all processes leave at the same step as the leader"
     saved = state.state_dict()
-    if not ranks.is_main:  # what they have is not what counts
+    if not ranks.is_main:  # only the leader's state counts
         state = fresh_state(settings, 3, 16, torch.device("cpu"))
-        state.optimizers = [torch.optim.SGD(of.param_groups[0]["params"], lr=1e-4) for of in state.optimizers]
+        state.optimizers = [
+            torch.optim.SGD(optimizer.param_groups[0]["params"], lr=1e-4) for optimizer in state.optimizers
+        ]
     broadcast_state(state, ranks)
     run(lambda: False)
     return metrics, saved["sums"], list(state.encoder.state_dict().values())
 
 
 def small_trial(directory, ranks, pauses=None):
-    """A small trial in `directory`, which leaves when it has been asked that many times whether to; its result."""
+    """Run a small trial in `directory` and return its result. It leaves after `pauses` checks whether to leave."""
     if not ranks.is_main:
         return follow_trial(TRIAL.settings, DATASETS, ranks, threads=1, gpu=False)
     asked = iter(range(10**9))
@@ -113,34 +115,34 @@ def work(rank, size, folder, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     ranks = join()
-    found = {name: gradients(settings_of(name), ranks) for name in METHODS}
+    values = {name: gradients(settings_of(name), ranks) for name in METHODS}
     after = {name: trained(settings_of(name), ranks) for name in ("parallel, barlow", "greedy, simclr")}
     assert small_trial(folder / "trial", ranks, pauses=6) is None
     if rank == 0:
-        torch.save((found, after), results)
+        torch.save((values, after), results)
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2])
 def folder(request, tmp_path_factory):
-    """Where so many processes have worked."""
-    made = tmp_path_factory.mktemp("processes")
+    """The directory in which `request.param` processes have worked."""
+    directory = tmp_path_factory.mktemp("processes")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(work, (request.param, made, made / "results"), nprocs=request.param)
-    return made
+    mp.spawn(work, (request.param, directory, directory / "results"), nprocs=request.param)
+    return directory
 
 
 @pytest.fixture(scope="module")
 def together(folder):
-    """What they found."""
+    """The results that these processes saved."""
     return torch.load(folder / "results", weights_only=False)
 
 
 def test_gradients_and_losses_are_those_of_one_process(together):
-    for name, found in together[0].items():
+    for name, steps in together[0].items():
         alone = gradients(settings_of(name), SINGLE_PROCESS)
-        assert len(found) == len(alone)
-        for (sums, of_many), (alone_sums, of_one) in zip(found, alone, strict=True):
+        assert len(steps) == len(alone)
+        for (sums, of_many), (alone_sums, of_one) in zip(steps, alone, strict=True):
             assert sums.tolist() == pytest.approx(alone_sums.tolist(), rel=1e-9), name
             assert len(of_many) == len(of_one) > 0
             for many, one in zip(of_many, of_one, strict=True):
@@ -152,12 +154,12 @@ def test_gradients_and_losses_are_those_of_one_process(together):
 
 def test_a_trial_that_several_processes_left_is_finished_by_one(folder, tmp_path):
     assert list(folder.glob("trial/checkpoints/*"))
-    done = small_trial(folder / "trial", SINGLE_PROCESS)
+    trial_result = small_trial(folder / "trial", SINGLE_PROCESS)
     whole = small_trial(tmp_path, SINGLE_PROCESS)
-    assert (done.status, done.attempts, done.warnings) == ("finished", 2, [])
+    assert (trial_result.status, trial_result.attempts, trial_result.warnings) == ("finished", 2, [])
     expected = {name: value for name, value in whole.metrics.items() if name != "pretrain/images_per_s"}
-    assert {name: done.metrics[name] for name in expected} == pytest.approx(expected, rel=0.01, abs=0.03)
-    assert done.metrics["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
+    assert {name: trial_result.metrics[name] for name in expected} == pytest.approx(expected, rel=0.01, abs=0.03)
+    assert trial_result.metrics["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
 
 
 def test_training_is_that_of_one_process_though_it_leaves_in_the_middle(together):

@@ -1,4 +1,4 @@
-"""Layer-wise training: what each stage trains, what it minimises, and that nothing else moves."""
+"""Layer-wise training: each stage trains the right weights, minimises the right loss, and changes nothing else."""
 
 import copy
 
@@ -40,15 +40,15 @@ def settings_of(**given):
 
 
 def weights(state):
-    """Every weight by the block it belongs to, from 0: of the encoder, its local head and its decoder block."""
-    found = {}
+    """Return every weight of encoder blocks, local heads and decoder blocks by its block's number, from 0."""
+    values = {}
     for name, module in (("block", state.encoder.blocks), ("head", state.heads)):
         for k, part in enumerate(module):
-            found.update({(k, name, key): value.clone() for key, value in part.state_dict().items()})
+            values.update({(k, name, key): value.clone() for key, value in part.state_dict().items()})
     if state.decoder is not None:
         for k, part in enumerate(state.decoder.blocks):
-            found.update({(k, "decoder", key): value.clone() for key, value in part.state_dict().items()})
-    return found
+            values.update({(k, "decoder", key): value.clone() for key, value in part.state_dict().items()})
+    return values
 
 
 def moved(before, after):
@@ -65,7 +65,7 @@ def test_a_greedy_stage_moves_its_block_decoder_block_and_head_and_nothing_else(
         stage = epochs // settings.usl_epochs
         expected = {key for key in before if key[0] == stage}
         if method["usl_type"] == "ae_single":
-            expected = {key for key in expected if key[1] != "head"}  # no loss reads one view's embedding
+            expected = {key for key in expected if key[1] != "head"}  # no loss reads the embedding of a single view
         assert moved(before, after) == expected
         before, epochs = after, epochs + 1
     assert epochs == state.epoch == 5 * settings.usl_epochs == settings.pretrain_epochs
@@ -76,9 +76,9 @@ def test_random_layerwise_training_moves_one_block_a_batch_drawn_uniformly(metho
     settings = settings_of(layerwise="random", usl_epochs=12, batch_size=20, **method)
     state = fresh_state(settings, 1, 8, CPU)
     before, drawn = weights(state), []
-    for _ in pretrain(settings, state, digit_images(20)):  # one batch an epoch
+    for _ in pretrain(settings, state, digit_images(20)):  # one batch per epoch
         after = weights(state)
-        (block,) = {key[0] for key in moved(before, after)}  # momentum moves no idle block either
+        (block,) = {key[0] for key in moved(before, after)}  # momentum must not move an idle block either
         drawn.append(block)
         before = after
     assert len(drawn) == 60
@@ -92,9 +92,9 @@ def test_a_block_that_was_trained_before_does_not_coast_on_its_momentum():
     for _ in pretrain(settings, state, digit_images(20)):
         for key, value in weights(state).items():
             steps = state.optimizers[key[0]].state
-            count = max((int(of["step"]) for of in steps.values()), default=0)
+            count = max((int(entry["step"]) for entry in steps.values()), default=0)
             if (key, count) in last:
-                assert torch.equal(last[key, count], value), "weights are a function of their block's own steps"
+                assert torch.equal(last[key, count], value), "a block's weights depend only on the block's own steps"
             last[key, count] = value
 
 
@@ -126,10 +126,10 @@ def test_the_decoder_blocks_mirror_the_encoder_and_compose_into_a_decoder():
         weight, bias = (decoder.state_dict()[f"blocks.{k}.{int(POOLS[k])}.{part}"] for part in ("weight", "bias"))
         image = F.interpolate(image, scale_factor=2, mode="nearest") if POOLS[k] else image
         image = F.conv2d(image, weight, bias, padding=1)
-        image = image.clamp(-1, 1) if k in (1, 3) else image  # where the encoder's input there is a Hardtanh's output
+        image = image.clamp(-1, 1) if k in (1, 3) else image  # where the encoder block's input is a Hardtanh's output
     torch.testing.assert_close(decoder(encoder.up_to(x, 5), 5), image[..., 2:14, 2:14])
     assert decoder(encoder.up_to(x, 5), 5).shape == x.shape
-    assert decoder(encoder.up_to(x, 2), 2).shape == x.shape, "from any block on"
+    assert decoder(encoder.up_to(x, 2), 2).shape == x.shape, "the decoder works from any block"
 
 
 @pytest.mark.parametrize("denoising", [False, True])
@@ -144,7 +144,7 @@ def test_reference_local_objective_is_the_formula(block, denoising):
     got.total.backward()
     trained = {id(p) for part in (encoder.blocks[block], decoder.blocks[block], head) for p in part.parameters()}
     for p in (*encoder.parameters(), *decoder.parameters(), *head.parameters()):
-        assert (p.grad is not None) == (id(p) in trained), "the gradient stays in the block"
+        assert (p.grad is not None) == (id(p) in trained), "only weights of the block get a gradient"
 
     def below(x):
         for module in encoder.blocks[:block]:
@@ -183,7 +183,7 @@ def test_saved_in_the_middle_of_a_stage_it_goes_on_bit_for_bit(layerwise):
 
 @pytest.mark.parametrize("layerwise", ["greedy", "random"])
 def test_every_block_learns_to_reconstruct(layerwise):
-    """The composed decoder, trained one block at a time, gives back more of the digits than their mean does."""
+    """The composed decoder, trained one block at a time, reconstructs the digits better than their mean does."""
     settings = settings_of(usl_type="ae_single", strength=0.0, layerwise=layerwise, usl_epochs=30, usl_lr=3e-3)
     images = digit_images(200)
     state = fresh_state(settings, 1, 8, CPU)

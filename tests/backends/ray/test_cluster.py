@@ -1,4 +1,4 @@
-"""How many trials a cluster is said to hold, and where; which requests it can never meet."""
+"""The plan says how many trials a cluster holds and where. Requests that it can never meet are refused."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def resources(cpu=1, gpu=0.0, workers=1):
     [
         ([node(2)], {}, None, "2 at a time on 1 node"),
         ([node(2)], {}, 1, "1 at a time on 1 node"),
-        ([node(3), node(3)], {"cpu": 2}, None, "2 at a time on 2 nodes"),  # 6 cores, but no node holds two
+        ([node(3), node(3)], {"cpu": 2}, None, "2 at a time on 2 nodes"),  # 6 cores, but no node holds two trials
         ([node(0), node(4), node(1)], {"cpu": 2}, 9, "2 at a time on 1 node"),
         ([node(16, 2)], {"gpu": 0.25}, None, "8 at a time: 4 per GPU on 2 GPUs"),
         ([node(16, 2)], {"gpu": 0.3}, None, "6 at a time: 3 per GPU on 2 GPUs"),
@@ -44,7 +44,7 @@ def test_the_plan_says_how_many_trials_run_where(nodes, request_, most, words):
     ("gpu", "on_one"), [(1 / 3, 3), (0.3333, 3), (0.3334, 3), (0.334, 2), (0.2501, 3), (0.1667, 6), (0.1, 10), (0.7, 1)]
 )
 def test_a_part_of_a_gpu_is_counted_as_ray_counts_it(gpu, on_one):
-    """Ray 2.60 was asked for placement groups of each on one GPU until one more did not fit."""
+    """The expected counts are measured: how many placement groups of this size Ray 2.60 fits on one GPU."""
     assert room([node(99, 1)], resources(gpu=gpu)) == on_one
 
 

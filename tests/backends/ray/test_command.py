@@ -1,4 +1,4 @@
-"""The real command on a real Ray: results, resumption, killed workers, Ctrl-C."""
+"""The real command on a real Ray: results, resuming, killed workers, Ctrl-C."""
 
 import csv
 import json
@@ -34,14 +34,14 @@ from tests.support.commands import (
 
 @pytest.fixture(scope="module")
 def alpha(tmp_path_factory):
-    """A small α sweep on Ray: its completed process and its directory."""
+    """The completed process and the directory of a small α sweep on Ray."""
     folder = tmp_path_factory.mktemp("alpha")
     return command(*GRID, cwd=folder), folder / "runs" / "alpha"
 
 
 def test_every_trial_finishes_in_a_directory_of_its_own(alpha):
-    done, root = alpha
-    assert done.returncode == 0, done.stderr
+    process, root = alpha
+    assert process.returncode == 0, process.stderr
     for name in TRIALS:
         assert result(root, name)["status"] == "finished"
         assert sorted(path.name for path in (root / name).iterdir()) == [
@@ -72,9 +72,9 @@ def test_tables_and_figure_are_written(alpha):
 
 
 def test_what_is_shown_is_progress_and_results_and_no_chatter(alpha):
-    done, _ = alpha
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    process, _ = alpha
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
     assert "6 trials, " in lines[0]
     last = next(line for line in lines if line.startswith("[6/6] "))
     assert "0 running, 0 waiting, ETA 0 s; best so far: alpha=" in last
@@ -99,15 +99,15 @@ def test_tensorboard_reads_curves_images_and_hyperparameters(alpha):
         assert [e.step for e in events.Images("images/original_view_reconstruction")] == [2]
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-        of = result(root, name)["settings"]
-        assert values["alpha"].number_value == of["alpha"]
-        assert values["seed"].number_value == of["seed"]
+        settings = result(root, name)["settings"]
+        assert values["alpha"].number_value == settings["alpha"]
+        assert values["seed"].number_value == settings["seed"]
 
 
 def test_local_gives_the_same_bits_as_ray(alpha, tmp_path):
     _, root = alpha
-    done = alone(*GRID, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = alone(*GRID, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
     for name in TRIALS:
         assert scores(tmp_path / "runs" / "alpha", name) == scores(root, name)
 
@@ -118,10 +118,10 @@ def test_resume_keeps_what_is_finished_and_runs_the_rest(alpha):
     lost = TRIALS[3]
     (root / lost / "result.json").unlink()
     kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in TRIALS if name != lost}
-    done = command("--resume", root, cwd=root.parent)
-    assert done.returncode == 0, done.stderr
-    assert "5 finished before" in done.stdout
-    assert done.stderr == ""
+    process = command("--resume", root, cwd=root.parent)
+    assert process.returncode == 0, process.stderr
+    assert "5 finished before" in process.stdout
+    assert process.stderr == ""
     assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
     assert {name: scores(root, name) for name in TRIALS} == before
     events = EventAccumulator(str(root / lost), size_guidance={"scalars": 0}).Reload()
@@ -130,24 +130,24 @@ def test_resume_keeps_what_is_finished_and_runs_the_rest(alpha):
 
 def test_resume_of_a_finished_sweep_runs_nothing(alpha):
     _, root = alpha
-    done = here("run_sweep.py", "--resume", root, cwd=root.parent)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == f"{root}: all 6 trials have finished"
+    process = here("run_sweep.py", "--resume", root, cwd=root.parent)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[0] == f"{root}: all 6 trials have finished"
 
 
 def test_report_rebuilds_what_was_deleted(alpha):
     _, root = alpha
-    made = [root / "results.csv", root / "summary.csv", root / "summary.md", root / "figures" / "alpha.png"]
-    before = [path.read_bytes() for path in made]
-    for path in made:
+    outputs = [root / "results.csv", root / "summary.csv", root / "summary.md", root / "figures" / "alpha.png"]
+    before = [path.read_bytes() for path in outputs]
+    for path in outputs:
         path.unlink()
-    done = here("raysweep", "report", root, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert [path.read_bytes() for path in made] == before
+    process = here("raysweep", "report", root, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    assert [path.read_bytes() for path in outputs] == before
 
 
 def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
-    """In one sweep: seed 0 is killed once, seed 1 once too often, and a trial diverges."""
+    """In one sweep, seed 0 is killed once, seed 1 is killed once too often, and a third trial diverges."""
     epochs = ["--usl_epochs", "6"]
     undisturbed = alone(*STEPS, *epochs, "--output", "undisturbed", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -161,7 +161,8 @@ def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
         "usl_type=ae_parallel,seed=1",
         "usl_type=simclr,usl_lr=1e+18,seed=0",
     )
-    kills = [(killed, 1, 2), (often, 1, 0), (often, 2, 0)]  # in which attempt, with how many checkpoints
+    # The trial, its attempt, and the number of checkpoints to wait for.
+    kills = [(killed, 1, 2), (often, 1, 0), (often, 2, 0)]
 
     def due():
         return [
@@ -182,13 +183,13 @@ def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
     events = EventAccumulator(str(root / killed), size_guidance={"scalars": 0}).Reload()
     assert [e.step for e in events.Scalars("pretrain/loss")] == list(range(1, 7))
 
-    of = result(root, diverged)
-    assert (of["status"], of["attempts"]) == ("failed", 1), "it would diverge again"
-    assert "in pretraining epoch" in of["error"]
-    assert of["error"] in (root / "summary.md").read_text()
+    failed = result(root, diverged)
+    assert (failed["status"], failed["attempts"]) == ("failed", 1), "a second attempt would diverge again"
+    assert "in pretraining epoch" in failed["error"]
+    assert failed["error"] in (root / "summary.md").read_text()
     assert err.splitlines() == [
         f"failed: {often}: its process died (killed, out of memory, or its node was lost)",
-        f"failed: {diverged}: {of['error']}",
+        f"failed: {diverged}: {failed['error']}",
     ]
 
 
@@ -201,8 +202,8 @@ def test_ctrl_c_without_ray_does_the_same(tmp_path):
     assert changed.returncode == 2
     assert "usl_lr: 0.0001, but the sweep says 0.5" in changed.stderr
     (tmp_path / "runs" / "long" / "sweep.yaml").write_text(text)
-    done = alone("--resume", "runs/long", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    completed = alone("--resume", "runs/long", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_a_long_sweep_runs_in_parts(tmp_path):
@@ -217,7 +218,7 @@ def test_a_long_sweep_runs_in_parts(tmp_path):
     )
     options = ["--usl_epochs", "0", "--le_epochs", "1", "--set", "seed=[0,1,2]", "--name", "x"]
     options += ["--set", "tune.max_concurrent=1"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program, "sweep", *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -226,23 +227,23 @@ def test_a_long_sweep_runs_in_parts(tmp_path):
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     assert [result(tmp_path / "runs" / "x", f"seed={seed}")["attempts"] for seed in range(3)] == [1] * 3
     pids = [json.loads((tmp_path / "runs" / "x" / f"seed={n}" / "attempt.json").read_text())["pid"] for n in range(3)]
-    assert pids[0] == pids[1] != pids[2], "each part has workers of its own"
+    assert pids[0] == pids[1] != pids[2], "each part starts new workers"
 
 
 def test_a_request_that_no_node_can_meet_is_refused(tmp_path):
-    done = command(*QUICK, "--usl_type", "simclr", "--set", "resources.cpu=1000", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "needs 1000 cpu" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    process = command(*QUICK, "--usl_type", "simclr", "--set", "resources.cpu=1000", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "needs 1000 cpu" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_an_address_where_no_cluster_answers_is_refused(tmp_path):
-    done = command(*QUICK, "--usl_type", "simclr", "--address", "127.0.0.1:9", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "127.0.0.1:9" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    process = command(*QUICK, "--usl_type", "simclr", "--address", "127.0.0.1:9", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "127.0.0.1:9" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())

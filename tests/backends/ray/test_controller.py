@@ -1,4 +1,4 @@
-"""A data-parallel trial whose processes on Ray are killed: it goes on, or fails and says why, and frees its cores."""
+"""A data-parallel trial whose Ray processes are killed resumes, or fails and says why, and frees its cores."""
 
 import os
 import signal
@@ -9,26 +9,26 @@ import pytest
 from tests.support.cluster import descendants, wait_for
 from tests.support.commands import begun, result, start
 
-CORES = len(os.sched_getaffinity(0)) // 2  # of each worker: two take all there are, so that others wait for them
+CORES = len(os.sched_getaffinity(0)) // 2  # per worker: two workers take all cores, so other trials wait for them
 BRIEF = ["--usl_type", "simclr", "--usl_epochs", "4", "--le_epochs", "1", "--probe_every", "0", "--images_every", "0"]
 
 pytestmark = pytest.mark.skipif(CORES == 0, reason="needs a core for each of two workers")
 
 
 def processes(command, name):
-    """The processes of a class of actors that the command has started; the kernel keeps 15 characters of a name."""
+    """Return the command's processes of an actor class. The kernel keeps 15 characters of a process name."""
     return [pid for pid, comm in descendants(command.pid).items() if comm == f"ray::{name}"[:15]]
 
 
 def kill(command, name):
-    """Kill the processes of a class of actors, as soon as there are any."""
+    """Kill the processes of an actor class as soon as there are any."""
     for pid in wait_for(lambda: processes(command, name), command, 240):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_killed(tmp_path):
-    """The controller of the first trial; then the process of the second trial itself, before it has workers."""
+    """Kill the first trial's controller, then the second trial's own process before it has workers."""
     tune = ["--set", "tune.max_failures=1", "--set", "tune.checkpoint_seconds=0"]
     many = ["--set", "resources.workers=2", "--set", f"resources.cpu={CORES}", "--set", "seed=[0,1]"]
     running = start(*BRIEF, *tune, *many, "--name", "x", cwd=tmp_path)
@@ -37,7 +37,7 @@ def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_kill
     kill(running, "TrainController")
     wait_for(lambda: (root / "seed=0" / "result.json").exists(), running)
     wait_for(lambda: processes(running, "TrainController"), running, 240)
-    kill(running, "ImplicitFunc")  # Tune's name of a trial that is a function
+    kill(running, "ImplicitFunc")  # Tune's name for a trial that is a function
     out, err = running.communicate(timeout=600)
     assert running.returncode == 0, err
     why = "Ray Train's controller died (killed, out of memory, or its node was lost)"

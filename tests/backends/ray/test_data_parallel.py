@@ -1,4 +1,4 @@
-"""Trials of two worker processes, on two nodes, by the real command: the results of one process."""
+"""The real command gives trials of two worker processes on two nodes the results of trials in one process."""
 
 import json
 import os
@@ -14,21 +14,21 @@ pytestmark = pytest.mark.cluster
 
 METHOD = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--precision", "fp32", "--usl_epochs", "3"]
 BRIEF = ["--le_epochs", "1", "--probe_every", "1", "--images_every", "0"]
-# The second trial's loss is much larger, so that it is stopped after an epoch.
+# The second trial's loss is much larger, so it is stopped after one epoch.
 STOPPED = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "grace_epochs=1", "reduction_factor=2"]
 TUNE = [*STOPPED, "max_concurrent=1", "checkpoint_seconds=0"]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two nodes, each with one core."""
-    with cluster(tmp_path_factory.mktemp("pair"), "--num-cpus=1") as made:
-        made.join("--num-cpus=1")
-        yield made
+    """A cluster of two nodes, each with one core."""
+    with cluster(tmp_path_factory.mktemp("pair"), "--num-cpus=1") as ray:
+        ray.join("--num-cpus=1")
+        yield ray
 
 
 def steps(trial):
-    """Of every metric in TensorBoard the steps, as a fresh reader sees them."""
+    """Return the steps of every metric in TensorBoard, as a new reader sees them."""
     read = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
     return {tag: [point.step for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
@@ -51,7 +51,7 @@ def test_one_on_two_nodes_survives_its_worker_and_another_is_stopped(pair, tmp_p
 
     plain = alone(*METHOD, *BRIEF, "--alpha", "0.01", "--name", "plain", cwd=tmp_path)
     assert plain.returncode == 0, plain.stderr
-    # Sums over two halves of a batch are rounded otherwise: the last digits of numbers, or one image.
+    # Sums over two half batches are rounded differently, which changes the last digits or the result for one image.
     expected = scores(tmp_path / "runs" / "plain", "seed=0")
     assert scores(root, "alpha=0.01,seed=0") == pytest.approx(expected, rel=0.01, abs=0.015)
     assert whole["metrics"]["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)

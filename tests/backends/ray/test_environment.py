@@ -1,4 +1,4 @@
-"""What lies in the working directory or in the environment must not steer the workers. Real commands on a real Ray."""
+"""The working directory and the environment must not influence the workers. Real commands on a real Ray."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ NAMES = ["statistics", "html", "numpy", "scipy", "sklearn", "PIL", "rich", "torc
 def test_files_of_the_user_and_uv_run_do_not_reach_the_workers(tmp_path):
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text("raise ImportError('this file belongs to the user')\n")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "uv", "run", "--offline", "--no-project", sys.executable, ROOT / "run_sweep.py", *QUICK],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},  # for `-m uv` alone; it is not what keeps workers safe
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # only for `-m uv`; the workers' safety does not depend on it
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     assert result(tmp_path / "runs" / "x", "seed=0")["status"] == "finished"
-    assert done.stderr == ""
+    assert completed.stderr == ""
 
 
 IN_WORKERS = "import sys\nif any('default_worker' in word for word in sys.orig_argv):\n    "
@@ -37,12 +37,12 @@ IN_WORKERS = "import sys\nif any('default_worker' in word for word in sys.orig_a
 def test_workers_that_never_start_are_reported_with_what_ray_says(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(f"{IN_WORKERS}sys.exit('this worker has no licence')\n")
     process = start(*QUICK, cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    told = []
-    while "no worker has started" not in "".join(told):
+    printed = []
+    while "no worker has started" not in "".join(printed):
         line = process.stdout.readline()
         assert line, process.communicate()
-        told.append(line)
-    assert "this worker has no licence" in told[-1]
+        printed.append(line)
+    assert "this worker has no licence" in printed[-1]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -82,7 +82,7 @@ def test_a_running_trial_that_ray_ends_for_want_of_memory_costs_that_trial_alone
         *("--usl_type", "simclr", "--usl_epochs", "2", "--le_epochs", "1", "--batch_size", "25", "--name", "x"),
         *("--set", "embedding_dim=[64, 1000000]", "--set", "tune.max_failures=0", "--probe_every", "0"),
         cwd=tmp_path,
-        # The wide head takes about 8 GB for its weights, their gradient and Adam's two averages.
+        # The wide head takes about 8 GB for its weights, their gradients and Adam's two averages.
         RAY_memory_usage_threshold=str((total - available + 5 * 2**20) / total),
     )
     _, err = process.communicate(timeout=600)

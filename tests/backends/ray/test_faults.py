@@ -1,4 +1,4 @@
-"""Faults, injected into the real command: each costs at most the trial that it hits, and the command says why."""
+"""Faults injected into the real command: each costs at most the trial that it hits, and the command says why."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ STEPS = [*BRIEF, "--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--s
 
 @contextmanager
 def mounted(folder, *options):
-    """A file system of its own at `folder`."""
+    """Mount a separate file system at `folder`."""
     folder.mkdir(exist_ok=True)
     mount = ["mount", *options, str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
@@ -27,14 +27,14 @@ def mounted(folder, *options):
 
 
 def small(folder, megabytes):
-    """A small one."""
+    """Mount a small file system at `folder`."""
     return mounted(folder, "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs")
 
 
 def fill(folder):
-    """Take all the space that is left on the file system of `folder`; the file that takes it."""
+    """Fill the file system of `folder`, and return the file that takes the space."""
     path = folder / "filler"
-    with open(path, "wb", buffering=0) as file:  # or closing it would write what is left, and fail too
+    with open(path, "wb", buffering=0) as file:  # with a buffer, closing the file would write the rest, and fail too
         try:
             while True:
                 file.write(bytes(2**16))
@@ -47,14 +47,14 @@ def checkpoints(trial):
 
 
 def lines(text):
-    """What was said, each a line of our own and no traceback."""
+    """Return the lines of the output, and check that there is no traceback."""
     assert "Traceback" not in text
     return text.splitlines()
 
 
 def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path):
     with small(tmp_path / "disk", 48):
-        done = command(
+        completed = command(
             *BRIEF,
             *("--usl_epochs", "1", "--usl_type", "simclr", "--output", "disk", "--name", "x"),
             *("--set", "embedding_dim=[64, 20000, 1000000000000]"),
@@ -62,35 +62,35 @@ def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path)
             cwd=tmp_path,
         )
         root = tmp_path / "disk" / "x"
-        assert done.returncode == 1, done.stderr
+        assert completed.returncode == 1, completed.stderr
         assert result(root, "embedding_dim=64,seed=0")["status"] == "finished"
         full, memory = (result(root, f"embedding_dim={width},seed=0") for width in (20000, 10**12))
         assert full["error"].startswith("disk full: No space left on device: ")
         assert memory["error"].startswith("out of memory: ")
         assert full["attempts"] == memory["attempts"] == 2
-        assert lines(done.stderr) == [f"failed: {one['trial']}: {one['error']}" for one in (full, memory)]
-        assert "attempt 1 broke off; resuming from its last checkpoint (out of memory: " in done.stdout
+        assert lines(completed.stderr) == [f"failed: {one['trial']}: {one['error']}" for one in (full, memory)]
+        assert "attempt 1 broke off; resuming from its last checkpoint (out of memory: " in completed.stdout
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The scores of the trial that nothing befalls."""
+    """The scores of a trial without any fault."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = alone(*STEPS, "--name", "x", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    completed = alone(*STEPS, "--name", "x", cwd=folder)
+    assert completed.returncode == 0, completed.stderr
     return scores(folder / "runs" / "x", "seed=0")
 
 
-@pytest.mark.parametrize(("how", "where"), [("full", []), ("read-only", ["--local"])])
+@pytest.mark.parametrize(("disk_fault", "where"), [("full", []), ("read-only", ["--local"])])
 def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finished_later(
-    undisturbed, tmp_path, how, where
+    undisturbed, tmp_path, disk_fault, where
 ):
     disk = tmp_path / "disk"
     with small(disk, 64):
         process = start(*STEPS, *where, "--output", "disk", "--name", "x", cwd=tmp_path)
         root = disk / "x"
         wait_for(lambda: len(list(root.glob("seed=0/checkpoints/*.json"))) == 2, process)
-        if how == "full":
+        if disk_fault == "full":
             fault, words = None, "disk full: No space left on device"
             filler = fill(disk)
         else:
@@ -103,25 +103,25 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
             filler.unlink() if fault is None else fault.__exit__(None, None, None)
         assert process.returncode == 1, err
         assert f"seed=0  FAILED: {words}" in out
-        said = lines(err)
-        assert any(line.startswith("warning: seed=0: how it ended cannot be recorded: ") for line in said)
-        assert said[-1].startswith(f"the report cannot be written: {words}: ")
-        assert len(said) == 2
+        messages = lines(err)
+        assert any(line.startswith("warning: seed=0: how it ended cannot be recorded: ") for line in messages)
+        assert messages[-1].startswith(f"the report cannot be written: {words}: ")
+        assert len(messages) == 2
         assert not (root / "seed=0" / "result.json").exists()
 
-        done = alone("--resume", "disk/x", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        completed = alone("--resume", "disk/x", cwd=tmp_path)
+        assert completed.returncode == 0, completed.stderr
         assert scores(root, "seed=0") == undisturbed
 
 
 def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
-    done = command(
+    completed = command(
         *BRIEF,
         *("--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=0", "--name", "x"),
         cwd=tmp_path,
-        RAY_memory_usage_threshold="0.001",  # any memory is too much
+        RAY_memory_usage_threshold="0.001",  # any memory use is too much
     )
-    assert done.returncode == 1
+    assert completed.returncode == 1
     failed = result(tmp_path / "runs" / "x", "seed=0")
     assert failed["error"] == "out of memory: Ray ended its process as its node ran low on memory"
-    assert lines(done.stderr) == [f"failed: seed=0: {failed['error']}"]
+    assert lines(completed.stderr) == [f"failed: seed=0: {failed['error']}"]

@@ -1,4 +1,4 @@
-"""`ray job submit` to a real cluster: the checkout is sent, logs are followed, what comes out can be told."""
+"""`ray job submit` to a real cluster sends the checkout, follows the logs, and reports how the sweep ended."""
 
 import json
 import os
@@ -31,7 +31,7 @@ LONG = {"--usl_type": "simclr", "--usl_epochs": "500", "--batch_size": "16"}
 
 
 class Cluster:
-    """A head with a job server, a checkout to send to it, and jobs that run at the same time."""
+    """A head node with a job server, a checkout to send to it, and jobs that run at the same time."""
 
     def __init__(self, folder):
         self.results = folder / "results"
@@ -40,9 +40,9 @@ class Cluster:
             shutil.copytree(ROOT / name, self.checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("run_sweep.py", ".gitignore"):
             shutil.copy(ROOT / name, self.checkout)
-        # What is sent is told from what is installed by its version.
+        # The version distinguishes the sent package from the installed one.
         (self.checkout / "raysweep" / "__init__.py").write_text('__version__ = "0.1.0+sent"\n')
-        with ExitStack() as held:  # ports that are free
+        with ExitStack() as held:  # find free ports
             taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
             self.ports = [server.getsockname()[1] for server in taken]
         self.mark = folder.name
@@ -71,18 +71,18 @@ class Cluster:
         port, dashboard, agent, client = map(str, self.ports)
         command = f"start --head --port={port} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
         command += f" --ray-client-server-port={client} --num-cpus=2 --include-dashboard=true --disable-usage-stats"
-        # Short: sockets lie in it.
-        done = self.ray(*command.split(), f"--temp-dir=/tmp/raysweep-jobs-{os.getpid()}")
-        assert done.returncode == 0, done.stdout
+        # The directory's path must be short, because it holds sockets.
+        process = self.ray(*command.split(), f"--temp-dir=/tmp/raysweep-jobs-{os.getpid()}")
+        assert process.returncode == 0, process.stdout
 
     def submit(self, name, *arguments):
-        """Begin `ray job submit` of a sweep, which follows its logs."""
+        """Start `ray job submit` for a sweep; it follows the sweep's logs."""
         sent = ["--working-dir", ".", "--runtime-env", "cluster/runtime-env.yaml", "--submission-id", name]
         program = [sys.executable, "run_sweep.py", *arguments, "--output", str(self.results), "--name", name]
         self.jobs[name] = self.ray("job", "submit", *sent, "--", *program, start=True)
 
     def ended(self, name):
-        """The exit status of `ray job submit`, and what it showed."""
+        """Wait for `ray job submit`; return its exit status and output."""
         job = self.jobs[name]
         shown, _ = job.communicate(timeout=600)
         return job.returncode, shown
@@ -128,7 +128,7 @@ def test_a_sweep_with_a_failed_trial_fails_its_job_with_status_1(cluster):
 
 def test_a_wrong_setting_fails_its_job_with_status_2(cluster):
     status, shown = cluster.ended("refused")
-    assert status == 1, "Ray's own for any job that failed"
+    assert status == 1, "Ray's own status for any failed job"
     assert "--set usl_lrr: unknown setting, did you mean 'usl_lr'?" in shown
     assert re.search(r"Job 'refused' failed.*exit code 2\b", shown, re.DOTALL)
     assert not (cluster.results / "refused").exists()

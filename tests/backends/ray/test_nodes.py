@@ -1,4 +1,4 @@
-"""The real command on several Ray nodes, each a raylet of its own, one of which does not see the others' disk."""
+"""The real command on several Ray nodes, each with its own raylet. One node does not see the others' disk."""
 
 import json
 import logging
@@ -27,15 +27,15 @@ LOST = "its process died (killed, out of memory, or its node was lost)"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("nodes")
-    (made / "private").mkdir()
-    return made
+    directory = tmp_path_factory.mktemp("nodes")
+    (directory / "private").mkdir()
+    return directory
 
 
 @pytest.fixture(scope="module")
 def server():
     """The address of an S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line for every request
     running = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
@@ -45,16 +45,16 @@ def server():
 
 @pytest.fixture(scope="module")
 def ray(folder, server):
-    """A cluster of one node with a logical GPU, to which others may be joined."""
+    """A cluster of one node with a logical GPU; tests may join more nodes."""
     credentials = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    own = {**credentials, "AWS_ENDPOINT_URL": server, "RAYSWEEP_CACHE": str(folder / "private" / "cache")}
-    with cluster(folder, "--num-cpus=6", "--num-gpus=1", **own) as one:
+    environment = {**credentials, "AWS_ENDPOINT_URL": server, "RAYSWEEP_CACHE": str(folder / "private" / "cache")}
+    with cluster(folder, "--num-cpus=6", "--num-gpus=1", **environment) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def second(ray, folder):
-    """A second node like the first, which has another disk at `folder/private`."""
+    """A second node like the first, with a different disk at `folder/private`."""
     mount = f'mount -t tmpfs tmpfs "{folder}/private" && exec "$@"'
     within = ["unshare", "--mount", "sh", "-c", mount, "sh"]
     try:
@@ -65,14 +65,14 @@ def second(ray, folder):
 
 
 def start(ray, *arguments, cwd, **environment):
-    """The real command on the cluster, running; what it says goes to the files `out` and `err`."""
+    """Start the real command on the cluster; its output goes to the files `out` and `err`."""
     program = [sys.executable, str(ROOT / "run_sweep.py"), *BRIEF, "--name", "x", "--address", ray.address, *arguments]
     with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
         return subprocess.Popen(program, cwd=cwd, env={**ray.environment, **environment}, stdout=out, stderr=err)
 
 
 def ended(process, cwd):
-    """Its exit status once it has ended, and what it said."""
+    """Wait for the process; return its exit status, stdout and stderr."""
     status = process.wait(timeout=600)
     return status, (cwd / "out").read_text(), (cwd / "err").read_text()
 
@@ -82,12 +82,12 @@ def attempt(trial):
 
 
 def runs_on(trial, node):
-    """Whether the trial is at work on the node."""
+    """Return whether the trial is running on the node."""
     return (trial / "attempt.json").exists() and attempt(trial)["pid"] in descendants(node.pid)
 
 
 def freeze(trial, process):
-    """Stop a trial that has begun once it has a checkpoint, so that it is still at work when its node dies."""
+    """Suspend a running trial once it has a checkpoint, so that it has not ended when its node dies."""
     wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
     os.kill(attempt(trial)["pid"], signal.SIGSTOP)
 
@@ -129,8 +129,8 @@ def test_trials_of_lost_nodes_go_on_from_their_checkpoints_on_nodes_that_join(ra
         assert f"{trial.name}: attempt 1 broke off; resuming from its last checkpoint ({LOST})" in out
         assert attempt(trial)["pid"] in on_last
         assert steps(trial) == list(range(1, 7))
-        made = result(root, trial.name)
-        assert (made["attempts"], made["device"], made["warnings"]) == (2, "cpu", [NO_CUDA])
+        trial_result = result(root, trial.name)
+        assert (trial_result["attempts"], trial_result["device"], trial_result["warnings"]) == (2, "cpu", [NO_CUDA])
     assert out.count(WAITING) == 1
     assert err == "1 warning(s), listed in runs/x/summary.md\n"
 
@@ -143,24 +143,26 @@ def test_half_of_a_gpu_puts_two_trials_on_each(ray, second, tmp_path):
         wait_for(lambda: len(list(root.glob("*/attempt.json"))) >= 4, process)
         time.sleep(1)
         begun = [attempt(path.parent) for path in root.glob("*/attempt.json")]
-        there = descendants(second.pid)
+        pids = descendants(second.pid)
     finally:
         process.kill()
     _, out, _ = ended(process, tmp_path)
     assert ": 6 trials, 4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n" in out
-    assert Counter((each["pid"] in there, each["gpus"]) for each in begun) == {(True, "0"): 2, (False, "0"): 2}
+    assert Counter((each["pid"] in pids, each["gpus"]) for each in begun) == {(True, "0"): 2, (False, "0"): 2}
 
 
 def test_each_node_receives_the_dataset_once(ray, second, tmp_path):
     program = [sys.executable, "-m", "tests.support.copies", ray.address, str(tmp_path)]
     environment = {**ray.environment, "RAY_AUTH_MODE": "token"}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n")
+    process = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n")
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    assert sorted(Counter((node, *gpus) for node, gpus, _ in notes).values()) == [2, 2], "at the same time"
+    assert sorted(Counter((node, *gpus) for node, gpus, _ in notes).values()) == [2, 2], (
+        "two trials run on each GPU at the same time"
+    )
     assert len({(node, place) for node, _, place in notes}) == 2, "the trials of a node read one copy"
-    assert len({place for _, _, place in notes}) == 2, "which is the node's own"
+    assert len({place for _, _, place in notes}) == 2, "each node has its own copy"
 
 
 def test_a_directory_that_a_node_does_not_see_is_refused_before_anything_starts(ray, second, folder, tmp_path):
@@ -182,12 +184,12 @@ def test_nodes_that_share_only_a_bucket_bring_results_together(ray, second, serv
     status, out, err = ended(process, tmp_path)
     assert status == 0, err
     assert "2 at a time: 1 per GPU on 2 GPUs of 2 nodes" in out
-    there = {each["Key"] for each in client.list_objects_v2(Bucket="results", Prefix="runs/x/")["Contents"]}
+    keys = {each["Key"] for each in client.list_objects_v2(Bucket="results", Prefix="runs/x/")["Contents"]}
     for name in ("encoder.safetensors", "result.json", "events.out.tfevents.0001.raysweep"):
-        assert {f"runs/x/seed={seed}/{name}" for seed in (0, 1)} <= there
-    assert "runs/x/summary.md" in there
+        assert {f"runs/x/seed={seed}/{name}" for seed in (0, 1)} <= keys
+    assert "runs/x/summary.md" in keys
     seen = {path.parent.name for path in (folder / "private" / "cache").rglob("events.out.*")}
-    assert len(seen) == 1, "the other trial ran where this disk is not seen"
+    assert len(seen) == 1, "the other trial ran on the node that does not see this disk"
 
 
 def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_path):
@@ -195,13 +197,13 @@ def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_
     node = [*RAY, "start", f"--address={ray.address}", "--node-ip-address=127.0.0.99", "--block"]
     joining = subprocess.Popen(node, env=stranger, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     sweeps = {}
-    for case, own in {
+    for case, environment in {
         "none": {},
         "wrong": {"RAY_AUTH_TOKEN": "0" * 64},
         "none, asked for": {"RAY_AUTH_MODE": "token"},
     }.items():
         (tmp_path / case).mkdir()
-        sweeps[case] = start(ray, cwd=tmp_path / case, HOME=str(tmp_path), **own)
+        sweeps[case] = start(ray, cwd=tmp_path / case, HOME=str(tmp_path), **environment)
     for case, process in sweeps.items():
         status, out, err = ended(process, tmp_path / case)
         assert (status, out) == (2, ""), case
@@ -210,7 +212,7 @@ def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_
             f"its head node to ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it\n"
         )
         assert not (tmp_path / case / "runs").exists()
-    said, _ = joining.communicate(timeout=60)
+    output, _ = joining.communicate(timeout=60)
     assert joining.returncode != 0
-    assert "AuthenticationError" in said
+    assert "AuthenticationError" in output
     assert os.path.exists(folder / "home" / ".ray" / "auth_token")

@@ -1,4 +1,4 @@
-"""Going on with a sweep: with more points, after damage, with other data; the real command."""
+"""The real command resumes a sweep: with more points, after damage, or with other data."""
 
 import csv
 import itertools
@@ -33,19 +33,19 @@ def rows(root):
 
 
 def refused(*arguments, cwd):
-    """The one line with which the command refuses."""
-    done = alone(*arguments, cwd=cwd)
-    assert done.returncode == 2, done
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+    """Return the one line with which the command refuses."""
+    completed = alone(*arguments, cwd=cwd)
+    assert completed.returncode == 2, completed
+    assert completed.stderr.count("\n") == 1
+    return completed.stderr
 
 
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory):
-    """A finished sweep over seven values; its directory."""
+    """The directory of a finished sweep over seven values."""
     folder = tmp_path_factory.mktemp("seven")
-    done = alone(write_space(folder / "seven.yaml", alpha=SEVEN), cwd=folder)
-    assert done.returncode == 0, done.stderr
+    completed = alone(write_space(folder / "seven.yaml", alpha=SEVEN), cwd=folder)
+    assert completed.returncode == 0, completed.stderr
     return folder / "runs" / "a"
 
 
@@ -60,19 +60,19 @@ def test_a_longer_grid_runs_its_new_points_only_and_keeps_the_old(seven, tmp_pat
     assert new == ["alpha=1e-06,seed=0  # new", "alpha=100.0,seed=0  # new"]
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")} == before
 
-    done = alone(nine, "--resume", "a", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "9 trials (2 new), 7 finished before" in done.stdout
+    completed = alone(nine, "--resume", "a", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert "9 trials (2 new), 7 finished before" in completed.stdout
     assert rows(root) == [f"alpha={alpha},seed=0" for alpha in NINE]
     after = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     assert {path: after[path] for path in before} == before
     assert len(after) == 9
 
-    # What it no longer names stays, in the tables and in a sweep.yaml that gives all of it again.
+    # Points that the file no longer names stay in the tables and in sweep.yaml, which again gives the whole sweep.
     one = write_space(tmp_path / "one.yaml", alpha=[0.1])
-    done = alone(one, "--resume", "a", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{root}: all 9 trials have finished")
+    completed = alone(one, "--resume", "a", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.startswith(f"{root}: all 9 trials have finished")
     assert sorted(rows(root)) == sorted(f"alpha={alpha},seed=0" for alpha in NINE)
     assert rows(root)[0] == "alpha=0.1,seed=0"
     written = yaml.safe_load((root / "sweep.yaml").read_text())
@@ -104,13 +104,14 @@ def test_damaged_and_missing_files_are_survived(seven, tmp_path):
     (root / "results.csv").unlink()
     (root / ".ray").mkdir()
     (root / ".ray" / "tuner.pkl").write_bytes(b"cut off")
-    done = alone("--resume", "a", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert list(dict.fromkeys(done.stderr.splitlines())) == [  # both who look, here in one process, say the first
+    completed = alone("--resume", "a", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    # Two readers, in one process here, print the first line.
+    assert list(dict.fromkeys(completed.stderr.splitlines())) == [
         f"warning: {lost / 'attempt.json'} is damaged; counting attempts by the event files",
         f"warning: {damaged / 'result.json'} was damaged and is now result.json.damaged-1; the trial runs again",
     ]
-    assert "5 finished before" in done.stdout
+    assert "5 finished before" in completed.stdout
     assert {alpha: scores(root, f"alpha={alpha},seed=0") for alpha in SEVEN} == before
     assert (damaged / "result.json.damaged-1").read_bytes() == cut
     assert result(root, lost.name)["attempts"] == 2
@@ -119,7 +120,7 @@ def test_damaged_and_missing_files_are_survived(seven, tmp_path):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """A sweep killed between two checkpoints, its directory; and the scores had it not been killed."""
+    """The directory of a sweep that was killed between two checkpoints, and the scores of an undisturbed run."""
     folder = tmp_path_factory.mktemp("broken")
     undisturbed = alone(*STEPS, "--output", "undisturbed", cwd=folder)
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -138,8 +139,8 @@ def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(broken, tmp_
     newest = max(trial.glob("checkpoints/*.json")).with_suffix(suffix)
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     (trial / "attempt.json").write_text("")
-    done = alone("--resume", "x", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    completed = alone("--resume", "x", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
     ended = result(tmp_path / "x", "seed=0")
     assert scores(tmp_path / "x", "seed=0") == expected
     assert ended["warnings"] == [
@@ -150,7 +151,7 @@ def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(broken, tmp_
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert steps["pretrain/loss"] == list(range(1, 7))
     assert steps["online/knn_val_accuracy"] == [2, 4, 6]
-    assert all(len(set(of)) == len(of) for of in steps.values())
+    assert all(len(set(numbers)) == len(numbers) for numbers in steps.values())
 
 
 def test_without_any_checkpoint_or_event_file_it_starts_anew(broken, tmp_path):
@@ -158,8 +159,8 @@ def test_without_any_checkpoint_or_event_file_it_starts_anew(broken, tmp_path):
     trial = shutil.copytree(killed, tmp_path / "x") / "seed=0"
     for path in (*trial.glob("checkpoints/*"), *trial.glob("events*"), trial / "attempt.json"):
         path.unlink()
-    done = alone("--resume", "x", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    completed = alone("--resume", "x", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
     assert scores(tmp_path / "x", "seed=0") == expected
 
 
@@ -172,8 +173,8 @@ def test_other_data_is_refused_though_no_trial_has_finished(tmp_path):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     datasets = ["--dataset", f"folder:{tmp_path / 'pretraining'}", "--probe_dataset", f"folder:{tmp_path / 'probe'}"]
     sizes = ["--batch_size", "4", "--knn_k", "2", "--image_size", "8", "--usl_epochs", "1", "--le_epochs", "1"]
-    done = alone(*datasets, *sizes, "--name", "x", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    completed = alone(*datasets, *sizes, "--name", "x", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
     (tmp_path / "runs" / "x" / "seed=0" / "result.json").unlink()
     for changed in (tmp_path / "pretraining", tmp_path / "probe"):
         image = changed / "train" / "a" / "1.png"
@@ -186,8 +187,8 @@ def test_other_data_is_refused_though_no_trial_has_finished(tmp_path):
         changed.rename(tmp_path / "elsewhere")
         assert f"there is no folder '{changed}'" in refused("--resume", "runs/x", cwd=tmp_path)
         (tmp_path / "elsewhere").rename(changed)
-    done = alone("--resume", "runs/x", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    completed = alone("--resume", "runs/x", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_a_trial_that_another_process_still_runs_is_waited_for(tmp_path):

@@ -1,4 +1,4 @@
-"""Schedulers after a resume: they know the evaluations of earlier runs, and compare equal epochs alone."""
+"""After a resume, schedulers know the evaluations of earlier runs. They compare only evaluations of equal epochs."""
 
 import json
 import random
@@ -31,19 +31,19 @@ def sweep_of(epochs, every, seeds, **tune):
 
 
 def decide(scheduler, trial, epoch, value):
-    """What the scheduler decides about a trial of Tune's that reports an evaluation."""
+    """Report a trial's evaluation to the scheduler through Tune's interface, and return its decision."""
     tune_trial = SimpleNamespace(config={"trial": trial}, trial_id="another in each run")
     return scheduler.on_trial_result(None, tune_trial, {"share": 0.5, EPOCH: epoch, METRIC: value, NEUTRAL: value})
 
 
 def evaluated(trial):
-    """The epochs after which a trial is evaluated: the multiples of `probe_every`, and the last one."""
+    """Return the epochs after which a trial is evaluated: the multiples of `probe_every`, and the last epoch."""
     last = trial.settings.pretrain_epochs
     return [epoch for epoch in range(1, last + 1) if epoch % trial.settings.probe_every == 0 or epoch == last]
 
 
 def histories(sweep, draws):
-    """Evaluations of all trials as they come one after the other, several trials at a time: (trial, epoch, value)."""
+    """Return all evaluations in order, with several trials running at a time, as (trial, epoch, value)."""
     left = {trial: evaluated(trial) for trial in sweep.trials}
     quality = {trial: draws.random() for trial in left}
     running, waiting, history = [], list(left), []
@@ -52,7 +52,7 @@ def histories(sweep, draws):
             running.append(waiting.pop(0))
         trial = draws.choice(running)
         epoch = left[trial].pop(0)
-        history.append((trial, epoch, round(quality[trial] + draws.gauss(0, 0.2), 1)))  # with ties
+        history.append((trial, epoch, round(quality[trial] + draws.gauss(0, 0.2), 1)))  # rounding produces ties
         if not left[trial]:
             running.remove(trial)
     return history
@@ -72,7 +72,7 @@ def test_property_an_interrupted_sweep_decides_as_the_uninterrupted_one(tune):
                 parts = make_scheduler(sweep)
                 for earlier, evaluations in recorded.items():
                     parts.recall(earlier, evaluations)
-                for earlier, evaluations in recorded.items():  # the checkpoint that it goes on from is an older one
+                for earlier, evaluations in recorded.items():  # the trial resumes from an older checkpoint
                     for again in [*evaluations][-draws.randint(0, 2) :] if earlier not in stopped else []:
                         assert decide(parts, earlier, again, evaluations[again]) == TrialScheduler.CONTINUE
             if trial in stopped:
@@ -84,11 +84,11 @@ def test_property_an_interrupted_sweep_decides_as_the_uninterrupted_one(tune):
                 stopped.add(trial)
                 assert parts.reasons[trial.name] == whole.reasons[trial.name]
         stops += len(stopped)
-    assert stops > 30, "the comparison is of decisions"
+    assert stops > 30, "the comparison must include decisions to stop"
 
 
 def asha(sweep):
-    """ASHA with rungs after 1, 2, 4, 8, 16, 32 epochs; its trials."""
+    """Return ASHA with rungs after 1, 2, 4, 8, 16 and 32 epochs, and the sweep's trials."""
     return make_scheduler(sweep), sweep.trials
 
 
@@ -97,7 +97,7 @@ def test_a_trial_that_goes_on_is_in_the_rungs_with_its_early_evaluations():
     scheduler.recall(late, {epoch: epoch / 100 for epoch in range(1, 31)})
     assert decide(scheduler, late, 31, 0.31) == TrialScheduler.CONTINUE
     for epoch in range(1, 31):
-        assert decide(scheduler, equal, epoch, epoch / 100) == TrialScheduler.CONTINUE, "0.31 is of another epoch"
+        assert decide(scheduler, equal, epoch, epoch / 100) == TrialScheduler.CONTINUE, "0.31 belongs to another epoch"
     assert decide(scheduler, worse, 1, 0.009) == TrialScheduler.STOP
     assert scheduler.reasons == {worse.name: f"stopped by asha after epoch 1: {METRIC} 0.0090"}
 
@@ -116,7 +116,7 @@ def test_a_trial_whose_early_evaluations_are_lost_is_not_compared(tune):
 
 
 def test_a_last_evaluation_between_two_regular_ones_is_compared_with_none():
-    """Rungs are at 3, 9 and 27 epochs. At that of 9 trials are compared after 12 epochs, and the short one has 10."""
+    """Rungs are at 3, 9 and 27 epochs. The rung at 9 compares trials after 12 epochs; the short trial has only 10."""
     sweep = sweep_of([10, 40], 4, [0], scheduler="asha", reduction_factor=3, grace_epochs=3)
     scheduler, (short, long) = make_scheduler(sweep), sweep.trials
     for epoch, value in ((4, 0.1), (8, 0.1), (10, 0.9)):
@@ -148,7 +148,7 @@ def test_evaluations_are_read_from_event_files_of_all_attempts_up_to_damage(tmp_
 
     file = max(directory.glob("events*"))
     content = file.read_bytes()
-    for size in range(len(content)):  # its process was killed, or the disk was full
+    for size in range(len(content)):  # as if the process was killed or the disk was full
         file.write_bytes(content[:size])
         known = read_scalar(directory, METRIC, 1)
         assert list(known) == list(range(1, len(known) + 1))
@@ -157,11 +157,11 @@ def test_evaluations_are_read_from_event_files_of_all_attempts_up_to_damage(tmp_
         changed[size] ^= 255
         file.write_bytes(changed)
         known = read_scalar(directory, METRIC, 1)
-        assert known == pytest.approx({epoch: epoch / 100 for epoch in known}), "a wrong value is never believed"
+        assert known == pytest.approx({epoch: epoch / 100 for epoch in known}), "a damaged value is never used"
 
 
 def test_every_evaluation_is_reported_wherever_a_trial_leaves(tmp_path):
-    """Or a scheduler would not hear of one that was taken just before a checkpoint from which the trial goes on."""
+    """Otherwise a scheduler would miss an evaluation made just before the checkpoint that the trial resumes from."""
     trial, number, legs = trial_of(usl_epochs=5, probe_every=1), 0, []
     while not legs or legs[-1] != "finished":
         number, told, asked = number + 1, [], iter(range(100))
@@ -175,7 +175,7 @@ def test_every_evaluation_is_reported_wherever_a_trial_leaves(tmp_path):
         legs += [*told, "left" if ended is None else "finished"]
         assert number < 60
     assert legs.count("left") > 1
-    assert [leg for leg in legs if isinstance(leg, int)] == [1, 2, 3, 4, 5], "each once"
+    assert [leg for leg in legs if isinstance(leg, int)] == [1, 2, 3, 4, 5], "each evaluation is reported once"
 
 
 SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "8", "--batch_size", "50"]
@@ -183,7 +183,7 @@ BRIEF = ["--le_epochs", "1", "--images_every", "0", "--probe_every", "1", "--pro
 
 
 def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
-    """By the real command. The larger α is, the larger the loss is, so that all but the first trial are stopped."""
+    """With the real command. A larger α gives a larger loss, so all trials but the first are stopped."""
     tune = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "reduction_factor=2", "max_concurrent=1"]
     options = [part for one in tune for part in ("--set", f"tune.{one}")]
     process = start(
@@ -198,8 +198,8 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     process.communicate(timeout=600)
     assert process.returncode == 130
     assert not (root / first / "result.json").exists()
-    done = command("--resume", root, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    resumed = command("--resume", root, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
     assert json.loads((root / first / "attempt.json").read_text())["attempt"] == 2
     assert result(root, first)["status"] == "finished"
     assert [result(root, name)["error"].split(":")[0] for name in others] == ["stopped by asha after epoch 1"] * 2

@@ -1,4 +1,4 @@
-"""The real command with a scheduler and a searcher: what is stopped, proposed, and kept by a resume."""
+"""The real command with a scheduler and a searcher: stopped trials, proposed points, and what a resume keeps."""
 
 import csv
 import json
@@ -24,12 +24,12 @@ tune: {scheduler: asha, reduction_factor: 2, searcher: optuna, num_samples: 4, m
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A small sweep, one trial at a time: its completed process, its directory, and how its trials ended, by name."""
+    """A small sweep, one trial at a time: its completed process, its directory, and its trials' results by name."""
     folder = tmp_path_factory.mktemp("search")
     (folder / "space.yaml").write_text(SPACE)
-    done = command("space.yaml", cwd=folder)
+    process = command("space.yaml", cwd=folder)
     root = folder / "runs" / "search"
-    return done, root, {path.parent.name: result(root, path.parent.name) for path in root.glob("*/result.json")}
+    return process, root, {path.parent.name: result(root, path.parent.name) for path in root.glob("*/result.json")}
 
 
 def proposals(root):
@@ -37,35 +37,37 @@ def proposals(root):
 
 
 def test_every_proposed_point_runs_with_every_seed_and_none_fails(searched):
-    done, root, results = searched
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    process, root, results = searched
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
     alphas = [point["values"]["alpha"] for point in proposals(root)]
     assert len(set(alphas)) == 4
     points = [f"alpha={alpha},seed={seed}" for alpha in alphas for seed in (0, 1)]
     assert set(results) == {"random,seed=0", "random,seed=1", *points}
     with open(root / "results.csv") as file:
         assert [row["trial"] for row in csv.DictReader(file)] == ["random,seed=0", "random,seed=1", *points]
-    assert "10 trials, 1 at a time" in done.stdout.splitlines()[0]
-    assert "[10/10] " in done.stdout
+    assert "10 trials, 1 at a time" in process.stdout.splitlines()[0]
+    assert "[10/10] " in process.stdout
 
 
 def test_stopped_trials_are_complete_and_in_no_mean(searched):
-    done, root, results = searched
-    stopped = {name: of for name, of in results.items() if of["status"] == "stopped"}
+    process, root, results = searched
+    stopped = {name: trial_result for name, trial_result in results.items() if trial_result["status"] == "stopped"}
     assert stopped
-    assert {of["status"] for of in results.values()} == {"finished", "stopped"}
+    assert {trial_result["status"] for trial_result in results.values()} == {"finished", "stopped"}
     assert all(results[f"random,seed={seed}"]["status"] == "finished" for seed in (0, 1))
     summary = (root / "summary.md").read_text()
     assert f"{10 - len(stopped)} of 10 trials finished, {len(stopped)} stopped early, 0 failed" in summary
-    for name, of in stopped.items():
-        assert of["error"].startswith("stopped by asha after epoch ")
-        assert f"- {name}: {of['error']}" in summary
-        assert f"{name}  {of['error']}" in done.stdout
-        epoch = int(of["error"].split("epoch ")[1].split(":")[0])
-        assert f"online/knn_val_accuracy {of['metrics']['online/knn_val_accuracy']:.4f}" in of["error"]
-        assert not [metric for metric in of["metrics"] if "test" in metric]
-        assert of["wall_s"] > 0
+    for name, trial_result in stopped.items():
+        assert trial_result["error"].startswith("stopped by asha after epoch ")
+        assert f"- {name}: {trial_result['error']}" in summary
+        assert f"{name}  {trial_result['error']}" in process.stdout
+        epoch = int(trial_result["error"].split("epoch ")[1].split(":")[0])
+        assert (
+            f"online/knn_val_accuracy {trial_result['metrics']['online/knn_val_accuracy']:.4f}" in trial_result["error"]
+        )
+        assert not [metric for metric in trial_result["metrics"] if "test" in metric]
+        assert trial_result["wall_s"] > 0
         assert not (root / name / "checkpoints").exists()
         events = EventAccumulator(str(root / name), size_guidance={"scalars": 0}).Reload()
         assert [e.step for e in events.Scalars("online/knn_val_accuracy")] == list(range(1, epoch + 1))
@@ -79,7 +81,7 @@ def test_stopped_trials_are_complete_and_in_no_mean(searched):
 
 def test_workers_go_on_after_a_trial_was_stopped(searched):
     _, root, results = searched
-    assert {of["attempts"] for of in results.values()} == {1}
+    assert {trial_result["attempts"] for trial_result in results.values()} == {1}
     pids = [json.loads((root / name / "attempt.json").read_text())["pid"] for name in results]
     assert len(set(pids)) == 1
 
@@ -96,11 +98,11 @@ def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
     report = here("raysweep", "report", root, cwd=ROOT)
     assert report.returncode == 1
     assert "3 of 10 trials have not finished" in report.stderr
-    done = command("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
-    assert done.returncode == 0, done.stderr
-    assert "12 trials (2 new), 7 finished before" in done.stdout
+    process = command("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
+    assert process.returncode == 0, process.stderr
+    assert "12 trials (2 new), 7 finished before" in process.stdout
     assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
-    assert proposals(root)[:-1] == before, "of so few points Optuna draws at random, each by its number"
+    assert proposals(root)[:-1] == before, "with so few points, Optuna draws each at random from its number"
     new = [f"alpha={proposals(root)[-1]['values']['alpha']},seed={seed}" for seed in (0, 1)]
     assert {path.parent.name for path in root.glob("*/result.json")} == {*results, *new}
 

@@ -1,4 +1,4 @@
-"""The points that Optuna proposes: which, from what, and that they survive the driver."""
+"""The points that Optuna proposes, the results that it uses, and the record that outlives the driver."""
 
 import math
 import random
@@ -22,7 +22,7 @@ def build(search, points, **settings):
 
 
 def result_of(trial, folder, score, status="finished"):
-    """A result with this score of the metric to choose by."""
+    """Return a result whose selection metric has this score."""
     return make_result(
         trial,
         "digest",
@@ -37,7 +37,7 @@ def result_of(trial, folder, score, status="finished"):
 
 
 def run(sweep, folder, score, most=10**6, results=None):
-    """Run the trials of a sweep one after the other, at most so many; what a trial scores is `score(trial)`."""
+    """Run at most `most` trials of a sweep one after another; each trial's score is `score(trial)`."""
     results = {} if results is None else results
     kept, empty = Store(folder), sweep
     sweep = with_proposals(kept.root, empty)
@@ -46,13 +46,13 @@ def run(sweep, folder, score, most=10**6, results=None):
         trial = queue.next()
         if trial is None:
             break
-        assert trial in with_proposals(kept.root, empty).trials, "recorded before it runs"
+        assert trial in with_proposals(kept.root, empty).trials, "a proposal is recorded before its trial runs"
         results[trial.name] = result_of(trial, folder, score(trial))
     return with_proposals(kept.root, empty), results
 
 
 def near(trial):
-    """Best at α = 0.01, and the second seed a little worse."""
+    """Return a score that is best at α = 0.01 and slightly worse for the second seed."""
     return 1 - abs(math.log10(trial.settings.alpha) + 2) / 10 - 0.01 * trial.settings.seed
 
 
@@ -62,7 +62,7 @@ def test_what_it_proposes_is_better_than_chance(tmp_path):
     late = [near(trial) for trial in sweep.trials[40:]]
     draws = [1e-5 * 1e6 ** random.Random(i).random() for i in range(1000)]
     chance = statistics.mean(1 - abs(math.log10(alpha) + 2) / 10 - 0.005 for alpha in draws)
-    assert statistics.mean(late) > chance + 0.05  # measured: 0.11 above
+    assert statistics.mean(late) > chance + 0.05  # measured: 0.11 above chance
     assert all(1e-5 <= trial.settings.alpha <= 10 for trial in sweep.trials)
 
 
@@ -71,7 +71,7 @@ def test_a_resumed_search_goes_on_as_the_uninterrupted_one(tmp_path):
     (tmp_path / "parts").mkdir()
     whole, _ = run(build(ALPHA, 14), tmp_path / "whole", near)
     results = {}
-    for most in (3, 1, 20, 100):  # the first ends in the middle of a point
+    for most in (3, 1, 20, 100):  # the first part ends in the middle of a point
         parts, results = run(build(ALPHA, 14), tmp_path / "parts", near, most, results)
     assert parts.trials == whole.trials
     assert set(results) == {trial.name for trial in whole.trials}
@@ -84,10 +84,10 @@ def test_a_point_counts_by_its_mean_and_one_that_did_not_finish_ranks_last(tmp_p
     sweep = build(ALPHA, 5)
     scores = [(0.2, 0.6), (0.7, 0.1), (0.9, None), (0.9, "stopped"), (0.9, "failed")]
     results, points = {}, []
-    for alpha, of in zip((0.1, 0.2, 0.3, 0.4, 0.5), scores):
+    for alpha, point_scores in zip((0.1, 0.2, 0.3, 0.4, 0.5), scores):
         points.append(space.Proposal(0, {"alpha": alpha}))
         sweep = space.propose(sweep, points[-1])
-        for trial, score in zip(sweep.trials[-2:], of):
+        for trial, score in zip(sweep.trials[-2:], point_scores):
             if score is not None:
                 status = score if isinstance(score, str) else "finished"
                 results[trial.name] = result_of(trial, tmp_path, 0.99 if status == score else score, status)
@@ -107,8 +107,8 @@ def test_a_point_counts_by_its_mean_and_one_that_did_not_finish_ranks_last(tmp_p
 def test_few_points_are_all_proposed_once(tmp_path):
     search = {"policy": {"choice": ["simclr", "noise", "mask"]}, "batch_size": {"randint": [100, 102]}}
     sweep, _ = run(build(search, 6), tmp_path, lambda trial: float(trial.settings.batch_size == 100))
-    found = {(trial.settings.policy, trial.settings.batch_size) for trial in sweep.trials}
-    assert found == {(policy, size) for policy in ("simclr", "noise", "mask") for size in (100, 101)}
+    points = {(trial.settings.policy, trial.settings.batch_size) for trial in sweep.trials}
+    assert points == {(policy, size) for policy in ("simclr", "noise", "mask") for size in (100, 101)}
     assert len(sweep.trials) == 6
 
 

@@ -1,4 +1,4 @@
-"""Credentials of the environment reach neither the logs of Ray nor results, and credentials in a URI are refused."""
+"""Credentials in the environment reach neither Ray's logs nor the results, and credentials in a URI are refused."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ PASSWORDS = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]
 
 @pytest.fixture
 def short():
-    """A directory with a short path, in which Ray can make its sockets."""
+    """A directory with a short path, so that Ray can create sockets in it."""
     directory = tempfile.mkdtemp(dir="/tmp")
     yield Path(directory)
     shutil.rmtree(directory)
@@ -36,7 +36,7 @@ def short():
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """A bucket on a server of this machine, which takes any credentials, and the environment that reaches it."""
+    """A bucket on a local server that accepts any credentials, and the environment for reaching it."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -54,16 +54,18 @@ def bucket(monkeypatch):
 def test_no_log_and_no_result_has_the_credentials_of_the_environment(bucket, short, tmp_path):
     environment = {**os.environ, "RAY_TMPDIR": str(short), "RAYSWEEP_CACHE": str(tmp_path / "cache")}
     program = [sys.executable, str(ROOT / "run_sweep.py"), *QUICK, "--output", "s3://results/x", "--name", "n"]
-    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=600)
+    assert process.returncode == 0, process.stderr
     objects = {
         each["Key"]: bucket.get_object(Bucket="results", Key=each["Key"])["Body"].read()
         for each in bucket.list_objects_v2(Bucket="results")["Contents"]
     }
     assert any(name.endswith("result.json") for name in objects), "workers on this machine reach the bucket"
     files = [path for folder in (short, tmp_path) for path in folder.rglob("*") if path.is_file()]
-    assert any(path.name == "runtime_env_agent.log" for path in files), "the log in which they were is searched"
-    written = {"stdout": done.stdout, "stderr": done.stderr, **objects, **{str(p): p.read_bytes() for p in files}}
+    assert any(path.name == "runtime_env_agent.log" for path in files), (
+        "the search includes the log that used to hold the credentials"
+    )
+    written = {"stdout": process.stdout, "stderr": process.stderr, **objects, **{str(p): p.read_bytes() for p in files}}
     assert [name for name, content in written.items() if SECRET.encode() in content or SECRET in name] == []
 
 
@@ -106,29 +108,29 @@ def test_a_bucket_that_is_opened_while_the_credentials_are_hidden_has_them(bucke
 @pytest.mark.parametrize("flags", [["--output"], ["--dry-run", "--resume"], ["--ouput"], ["--local", "--output"]])
 def test_credentials_in_a_uri_are_refused_and_not_shown(run_sweep, tmp_path, uri, flags):
     *flags, last = flags
-    done = run_sweep(*QUICK, *flags, f"{last}={uri.format(SECRET)}", AWS_ENDPOINT_URL="http://127.0.0.1:9")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert SECRET not in done.stdout + done.stderr
+    process = run_sweep(*QUICK, *flags, f"{last}={uri.format(SECRET)}", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert SECRET not in process.stdout + process.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize("address", ["http://AK:{}@host", "AK:{}@host:9000", "http://host?secret_key={}", "http://[{}"])
 def test_credentials_in_the_address_of_a_service_are_refused_and_not_shown(run_sweep, name, address):
-    done = run_sweep(*QUICK, "--output", "s3://bucket/x", **{name: address.format(SECRET)})
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert name in done.stderr
-    if "[" not in address:  # that has no credentials
-        assert SECRET not in done.stderr
+    process = run_sweep(*QUICK, "--output", "s3://bucket/x", **{name: address.format(SECRET)})
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert name in process.stderr
+    if "[" not in address:  # an address with a bracket has no credentials
+        assert SECRET not in process.stderr
 
 
 @pytest.mark.parametrize("address", ["ray://user:SECRETXYZ@host:10001", "user:SECRETXYZ@host:6379"])
 def test_credentials_in_the_address_of_a_cluster_are_refused_and_not_shown(run_sweep, address):
-    for done in (run_sweep(*QUICK, "--address", address), run_sweep(*QUICK, RAY_ADDRESS=address)):
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "RAY_AUTH_TOKEN" in done.stderr
-        assert SECRET not in done.stderr
+    for process in (run_sweep(*QUICK, "--address", address), run_sweep(*QUICK, RAY_ADDRESS=address)):
+        assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+        assert "RAY_AUTH_TOKEN" in process.stderr
+        assert SECRET not in process.stderr
 
 
 def test_an_address_without_a_scheme_is_refused_instead_of_ignored(monkeypatch):

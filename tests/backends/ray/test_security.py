@@ -1,4 +1,4 @@
-"""A Ray that a sweep starts is closed to whoever has not its token, and shows no dashboard."""
+"""The Ray that a sweep starts refuses everyone without its token, and shows no dashboard."""
 
 import http.client
 import os
@@ -19,12 +19,12 @@ from tests.support.cluster import wait_for
 
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR'); print('joined', len(ray.nodes()))"
 
-FEW = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds for which Ray tries a token that is refused, else 20
+FEW = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds for which Ray retries a refused token; the default is 20
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """A sweep that is running, of a user who never used Ray: the environment of its user, and its processes."""
+    """A running sweep of a user who never used Ray before: the user's environment and the sweep's processes."""
     folder = tmp_path_factory.mktemp("security")
     environment = {**os.environ, "HOME": str(folder), MARK: folder.name}
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
@@ -42,9 +42,9 @@ def sweep(tmp_path_factory):
 
 
 def join(sweep, **changes):
-    """A process that tries to join the sweep's Ray, with other variables in its environment."""
-    environment, found = sweep
-    (address,) = {match[1] for title in found.values() if (match := re.search(r"--gcs-address=(\S+)", title))}
+    """Run a process that tries to join the sweep's Ray, with these changes to its environment."""
+    environment, titles = sweep
+    (address,) = {match[1] for title in titles.values() if (match := re.search(r"--gcs-address=(\S+)", title))}
     environment = {name: value for name, value in environment.items() if name != MARK} | changes
     program = [sys.executable, "-c", JOIN, address]
     return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
@@ -63,8 +63,8 @@ def test_who_has_another_token_is_refused(sweep):
 
 
 def test_the_same_user_is_admitted_by_a_token_that_only_they_can_read(sweep):
-    own = join(sweep, RAY_AUTH_MODE="token")
-    assert own.stdout == "joined 1\n", own.stderr
+    member = join(sweep, RAY_AUTH_MODE="token")
+    assert member.stdout == "joined 1\n", member.stderr
     token = Path(sweep[0]["HOME"], ".ray", "auth_token")
     assert stat.S_IMODE(token.stat().st_mode) & 0o077 == 0
 
@@ -79,9 +79,9 @@ def test_no_dashboard_serves_who_has_no_token(sweep):
         for opened in Path(f"/proc/{pid}/fd").iterdir():
             inode = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(opened))
             if inode and inode[1] in listening:
-                held.add((" ".join(title.split()[:2]), listening[inode[1]]))  # the program, without its options
-    assert any("/raylet/raylet" in program for program, _ in held), "ports are found"
-    # Without ray[default] nothing of the dashboard listens. With it its processes do, but tell nothing but counters.
+                held.add((" ".join(title.split()[:2]), listening[inode[1]]))  # the program without its options
+    assert any("/raylet/raylet" in program for program, _ in held), "the raylet's ports are among those found"
+    # Without ray[default], no dashboard process listens. With it, the processes listen but show only counters.
     for program, port in held:
         if "dashboard" in program.lower():
             for path in ("", "api/version", "api/jobs/", "nodes?view=summary"):
@@ -90,28 +90,28 @@ def test_no_dashboard_serves_who_has_no_token(sweep):
 
 
 def get(url):
-    """What is served there to who has no token; None where nothing is."""
+    """Return what the URL serves without a token, or None if nothing."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.read(1000)
-    except (OSError, http.client.HTTPException):  # refused, or no HTTP
+    except (OSError, http.client.HTTPException):  # the connection is refused, or is not HTTP
         return None
 
 
 def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.setenv(name, "")  # monkeypatch then undoes later changes
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     token = tmp_path / ".ray" / "auth_token"
     present_token("10.0.0.1:6379")
-    assert not token.exists(), "a cluster elsewhere has its own"
+    assert not token.exists(), "a cluster elsewhere has its own token"
     present_token(None)
     assert os.environ["RAY_AUTH_MODE"] == "token"
-    made = token.read_text()
-    assert len(made) == 64
+    content = token.read_text()
+    assert len(content) == 64
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    token.chmod(0o644)  # as Ray makes it
+    token.chmod(0o644)  # the mode that Ray gives it
     present_token(None)
-    assert (token.read_text(), stat.S_IMODE(token.stat().st_mode)) == (made, 0o600)
+    assert (token.read_text(), stat.S_IMODE(token.stat().st_mode)) == (content, 0o600)
     assert [path.name for path in token.parent.iterdir()] == ["auth_token"]

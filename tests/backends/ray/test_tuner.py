@@ -1,7 +1,7 @@
-"""Ray Tune on a real Ray, with trainables of these tests.
+"""Ray Tune on a real Ray, with this module's own trainables.
 
-What its schedulers are told; that a worker whose trial they stop takes up the next; and that the dataset reaches the
-workers through shared memory: measured, not assumed.
+The tests check the evaluations that schedulers receive, and that a worker whose trial is stopped runs the next trial.
+They measure that the dataset reaches the workers through shared memory.
 """
 
 import json
@@ -27,7 +27,7 @@ from raysweep.system.terminal import make_console
 from tests.support.copies import place_in_memory
 
 METRIC, NEUTRAL = "online/knn_val_accuracy", "pretrain/embedding_std"
-BASE = {"usl_epochs": 8, "probe_every": 2}  # evaluations after 2, 4, 6 and 8
+BASE = {"usl_epochs": 8, "probe_every": 2}  # evaluations after epochs 2, 4, 6 and 8
 MEBIBYTE = 2**20
 IMAGES = 90_000  # 32×32 RGB: 264 MiB
 
@@ -40,28 +40,28 @@ def started():
 
 
 def curve(config, folder):
-    """A trainable that reports as a trial does, its accuracy being its α, and notes the epoch that it came to."""
+    """A trainable that reports like a trial, with its α as accuracy, and writes down the last epoch it reached."""
     import os
 
     from ray import tune
 
     trial = config["trial"]
     note = Path(folder, f"{trial.name}.json")
-    tune.report({"share": 0.0})  # by time, before the first evaluation
+    tune.report({"share": 0.0})  # a report by time, before the first evaluation
     epochs = range(1, trial.settings.usl_epochs + 1)
-    for epoch in [*epochs[:3], *epochs]:  # it goes on from an earlier checkpoint once
+    for epoch in [*epochs[:3], *epochs]:  # the trial resumes once from an earlier checkpoint
         note.write_text(json.dumps([os.getpid(), epoch]))
         if epoch % 2 == 0:
             tune.report({"share": epoch / 9, EPOCH: epoch, METRIC: trial.settings.alpha, NEUTRAL: trial.settings.alpha})
         else:
             tune.report({"share": epoch / 9})
-    tune.report({"share": 0.95})  # while it is probed
+    tune.report({"share": 0.95})  # while the probes run
     tune.report({"share": 1.0})
     note.write_text(json.dumps([os.getpid(), "end"]))
 
 
 def run(folder, alphas, **settings):
-    """Where each trial ended, one after the other, and why those were stopped that were."""
+    """Run trials one after another; return where each ended, and why the stopped ones were stopped."""
     raw = {"base": BASE, "search": {"alpha": alphas}, "baseline": True, "tune": {"max_concurrent": 1, **settings}}
     sweep = space.build(raw, {}, "test")
     scheduler = make_scheduler(sweep)
@@ -69,14 +69,14 @@ def run(folder, alphas, **settings):
     grid = make_tuner(trainable, sweep, sweep.trials, folder / "results", scheduler).fit()
     assert not grid.errors
     notes = {trial.name: json.loads((folder / f"{trial.name}.json").read_text()) for trial in sweep.trials}
-    assert len({pid for pid, _ in notes.values()}) == 1, "one worker ran all"
+    assert len({pid for pid, _ in notes.values()}) == 1, "one worker ran all trials"
     assert notes.pop("random,seed=0")[1] == "end"
     return [epoch for _, epoch in notes.values()], scheduler.reasons
 
 
 def test_asha_keeps_what_is_best_at_its_rungs(started, tmp_path):
-    # Rungs at 2 and 4; at each a trial goes on that is not below the median of those before it. 4.5 passes the first,
-    # where 5, 3, 1 and 6 were, and not the second, where 5 and 6 were.
+    # At the rungs 2 and 4, a trial continues if it is not below the median of earlier trials. 4.5 passes the first,
+    # which 5, 3, 1 and 6 reached, but not the second, which 5 and 6 reached.
     ends, reasons = run(tmp_path, [5, 3, 1, 6, 4.5], scheduler="asha", reduction_factor=2)
     assert ends == ["end", 2, 2, "end", 4]
     assert reasons["alpha=1.0,seed=0"] == "stopped by asha after epoch 2: online/knn_val_accuracy 1.0000"
@@ -95,13 +95,13 @@ def test_the_median_rule_needs_three_others_and_stops_nobody_before(started, tmp
 
 
 def private_memory():
-    """Memory that this process shares with no other, in MiB, from the kernel."""
+    """Return this process's private memory in MiB, according to the kernel."""
     fields = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     return (int(fields["Private_Clean:"]) + int(fields["Private_Dirty:"])) / 1024
 
 
 def set_up_a_trial(config, datasets, folder):
-    """A trainable that brings a trial to where it would start training, and notes what that cost this process."""
+    """A trainable that prepares a trial up to the start of training, and writes down the memory this cost."""
     from ray import tune
 
     from raysweep.data.selection import select_data
@@ -121,7 +121,7 @@ def set_up_a_trial(config, datasets, folder):
     (directory / "memory.json").write_text(json.dumps([grown, place]))
     end = time.monotonic() + 60
     while len(list(Path(folder).glob("*/memory.json"))) < 2 and time.monotonic() < end:
-        time.sleep(0.05)  # so that the two trials run in two workers
+        time.sleep(0.05)  # the two trials then run in two workers
     tune.report({"share": 1.0})
 
 
@@ -136,9 +136,9 @@ def test_workers_map_one_copy_of_the_dataset(started, tmp_path):
     make_tuner(trainable, sweep, sweep.trials, tmp_path / "results").fit()
     notes = [json.loads((tmp_path / trial.name / "memory.json").read_text()) for trial in sweep.trials]
     grown, places = zip(*notes)
-    # Measured: 88 MiB whatever the size of the dataset (model, optimiser, PyTorch's own start); a copy adds `size`.
+    # Measured: 88 MiB for any dataset size (model, optimiser, PyTorch's start). A copy of the dataset would add `size`.
     assert max(grown) < 0.6 * size, grown
-    assert places[0] == places[1] is not None, places  # both trials read one file at one place: the object store's
+    assert places[0] == places[1] is not None, places  # both trials map the same place in one file, the object store's
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_request_that_no_node_can_meet_is_refused(started, asked, words):
 
 @pytest.fixture
 def ending(tmp_path):
-    """A sweep of three trials: its trials, its `Stopping`, the `Watch`, and the `Stop` that says when its run ends."""
+    """A sweep of three trials, with its `Stopping`, the `Watch`, and the `Stop` that decides when the run ends."""
     sweep = space.build({"search": {"seed": [0, 1, 2]}}, {}, "test")
     results = Store(tmp_path / "x").create(sweep, {})
     stopping = Stopping(results)
@@ -163,7 +163,7 @@ def ending(tmp_path):
 def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(ending):
     (first, second, late), stopping, watch, stop = ending
     watch.running = {first.name: first}
-    stopping.since = time.monotonic()  # the sweep must end, and the flag is being written
+    stopping.since = time.monotonic()  # the sweep must end, and the flag is still being written
     assert not stop.stop_all()
     watch.running[second.name] = second
     stopping.mark.set()
