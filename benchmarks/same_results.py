@@ -3,9 +3,9 @@
 `python benchmarks/same_results.py COMMIT` runs small sweeps with the command of both trees: every method and layer-wise
 mode, both encoders, every policy, grids of probes, few labels, an image folder evaluated on another dataset, a resumed
 sweep, an ASHA sweep, and a trial in two processes, all in fp32 on one thread. It compares every metric, every table,
-the summary, every TensorBoard scalar and every weight of every encoder, except clocks. It prints one line for each
-difference and the number of differences; the exit status is 1 if there are any. Settings that only the working tree
-has are listed but not compared.
+every TensorBoard scalar and every weight of every encoder, except clocks. It prints one line for each difference and
+the number of differences; the exit status is 1 if there are any. Settings that only the working tree has are listed but
+not compared.
 """
 
 from __future__ import annotations
@@ -362,19 +362,21 @@ def compare_tables(where: str, old: Path, new: Path, added: set[str]) -> Iterato
                 yield f"{where}: row {number}: {column}: {before!r} became {after!r}"
 
 
+def is_row(line: str) -> bool:
+    """Whether a line of a summary is a row of a table, without clocks."""
+    return line.startswith("|") and not any(clock in line for clock in CLOCKS)
+
+
 def compare_texts(where: str, old: Path, new: Path) -> Iterator[str]:
-    """Compare two texts line by line, except lines with clocks."""
+    """Compare the tables in two texts line by line, except lines with clocks. Sentences may be rewritten."""
     if not old.exists() or not new.exists():
         if old.exists() != new.exists():
             yield f"{where}: is in one of the two directories only"
         return
-    one, other = (
-        [line for line in path.read_text().splitlines() if not any(clock in line for clock in CLOCKS)]
-        for path in (old, new)
-    )
+    one, other = ([line for line in path.read_text().splitlines() if is_row(line)] for path in (old, new))
     for number, (before, after) in enumerate(itertools.zip_longest(map(as_renamed, one), other), start=1):
         if before != after:
-            yield f"{where}: line {number}: {before!r} became {after!r}"
+            yield f"{where}: table row {number}: {before!r} became {after!r}"
 
 
 if __name__ == "__main__":

@@ -100,6 +100,8 @@ class Metric:
     highest: float = float("inf")
     uses_test: bool = False
     """Whether it is computed from the test split, so that nothing may be chosen by it."""
+    is_diagnosis: bool = False
+    """Whether it only describes how a trial went, so that nothing may be chosen by it."""
     is_reported: Callable[[Settings], bool] | None = None
     """Whether a trial with these settings, in which the part is in use, reports it; None: always."""
 

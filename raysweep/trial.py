@@ -40,7 +40,7 @@ from raysweep.space import Trial
 from raysweep.system.memory import kept_memory
 from raysweep.training.compute import device_of, fixed_threads, resident
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
-from raysweep.training.loop import pretrain
+from raysweep.training.loop import last_fall, pretrain
 from raysweep.training.state import broadcast_state, fresh_state
 from raysweep.trial_progress import End, Progress, Report, Saved, Stop
 
@@ -191,6 +191,8 @@ class TrialRun:
         )
         self.watched = fixed_subset(len(self.images), WATCHED_IMAGES).to(self.device)
         self.metrics: dict[str, float] = {}
+        self.losses: list[float] = []
+        """The loss of every pretraining epoch so far."""
         self.collapsed = 0
         """Number of evaluations in a row in which the embedding was collapsed."""
         self.seconds_before = 0.0
@@ -264,8 +266,11 @@ class TrialRun:
                 if metrics is None:
                     yield None
                     continue
-                self._log(metrics, state.epoch)
                 last = state.epoch == settings.pretrain_epochs
+                self.losses.append(metrics["pretrain/loss"])
+                if last and settings.layerwise == "none":  # the loss of layerwise training restarts with each block
+                    metrics |= last_fall(self.losses)
+                self._log(metrics, state.epoch)
                 evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
                 if evaluated and last:  # the evaluation reads these features too
                     self.evaluation.extract()
@@ -357,6 +362,7 @@ class TrialRun:
             "settings": self.settings.model_dump(),
             "state": self.state.state_dict(),
             "collapsed": self.collapsed,
+            "losses": self.losses,
             "evaluation": self.evaluation.state_dict(),
             "events": self.events.positions(),
             "metrics": self.metrics,
@@ -371,7 +377,7 @@ class TrialRun:
         check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
         saved = from_older_version(saved, self.settings)
         self.state.load_state_dict(saved["state"])
-        self.collapsed = saved["collapsed"]
+        self.collapsed, self.losses = saved["collapsed"], saved["losses"]
         self.evaluation.load_state_dict(saved["evaluation"])
         self.metrics, self.seconds_before = saved["metrics"], saved["wall_s"]
         self.earlier_warnings = saved["warnings"]

@@ -142,9 +142,9 @@ def test_missing_tables_columns_and_rows_are_found(pair):
     ]
 
 
-def test_a_changed_line_of_the_summary_is_found_and_a_clock_is_not(pair):
+def test_a_changed_row_of_the_summary_is_found_and_a_clock_is_not(pair):
     (pair[1] / "summary.md").write_text("# x\n\n| alpha=0.1 | 0.6 |\n| pretrain/images_per_s | 7 |\n")
-    assert lines(pair) == ["x/summary.md: line 3: '| alpha=0.1 | 0.5 |' became '| alpha=0.1 | 0.6 |'"]
+    assert lines(pair) == ["x/summary.md: table row 1: '| alpha=0.1 | 0.5 |' became '| alpha=0.1 | 0.6 |'"]
 
 
 @pytest.mark.parametrize(("value", "step"), [(0.50000006, 1), (0.5, 2)])

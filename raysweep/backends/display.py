@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
@@ -68,6 +68,7 @@ class ProgressDisplay:
         self.kept = self.done = sum(self.weights[name] for name in self.shares)
         self.running: dict[str, float] = {}
         self.failed = self.stopped = 0
+        self.planned = Counter(trial.point for trial in sweep.trials)
         self.values: dict[str, list[float]] = defaultdict(list)
         self.means: dict[str, float] = {}  # stored, because `best` needs them at the end of every trial
         self.protocols: set[str] = set()
@@ -92,6 +93,7 @@ class ProgressDisplay:
         if trial.name not in self.weights:
             self.weights[trial.name] = weight(trial)
             self.whole += self.weights[trial.name]
+            self.planned[trial.point] = len(self.sweep.seeds)  # a searcher proposes a point with every seed
         self.running[trial.name] = self.shares.get(trial.name, 0.0)
 
     def progress(self, trial: Trial, share: float) -> None:
@@ -141,11 +143,12 @@ class ProgressDisplay:
         metric = self.metric
         if metric in result.metrics and not result.baseline and result.status == "finished":
             self.values[result.point].append(result.metrics[metric])
-            self.means[result.point] = fmean(self.values[result.point])
+            if len(self.values[result.point]) == self.planned[result.point]:
+                self.means[result.point] = fmean(self.values[result.point])
             self.protocols.add(result.fingerprint)
 
     def best(self) -> str | None:
-        """Return the best point so far by its mean over finished seeds; None if the protocols differ."""
+        """Return the best point so far, of those whose planned seeds have all finished; None if protocols differ."""
         if not self.means or len(self.protocols) > 1:
             return None
         choose = max if self.sweep.mode == "max" else min

@@ -24,6 +24,12 @@ def is_pretrained(settings: Settings) -> bool:
 LOSS = Metric(
     "The objective, mean over the epoch's steps.", better="min", lowest=-float("inf"), is_reported=is_pretrained
 )
+LAST_FALL = Metric(
+    "How much of its whole fall the loss fell in the last tenth of the epochs; a loss that has levelled off is near 0.",
+    lowest=-float("inf"),
+    is_diagnosis=True,
+    is_reported=lambda settings: settings.usl_epochs >= 5 and settings.layerwise == "none",
+)
 WATCHED = {
     "pretrain/embedding_std": Metric(
         "Mean standard deviation of the embedding's dimensions, on 1,024 fixed images.", is_reported=is_watched
@@ -46,7 +52,7 @@ def metrics_by_name() -> dict[str, Metric]:
     """Every metric, in the order of the columns of the tables, with the metrics of parts that are declared later."""
     of_methods = {name: metric for part in parts.method.values() for name, metric in part.metrics.items()}
     of_probes = {name: metric for part in parts.probe.values() for name, metric in part.metrics.items()}
-    return {"pretrain/loss": LOSS, **of_methods, **WATCHED, **of_probes}
+    return {"pretrain/loss": LOSS, **of_methods, "pretrain/last_fall": LAST_FALL, **WATCHED, **of_probes}
 
 
 parts.watchers.append(metrics_by_name.cache_clear)
@@ -70,12 +76,12 @@ METRICS = MetricTexts()
 
 def choices() -> tuple[str, ...]:
     """The metrics by which a sweep may choose. A metric that has seen test labels is not among them."""
-    return tuple(name for name, metric in metrics_by_name().items() if not metric.uses_test)
+    return tuple(name for name, metric in metrics_by_name().items() if not metric.uses_test and not metric.is_diagnosis)
 
 
 def online_metrics() -> tuple[str, ...]:
     """The metrics that are reported while pretraining."""
-    return tuple(name for name in METRICS if name.startswith(("pretrain/", "online/")))
+    return tuple(name for name in choices() if name.startswith(("pretrain/", "online/")))
 
 
 def has_metric(name: str, settings: Settings) -> bool:
@@ -84,7 +90,7 @@ def has_metric(name: str, settings: Settings) -> bool:
         if name in part.metrics:
             is_reported = part.metrics[name].is_reported
             return is_reported is None or is_reported(settings)
-    metric = {"pretrain/loss": LOSS, **WATCHED}.get(name)
+    metric = {"pretrain/loss": LOSS, "pretrain/last_fall": LAST_FALL, **WATCHED}.get(name)
     return metric is not None and metric.is_reported is not None and metric.is_reported(settings)
 
 

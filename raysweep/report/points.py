@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,18 @@ class Point:
     """Of its first seed."""
     sweep: str = ""
     """The sweep it is of, where several are compared."""
+    planned: Sequence[int] = ()
+    """The seeds of its trials, finished or not."""
 
     @property
     def title(self) -> str:
         """Its name, told apart from points of the same name in other sweeps."""
         return f"{self.sweep}/{self.name}" if self.sweep else self.name
+
+    @property
+    def missing(self) -> list[int]:
+        """The planned seeds without a finished trial."""
+        return [seed for seed in self.planned if seed not in self.by_seed]
 
     @property
     def protocol(self) -> str:
@@ -171,7 +179,9 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
     """The finished results by point, in the order of the sweep; points without any are left out."""
     finished = {result.trial: result for result in results if result.status == "finished"}
     trials: dict[str, list[Trial]] = {}
+    planned: dict[str, list[int]] = {}
     for trial in sweep.trials:
+        planned.setdefault(trial.point, []).append(trial.settings.seed)
         if trial.name in finished:
             trials.setdefault(trial.point, []).append(trial)
     points = []
@@ -186,6 +196,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
                 random_by_seed={seed: finished[random] for seed, random in randoms.items() if random in finished},
                 settings=members[0].settings,
                 sweep=label,
+                planned=planned[name],
             )
         )
     return points
@@ -223,18 +234,29 @@ def lend_baselines(points: Sequence[Point]) -> list[Point]:
 
 
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
-    """The points, baselines aside, best mean of the metric first: a list for each protocol, in the order of the points.
+    """The points that compete, best first: a list for each protocol, in the order of the points.
 
-    Scores of different protocols are not comparable, so a sweep that varies the evaluation has several best points.
-    Empty without a metric.
+    A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
+    bad ones. Points are ranked by their mean over the seeds that all of them have, or over all their seeds if there is
+    no such seed. Scores of different protocols are not comparable, so a sweep that varies the evaluation has several
+    best points. The list is empty without a metric.
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
-        if metric and not point.baseline and point.values(metric):
+        if metric and not point.baseline and not point.missing and point.values(metric):
             groups.setdefault(point.protocol, []).append(point)
-    return [
-        sorted(group, key=lambda point: mean_of(point, str(metric)), reverse=mode == "max") for group in groups.values()
-    ]
+    return [ranked(group, str(metric), mode) for group in groups.values()]
+
+
+def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
+    """The points of one protocol, best first."""
+    scores = {point.title: point.scores(metric) for point in group}
+    shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
+    means = {
+        title: fmean(value for seed, value in by_seed.items() if seed in shared or not shared)
+        for title, by_seed in scores.items()
+    }
+    return sorted(group, key=lambda point: means[point.title], reverse=mode == "max")
 
 
 def mean_of(point: Point, metric: str) -> float:

@@ -13,7 +13,7 @@ def from_older_version(saved: dict[str, Any], settings: Settings) -> dict[str, A
 
     Older versions had one entry for each network, and recorded less about an evaluation.
     """
-    defaults = {"collapsed": 0, "warnings": [], "precision": None, **saved}
+    defaults = {"collapsed": 0, "losses": [], "warnings": [], "precision": None, **saved}
     state = {"step": 0, "order": None, "sums": None, **saved["state"]}
     if "method" not in state:
         names = ["encoder"] if settings.layerwise != "none" or state["decoder"] is None else ["encoder", "decoder"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,24 @@ def pretrain(
         metrics["pretrain/images_per_s"] = (steps - first_step) * settings.batch_size / seconds
         if (yield from context.yield_together(metrics)):
             return
+
+
+def last_fall(losses: Sequence[float]) -> dict[str, float]:
+    """The metric `pretrain/last_fall`: how much of its whole fall the loss fell in the last tenth of the epochs.
+
+    Args:
+        losses: the loss of each epoch.
+
+    Returns:
+        The metric, or nothing if there are fewer than five epochs or the loss did not fall.
+
+    Example:
+        `last_fall([9, 5, 3, 2, 1.5, 1])` gives `{"pretrain/last_fall": 0.0625}`, which is (1.5 − 1) / (9 − 1).
+    """
+    if len(losses) < 5 or losses[-1] >= losses[0]:
+        return {}
+    tail = max(1, len(losses) // 10)
+    return {"pretrain/last_fall": (losses[-1 - tail] - losses[-1]) / (losses[0] - losses[-1])}
 
 
 def synchronise_batch_norm(state: State) -> None:
