@@ -1,22 +1,19 @@
 """Which points of a sweep differ beyond chance: intervals from the block model that hold together.
 
-The model is `score[point, seed] = point + seed + residual`. The seeds are the blocks. The residuals are independent and
-normal, and all points have the same residual spread, so all points together estimate the spread: with 7 points and 3
-seeds it has 12 degrees of freedom, and a paired difference of two points has only 2.
+The model is `score[point, seed] = point + seed + residual`; the seeds are the blocks. The residuals are independent and
+normal. They have the same spread at all points, so all points together estimate it: 7 points with 3 seeds give 12
+degrees of freedom, a paired difference of two points gives 2. A test of equal spread decides about each interval:
 
-Points may break the assumption of equal spread. A test of the spread therefore decides how the intervals are computed:
+- It gives no hint (p of at least `DOUBT_LEVEL`): the standard errors come from the pooled spread.
+- It leaves a doubt (p between the levels): each standard error is the larger of the pooled one and the one from the
+  estimated spreads of the two points.
+- The spread clearly differs (p below `SPREAD_LEVEL`): the differences are paired by seed, and Holm's method corrects.
 
-- The test gives no hint (p of at least `DOUBT_LEVEL`): the standard errors come from the pooled spread.
-- The test leaves a doubt (p between the two levels): each standard error is the larger of two estimates, the pooled one
-  and the one from the estimated spreads of the two points.
-- The spread clearly differs (p below `SPREAD_LEVEL`): the differences are paired by seed, each has its own standard
-  error, and Holm's method corrects for their number.
-
-A simulation chose both levels. Its results are the familywise error (the chance of one or more false differences, for
-all controls and for all pairs) of 7 equal points: at most 5 % where the spreads are equal; where one point has 5 times
-the spread of the others, or the spread rises from 1 to 4, up to 11 % with 3 seeds, 8 % with 5 seeds and 5 % with 10
-seeds. The pooled intervals alone reach 24 % there, with any number of seeds. Three seeds cannot tell reliably that
-spreads differ, so no method keeps 5 % there and also finds small differences.
+A simulation chose the levels. It gives the familywise error of 7 equal points, which is the chance of one or more false
+differences. The error is at most 5 % for equal spreads. Where one point has 5 times the spread of the others, or the
+spread rises from 1 to 4, the error is up to 11 % with 3 seeds, 8 % with 5 and 5 % with 10; pooled intervals alone reach
+24 % with any number of seeds. Three seeds seldom tell that spreads differ: a method that keeps 5 % there has little
+power where they do not differ.
 """
 
 from __future__ import annotations
@@ -86,74 +83,58 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """All that follows from the pattern of the present cells, without the scores."""
+    """What follows from the pattern of the present cells, without the scores. The cells are in row-major order."""
 
     point: Indices
-    """The point of each cell, shape (cells,). The cells are in row-major order."""
+    """The point of each cell, shape (cells,)."""
+    columns: Array
+    """The model's columns, one for each point and each seed, shape (cells, points + seeds)."""
+    solve: Array
+    """The pseudo-inverse of `columns`; no difference that can be estimated depends on the choice of the inverse."""
     weights: Array
-    """The weights of the cells in each point's estimated mean, shape (points, cells)."""
-    covariance: Array
-    """The covariance of the estimated means for a residual variance of 1, shape (points, points)."""
+    """The weights of the cells in the adjusted mean of each point, shape (points, cells)."""
     group: Indices
-    """Points with the same number are connected through shared seeds, shape (points,); −1 without cells."""
-    hat: tuple[Array, Array]
-    """Two factors: their product turns scores into fitted scores, shapes (cells, points + seeds), transposed."""
-    moments: Array
-    """Turns the points' residual sums of squares into unbiased estimates of their variances, shape (points, points)."""
+    """Shared seeds connect the points of one group, shape (points,); −1 without cells."""
     share: Array
-    """The residual degrees of freedom of each point, shape (points,). Their sum is `df`."""
-    df: int
+    """The residual degrees of freedom of each point, shape (points,)."""
+    moments: Array
+    """Turns the residual sums of squares of the points into unbiased estimates of their variances, (points, points)."""
 
-    def residuals(self, scores: Array) -> Array:
-        """Residuals of scores of shape (cells, ...)."""
-        left, right = self.hat
-        return np.asarray(scores - left @ (right @ scores))
+    def squares(self, scores: Array) -> Array:
+        """The residual sum of squares of each point, shape (points, draws), from scores of shape (cells, draws)."""
+        residuals = scores - self.columns @ (self.solve @ scores)
+        return np.asarray(self.columns[:, : len(self.group)].T @ residuals**2)
 
-    def squares(self, residuals: Array) -> Array:
-        """The sum of squares of each point, shape (points, ...), from residuals of shape (cells, ...)."""
-        starts = np.flatnonzero(np.diff(self.point, prepend=-1))
-        sums = np.zeros((len(self.group), *residuals.shape[1:]))
-        if len(starts):
-            sums[self.point[starts]] = np.add.reduceat(residuals**2, starts, axis=0)
-        return sums
-
-    def unevenness(self, squares: Array) -> Array:
-        """The statistic of `spread_test`, shape (...), from sums of squares of shape (points, ...)."""
-        has = self.share > 1e-9
-        share = self.share[has].reshape(-1, *[1] * (squares.ndim - 1))
-        ratio = squares[has] / share / (squares.sum(0) / self.df)
-        return np.asarray((share * (ratio - 1) ** 2).sum(0))
+    def unevenness(self, scores: Array) -> Array:
+        """The statistic of `spread_test`, shape (draws,), from scores of shape (cells, draws)."""
+        squares, has = self.squares(scores), self.share > 1e-9
+        ratio = squares[has].T / self.share[has] / (squares.sum(0) / self.share.sum())[:, None]
+        return np.asarray((ratio - 1) ** 2 @ self.share[has])
 
 
 @lru_cache(maxsize=64)
 def _design(cells: bytes, points: int, seeds: int) -> Design:
-    """The design of a mask of cells, as bytes of a Boolean array of shape (points, seeds)."""
+    """The design of a mask of present cells: the bytes of a Boolean array of shape (points, seeds)."""
     mask = np.frombuffer(cells, dtype=bool).reshape(points, seeds)
     point, seed = np.nonzero(mask)
-    count = len(point)
-    columns = np.zeros((count, points + seeds))
-    columns[np.arange(count), point] = columns[np.arange(count), points + seed] = 1
-    # The pseudo-inverse serves designs of several unconnected groups as well; no estimable difference depends on it.
-    solve = np.linalg.pinv(columns.T @ columns, hermitian=True) @ columns.T
-    graph = sparse.coo_array((np.ones(count), (point, points + seed)), shape=(points + seeds, points + seeds))
+    ones = np.ones(len(point))
+    columns = np.hstack([np.eye(points)[point], np.eye(seeds)[seed]])
+    solve = np.asarray(np.linalg.pinv(columns.T @ columns, hermitian=True) @ columns.T)
+    graph = sparse.coo_array((ones, (point, points + seed)), shape=(points + seeds, points + seeds))
     groups, label = sparse.csgraph.connected_components(graph, directed=False)
     weights = solve[:points].copy()
-    for number in range(groups):
-        members, its_seeds = label[:points] == number, label[points:] == number
-        if members.any() and its_seeds.any():
-            weights[members] += solve[points:][its_seeds].mean(0)
-    size = np.zeros((points, points))
-    share = np.zeros(points)
-    for index in range(points):
+    for members in (label == number for number in range(groups)):
+        if members[:points].any() and members[points:].any():
+            weights[members[:points]] += solve[points:][members[points:]].mean(0)
+    share, expected = np.zeros(points), np.zeros((points, points))
+    for index in range(points):  # The residual maker of all cells at once would be large.
         own = np.flatnonzero(point == index)
-        block = -columns[own] @ solve
-        block[np.arange(len(own)), own] += 1
-        share[index] = block[np.arange(len(own)), own].sum()
-        size[index] = np.bincount(point, (block**2).sum(0), points)
-    df = count - int(np.linalg.matrix_rank(columns)) if count else 0
-    moments = np.linalg.pinv(size, rcond=1e-9, hermitian=True)
+        block = (np.arange(len(point)) == own[:, None]) - columns[own] @ solve
+        share[index] = block[:, own].trace()
+        expected[index] = np.bincount(point, (block**2).sum(0), points)
+    moments = np.asarray(np.linalg.pinv(expected, rcond=1e-9, hermitian=True))
     group = np.where(mask.any(1), label[:points], -1)
-    return Design(point, weights, weights @ weights.T, group, (columns, solve), moments, share, df)
+    return Design(point, columns, solve, weights, group, share, moments)
 
 
 @lru_cache(maxsize=64)
@@ -162,7 +143,7 @@ def _even(cells: bytes, points: int, seeds: int) -> Array:
     design = _design(cells, points, seeds)
     draws = int(np.clip(2_000_000 // len(design.point), 999, 3999))
     scores = np.random.default_rng(0).standard_normal((len(design.point), draws))
-    return np.sort(design.unevenness(design.squares(design.residuals(scores))))
+    return np.sort(design.unevenness(scores))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,30 +152,32 @@ class BlockFit:
 
     design: Design
     effects: Array
-    """The mean score of each point, adjusted for the seeds that it misses, shape (points,). NaN without cells. Means of
-    points that are not connected through shared seeds are not comparable."""
+    """The mean score of each point, adjusted for the seeds that it lacks, shape (points,); NaN without cells. Only means
+    of points that shared seeds connect, directly or through other points, are comparable."""
     residuals: Array
     """Shape (cells,)."""
-    variance: float | None
-    """The pooled residual variance; None without degrees of freedom."""
     df: int
     """The residual degrees of freedom."""
+    variance: float
+    """The pooled residual variance; NaN without degrees of freedom."""
+    covariance: Array
+    """The covariance of `effects` from the pooled variance, shape (points, points)."""
 
-    def comparable(self, first: int, second: int) -> bool:
-        """Whether the difference of two points can be estimated: shared seeds connect them, directly or not."""
-        return bool(self.design.group[first] == self.design.group[second] >= 0)
+    @property
+    def spreads(self) -> bool:
+        """Whether the residuals differ from zero by more than rounding."""
+        return self.df > 0 and float(np.abs(self.residuals).max()) >= NO_SPREAD
 
     def difference_variance(self, first: int, second: int) -> float | None:
-        """The variance of the estimated difference of two points; None where it cannot be estimated."""
-        if self.variance is None or not self.comparable(first, second):
-            return None
-        return self.variance * float(_of_differences(self.design.covariance, first, second))
+        """The variance of the estimated difference of two points; None where the difference cannot be estimated."""
+        comparable = self.design.group[first] == self.design.group[second] >= 0
+        return float(_of_differences(self.covariance, first, second)) if comparable and self.df else None
 
     def own_covariance(self) -> Array:
         """The covariance of `effects` from an own residual variance of each point, shape (points, points).
 
-        The variances solve the equations that set the points' sums of squares equal to their expectations (Rao 1970,
-        "Estimation of heteroscedastic variances in linear models", MINQUE); a negative solution counts as zero.
+        The own variances solve the equations that set the sums of squares of the points equal to their expectations
+        (Rao 1970, "Estimation of heteroscedastic variances in linear models"). A negative solution counts as zero.
         """
         variances = np.maximum(self.design.moments @ self.design.squares(self.residuals), 0)
         return np.asarray((self.design.weights * variances[self.design.point]) @ self.design.weights.T)
@@ -224,88 +207,87 @@ def fit_blocks(values: Array) -> BlockFit:
     """
     design = _design(*_key(values))
     scores = values[~np.isnan(values)]
-    residuals = design.residuals(scores)
     effects = np.where(design.group >= 0, design.weights @ scores, np.nan)
-    variance = float(residuals @ residuals) / design.df if design.df else None
-    return BlockFit(design, effects, residuals, variance, design.df)
+    residuals = scores - design.columns @ (design.solve @ scores)
+    df = round(float(design.share.sum()))
+    variance = float(residuals @ residuals) / df if df else float("nan")
+    return BlockFit(design, effects, residuals, df, variance, variance * design.weights @ design.weights.T)
 
 
 def spread_test(values: Array) -> float | None:
     """The p-value that the residual spread differs between points; None where there are too few cells.
 
-    The statistic is the score statistic of Cook and Weisberg (1983, "Diagnostics for heteroscedasticity in
-    regression") with one group per point: the weighted squared deviations of the points' residual mean squares from the
-    pooled one. For equal normal spreads its distribution depends on nothing but the present cells, so 999 to 3999
-    simulated tables with a fixed random state give its p-value (Dufour et al. 2004, "Simulation-based finite-sample
-    tests for heteroskedasticity and ARCH effects"). Among Bartlett's, Cochran's and two other statistics this one found
-    one noisy point as often as Cochran's, and a rising spread more often.
+    The score test of Cook and Weisberg (1983, "Diagnostics for heteroscedasticity in regression") with one group per
+    point: the statistic sums the squared deviations of the points' residual mean squares from the pooled one. For equal
+    normal spreads its distribution depends on the present cells alone, so 999 to 3999 simulated tables with a fixed
+    random state give the p-value (Dufour et al. 2004, "Simulation-based finite-sample tests for heteroskedasticity and
+    ARCH effects"). It found unequal spreads at least as often as Bartlett's and Cochran's statistics of the residuals.
 
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing. The test needs three points with three cells
             each: the residuals of two points are equal in size.
     """
     fit = fit_blocks(values)
-    if ((~np.isnan(values)).sum(1) >= FEWEST_SEEDS).sum() < 3 or _no_spread(fit):
+    if ((~np.isnan(values)).sum(1) >= FEWEST_SEEDS).sum() < 3 or not fit.spreads:
         return None
     even = _even(*_key(values))
-    statistic = float(fit.design.unevenness(fit.design.squares(fit.residuals)))
-    return float((1 + len(even) - np.searchsorted(even, statistic)) / (1 + len(even)))
+    above = len(even) - np.searchsorted(even, fit.design.unevenness(fit.residuals[:, None])[0] * (1 - 1e-9))
+    return float((1 + above) / (1 + len(even)))
 
 
-def _no_spread(fit: BlockFit) -> bool:
-    """Whether all residuals are equal but for rounding, or no degrees of freedom are left."""
-    return fit.df == 0 or float(np.abs(fit.residuals).max()) < NO_SPREAD
+def _root(excess: Callable[[float], float], differences: int, df: int) -> float:
+    """The critical value at which the familywise error is `ALPHA`: between Student's t without and with Bonferroni."""
+    low, high = stats.t.isf([ALPHA / 2, ALPHA / 2 / differences], df)
+    return float(optimize.brentq(excess, low * 0.99, high * 1.01, xtol=1e-6))
 
 
 @lru_cache(maxsize=256)
 def _quadrature_critical(method: Method, points: int, df: int) -> float:
-    """The critical value for differences of independent means with equal variances, in standard errors.
+    """The critical value for differences of independent means of equal variance, in standard errors.
 
-    Two-dimensional Gauss-Legendre quadrature over the estimated spread s and over one mean z that the differences
-    share: the control's mean (Dunnett 1964, "New tables for multiple comparisons with a control"), or the largest mean
-    (Tukey's studentised range, divided by √2).
+    Gauss-Legendre quadrature over the estimated spread s, and over one mean z that the differences share: the mean of
+    the control (Dunnett 1964, "New tables for multiple comparisons with a control"), or the largest mean (Tukey's
+    studentised range divided by √2).
     """
-    node, weight = np.polynomial.legendre.leggauss(96)
-    ends = np.sqrt(stats.chi2.ppf([1e-10, 1 - 1e-10], df) / df)
+    node, weight = np.polynomial.legendre.leggauss(80)
+    ends = np.sqrt(special.chdtri(df, [1 - 1e-10, 1e-10]) / df)
     s = ends[0] + (node + 1) / 2 * (ends[1] - ends[0])
     density = weight * stats.chi.pdf(s * np.sqrt(df), df)
-    density /= density.sum()
-    z = 9 * node
-    normal = 9 * weight * stats.norm.pdf(z)
+    z, normal = 9 * node, 9 * weight * stats.norm.pdf(9 * node)
 
     def excess(critical: float) -> float:
         reach = np.sqrt(2) * critical * s[:, None]
-        if method == "dunnett":
-            inside = (special.ndtr(z + reach) - special.ndtr(z - reach)) ** (points - 1)
-        else:
-            inside = points * (special.ndtr(z) - special.ndtr(z - reach)) ** (points - 1)
-        return float(density @ inside @ normal) - (1 - ALPHA)
+        above = special.ndtr(z + reach) if method == "dunnett" else special.ndtr(z)
+        inside = (above - special.ndtr(z - reach)) ** (points - 1) * (1 if method == "dunnett" else points)
+        return float(density / density.sum() @ inside @ normal) - (1 - ALPHA)
 
-    return float(optimize.brentq(excess, 0.5, 200, xtol=1e-6))
+    return _root(excess, points - 1 if method == "dunnett" else points * (points - 1) // 2, df)
 
 
 @lru_cache(maxsize=256)
 def _simulated_critical(covariance: bytes, points: int, df: int) -> float:
-    """Dunnett's critical value for any covariance of the estimated means; the first mean is the control's.
+    """Dunnett's critical value for any covariance of the means up to a factor; the first mean is the control's.
 
-    A fixed random state makes the result deterministic. The chance over the estimated spread is exact. The same random
-    numbers give the critical value of equal variances too, and its known error is subtracted: the two errors are nearly
-    the same, because the means of a design with some missing cells are nearly independent.
+    The random state is fixed, and the chance over the estimated spread is exact. The same random numbers also give the
+    critical value of equal variances, whose exact value is known. The two errors are nearly equal, because few missing
+    cells leave the means nearly independent, so the known error is subtracted.
     """
     matrix = np.frombuffer(covariance).reshape(points, points)
     normal = np.random.default_rng(0).standard_normal((2**14, points))
 
     def critical(means: Array, variances: Array) -> float:
-        largest = ((means[:, 1:] - means[:, :1]) ** 2 / variances).max(1)
+        largest = df / 2 * ((means[:, 1:] - means[:, :1]) ** 2 / variances).max(1)
+        return _root(lambda c: float(special.gammainc(df / 2, largest / c**2).mean()) - ALPHA, 10 * points, df)
 
-        def excess(value: float) -> float:
-            return float(special.gammainc(df / 2, df / 2 * largest / value**2).mean()) - ALPHA
-
-        return float(optimize.brentq(excess, 0.5, 200, xtol=1e-5))
-
-    rest = np.arange(1, points)
-    actual = critical(normal @ np.linalg.cholesky(matrix).T, _of_differences(matrix, rest, 0))
+    variances = _of_differences(matrix, np.arange(1, points), 0)
+    actual = critical(normal @ np.linalg.cholesky(matrix).T, variances)
     return actual - critical(normal, np.full(points - 1, 2.0)) + _quadrature_critical("dunnett", points, df)
+
+
+def _doubt(values: Array) -> float:
+    """The p-value of `spread_test`; 1 where the test is impossible, because nothing then speaks against the model."""
+    p = spread_test(values)
+    return 1.0 if p is None else p
 
 
 def _compare(
@@ -320,54 +302,44 @@ def _compare(
         method: the method that the pooled spread serves.
         critical: gives its critical value, from the fit and the indices of the differences that get an interval.
     """
-    fit = fit_blocks(values)
+    fit, p = fit_blocks(values), _doubt(values)
     paired = values[first] - values[second]
     n = (~np.isnan(paired)).sum(1)
-    mean = fit.effects[first] - fit.effects[second]
+    mean = np.where(n > 0, fit.effects[first] - fit.effects[second], np.nan)
     half = np.full(len(first), np.nan)
     judged = np.flatnonzero(n >= FEWEST_SEEDS)
-    if len(judged) and not _no_spread(fit):
-        p = spread_test(values)
-        if p is not None and p < SPREAD_LEVEL:
-            method = "holm"
-            mean, half[judged] = _holm(paired, n, mean, judged)
-        else:
-            assert fit.variance is not None
-            i, j = first[judged], second[judged]
-            variance = fit.variance * _of_differences(fit.design.covariance, i, j)
-            if p is not None and p < DOUBT_LEVEL:
-                variance = np.maximum(variance, _of_differences(fit.own_covariance(), i, j))
-            half[judged] = critical(fit, judged) * np.sqrt(variance)
-    low, high = mean - half, mean + half
-    return [
-        Difference(
-            int(n[k]), *(None if n[k] == 0 or np.isnan(x[k]) else float(x[k]) for x in (mean, low, high)), method
-        )
-        for k in range(len(first))
-    ]
+    if len(judged) and fit.spreads and p < SPREAD_LEVEL:
+        method = "holm"
+        mean[judged], half[judged] = _holm(paired[judged], n[judged])
+    elif len(judged) and fit.spreads:
+        i, j = first[judged], second[judged]
+        variance = _of_differences(fit.covariance, i, j)
+        if p < DOUBT_LEVEL:
+            variance = np.maximum(variance, _of_differences(fit.own_covariance(), i, j))
+        half[judged] = critical(fit, judged) * np.sqrt(variance)
+    columns = np.stack([mean, mean - half, mean + half], 1).tolist()
+    numbers = [[None if np.isnan(x) else x for x in row] for row in columns]
+    return [Difference(count, *row, method=method) for count, row in zip(n.tolist(), numbers, strict=True)]
 
 
-def _holm(paired: Array, n: Indices, mean: Array, judged: Indices) -> tuple[Array, Array]:
-    """Means of all paired differences, and half-widths of the judged ones: each at the level at which Holm tests it.
+def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
+    """The means of paired differences, shape (differences, seeds), and the half-widths of their intervals.
 
-    Holm (1979, "A simple sequentially rejective multiple test procedure") stops at the first difference that is not
-    shown. The later differences take its level, so an interval excludes zero exactly where Holm rejects.
+    Each interval has the level at which Holm tests its difference (1979, "A simple sequentially rejective multiple test
+    procedure"). Holm stops at the first difference that is not shown, and the later ones take its level. So an interval
+    excludes zero exactly where Holm rejects. Together the intervals do not cover the true differences with 95 %.
     """
-    mean = mean.copy()
-    for k in np.flatnonzero(n):
-        mean[k] = np.nanmean(paired[k])
-    error = np.nanstd(paired[judged], axis=1, ddof=1) / np.sqrt(n[judged])
-    spread = np.nanmax(paired[judged], 1) - np.nanmin(paired[judged], 1) >= NO_SPREAD
-    half = np.full(len(judged), np.nan)
-    tested = np.flatnonzero(spread)
-    p = 2 * stats.t.sf(np.abs(mean[judged][tested]) / error[tested], n[judged][tested] - 1)
+    mean, error = np.nanmean(paired, 1), np.nanstd(paired, 1, ddof=1) / np.sqrt(n)
+    half = np.full(len(n), np.nan)
+    tested = np.flatnonzero(np.nanmax(paired, 1) - np.nanmin(paired, 1) >= NO_SPREAD)
+    p = 2 * stats.t.sf(np.abs(mean[tested]) / error[tested], n[tested] - 1)
     order = np.argsort(p, kind="stable")
     levels = ALPHA / np.arange(len(tested), 0, -1)
     failed = np.flatnonzero(p[order] >= levels)
     if len(failed):
         levels[failed[0] :] = levels[failed[0]]
     chosen = tested[order]
-    half[chosen] = stats.t.isf(levels / 2, n[judged][chosen] - 1) * error[chosen]
+    half[chosen] = stats.t.isf(levels / 2, n[chosen] - 1) * error[chosen]
     return mean, half
 
 
@@ -391,13 +363,10 @@ def compare_with_control(values: Array, control: int) -> dict[int, Difference]:
 
     def critical(fit: BlockFit, judged: Indices) -> float:
         members = np.concatenate([[control], others[judged]])
-        matrix = fit.design.covariance[np.ix_(members, members)]
-        differences = matrix[1:, 1:] - matrix[1:, :1] - matrix[:1, 1:] + matrix[0, 0]
-        scale = np.sqrt(np.diag(differences))
-        correlation = differences / np.outer(scale, scale)
-        if np.allclose(correlation, (np.eye(len(judged)) + 1) / 2):
+        matrix = fit.covariance[np.ix_(members, members)] / fit.variance
+        if np.allclose(matrix, np.eye(len(members)) * matrix[0, 0]):
             return _quadrature_critical("dunnett", len(members), fit.df)
-        return _simulated_critical(np.ascontiguousarray(matrix).tobytes(), len(members), fit.df)
+        return _simulated_critical(matrix.tobytes(), len(members), fit.df)
 
     found = _compare(values, others, np.full(len(others), control), "dunnett", critical)
     return {int(other): difference for other, difference in zip(others, found, strict=True)}
@@ -464,22 +433,19 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape
 
 
 def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, float | None]:
-    """The quadratic contrast and its two-sided p-value, judged by the spread as `_compare` judges a difference."""
+    """The quadratic contrast and its two-sided p-value; the spread test decides as in `_compare`."""
     position = np.arange(len(values)) - (len(values) - 1) / 2
     contrast = position**2 - (position**2).mean()
-    if _no_spread(fit):
-        return float(contrast @ fit.effects), None
-    p = spread_test(values)
-    if p is not None and p < SPREAD_LEVEL:
+    estimate, p = float(contrast @ fit.effects), _doubt(values)
+    if not fit.spreads:
+        return estimate, None
+    if p < SPREAD_LEVEL:
         by_block = blocks @ contrast
-        result = stats.ttest_1samp(by_block, 0)
-        return float(by_block.mean()), float(result.pvalue)
-    assert fit.variance is not None
-    estimate = float(contrast @ fit.effects)
-    variance = fit.variance * float(contrast @ fit.design.covariance @ contrast)
-    if p is not None and p < DOUBT_LEVEL:
-        variance = max(variance, float(contrast @ fit.own_covariance() @ contrast))
-    return estimate, float(2 * stats.t.sf(abs(estimate) / np.sqrt(variance), fit.df))
+        return float(by_block.mean()), float(stats.ttest_1samp(by_block, 0).pvalue)
+    variances = [contrast @ fit.covariance @ contrast]
+    if p < DOUBT_LEVEL:
+        variances.append(contrast @ fit.own_covariance() @ contrast)
+    return estimate, float(2 * stats.t.sf(abs(estimate) / np.sqrt(max(variances)), fit.df))
 
 
 def seeds_needed(difference: float, residual_variance: float, points: int, most: int = 50) -> int | None:
@@ -497,11 +463,10 @@ def seeds_needed(difference: float, residual_variance: float, points: int, most:
     Returns:
         The number of seeds; None where `most` seeds are too few.
     """
-    for seeds in range(FEWEST_SEEDS, most + 1):
-        # The critical value is at least 1.96 for any number of seeds, so that most numbers need no quadrature.
-        error = float(np.sqrt(2 * residual_variance / seeds))
-        if abs(difference) > 1.95 * error:
-            df = (points - 1) * (seeds - 1)
-            if abs(difference) > _quadrature_critical("tukey", points, df) * error:
-                return seeds
-    return None
+    low, high = FEWEST_SEEDS - 1, most + 1
+    while high - low > 1:  # The interval narrows with every seed, so bisection finds the number.
+        seeds = (low + high) // 2
+        critical = _quadrature_critical("tukey", points, (points - 1) * (seeds - 1))
+        enough = abs(difference) > critical * np.sqrt(2 * residual_variance / seeds)
+        low, high = (low, seeds) if enough else (seeds, high)
+    return high if high <= most else None
