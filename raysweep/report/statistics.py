@@ -1,26 +1,23 @@
 """Which points of a sweep differ beyond chance: intervals from the block model that hold together.
 
-The model is `score[point, seed] = point + seed + residual`; the seeds are the blocks. The residuals are independent and
-normal. They have the same spread at all points, so all points together estimate it: 7 points with 3 seeds give 12
-degrees of freedom, a paired difference of two points gives 2. A test of equal spread decides about each interval:
+The model is `score[point, seed] = point + seed + residual`; the seeds are the blocks. The residuals are normal with the
+same spread at all points, so all points together estimate it: 7 points with 3 seeds give 12 degrees of freedom, and a
+paired difference gives 2. A test of equal spread decides which standard error a difference has:
 
-- It gives no hint (p of at least `DOUBT_LEVEL`): the standard errors come from the pooled spread.
-- It leaves a doubt (p between the levels): each standard error is the larger of the pooled one and the one from the
-  estimated spreads of the two points.
-- The spread clearly differs (p below `SPREAD_LEVEL`): the differences are paired by seed, and Holm's method corrects.
+- p of at least `DOUBT_LEVEL`: the one from the pooled spread.
+- p between the levels: the larger of the pooled one and the one from the estimated spreads of the two points.
+- p below `SPREAD_LEVEL`: the one of the differences paired by seed, with Holm's correction.
 
-A simulation chose the levels. It gives the familywise error of 7 equal points, which is the chance of one or more false
-differences. The error is at most 5 % for equal spreads. Where one point has 5 times the spread of the others, or the
-spread rises from 1 to 4, the error is up to 11 % with 3 seeds, 8 % with 5 and 5 % with 10; pooled intervals alone reach
-24 % with any number of seeds. Three seeds seldom tell that spreads differ: a method that keeps 5 % there has little
-power where they do not differ.
+A simulation chose the levels. With 7 equal points the familywise error, the chance of any false difference, is at most
+5 % for equal spreads. Where one point has 5 times the spread of the others, or the spread rises from 1 to 4, the error
+is up to 11 % with 3 seeds, 8 % with 5 and 5 % with 10. Pooled intervals alone reach 24 % with any number of seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -30,13 +27,13 @@ from scipy import optimize, sparse, special, stats
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Method = Literal["dunnett", "tukey", "holm"]
+Kind = Literal["optimum", "rises", "falls", "flat", "unknown"]
 
 ALPHA = 0.05
 """The familywise error: all intervals of one family hold together with probability 1 − ALPHA."""
 SPREAD_LEVEL = 0.04
-"""Below this p-value of `spread_test` the spread clearly differs."""
 DOUBT_LEVEL = 0.5
-"""At or above this p-value of `spread_test` the pooled spread stands alone."""
+"""P-values of `spread_test`: below the first the spread clearly differs, from the second on it counts as equal."""
 FEWEST_SEEDS = 3
 """Two points that share fewer seeds get no interval."""
 NO_SPREAD = 1e-9
@@ -50,8 +47,8 @@ class Difference:
     n: int
     """The number of seeds that both points have."""
     mean: float | None
-    """The least-squares difference in the block model; for complete cells the mean of the paired differences. None
-    where the points share no seed."""
+    """The least-squares difference in the block model, or the mean of the paired differences for "holm"; the two are
+    equal for complete cells. None where the points share no seed."""
     low: float | None
     high: float | None
     """The interval, adjusted for the whole family. None for fewer than three shared seeds and for no spread."""
@@ -67,7 +64,7 @@ class Difference:
 class Shape:
     """How the score depends on one numeric setting."""
 
-    kind: Literal["optimum", "rises", "falls", "flat", "unknown"]
+    kind: Kind
     best: int | None
     """The index of the value with the best estimated score; None without scores."""
     p_rises: float | None
@@ -88,9 +85,8 @@ class Design:
     point: Indices
     """The point of each cell, shape (cells,)."""
     columns: Array
-    """The model's columns, one for each point and each seed, shape (cells, points + seeds)."""
     solve: Array
-    """The pseudo-inverse of `columns`; no difference that can be estimated depends on the choice of the inverse."""
+    """A column for each point and each seed, shape (cells, points + seeds), and the pseudo-inverse of the columns."""
     weights: Array
     """The weights of the cells in the adjusted mean of each point, shape (points, cells)."""
     group: Indices
@@ -111,39 +107,32 @@ class Design:
         ratio = squares[has].T / self.share[has] / (squares.sum(0) / self.share.sum())[:, None]
         return np.asarray((ratio - 1) ** 2 @ self.share[has])
 
+    @cached_property
+    def even(self) -> Array:
+        """The sorted statistic of `spread_test` for simulated scores of equal spread, shape (draws,)."""
+        draws = int(np.clip(2_000_000 // len(self.point), 999, 3999))
+        return np.sort(self.unevenness(np.random.default_rng(0).standard_normal((len(self.point), draws))))
+
 
 @lru_cache(maxsize=64)
 def _design(cells: bytes, points: int, seeds: int) -> Design:
     """The design of a mask of present cells: the bytes of a Boolean array of shape (points, seeds)."""
     mask = np.frombuffer(cells, dtype=bool).reshape(points, seeds)
     point, seed = np.nonzero(mask)
-    ones = np.ones(len(point))
     columns = np.hstack([np.eye(points)[point], np.eye(seeds)[seed]])
     solve = np.asarray(np.linalg.pinv(columns.T @ columns, hermitian=True) @ columns.T)
-    graph = sparse.coo_array((ones, (point, points + seed)), shape=(points + seeds, points + seeds))
+    graph = sparse.coo_array((np.ones(len(point)), (point, points + seed)), shape=(points + seeds, points + seeds))
     groups, label = sparse.csgraph.connected_components(graph, directed=False)
     weights = solve[:points].copy()
     for members in (label == number for number in range(groups)):
         if members[:points].any() and members[points:].any():
             weights[members[:points]] += solve[points:][members[points:]].mean(0)
-    share, expected = np.zeros(points), np.zeros((points, points))
-    for index in range(points):  # The residual maker of all cells at once would be large.
-        own = np.flatnonzero(point == index)
-        block = (np.arange(len(point)) == own[:, None]) - columns[own] @ solve
-        share[index] = block[:, own].trace()
-        expected[index] = np.bincount(point, (block**2).sum(0), points)
+    maker = np.eye(len(point)) - columns @ solve
+    share = maker.diagonal() @ columns[:, :points]
+    expected = columns[:, :points].T @ maker**2 @ columns[:, :points]
     moments = np.asarray(np.linalg.pinv(expected, rcond=1e-9, hermitian=True))
     group = np.where(mask.any(1), label[:points], -1)
     return Design(point, columns, solve, weights, group, share, moments)
-
-
-@lru_cache(maxsize=64)
-def _even(cells: bytes, points: int, seeds: int) -> Array:
-    """The sorted statistic of `spread_test` for simulated scores of equal spread, shape (draws,)."""
-    design = _design(cells, points, seeds)
-    draws = int(np.clip(2_000_000 // len(design.point), 999, 3999))
-    scores = np.random.default_rng(0).standard_normal((len(design.point), draws))
-    return np.sort(design.unevenness(scores))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,21 +141,17 @@ class BlockFit:
 
     design: Design
     effects: Array
-    """The mean score of each point, adjusted for the seeds that it lacks, shape (points,); NaN without cells. Only means
-    of points that shared seeds connect, directly or through other points, are comparable."""
+    """The mean score of each point, adjusted for the seeds that it lacks, shape (points,); NaN without cells. Only
+    points that shared seeds connect, directly or through other points, are comparable."""
     residuals: Array
     """Shape (cells,)."""
     df: int
-    """The residual degrees of freedom."""
     variance: float
-    """The pooled residual variance; NaN without degrees of freedom."""
+    """The residual degrees of freedom, and the pooled residual variance: NaN without degrees of freedom."""
     covariance: Array
     """The covariance of `effects` from the pooled variance, shape (points, points)."""
-
-    @property
-    def spreads(self) -> bool:
-        """Whether the residuals differ from zero by more than rounding."""
-        return self.df > 0 and float(np.abs(self.residuals).max()) >= NO_SPREAD
+    spreads: bool
+    """Whether the residuals differ from zero by more than rounding."""
 
     def difference_variance(self, first: int, second: int) -> float | None:
         """The variance of the estimated difference of two points; None where the difference cannot be estimated."""
@@ -176,8 +161,8 @@ class BlockFit:
     def own_covariance(self) -> Array:
         """The covariance of `effects` from an own residual variance of each point, shape (points, points).
 
-        The own variances solve the equations that set the sums of squares of the points equal to their expectations
-        (Rao 1970, "Estimation of heteroscedastic variances in linear models"). A negative solution counts as zero.
+        The own variances set the sums of squares of the points equal to their expectations (Rao 1970, "Estimation of
+        heteroscedastic variances in linear models"). A negative solution counts as zero.
         """
         variances = np.maximum(self.design.moments @ self.design.squares(self.residuals), 0)
         return np.asarray((self.design.weights * variances[self.design.point]) @ self.design.weights.T)
@@ -186,13 +171,6 @@ class BlockFit:
 def _of_differences(covariance: Array, first: Any, second: Any) -> Array:
     """The variances of differences, from the covariance of the means."""
     return np.asarray(covariance[first, first] + covariance[second, second] - 2 * covariance[first, second])
-
-
-def _key(values: Array) -> tuple[bytes, int, int]:
-    """The pattern of present cells, as `_design` takes it. Raises ValueError for what is no table of scores."""
-    if values.ndim != 2 or np.isinf(values).any():
-        raise ValueError(f"the scores must be finite or NaN, with shape (points, seeds), not {values.shape}")
-    return (~np.isnan(values)).tobytes(), *values.shape
 
 
 def fit_blocks(values: Array) -> BlockFit:
@@ -205,33 +183,37 @@ def fit_blocks(values: Array) -> BlockFit:
         >>> fit_blocks(np.array([[0.1, 0.2, 0.4], [0.2, 0.4, 0.5]])).effects.round(4).tolist()
         [0.2333, 0.3667]
     """
-    design = _design(*_key(values))
-    scores = values[~np.isnan(values)]
+    present = ~np.isnan(values)
+    if present.ndim != 2 or np.isinf(values).any():
+        raise ValueError(f"the scores must be finite or NaN, with shape (points, seeds), not {values.shape}")
+    design, scores = _design(present.tobytes(), *present.shape), values[present]
     effects = np.where(design.group >= 0, design.weights @ scores, np.nan)
     residuals = scores - design.columns @ (design.solve @ scores)
     df = round(float(design.share.sum()))
     variance = float(residuals @ residuals) / df if df else float("nan")
-    return BlockFit(design, effects, residuals, df, variance, variance * design.weights @ design.weights.T)
+    covariance = variance * design.weights @ design.weights.T
+    spreads = df > 0 and float(np.abs(residuals).max()) >= NO_SPREAD
+    return BlockFit(design, effects, residuals, df, variance, covariance, spreads)
 
 
 def spread_test(values: Array) -> float | None:
     """The p-value that the residual spread differs between points; None where there are too few cells.
 
     The score test of Cook and Weisberg (1983, "Diagnostics for heteroscedasticity in regression") with one group per
-    point: the statistic sums the squared deviations of the points' residual mean squares from the pooled one. For equal
-    normal spreads its distribution depends on the present cells alone, so 999 to 3999 simulated tables with a fixed
-    random state give the p-value (Dufour et al. 2004, "Simulation-based finite-sample tests for heteroskedasticity and
-    ARCH effects"). It found unequal spreads at least as often as Bartlett's and Cochran's statistics of the residuals.
+    point compares the points' residual mean squares with the pooled one. For equal normal spreads the distribution of
+    its statistic depends only on the pattern of cells, so 999 to 3999 simulated tables with a fixed random state give
+    the p-value (Dufour et al. 2004, "Simulation-based finite-sample tests for heteroskedasticity and ARCH effects").
+    In simulations it found unequal spreads at least as often as Bartlett's and Cochran's statistics of the residuals.
 
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing. The test needs three points with three cells
-            each: the residuals of two points are equal in size.
+            each, because the residuals of two points are equal in size.
     """
     fit = fit_blocks(values)
     if ((~np.isnan(values)).sum(1) >= FEWEST_SEEDS).sum() < 3 or not fit.spreads:
         return None
-    even = _even(*_key(values))
-    above = len(even) - np.searchsorted(even, fit.design.unevenness(fit.residuals[:, None])[0] * (1 - 1e-9))
+    even, statistic = fit.design.even, fit.design.unevenness(fit.residuals[:, None])[0]
+    above = len(even) - np.searchsorted(even, statistic)
     return float((1 + above) / (1 + len(even)))
 
 
@@ -245,9 +227,8 @@ def _root(excess: Callable[[float], float], differences: int, df: int) -> float:
 def _quadrature_critical(method: Method, points: int, df: int) -> float:
     """The critical value for differences of independent means of equal variance, in standard errors.
 
-    Gauss-Legendre quadrature over the estimated spread s, and over one mean z that the differences share: the mean of
-    the control (Dunnett 1964, "New tables for multiple comparisons with a control"), or the largest mean (Tukey's
-    studentised range divided by √2).
+    Gauss-Legendre quadrature integrates over the estimated spread s and over the mean z that the differences share: the
+    control's (Dunnett 1964, "New tables for multiple comparisons with a control") or the largest (Tukey, with √2).
     """
     node, weight = np.polynomial.legendre.leggauss(80)
     ends = np.sqrt(special.chdtri(df, [1 - 1e-10, 1e-10]) / df)
@@ -265,14 +246,17 @@ def _quadrature_critical(method: Method, points: int, df: int) -> float:
 
 
 @lru_cache(maxsize=256)
-def _simulated_critical(covariance: bytes, points: int, df: int) -> float:
+def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
     """Dunnett's critical value for any covariance of the means up to a factor; the first mean is the control's.
 
-    The random state is fixed, and the chance over the estimated spread is exact. The same random numbers also give the
-    critical value of equal variances, whose exact value is known. The two errors are nearly equal, because few missing
-    cells leave the means nearly independent, so the known error is subtracted.
+    Means that are not independent with equal variances need a simulation. Its random state is fixed, and the chance
+    over the estimated spread is exact. The same random numbers also give the critical value of independent means with
+    equal variances. Its error is known, nearly the same, and subtracted.
     """
     matrix = np.frombuffer(covariance).reshape(points, points)
+    exact = _quadrature_critical("dunnett", points, df)
+    if np.allclose(matrix, np.eye(points) * matrix[0, 0]):
+        return exact
     normal = np.random.default_rng(0).standard_normal((2**14, points))
 
     def critical(means: Array, variances: Array) -> float:
@@ -281,28 +265,12 @@ def _simulated_critical(covariance: bytes, points: int, df: int) -> float:
 
     variances = _of_differences(matrix, np.arange(1, points), 0)
     actual = critical(normal @ np.linalg.cholesky(matrix).T, variances)
-    return actual - critical(normal, np.full(points - 1, 2.0)) + _quadrature_critical("dunnett", points, df)
+    return exact + actual - critical(normal, np.full(points - 1, 2.0))
 
 
-def _doubt(values: Array) -> float:
-    """The p-value of `spread_test`; 1 where the test is impossible, because nothing then speaks against the model."""
-    p = spread_test(values)
-    return 1.0 if p is None else p
-
-
-def _compare(
-    values: Array, first: Indices, second: Indices, method: Method, critical: Callable[[BlockFit, Indices], float]
-) -> list[Difference]:
-    """The differences first minus second.
-
-    Args:
-        values: scores, shape (points, seeds), NaN where a cell is missing.
-        first: points, shape (differences,).
-        second: points, shape (differences,).
-        method: the method that the pooled spread serves.
-        critical: gives its critical value, from the fit and the indices of the differences that get an interval.
-    """
-    fit, p = fit_blocks(values), _doubt(values)
+def _compare(values: Array, first: Indices, second: Indices, method: Method) -> list[Difference]:
+    """The differences of points, first minus second; `method` is used unless the spread clearly differs."""
+    fit, p = fit_blocks(values), spread_test(values) or 1.0
     paired = values[first] - values[second]
     n = (~np.isnan(paired)).sum(1)
     mean = np.where(n > 0, fit.effects[first] - fit.effects[second], np.nan)
@@ -316,10 +284,15 @@ def _compare(
         variance = _of_differences(fit.covariance, i, j)
         if p < DOUBT_LEVEL:
             variance = np.maximum(variance, _of_differences(fit.own_covariance(), i, j))
-        half[judged] = critical(fit, judged) * np.sqrt(variance)
-    columns = np.stack([mean, mean - half, mean + half], 1).tolist()
-    numbers = [[None if np.isnan(x) else x for x in row] for row in columns]
-    return [Difference(count, *row, method=method) for count, row in zip(n.tolist(), numbers, strict=True)]
+        if method == "tukey":
+            critical = _quadrature_critical("tukey", len(np.union1d(i, j)), fit.df)
+        else:
+            members = np.concatenate([j[:1], i])
+            matrix = fit.design.weights[members] @ fit.design.weights[members].T
+            critical = _dunnett_critical(matrix.tobytes(), len(members), fit.df)
+        half[judged] = critical * np.sqrt(variance)
+    means, lows, highs = ([None if np.isnan(x) else float(x) for x in row] for row in (mean, mean - half, mean + half))
+    return [Difference(*row, method) for row in zip(n.tolist(), means, lows, highs, strict=True)]
 
 
 def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
@@ -335,9 +308,8 @@ def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
     p = 2 * stats.t.sf(np.abs(mean[tested]) / error[tested], n[tested] - 1)
     order = np.argsort(p, kind="stable")
     levels = ALPHA / np.arange(len(tested), 0, -1)
-    failed = np.flatnonzero(p[order] >= levels)
-    if len(failed):
-        levels[failed[0] :] = levels[failed[0]]
+    for stop in np.flatnonzero(p[order] >= levels)[:1]:
+        levels[stop:] = levels[stop]
     chosen = tested[order]
     half[chosen] = stats.t.isf(levels / 2, n[chosen] - 1) * error[chosen]
     return mean, half
@@ -353,23 +325,9 @@ def compare_with_control(values: Array, control: int) -> dict[int, Difference]:
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
         control: the index of the control.
-
-    Example:
-        >>> rows = np.array([[0.10, 0.12, 0.20], [0.31, 0.32, 0.41], [0.11, 0.14, 0.20]])
-        >>> [difference.differs for difference in compare_with_control(rows, 0).values()]
-        [True, False]
     """
     others = np.delete(np.arange(len(values)), control)
-
-    def critical(fit: BlockFit, judged: Indices) -> float:
-        members = np.concatenate([[control], others[judged]])
-        matrix = fit.covariance[np.ix_(members, members)] / fit.variance
-        if np.allclose(matrix, np.eye(len(members)) * matrix[0, 0]):
-            return _quadrature_critical("dunnett", len(members), fit.df)
-        return _simulated_critical(matrix.tobytes(), len(members), fit.df)
-
-    found = _compare(values, others, np.full(len(others), control), "dunnett", critical)
-    return {int(other): difference for other, difference in zip(others, found, strict=True)}
+    return dict(zip(others.tolist(), _compare(values, others, np.full(len(others), control), "dunnett"), strict=True))
 
 
 def compare_pairs(values: Array) -> dict[tuple[int, int], Difference]:
@@ -381,13 +339,9 @@ def compare_pairs(values: Array) -> dict[tuple[int, int], Difference]:
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
     """
-
-    def critical(fit: BlockFit, judged: Indices) -> float:
-        return _quadrature_critical("tukey", len(np.union1d(first[judged], second[judged])), fit.df)
-
     first, second = np.triu_indices(len(values), 1)
-    found = _compare(values, first, second, "tukey", critical)
-    return dict(zip(zip(first.tolist(), second.tolist(), strict=True), found, strict=True))
+    keys = zip(first.tolist(), second.tolist(), strict=True)
+    return dict(zip(keys, _compare(values, first, second, "tukey"), strict=True))
 
 
 def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape:
@@ -395,40 +349,32 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape
 
     Three tests share the familywise error by Bonferroni: Page's trend test in both directions (Page 1963, "Ordered
     hypotheses for multiple treatments"), which uses the complete blocks, and the quadratic contrast over the positions
-    of the values in the block model. "optimum" means: the best value is an inner one, the contrast is significant with
-    the sign of an optimum, and the best value differs from both end values in `compare_pairs`. It takes precedence over
-    "rises" and "falls", which describe the score whatever `better` is. "flat" means that none of them is shown.
+    of the values in the block model. "optimum" means that the best value is an inner one, that the contrast is
+    significant with the sign of an optimum, and that the best value differs from both end values in `compare_pairs`.
+    It precedes "rises" and "falls", which do not depend on `better`. "flat" means that nothing is shown. "unknown"
+    means fewer than three values or three complete blocks, or that nothing is shown and no pair has an interval.
 
     Args:
-        values: scores, shape (values of the setting in order, blocks), NaN where a cell is missing. Blocks are seeds,
-            or combinations of seeds and other settings.
+        values: scores, shape (values in order, blocks), NaN where a cell is missing. Blocks are seeds, or combinations
+            of seeds and other settings.
         better: "max" where high scores are good.
-
-    Returns:
-        The shape. Its kind is "unknown" for fewer than three values or three complete blocks, and where nothing is
-        shown and no pair has an interval.
     """
-    pairs = compare_pairs(values)
-    fit = fit_blocks(values)
-    sign = 1 if better == "max" else -1
+    fit, pairs = fit_blocks(values), compare_pairs(values)
+    sign, last = (1 if better == "max" else -1), len(values) - 1
     best = int(np.nanargmax(sign * fit.effects)) if np.isfinite(fit.effects).any() else None
     blocks = values[:, ~np.isnan(values).any(0)].T
-    last = len(values) - 1
     if last < 2 or len(blocks) < FEWEST_SEEDS or best is None:
         return Shape("unknown", best, None, None, None, None, pairs)
-    p_rises = min(1.0, 3 * float(stats.page_trend_test(blocks).pvalue))
-    p_falls = min(1.0, 3 * float(stats.page_trend_test(blocks[:, ::-1]).pvalue))
+    p_rises, p_falls = (min(1.0, 3 * float(stats.page_trend_test(x).pvalue)) for x in (blocks, blocks[:, ::-1]))
     curvature, p = _curvature(values, fit, blocks)
     p_curved = None if p is None else min(1.0, 3 * p)
     ends = [pairs[0, best].differs, pairs[best, last].differs] if 0 < best < last else [False]
     bounds = [abs(x) for pair in pairs.values() for x in (pair.low, pair.high) if x is not None]
-    kind: Literal["optimum", "rises", "falls", "flat", "unknown"]
+    kind: Kind = "flat" if bounds else "unknown"
     if all(ends) and p_curved is not None and p_curved < ALPHA and sign * curvature < 0:
         kind = "optimum"
     elif min(p_rises, p_falls) < ALPHA:
         kind = "rises" if p_rises < p_falls else "falls"
-    else:
-        kind = "flat" if bounds else "unknown"
     return Shape(kind, best, p_rises, p_falls, p_curved, max(bounds) if kind == "flat" else None, pairs)
 
 
@@ -436,7 +382,7 @@ def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, floa
     """The quadratic contrast and its two-sided p-value; the spread test decides as in `_compare`."""
     position = np.arange(len(values)) - (len(values) - 1) / 2
     contrast = position**2 - (position**2).mean()
-    estimate, p = float(contrast @ fit.effects), _doubt(values)
+    estimate, p = float(contrast @ fit.effects), spread_test(values) or 1.0
     if not fit.spreads:
         return estimate, None
     if p < SPREAD_LEVEL:
@@ -449,24 +395,19 @@ def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, floa
 
 
 def seeds_needed(difference: float, residual_variance: float, points: int, most: int = 50) -> int | None:
-    """The smallest number of seeds, three or more, with which a pooled Tukey interval would exclude zero.
+    """The smallest number of seeds, at most `most`, with which a pooled Tukey interval would exclude zero; or None.
 
     The estimates are taken to stay as they are. If the true difference is `difference`, that many seeds show it with a
-    probability of about one half, not with certainty.
+    probability of about one half.
 
     Args:
-        difference: of two points' means.
-        residual_variance: of single scores, as `fit_blocks` estimates it.
+        difference: the difference of two points' means.
+        residual_variance: the variance of single scores, as `fit_blocks` estimates it.
         points: the number of points, at least 2, with complete cells.
         most: the largest number of seeds to consider.
-
-    Returns:
-        The number of seeds; None where `most` seeds are too few.
     """
-    low, high = FEWEST_SEEDS - 1, most + 1
-    while high - low > 1:  # The interval narrows with every seed, so bisection finds the number.
-        seeds = (low + high) // 2
+    for seeds in range(FEWEST_SEEDS, most + 1):
         critical = _quadrature_critical("tukey", points, (points - 1) * (seeds - 1))
-        enough = abs(difference) > critical * np.sqrt(2 * residual_variance / seeds)
-        low, high = (low, seeds) if enough else (seeds, high)
-    return high if high <= most else None
+        if abs(difference) > critical * np.sqrt(2 * residual_variance / seeds):
+            return seeds
+    return None
