@@ -30,7 +30,7 @@ Method = Literal["dunnett", "tukey", "holm"]
 Kind = Literal["optimum", "rises", "falls", "flat", "unknown"]
 
 ALPHA = 0.05
-"""The familywise error: all intervals of one family hold together with probability 1 − ALPHA."""
+"""The familywise error."""
 SPREAD_LEVEL = 0.04
 DOUBT_LEVEL = 0.5
 """P-values of `spread_test`: below the first the spread clearly differs, from the second on it counts as equal."""
@@ -249,9 +249,8 @@ def _quadrature_critical(method: Method, points: int, df: int) -> float:
 def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
     """Dunnett's critical value for any covariance of the means up to a factor; the first mean is the control's.
 
-    Means that are not independent with equal variances need a simulation. Its random state is fixed, and the chance
-    over the estimated spread is exact. The same random numbers also give the critical value of independent means with
-    equal variances. Its error is known, nearly the same, and subtracted.
+    Missing cells need a simulation, with a fixed random state. The same random numbers also give the critical value of
+    complete cells. Its error is known, nearly the same, and subtracted.
     """
     matrix = np.frombuffer(covariance).reshape(points, points)
     exact = _quadrature_critical("dunnett", points, df)
@@ -259,13 +258,13 @@ def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
         return exact
     normal = np.random.default_rng(0).standard_normal((2**14, points))
 
-    def critical(means: Array, variances: Array) -> float:
+    def critical(means: Array, variances: Array | int) -> float:
         largest = df / 2 * ((means[:, 1:] - means[:, :1]) ** 2 / variances).max(1)
+        # The chance over the estimated spread is exact: a chi-squared probability for each vector of means.
         return _root(lambda c: float(special.gammainc(df / 2, largest / c**2).mean()) - ALPHA, 10 * points, df)
 
     variances = _of_differences(matrix, np.arange(1, points), 0)
-    actual = critical(normal @ np.linalg.cholesky(matrix).T, variances)
-    return exact + actual - critical(normal, np.full(points - 1, 2.0))
+    return exact + critical(normal @ np.linalg.cholesky(matrix).T, variances) - critical(normal, 2)
 
 
 def _compare(values: Array, first: Indices, second: Indices, method: Method) -> list[Difference]:
@@ -305,13 +304,13 @@ def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
     mean, error = np.nanmean(paired, 1), np.nanstd(paired, 1, ddof=1) / np.sqrt(n)
     half = np.full(len(n), np.nan)
     tested = np.flatnonzero(np.nanmax(paired, 1) - np.nanmin(paired, 1) >= NO_SPREAD)
-    p = 2 * stats.t.sf(np.abs(mean[tested]) / error[tested], n[tested] - 1)
+    p = 2 * special.stdtr(n[tested] - 1, -np.abs(mean[tested]) / error[tested])
     order = np.argsort(p, kind="stable")
     levels = ALPHA / np.arange(len(tested), 0, -1)
     for stop in np.flatnonzero(p[order] >= levels)[:1]:
         levels[stop:] = levels[stop]
     chosen = tested[order]
-    half[chosen] = stats.t.isf(levels / 2, n[chosen] - 1) * error[chosen]
+    half[chosen] = -special.stdtrit(n[chosen] - 1, levels / 2) * error[chosen]
     return mean, half
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.multitest import multipletests
 
 from raysweep.report import statistics
 from raysweep.report.statistics import (
@@ -23,7 +22,7 @@ POINTS = 7
 EQUAL = np.ones(POINTS)
 ONE_NOISY = np.r_[np.ones(POINTS - 1), 5]
 RISING = np.linspace(1, 4, POINTS)
-TABLES = 800
+TABLES = 600
 
 
 def table(random, spreads=EQUAL, seeds=3, missing=()):
@@ -41,6 +40,13 @@ def even_table(random, points=5, seeds=4, missing=()):
         values = table(random, np.ones(points), seeds, missing)
         if (spread_test(values) or 1) >= statistics.DOUBT_LEVEL:
             return values
+
+
+def holm(p):
+    """Whether Holm's method rejects each of several p-values, from its adjusted p-values."""
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1))
+    return [bool(adjusted[list(order).index(k)] < 0.05) for k in range(len(p))]
 
 
 def within_error(count, draws, rate):
@@ -190,17 +196,11 @@ def test_clearly_different_spread_leads_to_holm():
     found = compare_with_control(values, 0)
     paired = values[1:] - values[0]
     p = stats.ttest_1samp(paired, 0, axis=1).pvalue
-    order = np.argsort(p)
-    rejected = set()
-    for rank, index in enumerate(order):
-        if p[index] >= 0.05 / (4 - rank):
-            break
-        rejected.add(int(index) + 1)
-    assert rejected
-    assert {point for point, difference in found.items() if difference.differs} == rejected
+    assert [difference.differs for difference in found.values()] == holm(p)
+    assert any(holm(p))
     assert {difference.method for difference in found.values()} == {"holm"}
-    interval = stats.ttest_1samp(paired[order[0]], 0).confidence_interval(1 - 0.05 / 4)
-    first = found[int(order[0]) + 1]
+    interval = stats.ttest_1samp(paired[p.argmin()], 0).confidence_interval(1 - 0.05 / 4)
+    first = found[int(p.argmin()) + 1]
     assert (first.low, first.high) == pytest.approx((interval.low, interval.high))
     assert set(compare_pairs(values).values()).isdisjoint(found.values())
     assert {difference.method for difference in compare_pairs(values).values()} == {"holm"}
@@ -214,7 +214,7 @@ def test_intervals_of_holm_exclude_zero_exactly_where_holm_rejects():
         values = table(random, np.array([1, 1, 1, 1, 40]), 6) + np.array([0, 1, 2, 3, 0])[:, None]
         found = compare_pairs(values)
         p = stats.ttest_1samp(values[first] - values[second], 0, axis=1).pvalue
-        assert [difference.differs for difference in found.values()] == list(multipletests(p, method="holm")[0])
+        assert [difference.differs for difference in found.values()] == holm(p)
         seen.add(sum(difference.differs for difference in found.values()))
     assert len(seen) > 2
 
@@ -237,7 +237,8 @@ def test_spread_test_needs_three_points_with_three_cells():
     assert spread_test(np.ones((4, 4))) is None
 
 
-TENTH_MISSING = {3: ((1, 0), (4, 2)), 5: ((0, 1), (2, 3), (4, 0), (6, 4))}
+TENTH_MISSING = {3: ((1, 0), (4, 0)), 5: ((0, 1), (2, 3), (4, 1), (6, 3))}
+"""A tenth of the cells. With five seeds three blocks stay complete, so that Page's test is possible."""
 
 
 # With three seeds no test finds unequal spreads reliably, so the error exceeds 5 % there. The module states the bounds.
