@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, sparse, special, stats
+from scipy import optimize, special, stats
+from scipy.sparse import csgraph
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -62,7 +63,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Shape:
-    """How the score depends on one numeric setting."""
+    """How the score depends on one numeric setting; `pairs` is the result of `compare_pairs`."""
 
     kind: Kind
     best: int | None
@@ -75,7 +76,6 @@ class Shape:
     within: float | None
     """For "flat", the largest absolute bound of the intervals of all pairs: no two values differ by more. Else None."""
     pairs: dict[tuple[int, int], Difference]
-    """The result of `compare_pairs`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +121,9 @@ def _design(cells: bytes, points: int, seeds: int) -> Design:
     point, seed = np.nonzero(mask)
     columns = np.hstack([np.eye(points)[point], np.eye(seeds)[seed]])
     solve = np.asarray(np.linalg.pinv(columns.T @ columns, hermitian=True) @ columns.T)
-    graph = sparse.coo_array((np.ones(len(point)), (point, points + seed)), shape=(points + seeds, points + seeds))
-    groups, label = sparse.csgraph.connected_components(graph, directed=False)
-    weights = solve[:points].copy()
-    for members in (label == number for number in range(groups)):
-        if members[:points].any() and members[points:].any():
-            weights[members[:points]] += solve[points:][members[points:]].mean(0)
+    _, label = csgraph.connected_components(columns.T @ columns, directed=False)
+    together = label[:points, None] == label[points:]
+    weights = solve[:points] + together / np.maximum(together.sum(1, keepdims=True), 1) @ solve[points:]
     maker = np.eye(len(point)) - columns @ solve
     share = maker.diagonal() @ columns[:, :points]
     expected = columns[:, :points].T @ maker**2 @ columns[:, :points]
@@ -141,8 +138,7 @@ class BlockFit:
 
     design: Design
     effects: Array
-    """The mean score of each point, adjusted for the seeds that it lacks, shape (points,); NaN without cells. Only
-    points that shared seeds connect, directly or through other points, are comparable."""
+    """The mean score of each point, adjusted for the seeds that it lacks, shape (points,); NaN without cells."""
     residuals: Array
     """Shape (cells,)."""
     df: int
@@ -158,14 +154,17 @@ class BlockFit:
         comparable = self.design.group[first] == self.design.group[second] >= 0
         return float(_of_differences(self.covariance, first, second)) if comparable and self.df else None
 
-    def own_covariance(self) -> Array:
-        """The covariance of `effects` from an own residual variance of each point, shape (points, points).
+    def covariances(self, p: float) -> list[Array]:
+        """The covariances of `effects` that the p-value of `spread_test` leaves, each of shape (points, points).
 
-        The own variances set the sums of squares of the points equal to their expectations (Rao 1970, "Estimation of
-        heteroscedastic variances in linear models"). A negative solution counts as zero.
+        In doubt a second covariance comes from an own residual variance of each point. The own variances equate the
+        points' sums of squares with their expectations (Rao 1970, "Estimation of heteroscedastic variances in linear
+        models"); a negative one counts as zero.
         """
+        if p >= DOUBT_LEVEL:
+            return [self.covariance]
         variances = np.maximum(self.design.moments @ self.design.squares(self.residuals), 0)
-        return np.asarray((self.design.weights * variances[self.design.point]) @ self.design.weights.T)
+        return [self.covariance, (self.design.weights * variances[self.design.point]) @ self.design.weights.T]
 
 
 def _of_differences(covariance: Array, first: Any, second: Any) -> Array:
@@ -191,9 +190,8 @@ def fit_blocks(values: Array) -> BlockFit:
     residuals = scores - design.columns @ (design.solve @ scores)
     df = round(float(design.share.sum()))
     variance = float(residuals @ residuals) / df if df else float("nan")
-    covariance = variance * design.weights @ design.weights.T
     spreads = df > 0 and float(np.abs(residuals).max()) >= NO_SPREAD
-    return BlockFit(design, effects, residuals, df, variance, covariance, spreads)
+    return BlockFit(design, effects, residuals, df, variance, variance * design.weights @ design.weights.T, spreads)
 
 
 def spread_test(values: Array) -> float | None:
@@ -203,7 +201,6 @@ def spread_test(values: Array) -> float | None:
     point compares the points' residual mean squares with the pooled one. For equal normal spreads the distribution of
     its statistic depends only on the pattern of cells, so 999 to 3999 simulated tables with a fixed random state give
     the p-value (Dufour et al. 2004, "Simulation-based finite-sample tests for heteroskedasticity and ARCH effects").
-    In simulations it found unequal spreads at least as often as Bartlett's and Cochran's statistics of the residuals.
 
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing. The test needs three points with three cells
@@ -228,7 +225,7 @@ def _quadrature_critical(method: Method, points: int, df: int) -> float:
     """The critical value for differences of independent means of equal variance, in standard errors.
 
     Gauss-Legendre quadrature integrates over the estimated spread s and over the mean z that the differences share: the
-    control's (Dunnett 1964, "New tables for multiple comparisons with a control") or the largest (Tukey, with √2).
+    control's (Dunnett 1964, "New tables for multiple comparisons with a control") or the largest mean (Tukey's range).
     """
     node, weight = np.polynomial.legendre.leggauss(80)
     ends = np.sqrt(special.chdtri(df, [1 - 1e-10, 1e-10]) / df)
@@ -249,8 +246,8 @@ def _quadrature_critical(method: Method, points: int, df: int) -> float:
 def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
     """Dunnett's critical value for any covariance of the means up to a factor; the first mean is the control's.
 
-    Missing cells need a simulation, with a fixed random state. The same random numbers also give the critical value of
-    complete cells. Its error is known, nearly the same, and subtracted.
+    Missing cells need a simulation of the means, with a fixed random state; the chance over the spread is exact. The
+    same random numbers give the critical value of complete cells, and its known error is subtracted.
     """
     matrix = np.frombuffer(covariance).reshape(points, points)
     exact = _quadrature_critical("dunnett", points, df)
@@ -260,7 +257,6 @@ def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
 
     def critical(means: Array, variances: Array | int) -> float:
         largest = df / 2 * ((means[:, 1:] - means[:, :1]) ** 2 / variances).max(1)
-        # The chance over the estimated spread is exact: a chi-squared probability for each vector of means.
         return _root(lambda c: float(special.gammainc(df / 2, largest / c**2).mean()) - ALPHA, 10 * points, df)
 
     variances = _of_differences(matrix, np.arange(1, points), 0)
@@ -280,15 +276,12 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method) -> 
         mean[judged], half[judged] = _holm(paired[judged], n[judged])
     elif len(judged) and fit.spreads:
         i, j = first[judged], second[judged]
-        variance = _of_differences(fit.covariance, i, j)
-        if p < DOUBT_LEVEL:
-            variance = np.maximum(variance, _of_differences(fit.own_covariance(), i, j))
+        variance = np.max([_of_differences(covariance, i, j) for covariance in fit.covariances(p)], 0)
         if method == "tukey":
             critical = _quadrature_critical("tukey", len(np.union1d(i, j)), fit.df)
         else:
-            members = np.concatenate([j[:1], i])
-            matrix = fit.design.weights[members] @ fit.design.weights[members].T
-            critical = _dunnett_critical(matrix.tobytes(), len(members), fit.df)
+            weights = fit.design.weights[np.concatenate([j[:1], i])]
+            critical = _dunnett_critical((weights @ weights.T).tobytes(), len(weights), fit.df)
         half[judged] = critical * np.sqrt(variance)
     means, lows, highs = ([None if np.isnan(x) else float(x) for x in row] for row in (mean, mean - half, mean + half))
     return [Difference(*row, method) for row in zip(n.tolist(), means, lows, highs, strict=True)]
@@ -298,8 +291,8 @@ def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
     """The means of paired differences, shape (differences, seeds), and the half-widths of their intervals.
 
     Each interval has the level at which Holm tests its difference (1979, "A simple sequentially rejective multiple test
-    procedure"). Holm stops at the first difference that is not shown, and the later ones take its level. So an interval
-    excludes zero exactly where Holm rejects. Together the intervals do not cover the true differences with 95 %.
+    procedure"). The differences after the first that is not shown take its level, so an interval excludes zero exactly
+    where Holm rejects. The family's intervals do not cover all true differences with 95 %.
     """
     mean, error = np.nanmean(paired, 1), np.nanstd(paired, 1, ddof=1) / np.sqrt(n)
     half = np.full(len(n), np.nan)
@@ -365,8 +358,7 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape
     if last < 2 or len(blocks) < FEWEST_SEEDS or best is None:
         return Shape("unknown", best, None, None, None, None, pairs)
     p_rises, p_falls = (min(1.0, 3 * float(stats.page_trend_test(x).pvalue)) for x in (blocks, blocks[:, ::-1]))
-    curvature, p = _curvature(values, fit, blocks)
-    p_curved = None if p is None else min(1.0, 3 * p)
+    curvature, p_curved = _curvature(values, fit, blocks)
     ends = [pairs[0, best].differs, pairs[best, last].differs] if 0 < best < last else [False]
     bounds = [abs(x) for pair in pairs.values() for x in (pair.low, pair.high) if x is not None]
     kind: Kind = "flat" if bounds else "unknown"
@@ -378,7 +370,7 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape
 
 
 def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, float | None]:
-    """The quadratic contrast and its two-sided p-value; the spread test decides as in `_compare`."""
+    """The quadratic contrast and three times its two-sided p-value; the spread test decides as in `_compare`."""
     position = np.arange(len(values)) - (len(values) - 1) / 2
     contrast = position**2 - (position**2).mean()
     estimate, p = float(contrast @ fit.effects), spread_test(values) or 1.0
@@ -386,11 +378,9 @@ def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, floa
         return estimate, None
     if p < SPREAD_LEVEL:
         by_block = blocks @ contrast
-        return float(by_block.mean()), float(stats.ttest_1samp(by_block, 0).pvalue)
-    variances = [contrast @ fit.covariance @ contrast]
-    if p < DOUBT_LEVEL:
-        variances.append(contrast @ fit.own_covariance() @ contrast)
-    return estimate, float(2 * stats.t.sf(abs(estimate) / np.sqrt(max(variances)), fit.df))
+        return float(by_block.mean()), min(1.0, 3 * float(stats.ttest_1samp(by_block, 0).pvalue))
+    variance = max(float(contrast @ covariance @ contrast) for covariance in fit.covariances(p))
+    return estimate, min(1.0, 6 * float(stats.t.sf(abs(estimate) / np.sqrt(variance), fit.df)))
 
 
 def seeds_needed(difference: float, residual_variance: float, points: int, most: int = 50) -> int | None:

@@ -22,7 +22,7 @@ POINTS = 7
 EQUAL = np.ones(POINTS)
 ONE_NOISY = np.r_[np.ones(POINTS - 1), 5]
 RISING = np.linspace(1, 4, POINTS)
-TABLES = 600
+TABLES = 500
 
 
 def table(random, spreads=EQUAL, seeds=3, missing=()):
