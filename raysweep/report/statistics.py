@@ -98,8 +98,7 @@ class Design:
 
     def squares(self, scores: Array) -> Array:
         """The residual sum of squares of each point, shape (points, draws), from scores of shape (cells, draws)."""
-        residuals = scores - self.columns @ (self.solve @ scores)
-        return np.asarray(self.columns[:, : len(self.group)].T @ residuals**2)
+        return np.asarray(self.columns[:, : len(self.group)].T @ (scores - self.columns @ (self.solve @ scores)) ** 2)
 
     def unevenness(self, scores: Array) -> Array:
         """The statistic of `spread_test`, shape (draws,), from scores of shape (cells, draws)."""
@@ -125,9 +124,8 @@ def _design(cells: bytes, points: int, seeds: int) -> Design:
     together = label[:points, None] == label[points:]
     weights = solve[:points] + together / np.maximum(together.sum(1, keepdims=True), 1) @ solve[points:]
     maker = np.eye(len(point)) - columns @ solve
-    share = maker.diagonal() @ columns[:, :points]
-    expected = columns[:, :points].T @ maker**2 @ columns[:, :points]
-    moments = np.asarray(np.linalg.pinv(expected, rcond=1e-9, hermitian=True))
+    own, share = columns[:, :points], maker.diagonal() @ columns[:, :points]
+    moments = np.asarray(np.linalg.pinv(own.T @ maker**2 @ own, rcond=1e-9, hermitian=True))
     group = np.where(mask.any(1), label[:points], -1)
     return Design(point, columns, solve, weights, group, share, moments)
 

@@ -255,7 +255,6 @@ TENTH_MISSING = {3: ((1, 0), (4, 0)), 5: ((0, 1), (2, 3), (4, 1), (6, 3))}
         pytest.param(RISING, 3, False, 0.11, id="rising-3"),
         pytest.param(RISING, 5, False, 0.08, id="rising-5"),
         pytest.param(RISING, 5, True, 0.08, id="rising-5-missing"),
-        pytest.param(RISING, 10, False, 0.05, id="rising-10"),
     ],
 )
 def test_familywise_error(spreads, seeds, missing, rate):
