@@ -472,6 +472,27 @@ def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line()
     assert space.build({"base": {"layerwise": "greedy"}}, layerwise, "f").trials[0].settings.layerwise == "none"
 
 
+def test_an_optional_number_is_swept_with_none_and_with_a_range():
+    sweep = build({"base": {"color_strength": "None"}, "search": {"crop_strength": ["none", 0, "1e0"]}})
+    assert [trial.name for trial in sweep.trials] == [
+        "crop_strength=None,seed=0",
+        "crop_strength=0.0,seed=0",
+        "crop_strength=1.0,seed=0",
+    ]
+    assert [trial.settings.crop_strength for trial in build(sweep.to_dict()).trials] == [None, 0.0, 1.0]
+    drawn = build({"search": {"color_strength": {"uniform": [0, 1]}}, "tune": {"num_samples": 3}})
+    assert all(0 < trial.settings.color_strength < 1 for trial in drawn.trials)
+    flags = {"crop_strength": space.parse_value("crop_strength", "0.5", "--crop_strength"), "color_strength": "none"}
+    assert space.build({}, flags, "command line").trials[0].settings.crop_strength == 0.5
+    for value, words in ((-1, "greater than or equal to 0"), (True, "number"), ("x", "valid number")):
+        with pytest.raises(InputError, match=words):
+            build({"base": {"crop_strength": value}})
+    with pytest.raises(InputError, match=r"crop_strength: has no effect .* needs policy with simclr, and strength > 0"):
+        build({"base": {"policy": "mask"}, "search": {"crop_strength": [0, 1]}})
+    with pytest.raises(InputError, match=r"color_strength: has no effect in strength=0\.0,color_strength=1.0"):
+        build({"search": {"strength": [0, 1], "color_strength": [1, 2]}})
+
+
 def test_a_bank_that_reads_the_embedding_makes_its_width_the_random_encoders_too():
     bank = {"probe_grid": "{layer: [trunk, embedding]}", "embedding_dim": 128}
     random, trained = build({"base": bank, "baseline": True}).trials
