@@ -15,6 +15,7 @@ from raysweep.config import Settings
 from raysweep.errors import Diverged
 from raysweep.methods.method import Losses
 from raysweep.methods.precision import autocast_for, precision_of
+from raysweep.randomness import generator
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.state import State, greedy_stage
 
@@ -62,8 +63,9 @@ def pretrain(
     names: tuple[str, ...] = ()
     while state.epoch < epochs:
         started, first_step = time.perf_counter(), state.step
-        if state.order is None:
-            state.order = torch.randperm(len(images), generator=state.generator)
+        if state.order is None:  # its own generator makes it the same in trials that differ in anything but the seed
+            order_draws = generator(settings.seed, f"order {state.epoch}")
+            state.order = torch.randperm(len(images), generator=order_draws)
         for index in state.order.to(images.device).split(settings.batch_size)[first_step:steps]:
             if shard is not None:
                 index = index[shard.start : shard.end]

@@ -32,6 +32,7 @@ class State:
     optimizers: list[Adam]
     """One optimizer; in layerwise training one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
+    """For everything that is drawn in a step. The order of the images has a generator of its own for each epoch."""
     epoch: int = 0
     """Number of finished epochs."""
     step: int = 0
