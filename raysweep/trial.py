@@ -14,9 +14,9 @@ import torch
 from raysweep import parts
 from raysweep.augment.operations import to_float
 from raysweep.augment.views import augment
-from raysweep.config import Collapse, Settings, has_effect
+from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, has_effect
 from raysweep.data.selection import Datasets, TrialData, select_data
-from raysweep.errors import Diverged
+from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.evaluation import Evaluation, fixed_subset
@@ -26,7 +26,6 @@ from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.encoders import encoder_parameters, save_encoder
 from raysweep.results.events import Events, image_grid, projector
-from raysweep.results.older_checkpoints import from_older_version
 from raysweep.results.result import (
     Result,
     check_settings,
@@ -354,6 +353,7 @@ class TrialRun:
     def _save(self) -> None:
         """Write a checkpoint of everything that a resumed trial needs."""
         content = {
+            "version": PROTOCOL_VERSION,
             "settings": self.settings.model_dump(),
             "state": self.state.state_dict(),
             "collapsed": self.collapsed,
@@ -369,7 +369,11 @@ class TrialRun:
     def _load(self, saved: dict[str, Any]) -> None:
         """Load what `_save` wrote, except the positions of the event files."""
         check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
-        saved = from_older_version(saved, self.settings)
+        if saved.get("version") != PROTOCOL_VERSION:
+            raise InputError(
+                f"the checkpoint in {self.directory} was written by another version of raysweep, whose numbers differ; "
+                "start a new sweep"
+            )
         self.state.load_state_dict(saved["state"])
         self.collapsed = saved["collapsed"]
         self.evaluation.load_state_dict(saved["evaluation"])

@@ -3,7 +3,7 @@
 from raysweep.config.description import About
 from raysweep.config.metrics import METRICS, Collapse, choices, has_metric, metrics_by_name, online_metrics
 from raysweep.config.older import with_present_names
-from raysweep.config.protocol import fingerprint, protocol
+from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
 from raysweep.config.settings import (
     EMBEDDING,
     FOLDER,
@@ -24,6 +24,7 @@ __all__ = [
     "FOLDER",
     "METRICS",
     "NUMBER",
+    "PROTOCOL_VERSION",
     "SETTINGS",
     "TRUNK",
     "WHOLE_NUMBER",

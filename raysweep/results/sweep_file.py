@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import Proposal, Sweep, mapping, propose, read, to_yaml
@@ -45,6 +46,17 @@ def history(root: Path) -> list[dict[str, Any]]:
     if not isinstance(changes, list):
         raise InputError(f"{path}: changed_by: a list expected, not {changes!r}")
     return [mapping(entry, f"{path}: made_by and changed_by") for entry in (content.get("made_by"), *changes)]
+
+
+def check_version(root: Path, place: str) -> None:
+    """Raise InputError if the sweep at `place`, with the files in `root`, was begun with another protocol version."""
+    begun = history(root)[0].get("protocol", 1)  # older versions did not record it
+    if begun != PROTOCOL_VERSION:
+        raise InputError(
+            f"{place}: the sweep was begun with {'an older' if begun in (1, 2) else 'another'} version of raysweep, "
+            f"whose numbers differ (protocol {begun}, now {PROTOCOL_VERSION}); finish it with that version, or start a "
+            f"new sweep"
+        )
 
 
 def recorded_datasets(root: Path) -> dict[str, str]:
