@@ -62,6 +62,10 @@ its last epoch. A stopped trial has the status `stopped`, its last metrics in `r
 in no mean, and a resume does not run it again. A resume reads earlier evaluations from the event files, so it
 compares trials as the uninterrupted sweep would, except trials with a missing evaluation.
 
+`pretrain/loss` and its terms compare only points with one objective and one kind of views. A sweep that varies the
+method, a parameter of a method, loss or policy, `strength`, `policy`, `batch_size`, `embedding_dim` or `layerwise` is
+refused with such a `tune.metric`.
+
 `tune.searcher: optuna` chooses `tune.num_samples` points by Optuna's TPE over `choice`, `uniform`, `loguniform` and
 `randint`. The only grid is `seed`: every point runs with every seed and counts by its final mean of `tune.metric`.
 A point with a failed or stopped trial ranks below all others. `proposals.json` records the points, and a resume

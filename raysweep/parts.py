@@ -234,8 +234,11 @@ head = Table("head", ("raysweep.models.heads",))
 """`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim)."""
 policy = Table("policy", ("raysweep.augment.policies",))
 """`(images, strength, generator, part, *, …)` gives views (B, C, H, W) of a batch, the identity at strength 0."""
-loss = Table("loss", ("raysweep.methods.losses",))
-"""`(z1, z2, *, …)` gives a scalar, from the embeddings (B, D) of both views of the whole batch."""
+loss = Table("loss", ("raysweep.methods.losses",), zero_on_equal_views=False)
+"""`(z1, z2, *, …)` gives a scalar, from the embeddings (B, D) of both views of the whole batch.
+
+`zero_on_equal_views` says that the loss is least, and zero, where both views of every image have the same embedding, so
+that it trains nothing without augmentation."""
 method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False)
 """`(encoder, *, …)` gives the `nn.Module` that is trained; `raysweep.methods.method.Method` says what it must have.
 

@@ -1,7 +1,15 @@
 """The settings of one trial, its metrics, its evaluation protocol, and the checks of all values."""
 
 from raysweep.config.description import About
-from raysweep.config.metrics import METRICS, Collapse, choices, has_metric, metrics_by_name, online_metrics
+from raysweep.config.metrics import (
+    METRICS,
+    Collapse,
+    choices,
+    has_metric,
+    is_objective,
+    metrics_by_name,
+    online_metrics,
+)
 from raysweep.config.older import with_present_names
 from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
 from raysweep.config.settings import (
@@ -40,6 +48,7 @@ __all__ = [
     "has_effect",
     "has_metric",
     "is_number",
+    "is_objective",
     "make_settings",
     "metrics_by_name",
     "online_metrics",

@@ -39,7 +39,9 @@ class Settings(BaseModel):
     usl_type: Annotated[
         str,
         About(
-            "Method: autoencoder on one view, on two views with an embedding loss between them, or SimCLR.", PRETRAINED
+            "Method: autoencoder on one view, on two views with an embedding loss between them, or SimCLR.",
+            PRETRAINED,
+            objective=True,
         ),
         parts.Chooses("method"),
     ] = "ae_parallel"
@@ -54,12 +56,15 @@ class Settings(BaseModel):
             "End-to-end training; or block by block, `usl_epochs` for each, with a local head and a decoder block: one "
             "after the other, or one drawn for each batch.",
             LAYERED & PRETRAINED,
+            objective=True,
         ),
     ] = "none"
     head: Annotated[
         str, About("Projection head, from the encoder's features to the embedding z.", EMBEDDED), parts.Chooses("head")
     ] = "linear"
-    embedding_dim: Annotated[int, Field(ge=1), About("Width of the embedding z, the head's output.", EMBEDDED)] = 64
+    embedding_dim: Annotated[
+        int, Field(ge=1), About("Width of the embedding z, the head's output.", EMBEDDED, objective=True)
+    ] = 64
     usl_epochs: Annotated[
         int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.")
     ] = 400
@@ -67,7 +72,9 @@ class Settings(BaseModel):
     batch_size: Annotated[
         int,
         Field(ge=2),
-        About("Images per pretraining step; an incomplete last batch of an epoch is left out.", PRETRAINED),
+        About(
+            "Images per pretraining step; an incomplete last batch of an epoch is left out.", PRETRAINED, objective=True
+        ),
     ] = 250
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
@@ -88,6 +95,7 @@ class Settings(BaseModel):
             "Augmentation strength s: 0 is no augmentation, 1 SimCLR's published policy (for ImageNet).",
             PRETRAINED,
             "Augmentation",
+            objective=True,
         ),
     ] = 0.5
     policy: Annotated[
@@ -98,6 +106,7 @@ class Settings(BaseModel):
             AUGMENTED,
             "Augmentation",
             composed=True,
+            objective=True,
         ),
     ] = "simclr"
     dataset: Annotated[

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from raysweep import parts
 from raysweep.methods.losses import Temperature, nt_xent
 from raysweep.parts import Chooses, Condition, Metric, Remark, method
 
@@ -32,6 +33,11 @@ Denoising = Annotated[
     Remark(may_be_unused=True),  # so that a sweep of autoencoders may be turned to SimCLR by one flag
 ]
 
+TRAINING = Condition(
+    "`strength` > 0 (at 0 both views are equal), or an `emb_loss` that is not zero for equal views",
+    lambda s: s.strength > 0 or not parts.loss[s.emb_loss].traits["zero_on_equal_views"],
+)
+
 
 @method(views=1, layerwise=True, metrics={"pretrain/rec_loss": REC_LOSS})
 def ae_single(encoder: Any, *, denoising: Denoising = False) -> nn.Module:
@@ -46,7 +52,7 @@ def ae_parallel(
     encoder: Any,
     *,
     denoising: Denoising = False,
-    alpha: Annotated[float, Field(ge=0), "Weight α of the embedding loss between the two views."] = 0.1,
+    alpha: Annotated[float, Field(ge=0), "Weight α of the embedding loss between the two views.", TRAINING] = 0.1,
     emb_loss: Annotated[
         str,
         Chooses("loss"),

@@ -122,7 +122,8 @@ class Store:
         if not path.is_file():
             what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
             raise InputError(f"{place}: no sweep lies there ({what})")
-        return store, with_proposals(store.root, build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
+        sweep = build(read(path), {}, f"{place}/sweep.yaml", recorded=True)
+        return store, with_proposals(store.root, sweep)
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> Store:
         """Create the results directory and write `sweep.yaml`, with the protocol version in the record `made_by`.

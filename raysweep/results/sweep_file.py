@@ -93,7 +93,7 @@ def with_proposals(root: Path, sweep: Sweep) -> Sweep:
         InputError: A point does not belong to the sweep, for example because `sweep.yaml` was edited by hand.
     """
     for number, point in enumerate(read_proposals(root) if sweep.tune.searcher != "none" else []):
-        grown = propose(sweep, point)
+        grown = propose(sweep, point, strict=False)
         if grown is None:
             path = root / PROPOSALS
             raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")

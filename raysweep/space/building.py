@@ -22,6 +22,7 @@ from raysweep.space.checking import (
     check_meant,
     check_metric,
     check_name,
+    check_objective,
     check_scheduler,
     check_searcher,
     check_workers,
@@ -37,13 +38,15 @@ RECORDS = ("made_by", "changed_by")
 """Keys that a results directory's `sweep.yaml` has in addition to the search space."""
 
 
-def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
+def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str, *, recorded: bool = False) -> Sweep:
     """Check a search space and expand it.
 
     Args:
         raw: The file's content.
         overrides: Settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
         where: The start of every message.
+        recorded: Whether a results directory holds this sweep. Then it was found to be meaningful when it was begun,
+            perhaps by an older version that refused less, and this is not checked again.
 
     Raises:
         InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
@@ -101,9 +104,11 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     if tune.searcher != "none":
         check_searcher(tune, search, where)
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
-    examples = tuple(expand(resolved, search, samples, baseline, where))
-    changed = [key for key in base if getattr(resolved, key) != default_of(key)]
-    check_meant([*overrides, *changed], examples, where)
+    examples = tuple(expand(resolved, search, samples, baseline, where, strict=not recorded))
+    if not recorded:
+        changed = [key for key in base if getattr(resolved, key) != default_of(key)]
+        check_meant([*overrides, *changed], examples, where)
+        check_objective(tune.metric, search, where)
     check_workers(resources, examples, where)
     trials = examples
     if tune.searcher != "none":  # if all points share one random encoder, it is known before any point is proposed

@@ -20,11 +20,11 @@ MAX_TRIALS = 100_000
 MAX_NAME = 160  # characters; file systems allow 255 bytes, and a checkpoint's path adds to the name
 
 
-def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
+def propose(sweep: Sweep, point: Proposal, strict: bool = True) -> Sweep | None:
     """Add one point to a sweep: its trials, one per seed, and any new baselines.
 
-    Returns None if the point adds nothing: it is not in the search space, it was proposed before, or one of its
-    settings has no effect.
+    Returns None if the point adds nothing: it is not in the search space, it was proposed before, or, if `strict`, one
+    of its settings has no effect.
     """
     if not 0 <= point.space < len(sweep.search):
         return None
@@ -34,7 +34,7 @@ def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
     base = make_settings(sweep.base, sweep.name)
     values = {name: point.values[name] for name in searched}
     try:
-        new = [make_trial(base, {**values, "seed": seed}, sweep.name) for seed in sweep.seeds]
+        new = [make_trial(base, {**values, "seed": seed}, sweep.name, strict) for seed in sweep.seeds]
     except InputError:
         return None
     if new[0].point in sweep.proposed:
@@ -81,11 +81,17 @@ def draw(name: str, distribution: str, values: list[Any], sample: int) -> Any:
 
 
 def expand(
-    base: Settings, search: tuple[Mapping[str, Mapping[str, Any]], ...], samples: int, baseline: bool, where: str
+    base: Settings,
+    search: tuple[Mapping[str, Mapping[str, Any]], ...],
+    samples: int,
+    baseline: bool,
+    where: str,
+    strict: bool = True,
 ) -> Iterator[Trial]:
     """Yield all trials: the baselines first, then point by point, with the seeds of a point next to each other.
 
-    A trial that occurs in several sub-spaces is yielded once.
+    A trial that occurs in several sub-spaces is yielded once. If `strict`, every searched setting must have an effect,
+    and no two trials may compute the same.
     """
     trials: list[Trial] = []
     seen: dict[Settings, str] = {}  # keyed without settings that have no effect, so that equal computations match
@@ -108,11 +114,11 @@ def expand(
                 axes.append(values if distribution == "grid" else [draw(name, distribution, values, sample)])
             for combination in itertools.product(*axes):
                 varied = dict(zip(names, combination, strict=True))
-                trial = make_trial(base, varied, where)
+                trial = make_trial(base, varied, where, strict)
                 key = canonical(trial.settings)
                 if seen.get(key) == trial.name:  # a choice was drawn again, or sub-spaces overlap
                     continue
-                if key in seen:
+                if strict and key in seen:
                     raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
                 seen[key] = trial.name
                 trials.append(trial)
@@ -132,12 +138,12 @@ def canonical(settings: Settings) -> Settings:
     return settings.model_copy(update={**update, "probe_dataset": settings.evaluated_dataset})
 
 
-def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
-    """Make the trial with `varied` over `base`; every searched setting must have an effect in it."""
+def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool = True) -> Trial:
+    """Make the trial with `varied` over `base`; if `strict`, every searched setting must have an effect in it."""
     settings = make_settings({**base.model_dump(), **varied}, where)
     varied = {**{name: value for name, value in varied.items() if name != "seed"}, "seed": settings.seed}
     for name in varied:
-        if not has_effect(name, settings):
+        if strict and not has_effect(name, settings):
             needs = "usl_epochs > 0" if not settings.usl_epochs else about(name).effect.words.replace("`", "")
             raise InputError(
                 f"{where}: search.{name}: has no effect in {trial_name(varied)} (usl_type: {settings.usl_type}, "

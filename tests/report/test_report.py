@@ -375,13 +375,13 @@ def test_no_difference_is_said_where_the_interval_holds_zero(tmp_path):
 def test_less_is_better_in_mode_min(tmp_path):
     raw = {
         "name": "a",
-        "search": {"alpha": [0.1, 1, 10], "seed": [0, 1]},
+        "search": {"usl_lr": [0.1, 1, 10], "seed": [0, 1]},
         "tune": {"metric": "pretrain/loss", "mode": "min"},
     }
-    effects = {"alpha=0.1": 0.5, "alpha=1.0": 0.4, "alpha=10.0": 0.6}
+    effects = {"usl_lr=0.1": 0.5, "usl_lr=1.0": 0.4, "usl_lr=10.0": 0.6}
     sentences = words(tmp_path, raw, made_up(effects, metric="pretrain/loss"))
-    assert "the best point, alpha=1.0 (by mean pretrain/loss)," in sentences[0].lower()
-    assert "the second, alpha=0.1," in sentences[0]
+    assert "the best point, usl_lr=1.0 (by mean pretrain/loss)," in sentences[0].lower()
+    assert "the second, usl_lr=0.1," in sentences[0]
     assert "-0.1" in sentences[0], "the difference of the test score stays first minus second"
 
 

@@ -493,6 +493,76 @@ def test_an_optional_number_is_swept_with_none_and_with_a_range():
         build({"search": {"strength": [0, 1], "color_strength": [1, 2]}})
 
 
+LOSS = {"metric": "pretrain/loss"}
+
+
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [
+        ({"alpha": [0.1, 1]}, "alpha"),
+        ({"usl_lr": [1e-3, 1e-4], "emb_loss": ["mse", "l1"]}, "emb_loss"),
+        ({"emb_loss": ["hinge"], "hinge_m": {"uniform": [1, 2]}}, "hinge_m"),
+        ({"usl_type": ["simclr"], "temperature": [0.1, 0.5]}, "temperature"),
+        ({"denoising": [False, True]}, "denoising"),
+        ({"batch_size": [100, 250]}, "batch_size"),
+        ({"layerwise": ["none", "random"]}, "layerwise"),
+        ({"strength": [0.5, 1]}, "strength"),
+        ({"crop_strength": [None, 1]}, "crop_strength"),
+        ([{"usl_type": ["simclr"]}, {"usl_type": ["ae_parallel"]}], "usl_type"),
+        ([{"seed": [0]}, {"alpha": [1], "seed": [0]}], "alpha"),
+    ],
+    ids=str,
+)
+def test_points_with_other_objectives_are_not_compared_by_their_loss(search, name):
+    words = f"tune.metric: pretrain/loss cannot be compared between points that differ in {name}; choose by online/knn"
+    assert words in refused({"search": search, "tune": LOSS})
+    for tune in ({"scheduler": "asha"}, {"metric": "linear/val_accuracy"}, {"metric": "pretrain/rankme"}):
+        if "layerwise" not in search:  # a scheduler refuses it for another reason
+            build({"search": search, "base": {"probe_every": 1}, "tune": tune})
+
+
+def test_points_with_one_objective_may_be_compared_by_its_losses():
+    search = {"usl_lr": {"loguniform": [1e-5, 1e-3]}, "usl_epochs": [20, 30], "alpha": [3], "encoder": ["conv6"]}
+    for metric in ("pretrain/loss", "pretrain/emb_loss", "pretrain/rec_loss"):
+        build({"search": search, "tune": {"metric": metric}})
+        assert f"{metric} cannot be compared" in refused({"search": {"alpha": [1, 2]}, "tune": {"metric": metric}})
+
+
+def test_alpha_of_a_loss_that_is_zero_for_equal_views_needs_augmentation():
+    still = {"strength": 0}
+    for loss in ("mse", "l1"):
+        message = refused({"base": {**still, "emb_loss": loss}, "search": {"alpha": [0.1, 1]}})
+        for words in ("search.alpha: has no effect", "strength > 0 (at 0 both views are equal)", "not zero for equal"):
+            assert words in message
+        build({"base": {"emb_loss": loss, "strength": 0.1}, "search": {"alpha": [0.1, 1]}})
+        assert not has_effect("alpha", Settings(strength=0, emb_loss=loss))
+    for loss in ("simclr", "barlow", "hinge"):
+        build({"base": {**still, "emb_loss": loss}, "search": {"alpha": [0.1, 1]}})
+        assert has_effect("alpha", Settings(strength=0, emb_loss=loss))
+    assert "search.alpha: has no effect in strength=0.0," in refused({"search": {"strength": [0, 1], "alpha": [1, 2]}})
+    with pytest.raises(InputError, match="alpha: has no effect in any trial"):
+        space.build({}, {"strength": 0, "alpha": 1}, "command line")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"search": {"alpha": [0.1, 1]}, "tune": LOSS},
+        {"search": {"strength": [0, 1], "alpha": [0.1, 1]}},
+        {"base": {"strength": 0, "alpha": 1}, "search": {"seed": [0, 1]}},
+    ],
+    ids=str,
+)
+def test_a_recorded_sweep_is_read_though_it_would_be_refused_now(raw):
+    refused(raw)
+    sweep = space.build({"baseline": True, **raw}, {}, "sweep.yaml", recorded=True)
+    expected = math.prod(map(len, raw["search"].values()))
+    assert sum(not trial.baseline for trial in sweep.trials) == expected
+    assert space.build(sweep.to_dict(), {}, "sweep.yaml", recorded=True).trials == sweep.trials
+    with pytest.raises(InputError, match="unknown setting"):
+        space.build({"search": {"alhpa": [1]}}, {}, "sweep.yaml", recorded=True)
+
+
 def test_a_bank_that_reads_the_embedding_makes_its_width_the_random_encoders_too():
     bank = {"probe_grid": "{layer: [trunk, embedding]}", "embedding_dim": 128}
     random, trained = build({"base": bank, "baseline": True}).trials
