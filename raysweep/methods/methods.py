@@ -33,9 +33,14 @@ Denoising = Annotated[
     Remark(may_be_unused=True),  # so that a sweep of autoencoders may be turned to SimCLR by one flag
 ]
 
+
+def can_act(settings: Any) -> bool:
+    """Whether the embedding loss can differ from zero. At strength 0 it cannot if it is zero for equal views."""
+    return settings.strength > 0 or not parts.loss[settings.emb_loss].traits["zero_on_equal_views"]
+
+
 TRAINING = Condition(
-    "`strength` > 0 (at 0 both views are equal), or an `emb_loss` that is not zero for equal views",
-    lambda s: s.strength > 0 or not parts.loss[s.emb_loss].traits["zero_on_equal_views"],
+    "`strength` > 0 (at 0 both views are equal), or an `emb_loss` that is not zero for equal views", can_act
 )
 
 

@@ -304,6 +304,10 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
     assert {(config.denoising, config.emb_loss) for config in trials["parallel"]} == set(
         itertools.product((False, True), losses)
     )
+    alphas = {loss: {config.alpha for config in trials["parallel"] if config.emb_loss == loss} for loss in losses}
+    assert {len(values) for values in alphas.values()} == {3}
+    assert max(alphas["barlow"]) < max(alphas["simclr"]) < max(alphas["mse"]), "the scales of the losses differ"
+    assert len(sweeps["parallel"].trials) == 93
     assert {config.usl_type for config in trials["simclr"]} == {"simclr"}
     five = {(kind, denoising) for kind in ("ae_single", "ae_parallel") for denoising in (False, True)}
     assert {(config.usl_type, config.denoising) for config in trials["methods"]} == five | {("simclr", False)}
