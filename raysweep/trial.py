@@ -101,7 +101,7 @@ def run_trial(
         try:
             data = select_data(trial.settings, datasets)
             run = TrialRun(trial, data, directory, attempt, gpu, caught, context)
-            end = run.run(checkpoint_seconds, collapse, report, stop, saved)
+            end = run.run(checkpoint_seconds, None if trial.baseline else collapse, report, stop, saved)
         except Exception:
             note_traceback(directory)
             raise
@@ -144,12 +144,13 @@ def follow_trial(
     if not context.meet():
         return
     with fixed_threads(threads), kept_memory(), suppress(Diverged):  # the main process reports it
-        images = select_data(settings, datasets).pretrain
+        data = select_data(settings, datasets)
         device = device_of(gpu)
-        channels, size = images.shape[1:3]
-        state = fresh_state(settings, channels, size, device)
+        channels, size = data.pretrain.shape[1:3]
+        state = fresh_state(settings, channels, size, device, data.classes)
         broadcast_state(state, context)
-        for _ in pretrain(settings, state, resident(images, device), context=context):
+        labels = resident(data.labels, device) if data.labels is not None else None
+        for _ in pretrain(settings, state, resident(data.pretrain, device), context=context, labels=labels):
             pass
 
 
@@ -185,7 +186,8 @@ class TrialRun:
             warnings.warn("resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU", stacklevel=2)
         self.images = resident(data.pretrain, self.device)
         channels, size = data.pretrain.shape[1:3]
-        self.state = fresh_state(trial.settings, channels, size, self.device)
+        self.labels = resident(data.labels, self.device) if data.labels is not None else None
+        self.state = fresh_state(trial.settings, channels, size, self.device, data.classes)
         self.evaluation = Evaluation(
             trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device
         )
@@ -198,6 +200,8 @@ class TrialRun:
         saved = load_checkpoint(directory)
         if saved is not None:
             self._load(saved)
+        elif hasattr(self.state.encoder, "fit"):
+            self.state.encoder.fit(self.images)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
             self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
@@ -259,7 +263,7 @@ class TrialRun:
         """The rest of the trial. It may be saved wherever this yields. None is in the middle of an epoch."""
         settings, state = self.settings, self.state
         total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
-        with closing(pretrain(settings, state, self.images, pause, self.context)) as epochs:
+        with closing(pretrain(settings, state, self.images, pause, self.context, self.labels)) as epochs:
             for metrics in epochs:
                 if metrics is None:
                     yield None

@@ -1,6 +1,7 @@
 """The table of methods. A method is added here, as a function that builds the module that is trained.
 
-The module has what `raysweep.methods.method.Method` lists. The built-in methods are one objective with different terms:
+The module has what `raysweep.methods.method.Method` lists. The self-supervised built-in methods are one objective with
+different terms:
 
     L = Σ_v rec(decoder(z_v), target_v) + α · E(z_1, z_2)
 
@@ -67,3 +68,11 @@ def simclr(encoder: Any, *, temperature: Temperature = 0.5) -> nn.Module:
     from raysweep.methods.method import ReconstructionAndEmbedding
 
     return ReconstructionAndEmbedding(encoder, views=2, loss=partial(nt_xent, temperature=temperature))
+
+
+@method(views=1, reads_labels=True)
+def supervised(encoder: Any, classes: int) -> nn.Module:
+    """Training with labels: the cross-entropy of a linear classifier on the features. The head is not trained."""
+    from raysweep.methods.supervised import Supervised
+
+    return Supervised(encoder, classes)

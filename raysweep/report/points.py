@@ -14,7 +14,7 @@ from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
 from raysweep.results.result import Result, complete_protocol, protocol_difference
-from raysweep.space import Sweep, Trial, canonical, make_baseline
+from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, canonical, control_settings, make_control
 
 CONFIDENCE = 0.95
 PERCENT = f"{CONFIDENCE * 100:.0f} %"
@@ -48,15 +48,26 @@ class Point:
     """The trials of one point, which differ in their seed only."""
 
     name: str
-    baseline: bool
+    control: str
+    """The control that it is, such as `random`; empty for a point of the search."""
     varied: Mapping[str, Any]
     by_seed: Mapping[int, Result]
-    random_by_seed: Mapping[int, Result]
-    """The random encoder's results under the same evaluation; empty without baseline."""
+    controls: Mapping[str, Mapping[int, Result]] = field(default_factory=dict)
+    """For each control that has results under the same evaluation, its results by seed. Empty for a control."""
     settings: Settings = field(default_factory=Settings)
     """Of its first seed."""
     sweep: str = ""
     """The sweep it is of, where several are compared."""
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is a control."""
+        return bool(self.control)
+
+    @property
+    def random_by_seed(self) -> Mapping[int, Result]:
+        """The random encoder's results under the same evaluation; empty without them."""
+        return self.controls.get(RANDOM, {})
 
     @property
     def title(self) -> str:
@@ -76,9 +87,9 @@ class Point:
         """The metric of every seed that has it."""
         return list(self.scores(metric).values())
 
-    def differences(self, metric: str) -> list[float]:
-        """This point minus the random encoder, seed by seed."""
-        return differences(self.scores(metric), metric_by_seed(self.random_by_seed, metric))
+    def differences(self, metric: str, control: str = RANDOM) -> list[float]:
+        """This point minus a control, seed by seed."""
+        return differences(self.scores(metric), metric_by_seed(self.controls.get(control, {}), metric))
 
 
 def metric_by_seed(results: Mapping[int, Result], metric: str) -> dict[int, float]:
@@ -176,19 +187,31 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
             trials.setdefault(trial.point, []).append(trial)
     points = []
     for name, members in trials.items():
-        randoms = {} if members[0].baseline else {trial.settings.seed: make_baseline(trial).name for trial in members}
         points.append(
             Point(
                 name=name,
-                baseline=members[0].baseline,
+                control=members[0].control,
                 varied={key: value for key, value in members[0].varied.items() if key != "seed"},
                 by_seed={trial.settings.seed: finished[trial.name] for trial in members},
-                random_by_seed={seed: finished[random] for seed, random in randoms.items() if random in finished},
+                controls={} if members[0].baseline else controls_of(members, sweep.baseline, finished),
                 settings=members[0].settings,
                 sweep=label,
             )
         )
     return points
+
+
+def controls_of(
+    members: Sequence[Trial], controls: Iterable[str], finished: Mapping[str, Result]
+) -> dict[str, dict[int, Result]]:
+    """The finished results of a point's controls, by control and seed; controls without any are absent."""
+    found: dict[str, dict[int, Result]] = {}
+    for control in controls:
+        for trial in members:
+            made = make_control(trial, control)
+            if made is not None and made.name in finished:
+                found.setdefault(control, {})[trial.settings.seed] = finished[made.name]
+    return found
 
 
 def experiment_key(settings: Settings) -> tuple[Any, ...]:
@@ -198,32 +221,37 @@ def experiment_key(settings: Settings) -> tuple[Any, ...]:
 
 
 def lend_baselines(points: Sequence[Point]) -> list[Point]:
-    """The points of several sweeps. A point whose sweep has no random encoder for a seed borrows it from another sweep.
+    """The points of several sweeps. A point whose sweep lacks a control for a seed borrows it from another sweep.
 
-    The two random encoders must be the same: equal in the seed and in every setting that has an effect on them and on
-    their evaluation.
+    The two controls must be the same: equal in the seed and in every setting that has an effect on them and on their
+    evaluation.
     """
-    baselines = {
-        experiment_key(point.settings.model_copy(update={"seed": seed})): result
+    lent = {
+        (point.control, experiment_key(point.settings.model_copy(update={"seed": seed}))): result
         for point in points
         if point.baseline
         for seed, result in point.by_seed.items()
     }
+    available = {control for control, _ in lent}
     complete = []
     for point in points:
         if not point.baseline:
-            wanted = {
-                seed: experiment_key(point.settings.model_copy(update={"usl_epochs": 0, "seed": seed}))
-                for seed in point.by_seed
-            }
-            borrowed = {seed: baselines[key] for seed, key in wanted.items() if key in baselines}
-            point = replace(point, random_by_seed={**borrowed, **point.random_by_seed})
+            controls: dict[str, Mapping[int, Result]] = {}
+            for control in (name for name in CONTROLS if name in available or name in point.controls):
+                borrowed = {}
+                for seed in point.by_seed:
+                    settings = control_settings(point.settings.model_copy(update={"seed": seed}), control)
+                    result = None if settings is None else lent.get((control, experiment_key(settings)))
+                    if result is not None:
+                        borrowed[seed] = result
+                controls[control] = {**borrowed, **point.controls.get(control, {})}
+            point = replace(point, controls={name: results for name, results in controls.items() if results})
         complete.append(point)
     return complete
 
 
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
-    """The points, baselines aside, best mean of the metric first: a list for each protocol, in the order of the points.
+    """The points, controls aside, best mean of the metric first: a list for each protocol, in the order of the points.
 
     Scores of different protocols are not comparable, so a sweep that varies the evaluation has several best points.
     Empty without a metric.

@@ -45,7 +45,7 @@ def conclusions(points: Sequence[Point], metric: str | None, mode: str, scores: 
             pairs = {s: compare(best.scores(s), metric_by_seed(best.random_by_seed, s), m) for s in names}
             texts += sentences(chosen, "the random encoder", pairs, "comparison")
         else:
-            texts.append("There is no baseline to compare with; add `--set baseline=true`.")
+            texts.append("There is no random encoder to compare with; add `--set baseline=true`.")
     return texts
 
 

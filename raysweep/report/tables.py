@@ -30,7 +30,7 @@ from raysweep.report.points import (
 from raysweep.report.sentences import METHOD
 from raysweep.results.result import Result, attempts
 from raysweep.results.store import Store
-from raysweep.space import Sweep
+from raysweep.space import RANDOM, Sweep
 
 MOST_PAIRED = 50
 """Of more points than this, only the pairs with the best one are written down."""
@@ -274,8 +274,8 @@ def overview(report: Report) -> list[str]:
         for name, by_sweep in differing(report).items()
     ]
     differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in report.members)], rows)]
-    with_baseline = {(point.sweep, seed) for point in report.points if point.baseline for seed in point.by_seed}
-    lent = {p.sweep for p in report.points for seed in p.random_by_seed if (p.sweep, seed) not in with_baseline}
+    own = {(point.sweep, seed) for point in report.points if point.control == RANDOM for seed in point.by_seed}
+    lent = {p.sweep for p in report.points for seed in p.random_by_seed if (p.sweep, seed) not in own}
     borrowed = [
         f"{name} is compared with the random encoder of another sweep, which is the same one: equal in seed and in "
         "every setting that has an effect on it."

@@ -150,7 +150,7 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
             raise InputError(f"{where}: tune.{name}: has no effect with {who}; it needs {' or '.join(scheduler)}")
     if tune.scheduler == "fifo":
         return
-    pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs]
+    pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs and not trial.baseline]
     if not pretrained:
         raise InputError(f"{where}: {who} stops trials while they pretrain, and with usl_epochs: 0 none does")
     metric, settings = sweep.stop_metric, pretrained[0].settings

@@ -25,6 +25,7 @@ def pretrain(
     images: Tensor,
     pause: Callable[[], bool] = lambda: False,
     context: DistributedContext = SINGLE_PROCESS,
+    labels: Tensor | None = None,
 ) -> Generator[dict[str, float] | None]:
     """Train `state` to its last epoch; yield the metrics of each epoch after it.
 
@@ -38,6 +39,7 @@ def pretrain(
         pause: Called after each step except the last one of an epoch; if it returns True, None is yielded.
         context: The processes that train together, each on its rows of every batch. All of them yield at the same
             places. When the generator of the main process is closed, the generators of the others end too.
+        labels: (N,) int64 on the same device, for a method that reads them.
 
     Raises:
         Diverged: The loss or a weight is NaN or infinite; the message names the epoch.
@@ -69,6 +71,7 @@ def pretrain(
                 index = index[shard.start : shard.end]
             batch = images.index_select(0, index)  # images[index] is 20 times slower for uint8 on a CPU
             clean = to_float(batch) if reads_clean else batch
+            targets = () if labels is None else (labels.index_select(0, index),)
             copies = batch.repeat(settings.views, 1, 1, 1)
             part = shard.views(settings.views) if shard is not None else None
             views = augment(copies, settings, state.generator, part)
@@ -78,7 +81,7 @@ def pretrain(
             elif settings.layerwise == "random":
                 block = int(torch.randint(blocks, (), generator=state.generator))
             with autocast_for(settings, views):
-                losses: Losses = networks[block](views, clean)
+                losses: Losses = networks[block](views, clean, *targets)
             state.optimizers[block].zero_grad()
             context.backward(losses.total)
             state.optimizers[block].step()

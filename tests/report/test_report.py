@@ -414,12 +414,12 @@ def test_what_nothing_can_be_said_about(tmp_path, seeds, scores, expected):
     sentences = words(tmp_path, raw, metrics)
     assert expected in sentences[0]
     assert "[" not in sentences[0], "no interval is printed"
-    assert sentences[1] == "There is no baseline to compare with; add `--set baseline=true`."
+    assert sentences[1] == "There is no random encoder to compare with; add `--set baseline=true`."
 
 
 def test_a_single_point_and_a_tie_are_named_as_such(tmp_path):
     alone = words(tmp_path, {"name": "a"}, lambda trial: {"linear/val_accuracy": 0.5, "linear/test_accuracy": 0.5})
-    assert alone == ["There is no baseline to compare with; add `--set baseline=true`."]
+    assert alone == ["There is no random encoder to compare with; add `--set baseline=true`."]
     raw = {"name": "b", "search": {"alpha": [1, 0.1], "seed": [0, 1]}}
     tied = words(tmp_path, raw, made_up({"alpha=1.0": 0.5, "alpha=0.1": 0.5}))
     assert "the second, alpha=0.1 (equal by that metric)," in tied[0]
