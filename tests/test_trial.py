@@ -124,6 +124,8 @@ CUT = {
     "greedy": {"usl_type": "ae_parallel", "layerwise": "greedy", "usl_epochs": 1},
     "random": {"usl_type": "simclr", "layerwise": "random", "usl_epochs": 1, "per_layer": True},
     "batch norm": {"usl_type": "simclr", "encoder": "resnet18", "usl_epochs": 2, "le_epochs": 6},
+    "with labels": {"usl_type": "supervised", "probe_every": 2},
+    "pca": {"encoder": "pca", "usl_epochs": 0, "le_epochs": 30},
 }
 
 

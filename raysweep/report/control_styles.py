@@ -16,7 +16,7 @@ DASH_LENGTHS = {"random": 4.0, "pixels": 1.5, "pca": 8.0, "supervised": 14.0}
 """In the comparison of several sweeps, the length of a dash, which alternates with dashes of the other sweeps."""
 BAR_DASHES: dict[str, Any] = {"random": "-", "pixels": ":", "pca": (0, (3, 1)), "supervised": (0, (1, 1, 3, 1))}
 """The line style on a colour bar, which is narrow."""
-BAR_WORDS = {"random": "line", "pixels": "dotted line", "pca": "dashed line", "supervised": "dash-dotted line"}
+BAR_WORDS = {"random": "line on the bar", "pixels": "dotted", "pca": "dashed", "supervised": "dash-dotted"}
 """The same in words."""
 
 

@@ -87,7 +87,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
                 bar.ax.axhline(value, color="white", linewidth=4)
                 bar.ax.axhline(value, color="black", linestyle=BAR_DASHES[control], linewidth=2, gid=control)
             numbers = [f"{min(values):.4f} to {max(values):.4f}"] if len(values) > 3 else [f"{v:.4f}" for v in values]
-            shown += f"\n{label_of(control)} ({BAR_WORDS[control]} on the bar): {', '.join(numbers)}"
+            shown += f"\n{label_of(control)} ({BAR_WORDS[control]}): {', '.join(numbers)}"
         axes.set_title(title(score) + shown, fontsize=10)
     several = any(len(point.by_seed) > 1 for point in trained)
     half = f" (± half of its {PERCENT} interval)" if several else ""
