@@ -10,7 +10,7 @@ from raysweep.space import CONTROLS, RANDOM
 
 DASHES: dict[str, Any] = {"random": "--", "pixels": ":", "pca": "-.", "supervised": (0, (8, 2))}
 """The line style of each control."""
-GREYS = {"random": "0.4", "pixels": "#8c6d31", "pca": "#7b4173", "supervised": "#4f6b2a"}
+TINTS = {"random": "0.4", "pixels": "#8c6d31", "pca": "#7b4173", "supervised": "#4f6b2a"}
 """Its colour: muted, because a control is the background of the points."""
 DASH_LENGTHS = {"random": 4.0, "pixels": 1.5, "pca": 8.0, "supervised": 14.0}
 """In the comparison of several sweeps, the length of a dash, which alternates with dashes of the other sweeps."""

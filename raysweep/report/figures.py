@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep import parts
-from raysweep.report.control_styles import DASH_LENGTHS, DASHES, GREYS, in_order, label_of
+from raysweep.report.control_styles import DASH_LENGTHS, DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, label_powers_of_ten, own_style, wrapped
 from raysweep.report.heatmaps import MOST_ROWS, axis_label, headed, is_numeric, seeds, title
 from raysweep.report.points import PERCENT, Point, block_scores, estimate, mean_of, rank_points, shown_scores
@@ -66,9 +66,9 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             own_colour = len(lines) > 1 and of_line is not None and point.varied
             if name not in point.varied:
                 draw_baseline(
-                    axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else GREYS[point.control]
+                    axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else TINTS[point.control]
                 )
-        swept_baselines = [point for point in baselines if name in point.varied]
+        swept_baselines = [p for p in baselines if name in p.varied and p.varied[name] in values]
         controls = dict.fromkeys(point.control for point in swept_baselines)
         for control, line in itertools.product(controls, lines.values()):
             matching = [p for p in swept_baselines if p.control == control and belongs(p, line[0], name)]
@@ -80,7 +80,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
                 y,
                 "s",
                 linestyle=DASHES[control],
-                color=GREYS[control],
+                color=TINTS[control],
                 markersize=4,
                 linewidth=1,
                 label=label_of(control),
@@ -116,7 +116,7 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
             draw_blocks(axes, point, step, COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)], dashes)
         for position, point in enumerate(in_order(point for point in panel if point.baseline), len(lines)):
             step = 0.03 * (position - len(lines) / 2)
-            draw_blocks(axes, point, step, GREYS[point.control], "*", DASHES[point.control])
+            draw_blocks(axes, point, step, TINTS[point.control], "*", DASHES[point.control])
         axes.set_xticks(range(1, parts.most_blocks() + 1))
         axes.set_xlabel("block")
         axes.set_ylabel("linear test accuracy")

@@ -1,16 +1,21 @@
 """Training with labels: its loss, its shares in several processes, and what it learns."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from raysweep import space
+from raysweep.backends.ray.schedulers import EPOCH, make_scheduler
+from raysweep.config import Collapse
 from raysweep.models.building import seeded
 from raysweep.randomness import generator
 from raysweep.training.distributed import BatchShard
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
 from tests.support.networks import make_encoder
-from tests.support.trials import DATASETS, trial_of
+from tests.support.trials import DATASETS, TINY, run, trial_of
 
 DATA = DATASETS["digits", 8, None]
 CPU = torch.device("cpu")
@@ -67,3 +72,21 @@ def test_the_shares_of_several_processes_add_up_to_the_loss():
         shares.append(state.method(views[start:end], views[start:end], labels[start:end]).total)
     torch.testing.assert_close(sum(shares), whole)
     torch.testing.assert_close(whole, F.cross_entropy(state.method.classifier(state.encoder(views)), labels))
+
+
+def test_the_control_is_stopped_by_no_rule(tmp_path):
+    tune = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    sweep = space.build({"base": TINY, "search": {"alpha": [0.1, 1]}, "tune": tune, "baseline": "supervised"}, {}, "x")
+    control, *points = sweep.trials
+    never = Collapse(1, rankme=1e9, std=1e9)
+    assert run(tmp_path / "point", points[0], collapse=never).status == "stopped"
+    assert run(tmp_path / "control", control, collapse=never).status == "finished"
+    scheduler = make_scheduler(sweep)
+
+    def decision(trial, score):
+        report = {EPOCH: 1, sweep.stop_metric: score}
+        return scheduler.on_trial_result(None, SimpleNamespace(config={"trial": trial}), report)
+
+    assert [decision(point, score) for point, score in zip(points, (0.9, 0.1), strict=True)] == ["CONTINUE", "STOP"]
+    assert decision(control, 0.0) == "CONTINUE"
+    assert control.name not in scheduler.newest
