@@ -75,7 +75,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "resumed": {"base": BASE, "search": {"alpha": [0.1], "seed": [0]}, "baseline": True},
     "asha": {
         "base": {**BASE, "usl_epochs": 4},
-        "search": {"alpha": [0.01, 100, 10000], "seed": [0]},
+        "search": {"usl_lr": [1e-3, 1e-5, 1e-6], "seed": [0]},
         "tune": {
             "scheduler": "asha",
             "metric": "pretrain/loss",

@@ -23,7 +23,7 @@ base:                       # any setting below; the others keep their defaults
 search:                     # the settings to vary
   alpha: {grid: [1.0e-5, 1.0e-3, 0.1, 10]}
   seed: {grid: [0, 1, 2]}
-baseline: true              # adds the random encoder (usl_epochs: 0) for each seed
+baseline: true              # adds the random encoder for each seed; see "Controls"
 tune: {max_failures: 3}
 resources: {cpu: 1, gpu: 0} # of each trial; for GPUs and several processes see docs/nodes.md
 ```
@@ -53,14 +53,43 @@ search:
   - {usl_type: ae_parallel, alpha: [0.01, 0.1, 1], seed: [0, 1, 2]}
 ```
 
+## Controls
+
+`baseline` lists the controls: trials that show what a score is worth. `true` means `[random]`, and `false`, the
+default, means none. A single name is allowed too. On the command line, write `--set 'baseline=[random,pixels]'`.
+
+| control | what the probes read |
+| --- | --- |
+| `random` | the encoder with its initial weights (`usl_epochs: 0`) |
+| `pixels` | the pixels of the image (`encoder: pixels`) |
+| `pca` | `embedding_dim` principal components of the pixels, fitted on the pretraining images (`encoder: pca`) |
+| `supervised` | the encoder, trained with the labels of `dataset` (`usl_type: supervised`) |
+
+There is one control of a kind for each seed and each evaluation in the search: `pca,seed=0`, or `pca,knn_k=5,seed=0`
+if the search varies `knn_k`. A control has the evaluation settings of the points, so its scores can be compared with
+theirs. In `pixels` and `pca`, every `probe_layer` is the pixels or the components. Controls never count as the best
+point, and no scheduler stops them.
+
+`supervised` minimises the cross-entropy of a linear classifier on the features. It trains for the same `usl_epochs`,
+with the same batch size, learning rate and optimiser, end to end also in layer-wise sweeps. It does not train the
+head, so its embedding is a random projection of its features. It sees the images without augmentation, so a sweep of
+`strength` has one supervised control. To train with labels on augmented images, search `usl_type: supervised`. A
+dataset with pretraining images that lack labels is refused.
+
+A resume with `--set 'baseline=[random,pixels]'` adds these controls to the sweep, and the earlier ones stay.
+
 ## Stopping early, and searching
 
 `tune.scheduler: asha` and `median` stop trials during pretraining. They compare trials at the same epoch by
 `tune.metric`, after each online evaluation. An evaluation must come before the last epoch (`probe_every`), and the
-swept settings must not change the evaluation. The random encoder is not compared or stopped, and no trial stops at
-its last epoch. A stopped trial has the status `stopped`, its last metrics in `results.csv` and no test score. It is
+swept settings must not change the evaluation. Controls are not compared or stopped, and no trial stops at its
+last epoch. A stopped trial has the status `stopped`, its last metrics in `results.csv` and no test score. It is
 in no mean, and a resume does not run it again. A resume reads earlier evaluations from the event files, so it
 compares trials as the uninterrupted sweep would, except trials with a missing evaluation.
+
+`pretrain/loss` and its terms compare only points with one objective and one kind of views. A sweep that varies the
+method, a parameter of a method, loss or policy, `strength`, `policy`, `batch_size`, `embedding_dim` or `layerwise` is
+refused with such a `tune.metric`.
 
 `tune.searcher: optuna` chooses `tune.num_samples` points by Optuna's TPE over `choice`, `uniform`, `loguniform` and
 `randint`. The only grid is `seed`: every point runs with every seed and counts by its final mean of `tune.metric`.

@@ -26,7 +26,7 @@ from raysweep.results.credentials import is_uri
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, candidates, check_writable, shown_place
-from raysweep.results.sweep_file import recorded_datasets, with_proposals
+from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
 from raysweep.space import Sweep
 from raysweep.system.places import settle_ray_directory, shown_path
 
@@ -158,6 +158,7 @@ def resume(
                 store.extend(sweep, preparation.provenance())
             progress.tell(f"{store.place}: all {len(kept)} trials have finished")
             return conclude(store, sweep)
+        check_version(store.root, store.place)
         datasets, words = _prepare(sweep, store, recorded_datasets(store.root), where, progress)
         preparation.check_kept(sweep, kept, datasets)
         if changed:

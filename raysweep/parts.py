@@ -227,21 +227,29 @@ class Table(Mapping[str, Part]):
 watchers: list[Callable[[], None]] = []
 """Called after each declaration."""
 
-encoder = Table("encoder", ("raysweep.models.encoders",), blocks=0, layers=(), batch_norm=False)
+encoder = Table(
+    "encoder", ("raysweep.models.encoders",), blocks=0, layers=(), batch_norm=False, trains=True, takes_dim=False
+)
 """`(channels, image_size, *, …)` gives an `nn.Module`: images (B, C, H, W) in [0, 1] -> features (B, D).
 
 `blocks` is the number of blocks that can be trained one by one, `layers` the names of the layers that probes can read
-beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation."""
+beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation. `trains=False` says that no
+method can train it: every layer that any encoder has, the embedding too, then stands for its features. `takes_dim` says
+that it has `embedding_dim` features; it gets that number as a third positional argument."""
 head = Table("head", ("raysweep.models.heads",))
 """`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim)."""
 policy = Table("policy", ("raysweep.augment.policies",))
 """`(images, strength, generator, part, *, …)` gives views (B, C, H, W) of a batch, the identity at strength 0."""
-loss = Table("loss", ("raysweep.methods.losses",))
-"""`(z1, z2, *, …)` gives a scalar, from the embeddings (B, D) of both views of the whole batch."""
-method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False)
+loss = Table("loss", ("raysweep.methods.losses",), zero_on_equal_views=False)
+"""`(z1, z2, *, …)` gives a scalar, from the embeddings (B, D) of both views of the whole batch.
+
+`zero_on_equal_views` says that the loss is least, and zero, where both views of every image have the same embedding, so
+that it trains nothing without augmentation."""
+method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False, reads_labels=False)
 """`(encoder, *, …)` gives the `nn.Module` that is trained; `raysweep.methods.method.Method` says what it must have.
 
-`views` is the number of views of each image, and `layerwise` says whether it can train an encoder block by block."""
+`views` is the number of views of each image, and `layerwise` says whether it can train an encoder block by block. A
+method with `reads_labels` gets the number of classes as a second positional argument, and the labels of each batch."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 
@@ -329,7 +337,7 @@ def in_use(settings: Settings) -> Iterator[Part]:
     for name in dict.fromkeys((settings.dataset, settings.evaluated_dataset)):
         if name in dataset:  # an image folder is no entry of the table
             yield dataset[name]
-    if settings.usl_epochs > 0 or "embedding" in layers_read(settings):
+    if has_head(settings):
         yield head[settings.head]
     if settings.usl_epochs > 0:
         chosen = method[settings.usl_type]
@@ -339,6 +347,12 @@ def in_use(settings: Settings) -> Iterator[Part]:
                 yield TABLES[parameter.chooses][getattr(settings, parameter.name)]
         if settings.strength > 0:
             yield from (policy[name] for name in settings.policies)
+
+
+def has_head(settings: Settings) -> bool:
+    """Whether the encoder has a projection head that takes part in the experiment."""
+    trains = bool(encoder[settings.encoder].traits["trains"])
+    return trains and (settings.usl_epochs > 0 or "embedding" in layers_read(settings))
 
 
 @lru_cache(maxsize=4096)

@@ -53,7 +53,8 @@ def build(saved: SavedEncoder) -> Any:
 
     # On the meta device nothing is computed or allocated: a damaged size cannot fill the memory.
     with torch.device("meta"):
-        chosen = {**saved.arguments, "encoder": saved.architecture, "embedding_dim": saved.embedding_dim}
+        size = {"embedding_dim": saved.embedding_dim, "usl_epochs": 0}  # some encoders cannot be trained
+        chosen = {**saved.arguments, "encoder": saved.architecture, **size}
         settings = make_settings(chosen, str(saved.file))
         encoder = build_encoder(settings, saved.channels, saved.image_size)
     needed = encoder.state_dict()

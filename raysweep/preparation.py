@@ -15,14 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysweep import __version__, parts, space
 from raysweep.config import Settings, protocol
 from raysweep.errors import InputError
 from raysweep.results.result import Result, protocol_difference
 from raysweep.results.store import check_writable
-from raysweep.space import Sweep
+from raysweep.space import Sweep, Trial
 
 if TYPE_CHECKING:
     from raysweep.data.dataset import Dataset
@@ -64,19 +64,31 @@ def build_sweep(source: Path | Mapping[str, Any] | Sweep | None, overrides: Mapp
 def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
     """Check the datasets of a sweep by the names of their files, before anything heavy is imported.
 
-    With `is_evaluated`, the datasets that trials are evaluated on must have labels.
+    With `is_evaluated`, the datasets must have the labels that trials are evaluated or trained with.
 
     Raises:
         InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
     """
-    from raysweep.data.folders import check_exists
-    from raysweep.data.selection import check_validation
+    from raysweep.data.folders import check_exists, has_labels
+    from raysweep.data.selection import check_validation, reads_labels
 
     for name in dict.fromkeys(trial.settings.dataset for trial in sweep.examples):
         check_exists(name)
+    trained = {trial.settings.dataset: trial for trial in sweep.examples if reads_labels(trial.settings)}
+    for name, trial in trained.items() if is_evaluated else ():
+        if not has_labels(name):
+            refuse_unlabelled(trial)
     for name in dict.fromkeys(trial.settings.evaluated_dataset for trial in sweep.examples):
         check_exists(name, labelled=is_evaluated)
         check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
+
+
+def refuse_unlabelled(trial: Trial) -> NoReturn:
+    """Raise InputError, because a trial needs the labels of all its pretraining images."""
+    key, settings = "baseline" if trial.baseline else "usl_type", trial.settings
+    has_some = settings.dataset in parts.dataset and parts.dataset[settings.dataset].traits["unlabelled"]
+    lacks = "also pretrains on images without labels" if has_some else "has no labels"
+    raise InputError(f"{key}: {settings.usl_type}: dataset {settings.dataset} {lacks}")
 
 
 def check_means(sweep: Sweep, local: bool) -> None:
@@ -104,11 +116,14 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
     Raises:
         InputError: a dataset cannot be loaded, does not fit the settings, or has changed.
     """
-    from raysweep.data.selection import check_data, check_unchanged, select_data
+    from raysweep.data.selection import check_data, check_unchanged, reads_labels, select_data
 
     datasets: Datasets = {}
     for trial in sweep.examples:
-        check_data(trial.settings, select_data(trial.settings, datasets, load=True))
+        data = select_data(trial.settings, datasets, load=True)
+        if reads_labels(trial.settings) and data.labels is None:
+            refuse_unlabelled(trial)
+        check_data(trial.settings, data)
     check_unchanged(datasets, recorded)
     return datasets
 

@@ -14,9 +14,9 @@ import torch
 from raysweep import parts
 from raysweep.augment.operations import to_float
 from raysweep.augment.views import augment
-from raysweep.config import Collapse, Settings, has_effect
+from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, has_effect
 from raysweep.data.selection import Datasets, TrialData, select_data
-from raysweep.errors import Diverged
+from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
 from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.evaluation import Evaluation, fixed_subset
@@ -26,7 +26,6 @@ from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.encoders import encoder_parameters, save_encoder
 from raysweep.results.events import Events, image_grid, projector
-from raysweep.results.older_checkpoints import from_older_version
 from raysweep.results.result import (
     Result,
     check_settings,
@@ -101,7 +100,7 @@ def run_trial(
         try:
             data = select_data(trial.settings, datasets)
             run = TrialRun(trial, data, directory, attempt, gpu, caught, context)
-            end = run.run(checkpoint_seconds, collapse, report, stop, saved)
+            end = run.run(checkpoint_seconds, None if trial.baseline else collapse, report, stop, saved)
         except Exception:
             note_traceback(directory)
             raise
@@ -144,12 +143,13 @@ def follow_trial(
     if not context.meet():
         return
     with fixed_threads(threads), kept_memory(), suppress(Diverged):  # the main process reports it
-        images = select_data(settings, datasets).pretrain
+        data = select_data(settings, datasets)
         device = device_of(gpu)
-        channels, size = images.shape[1:3]
-        state = fresh_state(settings, channels, size, device)
+        channels, size = data.pretrain.shape[1:3]
+        state = fresh_state(settings, channels, size, device, data.classes)
         broadcast_state(state, context)
-        for _ in pretrain(settings, state, resident(images, device), context=context):
+        labels = resident(data.labels, device) if data.labels is not None else None
+        for _ in pretrain(settings, state, resident(data.pretrain, device), context=context, labels=labels):
             pass
 
 
@@ -185,7 +185,8 @@ class TrialRun:
             warnings.warn("resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU", stacklevel=2)
         self.images = resident(data.pretrain, self.device)
         channels, size = data.pretrain.shape[1:3]
-        self.state = fresh_state(trial.settings, channels, size, self.device)
+        self.labels = resident(data.labels, self.device) if data.labels is not None else None
+        self.state = fresh_state(trial.settings, channels, size, self.device, data.classes)
         self.evaluation = Evaluation(
             trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device
         )
@@ -200,6 +201,8 @@ class TrialRun:
         saved = load_checkpoint(directory)
         if saved is not None:
             self._load(saved)
+        elif hasattr(self.state.encoder, "fit"):
+            self.state.encoder.fit(self.images)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
             self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
@@ -261,7 +264,7 @@ class TrialRun:
         """The rest of the trial. It may be saved wherever this yields. None is in the middle of an epoch."""
         settings, state = self.settings, self.state
         total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
-        with closing(pretrain(settings, state, self.images, pause, self.context)) as epochs:
+        with closing(pretrain(settings, state, self.images, pause, self.context, self.labels)) as epochs:
             for metrics in epochs:
                 if metrics is None:
                     yield None
@@ -359,6 +362,7 @@ class TrialRun:
     def _save(self) -> None:
         """Write a checkpoint of everything that a resumed trial needs."""
         content = {
+            "version": PROTOCOL_VERSION,
             "settings": self.settings.model_dump(),
             "state": self.state.state_dict(),
             "collapsed": self.collapsed,
@@ -375,7 +379,11 @@ class TrialRun:
     def _load(self, saved: dict[str, Any]) -> None:
         """Load what `_save` wrote, except the positions of the event files."""
         check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
-        saved = from_older_version(saved, self.settings)
+        if saved.get("version") != PROTOCOL_VERSION:
+            raise InputError(
+                f"the checkpoint in {self.directory} was written by another version of raysweep, whose numbers differ; "
+                "start a new sweep"
+            )
         self.state.load_state_dict(saved["state"])
         self.collapsed, self.losses = saved["collapsed"], saved["losses"]
         self.evaluation.load_state_dict(saved["evaluation"])

@@ -1,14 +1,17 @@
 """Bad input on the command line gives exit status 2 and one line about the fault; nothing starts or is left behind."""
 
+import json
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tests.support import ROOT
+from tests.support.commands import here
 
 TINY = ["--usl_epochs", "1", "--le_epochs", "1", "--batch_size", "4", "--knn_k", "2", "--image_size", "8", "--local"]
 
@@ -228,6 +231,32 @@ def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):
     assert "its images or labels are not those" in again.stderr
     assert again.stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "x" / "seed=1" / "result.json").exists()
+
+
+def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_reported(run_sweep, tmp_path):
+    few = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x"]
+    assert run_sweep(*few, "--set", "seed=[0, 1]").returncode == 0
+    root = tmp_path / "runs" / "x"
+    content = yaml.safe_load((root / "sweep.yaml").read_text())
+    assert content["made_by"].pop("protocol") == 3
+    (root / "sweep.yaml").write_text(yaml.safe_dump(content))
+    for path in root.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["protocol"]["version"] = 1
+        path.write_text(json.dumps(result))
+    finished = run_sweep("--resume", "runs/x", "--local")
+    assert finished.returncode == 0, finished.stderr
+    assert "all 2 trials have finished" in finished.stdout
+    assert here("raysweep", "report", "runs/x", cwd=tmp_path).returncode == 0
+
+    (root / "seed=1" / "result.json").unlink()
+    for more in ([], ["--set", "seed=[0, 1, 2]"]):
+        refused = run_sweep("--resume", "runs/x", "--local", *more)
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1
+        assert "begun with an older version of raysweep, whose numbers differ (protocol 1, now 3)" in refused.stderr
+        assert not (root / "seed=1" / "result.json").exists()
+    assert "1 of 2 trials have not finished" in here("raysweep", "report", "runs/x", cwd=tmp_path).stderr
 
 
 def test_a_results_directory_that_cannot_be_written_to_is_refused(run_sweep, tmp_path):

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
+
 from raysweep.parts import policy
 
 if TYPE_CHECKING:
@@ -30,11 +32,23 @@ def simclr(
     part: BatchPart | None = None,
     *,
     blur: Annotated[bool, "`simclr`: add Gaussian blur, with probability min(s, 1)/2."] = False,
+    flip: Annotated[bool, "`simclr`: mirror left to right, with probability min(s, 1)/2."] = True,
+    crop_strength: Annotated[
+        float | None,
+        Field(ge=0),
+        "`simclr`: strength of the crop's area and aspect ratio; 0 is the whole image, none means `strength`.",
+    ] = None,
+    color_strength: Annotated[
+        float | None,
+        Field(ge=0),
+        "`simclr`: strength of the colour jitter; 0 is neither jitter nor gray, none means `strength`.",
+    ] = None,
 ) -> Tensor:
     """SimCLR's augmentation (Chen et al. 2020, arXiv 2002.05709, Appendix A), scaled.
 
     Strength 1 is the published policy; `draw_simclr` documents other strengths. The published policy for ImageNet has
-    the blur, and the one for CIFAR-10 does not.
+    the blur. The one for CIFAR-10 (Appendix B.9) has no blur and half the colour distortion: `strength` 1 and
+    `color_strength` 0.5. At `strength` 0 the whole policy is off, because all probabilities follow `strength`.
     """
     from raysweep.augment.operations import batch_size_of, select_rows, unchanged
     from raysweep.augment.simclr import apply_simclr, draw_simclr
@@ -42,7 +56,17 @@ def simclr(
     if strength == 0:
         return unchanged(images)
     height, width = images.shape[2:]
-    parameters = draw_simclr(batch_size_of(images, part), height, width, strength, blur, generator)
+    parameters = draw_simclr(
+        batch_size_of(images, part),
+        height,
+        width,
+        strength,
+        blur,
+        generator,
+        flip=flip,
+        crop_strength=crop_strength,
+        color_strength=color_strength,
+    )
     return apply_simclr(images, select_rows(parameters, part))
 
 

@@ -48,46 +48,66 @@ class SimCLRParameters:
 
 
 def draw_simclr(
-    n: int, height: int, width: int, strength: float, blur: bool, generator: torch.Generator
+    n: int,
+    height: int,
+    width: int,
+    strength: float,
+    blur: bool,
+    generator: torch.Generator,
+    *,
+    flip: bool = True,
+    crop_strength: float | None = None,
+    color_strength: float | None = None,
 ) -> SimCLRParameters:
     """Draw the parameters for views of `n` images of `height` × `width` pixels.
 
-    With s = `strength` > 0 and u = min(s, 1):
+    With s = `strength` > 0 and u = min(s, 1), and with c and k, the strengths of crop and colours, which are s where
+    they are None:
 
-    - crop: area U(1 − 0.92u, 1) of the image, aspect ratio log-uniform in [(3/4)^u, (4/3)^u]; the window is found and
-      placed as in torchvision's RandomResizedCrop;
-    - flip with probability u/2;
-    - jitter with probability 0.8u: brightness, contrast and saturation factors U(max(0, 1 − 0.8s), 1 + 0.8s), hue
-      U(−h, h) with h = min(0.2s, 0.5), each image with its own order of the four operations;
+    - crop: area U(1 − 0.92v, 1) of the image, aspect ratio log-uniform in [(3/4)^v, (4/3)^v], v = min(c, 1); the window
+      is found and placed as in torchvision's RandomResizedCrop. With c = 0 it is the whole image;
+    - flip with probability u/2, or never without `flip`;
+    - jitter with probability 0.8u: brightness, contrast and saturation factors U(max(0, 1 − 0.8k), 1 + 0.8k), hue
+      U(−h, h) with h = min(0.2k, 0.5), each image with its own order of the four operations;
     - grayscale with probability 0.2u;
+    - neither jitter nor grayscale with k = 0;
     - blur with probability u/2, or never without `blur`; sigma U(0.1, 2) pixels.
 
-    How much is drawn from `generator` (a CPU generator) depends only on `n`, so runs that differ in strength or blur
-    use the same random numbers.
+    All probabilities follow s, as in the paper, where half the colour distortion halves the ranges alone. So c and k
+    change nothing but the crop and the colours.
+
+    How much is drawn from `generator` (a CPU generator) depends only on `n`, so runs that differ in any of the other
+    arguments use the same random numbers.
     """
     assert strength > 0
+    crop = strength if crop_strength is None else crop_strength
+    color = strength if color_strength is None else color_strength
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=generator).mul_(high - low).add_(low)
 
-    u = min(strength, 1.0)
-    log_ratio = u * math.log(4 / 3)
-    area = uniform(1 - 0.92 * u, 1, CROP_TRIES, n).mul_(height * width)
+    u, v = min(strength, 1.0), min(crop, 1.0)
+    log_ratio = v * math.log(4 / 3)
+    area = uniform(1 - 0.92 * v, 1, CROP_TRIES, n).mul_(height * width)
     ratio = uniform(-log_ratio, log_ratio, CROP_TRIES, n).exp_()
     # float64, because in float32 a product with a number below 1 can round up to the other factor.
     corner = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    top, left, window_height, window_width = place_windows(area, ratio, corner, height, width, math.exp(log_ratio))
+    if crop == 0:  # the windows of `place_windows` are square at aspect ratio 1
+        top, left, window_height, window_width = (torch.full((n,), size) for size in (0, 0, height, width))
+    else:
+        top, left, window_height, window_width = place_windows(area, ratio, corner, height, width, math.exp(log_ratio))
 
-    probabilities = torch.tensor([[u / 2], [0.8 * u], [0.2 * u], [u / 2 if blur else 0.0]])
-    flip, jitter, grayscale, blurred = uniform(0, 1, 4, n) < probabilities
-    brightness, contrast, saturation = uniform(max(0.0, 1 - 0.8 * strength), 1 + 0.8 * strength, 3, n)
-    max_hue = min(0.2 * strength, 0.5)
+    colored = u if color > 0 else 0.0
+    probabilities = torch.tensor([[u / 2 if flip else 0.0], [0.8 * colored], [0.2 * colored], [u / 2 if blur else 0.0]])
+    flipped, jitter, grayscale, blurred = uniform(0, 1, 4, n) < probabilities
+    brightness, contrast, saturation = uniform(max(0.0, 1 - 0.8 * color), 1 + 0.8 * color, 3, n)
+    max_hue = min(0.2 * color, 0.5)
     return SimCLRParameters(
         top=top,
         left=left,
         height=window_height,
         width=window_width,
-        flip=flip,
+        flip=flipped,
         jitter=jitter,
         brightness=brightness,
         contrast=contrast,

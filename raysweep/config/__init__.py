@@ -1,9 +1,17 @@
 """The settings of one trial, its metrics, its evaluation protocol, and the checks of all values."""
 
 from raysweep.config.description import About
-from raysweep.config.metrics import METRICS, Collapse, choices, has_metric, metrics_by_name, online_metrics
+from raysweep.config.metrics import (
+    METRICS,
+    Collapse,
+    choices,
+    has_metric,
+    is_objective,
+    metrics_by_name,
+    online_metrics,
+)
 from raysweep.config.older import with_present_names
-from raysweep.config.protocol import fingerprint, protocol
+from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
 from raysweep.config.settings import (
     EMBEDDING,
     FOLDER,
@@ -24,6 +32,7 @@ __all__ = [
     "FOLDER",
     "METRICS",
     "NUMBER",
+    "PROTOCOL_VERSION",
     "SETTINGS",
     "TRUNK",
     "WHOLE_NUMBER",
@@ -39,6 +48,7 @@ __all__ = [
     "has_effect",
     "has_metric",
     "is_number",
+    "is_objective",
     "make_settings",
     "metrics_by_name",
     "online_metrics",

@@ -9,6 +9,8 @@ PRETRAINED = Condition("`usl_epochs` > 0", lambda s: s.usl_epochs > 0)
 AUGMENTED = Condition("`strength` > 0", lambda s: s.strength > 0 and s.usl_epochs > 0)
 VALIDATED = Condition("`val_fraction` > 0", lambda s: s.val_fraction > 0)
 LAYERED = Condition("an encoder made of blocks", lambda s: parts.encoder[s.encoder].traits["blocks"] > 0)
+HEADED = Condition("`usl_epochs` > 0, or a probe on the embedding", parts.has_head)
 EMBEDDED = Condition(
-    "`usl_epochs` > 0, or a probe on the embedding", lambda s: s.usl_epochs > 0 or "embedding" in parts.layers_read(s)
+    "`usl_epochs` > 0, a probe on the embedding, or `encoder: pca`",
+    lambda s: parts.has_head(s) or bool(parts.encoder[s.encoder].traits["takes_dim"]),
 )

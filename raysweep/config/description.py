@@ -20,6 +20,8 @@ class About:
     """Whether a list or a mapping is one value of the setting; such a value is kept as text."""
     protocol: bool = False
     """Whether it belongs to the evaluation protocol: scores that differ in it cannot be compared."""
+    objective: bool = False
+    """Whether it belongs to the objective of pretraining: losses that differ in it cannot be compared."""
     search: bool = True
     """Whether it may be swept. A setting that only names a place, or says what is shown, may not."""
     must_be_used: bool = False

@@ -74,6 +74,11 @@ class MetricTexts(Mapping[str, str]):
 METRICS = MetricTexts()
 
 
+def is_objective(name: str) -> bool:
+    """Whether the metric is the objective of pretraining or a term of it, which the methods declare."""
+    return name == "pretrain/loss" or any(name in part.metrics for part in parts.method.values())
+
+
 def choices() -> tuple[str, ...]:
     """The metrics by which a sweep may choose. A metric that has seen test labels is not among them."""
     return tuple(name for name, metric in metrics_by_name().items() if not metric.uses_test and not metric.is_diagnosis)

@@ -60,6 +60,7 @@ def field_of_parameter(parameter: Parameter) -> FieldInfo:
         group=GROUPS.get(declaring[0].kind, "Pretraining"),
         composed=remark.structured,
         protocol="probe" in kinds and remark.protocol and remark.searchable,
+        objective=not kinds.isdisjoint(("method", "loss", "policy")),
         search=remark.searchable,
         must_be_used=kinds <= {"method", "loss"} and not remark.may_be_unused,
     )

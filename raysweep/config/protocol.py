@@ -9,8 +9,12 @@ from typing import Any
 
 from raysweep.config.settings import SETTINGS, Settings, about, default_of, has_effect
 
-PROTOCOL_VERSION = 1
-"""Raised whenever the same settings would give another score, so that old and new scores are never compared."""
+PROTOCOL_VERSION = 3
+"""Raised whenever the same settings would give another score, so that old and new scores are never compared.
+
+Version 1 drew the order of the images from the same generator as augmentation. Version 2 was version 1 with another
+score of kNN at temperatures below 0.02.
+"""
 
 
 def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
@@ -26,9 +30,7 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     chosen["probe_dataset"] = settings.evaluated_dataset.split(":")[
         0
     ]  # a folder counts by its content, not by where it lies
-    # Version 1 lost the kNN votes at temperatures below 0.02: exp(-2 / temperature), the least vote, is 0 in float32.
-    version = PROTOCOL_VERSION if chosen["knn_temperature"] >= 0.02 else max(PROTOCOL_VERSION, 2)
-    return {**chosen, "probe_data": probe_digest, "version": version}
+    return {**chosen, "probe_data": probe_digest, "version": PROTOCOL_VERSION}
 
 
 def fingerprint(of: Mapping[str, Any]) -> str:

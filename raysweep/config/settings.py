@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 
 from raysweep import parts
-from raysweep.config.conditions import AUGMENTED, EMBEDDED, LAYERED, PRETRAINED, VALIDATED
+from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LAYERED, PRETRAINED, VALIDATED
 from raysweep.config.description import About
 from raysweep.config.part_settings import ANCHORS, field_of_parameter, make_field, one_of
 from raysweep.config.validation import check_model, check_type
@@ -39,13 +39,19 @@ class Settings(BaseModel):
     usl_type: Annotated[
         str,
         About(
-            "Method: autoencoder on one view, on two views with an embedding loss between them, or SimCLR.", PRETRAINED
+            "Method: autoencoder on one view, on two views with an embedding loss between them, SimCLR, or training "
+            "with the labels of `dataset`.",
+            PRETRAINED,
+            objective=True,
         ),
         parts.Chooses("method"),
     ] = "ae_parallel"
     encoder: Annotated[
         str,
-        About("Encoder: Conv6, or torchvision's ResNet-18, untrained, with a stem for small images."),
+        About(
+            "Encoder: Conv6; torchvision's ResNet-18, untrained, with a stem for small images; or, with `usl_epochs: "
+            "0`, the pixels or their principal components."
+        ),
         parts.Chooses("encoder"),
     ] = "conv6"
     layerwise: Annotated[
@@ -54,12 +60,19 @@ class Settings(BaseModel):
             "End-to-end training; or block by block, `usl_epochs` for each, with a local head and a decoder block: one "
             "after the other, or one drawn for each batch.",
             LAYERED & PRETRAINED,
+            objective=True,
         ),
     ] = "none"
     head: Annotated[
-        str, About("Projection head, from the encoder's features to the embedding z.", EMBEDDED), parts.Chooses("head")
+        str, About("Projection head, from the encoder's features to the embedding z.", HEADED), parts.Chooses("head")
     ] = "linear"
-    embedding_dim: Annotated[int, Field(ge=1), About("Width of the embedding z, the head's output.", EMBEDDED)] = 64
+    embedding_dim: Annotated[
+        int,
+        Field(ge=1),
+        About(
+            "Width of the embedding z, the head's output; or number of components of `pca`.", EMBEDDED, objective=True
+        ),
+    ] = 64
     usl_epochs: Annotated[
         int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.")
     ] = 400
@@ -67,7 +80,9 @@ class Settings(BaseModel):
     batch_size: Annotated[
         int,
         Field(ge=2),
-        About("Images per pretraining step; an incomplete last batch of an epoch is left out.", PRETRAINED),
+        About(
+            "Images per pretraining step; an incomplete last batch of an epoch is left out.", PRETRAINED, objective=True
+        ),
     ] = 250
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
@@ -88,6 +103,7 @@ class Settings(BaseModel):
             "Augmentation strength s: 0 is no augmentation, 1 SimCLR's published policy (for ImageNet).",
             PRETRAINED,
             "Augmentation",
+            objective=True,
         ),
     ] = 0.5
     policy: Annotated[
@@ -98,6 +114,7 @@ class Settings(BaseModel):
             AUGMENTED,
             "Augmentation",
             composed=True,
+            objective=True,
         ),
     ] = "simclr"
     dataset: Annotated[
@@ -188,6 +205,8 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         """What no setting can say of itself."""
         encoder = parts.encoder[self.encoder]
+        if self.usl_epochs and not encoder.traits["trains"]:
+            raise ValueError(f"encoder: {self.encoder} has nothing to train; set usl_epochs: 0")
         if self.layerwise != "none":
             able = [name for name, other in parts.encoder.items() if other.traits["blocks"]]
             if not encoder.traits["blocks"]:
@@ -207,6 +226,8 @@ class Settings(BaseModel):
 
     def check_layer(self, name: str, layer: str) -> None:
         """Raise ValueError if the encoder has no such layer; `name` is the setting that asks for it."""
+        if not parts.encoder[self.encoder].traits["trains"]:
+            return  # each layer stands for its features
         layers = (TRUNK, EMBEDDING, *parts.encoder[self.encoder].traits["layers"])
         if layer not in layers:
             raise ValueError(f"{name}: {self.encoder} has no layer {layer!r}; it has {', '.join(layers)}")

@@ -51,6 +51,11 @@ class Dataset:
         return self.train_images if self.unlabelled is None else self.unlabelled
 
     @property
+    def pretrain_labels(self) -> Labels | None:
+        """The labels of `pretrain_images`; None unless all of them have one."""
+        return self.train_labels if self.unlabelled is None else None
+
+    @property
     def labelled(self) -> bool:
         """Whether the dataset has labels for an evaluation."""
         return self.train_labels is not None

@@ -142,8 +142,20 @@ def check_exists(spec: str, labelled: bool = False) -> None:
             raise InputError(
                 f"dataset {spec!r}: neither train/<class>/ nor an image in {str(root.absolute())!r}{ignoring(ignored)}"
             )
-    if labelled and (train is None or not layout.class_folders(train)):
+    if labelled and not has_labels(spec):
         raise InputError(no_classes(spec))
+
+
+def has_labels(spec: str) -> bool:
+    """Return whether all pretraining images of an existing dataset have labels, by its name or the names of its files.
+
+    A named dataset may turn out to have none when it is loaded.
+    """
+    if not spec.startswith(FOLDER):
+        return not parts.dataset[spec].traits["unlabelled"]
+    root = folder_path(spec)
+    train = layout.layout(root.absolute(), f"dataset {spec!r}").train
+    return train is not None and bool(layout.class_folders(train))
 
 
 def check_name(spec: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from raysweep import parts
 from raysweep.config import Settings
 from raysweep.data import loading
-from raysweep.data.dataset import Dataset, Images, pretraining_digest
+from raysweep.data.dataset import Dataset, Images, Labels, pretraining_digest
 from raysweep.data.layout import has_val_folder, no_classes
 from raysweep.data.loading import native_size
 from raysweep.data.splits import draw_labels, fit_and_val
@@ -27,6 +27,13 @@ class TrialData:
 
     pretrain: Images
     probe: Dataset
+    labels: Labels | None = None
+    """The labels of `pretrain`, if the method reads them."""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of `labels`."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
 
 
 def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> TrialData:
@@ -54,9 +61,15 @@ def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> T
 
     pretrain = get(settings.dataset, None)
     images = pretrain.pretrain_images
+    labels = pretrain.pretrain_labels if reads_labels(settings) else None
     if settings.evaluated_dataset == settings.dataset:
-        return TrialData(images, pretrain)
-    return TrialData(images, get(settings.evaluated_dataset, images.shape[1]))
+        return TrialData(images, pretrain, labels)
+    return TrialData(images, get(settings.evaluated_dataset, images.shape[1]), labels)
+
+
+def reads_labels(settings: Settings) -> bool:
+    """Return whether pretraining reads labels."""
+    return settings.usl_epochs > 0 and bool(parts.method[settings.usl_type].traits["reads_labels"])
 
 
 def labelled_name(spec: str, parameters: Mapping[str, Any]) -> str:
@@ -111,6 +124,12 @@ def check_data(settings: Settings, data: TrialData) -> None:
         raise InputError(
             f"batch_size: {settings.batch_size} is more than the {images} training images of {settings.dataset}"
         )
+    if parts.encoder[settings.encoder].traits["takes_dim"]:
+        for count, what in ((images, "training images"), (data.pretrain[0].size, "pixels of an image")):
+            if settings.embedding_dim > count:
+                raise InputError(
+                    f"{settings.encoder}: embedding_dim {settings.embedding_dim} is more than the {count:,} {what}"
+                )
     if not data.probe.labelled:
         raise InputError(no_classes(settings.evaluated_dataset))
     if len(data.probe.classes) < 2:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Temperature = Annotated[float, Field(gt=0), "Temperature τ of NT-Xent."]
 
 
-@loss
+@loss(zero_on_equal_views=True)
 def mse(z1: Tensor, z2: Tensor) -> Tensor:
     """Mean over all elements of the squared difference; zero where the views agree."""
     from torch.nn import functional as F
@@ -28,7 +28,7 @@ def mse(z1: Tensor, z2: Tensor) -> Tensor:
     return F.mse_loss(z1, z2)
 
 
-@loss
+@loss(zero_on_equal_views=True)
 def l1(z1: Tensor, z2: Tensor) -> Tensor:
     """Mean over all elements of the absolute difference; zero where the views agree."""
     from torch.nn import functional as F

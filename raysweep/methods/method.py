@@ -34,6 +34,7 @@ class Method(Protocol):
 
     - `after_step(progress)` is called after each optimiser step with the fraction of pretraining that is done, in
       [0, 1], for example to move a teacher.
+    - With the trait `reads_labels`, a call gets a third argument: the labels (B,) int64 of the images.
     - `reads_clean = False` says that the method never reads the clean images, which saves converting them.
     - `reconstruct(views)` gives images (B, C, H, W) for the pictures in TensorBoard.
     """

@@ -1,6 +1,7 @@
 """The table of methods. A method is added here, as a function that builds the module that is trained.
 
-The module has what `raysweep.methods.method.Method` lists. The built-in methods are one objective with different terms:
+The module has what `raysweep.methods.method.Method` lists. The self-supervised built-in methods are one objective with
+different terms:
 
     L = Σ_v rec(decoder(z_v), target_v) + α · E(z_1, z_2)
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from raysweep import parts
 from raysweep.methods.losses import Temperature, nt_xent
 from raysweep.parts import Chooses, Condition, Metric, Remark, method
 
@@ -33,6 +35,16 @@ Denoising = Annotated[
 ]
 
 
+def can_act(settings: Any) -> bool:
+    """Whether the embedding loss can differ from zero. At strength 0 it cannot if it is zero for equal views."""
+    return bool(settings.strength > 0 or not parts.loss[settings.emb_loss].traits["zero_on_equal_views"])
+
+
+TRAINING = Condition(
+    "`strength` > 0 (at 0 both views are equal), or an `emb_loss` that is not zero for equal views", can_act
+)
+
+
 @method(views=1, layerwise=True, metrics={"pretrain/rec_loss": REC_LOSS})
 def ae_single(encoder: Any, *, denoising: Denoising = False) -> nn.Module:
     """An autoencoder on one view of each image."""
@@ -46,7 +58,7 @@ def ae_parallel(
     encoder: Any,
     *,
     denoising: Denoising = False,
-    alpha: Annotated[float, Field(ge=0), "Weight α of the embedding loss between the two views."] = 0.1,
+    alpha: Annotated[float, Field(ge=0), "Weight α of the embedding loss between the two views.", TRAINING] = 0.1,
     emb_loss: Annotated[
         str,
         Chooses("loss"),
@@ -67,3 +79,11 @@ def simclr(encoder: Any, *, temperature: Temperature = 0.5) -> nn.Module:
     from raysweep.methods.method import ReconstructionAndEmbedding
 
     return ReconstructionAndEmbedding(encoder, views=2, loss=partial(nt_xent, temperature=temperature))
+
+
+@method(views=1, reads_labels=True)
+def supervised(encoder: Any, classes: int) -> nn.Module:
+    """Training with labels: the cross-entropy of a linear classifier on the features. The head is not trained."""
+    from raysweep.methods.supervised import Supervised
+
+    return Supervised(encoder, classes)

@@ -24,7 +24,7 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
 
 def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
-    """Build a new encoder on the CPU, with its projection head as the attribute `head`.
+    """Build a new encoder on the CPU, with its projection head as the attribute `head`; `fit` is not called.
 
     Its weights depend only on the encoder, the head and the seed, so all methods start equally for one seed.
 
@@ -41,13 +41,17 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
     """
     part, head = parts.encoder[settings.encoder], parts.head[settings.head]
     with seeded(settings.seed, "encoder"):
-        network = part.function(channels, image_size, **part.arguments(settings))
+        sizes = (channels, image_size, *([settings.embedding_dim] if part.traits["takes_dim"] else []))
+        network = part.function(*sizes, **part.arguments(settings))
         if isinstance(network, nn.Sequential):
             network = Encoder(network)
         network.channels, network.image_size = channels, image_size
         if not hasattr(network, "feature_dim"):
             network.feature_dim = feature_dim_of(network, channels, image_size)
-        network.head = head.function(network.feature_dim, settings.embedding_dim, **head.arguments(settings))
+        if part.traits["trains"]:
+            network.head = head.function(network.feature_dim, settings.embedding_dim, **head.arguments(settings))
+        else:
+            network.head = nn.Identity()  # nothing trains a head, so the embedding is the features
         if hasattr(network, "draw_weights"):
             network.draw_weights()
     if has_batch_norm(network) and not part.traits["batch_norm"]:

@@ -9,6 +9,8 @@ are optional:
   and three methods. `up_to(images, k)` returns the output of the first k blocks. `width(k)` returns the number of
   elements of block k's output. `inverse_block(k)` returns a module that turns block k's output back into its input.
 - `draw_weights()`: called once after the head is attached, while PyTorch's generator has the seed of the trial.
+- `fit(images)`: called once before anything else in a new trial, with the pretraining images (N, C, H, W) uint8, on the
+  encoder's device. What it computes must be in buffers or parameters of a fixed shape, so that it is saved with them.
 
 Networks are imported inside the functions, because commands import this module just to print their help.
 """
@@ -46,3 +48,19 @@ def resnet18(channels: int, image_size: int) -> nn.Module:
     from raysweep.models.resnet18 import ResNet18
 
     return ResNet18(channels, image_size)
+
+
+@encoder(trains=False)
+def pixels(channels: int, image_size: int) -> nn.Module:
+    """The pixels themselves."""
+    from raysweep.models.pixels import Pixels
+
+    return Pixels(channels, image_size)
+
+
+@encoder(trains=False, takes_dim=True)
+def pca(channels: int, image_size: int, components: int) -> nn.Module:
+    """The first principal components of the pixels, fitted on the pretraining images."""
+    from raysweep.models.pca import Pca
+
+    return Pca(channels, image_size, components)

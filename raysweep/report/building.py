@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
 from raysweep.report.contents import Member, Report, labels
-from raysweep.report.points import check_alike, check_comparable, gather, lend_baselines
-from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv, summary_md
+from raysweep.report.points import check_alike, check_comparable, gather, lend_baselines, shown_scores
+from raysweep.report.summary import summary_md
+from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
 from raysweep.results.result import describe_error
 from raysweep.results.store import Store
 from raysweep.space import Sweep, shorten
@@ -122,6 +123,7 @@ def write_figures(report: Report, directory: Path) -> list[str]:
 def figures_of(report: Report) -> dict[str, Callable[[], bytes | None]]:
     """By name, functions that draw the report's figures as PNG; they return None where there is nothing to draw."""
     from raysweep.report import drawing, figures
+    from raysweep.report.difference_figures import draw_differences
     from raysweep.report.figures import draw_comparison, draw_layers
     from raysweep.report.heatmaps import draw_heatmap, heatmap_settings  # the tables must not need Matplotlib
 
@@ -129,15 +131,17 @@ def figures_of(report: Report) -> dict[str, Callable[[], bytes | None]]:
         figure = draw()
         return None if figure is None else drawing.save(figure)
 
-    found: dict[str, Callable[[], Figure | None]] = {}
+    drawings: dict[str, Callable[[], Figure | None]] = {}
     if report.several:
-        found["comparison"] = partial(draw_comparison, report.name, report.points, report.metric, report.mode)
+        drawings["comparison"] = partial(draw_comparison, report.name, report.points, report.metric, report.mode)
     else:
         sweep = report.members[0].sweep
+        shown = shown_scores(report.points)
         for name in sweep.searched:
-            found[name] = partial(figures.draw, sweep, report.points, name)
+            drawings[name] = partial(figures.draw, sweep, report.points, name)
+            drawings[f"{name}_minus_random"] = partial(draw_differences, sweep, report.groups, shown, name)
         pair = heatmap_settings(sweep)
         if pair is not None:
-            found["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)
-        found["layers"] = partial(draw_layers, sweep, report.points)
-    return {name: partial(png, draw) for name, draw in found.items()}
+            drawings["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)
+        drawings["layers"] = partial(draw_layers, sweep, report.points)
+    return {name: partial(png, draw) for name, draw in drawings.items()}

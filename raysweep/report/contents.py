@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from raysweep.config import METRICS
 from raysweep.errors import printable
-from raysweep.report.points import SCORES, Point, rank_points, shown_scores
-from raysweep.report.sentences import conclusions
+from raysweep.report.points import COLUMNS, SCORES, Point, rank_points, shown_scores
+from raysweep.report.sentences import cautions, conclusions, named
+from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
 from raysweep.results.store import Store
 from raysweep.space import Sweep
@@ -45,29 +47,44 @@ class Report:
         """Whether it compares sweeps."""
         return len(self.members) > 1
 
-    @property
+    @cached_property
     def ranked(self) -> list[list[Point]]:
-        """The points, best first: a list for each evaluation protocol."""
+        """The points that compete, best first: a list for each evaluation protocol."""
         return rank_points(self.points, self.metric, self.mode)
 
-    @property
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The verdicts, a group of points for each evaluation protocol. All words and tables use these."""
+        settings = () if self.several else self.members[0].sweep.searched
+        scores = [*self.scores, *(name for name in shown_scores(self.points, COLUMNS) if name not in self.scores)]
+        return judge(self.points, self.ranked, scores, settings)
+
+    @cached_property
     def scores(self) -> list[str]:
         """The test scores that the points have. The score of the chosen metric comes first."""
         chosen = str(self.metric).replace("val_accuracy", "test_accuracy")
         return shown_scores(self.points, list(dict.fromkeys([*([chosen] if chosen in METRICS else []), *SCORES])))
 
     def in_words(self, scores: int | None = None) -> list[str]:
-        """Whether the best point differs from the second and from random, in the first so many scores."""
-        if self.metric is None and self.points:
-            why = "the sweeps do not choose by the same metric" if self.several and self._all_choose else (
-                "there is no validation split to choose by"
-            )  # fmt: skip
-            return [f"No point is called best: {why}."]
-        return conclusions(self.points, self.metric, self.mode, self.scores[:scores])
+        """What can be concluded, from the first so many scores."""
+        if not self.groups:
+            return []
+        if self.metric is None:
+            differ = self.several and all(member.sweep.metric for member in self.members)
+            if differ:
+                return ["No point is called best: the sweeps do not choose by the same metric."]
+            return ["No point is called best: there is no validation split to choose by."]
+        lines = []
+        for group in self.groups:
+            if group.ranked:
+                lines += conclusions(group, self.metric, self.scores[:scores])
+            else:
+                lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
+        return lines
 
-    @property
-    def _all_choose(self) -> bool:
-        return all(member.sweep.metric for member in self.members)
+    def doubts(self) -> list[str]:
+        """What makes the scores of some points doubtful."""
+        return [line for group in self.groups for line in cautions(group)]
 
 
 def labels(roots: Sequence[Path]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep import parts
+from raysweep.report.control_styles import DASH_LENGTHS, DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, label_powers_of_ten, own_style, wrapped
 from raysweep.report.heatmaps import MOST_ROWS, axis_label, headed, is_numeric, seeds, title
 from raysweep.report.points import PERCENT, Point, block_scores, estimate, mean_of, rank_points, shown_scores
@@ -28,7 +30,7 @@ BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "
 
 @own_style()
 def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
-    """The scores against one setting: mean and interval over seeds, each seed a dot, the random encoder as a band.
+    """The scores against one setting: mean and interval over seeds, each seed a dot, a control as a line and band.
 
     A line for each combination of the other searched settings. None where fewer than two values have results.
     """
@@ -46,12 +48,9 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             lines.setdefault(", ".join(f"{key} = {value}" for key, value in others.items()), []).append(point)
     for line in lines.values():
         line.sort(key=lambda point: values.index(point.varied[name]))
-    baselines = [point for point in points if point.baseline]
-    labels = [
-        *lines,
-        *(f"{point.name} encoder" for point in baselines),
-        *(f"its {PERCENT} interval" for _ in baselines),
-    ]
+    baselines = in_order(point for point in points if point.baseline)
+    names = {point.name: label_of(point.control, point.name) for point in baselines}
+    labels = [*lines, *names.values(), *(interval_label(name) for name in names.values())]
     width = 4.2 * len(scores)
     columns = legend_columns(labels, width)
     rows = math.ceil(sum(len(wrapped_lines(label)) for label in labels) / columns)
@@ -66,14 +65,26 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             of_line = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
             own_colour = len(lines) > 1 and of_line is not None and point.varied
             if name not in point.varied:
-                draw_baseline(axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else "0.4")
-        swept_baselines = [point for point in baselines if name in point.varied]
-        for line in lines.values() if swept_baselines else ():
-            matching = [point for point in swept_baselines if belongs(point, line[0], name)]
+                draw_baseline(
+                    axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else TINTS[point.control]
+                )
+        swept_baselines = [p for p in baselines if name in p.varied and p.varied[name] in values]
+        controls = dict.fromkeys(point.control for point in swept_baselines)
+        for control, line in itertools.product(controls, lines.values()):
+            matching = [p for p in swept_baselines if p.control == control and belongs(p, line[0], name)]
             matching.sort(key=lambda point: values.index(point.varied[name]))
             x = [point.varied[name] if numeric else values.index(point.varied[name]) for point in matching]
             y = [mean_of(point, score) if point.values(score) else math.nan for point in matching]
-            axes.plot(x, y, "s--", color="0.4", markersize=4, linewidth=1, label="random encoder")
+            axes.plot(
+                x,
+                y,
+                "s",
+                linestyle=DASHES[control],
+                color=TINTS[control],
+                markersize=4,
+                linewidth=1,
+                label=label_of(control),
+            )
         axes.set_title(title(score), fontsize=10)
         axes.set_ylabel("accuracy")
         clip(axes)
@@ -103,9 +114,9 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
             dashes = "-" if position < len(COLOURS) else "-."
             step = 0.03 * (position - len(lines) / 2)
             draw_blocks(axes, point, step, COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)], dashes)
-        for point in panel:
-            if point.baseline:
-                draw_blocks(axes, point, 0.03 * len(lines) / 2, "0.4", "*", "--")
+        for position, point in enumerate(in_order(point for point in panel if point.baseline), len(lines)):
+            step = 0.03 * (position - len(lines) / 2)
+            draw_blocks(axes, point, step, TINTS[point.control], "*", DASHES[point.control])
         axes.set_xticks(range(1, parts.most_blocks() + 1))
         axes.set_xlabel("block")
         axes.set_ylabel("linear test accuracy")
@@ -119,14 +130,14 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     return figure
 
 
-def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: str) -> None:
+def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: Any) -> None:
     """One point's accuracy by block: mean and interval over seeds, each seed a dot; moved aside by `step`."""
     scores = [
         (block + step, point.values(score)) for block, score in enumerate(block_scores(), 1) if point.values(score)
     ]
-    label = f"{point.title} encoder" if point.baseline else point.title
+    label = label_of(point.control, point.title) if point.baseline else point.title
     means = [float(np.mean(values)) for _, values in scores]
-    axes.plot([x for x, _ in scores], means, dashes, color=colour, marker=marker, markersize=5, label=label)
+    axes.plot([x for x, _ in scores], means, linestyle=dashes, color=colour, marker=marker, markersize=5, label=label)
     for x, values in scores:
         add_seeds(axes, x, values, colour)
 
@@ -135,7 +146,7 @@ def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str,
 def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode: str) -> Figure | None:
     """The points of several sweeps below one another: mean, interval and seeds of every score.
 
-    The random encoders' means are dashed lines through all rows.
+    The means of the controls are dashed lines through all rows.
 
     Of more than `MOST_ROWS` points only the best by `metric` are drawn, and the figure says so.
     """
@@ -161,8 +172,9 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
             of_sweep = sweeps.index(point.sweep)
             colour, marker = COLOURS[of_sweep % len(COLOURS)], MARKERS[of_sweep % len(MARKERS)]
             if point.baseline:  # equal ones of several sweeps alternate
-                dashes = (4.0 * of_sweep, (4.0, 4.0 * max(1, len(sweeps) - 1)))
-                axes.axvline(value.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid="random")
+                length = DASH_LENGTHS[point.control]
+                dashes = (length * of_sweep, (length, length * max(1, len(sweeps) - 1)))
+                axes.axvline(value.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid=point.control)
             axes.plot(value.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
             if value.high is not None:
                 axes.errorbar(value.mean, place, xerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
@@ -181,8 +193,9 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
         sweep: Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], linestyle="")
         for n, sweep in enumerate(sweeps)
     }
-    if any(point.baseline for point in points):
-        entries["random encoder of the sweep of that colour"] = Line2D([], [], color="0.4", linestyle="--")
+    for control in dict.fromkeys(point.control for point in in_order(point for point in points if point.baseline)):
+        dashes = (0, (DASH_LENGTHS[control], DASH_LENGTHS[control]))
+        entries[f"{label_of(control)} of the sweep of that colour"] = Line2D([], [], color="0.4", linestyle=dashes)
     figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}"), fontsize=11)
     add_legend(figure, entries, ncols=legend_columns(entries, width), **BELOW)
     return figure
@@ -224,13 +237,19 @@ def dot_style(colour: str) -> dict[str, Any]:
 
 
 def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
-    """The random encoder: its mean as a line, its interval as a band."""
+    """A control: its mean as a line, its interval as a band."""
     value = estimate(point.values(score))
     if value is None:
         return
-    axes.axhline(value.mean, color=colour, linestyle="--", linewidth=1, label=f"{point.name} encoder")
+    label = label_of(point.control, point.name)
+    axes.axhline(value.mean, color=colour, linestyle=DASHES[point.control], linewidth=1, label=label)
     if value.low is not None and value.high is not None:
-        axes.axhspan(value.low, value.high, color=colour, alpha=0.15, linewidth=0, label=f"its {PERCENT} interval")
+        axes.axhspan(value.low, value.high, color=colour, alpha=0.15, linewidth=0, label=interval_label(label))
+
+
+def interval_label(of: str) -> str:
+    """What the band of a control is called."""
+    return f"{PERCENT} interval of {of}"
 
 
 def belongs(baseline: Point, point: Point, name: str) -> bool:

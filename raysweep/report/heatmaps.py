@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from raysweep.report.control_styles import BAR_DASHES, BAR_WORDS, in_order, label_of
 from raysweep.report.drawing import Figure, Normalize, colormaps, literal, own_style, wrapped
 from raysweep.report.points import PERCENT, Estimate, Point, estimate, mean_of, shown_scores
 from raysweep.space import Sweep
@@ -34,7 +36,7 @@ def heatmap_settings(sweep: Sweep) -> tuple[str, str] | None:
 def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     """The scores over two settings: the mean over seeds as colour and number, one panel for each score.
 
-    A point without result stays blank; the random encoder is a line on the colour bar. None where the sweep is not over
+    A point without result stays blank; a control is a line on the colour bar. None where the sweep is not over
     two settings (`heatmap_settings`), or the points differ in protocol: one colour scale would compare them.
     """
     names = heatmap_settings(sweep)
@@ -57,8 +59,11 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
             row, column = y_values.index(point.varied[names[1]]), x_values.index(point.varied[names[0]])
             grid[row][column] = estimate(point.values(score))
         means = np.array([[math.nan if value is None else value.mean for value in row] for row in grid])
-        randoms = [mean_of(point, score) for point in points if point.baseline and point.values(score)]
-        low, high = np.nanmin([np.nanmin(means), *randoms]), np.nanmax([np.nanmax(means), *randoms])
+        controls: dict[str, list[float]] = {}
+        for point in in_order(point for point in points if point.baseline and point.values(score)):
+            controls.setdefault(point.control, []).append(mean_of(point, score))
+        every = [np.nanmin(means), np.nanmax(means), *itertools.chain.from_iterable(controls.values())]
+        low, high = min(every), max(every)
         spare = 0.02 * (high - low) or 0.005  # so that no line lies on the end of the bar
         norm, colours = Normalize(low - spare, high + spare), colormaps["viridis"]
         image = axes.imshow(means, norm=norm, cmap=colours, origin="lower", aspect="auto")
@@ -76,13 +81,13 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         if slanted:
             axes.tick_params(axis="x", labelrotation=35)
         bar = figure.colorbar(image, ax=axes)
-        for value in randoms:
-            bar.ax.axhline(value, color="white", linewidth=4)
-            bar.ax.axhline(value, color="black", linewidth=2, gid="random")
-        means_of_random = [f"{value:.4f}" for value in randoms]
-        if len(randoms) > 3:
-            means_of_random = [f"{min(randoms):.4f} to {max(randoms):.4f}"]
-        shown = f"\nrandom encoder (line on the bar): {', '.join(means_of_random)}" if randoms else ""
+        shown = ""
+        for control, values in controls.items():
+            for value in values:
+                bar.ax.axhline(value, color="white", linewidth=4)
+                bar.ax.axhline(value, color="black", linestyle=BAR_DASHES[control], linewidth=2, gid=control)
+            numbers = [f"{min(values):.4f} to {max(values):.4f}"] if len(values) > 3 else [f"{v:.4f}" for v in values]
+            shown += f"\n{label_of(control)} ({BAR_WORDS[control]}): {', '.join(numbers)}"
         axes.set_title(title(score) + shown, fontsize=10)
     several = any(len(point.by_seed) > 1 for point in trained)
     half = f" (± half of its {PERCENT} interval)" if several else ""

@@ -15,10 +15,12 @@ from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
 from raysweep.results.result import Result, complete_protocol, protocol_difference
-from raysweep.space import Sweep, Trial, canonical, make_baseline
+from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, canonical, control_settings, make_control
 
 CONFIDENCE = 0.95
 PERCENT = f"{CONFIDENCE * 100:.0f} %"
+LEAST_SEEDS = 3
+"""Fewer seeds than this give no verdict, and no interval is shown."""
 NO_SPREAD = 1e-9
 """Differences that are closer together are equal but for rounding: they are counts of images, divided."""
 LINEAR = "linear/test_accuracy"
@@ -49,17 +51,28 @@ class Point:
     """The trials of one point, which differ in their seed only."""
 
     name: str
-    baseline: bool
+    control: str
+    """The control that it is, such as `random`; empty for a point of the search."""
     varied: Mapping[str, Any]
     by_seed: Mapping[int, Result]
-    random_by_seed: Mapping[int, Result]
-    """The random encoder's results under the same evaluation; empty without baseline."""
+    controls: Mapping[str, Mapping[int, Result]] = field(default_factory=dict)
+    """For each control that has results under the same evaluation, its results by seed. Empty for a control."""
     settings: Settings = field(default_factory=Settings)
     """Of its first seed."""
     sweep: str = ""
     """The sweep it is of, where several are compared."""
     planned: Sequence[int] = ()
     """The seeds of its trials, finished or not."""
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is a control."""
+        return bool(self.control)
+
+    @property
+    def random_by_seed(self) -> Mapping[int, Result]:
+        """The random encoder's results under the same evaluation; empty without them."""
+        return self.controls.get(RANDOM, {})
 
     @property
     def title(self) -> str:
@@ -84,9 +97,13 @@ class Point:
         """The metric of every seed that has it."""
         return list(self.scores(metric).values())
 
-    def differences(self, metric: str) -> list[float]:
-        """This point minus the random encoder, seed by seed."""
-        return differences(self.scores(metric), metric_by_seed(self.random_by_seed, metric))
+    def control_scores(self, control: str, metric: str) -> dict[int, float]:
+        """The metric of a control by seed; empty without that control."""
+        return metric_by_seed(self.controls.get(control, {}), metric)
+
+    def differences(self, metric: str, control: str = RANDOM) -> list[float]:
+        """This point minus a control, seed by seed."""
+        return differences(self.scores(metric), metric_by_seed(self.controls.get(control, {}), metric))
 
 
 def metric_by_seed(results: Mapping[int, Result], metric: str) -> dict[int, float]:
@@ -110,49 +127,6 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     std = float(np.std(values, ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
     return Estimate(n, mean, std, mean - half, mean + half)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One point's score minus another's, over the seeds that both have, as one of several comparisons."""
-
-    n: int
-    """Shared seeds."""
-    mean: float | None
-    """Of the differences; None without a shared seed."""
-    low: float | None
-    high: float | None
-    """The interval; all comparisons' intervals together hold at `CONFIDENCE`. None for fewer than two seeds, and where
-    all differences are equal: without spread there is nothing to judge them by."""
-    comparisons: int
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
-def compare(first: Mapping[int, float], second: Mapping[int, float], comparisons: int = 1) -> Comparison:
-    """The paired Student-t interval of first minus second, corrected for the number of comparisons by Bonferroni.
-
-    Each of k intervals is taken at 1 − 0.05/k, so that all of them together hold with at least 95 % (Dunn 1961,
-    "Multiple comparisons among means").
-
-    Args:
-        first: a score by seed.
-        second: the same score of another point by seed; seeds that only one of them has are left out.
-        comparisons: how many comparisons this one was chosen among, at least 1.
-    """
-    paired = differences(first, second)
-    if not paired:
-        return Comparison(0, None, None, None, comparisons)
-    mean = float(np.mean(paired))
-    if len(paired) < 2 or max(paired) - min(paired) < NO_SPREAD:
-        return Comparison(len(paired), mean, None, None, comparisons)
-    seeds = [seed for seed in first if seed in second]
-    test = stats.ttest_rel([first[seed] for seed in seeds], [second[seed] for seed in seeds])
-    interval = test.confidence_interval(1 - (1 - CONFIDENCE) / comparisons)
-    return Comparison(len(paired), mean, float(interval.low), float(interval.high), comparisons)
 
 
 def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
@@ -186,20 +160,32 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
             trials.setdefault(trial.point, []).append(trial)
     points = []
     for name, members in trials.items():
-        randoms = {} if members[0].baseline else {trial.settings.seed: make_baseline(trial).name for trial in members}
         points.append(
             Point(
                 name=name,
-                baseline=members[0].baseline,
+                control=members[0].control,
                 varied={key: value for key, value in members[0].varied.items() if key != "seed"},
                 by_seed={trial.settings.seed: finished[trial.name] for trial in members},
-                random_by_seed={seed: finished[random] for seed, random in randoms.items() if random in finished},
+                controls={} if members[0].baseline else controls_of(members, sweep.baseline, finished),
                 settings=members[0].settings,
                 sweep=label,
                 planned=planned[name],
             )
         )
     return points
+
+
+def controls_of(
+    members: Sequence[Trial], controls: Iterable[str], finished: Mapping[str, Result]
+) -> dict[str, dict[int, Result]]:
+    """The finished results of a point's controls, by control and seed; controls without any are absent."""
+    found: dict[str, dict[int, Result]] = {}
+    for control in controls:
+        for trial in members:
+            made = make_control(trial, control)
+            if made is not None and made.name in finished:
+                found.setdefault(control, {})[trial.settings.seed] = finished[made.name]
+    return found
 
 
 def experiment_key(settings: Settings) -> tuple[Any, ...]:
@@ -209,26 +195,31 @@ def experiment_key(settings: Settings) -> tuple[Any, ...]:
 
 
 def lend_baselines(points: Sequence[Point]) -> list[Point]:
-    """The points of several sweeps. A point whose sweep has no random encoder for a seed borrows it from another sweep.
+    """The points of several sweeps. A point whose sweep lacks a control for a seed borrows it from another sweep.
 
-    The two random encoders must be the same: equal in the seed and in every setting that has an effect on them and on
-    their evaluation.
+    The two controls must be the same: equal in the seed and in every setting that has an effect on them and on their
+    evaluation.
     """
-    baselines = {
-        experiment_key(point.settings.model_copy(update={"seed": seed})): result
+    lent = {
+        (point.control, experiment_key(point.settings.model_copy(update={"seed": seed}))): result
         for point in points
         if point.baseline
         for seed, result in point.by_seed.items()
     }
+    available = {control for control, _ in lent}
     complete = []
     for point in points:
         if not point.baseline:
-            wanted = {
-                seed: experiment_key(point.settings.model_copy(update={"usl_epochs": 0, "seed": seed}))
-                for seed in point.by_seed
-            }
-            borrowed = {seed: baselines[key] for seed, key in wanted.items() if key in baselines}
-            point = replace(point, random_by_seed={**borrowed, **point.random_by_seed})
+            controls: dict[str, Mapping[int, Result]] = {}
+            for control in (name for name in CONTROLS if name in available or name in point.controls):
+                borrowed = {}
+                for seed in point.by_seed:
+                    settings = control_settings(point.settings.model_copy(update={"seed": seed}), control)
+                    result = None if settings is None else lent.get((control, experiment_key(settings)))
+                    if result is not None:
+                        borrowed[seed] = result
+                controls[control] = {**borrowed, **point.controls.get(control, {})}
+            point = replace(point, controls={name: results for name, results in controls.items() if results})
         complete.append(point)
     return complete
 

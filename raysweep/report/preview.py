@@ -52,8 +52,15 @@ class Panel:
     def title(self) -> str:
         """`policy simclr+noise on digits`."""
         changed = policy_arguments(self.settings)
-        words = " and ".join(name if value is True else f"{name} {value}" for name, value in changed)
+        words = " and ".join(in_words(name, value) for name, value in changed)
         return f"policy {self.settings.policy}{' with ' + words if words else ''} on {self.settings.dataset}"
+
+
+def in_words(name: str, value: object) -> str:
+    """`blur`, `no flip`, `crop_strength 1.0`."""
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {value}"
 
 
 def policy_arguments(settings: Settings) -> tuple[tuple[str, Any], ...]:
@@ -65,7 +72,7 @@ def policy_arguments(settings: Settings) -> tuple[tuple[str, Any], ...]:
 
 
 def panels_of(sweep: Sweep) -> list[Panel]:
-    """The panels of a sweep's picture: one for each policy, blur and dataset that its trials pretrain with.
+    """The panels of a sweep's picture: one for each dataset and policy with its settings that trials pretrain with.
 
     The rows are the strengths of the panel's trials, evenly thinned out to `MAX_ROWS`; where none of them sweeps the
     strength, `STRENGTHS` besides.
@@ -90,8 +97,8 @@ def panels_of(sweep: Sweep) -> list[Panel]:
             swept[key] = swept.get(key, False) or "strength" in trial.varied
     if len(settings) > MAX_PANELS:
         raise InputError(
-            f"{sweep.name}: {len(settings)} combinations of dataset, policy and blur are too many for one picture; "
-            f"leave at most {MAX_PANELS}, for example by --set policy=simclr"
+            f"{sweep.name}: {len(settings)} combinations of dataset, policy and its settings are too many for one "
+            f"picture; leave at most {MAX_PANELS}, for example by --set policy=simclr"
         )
     panels = []
     for key, chosen_settings in settings.items():

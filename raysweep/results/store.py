@@ -26,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
 from raysweep.results.bucket import Bucket
 from raysweep.results.credentials import is_uri, join
@@ -121,10 +122,11 @@ class Store:
         if not path.is_file():
             what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
             raise InputError(f"{place}: no sweep lies there ({what})")
-        return store, with_proposals(store.root, build(read(store.root / "sweep.yaml"), {}, f"{place}/sweep.yaml"))
+        sweep = build(read(path), {}, f"{place}/sweep.yaml", recorded=True)
+        return store, with_proposals(store.root, sweep)
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> Store:
-        """Create the results directory and write `sweep.yaml`.
+        """Create the results directory and write `sweep.yaml`, with the protocol version in the record `made_by`.
 
         Returns:
             The store that was created: this one, or the next of `others` if another process has created this one.
@@ -133,7 +135,7 @@ class Store:
             InputError: Other processes have created all candidates.
         """
         for store in itertools.chain([self], self.others):
-            if store._take(sweep, made_by):
+            if store._take(sweep, {"protocol": PROTOCOL_VERSION, **made_by}):
                 return store
         raise InputError(
             f"{self.place}: another process has just made it; choose another name, or resume it with --resume"

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import Proposal, Sweep, mapping, propose, read, to_yaml
@@ -47,6 +48,17 @@ def history(root: Path) -> list[dict[str, Any]]:
     return [mapping(entry, f"{path}: made_by and changed_by") for entry in (content.get("made_by"), *changes)]
 
 
+def check_version(root: Path, place: str) -> None:
+    """Raise InputError if the sweep at `place`, with the files in `root`, was begun with another protocol version."""
+    begun = history(root)[0].get("protocol", 1)  # older versions did not record it
+    if begun != PROTOCOL_VERSION:
+        raise InputError(
+            f"{place}: the sweep was begun with {'an older' if begun in (1, 2) else 'another'} version of raysweep, "
+            f"whose numbers differ (protocol {begun}, now {PROTOCOL_VERSION}); finish it with that version, or start a "
+            f"new sweep"
+        )
+
+
 def recorded_datasets(root: Path) -> dict[str, str]:
     """Return the digests, by name, of the datasets recorded in the sweep; empty before the sweep is created."""
     if not (root / "sweep.yaml").exists():
@@ -81,7 +93,7 @@ def with_proposals(root: Path, sweep: Sweep) -> Sweep:
         InputError: A point does not belong to the sweep, for example because `sweep.yaml` was edited by hand.
     """
     for number, point in enumerate(read_proposals(root) if sweep.tune.searcher != "none" else []):
-        grown = propose(sweep, point)
+        grown = propose(sweep, point, strict=False)
         if grown is None:
             path = root / PROPOSALS
             raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")

@@ -2,12 +2,15 @@
 
 from raysweep.space.building import build
 from raysweep.space.checking import check_name
-from raysweep.space.expansion import canonical, draw, make_baseline, propose, shorten
+from raysweep.space.controls import CONTROLS, RANDOM
+from raysweep.space.expansion import canonical, control_settings, draw, make_control, propose, shorten
 from raysweep.space.extension import extend
 from raysweep.space.model import Proposal, Resources, Sweep, Trial
 from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
 
 __all__ = [
+    "CONTROLS",
+    "RANDOM",
     "Proposal",
     "Resources",
     "Sweep",
@@ -15,9 +18,10 @@ __all__ = [
     "build",
     "canonical",
     "check_name",
+    "control_settings",
     "draw",
     "extend",
-    "make_baseline",
+    "make_control",
     "mapping",
     "parse_assignments",
     "parse_value",

@@ -22,10 +22,12 @@ from raysweep.space.checking import (
     check_meant,
     check_metric,
     check_name,
+    check_objective,
     check_scheduler,
     check_searcher,
     check_workers,
 )
+from raysweep.space.controls import read_controls
 from raysweep.space.expansion import expand
 from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.reading import mapping
@@ -37,13 +39,15 @@ RECORDS = ("made_by", "changed_by")
 """Keys that a results directory's `sweep.yaml` has in addition to the search space."""
 
 
-def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
+def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str, *, recorded: bool = False) -> Sweep:
     """Check a search space and expand it.
 
     Args:
         raw: The file's content.
         overrides: Settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
         where: The start of every message.
+        recorded: Whether a results directory holds this sweep. Then it was found to be meaningful when it was begun,
+            perhaps by an older version that refused less, and this is not checked again.
 
     Raises:
         InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
@@ -83,8 +87,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
             for space in spaces:
                 space.pop(key, None)
 
-    if not isinstance(baseline, bool):
-        raise InputError(f"{where}: baseline: must be true or false, not {baseline!r}")
+    controls = read_controls(baseline, where)
     for key, value in base.items():
         if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
             raise InputError(f"{where}: base.{key}: one value expected; to sweep it, write it under search")
@@ -92,7 +95,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     resources = check_model(Resources, sections["resources"], f"{where}: resources")
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
     if is_layerwise and not any("per_layer" in space for space in (base, *spaces)):
-        base["per_layer"] = True  # for all trials, so that they and the random encoder are evaluated alike
+        base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike
     resolved = make_settings(base, f"{where}: base" if raw.get("base") else where)
     search = tuple(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
@@ -101,18 +104,20 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> S
     if tune.searcher != "none":
         check_searcher(tune, search, where)
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
-    examples = tuple(expand(resolved, search, samples, baseline, where))
-    changed = [key for key in base if getattr(resolved, key) != default_of(key)]
-    check_meant([*overrides, *changed], examples, where)
+    examples = tuple(expand(resolved, search, samples, controls, where, strict=not recorded))
+    if not recorded:
+        changed = [key for key in base if getattr(resolved, key) != default_of(key)]
+        check_meant([*overrides, *changed], examples, where)
+        check_objective(tune.metric, search, where)
     check_workers(resources, examples, where)
     trials = examples
-    if tune.searcher != "none":  # if all points share one random encoder, it is known before any point is proposed
-        baselines = [trial for trial in examples if trial.baseline]
-        trials = tuple(baselines) if len({trial.point for trial in baselines}) == 1 else ()
-    sweep = Sweep(name, base, search, baseline, tune, resources, trials, examples)
+    if tune.searcher != "none":  # a control that all points share is known before any point is proposed
+        points = {control: {trial.point for trial in examples if trial.control == control} for control in controls}
+        trials = tuple(trial for trial in examples if trial.baseline and len(points[trial.control]) == 1)
+    sweep = Sweep(name, base, search, controls, tune, resources, trials, examples)
     check_metric(sweep, where)
     check_scheduler(sweep, where)
-    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples)
+    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)
     if tune.collapse_stop is not None and not watched:
         raise InputError(f"{where}: tune.collapse_stop: nothing is evaluated while pretraining (probe_every: 0)")
     return sweep

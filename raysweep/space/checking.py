@@ -6,7 +6,7 @@ import datetime
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raysweep import parts
@@ -17,6 +17,7 @@ from raysweep.config import (
     choices,
     has_effect,
     has_metric,
+    is_objective,
     metrics_by_name,
     online_metrics,
     shown,
@@ -103,6 +104,23 @@ def check_metric(sweep: Sweep, where: str) -> None:
             raise InputError(f"{where}: tune.metric: {trial.name} does not report {metric!r} ({values})")
 
 
+def check_objective(metric: str | None, search: tuple[Mapping[str, Mapping[str, Any]], ...], where: str) -> None:
+    """Raise InputError if points would be compared by a loss that measures something else in each of them."""
+    differing = [name for name in varying(search) if about(name).objective]
+    if metric is not None and is_objective(metric) and differing:
+        raise InputError(
+            f"{where}: tune.metric: {metric} cannot be compared between points that differ in {differing[0]}; choose "
+            f"by online/knn_val_accuracy or linear/val_accuracy"
+        )
+
+
+def varying(search: tuple[Mapping[str, Mapping[str, Any]], ...]) -> Iterator[str]:
+    """Yield the searched settings that have more than one value, be it in different sub-spaces."""
+    for name in dict.fromkeys(name for space in search for name in space):
+        if len({repr(space.get(name)) for space in search}) > 1 or any(distinct(space[name]) > 1 for space in search):
+            yield name
+
+
 def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ...], where: str) -> None:
     """Raise InputError if a searcher has nothing to search, or could not compare the points."""
     who = f"tune.searcher: {tune.searcher}"
@@ -132,10 +150,8 @@ def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ..
 
 def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: str, where: str) -> None:
     """Raise InputError if points that are evaluated differently would be compared."""
-    for name in dict.fromkeys(name for space in search for name in space):
-        values = {repr(space.get(name)) for space in search}
-        varies = len(values) > 1 or any(distinct(space[name]) > 1 for space in search)
-        if varies and (about(name).protocol or parts.changes_data(name)):
+    for name in varying(search):
+        if about(name).protocol or parts.changes_data(name):
             raise InputError(
                 f"{where}: search.{name}: {who} compares scores, and those of different {name} are not comparable; "
                 "leave one of the two out"
@@ -150,7 +166,7 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
             raise InputError(f"{where}: tune.{name}: has no effect with {who}; it needs {' or '.join(scheduler)}")
     if tune.scheduler == "fifo":
         return
-    pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs]
+    pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs and not trial.baseline]
     if not pretrained:
         raise InputError(f"{where}: {who} stops trials while they pretrain, and with usl_epochs: 0 none does")
     metric, settings = sweep.stop_metric, pretrained[0].settings

@@ -1,4 +1,4 @@
-"""Expansion of a search space into trials: grids, random draws, names and the random baseline."""
+"""Expansion of a search space into trials: grids, random draws, names and controls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -14,17 +14,18 @@ from urllib.parse import quote
 from raysweep.config import SETTINGS, Settings, about, has_effect, make_settings
 from raysweep.config.part_settings import example_of
 from raysweep.errors import InputError
+from raysweep.space.controls import CONTROLS, SUPERVISED
 from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial
 
 MAX_TRIALS = 100_000
 MAX_NAME = 160  # characters; file systems allow 255 bytes, and a checkpoint's path adds to the name
 
 
-def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
-    """Add one point to a sweep: its trials, one per seed, and any new baselines.
+def propose(sweep: Sweep, point: Proposal, strict: bool = True) -> Sweep | None:
+    """Add one point to a sweep: its trials, one per seed, and any new controls.
 
-    Returns None if the point adds nothing: it is not in the search space, it was proposed before, or one of its
-    settings has no effect.
+    Returns None if the point adds nothing: it is not in the search space, it was proposed before, or, if `strict`, one
+    of its settings has no effect.
     """
     if not 0 <= point.space < len(sweep.search):
         return None
@@ -34,16 +35,15 @@ def propose(sweep: Sweep, point: Proposal) -> Sweep | None:
     base = make_settings(sweep.base, sweep.name)
     values = {name: point.values[name] for name in searched}
     try:
-        new = [make_trial(base, {**values, "seed": seed}, sweep.name) for seed in sweep.seeds]
+        new = [make_trial(base, {**values, "seed": seed}, sweep.name, strict) for seed in sweep.seeds]
     except InputError:
         return None
     if new[0].point in sweep.proposed:
         return None
-    baselines = [trial for trial in sweep.trials if trial.baseline]
-    if sweep.baseline:
-        baselines = list(dict.fromkeys([*baselines, *map(make_baseline, new)]))
+    controls = [trial for trial in sweep.trials if trial.baseline]
+    controls = list(dict.fromkeys([*controls, *make_controls(new, sweep.baseline)]))
     points = [trial for trial in sweep.trials if not trial.baseline]
-    return replace(sweep, trials=(*baselines, *points, *new))
+    return replace(sweep, trials=(*controls, *points, *new))
 
 
 def holds(spec: Mapping[str, Any], value: Any) -> bool:
@@ -81,11 +81,17 @@ def draw(name: str, distribution: str, values: list[Any], sample: int) -> Any:
 
 
 def expand(
-    base: Settings, search: tuple[Mapping[str, Mapping[str, Any]], ...], samples: int, baseline: bool, where: str
+    base: Settings,
+    search: tuple[Mapping[str, Mapping[str, Any]], ...],
+    samples: int,
+    controls: tuple[str, ...],
+    where: str,
+    strict: bool = True,
 ) -> Iterator[Trial]:
-    """Yield all trials: the baselines first, then point by point, with the seeds of a point next to each other.
+    """Yield all trials: the controls first, then point by point, with the seeds of a point next to each other.
 
-    A trial that occurs in several sub-spaces is yielded once.
+    A trial that occurs in several sub-spaces is yielded once. If `strict`, every searched setting must have an effect,
+    and no two trials may compute the same.
     """
     trials: list[Trial] = []
     seen: dict[Settings, str] = {}  # keyed without settings that have no effect, so that equal computations match
@@ -108,20 +114,23 @@ def expand(
                 axes.append(values if distribution == "grid" else [draw(name, distribution, values, sample)])
             for combination in itertools.product(*axes):
                 varied = dict(zip(names, combination, strict=True))
-                trial = make_trial(base, varied, where)
+                trial = make_trial(base, varied, where, strict)
                 key = canonical(trial.settings)
                 if seen.get(key) == trial.name:  # a choice was drawn again, or sub-spaces overlap
                     continue
-                if key in seen:
+                if strict and key in seen:
                     raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
                 seen[key] = trial.name
                 trials.append(trial)
-    if baseline:
-        for random_one in dict.fromkeys(make_baseline(trial) for trial in trials):
-            if random_one.settings in seen:
-                same = seen[random_one.settings]
-                raise InputError(f"{where}: search: {same} is what baseline: true adds; leave one of the two out")
-            yield random_one
+    if SUPERVISED in controls and not any(trial.settings.usl_epochs for trial in trials):
+        raise InputError(f"{where}: baseline: {SUPERVISED} has nothing to train: usl_epochs is 0")
+    for control in make_controls(trials, controls):
+        same = seen.get(canonical(control.settings))
+        if same is not None:
+            raise InputError(
+                f"{where}: search: {same} is what baseline: {control.control} adds; leave one of the two out"
+            )
+        yield control
     yield from trials
 
 
@@ -132,12 +141,12 @@ def canonical(settings: Settings) -> Settings:
     return settings.model_copy(update={**update, "probe_dataset": settings.evaluated_dataset})
 
 
-def make_trial(base: Settings, varied: dict[str, Any], where: str) -> Trial:
-    """Make the trial with `varied` over `base`; every searched setting must have an effect in it."""
+def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool = True) -> Trial:
+    """Make the trial with `varied` over `base`; if `strict`, every searched setting must have an effect in it."""
     settings = make_settings({**base.model_dump(), **varied}, where)
     varied = {**{name: value for name, value in varied.items() if name != "seed"}, "seed": settings.seed}
     for name in varied:
-        if not has_effect(name, settings):
+        if strict and not has_effect(name, settings):
             needs = "usl_epochs > 0" if not settings.usl_epochs else about(name).effect.words.replace("`", "")
             raise InputError(
                 f"{where}: search.{name}: has no effect in {trial_name(varied)} (usl_type: {settings.usl_type}, "
@@ -155,16 +164,41 @@ def how_to_sweep(name: str) -> str:
     return f"sweep it only for {part}: search: [{{{settings}, {name}: [...]}}]"
 
 
-def make_baseline(trial: Trial) -> Trial:
-    """Make the random-encoder trial with the same evaluation, without pretraining and settings that only affect it."""
-    settings = trial.settings.model_copy(update={"usl_epochs": 0})
-    kept = [name for name in SETTINGS if name in trial.varied and name != "usl_epochs" and has_effect(name, settings)]
-    varied = {name: trial.varied[name] for name in kept}
-    settings = canonical(settings)
+def make_controls(trials: Iterable[Trial], controls: tuple[str, ...]) -> list[Trial]:
+    """Make the controls of some trials, each once, in the order of `controls`."""
+    trials = list(trials)
+    made = (make_control(trial, control) for control in controls for trial in trials)
+    return list(dict.fromkeys(trial for trial in made if trial is not None))
+
+
+def control_settings(settings: Settings, control: str) -> Settings | None:
+    """Return the settings of a point's control: the same seed and evaluation, without settings that have no effect.
+
+    A point without pretraining has no supervised control, which would train for as many epochs; then it is None.
+    """
+    forced = CONTROLS[control]
+    changed = settings.model_copy(update=dict(forced))
+    if control == SUPERVISED and not changed.usl_epochs:
+        return None
+    plain = canonical(changed)
+    if "encoder" not in forced:
+        return plain
+    # A setting of the linear probes may count only because blocks are probed too. It stays as it is in the point.
+    return plain.model_copy(update={"per_layer": changed.model_dump()["per_layer"]})
+
+
+def make_control(trial: Trial, control: str) -> Trial | None:
+    """Make a control of a trial. Its name says what varies in it beside the control's own settings."""
+    settings = control_settings(trial.settings, control)
+    if settings is None:
+        return None
+    forced = CONTROLS[control]
+    varying = [name for name in SETTINGS if name in trial.varied and name not in forced and has_effect(name, settings)]
+    varied = {name: trial.varied[name] for name in varying}
     rest = {name: value for name, value in varied.items() if name != "seed"}
-    point = ",".join(["random", *([point_name(rest)] if rest else [])])
+    point = ",".join([control, *([point_name(rest)] if rest else [])])
     name = shorten(f"{point},seed={settings.seed}")
-    return Trial(name, shorten(point), settings, FrozenDict(varied), baseline=True)
+    return Trial(name, shorten(point), settings, FrozenDict(varied), control)
 
 
 def trial_name(varied: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from raysweep.config import SETTINGS, about, make_settings
 from raysweep.errors import InputError
 from raysweep.space.building import build
+from raysweep.space.controls import ordered, written
 from raysweep.space.expansion import draw, expand
 from raysweep.space.model import Sweep
 
@@ -15,8 +16,8 @@ from raysweep.space.model import Sweep
 def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
     """Extend an existing sweep by new points.
 
-    The trials of `by` come first, in its order. The trials that it no longer contains follow. A baseline stays. `tune`,
-    `resources` and settings that change no score are taken from `by`.
+    The trials of `by` come first, in its order. The trials that it no longer contains follow. Controls stay, and
+    those of `by` are added. `tune`, `resources` and settings that change no score are taken from `by`.
 
     Args:
         sweep: The existing sweep.
@@ -62,10 +63,10 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
         search = list(by.search)
     named = {trial.name for trial in by.trials}
     for space in existing if by.tune.searcher == "none" else ():
-        if any(trial.name not in named for trial in expand(was, (space,), 1, False, where)):
+        if any(trial.name not in named for trial in expand(was, (space,), 1, (), where)):
             search.append(space)
-    baseline = sweep.baseline or by.baseline
-    raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": baseline}
+    controls = written(ordered([*sweep.baseline, *by.baseline]))
+    raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": controls}
     return build(raw, {}, where)
 
 

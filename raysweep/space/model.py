@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raysweep.config import About, Collapse, Settings, check_type, make_settings, metrics_by_name
+from raysweep.space.controls import written
 
 
 class Tune(BaseModel):
@@ -149,7 +150,13 @@ class Trial:
     settings: Settings
     varied: Mapping[str, Any]
     """The searched settings that have an effect, and the seed."""
-    baseline: bool = False
+    control: str = ""
+    """The control that the trial is, such as `random`; empty for a point of the search."""
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the trial is a control."""
+        return bool(self.control)
 
     def __str__(self) -> str:
         """Return the trial's name, from which Tune also makes tags."""
@@ -158,12 +165,12 @@ class Trial:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle compactly, because Tune writes every trial to disk several times, again and again."""
         changed = self.settings.model_dump(exclude_defaults=True)
-        return unpickled, (self.name, self.point, changed, dict(self.varied), self.baseline)
+        return unpickled, (self.name, self.point, changed, dict(self.varied), self.control)
 
 
-def unpickled(name: str, point: str, changed: dict[str, Any], varied: dict[str, Any], baseline: bool) -> Trial:
+def unpickled(name: str, point: str, changed: dict[str, Any], varied: dict[str, Any], control: str) -> Trial:
     """Rebuild a pickled trial."""
-    return Trial(name, point, Settings(**changed), FrozenDict(varied), baseline)
+    return Trial(name, point, Settings(**changed), FrozenDict(varied), control)
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,8 @@ class Sweep:
     name: str
     base: Mapping[str, Any]
     search: tuple[Mapping[str, Mapping[str, Any]], ...]
-    baseline: bool
+    baseline: tuple[str, ...]
+    """The controls, in the order of `CONTROLS`."""
     tune: Tune
     resources: Resources
     trials: tuple[Trial, ...]
@@ -193,7 +201,7 @@ class Sweep:
 
     @property
     def total(self) -> int:
-        """The number of trials at the end; with a searcher, without baselines of points that are not proposed yet."""
+        """The number of trials at the end; with a searcher, without controls of points that are not proposed yet."""
         if self.tune.searcher == "none":
             return len(self.trials)  # not points times seeds, because the seeds may be drawn at random
         missing = self.tune.num_samples - len(self.proposed)
@@ -252,7 +260,7 @@ class Sweep:
             "name": self.name,
             "base": {name: value for name, value in resolved.items() if name not in everywhere},
             "search": [{name: dict(spec) for name, spec in space.items()} for space in self.search],
-            "baseline": self.baseline,
+            "baseline": written(self.baseline),
             "tune": self.tune.model_dump(),
             "resources": self.resources.model_dump(),
         }

@@ -15,6 +15,7 @@ from raysweep.config import Settings
 from raysweep.errors import Diverged
 from raysweep.methods.method import Losses
 from raysweep.methods.precision import autocast_for, precision_of
+from raysweep.randomness import generator
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.state import State, greedy_stage
 
@@ -25,6 +26,7 @@ def pretrain(
     images: Tensor,
     pause: Callable[[], bool] = lambda: False,
     context: DistributedContext = SINGLE_PROCESS,
+    labels: Tensor | None = None,
 ) -> Generator[dict[str, float] | None]:
     """Train `state` to its last epoch; yield the metrics of each epoch after it.
 
@@ -38,6 +40,7 @@ def pretrain(
         pause: Called after each step except the last one of an epoch; if it returns True, None is yielded.
         context: The processes that train together, each on its rows of every batch. All of them yield at the same
             places. When the generator of the main process is closed, the generators of the others end too.
+        labels: (N,) int64 on the same device, for a method that reads them.
 
     Raises:
         Diverged: The loss or a weight is NaN or infinite; the message names the epoch.
@@ -62,13 +65,15 @@ def pretrain(
     names: tuple[str, ...] = ()
     while state.epoch < epochs:
         started, first_step = time.perf_counter(), state.step
-        if state.order is None:
-            state.order = torch.randperm(len(images), generator=state.generator)
+        if state.order is None:  # its own generator makes it the same in trials that differ in anything but the seed
+            order_draws = generator(settings.seed, f"order {state.epoch}")
+            state.order = torch.randperm(len(images), generator=order_draws)
         for index in state.order.to(images.device).split(settings.batch_size)[first_step:steps]:
             if shard is not None:
                 index = index[shard.start : shard.end]
             batch = images.index_select(0, index)  # images[index] is 20 times slower for uint8 on a CPU
             clean = to_float(batch) if reads_clean else batch
+            targets = () if labels is None else (labels.index_select(0, index),)
             copies = batch.repeat(settings.views, 1, 1, 1)
             part = shard.views(settings.views) if shard is not None else None
             views = augment(copies, settings, state.generator, part)
@@ -78,7 +83,7 @@ def pretrain(
             elif settings.layerwise == "random":
                 block = int(torch.randint(blocks, (), generator=state.generator))
             with autocast_for(settings, views):
-                losses: Losses = networks[block](views, clean)
+                losses: Losses = networks[block](views, clean, *targets)
             state.optimizers[block].zero_grad()
             context.backward(losses.total)
             state.optimizers[block].step()

@@ -32,6 +32,7 @@ class State:
     optimizers: list[Adam]
     """One optimizer; in layerwise training one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
+    """For everything that is drawn in a step. The order of the images has a generator of its own for each epoch."""
     epoch: int = 0
     """Number of finished epochs."""
     step: int = 0
@@ -107,6 +108,14 @@ class State:
         return steps
 
 
+class Untrained(nn.Module):
+    """Stands in the place of the method for an encoder that nothing trains."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
 def greedy_stage(settings: Settings, epoch: int) -> int:
     """Return the index of the block that is trained in the epoch with index `epoch`; both count from 0."""
     return epoch // settings.usl_epochs
@@ -117,16 +126,19 @@ def device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def fresh_state(settings: Settings, channels: int, image_size: int, device: torch.device) -> State:
-    """Return the state before the first epoch, on `device`."""
-    return state_of(settings, build_encoder(settings, channels, image_size), device)
+def fresh_state(settings: Settings, channels: int, image_size: int, device: torch.device, classes: int = 0) -> State:
+    """Return the state before the first epoch, on `device`; `classes` is for a method that reads labels."""
+    return state_of(settings, build_encoder(settings, channels, image_size), device, classes)
 
 
-def state_of(settings: Settings, encoder: Any, device: torch.device) -> State:
-    """Return the state of an encoder before its first epoch, on `device`."""
+def state_of(settings: Settings, encoder: Any, device: torch.device, classes: int = 0) -> State:
+    """Return the state of an encoder before its first epoch, on `device`; see `fresh_state`."""
+    if not parts.encoder[settings.encoder].traits["trains"]:
+        return State(Untrained(encoder).to(device), None, None, [], generator(settings.seed, "pretrain"))
     part = parts.method[settings.usl_type]
     with seeded(settings.seed, "decoder"):
-        method = part.function(encoder, **part.arguments(settings))
+        inputs = (encoder, classes) if part.traits["reads_labels"] else (encoder,)
+        method = part.function(*inputs, **part.arguments(settings))
     if settings.layerwise == "none":
         method.to(device)
         trained = [[weight for weight in method.parameters() if weight.requires_grad]]

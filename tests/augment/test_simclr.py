@@ -460,3 +460,113 @@ def test_reference_comparison_notices_another_policy(torchvision_statistics, cha
 def test_reference_comparison_notices_another_strength(torchvision_statistics, strength):
     views = simclr(pictures(VIEWS), strength, seeded(1), blur=False)
     assert least_p_value(statistics(views), torchvision_statistics) < 1e-6
+
+
+# Components with strengths of their own
+
+COLOURS = ("brightness", "contrast", "saturation", "hue")
+GEOMETRY = ("top", "left", "height", "width")
+CHOICES = ("flip", "jitter", "grayscale", "blur", "sigma", "order")
+
+
+def draw(strength=1.0, *, height=32, width=32, blur=True, generator=None, **own):
+    return draw_simclr(500, height, width, strength, blur, generator or seeded(4), **own)
+
+
+def agree(one: SimCLRParameters, other: SimCLRParameters, names: tuple[str, ...]) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5, 1.0, 3.0])
+def test_property_component_strengths_equal_to_the_joint_strength_give_the_same_bits(strength):
+    assert agree(
+        draw(strength, crop_strength=strength, color_strength=strength),
+        draw(strength),
+        tuple(field.name for field in fields(SimCLRParameters)),
+    )
+    images, own = random_images(40, 3, 16, 16), {"crop_strength": strength, "color_strength": strength}
+    assert torch.equal(simclr(images, strength, seeded(), **own), simclr(images, strength, seeded()))
+
+
+def test_property_a_component_is_that_of_its_own_strength_and_leaves_the_others_alone():
+    joint, weak = draw(1.0), draw(0.4)
+    crop, color = draw(1.0, crop_strength=0.4), draw(1.0, color_strength=0.4)
+    assert agree(crop, weak, GEOMETRY)
+    assert agree(crop, joint, (*COLOURS, *CHOICES))
+    assert agree(color, weak, COLOURS)
+    assert agree(color, joint, (*GEOMETRY, *CHOICES))
+    assert not agree(joint, weak, GEOMETRY)
+    assert not agree(joint, weak, COLOURS)
+
+
+def test_property_without_flip_no_image_is_mirrored_and_nothing_else_changes():
+    for strength in (0.3, 1.0, 3.0):
+        never = draw(strength, flip=False)
+        assert not never.flip.any()
+        names = tuple(field.name for field in fields(SimCLRParameters) if field.name != "flip")
+        assert agree(never, draw(strength), names)
+    images = pictures(200)
+    views = simclr(images, 1.0, seeded(), flip=False, crop_strength=0, color_strength=0)
+    assert torch.equal(views, images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 8), (12, 20), (20, 7)])
+@pytest.mark.parametrize("as_floats", [False, True])
+def test_property_components_at_strength_zero_are_the_identity(channels, height, width, as_floats):
+    images = random_images(60, channels, height, width)
+    images = to_float(images) if as_floats else images
+    views = simclr(images, 1.0, seeded(), flip=False, crop_strength=0, color_strength=0)
+    assert torch.equal(views, to_float(images))
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    mirrored = simclr(images, 1.0, seeded(), crop_strength=0, color_strength=0)
+    flip = draw_simclr(60, height, width, 1.0, False, seeded()).flip
+    assert 0 < flip.sum() < 60
+    assert torch.equal(mirrored, torch.where(flip.view(-1, 1, 1, 1), to_float(images).flip(3), to_float(images)))
+
+
+def test_reference_without_crop_the_views_are_torchvisions_colours_and_without_colours_its_crops():
+    images = random_images(100, 3, 12, 20)
+    for own in ({"crop_strength": 0}, {"color_strength": 0}):
+        p = draw_simclr(100, 12, 20, 1.0, True, seeded(2), **own)
+        views = apply_simclr(images, p)
+        torch.testing.assert_close(views, one_by_one(images, p), rtol=0, atol=5e-5, check_stride=False)
+    alone = simclr(images, 1.0, seeded(2), color_strength=0)
+    windows = draw_simclr(100, 12, 20, 1.0, False, seeded(2))
+    cropped = crop_and_flip(images, windows.top, windows.left, windows.height, windows.width, windows.flip)
+    assert torch.equal(alone, cropped.clamp(0, 1))
+
+
+def test_property_the_same_random_numbers_whichever_component_is_set():
+    states = []
+    for own in ({}, {"flip": False}, {"crop_strength": 0}, {"color_strength": 0.0}, {"crop_strength": 2}):
+        for height, width in ((32, 32), (12, 20)):
+            generator = seeded()
+            draw(0.5, height=height, width=width, generator=generator, **own)
+            states.append(generator.get_state())
+    assert all(torch.equal(states[0], state) for state in states)
+
+
+def test_property_at_strength_zero_no_component_acts_and_nothing_is_drawn():
+    images, generator = random_images(10, 3, 8, 8), seeded()
+    state = generator.get_state()
+    assert torch.equal(simclr(images, 0.0, generator, crop_strength=1, color_strength=1, blur=True), images / 255)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_reference_simclrs_recipe_for_cifar10_is_torchvisions():
+    """SimCLR, Appendix B.9: the whole crop, half of the colour distortion, and no blur."""
+    pipeline = v2.Compose(
+        [
+            v2.RandomResizedCrop(32, scale=(0.08, 1), antialias=False),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+            v2.RandomGrayscale(0.2),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = statistics(torch.stack([pipeline(image) for image in pictures(VIEWS)]))
+    views = simclr(pictures(VIEWS), 1.0, seeded(1), crop_strength=1, color_strength=0.5)
+    assert least_p_value(statistics(views), theirs) > 1e-3
+    assert least_p_value(statistics(simclr(pictures(VIEWS), 1.0, seeded(1))), theirs) < 1e-6

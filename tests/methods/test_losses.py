@@ -6,6 +6,8 @@ import pytest
 import torch
 from lightly.loss import BarlowTwinsLoss, NTXentLoss
 
+from raysweep import parts
+from raysweep.config import Settings
 from raysweep.methods import losses
 
 
@@ -141,3 +143,14 @@ def test_property_hinge_is_symmetric_blind_to_order_and_shift_but_not_to_scale()
     torch.testing.assert_close(losses.hinge(z1 + 3, z2 + 3, hinge_m=2.0, hinge_delta=1.0), value)
     torch.testing.assert_close(losses.hinge(4 * z1, 4 * z2, hinge_m=8.0, hinge_delta=4.0), 4 * value)
     assert losses.hinge(4 * z1, 4 * z2, hinge_m=2.0, hinge_delta=1.0) != value
+
+
+@pytest.mark.parametrize("name", parts.loss)
+def test_property_a_loss_says_whether_it_trains_on_equal_views(name):
+    part = parts.loss[name]
+    z = 0.1 * torch.randn(16, 8, generator=torch.Generator().manual_seed(0))  # near enough for the hinge to act
+    z.requires_grad_()
+    value = part.function(z, z.clone(), **part.arguments(Settings()))
+    (gradient,) = torch.autograd.grad(value, z)
+    acts = bool(value != 0) or bool(gradient.any())
+    assert acts != part.traits["zero_on_equal_views"]

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from raysweep.config import make_settings, protocol
-from raysweep.config.protocol import PROTOCOL_VERSION
+from raysweep.config import fingerprint, make_settings, protocol
 from raysweep.errors import Diverged
 from raysweep.probes.features import LARGEST, extract, standardize_
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
+from raysweep.results.result import protocol_difference
 from tests.support.networks import make_encoder
 
 MANY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -155,12 +155,12 @@ def test_features_that_hardly_vary_are_said_to(digits, scale):
         standardize_(fit)
 
 
-def test_scores_that_underflowed_are_not_compared_with_those_that_do_not():
-    version = {
-        temperature: protocol(make_settings({"knn_temperature": temperature}, "here"), "digest")["version"]
-        for temperature in (1e-6, 0.019, 0.02, 0.07, 0.5)
-    }
-    assert version == {1e-6: 2, 0.019: 2, 0.02: PROTOCOL_VERSION, 0.07: PROTOCOL_VERSION, 0.5: PROTOCOL_VERSION}
+@pytest.mark.parametrize("temperature", [1e-6, 0.019, 0.02, 0.07, 0.5])
+def test_scores_of_older_versions_are_never_compared_with_present_ones(temperature):
+    present = protocol(make_settings({"knn_temperature": temperature}, "here"), "digest")
+    for version in (1, 2):  # version 2 was that of small temperatures
+        assert fingerprint({**present, "version": version}) != fingerprint(present)
+        assert protocol_difference({**present, "version": version}, present) == ("version", version, 3)
 
 
 def test_a_trial_whose_features_are_too_large_fails_and_says_so(tmp_path, run_sweep):

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from raysweep import space
+from raysweep.config import PROTOCOL_VERSION
 from raysweep.results import attempts
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
@@ -347,9 +348,9 @@ def test_what_is_no_file_where_the_sweep_has_its_own_is_named(tmp_path, name, ki
     "records",
     [
         {"made_by": [1]},
-        {"made_by": {"datasets": [1]}},
-        {"made_by": {"datasets": {"digits 8×8": 5}}},
-        {"made_by": {"datasets": {"digits 8×8": None}}},
+        {"made_by": {"protocol": PROTOCOL_VERSION, "datasets": [1]}},
+        {"made_by": {"protocol": PROTOCOL_VERSION, "datasets": {"digits 8×8": 5}}},
+        {"made_by": {"protocol": PROTOCOL_VERSION, "datasets": {"digits 8×8": None}}},
         {"changed_by": {"datasets": {}}},
         {"changed_by": ["x"]},
     ],

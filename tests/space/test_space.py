@@ -203,7 +203,10 @@ def test_methods_with_settings_of_their_own_go_into_sub_spaces():
         ({"resources": {"cpu": 0}}, ["resources: cpu", "0"]),
         ({"resources": {"cpu": True}}, ["resources: cpu", "number"]),
         ({"resources": {"gpu": float("inf")}}, ["resources: gpu", "finite"]),
-        ({"baseline": "yes please"}, ["baseline", "true or false"]),
+        (
+            {"baseline": "yes please"},
+            ["baseline: unknown control 'yes please'; valid: random, pixels, pca, supervised"],
+        ),
         ({"name": "../elsewhere"}, ["name", "cannot name a directory"]),
         ({"name": ".."}, ["name", "cannot name a directory"]),
         ({"name": 5}, ["name", "5"]),
@@ -286,7 +289,7 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
 
     sweeps = {name: space.build(space.read(path), {}, name) for name, path in shipped_spaces().items()}
     assert set(sweeps) == {
-        *("quickstart", "alpha", "strength", "transfer", "asha"),
+        *("quickstart", "alpha", "alpha-digits", "strength", "transfer", "asha"),
         *("denoising", "parallel", "simclr", "methods", "layerwise"),
     }
     trials = {name: [trial.settings for trial in sweep.trials if not trial.baseline] for name, sweep in sweeps.items()}
@@ -304,6 +307,10 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
     assert {(config.denoising, config.emb_loss) for config in trials["parallel"]} == set(
         itertools.product((False, True), losses)
     )
+    alphas = {loss: {config.alpha for config in trials["parallel"] if config.emb_loss == loss} for loss in losses}
+    assert {len(values) for values in alphas.values()} == {3}
+    assert max(alphas["barlow"]) < max(alphas["simclr"]) < max(alphas["mse"]), "the scales of the losses differ"
+    assert len(sweeps["parallel"].trials) == 93
     assert {config.usl_type for config in trials["simclr"]} == {"simclr"}
     five = {(kind, denoising) for kind in ("ae_single", "ae_parallel") for denoising in (False, True)}
     assert {(config.usl_type, config.denoising) for config in trials["methods"]} == five | {("simclr", False)}
@@ -321,8 +328,11 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
     assert {(t.settings.dataset, t.settings.evaluated_dataset) for t in sweeps["transfer"].trials} == {
         ("cifar100", "cifar10")
     }
-    quick = sweeps["quickstart"].trials
-    assert len(quick) == 24
+    assert sorted({config.strength for config in trials["quickstart"]}) == [0, 0.25, 0.5, 1, 2]
+    assert {config.usl_type for config in trials["quickstart"]} == {"simclr"}
+    assert len(sweeps["quickstart"].trials) == 35
+    assert sorted({config.alpha for config in trials["alpha-digits"]}) == [1e-3, 1e-2, 1e-1, 1, 10]
+    assert len(sweeps["alpha-digits"].trials) == 30
     assert Path(shipped_spaces()["quickstart"]).is_file()
 
 
@@ -332,7 +342,7 @@ def test_shipped_spaces_are_the_experiments_of_the_reference():
         ({"base": {"val_fraction": 0}, "search": {"split_seed": [0, 1]}}, ["search.split_seed", "val_fraction"]),
         ({"search": {"alpha": [0, 1], "emb_loss": ["mse", "l1"]}}, ["search.emb_loss", "no effect", "alpha > 0"]),
         ({"search": {"probe_dataset": [None, "digits"]}}, ["same trial"]),
-        ({"search": {"usl_epochs": [0, 5]}, "baseline": True}, ["usl_epochs=0", "baseline: true adds"]),
+        ({"search": {"usl_epochs": [0, 5]}, "baseline": True}, ["usl_epochs=0", "baseline: random adds"]),
         ({"search": {"alpha": [0.1, 1]}, "base": {"usl_epochs": 0}}, ["search.alpha", "usl_epochs > 0"]),
         ({"base": {"usl_type": "simclr"}, "tune": {"metric": "pretrain/rec_loss"}}, ["tune.metric", "does not report"]),
         ({"base": {"probe_every": 0}, "tune": {"metric": "online/knn_val_accuracy"}}, ["probe_every: 0"]),
@@ -470,6 +480,97 @@ def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line()
     assert space.build({}, flags, "command line").trials[0].settings == Settings()
     layerwise = {"layerwise": space.parse_value("layerwise", "none", "--layerwise")}
     assert space.build({"base": {"layerwise": "greedy"}}, layerwise, "f").trials[0].settings.layerwise == "none"
+
+
+def test_an_optional_number_is_swept_with_none_and_with_a_range():
+    sweep = build({"base": {"color_strength": "None"}, "search": {"crop_strength": ["none", 0, "1e0"]}})
+    assert [trial.name for trial in sweep.trials] == [
+        "crop_strength=None,seed=0",
+        "crop_strength=0.0,seed=0",
+        "crop_strength=1.0,seed=0",
+    ]
+    assert [trial.settings.crop_strength for trial in build(sweep.to_dict()).trials] == [None, 0.0, 1.0]
+    drawn = build({"search": {"color_strength": {"uniform": [0, 1]}}, "tune": {"num_samples": 3}})
+    assert all(0 < trial.settings.color_strength < 1 for trial in drawn.trials)
+    flags = {"crop_strength": space.parse_value("crop_strength", "0.5", "--crop_strength"), "color_strength": "none"}
+    assert space.build({}, flags, "command line").trials[0].settings.crop_strength == 0.5
+    for value, words in ((-1, "greater than or equal to 0"), (True, "number"), ("x", "valid number")):
+        with pytest.raises(InputError, match=words):
+            build({"base": {"crop_strength": value}})
+    with pytest.raises(InputError, match=r"crop_strength: has no effect .* needs policy with simclr, and strength > 0"):
+        build({"base": {"policy": "mask"}, "search": {"crop_strength": [0, 1]}})
+    with pytest.raises(InputError, match=r"color_strength: has no effect in strength=0\.0,color_strength=1.0"):
+        build({"search": {"strength": [0, 1], "color_strength": [1, 2]}})
+
+
+LOSS = {"metric": "pretrain/loss"}
+
+
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [
+        ({"alpha": [0.1, 1]}, "alpha"),
+        ({"usl_lr": [1e-3, 1e-4], "emb_loss": ["mse", "l1"]}, "emb_loss"),
+        ({"emb_loss": ["hinge"], "hinge_m": {"uniform": [1, 2]}}, "hinge_m"),
+        ({"usl_type": ["simclr"], "temperature": [0.1, 0.5]}, "temperature"),
+        ({"denoising": [False, True]}, "denoising"),
+        ({"batch_size": [100, 250]}, "batch_size"),
+        ({"layerwise": ["none", "random"]}, "layerwise"),
+        ({"strength": [0.5, 1]}, "strength"),
+        ({"crop_strength": [None, 1]}, "crop_strength"),
+        ([{"usl_type": ["simclr"]}, {"usl_type": ["ae_parallel"]}], "usl_type"),
+        ([{"seed": [0]}, {"alpha": [1], "seed": [0]}], "alpha"),
+    ],
+    ids=str,
+)
+def test_points_with_other_objectives_are_not_compared_by_their_loss(search, name):
+    words = f"tune.metric: pretrain/loss cannot be compared between points that differ in {name}; choose by online/knn"
+    assert words in refused({"search": search, "tune": LOSS})
+    for tune in ({"scheduler": "asha"}, {"metric": "linear/val_accuracy"}, {"metric": "pretrain/rankme"}):
+        if "layerwise" not in search:  # a scheduler refuses it for another reason
+            build({"search": search, "base": {"probe_every": 1}, "tune": tune})
+
+
+def test_points_with_one_objective_may_be_compared_by_its_losses():
+    search = {"usl_lr": {"loguniform": [1e-5, 1e-3]}, "usl_epochs": [20, 30], "alpha": [3], "encoder": ["conv6"]}
+    for metric in ("pretrain/loss", "pretrain/emb_loss", "pretrain/rec_loss"):
+        build({"search": search, "tune": {"metric": metric}})
+        assert f"{metric} cannot be compared" in refused({"search": {"alpha": [1, 2]}, "tune": {"metric": metric}})
+
+
+def test_alpha_of_a_loss_that_is_zero_for_equal_views_needs_augmentation():
+    still = {"strength": 0}
+    for loss in ("mse", "l1"):
+        message = refused({"base": {**still, "emb_loss": loss}, "search": {"alpha": [0.1, 1]}})
+        for words in ("search.alpha: has no effect", "strength > 0 (at 0 both views are equal)", "not zero for equal"):
+            assert words in message
+        build({"base": {"emb_loss": loss, "strength": 0.1}, "search": {"alpha": [0.1, 1]}})
+        assert not has_effect("alpha", Settings(strength=0, emb_loss=loss))
+    for loss in ("simclr", "barlow", "hinge"):
+        build({"base": {**still, "emb_loss": loss}, "search": {"alpha": [0.1, 1]}})
+        assert has_effect("alpha", Settings(strength=0, emb_loss=loss))
+    assert "search.alpha: has no effect in strength=0.0," in refused({"search": {"strength": [0, 1], "alpha": [1, 2]}})
+    with pytest.raises(InputError, match="alpha: has no effect in any trial"):
+        space.build({}, {"strength": 0, "alpha": 1}, "command line")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"search": {"alpha": [0.1, 1]}, "tune": LOSS},
+        {"search": {"strength": [0, 1], "alpha": [0.1, 1]}},
+        {"base": {"strength": 0, "alpha": 1}, "search": {"seed": [0, 1]}},
+    ],
+    ids=str,
+)
+def test_a_recorded_sweep_is_read_though_it_would_be_refused_now(raw):
+    refused(raw)
+    sweep = space.build({"baseline": True, **raw}, {}, "sweep.yaml", recorded=True)
+    expected = math.prod(map(len, raw["search"].values()))
+    assert sum(not trial.baseline for trial in sweep.trials) == expected
+    assert space.build(sweep.to_dict(), {}, "sweep.yaml", recorded=True).trials == sweep.trials
+    with pytest.raises(InputError, match="unknown setting"):
+        space.build({"search": {"alhpa": [1]}}, {}, "sweep.yaml", recorded=True)
 
 
 def test_a_bank_that_reads_the_embedding_makes_its_width_the_random_encoders_too():

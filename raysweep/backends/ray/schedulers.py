@@ -61,7 +61,7 @@ class ByEvaluation(FIFOScheduler):
     has passed, and averages over all evaluations that it was told. So it must be told all of a trial's evaluations from
     the first on, and a trial with a missing earlier evaluation is no longer compared. An evaluation after a last epoch
     that is not a multiple of `probe_every` is not compared either, because longer trials have none at that epoch. A
-    random encoder is never evaluated online. No trial is stopped at its last epoch, when little of it is left.
+    control is neither compared nor stopped. No trial is stopped at its last epoch, when little of it is left.
 
     Args:
         name: The scheduler's name in the search space.
@@ -96,7 +96,7 @@ class ByEvaluation(FIFOScheduler):
         """Decide whether a trial continues after its report."""
         ours: Trial = trial.config["trial"]
         epoch = result.get(EPOCH, 0)
-        if self.measure not in result or not self._is_next(ours, epoch):
+        if ours.baseline or self.measure not in result or not self._is_next(ours, epoch):
             return str(TrialScheduler.CONTINUE)
         evaluation = self._evaluation(epoch, result[self.measure])
         if epoch >= ours.settings.pretrain_epochs:
@@ -142,7 +142,7 @@ def recall_evaluations(scheduler: ByEvaluation, sweep: Sweep, results: Store) ->
         results.pull_events()
         for trial in sweep.trials:
             directory = results.trial(trial.name)
-            if trial.settings.probe_every and any(directory.glob("events.out.tfevents.*")):
+            if trial.settings.probe_every and not trial.baseline and any(directory.glob("events.out.tfevents.*")):
                 from raysweep.results.events import read_scalar  # takes a second, which a new sweep saves
 
                 scheduler.recall(trial, read_scalar(directory, scheduler.measure, trial.settings.probe_every))

@@ -183,16 +183,16 @@ BRIEF = ["--le_epochs", "1", "--images_every", "0", "--probe_every", "1", "--pro
 
 
 def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
-    """With the real command. A larger α gives a larger loss, so all trials but the first are stopped."""
+    """With the real command. A smaller rate leaves a larger loss, so all trials but the first are stopped."""
     tune = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "reduction_factor=2", "max_concurrent=1"]
     options = [part for one in tune for part in ("--set", f"tune.{one}")]
     process = start(
-        *(*SLOW, *BRIEF, *options, "--set", "alpha=[0.01,100,10000]", "--name", "x"),
+        *(*SLOW, *BRIEF, *options, "--set", "usl_lr=[0.001,1e-5,1e-6]", "--name", "x"),
         *("--set", "tune.checkpoint_seconds=0"),
         cwd=tmp_path,
     )
     root = tmp_path / "runs" / "x"
-    first, *others = (f"alpha={alpha},seed=0" for alpha in ("0.01", "100.0", "10000.0"))
+    first, *others = (f"usl_lr={rate},seed=0" for rate in ("0.001", "1e-05", "1e-06"))
     wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 2, process, 240)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=600)

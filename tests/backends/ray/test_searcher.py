@@ -29,7 +29,7 @@ def result_of(trial, folder, score, status="finished"):
         folder,
         status=status,
         error=None if status == "finished" else "why",
-        metrics={"linear/val_accuracy": score, "pretrain/loss": score},
+        metrics={"linear/val_accuracy": score, "pretrain/embedding_std": score},
         wall_s=0.0,
         device="cpu",
         warnings=[],
@@ -117,7 +117,7 @@ def test_sub_spaces_have_their_own_settings_and_less_may_be_better(tmp_path):
         {"usl_type": "simclr", "temperature": {"uniform": [0.1, 1]}},
         {"usl_type": "ae_parallel", "alpha": {"loguniform": [1e-3, 1]}, "emb_loss": {"choice": ["mse", "l1"]}},
     ]
-    sweep = build(search, 40, metric="pretrain/loss")
+    sweep = build(search, 40, mode="min", metric="pretrain/embedding_std")
     sweep, _ = run(sweep, tmp_path, lambda trial: float(trial.settings.usl_type == "simclr"))
     kinds = [trial.settings.usl_type for trial in sweep.trials]
     assert {"simclr", "ae_parallel"} == set(kinds[:10])

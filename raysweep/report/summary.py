@@ -1,0 +1,219 @@
+"""The page `summary.md`: the answer first, then the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from raysweep import parts
+from raysweep.errors import printable
+from raysweep.report.contents import Report
+from raysweep.report.points import COLUMNS, LEAST_SEEDS, PERCENT, Point, block_scores, estimate, shown_scores
+from raysweep.report.sentences import METHOD, NAMES, numbers, verdict
+from raysweep.report.statistics import Difference
+from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
+from raysweep.report.verdicts import MOST_PAIRED
+from raysweep.results.result import Result
+
+MOST_WARNINGS = 20
+"""More warnings than this are only counted."""
+STOPPED = "Trials that were stopped early have no test score and are in no mean."
+SATURATED = 0.97
+"""A random encoder with a higher accuracy leaves no room for differences."""
+
+
+def summary_md(report: Report) -> str:
+    """The summary in words and tables."""
+    words = report.in_words()
+    text = [f"# {report.name}"]
+    if words:
+        text.append("\n".join(f"- {printable(line)}" for line in words))
+    remarks = [*report.doubts(), *notes(report)]
+    if remarks:
+        text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
+    text += ["## Scores", *overview(report)]
+    columns = shown_scores(report.points, COLUMNS)
+    rows = [
+        [*names_of(report, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in columns)]
+        for point in report.points
+    ]
+    text.append(markdown([*name_columns(report), "n", *columns], rows))
+    text += [section for control in controls_of(report) for section in control_section(report, control)]
+    text += best_section(report) + blocks_section(report) + list(ended_sections(report))
+    if report.groups:
+        text += ["## Method", METHOD]
+    return "\n\n".join(text) + "\n"
+
+
+def overview(report: Report) -> list[str]:
+    """How many trials have run, how to read the table, and how the settings of several sweeps differ."""
+    lines = []
+    for member in report.members:
+        ended = [result.status for result in member.results]
+        stopped = f", {ended.count('stopped')} stopped early" if "stopped" in ended else ""
+        lines.append(
+            f"{f'{member.label}: ' if report.several else ''}{ended.count('finished')} of {member.sweep.total} "
+            f"trials finished{stopped}, {ended.count('failed')} failed."
+        )
+    reading = (
+        f"Mean over seeds ± half of the {PERCENT} Student-t interval of the mean, for each point alone; fewer than "
+        f"{LEAST_SEEDS} seeds have no interval."
+    )
+    if not report.several:
+        return [f"{lines[0]} {reading}"]
+    rows = [
+        [name, *(str(values[0]) if len(values) == 1 else "varies" if values else "–" for values in by_sweep)]
+        for name, by_sweep in differing(report).items()
+    ]
+    differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in report.members)], rows)]
+    with_baseline = {(point.sweep, seed) for point in report.points if point.baseline for seed in point.by_seed}
+    lent = {p.sweep for p in report.points for seed in p.random_by_seed if (p.sweep, seed) not in with_baseline}
+    borrowed = [
+        f"{name} is compared with the random encoder of another sweep. The two are the same: they are equal in seed "
+        "and in every setting that has an effect on them."
+        for name in sorted(lent)
+    ]
+    return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *borrowed, reading]
+
+
+def notes(report: Report) -> list[str]:
+    """What to know about the sweep's data, where it applies."""
+    lines = []
+    if len(report.groups) > 1:
+        lines.append(
+            "Scores of different evaluation protocols are not comparable, so each protocol has its own best point."
+        )
+    saturated = [
+        score
+        for score in report.scores
+        if any(point.control == "random" and mean_above(point, score, SATURATED) for point in report.points)
+    ]
+    if saturated:
+        lines.append(
+            f"The random encoder already reaches more than {SATURATED:.0%} in {' and '.join(saturated)}, so this task "
+            "leaves little room for differences."
+        )
+    precisions = {
+        result.precision
+        for member in report.members
+        for result in member.results
+        if result.settings.get("precision") == "auto"
+    } - {""}
+    if len(precisions) > 1:
+        lines.append(
+            "`precision: auto` resolved to bf16 on some machines and to fp32 on others (`results.csv` says where). Set "
+            "it to one of them for points that are compared closely."
+        )
+    return lines
+
+
+def mean_above(point: Point, score: str, least: float) -> bool:
+    """Whether the mean of a score is above `least`."""
+    value = estimate(point.values(score))
+    return value is not None and value.mean > least
+
+
+def controls_of(report: Report) -> list[str]:
+    """The controls that points are compared with."""
+    return list(dict.fromkeys(c for group in report.groups for f in group.families.values() for c in f.controls))
+
+
+def control_section(report: Report, control: str) -> list[str]:
+    """Every point's difference from a control."""
+    rows = []
+    for group in report.groups:
+        for point in group.points:
+            differences = [group.families[score].from_control(point, control) for score in report.scores]
+            if any(differences):
+                rows.append([*names_of(report, point), *cells(differences, control)])
+    if not rows:
+        return []
+    return [
+        f"## Difference from {NAMES.get(control, control)}",
+        f"Mean difference over seeds [adjusted {PERCENT} interval].",
+        markdown([*name_columns(report), "n", *score_columns(report.scores)], rows),
+    ]
+
+
+def best_section(report: Report) -> list[str]:
+    """The difference of every other point from the best point, for each protocol."""
+    tables = []
+    for group in report.groups:
+        if not group.ranked or len(group.points) < 2:
+            continue
+        best = group.ranked[0]
+        rows = []
+        for point in group.points:
+            if point is not best:
+                differences = [group.families[score].between(point, best) for score in report.scores]
+                rows.append([*names_of(report, point), *cells(differences, "best")])
+        several = len(report.groups) > 1
+        tables += [
+            *([f"Each point minus {best.title}:"] if several else []),
+            markdown([*name_columns(report), "n", *score_columns(report.scores)], rows),
+        ]
+    if not tables:
+        return []
+    return [
+        "## Difference from the best point",
+        f"Mean difference over seeds [adjusted {PERCENT} interval]. `differences.csv` has all pairs of points; of more "
+        f"than {MOST_PAIRED} points it has only the pairs with the best point.",
+        *tables,
+    ]
+
+
+def cells(differences: Sequence[Difference | None], than: str) -> list[str]:
+    """The number of shared seeds, and for each score the difference and its verdict."""
+    count = max((difference.n for difference in differences if difference is not None), default=0)
+    return [str(count), *(text for item in differences for text in (numbers(item), verdict(item, than)))]
+
+
+def score_columns(scores: Sequence[str]) -> list[str]:
+    """The header over `cells`, without the number of seeds."""
+    return [column for score in scores for column in (score, "")]
+
+
+def blocks_section(report: Report) -> list[str]:
+    """The linear probes on the encoder's blocks; empty where there were none."""
+    points = [point for point in report.points if shown_scores([point], block_scores())]
+    if not points:
+        return []
+    rows = [
+        [*names_of(report, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in block_scores())]
+        for point in points
+    ]
+    header = [*name_columns(report), "n", *(f"block {block}" for block in range(1, parts.most_blocks() + 1))]
+    return ["## Linear probe on every block", "Test accuracy.", markdown(header, rows)]
+
+
+def ended_sections(report: Report) -> Iterator[str]:
+    """The trials that failed or were stopped, and the warnings of all trials."""
+    results = [
+        (f"{member.label}/" if report.several else "", result) for member in report.members for result in member.results
+    ]
+    for status, title in (("failed", "## Failed"), ("stopped", "## Stopped early")):
+        ended = [(prefix, result) for prefix, result in results if result.status == status]
+        if ended:
+            yield title
+            yield "\n".join(f"- {prefix}{result.trial}: {printable(str(result.error))}" for prefix, result in ended)
+    if any(result.status == "stopped" for _, result in results):
+        yield STOPPED
+    remarks = warnings_of(results)
+    if remarks:
+        yield "## Warnings"
+        yield "\n".join(f"- {remark}" for remark in remarks)
+
+
+def warnings_of(results: Sequence[tuple[str, Result]]) -> list[str]:
+    """Each warning once, with the first trial that gave it and the number of others."""
+    trials: dict[str, list[str]] = {}
+    for prefix, result in results:
+        for warning in result.warnings:
+            trials.setdefault(printable(warning), []).append(f"{prefix}{result.trial}")
+    lines = [
+        f"{warning} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
+        for warning, names in trials.items()
+    ]
+    more = len(lines) - MOST_WARNINGS
+    return (
+        lines if more <= 0 else [*lines[:MOST_WARNINGS], f"and {more} other warnings, which the trials' results list"]
+    )

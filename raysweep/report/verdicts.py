@@ -1,0 +1,208 @@
+"""What a report concludes: adjusted differences between points, from controls, and along a setting.
+
+A *family* is the points that share an evaluation protocol, in one score. All differences of a family are adjusted
+together, so that all its intervals hold at once with a probability of 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep.config import SETTINGS, about
+from raysweep.report.points import Point, experiment_key
+from raysweep.report.statistics import Difference, Shape, compare_pairs, compare_shape, compare_with_control, fit_blocks
+from raysweep.results.result import Result
+
+MOST_PAIRED = 50
+"""Of a family with more points than this, only the pairs with the best point are compared."""
+LEAST_VALUES = 3
+"""A setting has a shape if it has at least this many values."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The points of one evaluation protocol in one score."""
+
+    score: str
+    pairs: Mapping[tuple[str, str], Difference]
+    """The first point minus the second, by their titles."""
+    controls: Mapping[str, Mapping[str, Difference]]
+    """By control: a point minus the control, by the title of the point."""
+    shapes: Mapping[str, tuple[Shape, Sequence[Any]]]
+    """By setting: the shape of the score over the setting's values, and the values in their order."""
+    variance: float | None
+    """The variance of the residuals of the block model; None where there are too few cells."""
+    points: int
+    """The number of points, each experiment counted once."""
+    known_as: Mapping[str, str]
+    """The title under which each point was compared. Two sweeps may hold the same experiment, which counts once."""
+
+    def between(self, first: Point, second: Point) -> Difference | None:
+        """The first point minus the second; None if the pair was not compared."""
+        one, another = self.known_as.get(first.title, ""), self.known_as.get(second.title, "")
+        if (one, another) in self.pairs:
+            return self.pairs[one, another]
+        other = self.pairs.get((another, one))
+        return None if other is None else negated(other)
+
+    def from_control(self, point: Point, control: str = "random") -> Difference | None:
+        """The point minus the control; None without that control."""
+        return self.controls.get(control, {}).get(self.known_as.get(point.title, ""))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trained points of one evaluation protocol, and the verdicts about them."""
+
+    points: Sequence[Point]
+    ranked: Sequence[Point]
+    """The points that compete, best first; empty if nothing can be called best."""
+    families: Mapping[str, Family]
+    """By score. The score of the chosen metric comes first."""
+
+    @property
+    def incomplete(self) -> list[Point]:
+        """The points that do not compete, because planned seeds have not finished."""
+        return [point for point in self.points if point.missing]
+
+
+def judge(
+    points: Sequence[Point], ranked: Sequence[Sequence[Point]], scores: Sequence[str], settings: Sequence[str]
+) -> list[Group]:
+    """The verdicts about the points, a group for each evaluation protocol.
+
+    Args:
+        points: all points of the report.
+        ranked: the points that compete, best first, a list for each protocol; see `rank_points`.
+        scores: the metrics that are compared.
+        settings: the searched settings.
+    """
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        if not point.baseline:
+            groups.setdefault(point.protocol, []).append(point)
+    best_first = {order[0].protocol: order for order in ranked}
+    return [
+        Group(
+            group,
+            best_first.get(protocol, ()),
+            {score: make_family(score, group, best_first.get(protocol, ())[:1], settings) for score in scores},
+        )
+        for protocol, group in groups.items()
+    ]
+
+
+def make_family(score: str, points: Sequence[Point], best: Sequence[Point], settings: Sequence[str]) -> Family:
+    """Compare the points that have the score."""
+    first_of: dict[Any, Point] = {}
+    known_as = {
+        point.title: first_of.setdefault(experiment_key(point.settings.model_copy(update={"seed": 0})), point).title
+        for point in points
+        if point.scores(score)
+    }
+    points = list(first_of.values())
+    values = matrix([point.scores(score) for point in points])
+    return Family(
+        score,
+        pairs_of(points, values, [known_as[point.title] for point in best if point.title in known_as]),
+        {name: differences_from(name, score, points) for name in controls_of(points)},
+        {name: shape for name in settings if (shape := shape_of(name, score, points)) is not None},
+        fit_blocks(values).variance if points else None,
+        len(points),
+        known_as,
+    )
+
+
+def pairs_of(
+    points: Sequence[Point], values: NDArray[np.float64], best: Sequence[str]
+) -> dict[tuple[str, str], Difference]:
+    """All pairs; of more than `MOST_PAIRED` points, the pairs with the best point, which comes first."""
+    titles = [point.title for point in points]
+    only = titles.index(best[0]) if best and len(points) > MOST_PAIRED else None
+    if len(points) < 2 or (len(points) > MOST_PAIRED and only is None):
+        return {}
+    pairs = compare_pairs(values, only)
+    return {(titles[first], titles[second]): difference for (first, second), difference in pairs.items()}
+
+
+def controls_of(points: Sequence[Point]) -> list[str]:
+    """The names of the controls that any point has."""
+    return list(dict.fromkeys(name for point in points for name, by_seed in point.controls.items() if by_seed))
+
+
+def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[str, Difference]:
+    """Each point minus the control.
+
+    Points may have several controls of one name, such as the random encoders of two architectures. The points of each
+    are adjusted together.
+    """
+    families: dict[Any, list[Point]] = {}
+    for point in points:
+        if point.control_scores(control, score):
+            families.setdefault(experiment_of(point.controls[control]), []).append(point)
+    result: dict[str, Difference] = {}
+    for members in families.values():
+        shared: dict[int, float] = {}
+        for point in members:
+            shared |= point.control_scores(control, score)
+        values = matrix([shared, *(point.scores(score) for point in members)])
+        compared = compare_with_control(values, 0)
+        result |= {members[row - 1].title: difference for row, difference in compared.items()}
+    return result
+
+
+def experiment_of(results: Mapping[int, Result]) -> tuple[Any, ...]:
+    """All settings that decide what a control computes, except the seed."""
+    settings = next(iter(results.values())).settings
+    return tuple((name, settings.get(name)) for name in SETTINGS if about(name).search and name != "seed")
+
+
+def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Sequence[Any]] | None:
+    """The shape of the score over a numeric setting; None if the setting has fewer than `LEAST_VALUES` values.
+
+    A block is a seed together with the values of the other searched settings.
+    """
+    points = [point for point in points if is_plain_number(point.varied.get(name))]
+    values = sorted({point.varied[name] for point in points})
+    if len(values) < LEAST_VALUES:
+        return None
+    blocks: dict[Any, dict[Any, float]] = {}
+    for point in points:
+        others = tuple((key, value) for key, value in point.varied.items() if key != name)
+        for seed, value in point.scores(score).items():
+            blocks.setdefault((others, seed), {})[point.varied[name]] = value
+    cells = [[block.get(value, np.nan) for block in blocks.values()] for value in values]
+    return compare_shape(np.array(cells, dtype=float)), values
+
+
+def is_plain_number(value: Any) -> bool:
+    """Whether a value of a setting is a number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def negated(difference: Difference) -> Difference:
+    """The second point minus the first."""
+    mean, low, high = difference.mean, difference.low, difference.high
+    return replace(
+        difference,
+        mean=None if mean is None else -mean,
+        low=None if high is None else -high,
+        high=None if low is None else -low,
+    )
+
+
+def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
+    """Scores by seed as (points, seeds); NaN where a point lacks a seed."""
+    seeds = sorted({seed for by_seed in scores for seed in by_seed})
+    return np.array([[by_seed.get(seed, np.nan) for seed in seeds] for by_seed in scores], dtype=float)
+
+
+def same_experiment(first: Point, second: Point) -> bool:
+    """Whether two points compute the same, as points of two sweeps may."""
+    keys = [experiment_key(point.settings.model_copy(update={"seed": 0})) for point in (first, second)]
+    return keys[0] == keys[1]

@@ -1,0 +1,206 @@
+"""The sentences of a report: each is true of made-up scores whose answer is known."""
+
+import pytest
+
+from raysweep.report import statistics
+from raysweep.report.building import build_report
+from raysweep.report.sentences import cautions, named
+from tests.report.test_report import COLUMNS, fill_with
+
+SEEDS = [0, 1, 2, 3]
+NOISE = {0: 0.001, 1: -0.002, 2: 0.0015, 3: -0.0005}
+
+
+def scores_of(effects, seeds=SEEDS, val=None, **more):
+    """Return a function from trials to metrics: an effect by point, a large seed effect, and small residuals."""
+
+    def metrics(trial):
+        seed = trial.settings.seed
+        place = list(effects).index(trial.point)
+        residual = NOISE[seed % 4] * (1 if place % 2 else -1) * (1 + place / 7)
+        test = effects[trial.point] + 0.1 * (seed % 4) + residual
+        return {**dict.fromkeys(COLUMNS, test), "linear/val_accuracy": (val or effects)[trial.point], **more}
+
+    return metrics
+
+
+def report_of(tmp_path, search, metrics, **raw):
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, **search}, **raw}, metrics)
+    return build_report(store, sweep)
+
+
+def test_the_best_point_is_above_every_other_and_beats_the_random_encoder(tmp_path):
+    effects = {"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
+    report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects), baseline=True)
+    first, separation, shape, *rest = report.in_words(scores=1)
+    family = report.groups[0].families["linear/test_accuracy"]
+    points = {point.title: point for point in report.points}
+    random, closest = (
+        family.from_control(points["alpha=1.0"]),
+        family.between(points["alpha=1.0"], points["alpha=10.0"]),
+    )
+    assert first == (
+        "alpha=1.0 is best by linear/val_accuracy (0.5000, mean of 4 seeds) and beats the random encoder in "
+        f"linear/test_accuracy: {random.mean:+.4f} [{random.low:+.4f}, {random.high:+.4f}]."
+    )
+    assert separation == (
+        "In linear/test_accuracy it is above every other point; the closest is alpha=10.0, "
+        f"{closest.mean:+.4f} [{closest.low:+.4f}, {closest.high:+.4f}]."
+    )
+    optimum = "has an optimum near 1.0 (both ends are worse)"
+    assert shape == (
+        f"With alpha: linear/test_accuracy {optimum}; knn/test_accuracy {optimum}; kmeans/accuracy {optimum}."
+    )
+    assert rest == []
+
+
+def test_a_score_that_rises_asks_for_larger_values(tmp_path):
+    effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.31, "alpha=10.0": 0.4}
+    lines = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects)).in_words(scores=1)
+    assert lines[0].endswith("There is no random encoder to compare with; add `--set baseline=true`.")
+    assert any(line.startswith("With alpha: linear/test_accuracy rises (Page's trend test, p ") for line in lines)
+    assert "Next: alpha = 10.0 is the largest that was tried; try larger values." in lines
+
+
+def test_points_that_are_not_separated_are_named_with_the_seeds_that_would_separate_them(tmp_path):
+    effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.501}
+    report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects))
+    _, separation, *rest = report.in_words(scores=1)
+    assert "it is not separated from alpha=1.0 (+0.00" in separation
+    assert separation.endswith(", and it is above alpha=0.1.")
+    family = report.groups[0].families["linear/test_accuracy"]
+    points = {point.title: point for point in report.points}
+    difference = family.between(points["alpha=10.0"], points["alpha=1.0"])
+    count = statistics.seeds_needed(difference.mean, family.variance, 3)
+    expected = f"about {count} seeds in all would separate" if count else "even 50 seeds would hardly separate"
+    assert any(expected in line for line in rest)
+
+
+def test_no_point_beats_the_random_encoder(tmp_path):
+    effects = {"random": 0.6, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
+    lines = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects), baseline=True).in_words(scores=1)
+    assert " and is below the random encoder in linear/test_accuracy: -0.1" in lines[0]
+    assert lines[0].endswith("No point beats it.")
+
+
+def test_another_point_than_the_best_one_may_beat_the_random_encoder(tmp_path):
+    effects = {"random": 0.4, "alpha=0.1": 0.6, "alpha=1.0": 0.3}
+    val = {"random": 0.1, "alpha=0.1": 0.2, "alpha=1.0": 0.9}
+    lines = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects, val=val), baseline=True).in_words(scores=1)
+    assert lines[0].endswith("alpha=0.1 beats it.")
+    assert lines[1] == "In linear/test_accuracy, however, it is below alpha=0.1."
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "One seed cannot tell"), (2, "Two seeds cannot tell")])
+def test_one_or_two_seeds_cannot_tell(tmp_path, count, words):
+    effects = {"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
+    report = report_of(tmp_path, {"alpha": [0.1, 1], "seed": SEEDS[:count]}, scores_of(effects), baseline=True)
+    random, best, following = report.in_words(scores=1)
+    assert best == f"{words} whether it differs from the other points."
+    assert random.endswith(f"{words}.")
+    assert following == "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."
+    assert "[" not in best + random, "there is no interval"
+
+
+def test_equal_points_are_called_equal(tmp_path):
+    def metrics(trial):
+        return dict.fromkeys(COLUMNS, 0.5 + trial.settings.seed / 10)
+
+    lines = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics).in_words(scores=1)
+    assert lines[1] == "All 2 points are equal in linear/test_accuracy, seed by seed."
+
+
+def test_a_point_with_failed_seeds_does_not_compete_and_is_named(tmp_path):
+    """Seeds shift the scores by 0.1 each. The worst point has only its best seed left, and must not be called best."""
+    effects = {"random": 0.2, "alpha=0.1": 0.4, "alpha=1.0": 0.35}
+
+    def metrics(trial):
+        if trial.point == "alpha=1.0" and trial.settings.seed != 3:
+            return {}
+        return {**scores_of(effects)(trial), "linear/val_accuracy": effects[trial.point] + 0.1 * trial.settings.seed}
+
+    raw = {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1]}, "baseline": True}
+    store, sweep = fill_with(tmp_path, raw, metrics)
+    sweep_trials = [trial for trial in sweep.trials if trial.point == "alpha=1.0" and trial.settings.seed != 3]
+    for trial in sweep_trials:
+        (store.trial(trial.name) / "result.json").unlink()
+    report = build_report(store, sweep)
+    assert "alpha=0.1 is the only point that can be ranked" in report.in_words(scores=1)[0]
+    assert report.doubts()[0] == "alpha=1.0 is not ranked: 3 of its 4 seeds did not finish."
+    assert "not ranked" in (store.root / "summary.md").read_text()
+
+
+def test_all_seeds_of_a_point_failed(tmp_path):
+    effects = {"alpha=0.1": 0.4, "alpha=1.0": 0.35}
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1]}}, scores_of(effects))
+    for trial in sweep.trials:
+        if trial.point == "alpha=1.0":
+            (store.trial(trial.name) / "result.json").unlink()
+    assert "alpha=0.1 is the only point that can be ranked" in build_report(store, sweep).in_words(scores=1)[0]
+
+
+def test_nothing_is_ranked_where_every_point_lacks_a_seed(tmp_path):
+    effects = {"alpha=0.1": 0.4, "alpha=1.0": 0.35}
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1]}}, scores_of(effects))
+    for trial in sweep.trials:
+        if trial.settings.seed == 2:
+            (store.trial(trial.name) / "result.json").unlink()
+    lines = build_report(store, sweep).in_words()
+    assert lines == ["No point is called best: none of alpha=0.1 and alpha=1.0 has all its planned seeds."]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "words"),
+    [
+        ("pretrain/embedding_std", 1e-6, "The embedding has collapsed in alpha=0.1."),
+        ("pretrain/rankme", 1.2, "RankMe, the effective rank of the embedding, is low in alpha=0.1."),
+        ("pretrain/last_fall", 0.3, "The loss had not levelled off in alpha=0.1."),
+    ],
+)
+def test_what_makes_scores_doubtful_is_named(tmp_path, metric, value, words):
+    healthy = {"pretrain/embedding_std": 0.5, "pretrain/rankme": 30.0, "pretrain/last_fall": 0.01}
+
+    def metrics(trial):
+        sick = trial.point == "alpha=0.1"
+        return {
+            **scores_of({"alpha=0.1": 0.3, "alpha=1.0": 0.5})(trial),
+            **healthy,
+            **({metric: value} if sick else {}),
+        }
+
+    report = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics)
+    assert cautions(report.groups[0]) == [words]
+
+
+def test_the_verdicts_of_a_page_agree(tmp_path):
+    """A pair has one verdict: the sentence, the table of the best point and `differences.csv` say the same."""
+    effects = {"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.499}
+    report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects), baseline=True)
+    text = (report.members[0].store.root / "summary.md").read_text()
+    pair = (report.members[0].store.root / "differences.csv").read_text().splitlines()
+    line = next(row for row in pair if row.startswith("alpha=1.0,alpha=10.0,linear/test_accuracy"))
+    assert line.endswith("no difference shown")
+    assert "it is not separated from alpha=10.0" in text
+    table = text.split("## Difference from the best point")[1]
+    row = next(row for row in table.splitlines() if row.startswith("| alpha=10.0 |"))
+    assert row.split("|")[4].strip() == "no difference shown"
+
+
+def test_many_points_are_counted():
+    class Titled:
+        def __init__(self, title):
+            self.title = title
+
+    assert named([Titled("a")]) == "a"
+    assert named([Titled("a"), Titled("b")]) == "a and b"
+    assert named([Titled(name) for name in "abcd"]) == "a, b, c and d"
+    assert named([Titled(name) for name in "abcdef"]) == "a, b, c and 3 others"
+
+
+def test_a_sweep_of_many_points_compares_pairs_with_the_best_only(tmp_path):
+    values = [round(0.1 + step / 100, 2) for step in range(60)]
+    effects = {f"alpha={value}": 0.3 + value / 10 for value in values}
+    report = report_of(tmp_path, {"alpha": values, "seed": [0, 1, 2]}, scores_of(effects))
+    family = report.groups[0].families["linear/test_accuracy"]
+    assert len(family.pairs) == 59
+    assert all(values and f"alpha={values[-1]}" in pair for pair in family.pairs)
