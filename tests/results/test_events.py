@@ -276,7 +276,7 @@ def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
             "b": {"denoising": False, "dataset": "digits"},
             "c": {"image_size": 8, "probe_grid": "{lr: [0.001]}"},
         }
-        first = {"image_size": "c", "denoising": "b", "probe_grid": "c", "dataset": "b", "alpha": "a"}
+        first = {"image_size": "c", "denoising": "b", "probe_grid": "a", "dataset": "b", "alpha": "a"}
         for name, trial in first.items():
             assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a failed request raises HTTPError
             assert len(rows(hparam=name, order="ORDER_DESC", missingValuesFirst=True)) == len(ROWS)

@@ -170,4 +170,8 @@ def test_training_is_that_of_one_process_though_it_leaves_in_the_middle(together
             assert many == pytest.approx(one, rel=1e-4), name
         torch.testing.assert_close(sums, alone_sums, rtol=1e-4, atol=1e-6)
         for many, one in zip(weights, alone_weights, strict=True):
-            torch.testing.assert_close(many, one, rtol=1e-3, atol=1e-5)
+            # Adam moves a weight whose gradient is only a rounding error as far as any other weight, so very few
+            # weights may differ by a part of one step; all others are equal to rounding.
+            differ = ~torch.isclose(many, one, rtol=1e-3, atol=1e-5)
+            assert differ.float().mean() < 1e-3, name
+            assert (many - one).abs().max() < settings_of(name).usl_lr, name
