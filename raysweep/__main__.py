@@ -5,12 +5,6 @@ It imports little, so that Ctrl-C in the first tenth of a second already gets it
 
 import signal
 import sys
-from types import FrameType
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Signal handler: end like Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,9 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what follows the program's name; None takes them from `sys.argv`.
     """
     try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and it stays ignored
-                signal.signal(number, interrupt)
+        from raysweep.system.signals import handle_interrupts
+
+        handle_interrupts()
         from raysweep.system.terminal import use_lasting_streams
 
         use_lasting_streams()

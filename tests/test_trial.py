@@ -66,11 +66,11 @@ def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method
     shares = []
     result = run(tmp_path, trial_of(usl_lr=1e-3, per_layer=True, **method), report=lambda at: shares.append(at.share))
     assert result.status == "finished"
-    absent = set()
+    absent = {"pretrain/last_fall"}  # needs five epochs
     if method["usl_type"] == "ae_single":
-        absent = {"pretrain/emb_loss"}
+        absent |= {"pretrain/emb_loss"}
     if method["usl_type"] == "simclr":
-        absent = {"pretrain/rec_loss"}
+        absent |= {"pretrain/rec_loss"}
     assert set(result.metrics) == set(METRICS) - absent
     assert all(math.isfinite(value) for value in result.metrics.values())
     assert result.metrics["linear/train_accuracy"] > 0.3, "chance level is 0.1"

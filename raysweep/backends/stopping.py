@@ -18,6 +18,7 @@ from types import FrameType
 from raysweep.errors import printable
 from raysweep.results.result import describe_error
 from raysweep.results.store import Store
+from raysweep.system.signals import check_interrupted
 from raysweep.system.terminal import INTERRUPTED, end_process, say_at_once
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # seconds between two checks of the flag; in a bucket each is a request
@@ -180,6 +181,7 @@ class Stopping:
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
+            check_interrupted()
             yield
         finally:
             try:

@@ -46,7 +46,20 @@ def to_safetensors(weights: dict[str, Tensor], description: dict[str, Any]) -> b
         "input": "float32 (B, C, H, W) in [0, 1], not normalised",
     }
     # safetensors writes only contiguous tensors.
-    return bytes(safetensors.torch.save({name: weight.contiguous() for name, weight in weights.items()}, header))
+    file = safetensors.torch.save({name: weight.contiguous() for name, weight in weights.items()}, header)
+    return with_sorted_header(bytes(file))
+
+
+def with_sorted_header(file: bytes) -> bytes:
+    """A safetensors file with the keys of its header in order, so that equal encoders give equal bytes.
+
+    The library writes the texts of the header in random order. A file is the length of the header (8 bytes, little
+    endian), the header (JSON, padded with spaces to a multiple of 8 bytes) and the weights.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[end:]
 
 
 @dataclass(frozen=True, eq=False)

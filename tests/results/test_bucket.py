@@ -427,7 +427,7 @@ def completed(*arguments, cwd, **environment):
 
 def wait_for_checkpoint(place, process):
     """Wait until the bucket holds a trial's checkpoint; fail if the process ends first."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not any("/checkpoints/00000003.json" in name for name in Bucket(place).files()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from raysweep import cli, portable
 from raysweep.errors import InputError
 from raysweep.results.checkpoints import to_bytes
+from raysweep.results.encoders import to_safetensors
 from tests.support import ROOT
 from tests.support.networks import make_encoder
 from tests.support.odd_files import ODD
@@ -30,6 +31,19 @@ WEIGHT = "head.weight"  # (16, 512)
 
 def encoder():
     return make_encoder("conv6", 1, 8, 16, seed=0).state_dict()
+
+
+def test_equal_encoders_give_equal_bytes(tmp_path):
+    """The library writes the texts of the header in random order, so the order must be ours."""
+    weights = encoder()
+    files = {to_safetensors(weights, {**DESCRIPTION, "trunk_dim": 512, "arguments": {}}) for _ in range(20)}
+    assert len(files) == 1
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(files.pop())
+    loaded = load_file(path)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    assert portable.load(path) is not None
 
 
 def encoder_with(change):
