@@ -10,8 +10,8 @@ from tests.support.commands import here
 # Keep Ray from starting workers ahead. Trials do not use them, and they cost 0.7 s of a core per sweep.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
-# Ray gives its workers the lowest priority (niceness 15). Beside other tests that compute, a trial would then get 3 % of
-# a core, and a test that waits for the trial would run out of time.
+# Ray gives its workers a low priority (niceness 15). Beside other tests that compute, a trial would then get 3 % of a
+# core, and a test that waits for the trial would run out of time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 # The models are tiny. With more threads than free cores, the threads wait for each other.

@@ -28,7 +28,7 @@ from raysweep.probes.features import extract
 from raysweep.results.checkpoints import save_checkpoint, to_bytes
 from raysweep.results.encoders import save_encoder
 from raysweep.training.state import fresh_state
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.networks import embed, make_encoder
 from tests.support.trials import read_encoder
 
@@ -41,7 +41,7 @@ def command(where, *arguments, **options):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
         **options,
     )

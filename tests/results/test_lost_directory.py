@@ -17,7 +17,7 @@ from raysweep.results.result import note_traceback
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.system.files import write_json
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 SWEEP = space.build({"name": "a", "search": {"seed": [0, 1]}}, {}, "s.yaml")
 LONG = ("--usl_type", "simclr", "--usl_epochs", "100000", "--probe_every", "0", "--seed", "[0,1]", "--local")
@@ -44,7 +44,7 @@ def begin(folder):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
     assert "Traceback" not in out + err
     (line,) = err.splitlines()

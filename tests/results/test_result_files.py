@@ -18,7 +18,7 @@ from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, sa
 from raysweep.results.encoders import save_encoder
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.commands import here
 from tests.support.odd_files import METRICS, ODD, SWEEP, make
 
@@ -378,7 +378,7 @@ def test_the_command_sets_them_aside_and_runs_the_trials_again(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert process.returncode == 0, process.stderr

@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 USERS_OWN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
@@ -86,7 +86,7 @@ def cluster(folder, *options, **environment):
         cluster.end()
 
 
-def wait_for(what, process, seconds=120):
+def wait_for(what, process, seconds=PATIENCE):
     """Wait until `what()` returns a true value, and return it. Fail if the process ends first."""
     end = time.monotonic() + seconds
     while not (value := what()):

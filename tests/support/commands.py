@@ -16,7 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from raysweep import cli
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.cluster import wait_for
 
 QUICK = ["--usl_epochs", "2", "--le_epochs", "3", "--probe_every", "1", "--images_every", "2"]
@@ -76,7 +76,7 @@ def command(*arguments, cwd, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -97,7 +97,7 @@ def interrupt(process, trial, *options):
     """Press Ctrl-C once the trial has a checkpoint. The command must exit with 130 and say how to resume."""
     wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines() == [STOPPING, f"interrupted; resume with: {resume_command('runs/long', *options)}"]
 

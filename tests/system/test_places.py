@@ -11,7 +11,7 @@ import pytest
 from raysweep.backends.ray.authentication import present_token
 from raysweep.errors import InputError
 from raysweep.system.places import settle_ray_directory
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.commands import here
 
 QUICK = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x"]
@@ -99,7 +99,7 @@ def test_a_sweep_runs_for_a_user_who_has_no_home_and_no_name(tmp_path, home):
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=PATIENCE,
         )
 
     refused = run("--output", "~/runs")
@@ -119,7 +119,7 @@ def test_ray_starts_for_a_user_who_has_no_home_and_no_name(tmp_path):
     arguments = [each for each in QUICK if each != "--local"]
     program = [*STRANGER, sys.executable, str(ROOT / "run_sweep.py"), *arguments]
     process = subprocess.run(
-        program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600
+        program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert process.returncode == 0, process.stderr
     token = tmp_path / "home-54321-raysweep" / ".ray" / "auth_token"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.cluster import wait_for
 from tests.support.commands import STOPPING, here
 
@@ -68,7 +68,7 @@ def report(folder, **options):
         cwd=folder,
         env=environment,
         stderr=subprocess.PIPE,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
         **options,
     )
@@ -136,7 +136,7 @@ def test_a_closed_terminal_saves_and_ends_like_sigterm(tmp_path):
     process = start(*LONG, cwd=tmp_path)
     wait_for(lambda: has_begun(tmp_path), process)
     process.send_signal(signal.SIGHUP)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines()[0] == STOPPING
     assert has_checkpoint(tmp_path)
@@ -149,7 +149,7 @@ def test_nohup_keeps_a_closed_terminal_away(tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(3)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert has_checkpoint(tmp_path)
 
@@ -174,7 +174,7 @@ def test_many_ctrl_c_end_with_one_line_and_no_traceback(tmp_path):
     for _ in range(6):
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     first, last = err.splitlines()
     assert first == STOPPING
@@ -197,7 +197,7 @@ def test_a_signal_before_the_first_trial_gives_one_line(tmp_path, number, later)
         time.sleep(0.001)
     time.sleep(later)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in err.splitlines()[-1]
@@ -256,6 +256,6 @@ def test_a_repeated_sigterm_counts_once_however_late_python_sees_it(tmp_path):
     for word in ("ready", "handled"):
         assert process.stdout.readline().strip() == word
         process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert out.strip() == "went on", err
     assert process.returncode == 0

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from tests.support import PATIENCE
 from tests.support.cluster import wait_for
 from tests.support.commands import (
     GRID,
@@ -174,7 +175,7 @@ def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
         for kill in due():
             os.kill(json.loads((root / kill[0] / "attempt.json").read_text())["pid"], signal.SIGKILL)
             kills.remove(kill)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
 
     assert f"{killed}: attempt 1 broke off; resuming from its last checkpoint" in out
@@ -224,7 +225,7 @@ def test_a_long_sweep_runs_in_parts(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         check=False,
     )
     assert completed.returncode == 0, completed.stderr

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.support import PATIENCE
 from tests.support.cluster import descendants, wait_for
 from tests.support.commands import begun, result, start
 
@@ -38,7 +39,7 @@ def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_kill
     wait_for(lambda: (root / "seed=0" / "result.json").exists(), running)
     wait_for(lambda: processes(running, "TrainController"), running, 240)
     kill(running, "ImplicitFunc")  # Tune's name for a trial that is a function
-    out, err = running.communicate(timeout=600)
+    out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 0, err
     why = "Ray Train's controller died (killed, out of memory, or its node was lost)"
     assert f"seed=0: attempt 1 broke off; resuming from its last checkpoint ({why})" in out

@@ -7,6 +7,7 @@ import signal
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support import PATIENCE
 from tests.support.cluster import cluster, wait_for
 from tests.support.commands import alone, begun, result, scores, start
 
@@ -52,7 +53,7 @@ def test_one_on_two_nodes_survives_its_worker_and_another_is_stopped(pair, tmp_p
     trial = root / "usl_lr=0.0001,seed=0"
     wait_for(lambda: begun(trial) and list(trial.glob("checkpoints/*.json")), running)
     os.kill(json.loads((trial / "attempt.json").read_text())["pid"], signal.SIGKILL)
-    out, err = running.communicate(timeout=600)
+    out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 0, err
     assert ": 2 trials, 1 at a time, each 2 workers with 1 core, on 2 nodes" in out
     assert "attempt 1 broke off; resuming from its last checkpoint (its process died" in out

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.cluster import descendants, wait_for
 from tests.support.commands import result, resume_command, start
 
@@ -23,7 +23,7 @@ def test_files_of_the_user_and_uv_run_do_not_reach_the_workers(tmp_path):
         env={**os.environ, "PYTHONSAFEPATH": "1"},  # only for `-m uv`; the workers' safety does not depend on it
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         check=False,
     )
     assert completed.returncode == 0, completed.stderr
@@ -44,7 +44,7 @@ def test_workers_that_never_start_are_reported_with_what_ray_says(tmp_path):
         printed.append(line)
     assert "this worker has no licence" in printed[-1]
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted; resume with: {resume_command('runs/x')}"
 
@@ -54,7 +54,7 @@ def test_an_import_that_fails_in_a_worker_is_reported_as_that(tmp_path):
     (tmp_path / "bad" / "threadpoolctl.py").write_text("raise ImportError('the wrong threadpoolctl')\n")
     (tmp_path / "sitecustomize.py").write_text(f"{IN_WORKERS}sys.path.insert(0, {str(tmp_path / 'bad')!r})\n")
     process = start(*QUICK, "--set", "tune.max_failures=0", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    _, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert err.splitlines() == ["failed: seed=0: ImportError: the wrong threadpoolctl"]
 
@@ -66,7 +66,7 @@ def test_the_death_of_rays_head_process_leaves_checkpoints(tmp_path):
     wait_for(lambda: (trial / "attempt.json").exists(), process)
     (head,) = [pid for pid, name in descendants(process.pid).items() if name == "gcs_server"]
     os.kill(head, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert err.splitlines() == [
         "Ray's head process has died: trials are saving checkpoints",
@@ -85,7 +85,7 @@ def test_a_running_trial_that_ray_ends_for_want_of_memory_costs_that_trial_alone
         # The wide head takes about 8 GB for its weights, their gradients and Adam's two averages.
         RAY_memory_usage_threshold=str((total - available + 5 * 2**20) / total),
     )
-    _, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=PATIENCE)
     wide = "embedding_dim=1000000,seed=0"
     assert err.splitlines() == [f"failed: {wide}: out of memory: Ray ended its process as its node ran low on memory"]
     assert process.returncode == 1

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support import PATIENCE
 from tests.support.cluster import wait_for
 from tests.support.commands import alone, command, result, scores, start
 
@@ -97,7 +98,7 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
             fault, words = mounted(root, "--bind", "-o", "ro", str(root)), "OSError: Read-only file system"
             fault.__enter__()
         try:
-            out, err = process.communicate(timeout=600)
+            out, err = process.communicate(timeout=PATIENCE)
             assert checkpoints(root / "seed=0")
         finally:
             filler.unlink() if fault is None else fault.__exit__(None, None, None)

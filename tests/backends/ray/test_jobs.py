@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from benchmarks.chaos import MARK, processes
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 pytestmark = pytest.mark.cluster
 
@@ -84,7 +84,7 @@ class Cluster:
     def ended(self, name):
         """Wait for `ray job submit`; return its exit status and output."""
         job = self.jobs[name]
-        shown, _ = job.communicate(timeout=600)
+        shown, _ = job.communicate(timeout=PATIENCE)
         return job.returncode, shown
 
 
@@ -139,7 +139,7 @@ def test_a_job_that_is_stopped_leaves_checkpoints(cluster):
         cluster.ended(name)
     cluster.submit("long", *[word for flag in LONG.items() for word in flag])
     trial = cluster.results / "long" / "seed=0"
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not (trial / "attempt.json").exists():
         assert time.monotonic() < end, cluster.ended("long")
         time.sleep(0.1)

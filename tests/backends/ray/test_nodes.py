@@ -14,7 +14,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.cluster import RAY, cluster, descendants, lose, wait_for
 from tests.support.commands import result
 
@@ -73,7 +73,7 @@ def start(ray, *arguments, cwd, **environment):
 
 def ended(process, cwd):
     """Wait for the process; return its exit status, stdout and stderr."""
-    status = process.wait(timeout=600)
+    status = process.wait(timeout=PATIENCE)
     return status, (cwd / "out").read_text(), (cwd / "err").read_text()
 
 
@@ -154,7 +154,7 @@ def test_half_of_a_gpu_puts_two_trials_on_each(ray, second, tmp_path):
 def test_each_node_receives_the_dataset_once(ray, second, tmp_path):
     program = [sys.executable, "-m", "tests.support.copies", ray.address, str(tmp_path)]
     environment = {**ray.environment, "RAY_AUTH_MODE": "token"}
-    process = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    process = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n")
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
@@ -212,7 +212,7 @@ def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_
             f"its head node to ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it\n"
         )
         assert not (tmp_path / case / "runs").exists()
-    output, _ = joining.communicate(timeout=60)
+    output, _ = joining.communicate(timeout=PATIENCE)
     assert joining.returncode != 0
     assert "AuthenticationError" in output
     assert os.path.exists(folder / "home" / ".ray" / "auth_token")

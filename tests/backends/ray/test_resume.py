@@ -13,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raysweep.results.store import Store
+from tests.support import PATIENCE
 from tests.support.cluster import wait_for
 from tests.support.commands import alone, result, scores, start
 
@@ -196,6 +197,6 @@ def test_a_trial_that_another_process_still_runs_is_waited_for(tmp_path):
     hold += f"with hold_directory(pathlib.Path({str(tmp_path)!r})): "
     hold += "print(time.monotonic(), flush=True); time.sleep(1); print(time.monotonic())"
     several = [subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    spans = sorted([float(line) for line in process.communicate(timeout=60)[0].split()] for process in several)
+    spans = sorted([float(line) for line in process.communicate(timeout=PATIENCE)[0].split()] for process in several)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert not list(tmp_path.iterdir())

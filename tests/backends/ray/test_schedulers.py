@@ -12,6 +12,7 @@ from raysweep import space
 from raysweep.backends.ray.schedulers import EPOCH, make_scheduler, recall_evaluations
 from raysweep.results.events import Events, read_scalar
 from raysweep.results.store import Store
+from tests.support import PATIENCE
 from tests.support.cluster import wait_for
 from tests.support.commands import command, result, start
 from tests.support.trials import run, trial_of
@@ -195,7 +196,7 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     first, *others = (f"usl_lr={rate},seed=0" for rate in ("0.001", "1e-05", "1e-06"))
     wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 2, process, 240)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=600)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert not (root / first / "result.json").exists()
     resumed = command("--resume", root, cwd=tmp_path)

@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from raysweep.errors import InputError, masked
 from raysweep.results.bucket import Bucket
 from raysweep.results.credentials import hidden_credentials
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 SECRET = "SECRETXYZ"
 QUICK = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1"]
@@ -54,7 +54,7 @@ def bucket(monkeypatch):
 def test_no_log_and_no_result_has_the_credentials_of_the_environment(bucket, short, tmp_path):
     environment = {**os.environ, "RAY_TMPDIR": str(short), "RAYSWEEP_CACHE": str(tmp_path / "cache")}
     program = [sys.executable, str(ROOT / "run_sweep.py"), *QUICK, "--output", "s3://results/x", "--name", "n"]
-    process = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=600)
+    process = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=PATIENCE)
     assert process.returncode == 0, process.stderr
     objects = {
         each["Key"]: bucket.get_object(Bucket="results", Key=each["Key"])["Body"].read()

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.chaos import MARK, processes
 from raysweep.backends.ray.authentication import present_token
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 from tests.support.cluster import wait_for
 
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR'); print('joined', len(ray.nodes()))"
@@ -47,7 +47,7 @@ def join(sweep, **changes):
     (address,) = {match[1] for title in titles.values() if (match := re.search(r"--gcs-address=(\S+)", title))}
     environment = {name: value for name, value in environment.items() if name != MARK} | changes
     program = [sys.executable, "-c", JOIN, address]
-    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_who_has_no_token_is_refused(sweep, tmp_path):

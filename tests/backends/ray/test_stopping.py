@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.support import PATIENCE
 from tests.support.cluster import wait_for
 from tests.support.commands import STOPPING, alone, begun, command, here, result, resume_command, scores, start
 
@@ -22,7 +23,7 @@ def interrupt(process, number, *options):
     if number == signal.SIGTERM:
         time.sleep(0.1)
         process.send_signal(number)  # a batch script that also received the signal passes it on
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines() == [STOPPING, f"interrupted; resume with: {resume_command('runs/long', *options)}"]
     assert time.monotonic() - asked < 30, "the command must end within a cluster's grace period"
@@ -63,7 +64,7 @@ def test_a_second_signal_stops_without_waiting(tmp_path):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted; resume with: {resume_command('runs/long', '--local')}"
     assert not list(trial.glob("checkpoints/*.json"))

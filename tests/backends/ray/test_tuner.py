@@ -24,6 +24,7 @@ from raysweep.data.dataset import Dataset
 from raysweep.errors import InputError
 from raysweep.results.store import Store
 from raysweep.system.terminal import make_console
+from tests.support import PATIENCE
 from tests.support.copies import place_in_memory
 
 METRIC, NEUTRAL = "online/knn_val_accuracy", "pretrain/embedding_std"
@@ -119,7 +120,7 @@ def set_up_a_trial(config, datasets, folder):
     grown = private_memory() - before
     place = place_in_memory(work.images.data_ptr())
     (directory / "memory.json").write_text(json.dumps([grown, place]))
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while len(list(Path(folder).glob("*/memory.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.05)  # the two trials then run in two workers
     tune.report({"share": 1.0})
