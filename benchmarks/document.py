@@ -36,19 +36,26 @@ def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
 def spread(entry: Content, unit: str = "") -> str:
     """Format a median, with minimum and maximum if there are several measurements."""
     return f"{entry['median']:.4g}{unit}" + (
-        f" ({entry['min']:.4g} – {entry['max']:.4g})" if len(entry["all"]) > 1 else ""
+        f" ({entry['min']:.4g}–{entry['max']:.4g})" if len(entry["all"]) > 1 else ""
     )
 
 
 def source(content: Content) -> str:
-    """Describe the command and the machine, with a warning if the file holds only a quick run."""
+    """Give the command, the date and the commit, with a warning if the file holds only a quick run."""
     machine = content["machine"]
-    words = (
-        f"`{content['command']}`, {machine['date'][:10]}, commit {machine['commit']}; {machine['cpu']}, "
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}, "
-        f"torch {machine['torch']}, Ray {machine['ray']}."
-    )
+    words = f"`{content['command']}`, {machine['date'][:10]}, commit {machine['commit']}."
     return words + (" **A quick run: no measurement.**" if content.get("quick") else "")
+
+
+def machines() -> str:
+    """Describe the machines of all tables: one line for each machine and set of versions."""
+    contents = [measure.load(name) for name in FILES]
+    lines = {
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}, "
+        f"torch {machine['torch']}, Ray {machine['ray']}."
+        for machine in (content["machine"] for content in contents if content is not None)
+    }
+    return "\n\n".join(sorted(lines)) or NOT_MEASURED
 
 
 def table(name: str, make: Callable[[Content], str]) -> str:
@@ -86,10 +93,10 @@ def within_plain(content: Content) -> str:
         for name, runs in content["trials of the last turn"].items()
         if name != "plain script"
     }
-    words = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ours.items())
+    words = "; ".join(f"{name}, {seconds:.1f} s" for name, seconds in ours.items())
     return (
-        f"A trial of the plain script pretrained for {total['pretraining_s']:.1f} s and evaluated for "
-        f"{total['linear_s']:.1f} s in the mean; a whole trial of {words}."
+        f"A mean trial of the plain script pretrains for {total['pretraining_s']:.1f} s and evaluates for "
+        f"{total['linear_s']:.1f} s. A whole mean trial takes: {words}."
     )
 
 
@@ -107,16 +114,25 @@ def lightly(content: Content) -> str:
 
 def epoch(content: Content) -> str:
     """Show ratios, rates, and shares of the machine's peak."""
-    head = ["", "epoch / bare step", "within an experiment", "images/s", "GFLOP/s of the bare step", "of the peak"]
+    head = [
+        "",
+        "epoch / bare step",
+        "within an experiment",
+        "images/s",
+        "GFLOP/s of the bare step",
+        "share of the peak",
+    ]
     share = "share of the matrix products' rate"
     body = []
     for name, case in content["cases"].items():
         within = case["epoch within an experiment over bare"]
+        if within is None:
+            continue
         body.append(
             (
                 name,
                 spread(case["epoch over bare"]),
-                "–" if within is None else f"{within:.3f}",
+                f"{within:.3f}",
                 f"{case['images per second']['median']:.0f}",
                 f"{case['GFLOP per second']:.4g}",
                 f"{100 * case[share]:.0f} %" if share in case else "–",
@@ -127,42 +143,15 @@ def epoch(content: Content) -> str:
     return f"{rows(head, body)}\n\nMatrix products on one thread reach, in GFLOP per second: {peak}."
 
 
-def parts(content: Content) -> str:
-    """Show the milliseconds of a step's parts."""
-    cases = {name: case for name, case in content["cases"].items() if name.startswith("ae_parallel")}
-    names = list(next(iter(cases.values()))["parts of a step, seconds"])
-    body = [
-        (part, *(f"{1000 * case['parts of a step, seconds'][part]['median']:.3g}" for case in cases.values()))
-        for part in names
-    ]
-    return rows(["milliseconds", *cases], body)
-
-
-def operations(content: Content) -> str:
-    """Show the profiler's figures for the bare step at the default precision."""
-    sections = []
-    for shape in ("32×32×3", "8×8×1"):
-        case = content["cases"][f"ae_parallel, {shape}, {content['default']}"]
-        body = [
-            (f"`{entry['operation']}`", f"{100 * entry['share']:.1f} %", f"{entry['calls per step']:g}")
-            for entry in case["operations of the bare step"][:10]
-        ]
-        sections.append(rows([f"{shape}, {content['default']}", "share of the time", "calls per step"], body))
-    return "\n\n".join(sections)
-
-
 def augmentation(content: Content) -> str:
     """Show microseconds per image."""
     cases = content["cases"]
     names = list(next(iter(cases.values()))["microseconds per image"])
     body = []
     for name, case in cases.items():
-        faster = case["times faster"]
         each = [spread(case["microseconds per image"][entry]) for entry in names]
-        parts = " and ".join(f"{entry['median']:.1f}" for entry in case["of batched, microseconds per image"].values())
-        body.append((name, *each, parts, " and ".join(f"{entry['median']:.1f}" for entry in faster.values())))
-    first = next(iter(cases.values()))["of batched, microseconds per image"]
-    return rows(["µs per image", *names, f"of batched: {' and '.join(first)}", "times faster"], body)
+        body.append((name, *each, " and ".join(f"{entry['median']:.1f}" for entry in case["times faster"].values())))
+    return rows(["µs per image", *names, "times faster"], body)
 
 
 def linear(content: Content) -> str:
@@ -177,7 +166,7 @@ def linear(content: Content) -> str:
     ]
     first = next(iter(content["cases"].values()))
     few = first["work"]["epochs measured of those encoded anew, then scaled"]
-    note = f"Encoding anew was measured over {few} epochs, and scaled to {first['work']['epochs']}."
+    note = f"We measured {few} epochs of encoding anew, and scaled the time to {first['work']['epochs']} epochs."
     return rows(["seconds", *first["seconds"], "times faster"], body) + f"\n\n{note}"
 
 
@@ -199,14 +188,8 @@ def means(content: Content) -> str:
 
 
 def growth(content: Content) -> str:
-    """Show those of three small tables that were measured."""
+    """Show the rates by size of the batch, and by processes and threads."""
     sections = []
-    if "images" in content:
-        each = content["images"]["microseconds per image"]
-        body = [[spread(entry) for entry in each.values()]]
-        sections.append(
-            rows([f"{name} images" for name in each], body) + "\n\nMicroseconds per image and epoch, 8×8×1."
-        )
     if "batch" in content:
         cases = content["batch"]["images per second"]
         sizes = list(next(iter(cases.values())))
@@ -220,11 +203,22 @@ def growth(content: Content) -> str:
     return "\n\n".join(sections)
 
 
+OVERHEAD_ROWS = {
+    "total, s": "whole sweep, s",
+    "total / (trials' own seconds / slots)": "whole sweep / (trials' work / cores)",
+    "each further trial, overhead s": "overhead of each trial after the first, s",
+    "from the last trial's end to the command's, s": "from the last trial's end to the command's, s",
+}
+"""The rows of the table of overheads: their names in the file, and on the page."""
+
+
 def overhead(content: Content) -> str:
     """Show the cost of a trial beyond its own work."""
     sweeps = content["sweeps"]
-    names = next(iter(sweeps.values()))
-    tables = rows(["", *sweeps], [(name, *(spread(entry[name]) for entry in sweeps.values())) for name in names])
+    tables = rows(
+        ["", *sweeps],
+        [(words, *(spread(entry[name]) for entry in sweeps.values())) for name, words in OVERHEAD_ROWS.items()],
+    )
     memory, records = content["memory"], content["records"]
     workers = " and ".join(f"{entry['resident']:.0f}" for entry in memory["workers, MiB"])
     shared = max(entry["of the object store"] for entry in memory["workers, MiB"])
@@ -233,13 +227,12 @@ def overhead(content: Content) -> str:
         return f"{100 * records[name]:.2f} %"
 
     body = [
-        ("memory", "the dataset that two trials read at a time, MiB", memory["the dataset that both read, MiB"]),
-        ("memory", "the two workers at their largest, resident, MiB", workers),
-        ("memory", "of that, in each, shared with the other: the dataset, MiB", f"{shared:.1f}"),
-        ("records", "TensorBoard, share of a trial", share("TensorBoard's share by its calls")),
-        ("records", "checkpoints, one every 30 s, share of a trial", share("checkpoints' share, one every 30 s")),
+        ("the dataset that two workers share, MiB", f"{shared:.1f}"),
+        ("the two workers at their largest, resident, MiB", workers),
+        ("TensorBoard, share of a trial's time", share("TensorBoard's share by its calls")),
+        ("checkpoints, one every 30 s, share of a trial's time", share("checkpoints' share, one every 30 s")),
     ]
-    return f"{tables}\n\n{rows(['', '', 'measured'], body)}"
+    return f"{tables}\n\n{rows(['', 'measured'], body)}"
 
 
 def draw() -> str:
@@ -277,15 +270,17 @@ def draw() -> str:
     return "![seconds of whole sweeps](figures/performance-sweeps.png)"
 
 
+FILES = ("sweep-digits", "sweep-cifar", "lightly", "epoch", "augmentation", "linear", "means", "overhead", "growth")
+"""The files of results that the tables show."""
+
 TABLES: dict[str, Callable[[], str]] = {
+    "machines": machines,
     "targets": targets,
     "figure": draw,
     "sweep-digits": lambda: table("sweep-digits", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
     "sweep-cifar": lambda: table("sweep-cifar", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
     "lightly": lambda: table("lightly", lightly),
     "epoch": lambda: table("epoch", epoch),
-    "parts": lambda: table("epoch", parts),
-    "operations": lambda: table("epoch", operations),
     "augmentation": lambda: table("augmentation", augmentation),
     "linear": lambda: table("linear", linear),
     "means": lambda: table("means", means),
