@@ -14,7 +14,7 @@ def test_the_search_space_reference_is_current():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text = module.reference()
-    assert text == (ROOT / "docs" / "search-space.md").read_text(encoding="utf-8"), "run make docs"
+    assert text == (ROOT / "docs" / "search_space_reference.md").read_text(encoding="utf-8"), "run make docs"
     assert all(f"| `{name}` |" in text for name in SETTINGS)
 
 

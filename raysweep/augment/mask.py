@@ -28,13 +28,13 @@ def mask_patch_size(height: int, width: int) -> int:
 def draw_mask(n: int, height: int, width: int, strength: float, generator: torch.Generator) -> MaskParameters:
     """Draw the patches to hide in `n` images of `height` × `width` pixels.
 
-    A grid of squares of `mask_patch_size` starts in the upper left corner. The last row and column are cut off if they
-    do not fit. For each image, the fraction min(0.5 `strength`, 0.75) of its P patches is hidden, chosen uniformly. If
-    this number is not whole, it is rounded up or down at random so that its mean is exact. So weak masks on a small
-    grid do not vanish. 0.75 is the fraction of He et al.
+    The image is divided into squares of `mask_patch_size` from the upper left corner; the last row and column may be
+    cut off. In each image the fraction min(0.5 `strength`, 0.75) of the patches is hidden, chosen uniformly. If the
+    number of patches is not whole, it is rounded up or down at random, so that its mean is exact. Otherwise a weak mask
+    on few patches would hide nothing. 0.75 is the fraction of He et al.
 
-    How much is drawn from `generator` (a CPU generator) depends only on the sizes. Patches that are hidden at one
-    strength are also hidden at a greater one.
+    The number of draws from `generator` (a CPU generator) depends only on the sizes. A patch that is hidden at one
+    strength is also hidden at every greater strength.
     """
     assert strength > 0
     patch = mask_patch_size(height, width)

@@ -22,8 +22,8 @@ class NoiseParameters:
 def draw_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> NoiseParameters:
     """Draw the noise for images of `shape` (B, C, H, W).
 
-    The standard deviation is U(0, 0.2 `strength`) for each image, where images span [0, 1], so that an encoder sees
-    clean and noisy images. How much is drawn from `generator` (a CPU generator) depends only on `shape`.
+    The standard deviation of each image is drawn from U(0, 0.2 `strength`), where pixels are in [0, 1]. So the encoder
+    sees clean and noisy images. The number of draws from `generator` (a CPU generator) depends only on `shape`.
     """
     assert strength > 0
     sigma = torch.rand(shape[0], generator=generator).mul_(0.2 * strength)

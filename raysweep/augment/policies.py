@@ -31,17 +31,17 @@ def simclr(
     generator: torch.Generator,
     part: BatchPart | None = None,
     *,
-    blur: Annotated[bool, "`simclr`: add Gaussian blur, with probability min(s, 1)/2."] = False,
-    flip: Annotated[bool, "`simclr`: mirror left to right, with probability min(s, 1)/2."] = True,
+    blur: Annotated[bool, "`simclr`: blur an image with probability min(s, 1)/2."] = False,
+    flip: Annotated[bool, "`simclr`: mirror an image left to right with probability min(s, 1)/2."] = True,
     crop_strength: Annotated[
         float | None,
         Field(ge=0),
-        "`simclr`: strength of the crop's area and aspect ratio; 0 is the whole image, none means `strength`.",
+        "`simclr`: strength of the random crop. 0 keeps the whole image. None means `strength`.",
     ] = None,
     color_strength: Annotated[
         float | None,
         Field(ge=0),
-        "`simclr`: strength of the colour jitter; 0 is neither jitter nor gray, none means `strength`.",
+        "`simclr`: strength of the colour changes. 0 means no jitter and no gray images. None means `strength`.",
     ] = None,
 ) -> Tensor:
     """SimCLR's augmentation (Chen et al. 2020, arXiv 2002.05709, Appendix A), scaled.
@@ -87,7 +87,10 @@ def affine(images: Tensor, strength: float, generator: torch.Generator, part: Ba
 
 @policy
 def noise(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
-    """Gaussian noise; `draw_noise` says how much."""
+    """Gaussian noise in every pixel and channel.
+
+    Each image has its own standard deviation, drawn from U(0, 0.2 `strength`), where pixels are in [0, 1].
+    """
     from raysweep.augment.noise import apply_noise, draw_noise
     from raysweep.augment.operations import batch_size_of, select_rows, unchanged
 
@@ -99,9 +102,9 @@ def noise(images: Tensor, strength: float, generator: torch.Generator, part: Bat
 
 @policy
 def mask(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
-    """Random hidden patches, as for masked autoencoders (He et al. 2022, arXiv 2111.06377).
+    """Square patches at random places are set to gray, as in masked autoencoders (He et al. 2022, arXiv 2111.06377).
 
-    `draw_mask` documents how many patches are hidden.
+    A patch is an eighth of the side wide. The fraction min(0.5 `strength`, 0.75) of the patches is hidden.
     """
     from raysweep.augment.mask import apply_mask, draw_mask
     from raysweep.augment.operations import batch_size_of, select_rows, unchanged

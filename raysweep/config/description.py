@@ -1,4 +1,4 @@
-"""What a setting says about itself: its text, its group, and the condition under which it has an effect."""
+"""The description of a setting: its text, its group, and the condition under which it has an effect."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class About:
     effect: Condition = ALWAYS
     group: str = "Pretraining"
     composed: bool = False
-    """Whether a list or a mapping is one value of the setting; such a value is kept as text."""
+    """Whether one value of the setting may be a list or a mapping. Such a value is kept as text."""
     protocol: bool = False
-    """Whether it belongs to the evaluation protocol: scores that differ in it cannot be compared."""
+    """Whether the setting belongs to the evaluation protocol. Scores with different values cannot be compared."""
     objective: bool = False
-    """Whether it belongs to the objective of pretraining: losses that differ in it cannot be compared."""
+    """Whether the setting changes the objective of pretraining. Losses with different values cannot be compared."""
     search: bool = True
-    """Whether it may be swept. A setting that only names a place, or says what is shown, may not."""
+    """Whether the setting may be swept. A setting that only names a place, or what is shown, may not."""
     must_be_used: bool = False
-    """Whether it is a mistake to give it to a sweep in which no trial reads it."""
+    """Whether a sweep in which no trial reads the setting is refused."""

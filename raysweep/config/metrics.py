@@ -1,4 +1,4 @@
-"""The metrics that a trial reports: the experiment has some of its own, and its parts declare others."""
+"""The metrics that a trial reports: those of the experiment as a whole, and those that its parts declare."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from raysweep.parts import Metric
 
 
 def is_watched(settings: Settings) -> bool:
-    """Whether a trial takes online measures while it pretrains."""
+    """Return whether a trial is evaluated during pretraining."""
     return settings.usl_epochs > 0 and settings.probe_every > 0
 
 
 def is_pretrained(settings: Settings) -> bool:
-    """Whether a trial pretrains."""
+    """Return whether a trial pretrains."""
     return settings.usl_epochs > 0
 
 
 LOSS = Metric(
-    "The objective, mean over the epoch's steps.", better="min", lowest=-float("inf"), is_reported=is_pretrained
+    "The loss of pretraining, mean over the steps of the epoch.",
+    better="min",
+    lowest=-float("inf"),
+    is_reported=is_pretrained,
 )
 LAST_FALL = Metric(
-    "How much of its whole fall the loss fell in the last tenth of the epochs; a loss that has levelled off is near 0.",
+    "Fraction of the loss's whole fall that happened in the last tenth of the epochs; near 0 if the loss levelled off.",
     lowest=-float("inf"),
     is_diagnosis=True,
     is_reported=lambda settings: settings.usl_epochs >= 5 and settings.layerwise == "none",
@@ -35,11 +38,11 @@ WATCHED = {
         "Mean standard deviation of the embedding's dimensions, on 1,024 fixed images.", is_reported=is_watched
     ),
     "pretrain/rankme": Metric(
-        "RankMe, the effective rank of the same embeddings (Garrido et al. 2023).", is_reported=is_watched
+        "RankMe: effective rank of the same embeddings (Garrido et al. 2023).", is_reported=is_watched
     ),
     "pretrain/images_per_s": Metric("Training images per second.", better="max", is_reported=is_pretrained),
     "online/knn_val_accuracy": Metric(
-        "kNN on fixed subsets while pretraining: bank from the fit split, queries from val.",
+        "kNN accuracy during pretraining, on fixed subsets: neighbours from the fit split, queries from validation.",
         better="max",
         highest=1.0,
         is_reported=lambda settings: is_watched(settings) and settings.val_fraction > 0,
@@ -49,7 +52,7 @@ WATCHED = {
 
 @cache
 def metrics_by_name() -> dict[str, Metric]:
-    """Every metric, in the order of the columns of the tables, with the metrics of parts that are declared later."""
+    """Return every metric, in the order of the tables' columns, including parts that are declared later."""
     of_methods = {name: metric for part in parts.method.values() for name, metric in part.metrics.items()}
     of_probes = {name: metric for part in parts.probe.values() for name, metric in part.metrics.items()}
     return {"pretrain/loss": LOSS, **of_methods, "pretrain/last_fall": LAST_FALL, **WATCHED, **of_probes}
@@ -59,7 +62,7 @@ parts.watchers.append(metrics_by_name.cache_clear)
 
 
 class MetricTexts(Mapping[str, str]):
-    """The description of every metric. Steps are epochs, each metric's own."""
+    """The description of every metric, by name."""
 
     def __getitem__(self, name: str) -> str:
         return metrics_by_name()[name].text
@@ -75,22 +78,22 @@ METRICS = MetricTexts()
 
 
 def is_objective(name: str) -> bool:
-    """Whether the metric is the objective of pretraining or a term of it, which the methods declare."""
+    """Return whether the metric is the loss of pretraining, or one of its terms, which the methods declare."""
     return name == "pretrain/loss" or any(name in part.metrics for part in parts.method.values())
 
 
 def choices() -> tuple[str, ...]:
-    """The metrics by which a sweep may choose. A metric that has seen test labels is not among them."""
+    """Return the metrics by which a sweep may choose. A metric that reads test labels is not among them."""
     return tuple(name for name, metric in metrics_by_name().items() if not metric.uses_test and not metric.is_diagnosis)
 
 
 def online_metrics() -> tuple[str, ...]:
-    """The metrics that are reported while pretraining."""
+    """Return the metrics that are reported during pretraining."""
     return tuple(name for name in choices() if name.startswith(("pretrain/", "online/")))
 
 
 def has_metric(name: str, settings: Settings) -> bool:
-    """Whether an experiment with these settings reports the metric `name`."""
+    """Return whether an experiment with these settings reports the metric `name`."""
     for part in parts.in_use(settings):
         if name in part.metrics:
             is_reported = part.metrics[name].is_reported
@@ -101,21 +104,21 @@ def has_metric(name: str, settings: Settings) -> bool:
 
 @dataclass(frozen=True)
 class Collapse:
-    """The condition under which the embedding of a trial counts as collapsed for good."""
+    """When to stop a trial because its embedding has collapsed."""
 
     evaluations: int
-    """Number of evaluations in a row, ≥ 1, that find it collapsed."""
+    """The number of evaluations in a row, ≥ 1, in which the embedding must be collapsed."""
     rankme: float
-    """The embedding is collapsed below this effective rank."""
+    """An embedding with a lower effective rank is collapsed."""
     std: float
-    """The embedding is collapsed below this mean standard deviation."""
+    """An embedding with a lower mean standard deviation is collapsed."""
 
     def holds(self, metrics: Mapping[str, float]) -> bool:
-        """Whether an evaluation found the embedding collapsed."""
+        """Return whether an evaluation found the embedding collapsed."""
         return metrics["pretrain/rankme"] < self.rankme or metrics["pretrain/embedding_std"] < self.std
 
     def words(self, metrics: Mapping[str, float], epoch: int) -> str:
-        """The reason for which the trial was stopped."""
+        """Return the reason why the trial was stopped."""
         rank, std = metrics["pretrain/rankme"], metrics["pretrain/embedding_std"]
         return (
             f"the embedding collapsed: RankMe {rank:.3g}, standard deviation {std:.3g} in pretraining epoch {epoch}, "

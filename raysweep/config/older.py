@@ -1,4 +1,4 @@
-"""Settings as older versions wrote them, under their present names."""
+"""Translation of settings that older versions wrote to their present names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with old names and notations replaced.
+    """Return the settings with old names and notations replaced.
 
     `probe_grid` was called `probe_bank` and written as `lr=0.0001+0.001,layer=trunk`.
 
@@ -21,7 +21,7 @@ def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grid_as_yaml(value: Any) -> Any:
-    """Grids of linear probes in the old notation as YAML text, also inside of a list or a distribution."""
+    """Return a grid of linear probes in the old notation as YAML text, also inside a list or a distribution."""
     if isinstance(value, list):
         return [grid_as_yaml(item) for item in value]
     if isinstance(value, dict):

@@ -23,27 +23,27 @@ ANCHORS = {
     "dataset": ("dataset",),
     "skip_bad_images": ("probe",),
 }
-"""The setting of the experiment after which the parameters of a kind of parts stand."""
+"""For a setting of the experiment: the kinds of parts whose parameters are listed after it."""
 GROUPS = {"policy": "Augmentation", "dataset": "Data", "probe": "Evaluation"}
-"""The heading of the parameters of a kind of parts. Parameters of other kinds are about pretraining."""
+"""The heading for the parameters of a kind of part. Parameters of other kinds belong to pretraining."""
 CHOOSERS = {"encoder": "encoder", "method": "usl_type", "head": "head", "policy": "policy", "dataset": "dataset"}
-"""The setting that names the part in use."""
+"""For a kind of part: the setting that names the part in use."""
 
 
 def one_of(values: Iterable[str]) -> Any:
-    """The type whose values are these texts."""
+    """Return the type whose values are these texts."""
     texts: Any = tuple(values)
     return Literal[texts]
 
 
 def make_field(kind: Any, marks: Iterable[Any], default: Any) -> FieldInfo:
-    """A field of a pydantic model, of a type with marks for pydantic and for us."""
+    """Return a field of a pydantic model. `marks` are its annotations: ranges, and our descriptions."""
     annotation: Any = (kind, *marks)
     return FieldInfo.from_annotated_attribute(Annotated[annotation], default)  # type: ignore[arg-type]
 
 
 def field_of_parameter(parameter: Parameter) -> FieldInfo:
-    """The field of `Settings` for a parameter that parts declare."""
+    """Return the field of `Settings` for a parameter that parts declare."""
     kind, *marks = get_args(parameter.annotation)
     if parameter.chooses is not None:
         kind = one_of(parts.TABLES[parameter.chooses])
@@ -68,12 +68,12 @@ def field_of_parameter(parameter: Parameter) -> FieldInfo:
 
 
 def is_read(name: str, settings: Settings) -> bool:
-    """Whether a part that takes part in an experiment reads the parameter `name`."""
+    """Return whether a part that is used in an experiment reads the parameter `name`."""
     return name in parts.parameters_read(settings)
 
 
 def words_of(name: str, declaring: list[Part]) -> str:
-    """The condition under which a parameter has an effect, for messages and docs."""
+    """Return in words when a parameter has an effect, for messages and docs."""
     members: dict[str, list[Part]] = defaultdict(list)
     for part in declaring:
         condition = part.parameters[name].condition
@@ -86,7 +86,7 @@ def words_of(name: str, declaring: list[Part]) -> str:
 
 
 def uses_of(part: Part) -> list[str]:
-    """The settings with which a part is in use; nothing for a part that always is."""
+    """Return the settings with which a part is in use; an empty list means always."""
     if part.kind == "policy":
         return [f"`policy` with `{part.name}`, and `strength` > 0"]
     if part.kind != "loss":
@@ -101,7 +101,7 @@ def uses_of(part: Part) -> list[str]:
 
 
 def example_of(name: str) -> tuple[str, str] | None:
-    """A part that reads the parameter `name`, and the settings that put it to use; None if no part declares it.
+    """Return a part that reads the parameter `name`, and the settings that use this part; None if no part does.
 
     Example:
         `example_of("barlow_lambda")` gives `("barlow", "usl_type: ae_parallel, emb_loss: barlow")`.

@@ -10,7 +10,7 @@ from typing import Any
 from raysweep.config.settings import SETTINGS, Settings, about, default_of, has_effect
 
 PROTOCOL_VERSION = 3
-"""Raised whenever the same settings would give another score, so that old and new scores are never compared.
+"""A number that grows whenever the same settings give another score, so that old and new scores are not compared.
 
 Version 1 drew the order of the images from the same generator as augmentation. Version 2 was version 1 with another
 score of kNN at temperatures below 0.02.
@@ -18,21 +18,21 @@ score of kNN at temperatures below 0.02.
 
 
 def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
-    """All that decides whether two scores may be compared: settings of the evaluation, its data, the code's version.
+    """Return what decides whether two scores may be compared: settings of the evaluation, its data, the version.
 
-    `probe_digest` identifies the pixels and labels of the probe dataset (`Dataset.digest`).
+    Args:
+        settings: the experiment.
+        probe_digest: a digest of the pixels and labels of the probe dataset (`Dataset.digest`).
     """
     chosen = {
         name: getattr(settings, name) if has_effect(name, settings) else default_of(name)
         for name in SETTINGS
         if about(name).protocol
     }
-    chosen["probe_dataset"] = settings.evaluated_dataset.split(":")[
-        0
-    ]  # a folder counts by its content, not by where it lies
+    chosen["probe_dataset"] = settings.evaluated_dataset.split(":")[0]  # a folder is identified by its content alone
     return {**chosen, "probe_data": probe_digest, "version": PROTOCOL_VERSION}
 
 
-def fingerprint(of: Mapping[str, Any]) -> str:
-    """A protocol in 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Return a hash of a protocol: 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

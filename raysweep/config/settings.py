@@ -1,8 +1,8 @@
-"""The settings of one experiment: typed, checked, and each with the condition under which it has an effect.
+"""The settings of one experiment: their types, checks, and the conditions under which they have an effect.
 
-The class below has the settings that belong to the experiment as a whole. The parts (see `raysweep.parts`) add theirs.
+The class below has the settings of the experiment as a whole. The parts (see `raysweep.parts`) add their own settings.
 The flags of the command line, the checks of a search space, the fingerprint of the evaluation protocol, TensorBoard's
-hyperparameters and `docs/search-space.md` are derived from this one class.
+hyperparameters and `docs/search_space_reference.md` are derived from this one class.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from raysweep.config.values import NUMBERS, suggest
 from raysweep.system.places import expanded
 
 FOLDER = "folder:"
-"""The name of a dataset that is an image folder begins with this."""
+"""The name of an image folder as a dataset begins with this."""
 TRUNK, EMBEDDING = "trunk", "embedding"
-"""The layers that probes can read of every encoder: its features, and the output of the head."""
+"""The layers that every encoder has for probes: its features, and the output of the head."""
 
 
 class Settings(BaseModel):
     """One experiment: self-supervised pretraining of an encoder, then its evaluation.
 
-    The names are those of the reference implementation's command line; its defaults are kept where it states one.
+    The names are those of the command line in the document that raysweep implements. Defaults that the document states
+    are kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -39,8 +40,8 @@ class Settings(BaseModel):
     usl_type: Annotated[
         str,
         About(
-            "Method: autoencoder on one view, on two views with an embedding loss between them, SimCLR, or training "
-            "with the labels of `dataset`.",
+            "Method. `ae_single`: autoencoder on one view. `ae_parallel`: autoencoder on two views, with an embedding "
+            "loss between them. `simclr`: SimCLR. `supervised`: training with the labels of `dataset`.",
             PRETRAINED,
             objective=True,
         ),
@@ -49,58 +50,60 @@ class Settings(BaseModel):
     encoder: Annotated[
         str,
         About(
-            "Encoder: Conv6; torchvision's ResNet-18, untrained, with a stem for small images; or, with `usl_epochs: "
-            "0`, the pixels or their principal components."
+            "Encoder. `conv6`: five convolutions. `resnet18`: torchvision's ResNet-18, untrained, with a first layer "
+            "for small images. `pixels`, `pca`: the pixels or their principal components (with `usl_epochs: 0`)."
         ),
         parts.Chooses("encoder"),
     ] = "conv6"
     layerwise: Annotated[
         Literal["none", "greedy", "random"],
         About(
-            "End-to-end training; or block by block, `usl_epochs` for each, with a local head and a decoder block: one "
-            "after the other, or one drawn for each batch.",
+            "`none`: training end to end. `greedy`: one block after the other, `usl_epochs` for each, with a head and "
+            "a decoder of its own. `random`: each batch trains one block, drawn at random.",
             LAYERED & PRETRAINED,
             objective=True,
         ),
     ] = "none"
     head: Annotated[
-        str, About("Projection head, from the encoder's features to the embedding z.", HEADED), parts.Chooses("head")
+        str, About("Projection head: maps the encoder's features to the embedding z.", HEADED), parts.Chooses("head")
     ] = "linear"
     embedding_dim: Annotated[
         int,
         Field(ge=1),
         About(
-            "Width of the embedding z, the head's output; or number of components of `pca`.", EMBEDDED, objective=True
+            "Width of the embedding z (the head's output), or the number of components of `pca`.",
+            EMBEDDED,
+            objective=True,
         ),
     ] = 64
     usl_epochs: Annotated[
-        int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.")
+        int, Field(ge=0), About("Pretraining epochs; with `layerwise`, for each block. 0 keeps the random encoder.")
     ] = 400
     usl_lr: Annotated[float, Field(gt=0), About("Adam's learning rate in pretraining.", PRETRAINED)] = 1e-4
     batch_size: Annotated[
         int,
         Field(ge=2),
         About(
-            "Images per pretraining step; an incomplete last batch of an epoch is left out.", PRETRAINED, objective=True
+            "Images per pretraining step. An incomplete last batch of an epoch is left out.", PRETRAINED, objective=True
         ),
     ] = 250
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         About(
-            "Arithmetic of the encoder and decoder in pretraining (bf16: autocast; losses stay fp32); `auto` is bf16 "
-            "where the processor or GPU has it in hardware, else fp32, and results say which.",
+            "Arithmetic of the encoder and decoder in pretraining; losses are always in fp32. `auto` means bf16 where "
+            "the processor or GPU has it in hardware, else fp32. Results say which.",
             PRETRAINED,
         ),
     ] = "auto"
     seed: Annotated[
-        int, Field(ge=0, le=2**31 - 1), About("Seed of the initial weights and of every draw of the trial.")
+        int, Field(ge=0, le=2**31 - 1), About("Seed of the initial weights and of every random draw of the trial.")
     ] = 0
 
     strength: Annotated[
         float,
         Field(ge=0),
         About(
-            "Augmentation strength s: 0 is no augmentation, 1 SimCLR's published policy (for ImageNet).",
+            "Augmentation strength s. 0 means no augmentation; 1 is the published form of `simclr` and of `affine`.",
             PRETRAINED,
             "Augmentation",
             objective=True,
@@ -109,8 +112,8 @@ class Settings(BaseModel):
     policy: Annotated[
         str,
         About(
-            "Augmentation: `simclr`, `affine`, `noise`, `mask`, or several, applied in their order: `simclr+noise`, or "
-            "`[simclr, noise]` under `base`.",
+            "Augmentation: `simclr`, `affine`, `noise` or `mask`. Several are applied in the given order: "
+            "`simclr+noise`, or `[simclr, noise]` under `base`.",
             AUGMENTED,
             "Augmentation",
             composed=True,
@@ -126,30 +129,30 @@ class Settings(BaseModel):
         ),
     ] = "digits"
     probe_dataset: Annotated[
-        str | None, About("Labelled images to evaluate on; none means `dataset`.", group="Data", protocol=True)
+        str | None, About("Labelled images for the evaluation. None means `dataset`.", group="Data", protocol=True)
     ] = None
     image_size: Annotated[
         int | None,
         Field(ge=8, le=512),
         About(
-            "Side in pixels to which the images of both datasets are scaled; none means `dataset`'s own (8 for digits, "
-            "16 for digits_m, 28 for the MNISTs, 96 for stl10, 32 for the others and for folders).",
+            "Side in pixels to which the images of both datasets are scaled. None means the side of `dataset`: 8 for "
+            "digits, 16 for digits_m, 28 for mnist and fashion_mnist, 96 for stl10, 32 for the others and for folders.",
             group="Data",
         ),
     ] = None
     data_dir: Annotated[
-        str, Field(validate_default=True), About("Where downloaded datasets lie.", group="Data", search=False)
+        str, Field(validate_default=True), About("Folder of downloaded datasets.", group="Data", search=False)
     ] = "data"
     skip_bad_images: Annotated[
-        bool, About("Leave unreadable files of an image folder out instead of stopping.", group="Data", search=False)
+        bool, About("Skip unreadable files of an image folder instead of stopping.", group="Data", search=False)
     ] = False
 
     val_fraction: Annotated[
         float,
         Field(ge=0, lt=1),
         About(
-            "Share of the train split kept for validation, stratified; 0 is none. A dataset with a `val/` folder is "
-            "validated on that, whatever the share, unless it is 0.",
+            "Fraction of each class of the train split that is kept for validation; 0 means no validation. A dataset "
+            "with a `val/` folder is validated on that folder, unless this is 0.",
             group="Evaluation",
             protocol=True,
         ),
@@ -158,7 +161,7 @@ class Settings(BaseModel):
         int,
         Field(ge=0, le=2**31 - 1),
         About(
-            "Seed of the fit/val division, apart from `seed`; a `val/` folder needs none.",
+            "Seed of the division of the train split into fit and validation images; independent of `seed`.",
             VALIDATED,
             "Evaluation",
             protocol=True,
@@ -168,7 +171,8 @@ class Settings(BaseModel):
         int,
         Field(ge=0),
         About(
-            "Epochs between two evaluations while pretraining (online kNN, embedding spread and rank); 0 is none.",
+            "Epochs between two evaluations during pretraining (kNN accuracy, spread and rank of the embedding). 0 "
+            "means none.",
             PRETRAINED,
             "Evaluation",
             search=False,
@@ -177,17 +181,19 @@ class Settings(BaseModel):
     images_every: Annotated[
         int,
         Field(ge=0),
-        About("Epochs between two image grids in TensorBoard; 0 is none.", PRETRAINED, "Evaluation", search=False),
+        About("Epochs between two pictures in TensorBoard. 0 means none.", PRETRAINED, "Evaluation", search=False),
     ] = 50
 
     projector_images: Annotated[
-        int, Field(ge=0), About("Test images in TensorBoard's projector; 0 is none.", group="Evaluation", search=False)
+        int,
+        Field(ge=0),
+        About("Test images in TensorBoard's projector. 0 means none.", group="Evaluation", search=False),
     ] = 500
 
     @field_validator("policy", mode="before")
     @classmethod
     def _one_policy(cls, value: Any) -> Any:
-        """The policies in their order, as one text."""
+        """Return the policies in their order, as one text. Raise ValueError for an unknown policy."""
         names = value.split("+") if isinstance(value, str) else value if isinstance(value, list) else [value]
         for name in names:
             if not isinstance(name, str):
@@ -195,15 +201,15 @@ class Settings(BaseModel):
             if name not in parts.policy:
                 raise ValueError(f"unknown policy {name!r}{suggest(str(name), parts.policy)}")
         if len(set(names)) < len(names) or not names:
-            raise ValueError(f"each policy at most once, and at least one, not {value!r}")
+            raise ValueError(f"give at least one policy, and none twice, not {value!r}")
         return "+".join(names)
 
-    # The last "before" validator is the first to run: it reads `none`, which those above then need not know.
+    # Pydantic runs the last "before" validator first. So `none` is read here, before the validators above run.
     _types = field_validator("*", mode="before")(check_type)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        """What no setting can say of itself."""
+        """Check what concerns several settings. Raise ValueError if they contradict each other."""
         encoder = parts.encoder[self.encoder]
         if self.usl_epochs and not encoder.traits["trains"]:
             raise ValueError(f"encoder: {self.encoder} has nothing to train; set usl_epochs: 0")
@@ -211,8 +217,8 @@ class Settings(BaseModel):
             able = [name for name, other in parts.encoder.items() if other.traits["blocks"]]
             if not encoder.traits["blocks"]:
                 raise ValueError(
-                    f"layerwise: {self.layerwise} needs an encoder that is made of blocks, which {self.encoder} is "
-                    f"not; use encoder: {' or '.join(able)}"
+                    f"layerwise: {self.layerwise} needs an encoder that is made of blocks; {self.encoder} has none; "
+                    f"use encoder: {' or '.join(able)}"
                 )
             if not parts.method[self.usl_type].traits["layerwise"]:
                 raise ValueError(f"layerwise: {self.layerwise}: usl_type {self.usl_type} cannot train block by block")
@@ -235,7 +241,7 @@ class Settings(BaseModel):
     @field_validator("dataset", "probe_dataset", "data_dir")
     @classmethod
     def _absolute(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Relative paths are the current directory's; made absolute, a sweep can be resumed from anywhere."""
+        """Make a path absolute, so that a sweep can be resumed from any directory."""
         if info.field_name == "data_dir":
             return absolute(str(value))
         if value is not None and value.startswith(FOLDER) and value != FOLDER:
@@ -249,7 +255,7 @@ class Settings(BaseModel):
 
     @property
     def views(self) -> int:
-        """Augmented views of each image in a step."""
+        """The number of augmented views of each image in a step."""
         return int(parts.method[self.usl_type].traits["views"])
 
     @property
@@ -259,7 +265,7 @@ class Settings(BaseModel):
 
     @property
     def pretrain_epochs(self) -> int:
-        """Epochs of pretraining: `usl_epochs`, or as many for each block if training is layer by layer."""
+        """The epochs of pretraining: `usl_epochs`, times the number of blocks if training is layer by layer."""
         blocks = 1 if self.layerwise == "none" else int(parts.encoder[self.encoder].traits["blocks"])
         return self.usl_epochs * blocks
 
@@ -290,7 +296,7 @@ parts.watchers.append(complete_settings)
 
 
 class SettingNames(Sequence[str]):
-    """The names of all settings, in the order of the class. Settings of parts that are declared later are included."""
+    """The names of all settings, in the order of the class, including parts that are declared later."""
 
     def __getitem__(self, index: Any) -> Any:
         return list(Settings.model_fields)[index]
@@ -309,30 +315,38 @@ SETTINGS = SettingNames()
 
 
 def absolute(path: str) -> str:
-    """The path from the root on, with `~` replaced by the home directory; raises InputError where there is none."""
+    """Return the absolute path, with `~` replaced by the home directory.
+
+    Raises:
+        InputError: the user has no home directory.
+    """
     return str(Path(expanded(path)).absolute())
 
 
 def default_of(name: str) -> Any:
-    """The default of the setting `name`."""
+    """Return the default of the setting `name`."""
     return Settings.model_fields[name].default
 
 
 def about(name: str) -> About:
-    """The description of the setting `name`."""
+    """Return the description of the setting `name`."""
     return next(item for item in Settings.model_fields[name].metadata if isinstance(item, About))
 
 
 def is_number(name: str) -> bool:
-    """Whether the setting `name` is a number."""
+    """Return whether the setting `name` is a number."""
     return Settings.model_fields[name].annotation in NUMBERS
 
 
 def has_effect(name: str, settings: Settings) -> bool:
-    """Whether the value of the setting `name` can change anything in an experiment with these settings."""
+    """Return whether the setting `name` can change anything in an experiment with these settings."""
     return about(name).effect.holds(settings)
 
 
 def make_settings(values: Mapping[str, Any], where: str) -> Settings:
-    """Check `values` and fill in the defaults; `where` opens the message of the InputError that a fault raises."""
+    """Check `values` and fill in the defaults.
+
+    Raises:
+        InputError: a value is wrong; the message begins with `where`.
+    """
     return check_model(Settings, values, where)

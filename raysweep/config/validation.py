@@ -1,4 +1,4 @@
-"""Check the values of a pydantic model; a fault becomes one line."""
+"""Checks of the values of a pydantic model, with one-line messages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from raysweep.errors import InputError
 
 
 def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
-    """Check what pydantic would let pass: text as a number in any notation, true as a number, 1 as true."""
+    """Refuse what pydantic accepts but users do not mean: numbers in other notations, true as a number, 1 as true."""
     field = cls.model_fields[str(info.field_name)]
     kind, composed = field.annotation, any(isinstance(item, About) and item.composed for item in field.metadata)
     if isinstance(value, str) and value.strip().lower() in ("none", "null") and kind in OPTIONAL:
-        return None  # as the documentation writes it; YAML's own word is null
+        return None  # the documentation writes none, and YAML null
     if kind in NUMBERS and isinstance(value, bool):
         raise ValueError("expected a number")
     if kind in NUMBERS and isinstance(value, str) and re.search(r"\d", value):
@@ -34,7 +34,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """Build `model` from `values`; the first fault becomes one line, as an InputError."""
+    """Build `model` from `values`.
+
+    Raises:
+        InputError: a key is unknown or a value is wrong; the message is about the first fault and begins with `where`.
+    """
     unknown = [key for key in values if key not in model.model_fields]
     if unknown:
         raise InputError(f"{where}: unknown key {str(unknown[0])!r}{suggest(unknown[0], model.model_fields)}")
@@ -44,7 +48,7 @@ def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Mo
         error = fault.errors()[0]
         problem = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         problem = re.sub(r"valid (number|integer), (unable|got) .*", r"valid \1", problem)
-        if not error["loc"]:  # of several settings together; it names them
+        if not error["loc"]:  # the message concerns several settings, and names them
             raise InputError(f"{where}: {problem}") from None
         key = error["loc"][0]
         raise InputError(f"{where}: {key}: {problem}, not {shown(error['input'])}") from None

@@ -1,4 +1,4 @@
-"""Values as text and as numbers, and how messages show them."""
+"""Numbers from text, and values in messages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 MAX_DIGITS = 300
-"""Most digits of a whole number that is kept exactly. A longer one becomes a float, whose maximum has 309 digits."""
+"""Whole numbers with more digits become floats. The greatest float has 309 digits."""
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def read_number(text: str) -> int | float:
-    """The number that `text` writes in decimal, the only notation there is: `010` is ten, as `seq -w` means it.
+    """Return the number that `text` writes in decimal, the only notation. `010` is ten, as in the output of `seq -w`.
 
     Raises:
         ValueError: `text` is something else, such as `0x10`, `1_000`, `1:30` or digits of another script.
@@ -27,7 +27,7 @@ def read_number(text: str) -> int | float:
         raise ValueError("must be a number in decimal, such as 16, 0.5 or 1e-3")
     if WHOLE_NUMBER.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text)
-    return float(text) + 0.0  # -0.0 becomes 0.0: a trial of the two would have two names
+    return float(text) + 0.0  # -0.0 becomes 0.0, so that one trial does not get two names
 
 
 Number = Annotated[float, BeforeValidator(lambda value: read_number(value) if isinstance(value, str) else value)]
@@ -37,12 +37,12 @@ TEXTS = (str, str | None)
 
 
 def suggest(given: object, valid: Iterable[str]) -> str:
-    """`, did you mean X?` where something valid is close to what was given, else what is valid."""
+    """Return `, did you mean X?` if a valid name is close to the given one, else a list of the valid names."""
     valid = list(valid)
     close = difflib.get_close_matches(str(given), valid, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
 
 
 def shown(value: object) -> str:
-    """A value in a message: as Python writes it, a date as YAML writes it."""
+    """Return a value for a message: as Python writes it, but a date as YAML writes it."""
     return str(value) if isinstance(value, datetime.date) else repr(value)

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetRequest:
-    """What a trial requests from a dataset."""
+    """A request for a dataset: which one, where its files are, and the size of the images."""
 
     name: str
     data_dir: Path
     """The folder that holds downloaded datasets."""
     size: int
-    """The side in pixels to which images are scaled after reading. Computed images are generated at this size."""
+    """The side in pixels to which the trial scales the images. `digits_m` draws its images at this size."""
     pretraining: bool
-    """Whether to read also the images that only pretraining uses."""
+    """Whether to read also the unlabelled images, which only pretraining uses."""
 
 
 @dataset(size=8, channels=1, images=1_797)
 def digits(request: DatasetRequest) -> Dataset:
-    """scikit-learn's 1,797 digits of 8×8."""
+    """scikit-learn's 1,797 handwritten digits, 8×8, gray."""
     from raysweep.data.named import read_digits
 
     return read_digits(request.name)
@@ -38,7 +38,7 @@ def digits(request: DatasetRequest) -> Dataset:
 
 @dataset(size=16, channels=3, images=1_797)
 def digits_m(request: DatasetRequest) -> Dataset:
-    """The same digits over patches of photographs, in colour."""
+    """The images of `digits` over patches of photographs, 16×16, in colour, made as MNIST-M is made from MNIST."""
     from raysweep.data.named import read_digits_m
 
     return read_digits_m(request.name, request.size)
@@ -46,7 +46,7 @@ def digits_m(request: DatasetRequest) -> Dataset:
 
 @dataset(size=28, channels=1, images=70_000)
 def mnist(request: DatasetRequest) -> Dataset:
-    """MNIST."""
+    """MNIST: 70,000 handwritten digits, 28×28, gray."""
     from raysweep.data.named import read_mnist
 
     return read_mnist(request.name, request.data_dir)
@@ -54,7 +54,7 @@ def mnist(request: DatasetRequest) -> Dataset:
 
 @dataset(size=28, channels=1, images=70_000)
 def fashion_mnist(request: DatasetRequest) -> Dataset:
-    """Fashion-MNIST."""
+    """Fashion-MNIST: 70,000 pictures of clothes, 28×28, gray."""
     from raysweep.data.named import read_mnist
 
     return read_mnist(request.name, request.data_dir)
@@ -62,7 +62,7 @@ def fashion_mnist(request: DatasetRequest) -> Dataset:
 
 @dataset(size=32, channels=3, images=60_000)
 def cifar10(request: DatasetRequest) -> Dataset:
-    """CIFAR-10."""
+    """CIFAR-10: 60,000 colour photographs of 10 classes, 32×32."""
     from raysweep.data.named import read_cifar
 
     return read_cifar(request.name, request.data_dir)
@@ -70,7 +70,7 @@ def cifar10(request: DatasetRequest) -> Dataset:
 
 @dataset(size=32, channels=3, images=60_000)
 def cifar100(request: DatasetRequest) -> Dataset:
-    """CIFAR-100, with its fine labels."""
+    """CIFAR-100 with its 100 fine labels: 60,000 colour photographs, 32×32."""
     from raysweep.data.named import read_cifar
 
     return read_cifar(request.name, request.data_dir)
@@ -78,7 +78,7 @@ def cifar100(request: DatasetRequest) -> Dataset:
 
 @dataset(size=32, channels=3, images=99_289)
 def svhn(request: DatasetRequest) -> Dataset:
-    """SVHN, cropped digits."""
+    """SVHN: 99,289 house-number digits, cropped, 32×32, in colour."""
     from raysweep.data.named import read_svhn
 
     return read_svhn(request.name, request.data_dir)
@@ -86,7 +86,7 @@ def svhn(request: DatasetRequest) -> Dataset:
 
 @dataset(size=96, channels=3, images=13_000, unlabelled=105_000)
 def stl10(request: DatasetRequest) -> Dataset:
-    """STL-10."""
+    """STL-10: 13,000 labelled and 100,000 unlabelled colour photographs, 96×96."""
     from raysweep.data.named import read_stl10
 
     return read_stl10(request.name, request.data_dir, request.pretraining)

@@ -1,4 +1,4 @@
-"""Is the embedding collapsing? Two measures that need no labels."""
+"""Two measures of a collapse of the embedding. They need no labels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from torch import Tensor
 
 
 def embedding_std(z: Tensor) -> float:
-    """Mean over dimensions of the standard deviation over embeddings z (N, D); 0 is full collapse."""
+    """Return the standard deviation over embeddings z (N, D), mean over dimensions; 0 means full collapse."""
     return float(z.std(0, correction=0).mean())
 
 
 def rankme(z: Tensor) -> float:
-    """RankMe of embeddings z (N, D): exp of the entropy of their normalised singular values, in [1, min(N, D)].
+    """Return RankMe of embeddings z (N, D): exp of the entropy of their normalised singular values.
 
-    Garrido et al. 2023, arXiv 2210.02885, equation 4, with its ε = 1e-7. Zero where every embedding is zero.
+    Garrido et al. 2023, arXiv 2210.02885, equation 4, with ε = 1e-7. The result is in [1, min(N, D)], or 0 if every
+    embedding is zero.
     """
     singular = torch.linalg.svdvals(z.double())
     total = singular.sum()

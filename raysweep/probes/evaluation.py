@@ -1,4 +1,4 @@
-"""The evaluation of a trial's encoder: its splits, its features, and all probes of the table, one after the other."""
+"""The evaluation of a trial's encoder: data splits, features, and all probes, one after the other."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from raysweep.probes.probes import TrainedProbe
 from raysweep.training.compute import resident
 
 ONLINE_BANK, ONLINE_QUERIES = 2048, 1024
-"""Numbers of images of the fit and of the validation split in the online measure."""
+"""Most images from the fit split and from the validation split for kNN during pretraining."""
 
 Features = dict[str, dict[str, Tensor]]
-"""By split and layer, (N, D)."""
+"""For each split and layer, features (N, D)."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class Split:
     """One split of the evaluated dataset, on the training device."""
 
     images: Tensor
-    """(N, C, H, W) uint8, the images among which the split is chosen."""
+    """(N, C, H, W) uint8. The split is a subset of these images."""
     index: Tensor
-    """(M,) int64, the numbers of its images."""
+    """(M,) int64. The positions of the split's images."""
     labels: Tensor
-    """(M,) int64."""
+    """(M,) int64. The labels of the split's images."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of one moment of an evaluation."""
+    """Metrics that an evaluation yields at one moment."""
 
     metrics: Mapping[str, float]
     step: int
-    """The step at which TensorBoard shows them; the epochs of each metric are its own."""
+    """The step at which TensorBoard shows the metrics: an epoch of pretraining, or of the probe."""
     progress: float
     """The fraction of the evaluation that is done, in [0, 1]."""
     may_pause: bool
@@ -52,13 +52,13 @@ class Scores:
 
 
 class Evaluation:
-    """What the probes of a trial read, and where they resume.
+    """Runs the probes of a trial. It holds what they read, and the state from which they resume.
 
     Args:
         settings: the experiment.
         encoder: the encoder, frozen while it is evaluated.
         dataset: the labelled images.
-        pretrain: the images of pretraining as NumPy array, and as tensor on the device.
+        pretrain: the images of pretraining as a NumPy array, and as a tensor on the device.
         device: the training device.
     """
 
@@ -72,29 +72,29 @@ class Evaluation:
         self.online_fit = fixed_subset(len(self.splits["fit"].index), ONLINE_BANK).to(device)
         self.online_val = fixed_subset(len(self.splits["val"].index), ONLINE_QUERIES).to(device)
         self.best_linear_probe = ""
-        """The linear probe that counted, in words, if there were several."""
+        """The name of the best linear probe on the validation images, if there are several."""
         self.extra_scalars: list[tuple[dict[str, float], int]] = []
-        """Values for TensorBoard alone, with their steps: one for each probe of a grid."""
+        """Values for TensorBoard only, with their steps: one for each probe of a grid."""
         self._features: Features = {}
         self._is_scored = False
-        """Whether the probes that do not train are done."""
+        """Whether the probes without training are done."""
         self._done: list[str] = []
-        """The trained probes that are done."""
+        """The probes with training that are done."""
         self._at_work: tuple[str, TrainedProbe] | None = None
         self._saved: dict[str, Any] | None = None
-        """The state of the trained probe that resumes, until it is built."""
+        """The state of the probe that resumes, until that probe is built."""
 
     def labels(self, split: str) -> Tensor:
-        """The labels (N,) of a split: `fit`, `val` or `test`."""
+        """Return the labels (N,) of a split: `fit`, `val` or `test`."""
         return self.splits[split].labels
 
     def features(self, layer: str) -> dict[str, Tensor]:
-        """The features (N, D) of each split in a layer. They are extracted once and must not be changed."""
+        """Return the features (N, D) of each split in a layer. They are extracted once and must not be changed."""
         self.extract((layer,))
         return {split: layers[layer] for split, layers in self._features.items()}
 
     def take_features(self, layers: tuple[str, ...]) -> Features:
-        """The features of each split in some layers, for a probe that changes or frees them; no others are kept.
+        """Return features of each split for a probe that changes or frees them, and forget all other features.
 
         At 32×32 the features of 60,000 images are 1 to 2 GB for each layer.
         """
@@ -115,11 +115,11 @@ class Evaluation:
         }
 
     def _first_layers(self) -> tuple[str, ...]:
-        """The layers that the probes read. Layers of probes without training come first."""
+        """Return the layers that the probes read. Layers of probes without training come first."""
         return parts.layers_read(self.settings)
 
     def online_accuracy(self) -> float | None:
-        """The accuracy of kNN on fixed subsets, for the measures while pretraining; None without validation images."""
+        """Return the kNN accuracy on fixed subsets during pretraining, or None without validation images."""
         if not len(self.online_val):
             return None
         arguments = parts.probe["knn"].arguments(self.settings)
@@ -132,7 +132,7 @@ class Evaluation:
         )
 
     def _chosen(self, name: str, chosen: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-        """Features and labels of chosen images of a split."""
+        """Return features and labels of chosen images of a split."""
         split = self.splits[name]
         if self._features:
             features = self._features[name][layer].index_select(0, chosen)
@@ -141,10 +141,10 @@ class Evaluation:
         return features, split.labels[chosen]
 
     def run(self, trained_epochs: int) -> Iterator[Scores]:
-        """Let all probes evaluate the encoder. Probes that do not train come first: others may change the features.
+        """Run all probes. Probes without training come first, because the others may change the features.
 
         Args:
-            trained_epochs: the epochs of pretraining, at which TensorBoard shows scores of probes without training.
+            trained_epochs: the epochs of pretraining. TensorBoard shows scores of probes without training at this step.
         """
         if not self._is_scored:
             self.extract()
@@ -167,18 +167,18 @@ class Evaluation:
             self._done.append(name)
 
     def _untrained_scores(self) -> dict[str, float]:
-        """The scores of all probes that do not train."""
+        """Return the scores of all probes without training."""
         scores: dict[str, float] = {}
         for part in parts.probe.values():
             if not part.traits["trains"]:
                 scores.update(part.function(self, **part.arguments(self.settings)))
         unknown = [name for name in scores if not any(name in part.metrics for part in parts.probe.values())]
         if unknown:
-            raise ValueError(f"a probe yields {unknown[0]!r}, which it does not declare among its metrics")
+            raise ValueError(f"a probe yields {unknown[0]!r}, but does not declare this metric; add it to its metrics")
         return scores
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values from which the evaluation resumes bit for bit."""
+        """Return tensors and plain values from which the evaluation resumes bit for bit."""
         return {
             "is_scored": self._is_scored,
             "done": self._done,
@@ -214,6 +214,8 @@ def make_splits(
 
 
 def fixed_subset(available: int, wanted: int) -> Tensor:
-    """The sorted numbers of `wanted` of `available` images (all, if fewer), the same in every trial."""
-    chosen = np.random.RandomState(0).permutation(available)[:wanted]  # its stream is frozen, default_rng's is not
+    """Choose `wanted` of `available` images (or all), the same in every trial. Return their positions, sorted."""
+    chosen = np.random.RandomState(0).permutation(available)[
+        :wanted
+    ]  # NumPy promises the same stream in every version, but not for default_rng
     return torch.from_numpy(np.sort(chosen))

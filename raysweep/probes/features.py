@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once."""
+"""Computation of the features of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -15,46 +15,49 @@ from raysweep.augment.operations import to_float
 from raysweep.errors import Diverged
 
 LARGEST = 1e15
-"""The largest feature: the sum of the squares of a whole split stays within float32, whose maximum is 3e38. Beyond 1e17
-k-means gives wrong results without an error, and beyond 1e19 so does kNN."""
-BATCH = 500  # images of 32×32: larger is no faster on a CPU, and activations stay below 150 MB
+"""The greatest allowed feature. The sum of the squares over a whole split then stays in float32, whose maximum is 3e38.
+
+Beyond 1e17 k-means gives wrong results without an error, and beyond 1e19 so does kNN.
+"""
+BATCH = 500  # images of 32×32: a larger batch is no faster on a CPU; activations take less than 150 MB
 
 
 def batch_of(image_size: int) -> int:
-    """How many images of that side to compute at a time: of larger ones fewer, so that activations stay as small."""
+    """Return the number of images to compute at a time; fewer if they are larger, so that activations fit in memory."""
     return max(1, min(BATCH, BATCH * 32**2 // image_size**2))
 
 
 def extract(encoder: Any, images: Tensor, index: Tensor, layer: str) -> Tensor:
-    """Features of chosen images, without augmentation, the encoder in evaluation mode.
+    """Compute features of chosen images, without augmentation, with the encoder in evaluation mode.
 
     Args:
-        encoder: on the images' device; its training mode is put back afterwards.
+        encoder: on the device of the images. Its training mode is restored afterwards.
         images: (N, C, H, W) uint8.
-        index: (M,) int64, the numbers of the chosen images. They are read batch by batch, without a copy of all.
-        layer: `trunk` (the flattened last block), `embedding` (the head's output), or `layer1` … (see `read_layers`).
+        index: (M,) int64, the positions of the chosen images. They are read batch by batch, without a copy.
+        layer: `trunk` (the flattened output of the encoder), `embedding` (the head's output), or `layer1` …; see
+            `read_layers`.
 
     Returns:
-        (M, D) float32 on the same device.
+        Features (M, D), float32, on the same device.
 
     Raises:
-        Diverged: a feature is NaN, or beyond `LARGEST`.
+        Diverged: a feature is NaN, or greater than `LARGEST`.
     """
     return extract_layers(encoder, images, index, (layer,))[layer]
 
 
 def extract_layers(encoder: Any, images: Tensor, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-    """What `extract` gives, for several layers in one pass over the images."""
+    """Compute the features of several layers in one pass over the images; see `extract`."""
     features = compute(encoder, images, index, lambda batch: read_layers(encoder, batch, layers))
     return dict(zip(layers, features, strict=True))
 
 
 def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[Tensor]:
-    """Features (B, D) of images (B, C, H, W) in [0, 1] in each of the layers.
+    """Compute the features (B, D) of images (B, C, H, W) in [0, 1] in each of the layers.
 
-    `trunk` is the output of the encoder, `embedding` that of its head. The other names are those of the encoder's
-    `layer_outputs`. Feature maps are flattened; if a layer is wider than the trunk, it is first average-pooled by 2×2
-    until it is not, so that no probe reads more numbers than the trunk has.
+    `trunk` is the output of the encoder, and `embedding` is the output of its head. Other names are keys of the
+    encoder's `layer_outputs`. Feature maps are flattened. If a layer is wider than the trunk, it is first
+    average-pooled by 2×2 until it is not wider. So no probe reads more numbers per image than the trunk has.
     """
     outputs = encoder.layer_outputs(images) if hasattr(encoder, "layer_outputs") else {"trunk": encoder(images)}
     features = []
@@ -74,7 +77,7 @@ def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[T
     was_training = encoder.training
     encoder.eval()
     outputs: list[Tensor] = []
-    with torch.no_grad():  # not inference_mode: its tensors could not be standardised in place
+    with torch.no_grad():  # tensors made in inference_mode cannot be standardised in place
         start = 0
         for part in index.split(batch_of(images.shape[-1])):
             batch = to_float(images.index_select(0, part))
@@ -91,7 +94,7 @@ def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[T
             raise Diverged("the encoder's features are not finite")
         if largest > LARGEST:
             raise Diverged(
-                f"the encoder's features reach {largest:.3g}; beyond {LARGEST:g} sums of their squares overflow"
+                f"the encoder's features reach {largest:.3g}; above {LARGEST:g} the sums of their squares overflow"
             )
     return outputs
 
@@ -99,12 +102,12 @@ def compute(encoder: nn.Module, images: Tensor, index: Tensor, read: Callable[[T
 def standardize_(fit: Tensor, *others: Tensor) -> None:
     """Scale features (N, D) in place to mean 0 and standard deviation 1 per dimension over `fit`.
 
-    A dimension that is constant over `fit` is only centred: dividing by its zero would turn the others' rounding into
-    huge values. In place, because the features of 50,000 images of 32×32 are 1.6 GB.
+    A dimension that is constant over `fit` is only centred, because a division by zero would turn the rounding of the
+    other splits into huge values. The features of 50,000 images of 32×32 are 1.6 GB, so they are changed in place.
     """
     mean, std = fit.mean(0), fit.std(0, correction=0)
     if not (std > 1e-6).any():
-        warnings.warn("no feature varies by more than 1e-6: the linear probe has nothing to read", stacklevel=2)
+        warnings.warn("the features are the same for all images (they vary by less than 1e-6)", stacklevel=2)
     scale = torch.where(std > 1e-6, 1 / std.clamp_min(1e-6), torch.ones_like(std))
     for features in (fit, *others):
         features.sub_(mean).mul_(scale)

@@ -14,21 +14,21 @@ from raysweep.space.reading import parse_yaml
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """One linear probe: the layer that it reads, and how it is trained."""
+    """One linear probe: the layer that it reads, and its learning rate and weight decay."""
 
     layer: str
     lr: float
     weight_decay: float
 
     def __str__(self) -> str:
-        """`layer=trunk,lr=0.001,weight_decay=0.0`."""
+        """Return the probe's name, such as `layer=trunk,lr=0.001,weight_decay=0.0`."""
         return f"layer={self.layer},lr={self.lr},weight_decay={self.weight_decay}"
 
 
 class ProbeGrid(BaseModel):
     """Linear probes that are trained together: every combination of these values.
 
-    An empty list stands for the value of the one setting (`le_lr`, `le_weight_decay`, `probe_layer`).
+    For an empty list, the value of the setting `le_lr`, `le_weight_decay` or `probe_layer` is used.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -39,10 +39,10 @@ class ProbeGrid(BaseModel):
 
     @classmethod
     def read(cls, value: Any) -> ProbeGrid:
-        """A grid from a mapping of lists, or from such a mapping as YAML text.
+        """Read a grid from a mapping of lists, or from YAML text of such a mapping.
 
         Raises:
-            ValueError: a key is unknown, a list is empty or holds a value twice, or a value is out of its range.
+            ValueError: a key is unknown, a list is empty or has a value twice, or a value is out of range.
 
         Example:
             `ProbeGrid.read("{lr: [1e-4, 1e-3], layer: [trunk]}").lr` gives `(0.0001, 0.001)`.
@@ -50,7 +50,7 @@ class ProbeGrid(BaseModel):
         if isinstance(value, str):
             value = parse_yaml(value, "as YAML")
         if not isinstance(value, dict) or not value:
-            raise ValueError("expected lists of lr, weight_decay, layer, such as {lr: [1.0e-4, 1.0e-3]}")
+            raise ValueError("expected lists of lr, weight_decay or layer, such as {lr: [1.0e-4, 1.0e-3]}")
         lists: dict[str, Any] = {}
         for name, items in value.items():
             if name not in cls.model_fields:
@@ -71,18 +71,18 @@ class ProbeGrid(BaseModel):
         return grid
 
     def text(self) -> str:
-        """The grid on one line of YAML, which `read` understands: `{lr: [0.0001, 0.001], layer: [trunk]}`."""
+        """Return the grid as one line of YAML for `read`: `{lr: [0.0001, 0.001], layer: [trunk]}`."""
         lists = {name: getattr(self, name) for name in type(self).model_fields}
         entries = [f"{name}: [{', '.join(map(str, items))}]" for name, items in lists.items() if items]
         return "{" + ", ".join(entries) + "}"
 
     def specs(self, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
-        """The probes; the arguments are used where the grid lists nothing."""
+        """Return all probes. An argument is used where the grid lists nothing."""
         layers, rates, decays = self.layer or (layer,), self.lr or (lr,), self.weight_decay or (weight_decay,)
         return tuple(ProbeSpec(*values) for values in itertools.product(layers, rates, decays))
 
 
 def probe_specs(probe_grid: str | None, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
-    """The linear probes of a trial. Without a grid there is one; in a grid the best one on validation images counts."""
+    """Return the linear probes of a trial: one without a grid; in a grid, the best one on validation images counts."""
     grid = ProbeGrid() if probe_grid is None else ProbeGrid.read(probe_grid)
     return grid.specs(layer, lr, weight_decay)

@@ -15,11 +15,12 @@ def kmeans_scores(
     """Cluster features (N, D) into `classes` clusters (scikit-learn, k-means++, the best of 10 starts).
 
     Returns:
-        `kmeans/accuracy` under the one-to-one assignment of clusters to classes that maximises it (Hungarian method),
-        `kmeans/nmi` (normalised by the arithmetic mean of the entropies) and `kmeans/ari`.
+        `kmeans/accuracy`: accuracy under the best one-to-one assignment of clusters to classes (Hungarian method).
+        `kmeans/nmi`: mutual information, divided by the arithmetic mean of the entropies.
+        `kmeans/ari`: adjusted Rand index.
     """
     largest = np.abs(features).max()
-    if 0 < largest < 1e-10:  # squares of such features would vanish, and with them all distances
+    if 0 < largest < 1e-10:  # the squares of such features, and so all distances, would be 0
         features = features / largest
     clusters = KMeans(classes, n_init=10, random_state=seed).fit_predict(features)
     counts = confusion_matrix(labels, clusters, labels=np.arange(classes))

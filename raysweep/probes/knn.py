@@ -13,16 +13,16 @@ from raysweep.errors import Diverged
 def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, classes: int, k: int, temperature: float
 ) -> float:
-    """Accuracy of kNN by cosine similarity s, each neighbour voting with exp(s / temperature).
+    """Return the accuracy of kNN by cosine similarity s. Each neighbour has a vote of weight exp(s / temperature).
 
     Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4
-    (arXiv 1805.01978). Of classes with equally many votes the one with the lowest number counts.
+    (arXiv 1805.01978). If classes have equal votes, the one with the lowest number wins.
 
     Args:
         bank: (N, D) features of the labelled images.
         bank_labels: (N,) int64 in [0, classes).
         queries: (M, D) features to classify.
-        labels: (M,) their true labels.
+        labels: (M,) the true labels of the queries.
         classes: number of classes.
         k: neighbours, at most N.
         temperature: > 0.
@@ -37,12 +37,12 @@ def knn_accuracy(
         directions, part_finite = normalize(part)
         finite &= part_finite
         similarity, index = (directions @ bank.T).topk(k, dim=1)  # the nearest first
-        # Only ratios of votes matter. The nearest neighbour's is 1, so that no temperature makes all of them 0; in
-        # float64, because a valid temperature may be 0 in float32.
+        # Only ratios of votes matter. The nearest neighbour gets weight 1, so that no temperature makes all weights 0.
+        # float64 is needed, because a valid temperature may be 0 in float32.
         weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
         votes = weights.new_zeros(len(part), classes).scatter_add_(1, bank_labels[index], weights)
         right += (votes.argmax(1) == target).sum()
-    # The two results are read together: every read waits for a GPU.
+    # Both results are read at once, because every read waits for the GPU.
     correct, all_finite = torch.stack((right, finite.to(right.dtype))).tolist()
     if not all_finite:
         raise Diverged("the features are not finite, or so large that their squares overflow")
@@ -50,8 +50,12 @@ def knn_accuracy(
 
 
 def normalize(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, D) scaled to length 1 each, zeros staying zeros, and whether all lengths are finite (a scalar)."""
+    """Scale each feature vector of (N, D) to length 1. Zero vectors stay zero.
+
+    Returns:
+        The scaled features, and a scalar tensor that says whether all lengths are finite.
+    """
     lengths = features.norm(dim=1, keepdim=True)
-    # The squares of tiny features would be inexact, or 0. Multiplying by a power of two changes no digit.
+    # The squares of tiny features would be inexact or 0. Multiplication by a power of two changes no digit.
     features = torch.where(lengths < 1e-12, features * 2.0**100, features)
     return F.normalize(features, dim=1, eps=1e-30), lengths.isfinite().all()

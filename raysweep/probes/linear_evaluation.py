@@ -1,4 +1,4 @@
-"""The linear probes of a trial: those among which the best one counts, then one on each block."""
+"""Training of all linear probes of a trial: first the candidates for the score, then one on each block."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 class LinearEvaluation:
     """Train linear probes pass by pass; see `raysweep.probes.probes.TrainedProbe`.
 
-    The first pass trains all probes that count, together. With `per_layer` each further pass trains the probe on one
-    block, because the features of all blocks together may not fit in memory.
+    The first pass trains all candidates together. The best one on the validation images gives the score. With
+    `per_layer` each further pass trains the probe on one block, because the features of all blocks may not fit in
+    memory together.
 
     Args:
         evaluation: the features and labels.
-        specs: the probes among which the best one on the validation images counts.
+        specs: the candidates for the score.
         block_lr: learning rate of the probes on blocks.
-        block_weight_decay: their weight decay.
+        block_weight_decay: weight decay of the probes on blocks.
         per_layer: whether every block has a probe.
         epochs: epochs of each pass.
         batch_size: features in each step.
         standardize: whether features are scaled to mean 0 and variance 1 over the fit split.
-        labels_per_class: labelled images of each class; None: all.
+        labels_per_class: number of labelled images of each class; None means all.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class LinearEvaluation:
         self._saved: dict[str, Any] | None = None
 
     def run(self) -> Iterator[dict[str, float]]:
-        """Train to the end; yield the metrics of each epoch, and after each pass those on the test images."""
+        """Train to the end. Yield the metrics of each epoch, and after each pass the metrics on the test images."""
         for number in range(self._finished_passes, len(self.passes)):
             specs, counts = self.passes[number], number == 0
             features = self.evaluation.take_features(tuple(dict.fromkeys(spec.layer for spec in specs)))
@@ -99,7 +100,7 @@ class LinearEvaluation:
         return train_linear(probes, fit, labels, epochs=self.epochs, batch_size=self.batch_size)
 
     def _epoch_metrics(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
-        """The metrics of an epoch; among the probes that count, the best one on the validation images gives them."""
+        """Return the metrics of an epoch. The best candidate on the validation images gives them."""
         metrics, best = {}, 0
         labels = self.evaluation.labels("val")
         if len(labels):
@@ -117,7 +118,7 @@ class LinearEvaluation:
         return metrics
 
     def _test_metrics(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
-        """The accuracy of trained probes on the test images."""
+        """Return the accuracy of trained probes on the test images."""
         test = probes.accuracy(features["test"], self.evaluation.labels("test"))
         scores = self._by_block(probes, test, "test")
         if counts:
@@ -126,14 +127,14 @@ class LinearEvaluation:
         return scores
 
     def _by_block(self, probes: LinearProbes, accuracy: list[float], split: str) -> dict[str, float]:
-        """The accuracies of the probes of `per_layer`, by the name of the metric."""
+        """Return the accuracies of the probes on blocks, by the name of the metric."""
         by_spec = dict(zip(probes.specs, accuracy, strict=True))
         return {
             f"linear/{name}/{split}_accuracy": by_spec[spec] for name, spec in self.blocks.items() if spec in by_spec
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values from which training resumes bit for bit."""
+        """Return tensors and plain values from which training resumes bit for bit."""
         return {
             "finished_passes": self._finished_passes,
             "probes": self._probes.state_dict() if self._probes is not None else None,
@@ -141,6 +142,6 @@ class LinearEvaluation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, before `run`."""
+        """Load the result of `state_dict`, before `run`."""
         self._finished_passes, self._saved = state["finished_passes"], state["probes"]
         self.progress = state["progress"]

@@ -1,13 +1,13 @@
-"""The table of probes. A probe is added here, as a function that evaluates a frozen encoder.
+"""The table of probes. To add a probe, add a function here that evaluates a frozen encoder.
 
 A probe reads an `Evaluation`: `features(layer)` gives the features (N, D) of each split, `labels(split)` the labels,
-`classes` their number, and `settings` and `device` what else it needs. It yields pairs of a metric's name and its
-value. Every probe of the table evaluates every trial.
+and `classes` the number of classes. It also has `settings` and `device`. A probe yields pairs of a metric's name and
+its value. Every probe of the table evaluates every trial.
 
-A probe that trains (`trains=True`) returns a `TrainedProbe` instead, so that a trial which was interrupted in the
-middle of its training resumes there.
+A probe that trains (`trains=True`) returns a `TrainedProbe` instead, so that an interrupted trial resumes in the middle
+of the probe's training.
 
-Probes are imported inside the functions, because this module is also read to print the help of a command.
+The code of the probes is imported inside the functions, because commands import this module just to print their help.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ class TrainedProbe(Protocol):
     """The number of the newest epoch, for TensorBoard."""
 
     def run(self) -> Iterator[Mapping[str, float]]:
-        """Train to the end; yield the metrics of each epoch. Between two epochs the state may be saved."""
+        """Train to the end. Yield the metrics of each epoch. The state may be saved between two epochs."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values from which training resumes bit for bit."""
+        """Return tensors and plain values from which training resumes bit for bit."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, before `run`."""
+        """Load the result of `state_dict`, before `run`."""
 
 
 def accuracy(text: str, uses_test: bool = False) -> Metric:
-    """A metric that is an accuracy."""
+    """Return a metric that is an accuracy."""
     is_reported = None if uses_test else lambda settings: settings.val_fraction > 0
     return Metric(text, better="max", highest=1.0, uses_test=uses_test, is_reported=is_reported)
 
 
 def one_grid(value: Any) -> Any:
-    """The grid of linear probes as one text, whichever way it was given."""
+    """Return the grid of linear probes as text. It may be given as text or as a mapping."""
     from raysweep.probes.grid import ProbeGrid
 
     return None if value is None else ProbeGrid.read(value).text()
 
 
 def is_listed(name: str, settings: Settings) -> bool:
-    """Whether `probe_grid` lists values of `name`, so that the one setting is not read."""
+    """Return whether `probe_grid` lists values of `name`, so that the setting of one probe is not read."""
     from raysweep.probes.grid import ProbeGrid
 
     grid = getattr(settings, "probe_grid")  # noqa: B009  # a part declares it
@@ -66,39 +66,41 @@ def is_listed(name: str, settings: Settings) -> bool:
 
 
 def counted_layers(settings: Settings) -> tuple[str, ...]:
-    """The layers that the linear probes read among which the best one counts."""
+    """Return the layers that the candidates for the linear score read."""
     return tuple(spec.layer for spec in counted_specs(settings))
 
 
 def counted_specs(settings: Any) -> tuple[Any, ...]:
-    """The linear probes among which the best one counts."""
+    """Return the candidates for the linear score. The best one on the validation images gives it."""
     from raysweep.probes.grid import probe_specs
 
     return probe_specs(settings.probe_grid, settings.probe_layer, settings.le_lr, settings.le_weight_decay)
 
 
 def check_grid(settings: Any) -> None:
-    """Raise ValueError if the encoder lacks a layer of the grid, or no validation images choose between its probes."""
+    """Raise ValueError if the encoder lacks a layer of the grid, or if validation images are missing."""
     specs = counted_specs(settings)
     for spec in specs:
         settings.check_layer("probe_grid", spec.layer)
     if len(specs) > 1 and settings.val_fraction == 0:
-        raise ValueError("probe_grid: its best probe is chosen on val images, and val_fraction is 0")
+        raise ValueError("probe_grid: the best probe is chosen on validation images; set val_fraction above 0")
 
 
 def linear_metrics() -> dict[str, Metric]:
-    """The metrics of the linear probe, with one for each block that an encoder can have."""
+    """Return the metrics of the linear probe, including those for every block that an encoder can have."""
     metrics = {
         "linear/train_accuracy": Metric(
-            "Linear probe on its own training images, while they train it.", better="max", highest=1.0
+            "Linear probe: accuracy on its training images during the epoch.", better="max", highest=1.0
         ),
-        "linear/val_accuracy": accuracy("Linear probe, validation split."),
-        "linear/test_accuracy": accuracy("Linear probe, test split; computed once, at the end.", uses_test=True),
+        "linear/val_accuracy": accuracy("Linear probe: accuracy on the validation split."),
+        "linear/test_accuracy": accuracy(
+            "Linear probe: accuracy on the test split, after the last epoch.", uses_test=True
+        ),
     }
     for block in range(1, parts.most_blocks() + 1):
         for split, words in (("val", "validation split"), ("test", "test split")):
             metrics[f"linear/layer{block}/{split}_accuracy"] = Metric(
-                f"Linear probe on block {block}, {words}.",
+                f"Linear probe on block {block}: accuracy on the {words}.",
                 better="max",
                 highest=1.0,
                 uses_test=split == "test",
@@ -108,7 +110,7 @@ def linear_metrics() -> dict[str, Metric]:
 
 
 def reports_block(block: int, split: str, settings: Any) -> bool:
-    """Whether a trial reports the accuracy on a block, counted from 1."""
+    """Return whether a trial reports the accuracy on a block, counted from 1."""
     has_block = block <= parts.encoder[settings.encoder].traits["blocks"]
     return settings.per_layer and has_block and (split == "test" or settings.val_fraction > 0)
 
@@ -116,8 +118,8 @@ def reports_block(block: int, split: str, settings: Any) -> bool:
 Layer = Annotated[
     str,
     FeatureLayer(),
-    "Features that the probes read: the flattened trunk (the encoder's output), the embedding z, or the output of one "
-    "of Conv6's blocks, pooled as for `per_layer`.",
+    "Features that the probes read. `trunk`: the flattened output of the encoder. `embedding`: the embedding z. "
+    "`layer1` and so on: the output of one block of Conv6, pooled as for `per_layer`.",
 ]
 
 
@@ -129,7 +131,7 @@ def linear(
     le_lr: Annotated[
         float,
         Field(gt=0),
-        "Adam's learning rate in the linear probe.",
+        "Adam's learning rate for the linear probe.",
         Condition("no `lr` in `probe_grid`, or `per_layer`", lambda s: s.per_layer or not is_listed("lr", s)),
     ] = 1e-3,
     le_batch_size: Annotated[int, Field(ge=1), "Batch size of the linear probe."] = 250,
@@ -145,15 +147,15 @@ def linear(
     probe_grid: Annotated[
         str | None,
         BeforeValidator(one_grid),
-        "Linear probes that are trained together, every combination of the listed values; the best one on val counts: "
-        "`{lr: [1e-4, 1e-3], weight_decay: [0, 1e-4], layer: [trunk, embedding]}`. A list that is left out has one "
-        "value, that of `le_lr`, `le_weight_decay` or `probe_layer`. None means one probe.",
+        "Train a linear probe for every combination of the listed values; the best one on the validation images gives "
+        "the score: `{lr: [1e-4, 1e-3], weight_decay: [0, 1e-4], layer: [trunk, embedding]}`. `le_lr`, "
+        "`le_weight_decay` or `probe_layer` replaces a list that is left out. None means one probe.",
         Remark(structured=True),
     ] = None,
     per_layer: Annotated[
         bool,
-        "Also train a linear probe on every block's output, average-pooled by 2 until it is no wider than the trunk's. "
-        "A sweep with layer-wise trials has it unless told otherwise.",
+        "Also train a linear probe on the output of every block, average-pooled by 2×2 until it is not wider than the "
+        "trunk. The default is true in a sweep with layer-wise trials.",
         Condition("an encoder made of blocks", lambda s: parts.encoder[s.encoder].traits["blocks"] > 0),
         Remark(searchable=False),
     ] = False,
@@ -163,7 +165,7 @@ def linear(
     labels_per_class: Annotated[
         int | None,
         Field(ge=1),
-        "Train the linear probe on this many labelled images a class, drawn by `seed`; none means all.",
+        "Train the linear probe on this many labelled images per class, drawn by `seed`. None means all.",
     ] = None,
     probe_layer: Layer = "trunk",
 ) -> TrainedProbe:
@@ -186,7 +188,7 @@ def linear(
 @probe(
     metrics={
         "kmeans/accuracy": Metric(
-            "k-means on the test features: accuracy under the best one-to-one assignment.",
+            "k-means on the test features: accuracy under the best one-to-one assignment of clusters to classes.",
             better="max",
             highest=1.0,
             uses_test=True,
@@ -206,16 +208,20 @@ def kmeans(evaluation: Evaluation, *, probe_layer: Layer = "trunk") -> Iterator[
 
 @probe(
     metrics={
-        "knn/val_accuracy": accuracy("Weighted kNN, bank from the fit split, validation split."),
-        "knn/test_accuracy": accuracy("Weighted kNN, bank from the fit split, test split.", uses_test=True),
+        "knn/val_accuracy": accuracy("Weighted kNN, neighbours from the fit split: accuracy on the validation split."),
+        "knn/test_accuracy": accuracy(
+            "Weighted kNN, neighbours from the fit split: accuracy on the test split.", uses_test=True
+        ),
     }
 )
 def knn(
     evaluation: Evaluation,
     *,
     probe_layer: Layer = "trunk",
-    knn_k: Annotated[int, Field(ge=1), "Neighbours of the kNN probes."] = 20,
-    knn_temperature: Annotated[float, Field(gt=0), "Temperature of the kNN votes' weights."] = 0.07,
+    knn_k: Annotated[int, Field(ge=1), "Number of neighbours in kNN."] = 20,
+    knn_temperature: Annotated[
+        float, Field(gt=0), "Temperature τ of kNN: a neighbour's vote has the weight exp(similarity / τ)."
+    ] = 0.07,
 ) -> Iterator[tuple[str, float]]:
     """Weighted k-nearest neighbours, by cosine similarity."""
     from raysweep.probes.knn import knn_accuracy

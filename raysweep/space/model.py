@@ -22,52 +22,54 @@ class Tune(BaseModel):
     metric: Annotated[
         str | None,
         About(
-            "What the live view, the summary and a searcher call best; none: `linear/val_accuracy`, or nothing without "
-            "val split. A scheduler stops by it too, while pretraining; none: by `online/knn_val_accuracy`."
+            "Metric by which the display, the summary and a searcher choose the best point. With none it is "
+            "`linear/val_accuracy`, and without a validation split no point is called best. A scheduler also compares "
+            "trials by it; with none it uses `online/knn_val_accuracy`."
         ),
     ] = None
     mode: Annotated[
         Literal["max", "min"] | None,
-        About("Whether more or less of it is better; none: what the metric says of itself, else `max`."),
+        About("Whether a greater or a smaller `metric` is better. None means the direction that the metric declares."),
     ] = None
     scheduler: Annotated[
         Literal["fifo", "asha", "median"],
         About(
-            "Which trials are stopped while pretraining: none; those below the best of a rung (ASHA, Li et al. 2020, "
-            "arXiv:1810.05934); those whose best is below the median of the others' running means, of which there must "
-            "be three (Golovin et al. 2017, doi 10.1145/3097983.3098043)."
+            "Rule that stops trials during pretraining. `fifo` stops none. `asha` stops the trials that are not among "
+            "the best of a rung (Li et al. 2020, arXiv:1810.05934). `median` stops a trial whose best value is worse "
+            "than the median of the running means of at least three other trials (Golovin et al. 2017, doi "
+            "10.1145/3097983.3098043)."
         ),
     ] = "fifo"
     grace_epochs: Annotated[
         int | None,
         Field(ge=1),
-        About("`asha`, `median`: epochs of pretraining before a trial may be stopped; none: `probe_every`."),
+        About("`asha`, `median`: epochs of pretraining before a trial may be stopped. None means `probe_every`."),
     ] = None
     reduction_factor: Annotated[
         float,
         Field(gt=1),
         About(
-            "`asha`: η. The rungs are at `grace_epochs` · η^k epochs, and at each about one trial of η goes on; a "
-            "trial's last epoch is none."
+            "`asha`: η. The rungs are at `grace_epochs` · η^k epochs, before the last epoch. About one of η trials "
+            "continues after each rung."
         ),
     ] = 4.0
     searcher: Annotated[
         Literal["none", "optuna"],
         About(
-            "What proposes the points: the search space alone, or Optuna's TPE (Bergstra et al. 2011), which goes by "
-            "the mean over seeds of the points before (`pip install -e '.[optuna]'`)."
+            "What chooses the points. `none`: the search space alone. `optuna`: Optuna's TPE (Bergstra et al. 2011), "
+            "which learns from the mean over seeds of earlier points (`pip install -e '.[optuna]'`)."
         ),
     ] = "none"
     num_samples: Annotated[
         int,
         Field(ge=1),
         About(
-            "Draws of the settings that are drawn at random; each is combined with the whole grid. With a searcher: "
-            "points, each with every seed."
+            "Number of random draws of the settings without a grid. Each draw is combined with the whole grid. With a "
+            "searcher it is the number of points, each with every seed."
         ),
     ] = 1
     max_concurrent: Annotated[
-        int | None, Field(ge=1), About("At most so many trials at a time; none: as many as there is room for.")
+        int | None, Field(ge=1), About("Most trials at a time. None means as many as the resources allow.")
     ] = None
     max_failures: Annotated[
         int,
@@ -78,33 +80,33 @@ class Tune(BaseModel):
         float | None,
         Field(ge=0),
         About(
-            "Least seconds between two checkpoints of a trial; none: 30, or 50 times what the last one took, if more."
+            "Least number of seconds between two checkpoints of a trial. None means 30, or 50 times as long as the "
+            "last checkpoint took, if that is more."
         ),
     ] = None
     time_budget: Annotated[
         float | None,
         Field(gt=0),
         About(
-            "Seconds after which the sweep ends, its running trials saved, to be resumed or not; each resume has as "
-            "many. None is no limit."
+            "Seconds after which the sweep saves its running trials and ends. A resume gets the same time again. None "
+            "means no limit."
         ),
     ] = None
     collapse_stop: Annotated[
         int | None,
         Field(ge=1),
         About(
-            "Stop a trial whose embedding is collapsed in so many evaluations in a row (`probe_every`); none: never."
+            "Stop a trial if its embedding is collapsed in this many evaluations in a row (`probe_every`). None means "
+            "never."
         ),
     ] = None
     collapse_rankme: Annotated[
         float,
         Field(ge=0),
-        About("`collapse_stop`: collapsed is an embedding with a RankMe (1 to its width) below this."),
+        About("`collapse_stop`: an embedding counts as collapsed if its RankMe (1 to its width) is below this."),
     ] = 1.5
     collapse_std: Annotated[
-        float,
-        Field(ge=0),
-        About("`collapse_stop`: and one with a mean standard deviation of its dimensions below this."),
+        float, Field(ge=0), About("`collapse_stop`: or if the mean standard deviation of its dimensions is below this.")
     ] = 1e-4
 
     @property
@@ -122,12 +124,10 @@ class Resources(BaseModel):
 
     _types = field_validator("*", mode="before")(check_type)
 
-    cpu: Annotated[int, Field(ge=1), About("Processor cores, and threads, of a trial, or of each of its workers.")] = 1
-    gpu: Annotated[
-        float, Field(ge=0), About("GPUs of one trial, or of each of its workers; 0.25 puts four trials on one.")
-    ] = 0.0
+    cpu: Annotated[int, Field(ge=1), About("Processor cores and threads of each worker of a trial.")] = 1
+    gpu: Annotated[float, Field(ge=0), About("GPUs of each worker of a trial; 0.25 puts four trials on one GPU.")] = 0.0
     workers: Annotated[
-        int, Field(ge=1), About("Processes of one trial, each with a part of every batch, each with `cpu` and `gpu`.")
+        int, Field(ge=1), About("Processes of one trial. Each gets a part of every batch, and `cpu` and `gpu`.")
     ] = 1
 
     @field_validator("gpu")
@@ -163,7 +163,7 @@ class Trial:
         return self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle compactly, because Tune writes every trial to disk several times, again and again."""
+        """Pickle compactly, because Tune writes every trial to disk many times."""
         changed = self.settings.model_dump(exclude_defaults=True)
         return unpickled, (self.name, self.point, changed, dict(self.varied), self.control)
 
