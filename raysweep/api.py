@@ -165,7 +165,7 @@ def resume(
             store.extend(sweep, {**preparation.provenance(), "datasets": _digests(datasets)})
         if before.resources != sweep.resources:
             progress.warn(
-                "warning: other resources than before: results on other threads, or a GPU, differ in their last digits"
+                "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
             )
         new = f" ({added} new)" if added else ""
         progress.tell(f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {words}")
@@ -216,12 +216,12 @@ def compare(places: Sequence[str], output: str | None = None) -> tuple[Report, P
         raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
     if output is not None:
         if is_uri(output):
-            raise InputError(f"-o {output}: a comparison goes into a local directory")
+            raise InputError(f"-o {output}: a comparison must be in a local directory")
         if os.path.lexists(output):
             raise InputError(f"-o {output}: exists; choose another directory")
         check_writable(Path(output))
     elif opened[0][0].bucket is not None:
-        raise InputError(f"{places[0]}: lies in a bucket; say with -o DIR where the comparison goes")
+        raise InputError(f"{places[0]}: is in a bucket; name a local directory for the comparison with -o DIR")
     from raysweep.report.building import build_comparison, read_several
 
     report = read_several(opened)

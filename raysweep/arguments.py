@@ -1,4 +1,4 @@
-"""The arguments of the command line: their types, their help, and one-line errors that suggest what was meant."""
+"""The arguments of the command line: their types, help and one-line errors with suggestions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from raysweep.system.places import expanded
 
 
 class StoreOnce(argparse.Action):
-    """Keep a flag's value; of a flag that is given twice argparse would drop the first."""
+    """Store the value of a flag. A flag that is given twice is an error; argparse alone would drop the first value."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
-        """Called for every value that the command line has."""
+        """Store one value; argparse calls this for each value on the command line."""
         given = vars(namespace).setdefault("given", {})
         if option_string is not None and self.dest in given:
             first, flag = str(given[self.dest]), "/".join(self.option_strings)
@@ -30,80 +30,84 @@ class StoreOnce(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that suggest the flag that was meant, and no flag twice."""
+    """An argparse parser with one-line errors and suggestions, which refuses a flag that is given twice."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.register("action", None, StoreOnce)  # of every flag that does not name another action
+        self.register("action", None, StoreOnce)  # the default action
 
     def error(self, message: str) -> NoReturn:
-        """Raise what `main` prints, instead of printing the usage."""
+        """Raise an InputError, which `main` prints, instead of printing the usage."""
         raise InputError(message)
 
     def parse_all(self, arguments: list[str], command: argparse.ArgumentParser) -> argparse.Namespace:
-        """Parse; an unknown flag of the command gets a suggestion."""
+        """Parse the arguments. The error for an unknown flag suggests a similar one."""
         known, unknown = self.parse_known_args(arguments, argparse.Namespace(given={}))
         if unknown:
             flags = [flag for action in command._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            hint = f", did you mean {close[0]}?" if close else "; --help lists what there is"
+            hint = f", did you mean {close[0]}?" if close else "; --help lists all arguments"
             self.error(f"unknown argument {unknown[0]}{hint}")
         return known
 
 
 def place(text: str) -> str:
-    """A path on the command line, or a place in a bucket: `~` is the home directory, and passwords are refused."""
+    """Return a path or a place in a bucket from the command line, with `~` replaced. Passwords are refused."""
     try:
         is_uri(text)
         return expanded(text)
-    except InputError as fault:  # argparse would say for any other ValueError that the function `place` failed
+    except InputError as fault:  # for another ValueError argparse would print "invalid place value"
         raise argparse.ArgumentTypeError(str(fault)) from None
 
 
 def local_path(text: str) -> Path:
-    """A path on the command line that is on this machine."""
+    """Return a path from the command line that is on this machine."""
     return Path(place(text))
 
 
 def cluster_address(text: str) -> str:
-    """The address of a Ray cluster, which is printed and logged."""
+    """Return the address of a Ray cluster. It must not contain a password, because it is printed and logged."""
     if "@" in text:
-        raise argparse.ArgumentTypeError("credentials in an address end up in logs; Ray's is RAY_AUTH_TOKEN")
+        raise argparse.ArgumentTypeError(
+            "an address must not contain credentials, because it is logged; set RAY_AUTH_TOKEN"
+        )
     return text
 
 
 def add_sweep_arguments(parser: Parser) -> None:
-    """The arguments of `sweep`; every setting of the experiment is an argument."""
+    """Add the arguments of `sweep`. Every setting of the experiment is an argument."""
     parser.add_argument("space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file")
-    parser.add_argument("--exp_type", choices=sorted(shipped_spaces()), help="a search space that comes with raysweep")
-    parser.add_argument("--name", help="name of the results directory, which must not exist (the space's)")
+    parser.add_argument(
+        "--exp_type", choices=sorted(shipped_spaces()), help="run a search space that comes with raysweep"
+    )
+    parser.add_argument("--name", help="name of the new results directory (default: the name in the search-space file)")
     parser.add_argument(
         "--output",
         type=place,
         default="runs",
         metavar="DIR",
-        help="where results directories are made, or s3://BUCKET/PREFIX (runs)",
+        help="directory for results directories, or s3://BUCKET/PREFIX (default: runs)",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="override any setting, or baseline, tune.NAME, resources.NAME; a list becomes a grid: seed=[0,1,2]",
+        help="override a setting, baseline, tune.NAME or resources.NAME; a list becomes a grid: seed=[0,1,2]",
     )
     parser.add_argument(
         "--resume",
         type=place,
         metavar="DIR/NAME",
-        help="resume a sweep: run the trials that have not finished, and those that a changed search space adds",
+        help="resume a sweep: run unfinished trials, and the trials that a changed search space adds",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the trials and the resolved settings only")
-    parser.add_argument("--local", action="store_true", help="one process, no Ray")
+    parser.add_argument("--dry-run", action="store_true", help="only print the trials and the resolved settings")
+    parser.add_argument("--local", action="store_true", help="run in one process, without Ray")
     parser.add_argument(
         "--address",
         type=cluster_address,
         metavar="HOST:PORT",
-        help="an existing Ray cluster (default: RAY_ADDRESS, else Ray on this machine)",
+        help="run on an existing Ray cluster (default: RAY_ADDRESS, else a new Ray on this machine)",
     )
     groups: dict[str, Any] = {}
     for name in SETTINGS:
@@ -114,18 +118,18 @@ def add_sweep_arguments(parser: Parser) -> None:
         groups[description.group].add_argument(
             f"--{name}",
             metavar=shown_values(name),
-            help=f"{description.text} ({'none' if default is None else default})".replace("%", "%%"),
+            help=f"{description.text} (default: {'none' if default is None else default})".replace("%", "%%"),
         )
 
 
 def shown_values(name: str) -> str:
-    """What --help shows for a setting's value: the choices, where it is one of a few."""
+    """Return what --help shows for a setting's value: its choices, or X."""
     kind: Any = Settings.model_fields[name].annotation
     return f"{{{','.join(get_args(kind))}}}" if get_origin(kind) is Literal else "X"
 
 
 def whole_number(text: str) -> int:
-    """The value of a flag as a whole number, read like the values of settings."""
+    """Return the value of a flag as a whole number. It is read like the value of a setting."""
     try:
         number = read_number(text)
     except ValueError as fault:
@@ -136,32 +140,36 @@ def whole_number(text: str) -> int:
 
 
 def add_checkpoint(parser: Parser) -> None:
-    """The argument that names a trained encoder."""
+    """Add the argument that names a trained encoder."""
     parser.add_argument(
         "checkpoint",
         type=place,
         metavar="CHECKPOINT",
-        help="a trial's directory, its encoder.safetensors, or a training checkpoint (TRIAL/checkpoints/*.pt); "
-        "also in a bucket",
+        help="a trial's directory, its encoder.safetensors, or a training checkpoint (TRIAL/checkpoints/*.pt); it may "
+        "be in a bucket",
     )
 
 
 def add_report_arguments(parser: Parser) -> None:
-    """The arguments of `report`."""
+    """Add the arguments of `report`."""
     parser.add_argument(
-        "sweeps", nargs="+", type=place, metavar="DIR/NAME", help="a sweep's results directory; also in a bucket"
+        "sweeps",
+        nargs="+",
+        type=place,
+        metavar="DIR/NAME",
+        help="the results directory of a sweep; it may be in a bucket",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=place,
         metavar="DIR",
-        help="where a comparison of several sweeps goes; must not exist (default: NAME+NAME beside the first)",
+        help="new directory for a comparison of several sweeps (default: NAME+NAME beside the first sweep)",
     )
 
 
 def add_preview_arguments(parser: Parser) -> None:
-    """The arguments of `preview`."""
+    """Add the arguments of `preview`."""
     parser.add_argument("space", type=place, metavar="SPACE.yaml", help="search-space file")
     parser.add_argument(
         "-o",
@@ -169,29 +177,37 @@ def add_preview_arguments(parser: Parser) -> None:
         required=True,
         type=local_path,
         metavar="FILE",
-        help=f"the picture, a new file ({' '.join(PICTURES)})",
+        help=f"new file for the picture ({' '.join(PICTURES)})",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="override any setting, as for sweep"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting, as for sweep"
     )
 
 
 def add_embed_arguments(parser: Parser) -> None:
-    """The arguments of `embed`."""
+    """Add the arguments of `embed`."""
     add_checkpoint(parser)
     parser.add_argument(
-        "images", metavar="IMAGES", type=local_path, help="a folder of images, at any depth, or one image"
+        "images", metavar="IMAGES", type=local_path, help="one image, or a folder with images; subfolders are searched"
     )
-    parser.add_argument("-o", "--output", metavar="FEATURES.npz", type=local_path, required=True, help="a new file")
-    parser.add_argument("--layer", choices=("trunk", "embedding"), default="trunk", help="which features (trunk)")
+    parser.add_argument("-o", "--output", metavar="FEATURES.npz", type=local_path, required=True, help="new file")
     parser.add_argument(
-        "--batch_size", type=whole_number, metavar="N", help="images at a time (500 of 32×32, fewer if larger)"
+        "--layer",
+        choices=("trunk", "embedding"),
+        default="trunk",
+        help="features to write: the encoder's output or the head's (default: trunk)",
     )
-    parser.add_argument("--skip_bad_images", action="store_true", help="leave unreadable images out, do not stop")
+    parser.add_argument(
+        "--batch_size",
+        type=whole_number,
+        metavar="N",
+        help="images in memory at a time (default: 500 of 32×32, fewer if larger)",
+    )
+    parser.add_argument("--skip_bad_images", action="store_true", help="skip unreadable images instead of stopping")
 
 
 def add_export_arguments(parser: Parser) -> None:
-    """The arguments of `export`."""
+    """Add the arguments of `export`."""
     add_checkpoint(parser)
     parser.add_argument(
         "-o",
@@ -199,5 +215,5 @@ def add_export_arguments(parser: Parser) -> None:
         metavar="FILE",
         type=local_path,
         required=True,
-        help="a new file: .safetensors, with the encoder's description in its header, or .pt, the state_dict alone",
+        help="new file: .safetensors has the encoder's description in its header, .pt is the plain state_dict",
     )

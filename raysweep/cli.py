@@ -1,6 +1,6 @@
 """The command line: `raysweep sweep …` (also `run_sweep.py …`), `report`, `preview`, `embed` and `export`.
 
-It turns arguments into calls of `raysweep.api` and prints what they return. A fault in the input becomes one line, with
+It turns arguments into calls of `raysweep.api`, and prints what they return. A fault in the input becomes one line with
 exit status 2, before torch or Ray is imported.
 """
 
@@ -40,7 +40,7 @@ FINISHED, SOME_FAILED, BAD_INPUT = 0, 1, 2
 
 
 def overrides_of(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The settings that flags and --set give."""
+    """Return the settings that flags and --set give."""
     overrides = space.parse_assignments(parsed.set)
     for name in SETTINGS:
         text = getattr(parsed, name)
@@ -53,7 +53,7 @@ def overrides_of(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def source_of(parsed: argparse.Namespace) -> Path | None:
-    """The search-space file that was named."""
+    """Return the search-space file that the arguments name, or None."""
     if parsed.space and parsed.exp_type:
         raise InputError(f"give {parsed.space} or --exp_type {parsed.exp_type}, not both")
     if parsed.space in shipped_spaces() and not Path(parsed.space).exists():
@@ -71,7 +71,7 @@ def sweep_command(parsed: argparse.Namespace) -> int:
     if parsed.resume is not None:
         for flag in ("name", "output"):
             if flag in parsed.given:
-                raise InputError(f"--resume resumes the sweep in the directory that it names and takes no --{flag}")
+                raise InputError(f"--resume names the directory of the sweep and takes no --{flag}")
     overrides, source = overrides_of(parsed), source_of(parsed)
     if parsed.resume is None and source is None and not overrides:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
@@ -93,9 +93,11 @@ def sweep_command(parsed: argparse.Namespace) -> int:
 
 
 def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
-    """Print what would run; for a resume, mark the trials that are not among the `known` ones."""
+    """Print what would run. For a resume, mark the trials that are not `known`."""
     text = space.to_yaml(sweep.to_dict())
-    if not all(line.isprintable() for line in text.splitlines()):  # such as a character that reverses the direction
+    if not all(
+        line.isprintable() for line in text.splitlines()
+    ):  # for example a character that reverses the direction of text
         text = space.to_yaml(sweep.to_dict(), ascii_only=True)
     print(text)
     print(f"# {sweep.total} trial{'s' if sweep.total > 1 else ''}:")
@@ -109,19 +111,19 @@ def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
 
 
 def resume_of(store: Store, parsed: argparse.Namespace) -> str:
-    """The command that resumes a sweep in the way in which it was called."""
+    """Return the command that resumes a sweep, with the options of this call."""
     options = ["--local"] if parsed.local else []
     options += ["--address", parsed.address] if parsed.address is not None else []
     return resume_command(shown_place(store), *options)
 
 
 def tell(console: Console, text: str) -> None:
-    """One line on standard output, however long; control characters in it become escape sequences."""
+    """Print one line on standard output, without wrapping. Control characters become escape sequences."""
     console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def show_outcome(outcome: api.Outcome, console: Console) -> int:
-    """Print the report of a sweep; returns the exit status."""
+    """Print the report of a sweep. Return the exit status."""
     store = outcome.store
     show_report(outcome.report, store.root, console)
     tell(console, f"TensorBoard tensorboard --logdir {shlex.quote(shown_place(store).partition('?')[0])}")
@@ -131,7 +133,7 @@ def show_outcome(outcome: api.Outcome, console: Console) -> int:
 
 
 def show_report(report: Report, directory: Path, console: Console) -> None:
-    """Print the table, the conclusions, and where the rest lies."""
+    """Print the table, the conclusions, and the paths of all other results."""
     from raysweep.report.tables import summary_table
 
     if report.points:
@@ -144,7 +146,7 @@ def show_report(report: Report, directory: Path, console: Console) -> None:
 
 
 def tell_state(report: Report, directory: Path) -> int:
-    """Say which figures could not be drawn, and which trials failed or have not finished; returns the exit status."""
+    """Print which figures are missing, and which trials failed or have not finished. Return the exit status."""
     for line in report.not_drawn:
         say(f"warning: {line}")
     status = FINISHED
@@ -169,7 +171,9 @@ def report_command(parsed: argparse.Namespace) -> int:
     if len(parsed.sweeps) == 1:
         if parsed.output is not None:
             Store.open(parsed.sweeps[0], copies="reports")
-            raise InputError("-o is for a comparison of several sweeps; the report of one lies in its own directory")
+            raise InputError(
+                "-o is only for a comparison of several sweeps; the report of one sweep is written to its directory"
+            )
         return show_outcome(api.rebuild_report(parsed.sweeps[0]), make_console())
     report, directory = api.compare(parsed.sweeps, parsed.output)
     show_report(report, directory, make_console())
@@ -177,7 +181,7 @@ def report_command(parsed: argparse.Namespace) -> int:
 
 
 def embed_command(parsed: argparse.Namespace) -> int:
-    """Write the features that a trained encoder gives for a folder of images."""
+    """Write the features that a trained encoder computes for images."""
     from rich.progress import Progress
 
     console = make_console()
@@ -207,7 +211,7 @@ def export_command(parsed: argparse.Namespace) -> int:
 
 
 def preview_command(parsed: argparse.Namespace) -> int:
-    """Draw a sweep's views by strength."""
+    """Draw the augmented views of a sweep at each strength."""
     from raysweep.backends.display import ConsoleProgress
 
     check_picture(parsed.output)
@@ -225,12 +229,12 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show a warning as a user needs it: its text, without the place in the code where it was raised."""
+    """Print the text of a warning, without its place in the code."""
     say(f"warning: {' '.join(str(message).split())}")
 
 
 def say(text: str) -> None:
-    """One line on standard error, without secrets; control characters in it become escape sequences."""
+    """Print one line on standard error, without secrets. Control characters become escape sequences."""
     print(printable(masked(text)), file=sys.stderr)
 
 
@@ -244,37 +248,37 @@ COMMANDS = {
     "report": (
         report_command,
         add_report_arguments,
-        "rebuild a sweep's tables and figures, or set several sweeps side by side",
-        "Rebuild the table and the figures of a sweep; of several sweeps, set them side by side.",
+        "rebuild the tables and figures of a sweep, or compare several sweeps",
+        "Rebuild the tables and figures of a sweep. With several sweeps, write a comparison of all.",
     ),
     "preview": (
         preview_command,
         add_preview_arguments,
-        "a picture of the augmented views at each strength",
-        "Draw the views that a sweep would train on: a row for each augmentation strength.",
+        "draw the augmented views at each strength",
+        "Draw the views that a sweep would train on, with a row for each augmentation strength.",
     ),
     "embed": (
         embed_command,
         add_embed_arguments,
-        "features of images by a trained encoder",
-        "Write the features that a trained encoder gives for images: features (N, D), paths (N), layer.",
+        "compute features of images with a trained encoder",
+        "Compute features of images with a trained encoder. The file has features (N, D), paths (N) and layer.",
     ),
     "export": (
         export_command,
         add_export_arguments,
-        "the weights of a trained encoder, for other programs",
+        "write the weights of a trained encoder for other programs",
         "Write the weights of a trained encoder for other programs.",
     ),
 }
-"""By command: the function, its arguments, its line in the overview, and its description."""
+"""For each command: its function, its arguments, its line in the overview, and its description."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Parse the arguments; only the parser of the command that was given is filled."""
+    """Parse the arguments. Only the parser of the given command gets its arguments."""
     parser = Parser(
         prog="raysweep",
         description="Sweeps of self-supervised image representation learning on Ray.",
-        epilog="raysweep COMMAND --help says more.",
+        epilog="raysweep COMMAND --help shows the arguments of a command.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -300,13 +304,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 SWEEP_STATUS = (
-    "Exit status: 0 all trials finished or were stopped early, 1 some failed, 2 bad input, 130 interrupted "
-    "(resume with --resume)."
+    "Exit status: 0, all trials finished or were stopped early; 1, some trials failed; 2, the input is wrong; 130, the "
+    "sweep was interrupted (resume it with --resume)."
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns its exit status."""
+    """Run the command line. Return the exit status."""
     try:
         ensure_home()
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
@@ -325,5 +329,5 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as fault:
         if fault.filename is None:
             raise
-        say(f"error: {fault.filename}: {fault.strerror}")  # a place that the user named, or a disk that is full
+        say(f"error: {fault.filename}: {fault.strerror}")  # a path from the user, or a full disk
         return BAD_INPUT

@@ -94,7 +94,9 @@ def refuse_unlabelled(trial: Trial) -> NoReturn:
 def check_means(sweep: Sweep, local: bool) -> None:
     """Raise InputError if the sweep needs something that is absent: Ray, or an optional package."""
     if not local and "@" in os.environ.get("RAY_ADDRESS", ""):
-        raise InputError("RAY_ADDRESS: credentials in an address end up in logs; Ray's is RAY_AUTH_TOKEN")
+        raise InputError(
+            "RAY_ADDRESS: an address must not contain credentials, because it is logged; set RAY_AUTH_TOKEN"
+        )
     tune = sweep.tune
     needs_ray = [f"tune.scheduler: {tune.scheduler}"] if tune.scheduler != "fifo" else []
     needs_ray += [f"tune.searcher: {tune.searcher}"] if tune.searcher != "none" else []
@@ -140,8 +142,8 @@ def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets) -> None
         if differs is not None:
             key, was, value = differs
             raise InputError(
-                f"{result.trial} was evaluated with {key} {was!r}, but the trials that are left would be with "
-                f"{value!r}: their scores could not be compared; start a new sweep"
+                f"{result.trial} was evaluated with {key} {was!r}, but the remaining trials would use {value!r}; "
+                f"their scores could not be compared; start a new sweep"
             )
 
 

@@ -393,5 +393,5 @@ class TrialRun:
         if was not in (None, now) and self.state.epoch < self.settings.pretrain_epochs:
             done = f"{self.state.epoch} of its pretraining epochs"
             warnings.warn(
-                f"{done} were in {was}, the others in {now}, which is what its next machine has", stacklevel=2
+                f"{done} used {was}, the others {now}, because the trial resumed on another machine", stacklevel=2
             )

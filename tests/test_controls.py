@@ -169,7 +169,7 @@ def make_unlabelled(root):
         (["--set", "baseline=[pca,pca]"], "baseline: 'pca' is listed twice"),
         (
             ["--set", "baseline=3"],
-            "baseline: must be true, false, or names out of random, pixels, pca, supervised, not 3",
+            "baseline: must be true, false, or names from random, pixels, pca, supervised, not 3",
         ),
         (["--set", "baseline={}"], "supervised, not {}"),
         (
@@ -177,15 +177,15 @@ def make_unlabelled(root):
             "pca: embedding_dim 5000 is more than the 1,437 training",
         ),
         (["--set", "baseline=pca", "--embedding_dim", "65"], "pca: embedding_dim 65 is more than the 64 pixels"),
-        (["--set", "baseline=supervised", "--usl_epochs", "0"], "baseline: supervised has nothing to train"),
+        (["--set", "baseline=supervised", "--usl_epochs", "0"], "baseline: supervised needs training"),
         (["--encoder", "pixels"], "encoder: pixels has nothing to train; set usl_epochs: 0"),
         (
             ["--encoder", "pixels", "--usl_epochs", "0", "--set", "baseline=pixels"],
-            "seed=0 is what baseline: pixels adds",
+            "seed=0 is the trial that baseline: pixels adds",
         ),
         (
             ["--set", "usl_type=[simclr,supervised]", "--strength", "0", "--set", "baseline=supervised"],
-            "usl_type=supervised,seed=0 is what baseline: supervised adds",
+            "usl_type=supervised,seed=0 is the trial that baseline: supervised adds",
         ),
         (
             ["--set", "baseline=supervised", "--dataset", "stl10"],

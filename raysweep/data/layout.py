@@ -86,7 +86,7 @@ def layout(root: Path, where: str) -> Layout:
             continue  # the same folder on a file system that ignores case, or an additional, numbered set
         if (train is not None or split == "train") and next(images_below(path), None) is not None:
             raise InputError(
-                f"{where}: the folder {path.name!r} would not be read, as the name that is expected is {split!r}: "
+                f"{where}: the folder {path.name!r} would not be read, because its name is not {split!r}: "
                 f"rename it to {split!r}, or give it an unrelated name to leave it out"
             )
 

@@ -192,7 +192,7 @@ def upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception as fault:  # which exceptions damaged EXIF data raises is not documented
-        warnings.warn(f"its EXIF data cannot be read, so it is not turned ({one_line(fault)})", stacklevel=2)
+        warnings.warn(f"its EXIF data cannot be read, so it is not rotated ({one_line(fault)})", stacklevel=2)
         return image
     method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)

@@ -93,8 +93,8 @@ def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
         was = recorded.get(name, digest)
         if digest != was:
             raise InputError(
-                f"dataset {name!r}: its images or labels are not those that the sweep was started with (digest {was}, "
-                f"now {digest}); put them back, or start a new sweep"
+                f"dataset {name!r}: its images or labels changed after the sweep was started (digest {was}, now "
+                f"{digest}); restore them, or start a new sweep"
             )
 
 

@@ -62,7 +62,7 @@ class Bucket:
         try:
             parts = urlsplit(uri)
         except ValueError as fault:
-            raise InputError(f"{uri}: is no URI ({fault})") from None
+            raise InputError(f"{uri}: is not a URI ({fault})") from None
         self.scheme, self.name, self.query = parts.scheme, parts.netloc, parts.query
         # In abfs://CONTAINER@ACCOUNT and gs://anonymous@BUCKET, the part before the @ is not a user name.
         user = self.name.rpartition("@")[0]
@@ -78,7 +78,7 @@ class Bucket:
             if option not in known:  # an unknown option's value may be a secret, and so may an option without a value
                 name = repr(option) if value else "***"
                 raise InputError(
-                    f"{uri}: unknown option {name}{suggest(option, known)} (credentials do not belong into a URI)"
+                    f"{uri}: unknown option {name}{suggest(option, known)} (never put credentials into a URI)"
                 )
             if "@" in value:
                 raise refusal_of_credentials(self.scheme, f"{self.scheme}://…?{option}=…")
@@ -137,7 +137,7 @@ class Bucket:
         try:
             file_system, path = self._opened
             if file_system.get_file_info(path.partition("/")[0]).type.name == "NotFound":
-                raise InputError(f"{self}: there is no bucket {self.name!r}; make it first")
+                raise InputError(f"{self}: there is no bucket {self.name!r}; create it first")
             if write:
                 probe = f"{path}/.{uuid.uuid4().hex}"
                 put(file_system, probe, b"")
@@ -239,7 +239,9 @@ def s3_endpoint() -> str:
     except ValueError:
         parts = urlsplit("?")
     if address and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment):
-        raise InputError(f"{name}={address}: is no address of an S3 service; give http://HOST:PORT or https://HOST")
+        raise InputError(
+            f"{name}={address}: is not the address of an S3 service; give http://HOST:PORT or https://HOST"
+        )
     return address
 
 

@@ -43,7 +43,7 @@ def refusal_of_credentials(scheme: str, what: str = "") -> InputError:
         "abfss": "in the environment (AZURE_CLIENT_ID, AZURE_CLIENT_SECRET, AZURE_TENANT_ID)",
     }.get(scheme, "in the environment")
     name = what or f"{scheme}://…"
-    return InputError(f"{name}: credentials in a URI end up in logs; give them {where}")
+    return InputError(f"{name}: a URI must not contain credentials, because it is logged; give them {where}")
 
 
 @contextmanager

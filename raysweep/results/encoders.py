@@ -194,8 +194,7 @@ def check_weights(weights: Any, file: Path) -> None:
         size += weight.numel() * weight.element_size()
     if size > file.stat().st_size:
         raise InputError(
-            f"{file}: its weights share their memory ({size} bytes in a file of {file.stat().st_size}); save each by "
-            f"itself"
+            f"{file}: its weights share memory ({size} bytes in a file of {file.stat().st_size}); save each by itself"
         )
 
 

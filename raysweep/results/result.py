@@ -152,8 +152,7 @@ def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> 
             raise Damaged(f"{where}: is damaged: its settings belong to no experiment")
         if about(name).search and was != says:
             raise InputError(
-                f"{where}: was made with {name}: {was!r}, but the sweep says {says!r}; start a new sweep for other "
-                f"settings"
+                f"{where}: has {name}: {was!r}, but the sweep says {says!r}; start a new sweep for other settings"
             )
 
 

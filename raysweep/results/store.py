@@ -121,7 +121,7 @@ class Store:
         path = store.root / "sweep.yaml"
         if not path.is_file():
             what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
-            raise InputError(f"{place}: no sweep lies there ({what})")
+            raise InputError(f"{place}: there is no sweep ({what})")
         sweep = build(read(path), {}, f"{place}/sweep.yaml", recorded=True)
         return store, with_proposals(store.root, sweep)
 
@@ -138,7 +138,7 @@ class Store:
             if store._take(sweep, {"protocol": PROTOCOL_VERSION, **made_by}):
                 return store
         raise InputError(
-            f"{self.place}: another process has just made it; choose another name, or resume it with --resume"
+            f"{self.place}: another process has just created it; choose another name, or resume it with --resume"
         )
 
     def _take(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
@@ -293,7 +293,7 @@ class Store:
             directory = self.trial(trial.name)
             if lies(directory) and not directory.is_dir():
                 aside = set_aside(directory)
-                warnings.warn(f"{directory} was no directory and is now {aside.name}", stacklevel=2)
+                warnings.warn(f"{directory} was not a directory; it was renamed to {aside.name}", stacklevel=2)
             bucket = None if self.bucket is None else self.bucket / trial.name
             set_result_aside(directory, trial.name, trial.settings, bucket)
 

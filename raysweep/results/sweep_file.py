@@ -44,16 +44,16 @@ def history(root: Path) -> list[dict[str, Any]]:
     content = read(path)
     changes = content.get("changed_by") or []
     if not isinstance(changes, list):
-        raise InputError(f"{path}: changed_by: a list expected, not {changes!r}")
+        raise InputError(f"{path}: changed_by: expected a list, not {changes!r}")
     return [mapping(entry, f"{path}: made_by and changed_by") for entry in (content.get("made_by"), *changes)]
 
 
 def check_version(root: Path, place: str) -> None:
-    """Raise InputError if the sweep at `place`, with the files in `root`, was begun with another protocol version."""
+    """Raise InputError if the sweep at `place`, with the files in `root`, was started with another protocol version."""
     begun = history(root)[0].get("protocol", 1)  # older versions did not record it
     if begun != PROTOCOL_VERSION:
         raise InputError(
-            f"{place}: the sweep was begun with {'an older' if begun in (1, 2) else 'another'} version of raysweep, "
+            f"{place}: the sweep was started with {'an older' if begun in (1, 2) else 'another'} version of raysweep, "
             f"whose numbers differ (protocol {begun}, now {PROTOCOL_VERSION}); finish it with that version, or start a "
             f"new sweep"
         )
@@ -67,7 +67,7 @@ def recorded_datasets(root: Path) -> dict[str, str]:
     recorded = {name: digest for each in history(root) for name, digest in mapping(each.get("datasets"), where).items()}
     for name, digest in recorded.items():
         if not isinstance(digest, str):
-            raise InputError(f"{where}: {name}: a digest expected (text), not {digest!r}")
+            raise InputError(f"{where}: {name}: expected a digest (text), not {digest!r}")
     return recorded
 
 
@@ -96,6 +96,6 @@ def with_proposals(root: Path, sweep: Sweep) -> Sweep:
         grown = propose(sweep, point, strict=False)
         if grown is None:
             path = root / PROPOSALS
-            raise InputError(f"{path}: point {number} is none of this sweep's: {point.values}; start a new sweep")
+            raise InputError(f"{path}: point {number} does not belong to this sweep: {point.values}; start a new sweep")
         sweep = grown
     return sweep

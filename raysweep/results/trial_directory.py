@@ -75,7 +75,7 @@ def recording(store: Store, name: str) -> Iterator[Path]:
             Mirror(store.bucket / name, store.trial(name)).push(lambda each: each.endswith((".json", ".stopped")))
     except OSError as fault:
         if store.present():  # otherwise the command reports once that the directory is gone
-            warnings.warn(f"{name}: how it ended cannot be recorded: {describe_error(fault)}", stacklevel=3)
+            warnings.warn(f"{name}: the end of the trial cannot be recorded: {describe_error(fault)}", stacklevel=3)
 
 
 def record_failure(store: Store, trial: Trial, probe_digest: str, error: str) -> Result:

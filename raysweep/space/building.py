@@ -90,7 +90,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str, *, r
     controls = read_controls(baseline, where)
     for key, value in base.items():
         if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
-            raise InputError(f"{where}: base.{key}: one value expected; to sweep it, write it under search")
+            raise InputError(f"{where}: base.{key}: expected one value; to sweep it, write it under search")
     tune = check_model(Tune, sections["tune"], f"{where}: tune")
     resources = check_model(Resources, sections["resources"], f"{where}: resources")
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
@@ -119,7 +119,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str, *, r
     check_scheduler(sweep, where)
     watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)
     if tune.collapse_stop is not None and not watched:
-        raise InputError(f"{where}: tune.collapse_stop: nothing is evaluated while pretraining (probe_every: 0)")
+        raise InputError(f"{where}: tune.collapse_stop: needs evaluations during pretraining; set probe_every above 0")
     return sweep
 
 
@@ -153,7 +153,7 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict
     if distribution not in DISTRIBUTIONS:
         raise InputError(f"{where}: unknown distribution {distribution!r}{suggest(distribution, DISTRIBUTIONS)}")
     if not isinstance(values, list):
-        raise InputError(f"{where}: {distribution}: a list expected, not {values!r}")
+        raise InputError(f"{where}: {distribution}: expected a list, not {values!r}")
 
     checked = [getattr(make_settings({**base.model_dump(), name: value}, where), name) for value in values]
     if distribution in ("grid", "choice"):
@@ -161,10 +161,10 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict
             raise InputError(f"{where}: {distribution}: the list is empty")
         twice = [value for value, count in Counter(checked).items() if count > 1]
         if twice:
-            raise InputError(f"{where}: {distribution}: {twice[0]!r} stands there twice, however it is written")
+            raise InputError(f"{where}: {distribution}: {twice[0]!r} is listed twice")
         return {distribution: checked}
     if len(checked) != 2 or None in checked or not is_number(name):
-        raise InputError(f"{where}: {distribution}: needs a number setting and two bounds [low, high]")
+        raise InputError(f"{where}: {distribution}: needs two bounds [low, high], and a setting that is a number")
     if checked[0] >= checked[1]:
         raise InputError(f"{where}: {distribution}: low must be below high, not [{checked[0]}, {checked[1]}]")
     whole = isinstance(checked[0], int)

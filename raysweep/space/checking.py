@@ -37,14 +37,15 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
         return
     if resources.gpu != int(resources.gpu):
         raise InputError(
-            f"{where}: resources.gpu: {resources.gpu:g} for each of {resources.workers} workers: these need whole GPUs"
+            f"{where}: resources.gpu: {resources.gpu:g} for each of {resources.workers} workers; several workers need "
+            "whole GPUs"
         )
     for trial in trials:
         settings = trial.settings
         if parts.encoder[settings.encoder].traits["batch_norm"] and settings.usl_epochs and not resources.gpu:
             raise InputError(
-                f"{where}: resources.workers: {settings.encoder} has batch norm, which PyTorch synchronises between "
-                f"GPUs only; use workers: 1, or gpu: 1"
+                f"{where}: resources.workers: {settings.encoder} has batch norm, which PyTorch synchronises only "
+                f"between GPUs; use workers: 1, or gpu: 1"
             )
         if settings.batch_size < resources.workers:
             raise InputError(
@@ -79,7 +80,7 @@ def check_metric(sweep: Sweep, where: str) -> None:
     tune, metric = sweep.tune, sweep.tune.metric
     if metric is None:
         if tune.mode == "min":
-            raise InputError(f"{where}: tune.mode: min needs a tune.metric of which less is better")
+            raise InputError(f"{where}: tune.mode: min needs a tune.metric for which less is better")
         if sweep.metric is None and sweep.tune.searcher != "none":
             raise InputError(
                 f"{where}: tune.searcher: {sweep.tune.searcher} chooses by validation images, and val_fraction is 0; "
@@ -92,7 +93,7 @@ def check_metric(sweep: Sweep, where: str) -> None:
         raise InputError(f"{where}: tune.metric: unknown metric {metric!r}; {hint}")
     if metric not in choices():
         hint = suggest(metric.replace("test", "val"), choices())
-        raise InputError(f"{where}: tune.metric: {metric!r} cannot be used: test images are not for choosing{hint}")
+        raise InputError(f"{where}: tune.metric: {metric!r} cannot be used, because test images must not choose{hint}")
     better = metrics_by_name()[metric].better
     if tune.mode is not None and better is not None and tune.mode != better:
         words = "more" if better == "max" else "less"
@@ -125,7 +126,7 @@ def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ..
     """Raise InputError if a searcher has nothing to search, or could not compare the points."""
     who = f"tune.searcher: {tune.searcher}"
     if tune.num_samples == 1:
-        raise InputError(f"{where}: {who} learns from point to point: say how many by tune.num_samples, above 1")
+        raise InputError(f"{where}: {who} learns from earlier points; set tune.num_samples above 1")
     seeds = [space.get("seed", {"grid": []}) for space in search]
     if any("grid" not in spec for spec in seeds) or any(spec != seeds[0] for spec in seeds):
         raise InputError(f"{where}: {who} scores a point by its mean over seeds: give one grid of seeds for all points")
@@ -140,7 +141,7 @@ def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ..
     points = sum(math.prod(distinct(spec) for name, spec in space.items() if name != "seed") for space in search)
     if points < tune.num_samples:
         raise InputError(
-            f"{where}: {who} cannot propose tune.num_samples: {tune.num_samples} points of the {points} there are; "
+            f"{where}: {who} cannot propose {tune.num_samples} points (tune.num_samples), because only {points} exist; "
             "search a range (uniform, loguniform, randint) or more choices, or run them all as a grid"
         )
     trials = tune.num_samples * len(seeds[0]["grid"] or [0])
@@ -153,7 +154,7 @@ def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: s
     for name in varying(search):
         if about(name).protocol or parts.changes_data(name):
             raise InputError(
-                f"{where}: search.{name}: {who} compares scores, and those of different {name} are not comparable; "
+                f"{where}: search.{name}: {who} compares scores, but scores with different {name} are not comparable; "
                 "leave one of the two out"
             )
 
@@ -168,21 +169,19 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
         return
     pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs and not trial.baseline]
     if not pretrained:
-        raise InputError(f"{where}: {who} stops trials while they pretrain, and with usl_epochs: 0 none does")
+        raise InputError(f"{where}: {who} stops trials during pretraining; set usl_epochs above 0")
     metric, settings = sweep.stop_metric, pretrained[0].settings
     if metric not in online_metrics():
         raise InputError(
-            f"{where}: {who} needs a tune.metric that is reported while pretraining, and {metric!r} is not; leave it "
-            f"out (online/knn_val_accuracy), or valid: {', '.join(online_metrics())}"
+            f"{where}: {who} needs a tune.metric that is reported during pretraining, and {metric!r} is not; leave "
+            f"tune.metric out (it is then online/knn_val_accuracy), or choose from: {', '.join(online_metrics())}"
         )
     if not settings.probe_every:
-        raise InputError(
-            f"{where}: {who} goes by what is evaluated while pretraining; probe_every: 0 evaluates nothing"
-        )
+        raise InputError(f"{where}: {who} needs evaluations during pretraining; set probe_every above 0")
     lacks = next((trial for trial in pretrained if not has_metric(metric, trial.settings)), None)
     if lacks is not None:
         raise InputError(
-            f"{where}: {who} goes by {metric}, which {lacks.name} does not report (usl_type: {lacks.settings.usl_type}"
+            f"{where}: {who} uses {metric}, which {lacks.name} does not report (usl_type: {lacks.settings.usl_type}"
             f", val_fraction: {lacks.settings.val_fraction:g})"
         )
     check_comparable(sweep.search, who, where)
@@ -193,13 +192,13 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
     }
     if len(schedules) > 1:
         raise InputError(
-            f"{where}: {who} compares trials after equally many epochs, which mean different things layer by layer; "
-            "sweep one layerwise alone, greedy with one usl_epochs"
+            f"{where}: {who} compares trials at the same epoch, but these trials are at different stages then; "
+            "use one value of layerwise, and with greedy one value of usl_epochs"
         )
     first = math.ceil(sweep.grace_epochs / settings.probe_every) * settings.probe_every
     if first >= sweep.longest:
         raise InputError(
-            f"{where}: {who} could stop nothing: the first evaluation after grace_epochs: {sweep.grace_epochs} is at "
-            f"epoch {min(first, sweep.longest)} of {sweep.longest}; lower probe_every: {settings.probe_every} or "
-            "grace_epochs"
+            f"{where}: {who} could not stop any trial: the first evaluation after grace_epochs: "
+            f"{sweep.grace_epochs} is at epoch {min(first, sweep.longest)} of {sweep.longest}; lower probe_every: "
+            f"{settings.probe_every} or grace_epochs"
         )

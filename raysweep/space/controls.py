@@ -33,7 +33,7 @@ def read_controls(value: Any, where: str) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)):
         raise InputError(
-            f"{where}: baseline: must be true, false, or names out of {', '.join(CONTROLS)}, not {shown(value)}"
+            f"{where}: baseline: must be true, false, or names from {', '.join(CONTROLS)}, not {shown(value)}"
         )
     for name in names:
         if not isinstance(name, str) or name not in CONTROLS:

@@ -96,7 +96,7 @@ def expand(
     trials: list[Trial] = []
     seen: dict[Settings, str] = {}  # keyed without settings that have no effect, so that equal computations match
     if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
-        raise InputError(f"{where}: tune.num_samples: {samples} has no effect: nothing is drawn at random")
+        raise InputError(f"{where}: tune.num_samples: {samples} has no effect, because no setting is drawn at random")
     grids = [[len(spec["grid"]) for spec in space.values() if "grid" in spec] for space in search]
     count = sum(
         math.prod(sizes) * (samples if len(sizes) < len(space) else 1)
@@ -123,12 +123,12 @@ def expand(
                 seen[key] = trial.name
                 trials.append(trial)
     if SUPERVISED in controls and not any(trial.settings.usl_epochs for trial in trials):
-        raise InputError(f"{where}: baseline: {SUPERVISED} has nothing to train: usl_epochs is 0")
+        raise InputError(f"{where}: baseline: {SUPERVISED} needs training; set usl_epochs above 0")
     for control in make_controls(trials, controls):
         same = seen.get(canonical(control.settings))
         if same is not None:
             raise InputError(
-                f"{where}: search: {same} is what baseline: {control.control} adds; leave one of the two out"
+                f"{where}: search: {same} is the trial that baseline: {control.control} adds; leave out one of the two"
             )
         yield control
     yield from trials

@@ -43,7 +43,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
         if all(after) and not any(before):
             raise InputError(
                 f"{where}: {name}: is under search now, but when the sweep was started it was {getattr(was, name)!r} "
-                f"for all trials, and their names do not say it; start a new sweep"
+                f"for all trials, and their names do not contain it; start a new sweep"
             )
         if not all(before):  # if every sub-space searches the setting, its value in base is never read
             base[name] = getattr(was, name)
@@ -59,7 +59,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
             ("search", sweep.to_dict()["search"], by.to_dict()["search"]),
         ):
             if before_ != after_:
-                raise InputError(f"{where}: {name}: a sweep whose points are proposed keeps it; start a new sweep")
+                raise InputError(f"{where}: {name}: cannot change in a sweep with a searcher; start a new sweep")
         search = list(by.search)
     named = {trial.name for trial in by.trials}
     for space in existing if by.tune.searcher == "none" else ():

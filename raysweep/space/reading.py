@@ -31,7 +31,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as fault:
         raise InputError(f"{path}: cannot be read: {fault.strerror}") from None
     if len(text) > MAX_TEXT:
-        raise InputError(f"{path}: is no search-space file: it has more than {MAX_TEXT} characters")
+        raise InputError(f"{path}: is not a search-space file: it has more than {MAX_TEXT} characters")
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must be a mapping such as 'base: ...' and 'search: ...', not {kind(raw)}")

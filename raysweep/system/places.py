@@ -67,7 +67,7 @@ def ensure_home() -> None:
         status = directory.lstat()
     except OSError as fault:
         raise InputError(
-            f"you have no home directory, and {directory} cannot be made ({fault.strerror}); set HOME"
+            f"you have no home directory, and {directory} cannot be created ({fault.strerror}); set HOME"
         ) from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise InputError(f"you have no home directory, and {directory} belongs to somebody else; set HOME")

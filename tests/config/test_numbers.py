@@ -148,7 +148,7 @@ def test_one_number_written_in_two_ways_is_a_duplicate(tmp_path, capsys, text):
     path = tmp_path / "space.yaml"
     path.write_text(f"search: {{seed: {text}}}\n")
     for arguments in ([path], ["--seed", text], ["--set", f"seed={text}"]):
-        assert "stands there twice, however it is written" in dry(capsys, *arguments)
+        assert "is listed twice" in dry(capsys, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_a_sweep_with_a_number_for_a_name_is_gone_on_with(tmp_path, run_sweep):
 
 def test_seeds_may_be_drawn_at_random(capsys, tmp_path):
     (tmp_path / "space.yaml").write_text("search: {seed: {choice: [008, 8.0]}}\n")
-    assert "stands there twice" in dry(capsys, tmp_path / "space.yaml")
+    assert "is listed twice" in dry(capsys, tmp_path / "space.yaml")
     (tmp_path / "space.yaml").write_text("search: {seed: {randint: [008, 010]}}\ntune: {num_samples: 2}\n")
     assert dry(capsys, tmp_path / "space.yaml")["search"] == [{"seed": {"randint": [8, 10]}}]
 

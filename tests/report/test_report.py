@@ -617,7 +617,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     (tmp_path / "there").mkdir()
     assert "exists" in refused([first.root, second.root, "-o", tmp_path / "there"], tmp_path, capsys)
     assert "several sweeps" in refused([first.root, "-o", tmp_path / "new"], tmp_path, capsys)
-    assert "no sweep lies there" in refused([first.root, tmp_path / "there"], tmp_path, capsys)
+    assert "there is no sweep" in refused([first.root, tmp_path / "there"], tmp_path, capsys)
     empty = Store.plan(tmp_path, None, "empty")
     empty.create(SWEEP, {})
     assert "no trial has finished" in refused([first.root, empty.root], tmp_path, capsys)

@@ -76,7 +76,7 @@ def test_a_sweep_is_opened_as_it_was_created_and_extended(output, elsewhere):
     opened, sweep = Store.open(store.place)
     assert sweep.trials == longer.trials
     assert [entry["command"] for entry in history(opened.root)] == ["test", "again"]
-    with pytest.raises(InputError, match="no sweep lies there"):
+    with pytest.raises(InputError, match="there is no sweep"):
         Store.open(f"{output}/none")
 
 

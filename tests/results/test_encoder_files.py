@@ -92,7 +92,7 @@ REFUSED = {
     "transposed": (lambda weight: weight.T, "(512, 16) instead of (16, 512)"),
     "no dimension": (lambda weight: torch.tensor(1.0), "() instead of (16, 512)"),
     "empty": (lambda weight: weight[:0], "(0, 512) instead of (16, 512)"),
-    "larger than the file": (lambda weight: torch.zeros(1).expand(16, 2**40), "share their memory"),
+    "larger than the file": (lambda weight: torch.zeros(1).expand(16, 2**40), "share memory"),
     "a list": (lambda weight: [1.0], "not a mapping of tensors"),
     "none": (lambda weight: None, "not a mapping of tensors"),
     "a mapping": (lambda weight: {"weight": weight}, "not a mapping of tensors"),

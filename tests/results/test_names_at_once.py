@@ -62,7 +62,7 @@ def test_every_process_takes_the_next_free_name(tmp_path):
 def test_a_name_that_was_asked_for_goes_to_one_and_the_others_are_refused(tmp_path):
     messages = race(tmp_path, 3, "b")
     assert messages.count("b") == 1
-    assert sum("another process has just made it; choose another name" in text for text in messages) == 2
+    assert sum("another process has just created it; choose another name" in text for text in messages) == 2
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"]
 
 
@@ -104,7 +104,7 @@ def test_a_name_taken_between_the_plan_and_the_start_is_passed_over(tmp_path):
         assert store.present()
     asked = Store.plan(tmp_path, "b", "a")
     (tmp_path / "b").touch()
-    with pytest.raises(InputError, match="another process has just made it"):
+    with pytest.raises(InputError, match="another process has just created it"):
         asked.create(sweep, {})
 
 

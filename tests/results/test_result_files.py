@@ -207,7 +207,7 @@ def test_what_is_no_directory_is_set_aside(tmp_path, kind):
     store, trial = make(tmp_path), SWEEP.trials[0]
     store.trial(trial.name).rename(tmp_path / "elsewhere")
     ODD[kind](store.trial(trial.name))
-    with pytest.warns(UserWarning, match=r"was no directory and is now seed=0\.damaged-1"):
+    with pytest.warns(UserWarning, match=r"was not a directory; it was renamed to seed=0\.damaged-1"):
         store.set_damaged_aside(SWEEP)
     directory = store.trial(trial.name)
     assert begin_attempt(directory, trial.settings) == 1

@@ -65,7 +65,7 @@ def test_sweep_is_read_back(tmp_path):
     opened, sweep = Store.open(tmp_path / "a")
     assert sweep.trials == SWEEP.trials
     assert opened.results(sweep) == []
-    with pytest.raises(InputError, match="no sweep lies there"):
+    with pytest.raises(InputError, match="there is no sweep"):
         Store.open(tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_what_an_older_version_left_out_has_its_default():
     del old_settings["le_weight_decay"], old_settings["hinge_m"]
     check_settings(old_settings, trial.settings, "here")
     changed = trial.settings.model_copy(update={"hinge_m": 3.0})
-    with pytest.raises(InputError, match=r"here: was made with hinge_m: 2\.0, but the sweep says 3\.0"):
+    with pytest.raises(InputError, match=r"here: has hinge_m: 2\.0, but the sweep says 3\.0"):
         check_settings(old_settings, changed, "here")
 
 

@@ -79,8 +79,8 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
             raise InputError(f"Ray cannot be started on this machine: {reason}") from None
         if is_token_refused(fault):
             raise InputError(
-                f"the Ray cluster at {address} wants its own token: write what `ray get-auth-token` prints on its head "
-                f"node to ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it"
+                f"the Ray cluster at {address} needs its own token: run `ray get-auth-token` on its head node, and "
+                f"write the output to ~/.ray/auth_token on this machine, or into RAY_AUTH_TOKEN"
             ) from None
         raise InputError(f"the Ray cluster at {address} cannot be used: {reason} (is it up?)") from None
     global _own_session

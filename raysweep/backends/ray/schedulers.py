@@ -147,4 +147,6 @@ def recall_evaluations(scheduler: ByEvaluation, sweep: Sweep, results: Store) ->
 
                 scheduler.recall(trial, read_scalar(directory, scheduler.measure, trial.settings.probe_every))
     except OSError as fault:
-        warnings.warn(f"trials of earlier runs are not compared: {describe_error(fault)}", stacklevel=2)
+        warnings.warn(
+            f"the scheduler cannot compare with trials of earlier runs: {describe_error(fault)}", stacklevel=2
+        )

@@ -179,7 +179,7 @@ class Proposer(Searcher):
             trial = self.queue.next()
         except OSError as fault:  # running trials continue; a trial that cannot be recorded must not start
             warnings.warn(
-                f"no more points are proposed, as they cannot be recorded: {describe_error(fault)}", stacklevel=2
+                f"no more points are proposed, because they cannot be recorded: {describe_error(fault)}", stacklevel=2
             )
             return Searcher.FINISHED
         return Searcher.FINISHED if trial is None else {"trial": trial}

@@ -105,7 +105,7 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
         assert process.returncode == 1, err
         assert f"seed=0  FAILED: {words}" in out
         messages = lines(err)
-        assert any(line.startswith("warning: seed=0: how it ended cannot be recorded: ") for line in messages)
+        assert any(line.startswith("warning: seed=0: the end of the trial cannot be recorded: ") for line in messages)
         assert messages[-1].startswith(f"the report cannot be written: {words}: ")
         assert len(messages) == 2
         assert not (root / "seed=0" / "result.json").exists()

@@ -208,8 +208,8 @@ def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_
         status, out, err = ended(process, tmp_path / case)
         assert (status, out) == (2, ""), case
         assert err == (
-            f"error: the Ray cluster at {ray.address} wants its own token: write what `ray get-auth-token` prints on "
-            f"its head node to ~/.ray/auth_token here, or set RAY_AUTH_TOKEN to it\n"
+            f"error: the Ray cluster at {ray.address} needs its own token: run `ray get-auth-token` on its head node, "
+            f"and write the output to ~/.ray/auth_token on this machine, or into RAY_AUTH_TOKEN\n"
         )
         assert not (tmp_path / case / "runs").exists()
     output, _ = joining.communicate(timeout=PATIENCE)

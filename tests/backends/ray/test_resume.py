@@ -183,7 +183,7 @@ def test_other_data_is_refused_though_no_trial_has_finished(tmp_path):
         Image.new("RGB", (8, 8)).save(image)
         message = refused("--resume", "runs/x", cwd=tmp_path)
         assert f"dataset 'folder:{changed} " in message
-        assert "are not those that the sweep was started with" in message
+        assert "changed after the sweep was started" in message
         image.write_bytes(content)
         changed.rename(tmp_path / "elsewhere")
         assert f"there is no folder '{changed}'" in refused("--resume", "runs/x", cwd=tmp_path)

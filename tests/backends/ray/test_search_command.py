@@ -112,4 +112,4 @@ def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
     assert local().stdout.splitlines()[0] == f"{root}: all 12 trials have finished"
     refused = local("--set", "tune.searcher=none", "--set", "tune.max_concurrent=none")
     assert refused.returncode == 2
-    assert "tune.searcher: a sweep whose points are proposed keeps it" in refused.stderr
+    assert "tune.searcher: cannot change in a sweep with a searcher" in refused.stderr

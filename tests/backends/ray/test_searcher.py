@@ -134,10 +134,10 @@ def test_what_is_no_proposal_of_the_sweep_is_refused(tmp_path):
     kept, sweep = Store(tmp_path), build(ALPHA, 3)
     for text, words in (
         ("{", "is damaged"),
-        ('{"points": [{"space": 0, "values": {"alhpa": 1.0}}]}', "point 0 is none of this sweep's"),
-        ('{"points": [{"space": 3, "values": {"alpha": 1.0}}]}', "point 0 is none of this sweep's"),
-        ('{"points": [{"space": 0, "values": {"alpha": -1.0}}]}', "point 0 is none of this sweep's"),
-        ('{"points": [{"space": 0, "values": {"alpha": "x"}}]}', "point 0 is none of this sweep's"),
+        ('{"points": [{"space": 0, "values": {"alhpa": 1.0}}]}', "point 0 does not belong to this sweep"),
+        ('{"points": [{"space": 3, "values": {"alpha": 1.0}}]}', "point 0 does not belong to this sweep"),
+        ('{"points": [{"space": 0, "values": {"alpha": -1.0}}]}', "point 0 does not belong to this sweep"),
+        ('{"points": [{"space": 0, "values": {"alpha": "x"}}]}', "point 0 does not belong to this sweep"),
     ):
         (tmp_path / "proposals.json").write_text(text)
         with pytest.raises(InputError, match=words):
