@@ -96,7 +96,7 @@ def within_plain(content: Content) -> str:
     words = "; ".join(f"{name}, {seconds:.1f} s" for name, seconds in ours.items())
     return (
         f"A mean trial of the plain script pretrains for {total['pretraining_s']:.1f} s and evaluates for "
-        f"{total['linear_s']:.1f} s. A whole mean trial takes: {words}."
+        f"{total['linear_s']:.1f} s.\nA whole mean trial takes: {words}."
     )
 
 

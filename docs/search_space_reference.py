@@ -61,14 +61,14 @@ def reference() -> str:
     parts = [HEAD, "## Settings", "A setting that only pretraining reads has no effect with `usl_epochs: 0`."]
     for group in groups:
         parts += [f"### {group}", table(Settings, group)]
-    metrics = ["| metric | what it is |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in METRICS.items())]
+    metrics = ["| metric | what it is | may be `tune.metric` |", "| --- | --- | --- |"]
+    metrics += [f"| `{name}` | {text} | {'yes' if name in choices() else 'no'} |" for name, text in METRICS.items()]
     parts += ["## tune", table(Tune), "## resources", table(Resources)]
-    steps = "TensorBoard shows each metric over the epochs of pretraining or of the linear probe."
+    steps = (
+        "TensorBoard shows each metric over the epochs of pretraining or of the linear probe. Metrics that read test "
+        "images cannot choose."
+    )
     parts += ["## Metrics", steps, "\n".join(metrics)]
-    parts += [
-        f"`tune.metric` may be {', '.join(f'`{name}`' for name in choices())}. No metric that reads test images may "
-        "choose."
-    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
