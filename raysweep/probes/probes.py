@@ -155,12 +155,13 @@ def linear(
     per_layer: Annotated[
         bool,
         "Also train a linear probe on the output of every block, average-pooled by 2×2 until it is not wider than the "
-        "trunk. The default is true in a sweep with layer-wise trials.",
+        "output of the encoder. The default is true in a sweep with layer-wise trials.",
         Condition("an encoder made of blocks", lambda s: parts.encoder[s.encoder].traits["blocks"] > 0),
         Remark(searchable=False),
     ] = False,
     standardize: Annotated[
-        bool, "Scale the linear probe's features to mean 0 and variance 1 over the fit split."
+        bool,
+        "Scale the linear probe's features to mean 0 and variance 1 over the fit split (train without validation).",
     ] = True,
     labels_per_class: Annotated[
         int | None,
