@@ -97,16 +97,16 @@ def per_trial(content: dict[str, Any]) -> float:
 
 TARGETS = (
     Target("α sweep on digits, times faster than the plain script, default precision", "sweep-digits", True, 3, sweep),
-    Target("… the ambition", "sweep-digits", True, 4, sweep, False),
-    Target("… fp32, the plain script's own precision", "sweep-digits", True, 3, sweep_in("fp32"), False),
+    Target("… ambition", "sweep-digits", True, 4, sweep, False),
+    Target("… fp32, the precision of the plain script", "sweep-digits", True, 3, sweep_in("fp32"), False),
     Target("… bf16", "sweep-digits", True, 3, sweep_in("bf16"), False),
     Target("32×32×3 sweep, times faster than the plain script, default precision", "sweep-cifar", True, 2.2, sweep),
-    Target("… fp32, the plain script's own precision", "sweep-cifar", True, 2.2, sweep_in("fp32"), False),
+    Target("… fp32, the precision of the plain script", "sweep-cifar", True, 2.2, sweep_in("fp32"), False),
     Target("… bf16", "sweep-cifar", True, 2.2, sweep_in("bf16"), False),
     Target("epoch over bare step, 32×32×3", "epoch", False, 1.10, epoch("32×32×3")),
     Target("epoch over bare step, 8×8×1", "epoch", False, 1.25, epoch("8×8×1")),
     *(
-        Target(f"augmentation, times faster than torchvision's of {way}, {shape}", "augmentation", True, 30, read)
+        Target(f"augmentation, times faster than torchvision on {way}, {shape}", "augmentation", True, 30, read)
         for shape in ("32×32×3", "8×8×1")
         for way in ("tensors", "PIL images")
         for read in (augmentation(shape, way),)
