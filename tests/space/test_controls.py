@@ -128,5 +128,5 @@ def test_a_searcher_knows_the_controls_that_all_points_share():
 
 
 def test_a_scheduler_needs_points_that_pretrain():
-    with pytest.raises(InputError, match="usl_epochs: 0"):
+    with pytest.raises(InputError, match="set usl_epochs above 0"):
         build({"base": {"usl_epochs": 0}, "tune": {"scheduler": "asha"}, "baseline": ["pixels"]})
