@@ -39,8 +39,8 @@ class Settings(BaseModel):
     usl_type: Annotated[
         str,
         About(
-            "Method: autoencoder on one view, on two views with an embedding loss between them, SimCLR, or training "
-            "with the labels of `dataset`.",
+            "Method: autoencoder on one view, on two views with an embedding loss between them, SimCLR, Barlow Twins, "
+            "VICReg, BYOL, SimSiam, or training with the labels of `dataset`.",
             PRETRAINED,
             objective=True,
         ),

@@ -137,9 +137,10 @@ def last_fall(losses: Sequence[float]) -> dict[str, float]:
 
 
 def synchronise_batch_norm(state: State) -> None:
-    """Let batch normalisation use the statistics of the rows of all processes, in every module of the method.
+    """Let batch normalisation use the statistics of the rows of all processes, in the method and its local heads.
 
     This works only on GPUs, which is checked before a sweep starts. The weights stay the same objects.
     """
-    for name, module in list(state.method.named_children()):
-        setattr(state.method, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+    for parent in (state.method, *([state.heads] if state.heads is not None else [])):
+        for name, module in list(parent.named_children()):
+            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
