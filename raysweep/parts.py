@@ -246,7 +246,9 @@ head = Table("head", ("raysweep.models.heads",), batch_norm=False)
 
 `batch_norm` says whether it has batch normalisation; it may be a function of the settings."""
 policy = Table("policy", ("raysweep.augment.policies",))
-"""`(images, strength, generator, part, *, …)` gives views (B, C, H, W) of a batch, the identity at strength 0."""
+"""`(images, strength, generator, part, *, …)` gives views (B, C, H, W) of a batch, the identity at strength 0.
+
+`part` is a `raysweep.augment.operations.BatchPart`; it says which images are first views of their image."""
 loss = Table("loss", ("raysweep.methods.losses",), zero_on_equal_views=False)
 """`(z1, z2, *, …)` gives a scalar, from the embeddings (B, D) of both views of the whole batch.
 
