@@ -125,6 +125,11 @@ class Part:
         """Every metric that the part can yield, by name."""
         return self.declared_metrics() if callable(self.declared_metrics) else self.declared_metrics
 
+    def has_batch_norm(self, settings: Settings) -> bool:
+        """Whether the part says that it has batch normalisation under these settings."""
+        trait = self.traits.get("batch_norm", False)
+        return bool(trait(settings) if callable(trait) else trait)
+
     def arguments(self, settings: Settings) -> dict[str, Any]:
         """The keyword arguments of the part under these settings.
 
@@ -236,20 +241,26 @@ encoder = Table(
 beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation. `trains=False` says that no
 method can train it: every layer that any encoder has, the embedding too, then stands for its features. `takes_dim` says
 that it has `embedding_dim` features; it gets that number as a third positional argument."""
-head = Table("head", ("raysweep.models.heads",))
-"""`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim)."""
+head = Table("head", ("raysweep.models.heads",), batch_norm=False)
+"""`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim).
+
+`batch_norm` says whether it has batch normalisation; it may be a function of the settings."""
 policy = Table("policy", ("raysweep.augment.policies",))
-"""`(images, strength, generator, part, *, …)` gives views (B, C, H, W) of a batch, the identity at strength 0."""
+"""`(images, strength, generator, part, *, …)` gives views (B, C, H, W) of a batch, the identity at strength 0.
+
+`part` is a `raysweep.augment.operations.BatchPart`; it says which images are first views of their image."""
 loss = Table("loss", ("raysweep.methods.losses",), zero_on_equal_views=False)
 """`(z1, z2, *, …)` gives a scalar, from the embeddings (B, D) of both views of the whole batch.
 
 `zero_on_equal_views` says that the loss is least, and zero, where both views of every image have the same embedding, so
 that it trains nothing without augmentation."""
-method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False, reads_labels=False)
+method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False, reads_labels=False, batch_norm=False)
 """`(encoder, *, …)` gives the `nn.Module` that is trained; `raysweep.methods.method.Method` says what it must have.
 
 `views` is the number of views of each image, and `layerwise` says whether it can train an encoder block by block. A
-method with `reads_labels` gets the number of classes as a second positional argument, and the labels of each batch."""
+method with `reads_labels` gets the number of classes as a second positional argument, and the labels of each batch.
+`batch_norm` says whether it has batch normalisation outside of the encoder and head; it may be a function of the
+settings."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 
@@ -347,6 +358,11 @@ def in_use(settings: Settings) -> Iterator[Part]:
                 yield TABLES[parameter.chooses][getattr(settings, parameter.name)]
         if settings.strength > 0:
             yield from (policy[name] for name in settings.policies)
+
+
+def with_batch_norm(settings: Settings) -> Iterator[Part]:
+    """The parts of an experiment that have batch normalisation."""
+    return (part for part in in_use(settings) if part.has_batch_norm(settings))
 
 
 def has_head(settings: Settings) -> bool:

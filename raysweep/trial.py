@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from raysweep import parts
-from raysweep.augment.operations import to_float
+from raysweep.augment.operations import only_view, to_float
 from raysweep.augment.views import augment
 from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, has_effect
 from raysweep.data.selection import Datasets, TrialData, select_data
@@ -335,7 +335,8 @@ class TrialRun:
         originals = self.images[self.watched[:GRID_IMAGES]]
         draws = generator(self.settings.seed, f"images {self.state.epoch}")
         rows = [to_float(originals)]
-        rows += [augment(originals, self.settings, draws) for _ in range(self.settings.views)]
+        for view in range(self.settings.views):
+            rows.append(augment(originals, self.settings, draws, only_view(view, len(originals))))
         self.state.encoder.eval()  # a picture must not change the statistics of batch normalisation
         with torch.inference_mode():
             restored = self.state.reconstruct(self.settings, rows[1])

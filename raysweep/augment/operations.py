@@ -22,8 +22,15 @@ class BatchPart:
 
     batch: int
     """Number of images in the whole batch."""
-    index: Tensor
-    """Positions in the whole batch of the images that this process holds, int64, on the CPU."""
+    index: Tensor | None = None
+    """Positions in the whole batch of the images that this process holds, int64, on the CPU; None: all of them."""
+    first: Tensor | None = None
+    """Whether each image of the whole batch is a first view, bool (batch,), on the CPU; None: all are."""
+
+
+def only_view(view: int, count: int) -> BatchPart:
+    """Return the whole batch of `count` images that all are view number `view`, counted from 0, of their images."""
+    return BatchPart(count, first=torch.full((count,), view == 0))
 
 
 Parameters = TypeVar("Parameters", bound="DataclassInstance")
@@ -34,6 +41,16 @@ def batch_size_of(images: Tensor, part: BatchPart | None) -> int:
     return len(images) if part is None else part.batch
 
 
+def by_view(first: float, further: float | None, part: BatchPart | None) -> float | Tensor:
+    """Return the value of every image of the whole batch, (batch,): `first` for first views, `further` for the others.
+
+    If `further` is None or all images are first views, return `first` itself.
+    """
+    if further is None or part is None or part.first is None:
+        return first
+    return torch.where(part.first, first, further)
+
+
 def unchanged(images: Tensor) -> Tensor:
     """Return the images as views of strength 0: float32 in [0, 1], channels last in memory."""
     return to_float(images).contiguous(memory_format=torch.channels_last)
@@ -41,7 +58,7 @@ def unchanged(images: Tensor) -> Tensor:
 
 def select_rows(parameters: Parameters, part: BatchPart | None) -> Parameters:
     """Select the rows of the drawn parameters that belong to the images of `part`."""
-    if part is None:
+    if part is None or part.index is None:
         return parameters
     return replace(parameters, **{each.name: getattr(parameters, each.name)[part.index] for each in fields(parameters)})
 
@@ -162,6 +179,14 @@ def turn_hue(images: Tensor, weights: Tensor, shares: Tensor, out: Tensor | None
     x = torch.addcmul((smallest + largest).mul_(shares), red, from_red)
     x.addcmul_(green, from_green).addcmul_(blue, from_blue)
     return torch.clamp(x, smallest, largest, out=out)
+
+
+def solarize(images: Tensor) -> Tensor:
+    """Invert every channel value x of at least 0.5 to 1 − x; equals torchvision's `solarize` at threshold 0.5.
+
+    The threshold is the one of BYOL (Grill et al. 2020, arXiv 2006.07733, Appendix B).
+    """
+    return torch.where(images < 0.5, images, 1 - images)
 
 
 def grayscale(images: Tensor) -> Tensor:

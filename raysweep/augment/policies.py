@@ -11,17 +11,26 @@ The operations are imported inside the functions, because commands import this m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from raysweep.parts import policy
+from raysweep.parts import Condition, policy
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from raysweep.augment.operations import BatchPart
+
+
+def is_blurred(settings: Any) -> bool:
+    """Whether the `simclr` policy blurs."""
+    return bool(settings.blur)
+
+
+BLURRED = Condition("`blur: true`", is_blurred)
+TWO_VIEWS = Condition("a method with two views", lambda s: s.views > 1)
 
 
 @policy
@@ -31,7 +40,28 @@ def simclr(
     generator: torch.Generator,
     part: BatchPart | None = None,
     *,
-    blur: Annotated[bool, "`simclr`: blur an image with probability min(s, 1)/2."] = False,
+    blur: Annotated[bool, "`simclr`: blur an image with probability min(s, 1) · `blur_probability`."] = False,
+    blur_probability: Annotated[
+        float, Field(ge=0, le=1), "`simclr`: probability of the blur at a strength s of 1 or more.", BLURRED
+    ] = 0.5,
+    blur_probability_second: Annotated[
+        float | None,
+        Field(ge=0, le=1),
+        "`simclr`: the same for the second view of each image; none means `blur_probability`.",
+        BLURRED & TWO_VIEWS,
+    ] = None,
+    solarize_probability: Annotated[
+        float,
+        Field(ge=0, le=1),
+        "`simclr`: probability, at a strength s of 1 or more, of inverting the channel values of at least 0.5; it "
+        "scales with min(s, 1).",
+    ] = 0.0,
+    solarize_probability_second: Annotated[
+        float | None,
+        Field(ge=0, le=1),
+        "`simclr`: the same for the second view of each image; none means `solarize_probability`.",
+        TWO_VIEWS,
+    ] = None,
     flip: Annotated[bool, "`simclr`: mirror an image left to right with probability min(s, 1)/2."] = True,
     crop_strength: Annotated[
         float | None,
@@ -49,8 +79,12 @@ def simclr(
     Strength 1 is the published policy; `draw_simclr` documents other strengths. The published policy for ImageNet has
     the blur. The one for CIFAR-10 (Appendix B.9) has no blur and half the colour distortion: `strength` 1 and
     `color_strength` 0.5. At `strength` 0 the whole policy is off, because all probabilities follow `strength`.
+
+    BYOL (arXiv 2006.07733, Appendix B) and Barlow Twins blur the first view with probability 1 and the second with
+    probability 0.1, and solarize the second with probability 0.2. Their saturation factor has half the range of this
+    policy.
     """
-    from raysweep.augment.operations import batch_size_of, select_rows, unchanged
+    from raysweep.augment.operations import batch_size_of, by_view, select_rows, unchanged
     from raysweep.augment.simclr import apply_simclr, draw_simclr
 
     if strength == 0:
@@ -63,6 +97,8 @@ def simclr(
         strength,
         blur,
         generator,
+        blur_probability=by_view(blur_probability, blur_probability_second, part),
+        solarize_probability=by_view(solarize_probability, solarize_probability_second, part),
         flip=flip,
         crop_strength=crop_strength,
         color_strength=color_strength,

@@ -1,4 +1,4 @@
-"""The simclr policy: crop, flip, colour jitter, grayscale and blur."""
+"""The simclr policy: crop, flip, colour jitter, grayscale, blur and solarization."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from raysweep.augment.operations import (
     grayscale,
     hue_weights,
     luminance,
+    solarize,
     to_device,
     turn_hue,
 )
@@ -45,6 +46,7 @@ class SimCLRParameters:
     grayscale: Tensor  # bool; whether to turn the image gray
     blur: Tensor  # bool; whether to blur the image
     sigma: Tensor  # float32; standard deviation of the blur in pixels
+    solarize: Tensor  # bool; whether to solarize the image
 
 
 def draw_simclr(
@@ -58,6 +60,8 @@ def draw_simclr(
     flip: bool = True,
     crop_strength: float | None = None,
     color_strength: float | None = None,
+    blur_probability: float | Tensor = 0.5,
+    solarize_probability: float | Tensor = 0.0,
 ) -> SimCLRParameters:
     """Draw the parameters for views of `n` images of `height` × `width` pixels.
 
@@ -71,7 +75,10 @@ def draw_simclr(
       U(−h, h) with h = min(0.2k, 0.5), each image with its own order of the four operations;
     - grayscale with probability 0.2u;
     - neither jitter nor grayscale with k = 0;
-    - blur with probability u/2, or never without `blur`; sigma U(0.1, 2) pixels.
+    - blur with probability u times `blur_probability`, or never without `blur`; sigma U(0.1, 2) pixels;
+    - solarization with probability u times `solarize_probability`.
+
+    These two probabilities are numbers, or (n,) with a number for each image.
 
     All probabilities follow s, as in the paper, where half the colour distortion halves the ranges alone. So c and k
     change nothing but the crop and the colours.
@@ -98,8 +105,13 @@ def draw_simclr(
         top, left, window_height, window_width = place_windows(area, ratio, corner, height, width, math.exp(log_ratio))
 
     colored = u if color > 0 else 0.0
-    probabilities = torch.tensor([[u / 2 if flip else 0.0], [0.8 * colored], [0.2 * colored], [u / 2 if blur else 0.0]])
-    flipped, jitter, grayscale, blurred = uniform(0, 1, 4, n) < probabilities
+    chances = uniform(0, 1, 4, n)
+    limits = torch.tensor([[u / 2 if flip else 0.0], [0.8 * colored], [0.2 * colored]])
+    flipped, jitter, grayscale = chances[:3] < limits
+    blurred = chances[3] < torch.as_tensor(u * blur_probability if blur else 0.0)
+    # The low bits of a chance are a second chance, which does not depend on the high bits: torch.rand draws 24 bits. A
+    # number drawn for it would change all later draws.
+    solarized = (chances[3] * 2**12).frac_() < torch.as_tensor(u * solarize_probability)
     brightness, contrast, saturation = uniform(max(0.0, 1 - 0.8 * color), 1 + 0.8 * color, 3, n)
     max_hue = min(0.2 * color, 0.5)
     return SimCLRParameters(
@@ -117,6 +129,7 @@ def draw_simclr(
         grayscale=grayscale,
         blur=blurred,
         sigma=uniform(0.1, 2.0, n),
+        solarize=solarized,
     )
 
 
@@ -143,7 +156,7 @@ def place_windows(
 
 
 def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
-    """Crop and flip every image, then jitter, turn gray and blur the images chosen for it.
+    """Crop and flip every image, then jitter, turn gray, blur and solarize the images chosen for it.
 
     Args:
         images: (B, C, H, W), uint8 or float32 in [0, 1], C = 1 or 3, on any device.
@@ -164,7 +177,8 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
     sorting = hue_turn.argsort()
     ends = hue_turn.bincount(minlength=5).cumsum(0)[:4].tolist()
     blurred = p.blur.nonzero()[:, 0]
-    to_sorted, from_sorted, window, gray, soft, sigma, *colours = to_device(
+    solarized = p.solarize.nonzero()[:, 0]
+    to_sorted, from_sorted, window, gray, soft, sigma, inverted, *colours = to_device(
         device,
         sorting,
         sorting.argsort(),
@@ -172,6 +186,7 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
         p.grayscale.nonzero()[:, 0],
         blurred,
         p.sigma[blurred],
+        solarized,
         *_colours(p, sorting[: ends[3]], has_hue=channels == 3),
     )
     x = crop_and_flip(images.index_select(0, to_sorted), *window)
@@ -182,6 +197,8 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
         x.index_copy_(0, gray, grayscale(x.index_select(0, gray)))
     if len(blurred):
         x.index_copy_(0, soft, gaussian_blur(x.index_select(0, soft), sigma, blur_kernel_size(height, width)))
+    if len(solarized):
+        x.index_copy_(0, inverted, solarize(x.index_select(0, inverted)))
     # Rounding errors of interpolation and blur can leave [0, 1]. `stack` changes the memory format in 0.9 µs,
     # `contiguous` in 1.2 µs.
     return torch.stack(x.unbind(1), dim=-1).clamp_(0, 1).permute(0, 3, 1, 2)

@@ -41,7 +41,8 @@ class Settings(BaseModel):
         str,
         About(
             "Method. `ae_single`: autoencoder on one view. `ae_parallel`: autoencoder on two views, with an embedding "
-            "loss between them. `simclr`: SimCLR. `supervised`: training with the labels of `dataset`.",
+            "loss between them. `simclr`, `barlow_twins`, `vicreg`, `byol`, `simsiam`: the methods of these names. "
+            "`supervised`: training with the labels of `dataset`.",
             PRETRAINED,
             objective=True,
         ),

@@ -38,6 +38,6 @@ def block_losses(
         if method.denoising and inverse is not None:
             target = encoder.up_to(clean, block).repeat(method.views, 1, 1, 1)
     above = encoder.blocks[block](below)
-    z = head(flattened(above)) if method.loss is not None else None
+    z = method.apply_to_views(head, flattened(above)) if method.loss is not None else None
     restored = inverse(above) if inverse is not None else None
     return method.combine(z, restored, to_fp32(target))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Temperature = Annotated[float, Field(gt=0), "Temperature τ of NT-Xent."]
+BarlowLambda = Annotated[float, Field(ge=0), "Weight λ of Barlow Twins' redundancy-reduction term."]
+VicregInvariance = Annotated[float, Field(ge=0), "Weight λ of VICReg's invariance term."]
+VicregVariance = Annotated[float, Field(ge=0), "Weight μ of VICReg's variance term."]
+VicregCovariance = Annotated[float, Field(ge=0), "Weight ν of VICReg's covariance term."]
 
 
 @loss(zero_on_equal_views=True)
@@ -55,12 +59,7 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: Temperature = 0.5) -> Tensor
 
 
 @loss(name="barlow")
-def barlow_twins(
-    z1: Tensor,
-    z2: Tensor,
-    *,
-    barlow_lambda: Annotated[float, Field(ge=0), "Weight λ of Barlow Twins' redundancy-reduction term."] = 0.005,
-) -> Tensor:
+def barlow_twins(z1: Tensor, z2: Tensor, *, barlow_lambda: BarlowLambda = 0.005) -> Tensor:
     """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230, equation 1 and algorithm 1).
 
     The cross-correlation C over the batch of the standardised embeddings is drawn to the identity: Σ_i (1 − C_ii)² +
@@ -77,6 +76,27 @@ def standardised(z: Tensor) -> Tensor:
     """Mean 0 and variance 1 per dimension over the batch."""
     centred = z - z.mean(0)
     return centred * (centred.square().mean(0) + 1e-5).rsqrt()
+
+
+@loss
+def vicreg(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    vicreg_invariance: VicregInvariance = 25.0,
+    vicreg_variance: VicregVariance = 25.0,
+    vicreg_covariance: VicregCovariance = 1.0,
+) -> Tensor:
+    """VICReg (Bardes, Ponce & LeCun 2022, arXiv 2105.04906); `vicreg_losses` describes its terms. B ≥ 2."""
+    from raysweep.methods.vicreg import vicreg_losses
+
+    return vicreg_losses(
+        z1,
+        z2,
+        vicreg_invariance=vicreg_invariance,
+        vicreg_variance=vicreg_variance,
+        vicreg_covariance=vicreg_covariance,
+    ).total
 
 
 @loss

@@ -64,8 +64,11 @@ class ReconstructionAndEmbedding(nn.Module):
         views: 1 or 2 views of each image.
         reconstructs: whether there is a decoder, and with it the reconstruction term.
         denoising: whether the target of the reconstruction is the clean image. False: the view itself.
-        loss: E, of the embeddings of both views; needs two views.
+        loss: E, of the embeddings of both views; needs two views. It may return `Losses`, whose parts are then reported
+            beside E.
         alpha: the weight α; without reconstruction the loss is E itself.
+        separate_views: whether each view is embedded by itself, so that batch normalisation uses the statistics of one
+            view. False: it uses the statistics of both views together.
     """
 
     def __init__(
@@ -75,14 +78,15 @@ class ReconstructionAndEmbedding(nn.Module):
         views: int,
         reconstructs: bool = False,
         denoising: bool = False,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor | Losses] | None = None,
         alpha: float = 1.0,
+        separate_views: bool = False,
     ) -> None:
         super().__init__()
         assert reconstructs or loss is not None
         self.encoder = encoder
         self.views, self.reconstructs, self.denoising, self.alpha = views, reconstructs, denoising, alpha
-        self.loss, self.reads_clean = loss, denoising
+        self.loss, self.reads_clean, self.separate_views = loss, denoising, separate_views
         self.shard: BatchShard | None = None
         self.decoder: nn.Module | None = None
         if reconstructs:
@@ -91,7 +95,7 @@ class ReconstructionAndEmbedding(nn.Module):
 
     def forward(self, views: Tensor, clean: Tensor) -> Losses:
         """See `Method`."""
-        z = self.embed(views)
+        z = self.apply_to_views(self.embed, views)
         images = self.decoder(z) if self.decoder is not None else None
         target = clean.repeat(self.views, 1, 1, 1) if self.denoising else views
         return self.combine(z, images, target)
@@ -100,6 +104,12 @@ class ReconstructionAndEmbedding(nn.Module):
         """See `Method`."""
         z: Tensor = self.encoder.head(self.encoder(images))
         return z
+
+    def apply_to_views(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Apply a network to inputs (V·B, …): to each view by itself if `separate_views`, else to all views at once."""
+        if not self.separate_views:
+            return network(inputs)
+        return torch.cat([network(view) for view in inputs.chunk(self.views)])
 
     def reconstruct(self, views: Tensor) -> Tensor | None:
         """Images (B, C, H, W) from views (B, C, H, W); None without a decoder."""
@@ -122,11 +132,17 @@ class ReconstructionAndEmbedding(nn.Module):
             assert z is not None
             z1, z2 = to_fp32(z).chunk(2)
             if shard is None:
-                losses["emb_loss"] = self.loss(z1, z2)
+                losses |= embedding_losses(self.loss(z1, z2))
             else:  # every process computes the loss of the whole batch
-                losses["emb_loss"] = self.loss(shard.gather(z1), shard.gather(z2)) / shard.processes
+                whole = embedding_losses(self.loss(shard.gather(z1), shard.gather(z2)))
+                losses |= {name: value / shard.processes for name, value in whole.items()}
         if "rec_loss" not in losses:
             return Losses(losses["emb_loss"], losses)
         if "emb_loss" not in losses:
             return Losses(losses["rec_loss"], losses)
         return Losses(losses["rec_loss"] + self.alpha * losses["emb_loss"], losses)
+
+
+def embedding_losses(loss: Tensor | Losses) -> dict[str, Tensor]:
+    """Return what an embedding loss returned as losses by name; the embedding loss itself is `emb_loss`."""
+    return {"emb_loss": loss.total, **loss.parts} if isinstance(loss, Losses) else {"emb_loss": loss}

@@ -1,12 +1,13 @@
 """The table of methods. A method is added here, as a function that builds the module that is trained.
 
-The module has what `raysweep.methods.method.Method` lists. The self-supervised built-in methods are one objective with
-different terms:
+The module has what `raysweep.methods.method.Method` lists. The autoencoders, SimCLR, Barlow Twins and VICReg are one
+objective with different terms:
 
     L = Σ_v rec(decoder(z_v), target_v) + α · E(z_1, z_2)
 
-where z_v is the embedding of view v, and the target is the view itself or the clean image. Modules are imported inside
-the functions, because this module is also read to print the help of a command.
+where z_v is the embedding of view v, and the target is the view itself or the clean image. BYOL and SimSiam have
+modules of their own. Modules are imported inside the functions, because this module is also read to print the help of a
+command.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from raysweep import parts
-from raysweep.methods.losses import Temperature, nt_xent
+from raysweep.methods import losses
+from raysweep.methods.losses import BarlowLambda, Temperature, VicregCovariance, VicregInvariance, VicregVariance
 from raysweep.parts import Chooses, Condition, Metric, Remark, method
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 REC_LOSS = Metric("Its reconstruction part, summed over the views.", better="min", lowest=-float("inf"))
 EMB_LOSS = Metric("Its embedding part, before the weight α.", better="min", lowest=-float("inf"))
+VICREG_LOSSES = {
+    "pretrain/invariance_loss": Metric("VICReg's mean squared difference of the views, without weight.", better="min"),
+    "pretrain/variance_loss": Metric("VICReg's hinge on the standard deviations, without weight.", better="min"),
+    "pretrain/covariance_loss": Metric("VICReg's squared covariances, without weight.", better="min"),
+}
 
 Denoising = Annotated[
     bool,
@@ -33,6 +40,10 @@ Denoising = Annotated[
     Condition("`strength` > 0", lambda s: s.strength > 0),
     Remark(may_be_unused=True),  # so that a sweep of autoencoders may be turned to SimCLR by one flag
 ]
+
+
+PredictorWidth = Annotated[int, Field(ge=1), "Width of the predictor's hidden layer; BYOL published 4096, SimSiam 512."]
+PredictorBatchNorm = Annotated[bool, "Whether the predictor's hidden layer has batch normalisation, as published."]
 
 
 def can_act(settings: Any) -> bool:
@@ -62,7 +73,7 @@ def ae_parallel(
     emb_loss: Annotated[
         str,
         Chooses("loss"),
-        "Embedding loss: mean squared or absolute difference, NT-Xent, Barlow Twins, or contrastive hinge.",
+        "Embedding loss: mean squared or absolute difference, NT-Xent, Barlow Twins, VICReg, or contrastive hinge.",
         Condition("`alpha` > 0", lambda s: s.alpha > 0),
     ] = "mse",
 ) -> nn.Module:
@@ -78,7 +89,65 @@ def simclr(encoder: Any, *, temperature: Temperature = 0.5) -> nn.Module:
     """SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent alone, without reconstruction."""
     from raysweep.methods.method import ReconstructionAndEmbedding
 
-    return ReconstructionAndEmbedding(encoder, views=2, loss=partial(nt_xent, temperature=temperature))
+    return ReconstructionAndEmbedding(encoder, views=2, loss=partial(losses.nt_xent, temperature=temperature))
+
+
+@method(views=2, layerwise=True, metrics={"pretrain/emb_loss": EMB_LOSS})
+def barlow_twins(encoder: Any, *, barlow_lambda: BarlowLambda = 0.005) -> nn.Module:
+    """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): its loss alone, without reconstruction."""
+    from raysweep.methods.method import ReconstructionAndEmbedding
+
+    loss = partial(losses.barlow_twins, barlow_lambda=barlow_lambda)
+    return ReconstructionAndEmbedding(encoder, views=2, loss=loss, separate_views=True)
+
+
+@method(views=2, layerwise=True, metrics={"pretrain/emb_loss": EMB_LOSS, **VICREG_LOSSES})
+def vicreg(
+    encoder: Any,
+    *,
+    vicreg_invariance: VicregInvariance = 25.0,
+    vicreg_variance: VicregVariance = 25.0,
+    vicreg_covariance: VicregCovariance = 1.0,
+) -> nn.Module:
+    """VICReg (Bardes, Ponce & LeCun 2022, arXiv 2105.04906): its loss alone, without reconstruction."""
+    from raysweep.methods.method import ReconstructionAndEmbedding
+    from raysweep.methods.vicreg import vicreg_losses
+
+    loss = partial(
+        vicreg_losses,
+        vicreg_invariance=vicreg_invariance,
+        vicreg_variance=vicreg_variance,
+        vicreg_covariance=vicreg_covariance,
+    )
+    return ReconstructionAndEmbedding(encoder, views=2, loss=loss, separate_views=True)
+
+
+@method(views=2, metrics={"pretrain/emb_loss": EMB_LOSS}, batch_norm=lambda s: s.predictor_batch_norm)
+def byol(
+    encoder: Any,
+    *,
+    teacher_momentum: Annotated[
+        float,
+        Field(ge=0, le=1),
+        "Momentum τ of the teacher's weights in the first step; it rises to 1 along half a cosine.",
+    ] = 0.996,
+    predictor_width: PredictorWidth = 512,
+    predictor_batch_norm: PredictorBatchNorm = True,
+) -> nn.Module:
+    """BYOL (Grill et al. 2020, arXiv 2006.07733): a predictor of a slowly moving teacher's embedding."""
+    from raysweep.methods.byol import Byol
+
+    return Byol(encoder, momentum=teacher_momentum, width=predictor_width, batch_norm=predictor_batch_norm)
+
+
+@method(views=2, metrics={"pretrain/emb_loss": EMB_LOSS}, batch_norm=lambda s: s.predictor_batch_norm)
+def simsiam(
+    encoder: Any, *, predictor_width: PredictorWidth = 512, predictor_batch_norm: PredictorBatchNorm = True
+) -> nn.Module:
+    """SimSiam (Chen & He 2021, arXiv 2011.10566): a predictor of the other view's embedding, without a teacher."""
+    from raysweep.methods.simsiam import SimSiam
+
+    return SimSiam(encoder, width=predictor_width, batch_norm=predictor_batch_norm)
 
 
 @method(views=1, reads_labels=True)

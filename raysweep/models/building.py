@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raysweep import parts
 from raysweep.config import Settings
 from raysweep.models.decoders import SymmetricDecoder
+from raysweep.parts import Part
 from raysweep.randomness import seed_of
 
 
@@ -37,9 +38,9 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         The encoder's `nn.Module`, with `channels`, `image_size`, `feature_dim` and `head` set.
 
     Raises:
-        ValueError: The encoder has batch normalisation but does not declare it.
+        ValueError: The encoder or its head has batch normalisation but does not declare it.
     """
-    part, head = parts.encoder[settings.encoder], parts.head[settings.head]
+    part = parts.encoder[settings.encoder]
     with seeded(settings.seed, "encoder"):
         sizes = (channels, image_size, *([settings.embedding_dim] if part.traits["takes_dim"] else []))
         network = part.function(*sizes, **part.arguments(settings))
@@ -49,14 +50,31 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         if not hasattr(network, "feature_dim"):
             network.feature_dim = feature_dim_of(network, channels, image_size)
         if part.traits["trains"]:
-            network.head = head.function(network.feature_dim, settings.embedding_dim, **head.arguments(settings))
+            network.head = build_head(settings, network.feature_dim)
         else:
             network.head = nn.Identity()  # nothing trains a head, so the embedding is the features
         if hasattr(network, "draw_weights"):
             network.draw_weights()
-    if has_batch_norm(network) and not part.traits["batch_norm"]:
-        raise ValueError(f"encoder {part.name} has batch normalisation: declare it by @encoder(batch_norm=True)")
+        check_batch_norm(part, [module for name, module in network.named_children() if name != "head"], settings)
     return network.to(memory_format=torch.channels_last)
+
+
+def build_head(settings: Settings, feature_dim: int) -> Any:
+    """Build a head from features (B, feature_dim) to embeddings, with the attribute `out_features`."""
+    part = parts.head[settings.head]
+    network = part.function(feature_dim, settings.embedding_dim, **part.arguments(settings))
+    check_batch_norm(part, [network], settings)
+    if not hasattr(network, "out_features"):
+        network.out_features = settings.embedding_dim
+    return network
+
+
+def check_batch_norm(part: Part, networks: Iterable[nn.Module], settings: Settings) -> None:
+    """Raise ValueError if networks of a part have batch normalisation but the part does not declare it."""
+    if any(has_batch_norm(network) for network in networks) and not part.has_batch_norm(settings):
+        raise ValueError(
+            f"{part.kind} {part.name} has batch normalisation: declare it by @{part.kind}(batch_norm=True)"
+        )
 
 
 class Encoder(nn.Module):
@@ -96,9 +114,8 @@ def build_symmetric_decoder(encoder: Any, seed: int) -> SymmetricDecoder:
         return SymmetricDecoder(encoder).to(memory_format=torch.channels_last)
 
 
-def build_local_heads(encoder: Any, embedding_dim: int, seed: int) -> nn.ModuleList:
-    """Build a linear head for each block's flattened output; the last one is the encoder's own head."""
-    with seeded(seed, "local heads"):
-        blocks = range(len(encoder.blocks) - 1)
-        local = [nn.Linear(encoder.width(block), embedding_dim, bias=False) for block in blocks]
+def build_local_heads(encoder: Any, settings: Settings) -> nn.ModuleList:
+    """Build a head for each block's flattened output; the last one is the encoder's own head."""
+    with seeded(settings.seed, "local heads"):
+        local = [build_head(settings, encoder.width(block)) for block in range(len(encoder.blocks) - 1)]
     return nn.ModuleList([*local, encoder.head])

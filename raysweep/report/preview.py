@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysweep import parts
+from raysweep.augment.operations import BatchPart
 from raysweep.augment.views import augment
 from raysweep.config import Settings, default_of
 from raysweep.data.dataset import Dataset, Images
@@ -128,7 +129,8 @@ def draw_views(images: Images, settings: Settings, strength: float, count: int) 
     """
     batch = torch.from_numpy(images).repeat_interleave(count, dim=0)
     draws = generator(settings.seed, "preview")
-    views = augment(batch, settings, draws, strength=strength)
+    part = BatchPart(len(batch), first=torch.arange(len(batch)) % count == 0)
+    views = augment(batch, settings, draws, part, strength)
     shaped: NDArray[np.float32] = views.contiguous().numpy().reshape(len(images), count, *images.shape[1:])
     return shaped
 

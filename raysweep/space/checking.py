@@ -42,10 +42,11 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
         )
     for trial in trials:
         settings = trial.settings
-        if parts.encoder[settings.encoder].traits["batch_norm"] and settings.usl_epochs and not resources.gpu:
+        normalised = next(parts.with_batch_norm(settings), None)
+        if normalised is not None and settings.usl_epochs and not resources.gpu:
             raise InputError(
-                f"{where}: resources.workers: {settings.encoder} has batch norm, which PyTorch synchronises only "
-                f"between GPUs; use workers: 1, or gpu: 1"
+                f"{where}: resources.workers: {normalised.kind} {normalised.name} has batch norm, which PyTorch "
+                f"synchronises only between GPUs; use workers: 1, or gpu: 1"
             )
         if settings.batch_size < resources.workers:
             raise InputError(

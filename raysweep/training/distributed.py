@@ -43,7 +43,8 @@ class BatchShard:
     def views(self, count: int) -> BatchPart:
         """Return this process's positions among `count` views of each image of the batch, with first views first."""
         offsets = torch.arange(count)[:, None] * self.batch
-        return BatchPart(count * self.batch, (offsets + torch.arange(self.start, self.end)).flatten())
+        index = (offsets + torch.arange(self.start, self.end)).flatten()
+        return BatchPart(count * self.batch, index, torch.arange(count * self.batch) < self.batch)
 
     def gather(self, z: Tensor) -> Tensor:
         """Gather this process's rows (end − start, D) into all rows (batch, D), with gradient.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 from torch import Tensor, nn
 
-from raysweep.augment.operations import to_float
+from raysweep.augment.operations import BatchPart, to_float
 from raysweep.augment.views import augment
 from raysweep.config import Settings
 from raysweep.errors import Diverged
@@ -75,7 +75,8 @@ def pretrain(
             clean = to_float(batch) if reads_clean else batch
             targets = () if labels is None else (labels.index_select(0, index),)
             copies = batch.repeat(settings.views, 1, 1, 1)
-            part = shard.views(settings.views) if shard is not None else None
+            whole = BatchPart(len(copies), first=torch.arange(len(copies)) < len(batch))
+            part = shard.views(settings.views) if shard is not None else whole
             views = augment(copies, settings, state.generator, part)
             block = 0  # without layerwise training, step 0 trains the whole network
             if settings.layerwise == "greedy":
@@ -137,9 +138,10 @@ def last_fall(losses: Sequence[float]) -> dict[str, float]:
 
 
 def synchronise_batch_norm(state: State) -> None:
-    """Let batch normalisation use the statistics of the rows of all processes, in every module of the method.
+    """Let batch normalisation use the statistics of the rows of all processes, in the method and its local heads.
 
     This works only on GPUs, which is checked before a sweep starts. The weights stay the same objects.
     """
-    for name, module in list(state.method.named_children()):
-        setattr(state.method, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+    for parent in (state.method, *([state.heads] if state.heads is not None else [])):
+        for name, module in list(parent.named_children()):
+            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raysweep import parts
 from raysweep.config import Settings
 from raysweep.methods.layerwise import block_losses
-from raysweep.models.building import build_encoder, build_local_heads, build_symmetric_decoder, seeded
+from raysweep.models.building import build_encoder, build_local_heads, build_symmetric_decoder, check_batch_norm, seeded
 from raysweep.models.decoders import SymmetricDecoder
 from raysweep.randomness import generator
 from raysweep.training.adam import Adam
@@ -80,7 +80,12 @@ class State:
             return self.method.embed(images)  # type: ignore[no-any-return]
         assert self.heads is not None
         stage = greedy_stage(settings, max(self.epoch - 1, 0))
-        return self.heads[stage](self.encoder.up_to(images, stage + 1).flatten(1))  # type: ignore[no-any-return]
+        head = self.heads[stage]
+        was_training = head.training
+        head.eval()  # a measure must not change the statistics of batch normalisation
+        z: Tensor = head(self.encoder.up_to(images, stage + 1).flatten(1))
+        head.train(was_training)
+        return z
 
     def reconstruct(self, settings: Settings, views: Tensor) -> Tensor | None:
         """Reconstruct images (B, C, H, W) from views with the blocks trained so far; None without a decoder."""
@@ -139,13 +144,15 @@ def state_of(settings: Settings, encoder: Any, device: torch.device, classes: in
     with seeded(settings.seed, "decoder"):
         inputs = (encoder, classes) if part.traits["reads_labels"] else (encoder,)
         method = part.function(*inputs, **part.arguments(settings))
+    if settings.usl_epochs and next(parts.with_batch_norm(settings), None) is None:
+        check_batch_norm(part, [method], settings)
     if settings.layerwise == "none":
         method.to(device)
         trained = [[weight for weight in method.parameters() if weight.requires_grad]]
         state = State(method, None, None, [], generator(settings.seed, "pretrain"))
     else:
         reconstructs, method.decoder = method.decoder is not None, None
-        heads = build_local_heads(encoder, settings.embedding_dim, settings.seed).to(device)
+        heads = build_local_heads(encoder, settings).to(device)
         decoder = build_symmetric_decoder(encoder, settings.seed).to(device) if reconstructs else None
         method.to(device)
         inverses = decoder.blocks if decoder is not None else [nn.Identity() for _ in heads]

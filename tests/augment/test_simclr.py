@@ -85,6 +85,7 @@ def only(name: str, values: Tensor, height: int, width: int) -> SimCLRParameters
         grayscale=no,
         blur=no,
         sigma=ones,
+        solarize=no,
     )
     return replace(neutral, **{name: values})
 
@@ -166,6 +167,8 @@ def one_by_one(images: Tensor, p: SimCLRParameters) -> Tensor:
             view = T.rgb_to_grayscale(view, len(view))
         if p.blur[i]:
             view = T.gaussian_blur(view, blur_kernel_size(height, width), float(p.sigma[i]))
+        if p.solarize[i]:
+            view = T.solarize(view, 0.5)
         views.append(view)
     return torch.stack(views)
 
@@ -174,10 +177,10 @@ def one_by_one(images: Tensor, p: SimCLRParameters) -> Tensor:
 @pytest.mark.parametrize(("channels", "height", "width"), SHAPES)
 def test_reference_views_equal_torchvision_image_by_image(channels, height, width, strength):
     images = random_images(128, channels, height, width)
-    p = draw_simclr(128, height, width, strength, True, seeded(1))
+    p = draw_simclr(128, height, width, strength, True, seeded(1), solarize_probability=0.4)
     everything = replace(p, jitter=torch.ones_like(p.jitter), blur=torch.zeros_like(p.blur))
     nothing = replace(p, jitter=torch.zeros_like(p.jitter), blur=torch.zeros_like(p.blur))
-    assert all(0 < mask.sum() < 128 for mask in (p.flip, p.jitter, p.grayscale, p.blur))  # both cases are tested
+    assert all(0 < mask.sum() < 128 for mask in (p.flip, p.jitter, p.grayscale, p.blur, p.solarize))  # both are tested
     for parameters in (p, everything, nothing):
         views = apply_simclr(images, parameters)
         torch.testing.assert_close(views, one_by_one(images, parameters), rtol=0, atol=5e-5, check_stride=False)

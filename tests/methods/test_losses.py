@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from lightly.loss import BarlowTwinsLoss, NTXentLoss
+from lightly.loss import BarlowTwinsLoss, NTXentLoss, VICRegLoss
 
 from raysweep import parts
 from raysweep.config import Settings
 from raysweep.methods import losses
+from raysweep.methods.vicreg import vicreg_losses
 
 
 def embeddings(b=7, d=5, seed=0):
@@ -53,6 +54,25 @@ def hinge_by_hand(z1, z2, m, delta):
     return total / len(z1)
 
 
+def vicreg_by_hand(z1, z2, invariance, variance, covariance):
+    """Compute the terms of the VICReg paper element by element, and their sum as in its published code."""
+    b, d = z1.shape
+    terms = [sum((x - y) ** 2 for x, y in zip(z1.flatten(), z2.flatten())) / (b * d), 0.0, 0.0]
+    for z in (z1, z2):
+        centred = [[z[n, i] - sum(z[:, i]) / b for n in range(b)] for i in range(d)]
+        for i in range(d):
+            for j in range(d):
+                c = sum(x * y for x, y in zip(centred[i], centred[j])) / (b - 1)
+                if i == j:
+                    terms[1] = terms[1] + max(0.0 * c, 1 - (c + 1e-4).sqrt()) / d / 2
+                else:
+                    terms[2] = terms[2] + c**2 / d
+    return invariance * terms[0] + variance * terms[1] + covariance * terms[2], terms
+
+
+VICREG = {"vicreg_invariance": 25.0, "vicreg_variance": 25.0, "vicreg_covariance": 1.0}
+
+
 @pytest.mark.parametrize(
     ("loss", "by_hand"),
     [
@@ -64,8 +84,9 @@ def hinge_by_hand(z1, z2, m, delta):
         (lambda a, b: losses.barlow_twins(a, b, barlow_lambda=1.0), lambda a, b: barlow_by_hand(a, b, 1.0)),
         (lambda a, b: losses.hinge(a, b, hinge_m=2.0, hinge_delta=1.0), lambda a, b: hinge_by_hand(a, b, 2.0, 1.0)),
         (lambda a, b: losses.hinge(a, b, hinge_m=5.0, hinge_delta=0.5), lambda a, b: hinge_by_hand(a, b, 5.0, 0.5)),
+        (lambda a, b: losses.vicreg(a, b, **VICREG), lambda a, b: vicreg_by_hand(a, b, 25, 25, 1)[0]),
     ],
-    ids=["mse", "l1", "nt_xent", "nt_xent cold", "barlow", "barlow strong", "hinge", "hinge wide"],
+    ids=["mse", "l1", "nt_xent", "nt_xent cold", "barlow", "barlow strong", "hinge", "hinge wide", "vicreg"],
 )
 def test_reference_value_and_gradient(loss, by_hand):
     z1, z2 = embeddings()
@@ -116,6 +137,29 @@ def test_reference_nt_xent_equals_lightly(temperature):
 def test_reference_barlow_twins_equals_lightly(weight):
     z1, z2 = embeddings(b=33, d=16)
     compare(losses.barlow_twins(z1, z2, barlow_lambda=weight), BarlowTwinsLoss(lambda_param=weight)(z1, z2), z1, z2)
+
+
+@pytest.mark.parametrize("weights", [(25.0, 25.0, 1.0), (1.0, 10.0, 4.0)])
+def test_reference_vicreg_equals_lightly(weights):
+    z1, z2 = embeddings(b=33, d=16)
+    ours = losses.vicreg(z1, z2, **dict(zip(VICREG, weights, strict=True)))
+    compare(ours, VICRegLoss(*weights)(z1, z2), z1, z2)
+
+
+def test_reference_each_term_of_vicreg():
+    z1, z2 = embeddings()
+    parts_of_loss = vicreg_losses(z1, 0.3 * z2, **VICREG).parts
+    assert list(parts_of_loss) == ["invariance_loss", "variance_loss", "covariance_loss"]
+    torch.testing.assert_close(list(parts_of_loss.values()), vicreg_by_hand(z1, 0.3 * z2, 25, 25, 1)[1])
+
+
+def test_property_vicreg_has_a_finite_gradient_and_its_largest_variance_term_for_a_collapsed_embedding():
+    z = torch.ones(7, 5, requires_grad=True)
+    value = losses.vicreg(z, z, **VICREG)
+    assert value.item() == pytest.approx(25 * (1 - 0.01))
+    assert torch.autograd.grad(value, z)[0].isfinite().all()
+    spread = 10 * torch.eye(6, dtype=torch.float64).repeat(200, 1)
+    assert vicreg_losses(spread, spread, **VICREG).parts["variance_loss"] == 0
 
 
 def compare(ours, theirs, z1, z2):

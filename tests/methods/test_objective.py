@@ -40,7 +40,7 @@ def test_ae_single(batch):
 
 
 @pytest.mark.parametrize("denoising", [False, True])
-@pytest.mark.parametrize("emb_loss", ["mse", "l1", "simclr", "barlow", "hinge"])
+@pytest.mark.parametrize("emb_loss", ["mse", "l1", "simclr", "barlow", "vicreg", "hinge"])
 def test_ae_parallel(batch, denoising, emb_loss):
     encoder, decoder, views, clean = batch
     chosen = {"denoising": denoising, "emb_loss": emb_loss, "alpha": 0.3, "temperature": 0.2, **HINGE}
@@ -52,6 +52,7 @@ def test_ae_parallel(batch, denoising, emb_loss):
         "l1": (z1 - z2).abs().mean(),
         "simclr": losses.nt_xent(z1, z2, temperature=0.2),
         "barlow": losses.barlow_twins(z1, z2, barlow_lambda=0.005),
+        "vicreg": losses.vicreg(z1, z2, vicreg_invariance=25.0, vicreg_variance=25.0, vicreg_covariance=1.0),
         "hinge": losses.hinge(z1, z2, hinge_m=1.5, hinge_delta=0.7),
     }[emb_loss]
     rec = mse(decoder(z1), targets[0]) + mse(decoder(z2), targets[1])

@@ -20,17 +20,23 @@ from raysweep.trial import follow_trial, run_trial
 
 pytestmark = pytest.mark.cluster
 
-LOSSES = ("mse", "l1", "simclr", "barlow", "hinge")
+LOSSES = ("mse", "l1", "simclr", "barlow", "vicreg", "hinge")
 PARALLEL = {
     **{f"parallel, {loss}": {"usl_type": "ae_parallel", "emb_loss": loss, "alpha": 0.7} for loss in LOSSES},
     "parallel, denoising": {"usl_type": "ae_parallel", "denoising": True},
     "autoencoder": {"usl_type": "ae_single", "denoising": False},
     "denoising autoencoder": {"usl_type": "ae_single", "denoising": True},
     "simclr": {"usl_type": "simclr"},
+    "barlow twins": {"usl_type": "barlow_twins"},
+    "vicreg": {"usl_type": "vicreg"},
 }
 METHODS = {
     **PARALLEL,
     **{f"{way}, {name}": {**case, "layerwise": way} for way in ("greedy", "random") for name, case in PARALLEL.items()},
+    # PyTorch synchronises batch normalisation between GPUs only, so the predictor and the head have none here.
+    "byol": {"usl_type": "byol", "predictor_batch_norm": False},
+    "simsiam": {"usl_type": "simsiam", "predictor_batch_norm": False},
+    "head with hidden layers": {"usl_type": "simclr", "head": "mlp", "head_batch_norm": False},
     "all policies": {"usl_type": "ae_parallel", "policy": "affine+noise+mask+simclr", "strength": 1.0},
 }
 BATCH = 11  # no number of processes in these tests divides it
@@ -58,7 +64,8 @@ def gradients(settings, ranks):
     share, images = ranks.shard(BATCH), images_of(BATCH)
     part = None if share is None else share.views(settings.views)
     clean = to_float(images if share is None else images[share.start : share.end])
-    blurred = settings.model_copy(update={"blur": True})
+    # The two views have different augmentations.
+    blurred = settings.model_copy(update={"blur": True, "blur_probability_second": 0.1, "solarize_probability": 0.3})
     views = augment(clean.repeat(settings.views, 1, 1, 1), blurred, state.generator, part)
     state.method.shard = share
     steps = []
@@ -116,7 +123,7 @@ def work(rank, size, folder, results):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     ranks = join()
     values = {name: gradients(settings_of(name), ranks) for name in METHODS}
-    after = {name: trained(settings_of(name), ranks) for name in ("parallel, barlow", "greedy, simclr")}
+    after = {name: trained(settings_of(name), ranks) for name in ("parallel, barlow", "greedy, simclr", "byol")}
     assert small_trial(folder / "trial", ranks, pauses=6) is None
     if rank == 0:
         torch.save((values, after), results)
