@@ -1,4 +1,4 @@
-"""Parts of an experiment: encoders, heads, policies, losses, methods, datasets and probes.
+"""Parts of an experiment: encoders, heads, policies, losses, methods, optimisers, schedules, datasets and probes.
 
 A part is a function or a class that declares itself with the decorator of its kind. Its keyword-only parameters, with
 their types, ranges, defaults and descriptions, are settings of an experiment::
@@ -250,6 +250,16 @@ method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False
 
 `views` is the number of views of each image, and `layerwise` says whether it can train an encoder block by block. A
 method with `reads_labels` gets the number of classes as a second positional argument, and the labels of each batch."""
+optimizer = Table("optimizer", ("raysweep.training.optimizers",), check=None)
+"""`(weights, lr, *, …)` gives a `torch.optim.Optimizer` of a list of parameters.
+
+`check` is a function of the settings that raises ValueError where they do not fit together."""
+schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, check=None)
+"""`(step, steps, epoch_steps, *, …)` gives the factor of the learning rate for a step, counted from 0.
+
+`steps` is the number of all steps, and `epoch_steps` the number of steps of an epoch. `constant` says that the factor
+is always 1, so that pretraining leaves the learning rate alone. For `check` see `optimizer`. A schedule that declares
+the metric `pretrain/lr` has it reported."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 
@@ -262,7 +272,9 @@ probe = Table("probe", ("raysweep.probes.probes",), trains=False, check=None, re
 settings that raises ValueError where they do not fit together, and `reads` one that gives the names of the layers that
 it reads, where a parameter does not name the layer."""
 
-TABLES: Mapping[str, Table] = {table.kind: table for table in (encoder, method, loss, head, policy, dataset, probe)}
+TABLES: Mapping[str, Table] = {
+    table.kind: table for table in (encoder, method, loss, head, optimizer, schedule, policy, dataset, probe)
+}
 
 
 def parameters_of(function: Callable[..., Any], kind: str) -> dict[str, Parameter]:
@@ -345,6 +357,8 @@ def in_use(settings: Settings) -> Iterator[Part]:
         for parameter in chosen.parameters.values():
             if parameter.chooses is not None and (parameter.condition is None or parameter.condition.holds(settings)):
                 yield TABLES[parameter.chooses][getattr(settings, parameter.name)]
+        yield optimizer[settings.optimizer]
+        yield schedule[settings.schedule]
         if settings.strength > 0:
             yield from (policy[name] for name in settings.policies)
 

@@ -76,7 +76,23 @@ class Settings(BaseModel):
     usl_epochs: Annotated[
         int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.")
     ] = 400
-    usl_lr: Annotated[float, Field(gt=0), About("Adam's learning rate in pretraining.", PRETRAINED)] = 1e-4
+    optimizer: Annotated[
+        str,
+        About("Optimiser of pretraining: Adam, AdamW, SGD, or LARS (which needs the package timm).", PRETRAINED),
+        parts.Chooses("optimizer"),
+    ] = "adam"
+    usl_lr: Annotated[
+        float, Field(gt=0), About("Learning rate of pretraining; the largest one if `schedule` varies it.", PRETRAINED)
+    ] = 1e-4
+    schedule: Annotated[
+        str,
+        About(
+            "Schedule of the learning rate: constant; a cosine after a linear warm-up; or `wsd`, warm-up, stable phase "
+            "and decay, both slopes linear. In layerwise training `greedy` runs it once for each block, `random` once.",
+            PRETRAINED,
+        ),
+        parts.Chooses("schedule"),
+    ] = "constant"
     batch_size: Annotated[
         int,
         Field(ge=2),
