@@ -151,10 +151,30 @@ class Table(Mapping[str, Part]):
     def __init__(self, kind: str, modules: tuple[str, ...], **traits: Any) -> None:
         self.kind, self.modules, self.traits = kind, modules, traits
         self._parts: dict[str, Part] = {}
+        self._families: dict[str, Callable[[str], Part]] = {}
         self._is_complete = False
 
     def __getitem__(self, name: str) -> Part:
-        return self._complete()[name]
+        known = self._complete()
+        prefix, slash, rest = name.partition("/")
+        return self._families[prefix](rest) if slash and prefix in self._families else known[name]
+
+    def family(self, prefix: str) -> Callable[[Callable[[str], Part]], Callable[[str], Part]]:
+        """Decorate a function that gives the parts whose names begin with `PREFIX/`. The table does not list them.
+
+        The function gets the rest of the name. It raises InputError if there is no such part.
+        """
+
+        def declare(function: Callable[[str], Part]) -> Callable[[str], Part]:
+            self._families[prefix] = function
+            return function
+
+        return declare
+
+    def is_in_family(self, name: object) -> bool:
+        """Whether a name has the form of a part of a family, whether or not there is such a part."""
+        self._complete()
+        return isinstance(name, str) and "/" in name and name.partition("/")[0] in self._families
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._complete())
@@ -228,14 +248,22 @@ watchers: list[Callable[[], None]] = []
 """Called after each declaration."""
 
 encoder = Table(
-    "encoder", ("raysweep.models.encoders",), blocks=0, layers=(), batch_norm=False, trains=True, takes_dim=False
+    "encoder",
+    ("raysweep.models.encoders",),
+    blocks=0,
+    layers=(),
+    batch_norm=False,
+    trains=True,
+    takes_dim=False,
+    check_size=None,
 )
 """`(channels, image_size, *, …)` gives an `nn.Module`: images (B, C, H, W) in [0, 1] -> features (B, D).
 
 `blocks` is the number of blocks that can be trained one by one, `layers` the names of the layers that probes can read
 beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation. `trains=False` says that no
 method can train it: every layer that any encoder has, the embedding too, then stands for its features. `takes_dim` says
-that it has `embedding_dim` features; it gets that number as a third positional argument."""
+that it has `embedding_dim` features; it gets that number as a third positional argument. `check_size` is a function of
+`(channels, image_size)` that raises InputError if the encoder cannot take such images."""
 head = Table("head", ("raysweep.models.heads",))
 """`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim)."""
 policy = Table("policy", ("raysweep.augment.policies",))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WrapValidator, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from raysweep import parts
@@ -49,8 +49,8 @@ class Settings(BaseModel):
     encoder: Annotated[
         str,
         About(
-            "Encoder: Conv6; torchvision's ResNet-18, untrained, with a stem for small images; or, with `usl_epochs: "
-            "0`, the pixels or their principal components."
+            "Encoder: Conv6; torchvision's ResNet-18, untrained, with a stem for small images; `timm/NAME`, a model of "
+            "the package timm; or, with `usl_epochs: 0`, the pixels or their principal components."
         ),
         parts.Chooses("encoder"),
     ] = "conv6"
@@ -291,13 +291,19 @@ def complete_settings() -> None:
         chosen = next((mark.kind for mark in core.metadata if isinstance(mark, parts.Chooses)), None)
         fields[name] = core
         if chosen is not None:
-            fields[name] = make_field(one_of(parts.TABLES[chosen]), core.metadata, core.default)
+            table = parts.TABLES[chosen]
+            fields[name] = make_field(one_of(table), [*core.metadata, in_a_family(table)], core.default)
         for kind in ANCHORS.get(name, ()):
             for parameter in parts.declared_parameters((kind,)).values():
                 fields.setdefault(parameter.name, field_of_parameter(declared[parameter.name]))
     Settings.model_fields.clear()
     Settings.model_fields.update(fields)
     Settings.model_rebuild(force=True)
+
+
+def in_a_family(table: parts.Table) -> WrapValidator:
+    """Return a check that also accepts names that the table does not list; `_consistent` reads the part itself."""
+    return WrapValidator(lambda value, check: value if table.is_in_family(value) else check(value))
 
 
 CORE_FIELDS: Mapping[str, FieldInfo] = dict(Settings.model_fields)
