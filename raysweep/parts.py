@@ -1,4 +1,4 @@
-"""Parts of an experiment: encoders, heads, policies, losses, methods, datasets and probes.
+"""Parts of an experiment: encoders, heads, policies, losses, methods, optimisers, schedules, datasets and probes.
 
 A part is a function or a class that declares itself with the decorator of its kind. Its keyword-only parameters, with
 their types, ranges, defaults and descriptions, are settings of an experiment::
@@ -156,10 +156,30 @@ class Table(Mapping[str, Part]):
     def __init__(self, kind: str, modules: tuple[str, ...], **traits: Any) -> None:
         self.kind, self.modules, self.traits = kind, modules, traits
         self._parts: dict[str, Part] = {}
+        self._families: dict[str, Callable[[str], Part]] = {}
         self._is_complete = False
 
     def __getitem__(self, name: str) -> Part:
-        return self._complete()[name]
+        known = self._complete()
+        prefix, slash, rest = name.partition("/")
+        return self._families[prefix](rest) if slash and prefix in self._families else known[name]
+
+    def family(self, prefix: str) -> Callable[[Callable[[str], Part]], Callable[[str], Part]]:
+        """Decorate a function that gives the parts whose names begin with `PREFIX/`. The table does not list them.
+
+        The function gets the rest of the name. It raises InputError if there is no such part.
+        """
+
+        def declare(function: Callable[[str], Part]) -> Callable[[str], Part]:
+            self._families[prefix] = function
+            return function
+
+        return declare
+
+    def is_in_family(self, name: object) -> bool:
+        """Whether a name has the form of a part of a family, whether or not there is such a part."""
+        self._complete()
+        return isinstance(name, str) and "/" in name and name.partition("/")[0] in self._families
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._complete())
@@ -233,14 +253,22 @@ watchers: list[Callable[[], None]] = []
 """Called after each declaration."""
 
 encoder = Table(
-    "encoder", ("raysweep.models.encoders",), blocks=0, layers=(), batch_norm=False, trains=True, takes_dim=False
+    "encoder",
+    ("raysweep.models.encoders",),
+    blocks=0,
+    layers=(),
+    batch_norm=False,
+    trains=True,
+    takes_dim=False,
+    check_size=None,
 )
 """`(channels, image_size, *, …)` gives an `nn.Module`: images (B, C, H, W) in [0, 1] -> features (B, D).
 
 `blocks` is the number of blocks that can be trained one by one, `layers` the names of the layers that probes can read
 beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation. `trains=False` says that no
 method can train it: every layer that any encoder has, the embedding too, then stands for its features. `takes_dim` says
-that it has `embedding_dim` features; it gets that number as a third positional argument."""
+that it has `embedding_dim` features; it gets that number as a third positional argument. `check_size` is a function of
+`(channels, image_size)` that raises InputError if the encoder cannot take such images."""
 head = Table("head", ("raysweep.models.heads",), batch_norm=False)
 """`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim).
 
@@ -261,6 +289,16 @@ method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False
 method with `reads_labels` gets the number of classes as a second positional argument, and the labels of each batch.
 `batch_norm` says whether it has batch normalisation outside of the encoder and head; it may be a function of the
 settings."""
+optimizer = Table("optimizer", ("raysweep.training.optimizers",), check=None)
+"""`(weights, lr, *, …)` gives a `torch.optim.Optimizer` of a list of parameters.
+
+`check` is a function of the settings that raises ValueError where they do not fit together."""
+schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, check=None)
+"""`(step, steps, epoch_steps, *, …)` gives the factor of the learning rate for a step, counted from 0.
+
+`steps` is the number of all steps, and `epoch_steps` the number of steps of an epoch. `constant` says that the factor
+is always 1, so that pretraining leaves the learning rate alone. For `check` see `optimizer`. A schedule that declares
+the metric `pretrain/lr` has it reported."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 
@@ -273,7 +311,9 @@ probe = Table("probe", ("raysweep.probes.probes",), trains=False, check=None, re
 settings that raises ValueError where they do not fit together, and `reads` one that gives the names of the layers that
 it reads, where a parameter does not name the layer."""
 
-TABLES: Mapping[str, Table] = {table.kind: table for table in (encoder, method, loss, head, policy, dataset, probe)}
+TABLES: Mapping[str, Table] = {
+    table.kind: table for table in (encoder, method, loss, head, optimizer, schedule, policy, dataset, probe)
+}
 
 
 def parameters_of(function: Callable[..., Any], kind: str) -> dict[str, Parameter]:
@@ -356,6 +396,8 @@ def in_use(settings: Settings) -> Iterator[Part]:
         for parameter in chosen.parameters.values():
             if parameter.chooses is not None and (parameter.condition is None or parameter.condition.holds(settings)):
                 yield TABLES[parameter.chooses][getattr(settings, parameter.name)]
+        yield optimizer[settings.optimizer]
+        yield schedule[settings.schedule]
         if settings.strength > 0:
             yield from (policy[name] for name in settings.policies)
 

@@ -23,7 +23,8 @@ from torch import nn
 from raysweep.augment.operations import to_float
 from raysweep.data.dataset import Dataset
 from raysweep.methods.method import Losses
-from raysweep.parts import Metric, dataset, encoder, head, loss, method, policy, probe
+from raysweep.parts import Metric, dataset, encoder, head, loss, method, optimizer, policy, probe, schedule
+from raysweep.training.schedules import RATE
 
 
 @loss
@@ -49,6 +50,18 @@ def toy_encoder(channels, image_size, *, toy_width: Annotated[int, Field(ge=1), 
 def toy_head(feature_dim, embedding_dim, *, toy_bias: Annotated[bool, "Whether the head has a bias."] = True):
     """A linear map, with or without bias."""
     return nn.Linear(feature_dim, embedding_dim, bias=toy_bias)
+
+
+@optimizer
+def toy_descent(weights, lr, *, toy_pull: Annotated[float, Field(ge=0), "Pull of the weights to zero."] = 0.0):
+    """Gradient descent with weight decay."""
+    return torch.optim.SGD(weights, lr=lr, weight_decay=toy_pull)
+
+
+@schedule(metrics=RATE)
+def toy_stairs(step, steps, epoch_steps, *, toy_drop: Annotated[float, Field(gt=0), "Factor of an epoch."] = 0.5):
+    """The rate falls after each epoch."""
+    return toy_drop ** (step // epoch_steps)
 
 
 @dataset(size=8, channels=1, images=80)
@@ -108,6 +121,8 @@ KINDS = {
     "policy": ({"policy": "toy_shift", "dataset": "toy_stripes"}, "toy_columns", [1, 3]),
     "encoder": ({"encoder": "toy_encoder", "dataset": "toy_stripes"}, "toy_width", [3, 5]),
     "head": ({"head": "toy_head", "dataset": "toy_stripes"}, "toy_bias", [True, False]),
+    "optimizer": ({"optimizer": "toy_descent", "dataset": "toy_stripes"}, "toy_pull", [0.0, 100.0]),
+    "schedule": ({"schedule": "toy_stairs", "usl_lr": 0.01, "dataset": "toy_stripes"}, "toy_drop", [0.1, 1.0]),
     "dataset": ({"dataset": "toy_stripes"}, "toy_noise", [5.0, 60.0]),
     "probe": ({"dataset": "toy_stripes"}, "toy_order", [1.0, 2.0]),
     "method": ({"usl_type": "toy_teacher", "dataset": "toy_stripes"}, "toy_momentum", [0.5, 0.99]),
@@ -157,6 +172,8 @@ def test_a_parameter_of_a_new_part_is_swept_through_the_real_command(toys, kind)
     assert "toy/norm" in (root / "summary.csv").read_text()
     if kind == "method":
         assert all(row["pretrain/toy_loss"] == row["pretrain/loss"] for row in rows)
+    if kind == "schedule":
+        assert [float(row["pretrain/lr"]) for row in rows] == [0.001, 0.01]
     fingerprints = {result["fingerprint"] for result in results}
     assert len(fingerprints) == (2 if kind in ("probe", "dataset") else 1), (
         "only parts that change the meaning of a score change the fingerprint"

@@ -53,9 +53,12 @@ WATCHED = {
 @cache
 def metrics_by_name() -> dict[str, Metric]:
     """Return every metric, in the order of the tables' columns, including parts that are declared later."""
-    of_methods = {name: metric for part in parts.method.values() for name, metric in part.metrics.items()}
-    of_probes = {name: metric for part in parts.probe.values() for name, metric in part.metrics.items()}
-    return {"pretrain/loss": LOSS, **of_methods, "pretrain/last_fall": LAST_FALL, **WATCHED, **of_probes}
+    of_methods, of_schedules, of_probes = (
+        {name: metric for part in table.values() for name, metric in part.metrics.items()}
+        for table in (parts.method, parts.schedule, parts.probe)
+    )
+    of_pretraining = {"pretrain/loss": LOSS, **of_methods, "pretrain/last_fall": LAST_FALL, **of_schedules}
+    return {**of_pretraining, **WATCHED, **of_probes}
 
 
 parts.watchers.append(metrics_by_name.cache_clear)

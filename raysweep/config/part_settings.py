@@ -19,6 +19,8 @@ ANCHORS = {
     "encoder": ("encoder",),
     "layerwise": ("method", "loss"),
     "head": ("head",),
+    "optimizer": ("optimizer",),
+    "schedule": ("schedule",),
     "policy": ("policy",),
     "dataset": ("dataset",),
     "skip_bad_images": ("probe",),
@@ -26,7 +28,15 @@ ANCHORS = {
 """For a setting of the experiment: the kinds of parts whose parameters are listed after it."""
 GROUPS = {"policy": "Augmentation", "dataset": "Data", "probe": "Evaluation"}
 """The heading for the parameters of a kind of part. Parameters of other kinds belong to pretraining."""
-CHOOSERS = {"encoder": "encoder", "method": "usl_type", "head": "head", "policy": "policy", "dataset": "dataset"}
+CHOOSERS = {
+    "encoder": "encoder",
+    "method": "usl_type",
+    "head": "head",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
+    "policy": "policy",
+    "dataset": "dataset",
+}
 """For a kind of part: the setting that names the part in use."""
 
 
@@ -62,7 +72,7 @@ def field_of_parameter(parameter: Parameter) -> FieldInfo:
         protocol="probe" in kinds and remark.protocol and remark.searchable,
         objective=not kinds.isdisjoint(("method", "loss", "policy")),
         search=remark.searchable,
-        must_be_used=kinds <= {"method", "loss"} and not remark.may_be_unused,
+        must_be_used=kinds <= {"method", "loss", "optimizer", "schedule"} and not remark.may_be_unused,
     )
     return make_field(kind, [*marks, description], parameter.default)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WrapValidator, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from raysweep import parts
@@ -52,7 +52,8 @@ class Settings(BaseModel):
         str,
         About(
             "Encoder. `conv6`: five convolutions. `resnet18`: torchvision's ResNet-18, untrained, with a first layer "
-            "for small images. `pixels`, `pca`: the pixels or their principal components (with `usl_epochs: 0`)."
+            "for small images. `timm/NAME`: a model of the package timm, untrained. `pixels`, `pca`: the pixels or "
+            "their principal components (with `usl_epochs: 0`)."
         ),
         parts.Chooses("encoder"),
     ] = "conv6"
@@ -80,7 +81,23 @@ class Settings(BaseModel):
     usl_epochs: Annotated[
         int, Field(ge=0), About("Pretraining epochs; with `layerwise`, for each block. 0 keeps the random encoder.")
     ] = 400
-    usl_lr: Annotated[float, Field(gt=0), About("Adam's learning rate in pretraining.", PRETRAINED)] = 1e-4
+    optimizer: Annotated[
+        str,
+        About("Optimiser of pretraining: Adam, AdamW, SGD, or LARS (which needs the package timm).", PRETRAINED),
+        parts.Chooses("optimizer"),
+    ] = "adam"
+    usl_lr: Annotated[
+        float, Field(gt=0), About("Learning rate of pretraining; the largest one if `schedule` varies it.", PRETRAINED)
+    ] = 1e-4
+    schedule: Annotated[
+        str,
+        About(
+            "Schedule of the learning rate: constant; a cosine after a linear warm-up; or `wsd`, warm-up, stable phase "
+            "and decay, both slopes linear. In layerwise training `greedy` runs it once for each block, `random` once.",
+            PRETRAINED,
+        ),
+        parts.Chooses("schedule"),
+    ] = "constant"
     batch_size: Annotated[
         int,
         Field(ge=2),
@@ -282,13 +299,19 @@ def complete_settings() -> None:
         chosen = next((mark.kind for mark in core.metadata if isinstance(mark, parts.Chooses)), None)
         fields[name] = core
         if chosen is not None:
-            fields[name] = make_field(one_of(parts.TABLES[chosen]), core.metadata, core.default)
+            table = parts.TABLES[chosen]
+            fields[name] = make_field(one_of(table), [*core.metadata, in_a_family(table)], core.default)
         for kind in ANCHORS.get(name, ()):
             for parameter in parts.declared_parameters((kind,)).values():
                 fields.setdefault(parameter.name, field_of_parameter(declared[parameter.name]))
     Settings.model_fields.clear()
     Settings.model_fields.update(fields)
     Settings.model_rebuild(force=True)
+
+
+def in_a_family(table: parts.Table) -> WrapValidator:
+    """Return a check that also accepts names that the table does not list; `_consistent` reads the part itself."""
+    return WrapValidator(lambda value, check: value if table.is_in_family(value) else check(value))
 
 
 CORE_FIELDS: Mapping[str, FieldInfo] = dict(Settings.model_fields)

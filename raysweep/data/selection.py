@@ -130,6 +130,9 @@ def check_data(settings: Settings, data: TrialData) -> None:
                 raise InputError(
                     f"{settings.encoder}: embedding_dim {settings.embedding_dim} is more than the {count:,} {what}"
                 )
+    check_size = parts.encoder[settings.encoder].traits["check_size"]
+    if check_size is not None:
+        check_size(data.pretrain.shape[1], data.pretrain.shape[2])
     if not data.probe.labelled:
         raise InputError(no_classes(settings.evaluated_dataset))
     if len(data.probe.classes) < 2:

@@ -17,9 +17,11 @@ Networks are imported inside the functions, because commands import this module 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from raysweep.parts import encoder
+from raysweep.errors import InputError
+from raysweep.parts import Part, encoder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +50,20 @@ def resnet18(channels: int, image_size: int) -> nn.Module:
     from raysweep.models.resnet18 import ResNet18
 
     return ResNet18(channels, image_size)
+
+
+@encoder.family("timm")
+def timm(name: str) -> Part:
+    """Return the encoder `timm/NAME`: a model of the package timm, untrained.
+
+    Raises:
+        InputError: timm is not installed, or has no model of that name.
+    """
+    if find_spec("timm") is None:
+        raise InputError(f"encoder: timm/{name}: needs the package timm; install it with pip install 'raysweep[timm]'")
+    from raysweep.models.timm_models import part_of
+
+    return part_of(name)
 
 
 @encoder(trains=False)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from raysweep.errors import Diverged
 from raysweep.probes.grid import ProbeSpec
 from raysweep.randomness import generator, seed_of
-from raysweep.training.adam import Adam
+from raysweep.training.adam import fused_adam
 
 
 class LinearProbes:
@@ -53,7 +53,7 @@ class LinearProbes:
             self.weights[layer], self.biases[layer] = weights.requires_grad_(), biases.requires_grad_()
             for i, (_, weight, bias) in zip(members, self.rows[layer], strict=True):
                 groups.append({"params": [weight, bias], "lr": specs[i].lr, "weight_decay": specs[i].weight_decay})
-        self.optimizer = Adam(groups)
+        self.optimizer = fused_adam(groups)
         self.generator = generator(seed, "linear order")
 
     def state_dict(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def load_encoder(path: Path) -> SavedEncoder:
             raise
         raise InputError(f"{file}: is not a checkpoint of raysweep: it holds no encoder") from None
     known = tuple(parts.encoder)
-    if architecture not in known:
+    if architecture not in known and not parts.encoder.is_in_family(architecture):
         raise InputError(f"{file}: unknown architecture {architecture!r}; valid: {', '.join(known)}")
     sizes = {"image_size": image_size, "embedding_dim": embedding_dim}
     if (

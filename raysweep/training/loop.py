@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 from torch import Tensor, nn
 
+from raysweep import parts
 from raysweep.augment.operations import BatchPart, to_float
 from raysweep.augment.views import augment
 from raysweep.config import Settings
@@ -17,6 +18,7 @@ from raysweep.methods.method import Losses
 from raysweep.methods.precision import autocast_for, precision_of
 from raysweep.randomness import generator
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
+from raysweep.training.schedules import factor_of, scheduled_epochs
 from raysweep.training.state import State, greedy_stage
 
 
@@ -62,6 +64,7 @@ def pretrain(
     networks = [context.parallel(step) for step in state.steps()]
     after_step: Callable[[float], None] | None = getattr(state.method, "after_step", None)
     reads_clean: bool = getattr(state.method, "reads_clean", True)
+    factor, schedule_epochs, rate = factor_of(settings), scheduled_epochs(settings), settings.usl_lr
     names: tuple[str, ...] = ()
     while state.epoch < epochs:
         started, first_step = time.perf_counter(), state.step
@@ -85,6 +88,11 @@ def pretrain(
                 block = int(torch.randint(blocks, (), generator=state.generator))
             with autocast_for(settings, views):
                 losses: Losses = networks[block](views, clean, *targets)
+            if factor is not None:
+                step = state.epoch % schedule_epochs * steps + state.step
+                rate = settings.usl_lr * factor(step, schedule_epochs * steps, steps)
+                for group in state.optimizers[block].param_groups:
+                    group["lr"] = rate  # a number of Python, so that nothing waits for a GPU
             state.optimizers[block].zero_grad()
             context.backward(losses.total)
             state.optimizers[block].step()
@@ -113,6 +121,8 @@ def pretrain(
         if not is_finite:
             raise Diverged(f"a weight became infinite in pretraining epoch {state.epoch}")
         metrics = {f"pretrain/{name}": mean for name, mean in zip(("loss", *names), means, strict=True)}
+        if "pretrain/lr" in parts.schedule[settings.schedule].metrics:
+            metrics["pretrain/lr"] = rate
         seconds = time.perf_counter() - started
         metrics["pretrain/images_per_s"] = (steps - first_step) * settings.batch_size / seconds
         if (yield from context.yield_together(metrics)):

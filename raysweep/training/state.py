@@ -15,7 +15,6 @@ from raysweep.methods.layerwise import block_losses
 from raysweep.models.building import build_encoder, build_local_heads, build_symmetric_decoder, check_batch_norm, seeded
 from raysweep.models.decoders import SymmetricDecoder
 from raysweep.randomness import generator
-from raysweep.training.adam import Adam
 from raysweep.training.distributed import DistributedContext, TrainingStep
 
 
@@ -29,7 +28,7 @@ class State:
     """The heads of layerwise training, one for each block; the last one is the encoder's own head. None otherwise."""
     decoder: SymmetricDecoder | None
     """The decoder of layerwise training, if the method reconstructs; None otherwise."""
-    optimizers: list[Adam]
+    optimizers: list[torch.optim.Optimizer]
     """One optimizer; in layerwise training one for each block, so that momentum never moves an idle block."""
     generator: torch.Generator
     """For everything that is drawn in a step. The order of the images has a generator of its own for each epoch."""
@@ -161,7 +160,9 @@ def state_of(settings: Settings, encoder: Any, device: torch.device, classes: in
             for modules in zip(encoder.blocks, heads, inverses, strict=True)
         ]
         state = State(method, heads, decoder, [], generator(settings.seed, "pretrain"))
-    state.optimizers = [Adam(weights, lr=settings.usl_lr) for weights in trained]
+    optimizer = parts.optimizer[settings.optimizer]
+    arguments = optimizer.arguments(settings)
+    state.optimizers = [optimizer.function(weights, settings.usl_lr, **arguments) for weights in trained]
     return state
 
 
