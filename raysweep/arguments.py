@@ -72,6 +72,17 @@ def cluster_address(text: str) -> str:
     return text
 
 
+def add_plugins(parser: Parser) -> None:
+    """The argument that names files with parts of the user's own."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file, or an installed module, that declares parts; may be given several times; it is run",
+    )
+
+
 def add_sweep_arguments(parser: Parser) -> None:
     """The arguments of `sweep`; every setting of the experiment is an argument."""
     parser.add_argument("space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file")
@@ -97,6 +108,7 @@ def add_sweep_arguments(parser: Parser) -> None:
         metavar="DIR/NAME",
         help="resume a sweep: run the trials that have not finished, and those that a changed search space adds",
     )
+    add_plugins(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the trials and the resolved settings only")
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
     parser.add_argument(
@@ -174,6 +186,7 @@ def add_preview_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override any setting, as for sweep"
     )
+    add_plugins(parser)
 
 
 def add_embed_arguments(parser: Parser) -> None:

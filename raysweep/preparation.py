@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import import_module
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from raysweep import __version__, parts, space
 from raysweep.config import Settings, protocol
 from raysweep.errors import InputError
+from raysweep.plugins import Plugin, activate, find, merged, with_existing
+from raysweep.results.credentials import is_uri
 from raysweep.results.result import Result, protocol_difference
-from raysweep.results.store import check_writable
+from raysweep.results.store import Store, candidates, check_writable
 from raysweep.space import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -40,25 +42,43 @@ def shipped_spaces() -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.yaml")}
 
 
-def build_sweep(source: Path | Mapping[str, Any] | Sweep | None, overrides: Mapping[str, Any]) -> Sweep:
+def build_sweep(
+    source: Path | Mapping[str, Any] | Sweep | None,
+    overrides: Mapping[str, Any],
+    given: Sequence[Plugin] = (),
+    existing: Sweep | None = None,
+) -> Sweep:
     """The checked sweep of a search space.
 
     Args:
         source: a search-space file, its content, or a sweep; None: only what `overrides` says.
         overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        given: plugins beside those that the search space lists.
+        existing: the existing sweep that this one extends; its plugins are used, and must not have changed.
 
     Raises:
         InputError: one line that names the key, what was given and what is valid.
     """
+    raw: Mapping[str, Any]
+    folder = Path.cwd()
+    listed: tuple[Plugin, ...] = ()
     if isinstance(source, Sweep):
-        return space.build(source.to_dict(), overrides, source.name) if overrides else source
-    if isinstance(source, Mapping):
-        return space.build(source, overrides, str(source.get("name", "search space")))
-    if source is not None:
-        where = source.name if source in shipped_spaces().values() else str(source)
-        return space.build(space.read(source), overrides, where)
-    name = overrides.get("usl_type", Settings().usl_type)
-    return space.build({"name": name if isinstance(name, str) else "sweep"}, overrides, "command line")
+        raw, where, listed = source.to_dict(), source.name, source.plugins
+    elif isinstance(source, Mapping):
+        raw, where = source, str(source.get("name", "search space"))
+    elif source is not None:
+        raw, where, folder = space.read(source), str(source), source.parent
+        where = source.name if source in shipped_spaces().values() else where
+    else:
+        name = overrides.get("usl_type", Settings().usl_type)
+        raw, where = {"name": name if isinstance(name, str) else "sweep"}, "command line"
+    if not isinstance(source, Sweep):
+        listed = find(raw.get("plugins") or (), folder, f"{where}: plugins")
+    plugins = with_existing(existing.plugins if existing is not None else (), merged(listed, given))
+    activate(plugins)
+    if isinstance(source, Sweep) and not overrides and plugins == source.plugins:
+        return source
+    return space.build(raw, overrides, where, plugins=plugins)
 
 
 def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
@@ -89,6 +109,31 @@ def refuse_unlabelled(trial: Trial) -> NoReturn:
     has_some = settings.dataset in parts.dataset and parts.dataset[settings.dataset].traits["unlabelled"]
     lacks = "also pretrains on images without labels" if has_some else "has no labels"
     raise InputError(f"{key}: {settings.usl_type}: dataset {settings.dataset} {lacks}")
+
+
+def comparison_directories(
+    places: Sequence[str], stores: Sequence[Store], output: str | None
+) -> Callable[[str], Iterable[Path]]:
+    """Return a function that turns the name of a comparison into the directories that it may take, in order.
+
+    Raises:
+        InputError: a sweep is given twice, or no directory can be made.
+    """
+    roots = [store.root.resolve() for store in stores]
+    twice = next((place for place, root in zip(places, roots, strict=True) if roots.count(root) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
+    if output is not None:
+        if is_uri(output):
+            raise InputError(f"-o {output}: a comparison goes into a local directory")
+        if os.path.lexists(output):
+            raise InputError(f"-o {output}: exists; choose another directory")
+        check_writable(Path(output))
+        return lambda name: [Path(output)]
+    if stores[0].bucket is not None:
+        raise InputError(f"{places[0]}: lies in a bucket; say with -o DIR where the comparison goes")
+    check_writable(roots[0].parent)
+    return lambda name: (roots[0].parent / candidate for candidate in candidates(None, name))
 
 
 def check_means(sweep: Sweep, local: bool) -> None:
@@ -126,6 +171,13 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
         check_data(trial.settings, data)
     check_unchanged(datasets, recorded)
     return datasets
+
+
+def digests(datasets: Datasets) -> dict[str, str]:
+    """The digest of each dataset; see `raysweep.data.selection.digests`."""
+    from raysweep.data import selection
+
+    return selection.digests(datasets)
 
 
 def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets) -> None:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "raysweep"
 
 # An entry may import earlier entries, but no later ones.
 ORDER = [
-    "errors", "system", "parts", "config", "space", "data", "randomness", "augment", "models", "methods", "training",
+    "errors", "system", "declarations", "parts", "config", "plugins", "space", "data", "randomness", "augment", "models", "methods", "training",
     "results", "probes", "trial_progress", "trial", "portable", "report", "backends", "preparation", "api",
     "arguments", "cli", "__main__",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raysweep.config import About, Collapse, Settings, check_type, make_settings, metrics_by_name
+from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
 
 
@@ -163,7 +164,12 @@ class Trial:
         return self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle compactly, because Tune writes every trial to disk several times, again and again."""
+        """Pickle compactly, because Tune writes every trial to disk several times, again and again.
+
+        With plugins every value is pickled: a worker loads the plugins, and with them their settings, only later.
+        """
+        if active():
+            return Trial, (self.name, self.point, self.settings, self.varied, self.control)
         changed = self.settings.model_dump(exclude_defaults=True)
         return unpickled, (self.name, self.point, changed, dict(self.varied), self.control)
 
@@ -198,6 +204,8 @@ class Sweep:
     """All trials; with a searcher, only the trials of the points proposed so far."""
     examples: tuple[Trial, ...]
     """Trials for checks before any trial starts: all trials, or with a searcher some random ones."""
+    plugins: tuple[Plugin, ...] = ()
+    """The plugins that declare parts of the sweep."""
 
     @property
     def total(self) -> int:
@@ -256,8 +264,10 @@ class Sweep:
         """Return the sweep as a search-space file that rebuilds it, with every default written out."""
         everywhere = set.intersection(*(set(space) for space in self.search))
         resolved = make_settings(self.base, self.name).model_dump()
+        origins = [plugin.origin for plugin in self.plugins if plugin.origin]
         return {
             "name": self.name,
+            **({"plugins": origins} if origins else {}),
             "base": {name: value for name, value in resolved.items() if name not in everywhere},
             "search": [{name: dict(spec) for name, spec in space.items()} for space in self.search],
             "baseline": written(self.baseline),
