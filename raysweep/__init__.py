@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raysweep.augment.operations import to_float as to_float
     from raysweep.data.dataset import Dataset as Dataset
     from raysweep.declarations import Chooses as Chooses
     from raysweep.declarations import Condition as Condition
@@ -25,6 +26,7 @@ PLUGIN_NAMES = {
     "raysweep.declarations": ("Metric", "Condition", "Chooses", "FeatureLayer"),
     "raysweep.methods.method": ("Losses",),
     "raysweep.data.dataset": ("Dataset",),
+    "raysweep.augment.operations": ("to_float",),
 }
 """The public names for a plugin, by the module that has them."""
 LAZY = {name: module for module, names in PLUGIN_NAMES.items() for name in names}

@@ -14,7 +14,8 @@ import marshal
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -295,11 +296,7 @@ def _run(plugin: Plugin) -> list[Part]:
         exec(compile(plugin.text, file, "exec", dont_inherit=True), vars(module))
         return parts.declared[start:]
     except (Exception, SystemExit) as fault:
-        line = fault.lineno if isinstance(fault, SyntaxError) and fault.filename == file else None
-        trace = fault.__traceback__
-        while trace is not None:
-            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
-            trace = trace.tb_next
+        line = fault.lineno if isinstance(fault, SyntaxError) and fault.filename == file else last_line(fault, file)
         problem = str(fault) if isinstance(fault, InputError) else describe(fault)
         raise InputError(f"{place(plugin, line)}: {problem}") from None
     finally:
@@ -325,6 +322,8 @@ def check_declaration(part: Part) -> None:
         )
     if len(positional) < len(expected) and not is_open:
         raise InputError(f"{what}: is called with {', '.join(expected)}, but takes {len(positional)} arguments")
+    if part.kind == "dataset" and not part.traits["size"]:
+        raise InputError(f"{what}: say the side of its images in pixels, as in @raysweep.dataset(size=32)")
     known = metrics_by_name()
     for name, metric in part.metrics.items():
         if name in known and known[name] != metric:
@@ -348,6 +347,34 @@ def place_of(part: Part) -> str:
     plugin = next(plugin for plugin, own in _active if part in own)
     name = f"{part.kind} {part.name}"
     return name if plugin.part is not None else f"{place(plugin, line_of(part))}: {name}"
+
+
+@contextmanager
+def explained(part: Part) -> Iterator[None]:
+    """Turn an exception inside the block into an InputError that names the part, its file and the line."""
+    try:
+        yield
+    except InputError as fault:
+        raise InputError(f"{place_of(part)}: {fault}") from None
+    except Exception as fault:
+        line = line_within(fault, part)
+        where = f" (line {line})" if line is not None else ""
+        raise InputError(f"{place_of(part)}: raises {describe(fault)}{where}") from None
+
+
+def line_within(fault: BaseException, part: Part) -> int | None:
+    """Return the line in the file of a plugin's part that an exception passed last; None if it passed none."""
+    plugin = next(plugin for plugin, own in _active if part in own)
+    return None if plugin.part is not None else last_line(fault, place(plugin))
+
+
+def last_line(fault: BaseException, file: str) -> int | None:
+    """Return the line in a file that an exception passed last; None if it passed none."""
+    line, trace = None, fault.__traceback__
+    while trace is not None:
+        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
+        trace = trace.tb_next
+    return line
 
 
 def describe(fault: BaseException) -> str:

@@ -159,7 +159,7 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
         recorded: the digests of the datasets with which the sweep was started; empty for a new one.
 
     Raises:
-        InputError: a dataset cannot be loaded, does not fit the settings, or has changed.
+        InputError: a dataset cannot be loaded, does not fit the settings, or has changed; or a part of a plugin fails.
     """
     from raysweep.data.selection import check_data, check_unchanged, reads_labels, select_data
 
@@ -170,6 +170,10 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
             refuse_unlabelled(trial)
         check_data(trial.settings, data)
     check_unchanged(datasets, recorded)
+    if sweep.plugins:
+        from raysweep.part_checks import check_parts
+
+        check_parts(sweep, datasets)
     return datasets
 
 

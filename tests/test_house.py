@@ -14,8 +14,8 @@ PACKAGE = ROOT / "raysweep"
 
 # An entry may import earlier entries, but no later ones.
 ORDER = [
-    "errors", "system", "declarations", "parts", "config", "plugins", "space", "data", "randomness", "augment", "models", "methods", "training",
-    "results", "probes", "trial_progress", "trial", "portable", "report", "backends", "preparation", "api",
+    "errors", "system", "declarations", "parts", "config", "plugins", "space", "data", "randomness", "augment",
+    "models", "methods", "training", "results", "probes", "trial_progress", "trial", "part_checks", "portable", "report", "backends", "preparation", "api",
     "arguments", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "system/places", "config", "space", "results/store", "results/credentials", "cli")

@@ -1,15 +1,12 @@
-"""The real command sweeps over a part of each kind that a module unknown to the package declares."""
+"""The real command sweeps over a part of each kind that a plugin declares."""
 
 import csv
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
 from raysweep import parts
-from tests.support import ROOT
+from tests.support.commands import here
 
 TOYS = '''
 from collections.abc import Iterator
@@ -20,10 +17,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from raysweep.augment.operations import to_float
-from raysweep.data.dataset import Dataset
-from raysweep.methods.method import Losses
-from raysweep.parts import Metric, dataset, encoder, head, loss, method, policy, probe
+from raysweep import Dataset, Losses, Metric, dataset, encoder, head, loss, method, policy, probe, to_float
 
 
 @loss
@@ -101,7 +95,6 @@ def toy_teacher(encoder, *, toy_momentum: Annotated[float, Field(ge=0, le=1), "M
     return Teacher(encoder, toy_momentum)
 '''
 
-PROGRAM = "import sys, toys\nfrom raysweep.cli import main\nsys.exit(main(sys.argv[1:]))"
 QUICK = {"usl_epochs": 2, "le_epochs": 2, "batch_size": 20, "precision": "fp32", "probe_every": 1, "knn_k": 5}
 KINDS = {
     "loss": ({"emb_loss": "toy_loss", "dataset": "toy_stripes"}, "toy_power", [1.0, 3.0]),
@@ -116,20 +109,15 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """A function that runs the real command in a process that has imported the toy parts."""
+    """A function that runs the real command with the toy parts as a plugin."""
     folder = tmp_path_factory.mktemp("toys")
-    (folder / "toys.py").write_text(textwrap.dedent(TOYS))
+    (folder / "toys.py").write_text(TOYS)
 
     def run(*arguments):
-        command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-        paths = {"PYTHONPATH": f"{ROOT}:{folder}"}
-        return subprocess.run(command, cwd=folder, env={**ENVIRONMENT, **paths}, capture_output=True, text=True)
+        return here("run_sweep.py", "--plugin", "toys.py", *arguments, cwd=folder)
 
     run.folder = folder
     return run
-
-
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "OMP_NUM_THREADS": "1"}
 
 
 def test_there_is_a_toy_of_every_kind():
@@ -141,7 +129,7 @@ def test_a_parameter_of_a_new_part_is_swept_through_the_real_command(toys, kind)
     base, name, values = KINDS[kind]
     space = toys.folder / f"{kind}.yaml"
     space.write_text(json.dumps({"name": kind, "base": {**QUICK, **base}, "search": {name: values, "seed": [0]}}))
-    process = toys("sweep", space, "--local")
+    process = toys(space, "--local")
     assert process.returncode == 0, process.stderr
     root = toys.folder / "runs" / kind
     with open(root / "results.csv") as file:
@@ -164,7 +152,7 @@ def test_a_parameter_of_a_new_part_is_swept_through_the_real_command(toys, kind)
 
 
 def test_help_shows_the_parameters_and_faults_are_one_line(toys):
-    shown = toys("sweep", "--help")
+    shown = toys("--help")
     assert all(f"--{name}" in shown.stdout for _, name, _ in KINDS.values())
     for arguments, words in (
         (["--toy_power", "-1"], "toy_power: must be greater than 0"),
@@ -174,7 +162,7 @@ def test_help_shows_the_parameters_and_faults_are_one_line(toys):
         (["--encoder", "toy_encoder", "--set", "resources.workers=2"], "toy_encoder has batch norm"),
         (["--usl_type", "toy_teacher", "--layerwise", "greedy"], "cannot train block by block"),
     ):
-        process = toys("sweep", *arguments, "--dry-run")
+        process = toys(*arguments, "--dry-run")
         assert process.returncode == 2, process.stdout
         assert words in process.stderr
         assert process.stderr.count("\n") == 1
@@ -196,15 +184,11 @@ def test_help_shows_the_parameters_and_faults_are_one_line(toys):
     ],
 )
 def test_a_faulty_declaration_says_what_is_wrong(tmp_path, declaration, words):
-    text = "from typing import Annotated\nfrom pydantic import Field\nimport raysweep.config\n"
-    text += f"from raysweep.parts import loss, TABLES\nlist(TABLES['loss'])\n{declaration}\n"
-    (tmp_path / "faulty.py").write_text(text)
-    process = subprocess.run(
-        [sys.executable, "faulty.py"],
-        cwd=tmp_path,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+    (tmp_path / "faulty.py").write_text(
+        f"from typing import Annotated\nfrom pydantic import Field\nfrom raysweep import loss\n{declaration}\n"
     )
-    assert process.returncode == 1
-    assert f"ValueError: {words}" in process.stderr or words in process.stderr.splitlines()[-1]
+    process = here("run_sweep.py", "--plugin", "faulty.py", "--dry-run", "--seed", "0", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {tmp_path}/faulty.py, line 4: ")
+    assert words in process.stderr
+    assert process.stderr.count("\n") == 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raysweep import parts
 from raysweep.config import Settings
+from raysweep.errors import InputError
 from raysweep.models.decoders import SymmetricDecoder
 from raysweep.randomness import seed_of
 
@@ -37,7 +38,7 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         The encoder's `nn.Module`, with `channels`, `image_size`, `feature_dim` and `head` set.
 
     Raises:
-        ValueError: The encoder has batch normalisation but does not declare it.
+        InputError: The encoder has batch normalisation but does not declare it.
     """
     part, head = parts.encoder[settings.encoder], parts.head[settings.head]
     with seeded(settings.seed, "encoder"):
@@ -55,7 +56,7 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         if hasattr(network, "draw_weights"):
             network.draw_weights()
     if has_batch_norm(network) and not part.traits["batch_norm"]:
-        raise ValueError(f"encoder {part.name} has batch normalisation: declare it by @encoder(batch_norm=True)")
+        raise InputError(f"encoder {part.name} has batch normalisation: declare it by @encoder(batch_norm=True)")
     return network.to(memory_format=torch.channels_last)
 
 
