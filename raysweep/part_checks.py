@@ -30,8 +30,8 @@ BATCH = 8
 """Number of images in the small batch."""
 PROBED, LEAST = 256, 4
 """Number of images of a split that a probe is checked with, and the least number of each class among them."""
-ZERO = 1e-4
-"""Largest loss on equal views that counts as zero: single precision leaves a rest."""
+ZERO = 1e-3
+"""Largest loss on equal views that counts as zero: the root of a rest in single precision is about 2e-4."""
 
 
 def check_parts(sweep: Sweep, datasets: Datasets) -> None:
@@ -123,7 +123,7 @@ def check_loss(part: Part, settings: Settings, data: TrialData) -> None:
     value = part.function(z1, z2, **arguments)
     need_loss("the loss", value)
     if part.traits["zero_on_equal_views"]:
-        equal = float(part.function(z1, z1, **arguments))
+        equal = part.function(z1, z1, **arguments).item()
         if abs(equal) > ZERO:
             raise InputError(f"declares zero_on_equal_views, but is {equal:g} on equal views")
 

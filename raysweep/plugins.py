@@ -204,7 +204,7 @@ def _find_one(entry: object, folder: Path, where: str) -> Plugin:
         path = Path(os.path.abspath(folder / expanded(text)))
         if not FILE.fullmatch(path.name):
             raise InputError(
-                f"{where}: {text}: a plugin's file is called NAME.py, of letters, digits, '-', '_' and '.'"
+                f"{where}: {text}: the name of a plugin's file is NAME.py, of letters, digits, '-', '_' and '.'"
             )
         return Plugin(path.name, read_source(path, f"{where}: {text}"), str(path))
     return Plugin(f"{text}.py", read_source(module_file(text, where), f"{where}: {text}"), text)
