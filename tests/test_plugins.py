@@ -205,7 +205,8 @@ WRONG = {
         "line 4: head bad: embeddings have the shape (8, 3); it must be (8, 64)",
     ),
     "policy": (
-        "@raysweep.policy\ndef bad(images, strength, generator, part):\n    return raysweep.to_float(images) + strength",
+        "@raysweep.policy\ndef bad(images, strength, generator, part):\n"
+        "    return raysweep.to_float(images) + strength",
         {"policy": "bad"},
         "line 4: policy bad: views are in [0.5, 1.5]; they must be in [0, 1]",
     ),

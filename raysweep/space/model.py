@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -153,6 +153,8 @@ class Trial:
     """The searched settings that have an effect, and the seed."""
     control: str = ""
     """The control that the trial is, such as `random`; empty for a point of the search."""
+    has_plugins: bool = field(default_factory=lambda: bool(active()), compare=False, repr=False)
+    """Whether plugins may declare some of its settings."""
 
     @property
     def baseline(self) -> bool:
@@ -166,10 +168,10 @@ class Trial:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle compactly, because Tune writes every trial to disk several times, again and again.
 
-        With plugins every value is pickled: a worker loads the plugins, and with them their settings, only later.
+        With plugins every value is pickled, and nothing is checked again: a worker loads the plugins only later.
         """
-        if active():
-            return Trial, (self.name, self.point, self.settings, self.varied, self.control)
+        if self.has_plugins:
+            return Trial, (self.name, self.point, self.settings, self.varied, self.control, True)
         changed = self.settings.model_dump(exclude_defaults=True)
         return unpickled, (self.name, self.point, changed, dict(self.varied), self.control)
 

@@ -192,6 +192,37 @@ def test_nodes_that_share_only_a_bucket_bring_results_together(ray, second, serv
     assert len(seen) == 1, "the other trial ran on the node that does not see this disk"
 
 
+PLUGIN = """
+import os, raysweep
+from pathlib import Path
+
+Path("{notes}", str(os.getpid())).write_text(str(os.path.exists("{file}")))
+
+@raysweep.loss
+def gap(z1, z2):
+    return (z1 - z2).square().mean()
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_node_that_does_not_see_a_plugin_gets_its_text(ray, second, folder, tmp_path, workers):
+    (tmp_path / "notes").mkdir()
+    file = folder / "private" / "gap.py"
+    file.write_text(PLUGIN.format(notes=tmp_path / "notes", file=file))
+    settings = {
+        "usl_epochs": 1,
+        "seed": [0, 1] if workers == 1 else 0,
+        "resources.gpu": 1,
+        "resources.workers": workers,
+    }
+    sweep = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    process = start(ray, "--plugin", str(file), "--emb_loss", "gap", *sweep, cwd=tmp_path)
+    status, _, err = ended(process, tmp_path)
+    assert status == 0, err
+    seen = {path.read_text() for path in (tmp_path / "notes").iterdir()}
+    assert seen == {"True", "False"}, "a worker of each node has run the plugin"
+
+
 def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_path):
     stranger = {**ray.environment, "HOME": str(tmp_path), "RAY_NUM_REDIS_GET_RETRIES": "1"}
     node = [*RAY, "start", f"--address={ray.address}", "--node-ip-address=127.0.0.99", "--block"]
