@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,13 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
                     CHECKS[part.kind](part, trial.settings, data)
                     if part.kind == "policy" and sweep.resources.workers > 1:
                         check_rows(part, trial.settings, data)
+
+
+def check_policies(policies: Iterable[Part], settings: Settings, dataset: Dataset) -> None:
+    """Check policies of plugins for a picture of their views; see `check_parts`."""
+    for part in policies:
+        with explained(part):
+            check_policy(part, settings, TrialData(dataset.pretrain_images, dataset))
 
 
 def check_encoder(part: Part, settings: Settings, data: TrialData) -> None:

@@ -294,13 +294,14 @@ def _run(plugin: Plugin) -> list[Part]:
     start = len(parts.declared)
     try:
         exec(compile(plugin.text, file, "exec", dont_inherit=True), vars(module))
-        return parts.declared[start:]
+        # Parts of modules that it imports do not count: such a module runs only once in a process.
+        return [part for part in parts.declared[start:] if part.function.__module__ == module.__name__]
     except (Exception, SystemExit) as fault:
         line = fault.lineno if isinstance(fault, SyntaxError) and fault.filename == file else last_line(fault, file)
         problem = str(fault) if isinstance(fault, InputError) else describe(fault)
         raise InputError(f"{place(plugin, line)}: {problem}") from None
     finally:
-        del parts.declared[start:]
+        parts.declared[:] = [part for part in parts.declared if part.function.__module__ != module.__name__]
 
 
 def _take_out(taken: Iterable[Part]) -> None:

@@ -233,11 +233,15 @@ def check_picture(output: Path) -> None:
 
 
 def dataset_of(settings: Settings) -> Dataset:
-    """The dataset that an experiment pretrains on, for a picture of its views."""
+    """The dataset that an experiment pretrains on, for a picture of its views.
+
+    Raises:
+        InputError: the dataset cannot be loaded, or a policy of a plugin fails.
+    """
     from raysweep.data import loading
 
     name = settings.dataset
-    return loading.load(
+    dataset = loading.load(
         name,
         data_dir=Path(settings.data_dir),
         image_size=settings.image_size,
@@ -245,6 +249,12 @@ def dataset_of(settings: Settings) -> Dataset:
         pretraining=False,
         parameters=parts.dataset[name].arguments(settings) if name in parts.dataset else None,
     )
+    own = [parts.policy[policy] for policy in settings.policies if parts.policy[policy].plugin]
+    if own:
+        from raysweep.part_checks import check_policies
+
+        check_policies(own, settings, dataset)
+    return dataset
 
 
 @contextmanager

@@ -323,6 +323,10 @@ def test_preview_and_comparison_know_plugins(sweep, tmp_path):
     process = here("raysweep", "preview", path, "-o", "views.png", "--plugin", example, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "views.png").exists()
+    (tmp_path / "bad.py").write_text(example.read_text().replace(".clamp(0, 1)", ""))
+    process = here("raysweep", "preview", path, "-o", "bad.png", "--plugin", "bad.py", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "policy brightness: views are in [" in process.stderr
     for name, text in (("one", LOSS), ("two", LOSS.replace("abs()", "square()"))):
         (tmp_path / "mine.py").write_text(text)
         process = sweep("--plugin", "mine.py", "--local", "--name", name, *small(UNTRAINED))

@@ -193,8 +193,10 @@ def test_nodes_that_share_only_a_bucket_bring_results_together(ray, second, serv
 
 
 PLUGIN = """
-import os, raysweep
+import os
 from pathlib import Path
+
+import raysweep
 
 Path("{notes}", str(os.getpid())).write_text(str(os.path.exists("{file}")))
 
@@ -202,25 +204,57 @@ Path("{notes}", str(os.getpid())).write_text(str(os.path.exists("{file}")))
 def gap(z1, z2):
     return (z1 - z2).square().mean()
 """
+PART = """
+import os
+from pathlib import Path
+
+import raysweep
+
+def note():
+    Path("{notes}", str(os.getpid())).write_text(str(os.path.exists("{file}")))
+
+@raysweep.loss
+def gap(z1, z2):
+    note()
+    return (z1 - z2).square().mean()
+"""
+PROGRAM = """
+from raysweep import api
+from their_losses import gap
+
+base = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "emb_loss": "gap"}
+content = {"name": "x", "base": base, "resources": {"gpu": 1, "workers": 2}}
+outcome = api.run(content, where=api.Where(address=ADDRESS), parts=[gap])
+assert [point.name for point in outcome.report.points] == ["default"]
+"""
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_node_that_does_not_see_a_plugin_gets_its_text(ray, second, folder, tmp_path, workers):
+def notes_of(folder):
+    return {path.read_text() for path in folder.iterdir()}
+
+
+def test_a_node_that_does_not_see_a_plugin_gets_its_text(ray, second, folder, tmp_path):
     (tmp_path / "notes").mkdir()
     file = folder / "private" / "gap.py"
     file.write_text(PLUGIN.format(notes=tmp_path / "notes", file=file))
-    settings = {
-        "usl_epochs": 1,
-        "seed": [0, 1] if workers == 1 else 0,
-        "resources.gpu": 1,
-        "resources.workers": workers,
-    }
-    sweep = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    process = start(ray, "--plugin", str(file), "--emb_loss", "gap", *sweep, cwd=tmp_path)
+    sweep = ["--usl_epochs", "1", "--set", "seed=[0, 1]", "--set", "resources.gpu=1", "--emb_loss", "gap"]
+    process = start(ray, "--plugin", str(file), *sweep, cwd=tmp_path)
     status, _, err = ended(process, tmp_path)
     assert status == 0, err
-    seen = {path.read_text() for path in (tmp_path / "notes").iterdir()}
-    assert seen == {"True", "False"}, "a worker of each node has run the plugin"
+    assert notes_of(tmp_path / "notes") == {"True", "False"}, "a worker of each node has run the plugin"
+
+
+def test_a_part_of_a_module_that_a_node_lacks_is_passed_by_value(ray, second, folder, tmp_path):
+    (tmp_path / "notes").mkdir()
+    file = folder / "private" / "their_losses.py"
+    file.write_text(PART.format(notes=tmp_path / "notes", file=file))
+    program = [sys.executable, "-c", PROGRAM.replace("ADDRESS", repr(ray.address))]
+    paths = {"PYTHONPATH": f"{ROOT}:{file.parent}"}
+    process = subprocess.run(
+        program, cwd=tmp_path, env={**ray.environment, **paths}, capture_output=True, text=True, timeout=600
+    )
+    assert process.returncode == 0, process.stderr
+    assert notes_of(tmp_path / "notes") == {"True", "False"}, "a worker of each node has called the part"
 
 
 def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_path):
