@@ -11,7 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ from raysweep import preparation, space
 from raysweep.backends.progress import Progress, Silence
 from raysweep.backends.stopping import Stopping
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
+from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import check_picture, dataset_of, importing_report
 from raysweep.results.credentials import is_uri
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.result import Result, describe_error, note_traceback
-from raysweep.results.store import TAKE_SECONDS, Store, candidates, check_writable, shown_place
+from raysweep.results.store import TAKE_SECONDS, Store, shown_place
 from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
 from raysweep.space import Sweep
 from raysweep.system.places import settle_ray_directory, shown_path
@@ -60,18 +61,27 @@ class Where:
     """The command that resumes the sweep, for messages."""
 
 
-def plan(source: Space | None, overrides: Mapping[str, Any], where: Where = Where()) -> Sweep:
+def plan(
+    source: Space | None,
+    overrides: Mapping[str, Any],
+    where: Where = Where(),
+    *,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
+) -> Sweep:
     """The checked sweep of a search space, without loading data or starting anything.
 
     Args:
         source: a search space; None: only what `overrides` says.
         overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
         where: how it is to run.
+        plugins: files or installed modules with parts, beside those that the search space lists.
+        parts: decorated functions and classes, which are passed to the workers by value.
 
     Raises:
         InputError: one line that names what is wrong.
     """
-    sweep = preparation.build_sweep(source, overrides)
+    sweep = preparation.build_sweep(source, overrides, given(plugins, parts))
     preparation.check_paths(sweep)
     preparation.check_means(sweep, where.local)
     return sweep
@@ -85,6 +95,8 @@ def run(
     name: str | None = None,
     where: Where = Where(),
     progress: Progress | None = None,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
 ) -> Outcome:
     """Run a new sweep and write its report.
 
@@ -96,6 +108,8 @@ def run(
             suffix if it exists.
         where: how and where the trials run.
         progress: told what happens; None: nothing is shown.
+        plugins: see `plan`.
+        parts: see `plan`.
 
     Raises:
         InputError: the input is faulty; nothing was left behind.
@@ -103,21 +117,25 @@ def run(
         SweepBrokeOff: something unexpected happened; the results so far are kept.
     """
     progress = progress or Silence()
-    sweep = plan(source, overrides or {}, where)
+    sweep = plan(source, overrides or {}, where, plugins=plugins, parts=parts)
     store = Store.plan(output, name, sweep.name)
     datasets, words = _prepare(sweep, store, {}, where, progress)
     # Another process may have taken the name in the meantime: from here on the store is the one that was created.
-    store = store.create(sweep, {**preparation.provenance(), "datasets": _digests(datasets)})
+    store = store.create(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
     with store.lock(wait=TAKE_SECONDS), _explaining(store, where):
         progress.tell(f"{store.place}: {sweep.total} trials, {words}")
         return _finish(_run_trials(sweep, store, datasets, [], where, progress), store, where)
 
 
-def plan_resume(place: str, source: Space | None, overrides: Mapping[str, Any], where: Where) -> tuple[Sweep, Sweep]:
-    """The existing sweep at `place`, and the sweep that would be resumed; see `resume`."""
+def plan_resume(
+    place: str, source: Space | None, overrides: Mapping[str, Any], where: Where, extra: Sequence[Plugin] = ()
+) -> tuple[Sweep, Sweep]:
+    """The existing sweep at `place`, and the sweep that would be resumed with the plugins `extra`; see `resume`."""
     # The copy for reports, because another process may be at work in the copy of a bucket.
-    store, before = Store.open(place, copies="reports")
-    sweep = _extended(before, store, source, overrides)
+    store, before = Store.open(place, copies="reports", given=extra)
+    for plugin in before.plugins:
+        check_origin(plugin)
+    sweep = _extended(before, store, source, overrides, extra)
     preparation.check_paths(sweep)
     preparation.check_means(sweep, where.local)
     return before, sweep
@@ -130,6 +148,8 @@ def resume(
     *,
     where: Where = Where(),
     progress: Progress | None = None,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
 ) -> Outcome:
     """Resume an existing sweep: run the trials that have not finished, and write its report.
 
@@ -139,16 +159,18 @@ def resume(
         overrides: settings that change the search space; see `plan`.
         where: how and where the trials run.
         progress: told what happens; None: nothing is shown.
+        plugins: see `plan`; the existing plugins of the sweep are in its results directory.
+        parts: see `plan`; the existing parts of the sweep are needed again.
 
     Raises:
         InputError, SweepInterrupted, SweepBrokeOff: see `run`.
     """
-    progress, overrides = progress or Silence(), overrides or {}
-    plan_resume(place, source, overrides, where)
+    progress, overrides, extra = progress or Silence(), overrides or {}, given(plugins, parts)
+    plan_resume(place, source, overrides, where, extra)
     store = Store(place)
     with store.lock():
-        _, before = Store.open(store.place)  # another process may have resumed it in the meantime
-        sweep = _extended(before, store, source, overrides)
+        _, before = Store.open(store.place, given=extra)  # another process may have resumed it in the meantime
+        sweep = _extended(before, store, source, overrides, extra)
         added, changed = sweep.total - before.total, sweep.to_dict() != before.to_dict()
         store.check_settings_of_attempts(sweep)
         store.set_damaged_aside(sweep)
@@ -162,7 +184,7 @@ def resume(
         datasets, words = _prepare(sweep, store, recorded_datasets(store.root), where, progress)
         preparation.check_kept(sweep, kept, datasets)
         if changed:
-            store.extend(sweep, {**preparation.provenance(), "datasets": _digests(datasets)})
+            store.extend(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
         if before.resources != sweep.resources:
             progress.warn(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
@@ -208,38 +230,34 @@ def compare(places: Sequence[str], output: str | None = None) -> tuple[Report, P
         InputError: a sweep is given twice, the sweeps were not evaluated alike, or the directory cannot be made.
     """
     opened = [Store.open(place, copies="reports") for place in places]
+    plugins = [plugin for _, sweep in opened for plugin in sweep.plugins]
+    if plugins:  # the settings of each sweep are checked with the parts of all of them
+        opened = [Store.open(place, copies="reports", given=plugins, beside=plugins) for place in places]
     for store, _ in opened:
         store.pull()
-    roots = [store.root.resolve() for store, _ in opened]
-    twice = next((place for place, root in zip(places, roots, strict=True) if roots.count(root) > 1), None)
-    if twice is not None:
-        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
-    if output is not None:
-        if is_uri(output):
-            raise InputError(f"-o {output}: a comparison must be in a local directory")
-        if os.path.lexists(output):
-            raise InputError(f"-o {output}: exists; choose another directory")
-        check_writable(Path(output))
-    elif opened[0][0].bucket is not None:
-        raise InputError(f"{places[0]}: is in a bucket; name a local directory for the comparison with -o DIR")
+    directories = preparation.comparison_directories(places, [store for store, _ in opened], output)
     from raysweep.report.building import build_comparison, read_several
 
     report = read_several(opened)
-    directories: Iterable[Path] = [Path(output or "")]
-    if output is None:
-        check_writable(roots[0].parent)
-        directories = (roots[0].parent / name for name in candidates(None, report.name))
-    return build_comparison(report, directories)
+    return build_comparison(report, directories(report.name))
 
 
-def preview(source: Space, overrides: Mapping[str, Any], output: Path, progress: Progress | None = None) -> list[Panel]:
+def preview(
+    source: Space,
+    overrides: Mapping[str, Any],
+    output: Path,
+    progress: Progress | None = None,
+    *,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
+) -> list[Panel]:
     """Draw the views that a sweep would train on into the new file `output`; returns the panels of the picture.
 
     Raises:
         InputError: the search space is faulty, or no picture can be written there.
     """
     check_picture(output)
-    sweep = preparation.build_sweep(source, overrides)
+    sweep = preparation.build_sweep(source, overrides, given(plugins, parts))
     preparation.check_paths(sweep, is_evaluated=False)
     from raysweep.report import preview as drawing
 
@@ -285,19 +303,15 @@ def _local_checkpoint(checkpoint: str) -> Path:
     return fetch_encoder(checkpoint) if is_uri(checkpoint) else Path(checkpoint)
 
 
-def _extended(existing: Sweep, store: Store, source: Space | None, overrides: Mapping[str, Any]) -> Sweep:
-    """The existing sweep extended by the new points."""
-    if source is None and not overrides:
+def _extended(
+    existing: Sweep, store: Store, source: Space | None, overrides: Mapping[str, Any], extra: Sequence[Plugin]
+) -> Sweep:
+    """The existing sweep extended by the new points, and by the plugins `extra`."""
+    if source is None and not overrides and not extra:
         return existing
-    asked = preparation.build_sweep(store.root / "sweep.yaml" if source is None else source, overrides)
+    asked = preparation.build_sweep(store.root / "sweep.yaml" if source is None else source, overrides, extra, existing)
     name = source if isinstance(source, Path) else "command line"
     return with_proposals(store.root, space.extend(existing, asked, f"{name} for {shown_place(store)}"))
-
-
-def _digests(datasets: Datasets) -> dict[str, str]:
-    from raysweep.data.selection import digests
-
-    return digests(datasets)
 
 
 def _prepare(

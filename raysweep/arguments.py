@@ -74,6 +74,17 @@ def cluster_address(text: str) -> str:
     return text
 
 
+def add_plugins(parser: Parser) -> None:
+    """The argument that names files with parts of the user's own."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file, or an installed module, that declares parts; may be given several times; it is run",
+    )
+
+
 def add_sweep_arguments(parser: Parser) -> None:
     """Add the arguments of `sweep`. Every setting of the experiment is an argument."""
     parser.add_argument("space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file")
@@ -101,6 +112,7 @@ def add_sweep_arguments(parser: Parser) -> None:
         metavar="DIR/NAME",
         help="resume a sweep: run unfinished trials, and the trials that a changed search space adds",
     )
+    add_plugins(parser)
     parser.add_argument("--dry-run", action="store_true", help="only print the trials and the resolved settings")
     parser.add_argument("--local", action="store_true", help="run in one process, without Ray")
     parser.add_argument(
@@ -182,6 +194,7 @@ def add_preview_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting, as for sweep"
     )
+    add_plugins(parser)
 
 
 def add_embed_arguments(parser: Parser) -> None:

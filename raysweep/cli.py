@@ -10,11 +10,11 @@ import argparse
 import shlex
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from raysweep import __version__, api, space
+from raysweep import __version__, api, plugins, space
 from raysweep.arguments import (
     Parser,
     add_embed_arguments,
@@ -28,7 +28,7 @@ from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterru
 from raysweep.preparation import check_picture, shipped_spaces
 from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep
-from raysweep.system.places import ensure_home, shown_path
+from raysweep.system.places import ensure_home, expanded, shown_path
 from raysweep.system.terminal import INTERRUPTED, make_console, output_is_lost, redraws, resume_command
 
 if TYPE_CHECKING:
@@ -73,22 +73,23 @@ def sweep_command(parsed: argparse.Namespace) -> int:
             if flag in parsed.given:
                 raise InputError(f"--resume names the directory of the sweep and takes no --{flag}")
     overrides, source = overrides_of(parsed), source_of(parsed)
+    options: dict[str, Any] = {"where": where, "plugins": parsed.plugin}
     if parsed.resume is None and source is None and not overrides:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
     if parsed.dry_run and parsed.resume is not None:
-        before, sweep = api.plan_resume(parsed.resume, source, overrides, where)
+        before, sweep = api.plan_resume(parsed.resume, source, overrides, where, plugins.given(parsed.plugin))
         return dry_run(sweep, {trial.name for trial in before.trials})
     if parsed.dry_run:
-        return dry_run(api.plan(source, overrides, where))
+        return dry_run(api.plan(source, overrides, **options))
 
     from raysweep.backends.display import ConsoleProgress
 
     console = make_console()
     progress = ConsoleProgress(console, say)
     if parsed.resume is not None:
-        outcome = api.resume(parsed.resume, source, overrides, where=where, progress=progress)
+        outcome = api.resume(parsed.resume, source, overrides, progress=progress, **options)
     else:
-        outcome = api.run(source, overrides, output=parsed.output, name=parsed.name, where=where, progress=progress)
+        outcome = api.run(source, overrides, output=parsed.output, name=parsed.name, progress=progress, **options)
     return show_outcome(outcome, console)
 
 
@@ -216,7 +217,8 @@ def preview_command(parsed: argparse.Namespace) -> int:
 
     check_picture(parsed.output)
     console, overrides = make_console(), space.parse_assignments(parsed.set)
-    for panel in api.preview(Path(parsed.space), overrides, parsed.output, ConsoleProgress(console, say)):
+    progress = ConsoleProgress(console, say)
+    for panel in api.preview(Path(parsed.space), overrides, parsed.output, progress, plugins=parsed.plugin):
         tell(console, f"{shown_path(parsed.output)}: {panel}")
     return FINISHED
 
@@ -273,6 +275,29 @@ COMMANDS = {
 """For each command: its function, its arguments, its line in the overview, and its description."""
 
 
+def plugins_in(arguments: list[str]) -> tuple[plugins.Plugin, ...]:
+    """The plugins of a command, whose settings are flags of it: from --plugin, the search space, and --resume."""
+    named: list[str] = []
+    existing: list[Path] = []
+    spaces: list[Path] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, sign, value = argument.partition("=")
+        value = value if sign else following
+        if flag == "--plugin" and value:
+            named.append(value)
+        elif flag == "--resume" and value:
+            existing.append(Path(expanded(value), "sweep.yaml"))
+        elif argument.endswith((".yaml", ".yml")):
+            spaces.append(Path(expanded(argument)))
+
+    def listed(paths: list[Path]) -> Iterator[plugins.Plugin]:
+        for path in paths:
+            if path.is_file() and arguments[0] in ("sweep", "preview"):
+                yield from plugins.find(space.read(path).get("plugins") or (), path.parent, f"{path}: plugins")
+
+    return plugins.with_existing(tuple(listed(existing)), plugins.merged(plugins.given(named), listed(spaces)))
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments. Only the parser of the given command gets its arguments."""
     parser = Parser(
@@ -311,9 +336,11 @@ SWEEP_STATUS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         ensure_home()
-        parsed = parse(sys.argv[1:] if arguments is None else arguments)
+        plugins.activate(plugins_in(arguments))
+        parsed = parse(arguments)
         warnings.showwarning = show_warning
         status: int = parsed.function(parsed)
         return status
@@ -331,3 +358,5 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         say(f"error: {fault.filename}: {fault.strerror}")  # a path from the user, or a full disk
         return BAD_INPUT
+    finally:
+        plugins.activate(())

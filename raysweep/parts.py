@@ -15,95 +15,25 @@ declares parts must not import torch at its top level: it is read to print the h
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from raysweep.declarations import Chooses as Chooses
+from raysweep.declarations import Condition as Condition
+from raysweep.declarations import FeatureLayer as FeatureLayer
+from raysweep.declarations import Metric as Metric
+from raysweep.declarations import Parameter as Parameter
+from raysweep.declarations import Remark as Remark
+from raysweep.declarations import parameters_of
+from raysweep.errors import InputError
 
 if TYPE_CHECKING:
     from raysweep.config.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Condition:
-    """When a setting has an effect: in words, for messages and docs, and as a test on the settings."""
-
-    words: str
-    holds: Callable[[Settings], bool]
-
-    def __and__(self, other: Condition) -> Condition:
-        """The condition that both hold."""
-        return Condition(f"{self.words} and {other.words}", lambda s: self.holds(s) and other.holds(s))
-
-
-@dataclass(frozen=True)
-class Chooses:
-    """Marks a parameter whose value is the name of a part of another kind, such as the embedding loss of a method."""
-
-    kind: str
-
-
-@dataclass(frozen=True)
-class FeatureLayer:
-    """Marks a parameter whose value is the name of a layer of the encoder."""
-
-
-@dataclass(frozen=True)
-class Remark:
-    """Marks a parameter that differs from the others of its kind in how a sweep treats it."""
-
-    searchable: bool = True
-    """Whether it may be swept. False: it changes no score."""
-    structured: bool = False
-    """Whether a list or a mapping is one value of the parameter."""
-    may_be_unused: bool = False
-    """Whether it may be given to a sweep in which no trial reads it."""
-    protocol: bool = True
-    """For a parameter of a probe: whether scores that differ in it cannot be compared."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A setting that a part declares."""
-
-    name: str
-    annotation: Any
-    """`Annotated[...]`, from which pydantic checks values."""
-    default: Any
-    text: str
-    condition: Condition | None = None
-    """What must hold, besides that the part is in use, for the parameter to have an effect."""
-    chooses: str | None = None
-    """The kind of the part that its value names."""
-    is_layer: bool = False
-    """Whether its value names a layer of the encoder."""
-    remark: Remark = Remark()
-
-    @property
-    def declaration(self) -> tuple[Any, Any, str]:
-        """What two parts must agree on that declare a parameter of the same name."""
-        return self.annotation, self.default, self.text
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric that a part yields."""
-
-    text: str
-    better: Literal["max", "min"] | None = None
-    """Whether more or less is better; None: neither."""
-    lowest: float = 0.0
-    highest: float = float("inf")
-    uses_test: bool = False
-    """Whether it is computed from the test split, so that nothing may be chosen by it."""
-    is_diagnosis: bool = False
-    """Whether it only describes how a trial went, so that nothing may be chosen by it."""
-    is_reported: Callable[[Settings], bool] | None = None
-    """Whether a trial with these settings, in which the part is in use, reports it; None: always."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +49,8 @@ class Part:
     declared_metrics: Mapping[str, Metric] | Callable[[], Mapping[str, Metric]] = field(default_factory=dict)
     traits: Mapping[str, Any] = field(default_factory=dict)
     """What the part can do, such as `views` of a method or `batch_norm` of an encoder."""
+    plugin: str = ""
+    """The hash of the plugin that declares it; empty for a built-in part."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -210,6 +142,8 @@ class Table(Mapping[str, Part]):
     ) -> Any:
         """Decorate a function or a class: it becomes an entry of this table, and stays as it is.
 
+        A part from outside the package waits in `declared` until `raysweep.plugins` takes it into the table.
+
         Args:
             function: the part, where the decorator is used without arguments.
             name: the part's name in settings; None: the name of the function.
@@ -217,13 +151,13 @@ class Table(Mapping[str, Part]):
             traits: see the table of the kind.
 
         Raises:
-            ValueError: the declaration is faulty, or the name is taken; the message says what is wrong.
+            InputError: the declaration is faulty, or the name is taken; the message says what is wrong.
         """
         if function is None:
             return lambda given: self(given, name=name, metrics=metrics, **traits)
         unknown = [trait for trait in traits if trait not in self.traits]
         if unknown:
-            raise ValueError(f"{self.kind} {function.__name__}: unknown trait {unknown[0]!r}")
+            raise InputError(f"{self.kind} {function.__name__}: unknown trait {unknown[0]!r}")
         part = Part(
             kind=self.kind,
             name=name or function.__name__,
@@ -233,12 +167,27 @@ class Table(Mapping[str, Part]):
             declared_metrics=metrics or {},
             traits={**self.traits, **traits},
         )
-        if part.name in self._parts:
-            raise ValueError(f"{self.kind} {part.name}: there is one of that name already")
-        self._parts[part.name] = part
-        for changed in watchers:
-            changed()
+        if function.__module__ in self.modules:
+            self.add(part)
+        else:
+            declared.append(part)
         return function
+
+    def add(self, part: Part) -> None:
+        """Take a part into the table; raises InputError if the name is taken, or a parameter clashes with others."""
+        if part.name in self._parts:
+            raise InputError(f"{self.kind} {part.name}: there is one of that name already")
+        self._parts[part.name] = part
+        try:
+            notify()
+        except Exception:
+            self.remove(part)
+            raise
+
+    def remove(self, part: Part) -> None:
+        """Take a part out of the table."""
+        del self._parts[part.name]
+        notify()
 
     def _complete(self) -> dict[str, Part]:
         """The parts, after the built-in ones have declared themselves."""
@@ -249,8 +198,17 @@ class Table(Mapping[str, Part]):
         return self._parts
 
 
+declared: list[Part] = []
+"""The parts that were declared outside of the package and are in no table yet."""
 watchers: list[Callable[[], None]] = []
-"""Called after each declaration."""
+"""Called after each change of a table."""
+
+
+def notify() -> None:
+    """Tell the watchers that a table has changed."""
+    for changed in watchers:
+        changed()
+
 
 encoder = Table(
     "encoder",
@@ -316,57 +274,18 @@ TABLES: Mapping[str, Table] = {
 }
 
 
-def parameters_of(function: Callable[..., Any], kind: str) -> dict[str, Parameter]:
-    """The parameters that a part declares: its keyword-only arguments."""
-    target = function.__init__ if inspect.isclass(function) else function
-    namespace = vars(sys.modules[function.__module__])
-    parameters = {}
-    for name, given in inspect.signature(target).parameters.items():
-        if given.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        where = f"{kind} {function.__name__}: {name}"
-        annotation = given.annotation
-        if isinstance(annotation, str):  # postponed; the other annotations may name types that are not imported
-            annotation = eval(annotation, dict(namespace))
-        if get_origin(annotation) is not Annotated:
-            raise ValueError(
-                f"{where}: needs a type and a description, such as Annotated[float, 'Weight of the loss.']"
-            )
-        if given.default is inspect.Parameter.empty:
-            raise ValueError(f"{where}: needs a default")
-        marks = get_args(annotation)[1:]
-
-        def only(wanted: type[Any], marks: tuple[Any, ...] = marks) -> Any:
-            return next((mark for mark in marks if isinstance(mark, wanted)), None)
-
-        if only(str) is None:
-            raise ValueError(f"{where}: needs a description, a text in Annotated")
-        chooses = only(Chooses)
-        parameters[name] = Parameter(
-            name=name,
-            annotation=annotation,
-            default=given.default,
-            text=only(str),
-            condition=only(Condition),
-            chooses=chooses.kind if chooses is not None else None,
-            is_layer=only(FeatureLayer) is not None,
-            remark=only(Remark) or Remark(),
-        )
-    return parameters
-
-
 def declared_parameters(kinds: tuple[str, ...] = tuple(TABLES)) -> dict[str, Parameter]:
     """Every parameter that a part of one of the kinds declares, by name.
 
     Raises:
-        ValueError: two parts declare a parameter of the same name differently.
+        InputError: two parts declare a parameter of the same name differently.
     """
     found: dict[str, Parameter] = {}
     for kind in kinds:
         for part in TABLES[kind].values():
             for name, parameter in part.parameters.items():
                 if name in found and found[name].declaration != parameter.declaration:
-                    raise ValueError(f"{kind} {part.name}: {name}: another part declares it differently")
+                    raise InputError(f"{kind} {part.name}: {name}: another part declares it differently")
                 found.setdefault(name, parameter)
     return found
 

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import import_module
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from raysweep import __version__, parts, space
 from raysweep.config import Settings, protocol
 from raysweep.errors import InputError
+from raysweep.plugins import Plugin, activate, find, merged, with_existing
+from raysweep.results.credentials import is_uri
 from raysweep.results.result import Result, protocol_difference
-from raysweep.results.store import check_writable
+from raysweep.results.store import Store, candidates, check_writable
 from raysweep.space import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -40,25 +42,43 @@ def shipped_spaces() -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.yaml")}
 
 
-def build_sweep(source: Path | Mapping[str, Any] | Sweep | None, overrides: Mapping[str, Any]) -> Sweep:
+def build_sweep(
+    source: Path | Mapping[str, Any] | Sweep | None,
+    overrides: Mapping[str, Any],
+    given: Sequence[Plugin] = (),
+    existing: Sweep | None = None,
+) -> Sweep:
     """The checked sweep of a search space.
 
     Args:
         source: a search-space file, its content, or a sweep; None: only what `overrides` says.
         overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        given: plugins beside those that the search space lists.
+        existing: the existing sweep that this one extends; its plugins are used, and must not have changed.
 
     Raises:
         InputError: one line that names the key, what was given and what is valid.
     """
+    raw: Mapping[str, Any]
+    folder = Path.cwd()
+    listed: tuple[Plugin, ...] = ()
     if isinstance(source, Sweep):
-        return space.build(source.to_dict(), overrides, source.name) if overrides else source
-    if isinstance(source, Mapping):
-        return space.build(source, overrides, str(source.get("name", "search space")))
-    if source is not None:
-        where = source.name if source in shipped_spaces().values() else str(source)
-        return space.build(space.read(source), overrides, where)
-    name = overrides.get("usl_type", Settings().usl_type)
-    return space.build({"name": name if isinstance(name, str) else "sweep"}, overrides, "command line")
+        raw, where, listed = source.to_dict(), source.name, source.plugins
+    elif isinstance(source, Mapping):
+        raw, where = source, str(source.get("name", "search space"))
+    elif source is not None:
+        raw, where, folder = space.read(source), str(source), source.parent
+        where = source.name if source in shipped_spaces().values() else where
+    else:
+        name = overrides.get("usl_type", Settings().usl_type)
+        raw, where = {"name": name if isinstance(name, str) else "sweep"}, "command line"
+    if not isinstance(source, Sweep):
+        listed = find(raw.get("plugins") or (), folder, f"{where}: plugins")
+    plugins = with_existing(existing.plugins if existing is not None else (), merged(listed, given))
+    activate(plugins)
+    if isinstance(source, Sweep) and not overrides and plugins == source.plugins:
+        return source
+    return space.build(raw, overrides, where, plugins=plugins)
 
 
 def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
@@ -91,6 +111,31 @@ def refuse_unlabelled(trial: Trial) -> NoReturn:
     raise InputError(f"{key}: {settings.usl_type}: dataset {settings.dataset} {lacks}")
 
 
+def comparison_directories(
+    places: Sequence[str], stores: Sequence[Store], output: str | None
+) -> Callable[[str], Iterable[Path]]:
+    """Return a function that turns the name of a comparison into the directories that it may take, in order.
+
+    Raises:
+        InputError: a sweep is given twice, or no directory can be made.
+    """
+    roots = [store.root.resolve() for store in stores]
+    twice = next((place for place, root in zip(places, roots, strict=True) if roots.count(root) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
+    if output is not None:
+        if is_uri(output):
+            raise InputError(f"-o {output}: a comparison must be in a local directory")
+        if os.path.lexists(output):
+            raise InputError(f"-o {output}: exists; choose another directory")
+        check_writable(Path(output))
+        return lambda name: [Path(output)]
+    if stores[0].bucket is not None:
+        raise InputError(f"{places[0]}: is in a bucket; name a local directory for the comparison with -o DIR")
+    check_writable(roots[0].parent)
+    return lambda name: (roots[0].parent / candidate for candidate in candidates(None, name))
+
+
 def check_means(sweep: Sweep, local: bool) -> None:
     """Raise InputError if the sweep needs something that is absent: Ray, or an optional package."""
     if not local and "@" in os.environ.get("RAY_ADDRESS", ""):
@@ -116,7 +161,7 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
         recorded: the digests of the datasets with which the sweep was started; empty for a new one.
 
     Raises:
-        InputError: a dataset cannot be loaded, does not fit the settings, or has changed.
+        InputError: a dataset cannot be loaded, does not fit the settings, or has changed; or a part of a plugin fails.
     """
     from raysweep.data.selection import check_data, check_unchanged, reads_labels, select_data
 
@@ -127,7 +172,18 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
             refuse_unlabelled(trial)
         check_data(trial.settings, data)
     check_unchanged(datasets, recorded)
+    if sweep.plugins:
+        from raysweep.part_checks import check_parts
+
+        check_parts(sweep, datasets)
     return datasets
+
+
+def digests(datasets: Datasets) -> dict[str, str]:
+    """The digest of each dataset; see `raysweep.data.selection.digests`."""
+    from raysweep.data import selection
+
+    return selection.digests(datasets)
 
 
 def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets) -> None:
@@ -179,11 +235,15 @@ def check_picture(output: Path) -> None:
 
 
 def dataset_of(settings: Settings) -> Dataset:
-    """The dataset that an experiment pretrains on, for a picture of its views."""
+    """The dataset that an experiment pretrains on, for a picture of its views.
+
+    Raises:
+        InputError: the dataset cannot be loaded, or a policy of a plugin fails.
+    """
     from raysweep.data import loading
 
     name = settings.dataset
-    return loading.load(
+    dataset = loading.load(
         name,
         data_dir=Path(settings.data_dir),
         image_size=settings.image_size,
@@ -191,6 +251,12 @@ def dataset_of(settings: Settings) -> Dataset:
         pretraining=False,
         parameters=parts.dataset[name].arguments(settings) if name in parts.dataset else None,
     )
+    own = [parts.policy[policy] for policy in settings.policies if parts.policy[policy].plugin]
+    if own:
+        from raysweep.part_checks import check_policies
+
+        check_policies(own, settings, dataset)
+    return dataset
 
 
 @contextmanager

@@ -14,9 +14,9 @@ PACKAGE = ROOT / "raysweep"
 
 # An entry may import earlier entries, but no later ones.
 ORDER = [
-    "errors", "system", "parts", "config", "space", "data", "randomness", "augment", "models", "methods", "training",
-    "results", "probes", "trial_progress", "trial", "portable", "report", "backends", "preparation", "api",
-    "arguments", "cli", "__main__",
+    "errors", "system", "declarations", "parts", "config", "plugins", "space", "data", "randomness", "augment",
+    "models", "methods", "training", "results", "probes", "trial_progress", "trial", "part_checks", "portable",
+    "report", "backends", "preparation", "api", "arguments", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "system/places", "config", "space", "results/store", "results/credentials", "cli")
 HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow"}

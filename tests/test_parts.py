@@ -1,200 +1,95 @@
-"""The real command sweeps over a part of each kind that a module unknown to the package declares."""
+"""The examples, one plugin of each kind, through the real command: their parameters are settings like any other."""
 
 import csv
 import json
-import subprocess
-import sys
-import textwrap
+import re
+import shlex
 
 import pytest
 
 from raysweep import parts
 from tests.support import ROOT
+from tests.support.commands import here
 
-TOYS = '''
-from collections.abc import Iterator
-from typing import Annotated, Any
-
-import numpy as np
-import torch
-from pydantic import Field
-from torch import nn
-
-from raysweep.augment.operations import to_float
-from raysweep.data.dataset import Dataset
-from raysweep.methods.method import Losses
-from raysweep.parts import Metric, dataset, encoder, head, loss, method, optimizer, policy, probe, schedule
-from raysweep.training.schedules import RATE
+EXAMPLES = {path.stem.removeprefix("my_"): path for path in sorted((ROOT / "examples").glob("my_*.py"))}
+ALL = [word for path in EXAMPLES.values() for word in ("--plugin", path)]
+QUICK = {"usl_epochs": 2, "le_epochs": 1, "batch_size": 200, "precision": "fp32", "probe_every": 0, "images_every": 0}
+CHANGES = {"probe": "means/test_accuracy", "dataset": "means/test_accuracy"}
+"""The metric that the parameter of an example must change, if it is not the loss."""
 
 
-@loss
-def toy_loss(z1, z2, *, toy_power: Annotated[float, Field(gt=0), "Exponent of the difference."] = 2.0):
-    """A power of the absolute difference."""
-    return (z1 - z2).abs().pow(toy_power).mean()
+def words_of(example):
+    """Return the words of the command in the header of an example, after `raysweep sweep`, with one seed."""
+    header = example.read_text().split('"""')[1]
+    words = shlex.split(re.search(r"^ +raysweep sweep (.*)$", header, re.MULTILINE)[1])
+    assert words[:2] == ["--plugin", f"examples/{example.name}"]
+    seeds = [number for number, word in enumerate(words) if word.startswith("seed=")]
+    for number in seeds:
+        del words[number - 1 : number + 1]
+    return words[2:]
 
 
-@policy
-def toy_shift(images, strength, generator, part=None, *, toy_columns: Annotated[int, Field(ge=0), "Columns."] = 1):
-    """Shift all images to the right."""
-    views = to_float(images)
-    return views.roll(toy_columns, 3) if strength else views
+def test_there_is_an_example_of_every_kind():
+    assert set(EXAMPLES) == set(parts.TABLES)
 
 
-@encoder(batch_norm=True)
-def toy_encoder(channels, image_size, *, toy_width: Annotated[int, Field(ge=1), "Number of features."] = 8):
-    """A linear map of the pixels, normalised over the batch."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, toy_width), nn.BatchNorm1d(toy_width))
-
-
-@head
-def toy_head(feature_dim, embedding_dim, *, toy_bias: Annotated[bool, "Whether the head has a bias."] = True):
-    """A linear map, with or without bias."""
-    return nn.Linear(feature_dim, embedding_dim, bias=toy_bias)
-
-
-@optimizer
-def toy_descent(weights, lr, *, toy_pull: Annotated[float, Field(ge=0), "Pull of the weights to zero."] = 0.0):
-    """Gradient descent with weight decay."""
-    return torch.optim.SGD(weights, lr=lr, weight_decay=toy_pull)
-
-
-@schedule(metrics=RATE)
-def toy_stairs(step, steps, epoch_steps, *, toy_drop: Annotated[float, Field(gt=0), "Factor of an epoch."] = 0.5):
-    """The rate falls after each epoch."""
-    return toy_drop ** (step // epoch_steps)
-
-
-@dataset(size=8, channels=1, images=80)
-def toy_stripes(request, *, toy_noise: Annotated[float, Field(ge=0), "Standard deviation of the noise."] = 10.0):
-    """Horizontal and vertical stripes with noise."""
-    draws = np.random.RandomState(0)
-    labels = np.arange(80) % 2
-    stripes = np.indices((8, 8))[:, None] % 2 * 200
-    images = np.clip(stripes[labels] + draws.normal(0, toy_noise, (80, 1, 8, 8)), 0, 255).astype(np.uint8)
-    return Dataset(request.name, ("a", "b"), images[:60], labels[:60], images[60:], labels[60:])
-
-
-@probe(metrics={"toy/norm": Metric("Mean norm of the test features.", uses_test=True)})
-def toy_norm(evaluation, *, toy_order: Annotated[float, Field(gt=0), "Order of the norm."] = 2.0) -> Iterator[Any]:
-    """The mean norm of the features."""
-    yield "toy/norm", float(evaluation.features("trunk")["test"].norm(toy_order, dim=1).mean())
-
-
-class Teacher(nn.Module):
-    """The views are drawn to the embedding of a slowly moving copy of the encoder."""
-
-    reads_clean = False
-
-    def __init__(self, encoder, momentum):
-        super().__init__()
-        import copy
-
-        self.encoder, self.momentum, self.shard, self.calls = encoder, momentum, None, []
-        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
-
-    def embed(self, images):
-        return self.encoder.head(self.encoder(images))
-
-    def forward(self, views, clean):
-        with torch.no_grad():
-            target = self.teacher.head(self.teacher(views.roll(len(views) // 2, 0)))
-        distance = (self.embed(views) - target).square().mean()
-        return Losses(distance, {"toy_loss": distance.detach()})
-
-    def after_step(self, progress):
-        assert not self.calls or progress > self.calls[-1]
-        self.calls.append(progress)
-        for slow, fast in zip(self.teacher.parameters(), self.encoder.parameters()):
-            slow.lerp_(fast, 1 - self.momentum)
-
-
-@method(views=2, metrics={"pretrain/toy_loss": Metric("Distance from the teacher.", better="min")})
-def toy_teacher(encoder, *, toy_momentum: Annotated[float, Field(ge=0, le=1), "Momentum of the teacher."] = 0.9):
-    """A student that follows a slowly moving teacher."""
-    return Teacher(encoder, toy_momentum)
-'''
-
-PROGRAM = "import sys, toys\nfrom raysweep.cli import main\nsys.exit(main(sys.argv[1:]))"
-QUICK = {"usl_epochs": 2, "le_epochs": 2, "batch_size": 20, "precision": "fp32", "probe_every": 1, "knn_k": 5}
-KINDS = {
-    "loss": ({"emb_loss": "toy_loss", "dataset": "toy_stripes"}, "toy_power", [1.0, 3.0]),
-    "policy": ({"policy": "toy_shift", "dataset": "toy_stripes"}, "toy_columns", [1, 3]),
-    "encoder": ({"encoder": "toy_encoder", "dataset": "toy_stripes"}, "toy_width", [3, 5]),
-    "head": ({"head": "toy_head", "dataset": "toy_stripes"}, "toy_bias", [True, False]),
-    "optimizer": ({"optimizer": "toy_descent", "dataset": "toy_stripes"}, "toy_pull", [0.0, 100.0]),
-    "schedule": ({"schedule": "toy_stairs", "usl_lr": 0.01, "dataset": "toy_stripes"}, "toy_drop", [0.1, 1.0]),
-    "dataset": ({"dataset": "toy_stripes"}, "toy_noise", [5.0, 60.0]),
-    "probe": ({"dataset": "toy_stripes"}, "toy_order", [1.0, 2.0]),
-    "method": ({"usl_type": "toy_teacher", "dataset": "toy_stripes"}, "toy_momentum", [0.5, 0.99]),
-}
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    """A function that runs the real command in a process that has imported the toy parts."""
-    folder = tmp_path_factory.mktemp("toys")
-    (folder / "toys.py").write_text(textwrap.dedent(TOYS))
-
-    def run(*arguments):
-        command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-        paths = {"PYTHONPATH": f"{ROOT}:{folder}"}
-        return subprocess.run(command, cwd=folder, env={**ENVIRONMENT, **paths}, capture_output=True, text=True)
-
-    run.folder = folder
-    return run
-
-
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "OMP_NUM_THREADS": "1"}
-
-
-def test_there_is_a_toy_of_every_kind():
-    assert set(KINDS) == set(parts.TABLES)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_parameter_of_a_new_part_is_swept_through_the_real_command(toys, kind):
-    base, name, values = KINDS[kind]
-    space = toys.folder / f"{kind}.yaml"
-    space.write_text(json.dumps({"name": kind, "base": {**QUICK, **base}, "search": {name: values, "seed": [0]}}))
-    process = toys("sweep", space, "--local")
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_the_command_of_an_example_sweeps_its_parameter(tmp_path, kind):
+    words = words_of(EXAMPLES[kind])
+    settings = {**QUICK, "usl_epochs": 0} if kind in ("dataset", "probe") else QUICK
+    quick = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    data = [] if kind == "dataset" else ["--dataset", "stripes", "--noise", "250"]  # the smallest
+    beside = [EXAMPLES[name] for name in dict.fromkeys((kind, "dataset", "probe"))]
+    given = [word for path in beside for word in ("--plugin", path)]
+    process = here("run_sweep.py", *given, *words, *data, *quick, "--local", "--name", "x", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    root = toys.folder / "runs" / kind
+    root = tmp_path / "runs" / "x"
+    name, values = next(word for word in words if re.fullmatch(r"\w+=\[.*\]", word)).split("=")
     with open(root / "results.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["status"] for row in rows] == ["finished", "finished"]
-    assert [row[name] for row in rows] == [str(value) for value in values]
+    assert [row["status"] for row in rows] == ["finished"] * len(rows)
+    assert [float(row[name]) for row in rows] == json.loads(values)
     results = [json.loads((root / row["trial"] / "result.json").read_text()) for row in rows]
-    changing = {"probe": "toy/norm", "encoder": "toy/norm"}.get(kind, "pretrain/loss")
-    assert results[0]["metrics"][changing] != results[1]["metrics"][changing], "the parameter must reach the part"
-    assert all(float(row["toy/norm"]) > 0 for row in rows), (
+    changed = CHANGES.get(kind, "pretrain/loss")
+    assert results[0]["metrics"][changed] != results[1]["metrics"][changed], "the parameter must reach the part"
+    assert all(0 < float(row["means/test_accuracy"]) <= 1 for row in rows), (
         "a metric reaches the table although no list of metrics was extended"
     )
-    assert "toy/norm" in (root / "summary.csv").read_text()
+    assert "means/test_accuracy" in (root / "summary.csv").read_text()
     if kind == "method":
-        assert all(row["pretrain/toy_loss"] == row["pretrain/loss"] for row in rows)
-    if kind == "schedule":
-        assert [float(row["pretrain/lr"]) for row in rows] == [0.001, 0.01]
+        assert all(row["pretrain/prediction_loss"] == row["pretrain/loss"] for row in rows)
     fingerprints = {result["fingerprint"] for result in results}
-    assert len(fingerprints) == (2 if kind in ("probe", "dataset") else 1), (
+    assert len(fingerprints) == (len(rows) if kind in ("probe", "dataset") else 1), (
         "only parts that change the meaning of a score change the fingerprint"
     )
+    assert {path.name for path in (root / "plugins").iterdir()} == {path.name for path in beside}
 
 
-def test_help_shows_the_parameters_and_faults_are_one_line(toys):
-    shown = toys("sweep", "--help")
-    assert all(f"--{name}" in shown.stdout for _, name, _ in KINDS.values())
+def test_help_shows_the_parameters_and_faults_are_one_line(tmp_path):
+    shown = here("run_sweep.py", *ALL, "--help", cwd=tmp_path).stdout
+    names = [word.split("=")[0] for path in EXAMPLES.values() for word in words_of(path) if "=[" in word]
+    assert len(names) == len(EXAMPLES)
+    assert all(f"--{name} X" in shown for name in names)
     for arguments, words in (
-        (["--toy_power", "-1"], "toy_power: must be greater than 0"),
-        (["--usl_type", "simclr", "--toy_power", "1"], "toy_power: has no effect in any trial"),
-        (["--emb_loss", "toy_los"], "emb_loss: must be"),
-        (["--encoder", "toy_encoder", "--layerwise", "greedy"], "needs an encoder that is made of blocks"),
-        (["--encoder", "toy_encoder", "--set", "resources.workers=2"], "toy_encoder has batch norm"),
-        (["--usl_type", "toy_teacher", "--layerwise", "greedy"], "cannot train block by block"),
+        (["--sharpness", "-1"], "sharpness: must be greater than 0"),
+        (["--usl_type", "simclr", "--sharpness", "2"], "sharpness: has no effect in any trial"),
+        (["--emb_loss", "cosin"], "emb_loss: must be"),
+        (["--encoder", "mlp", "--layerwise", "greedy"], "needs an encoder that is made of blocks"),
+        (["--usl_type", "teacher", "--layerwise", "greedy"], "cannot train block by block"),
     ):
-        process = toys("sweep", *arguments, "--dry-run")
+        process = here("run_sweep.py", *ALL, *arguments, "--dry-run", cwd=tmp_path)
         assert process.returncode == 2, process.stdout
         assert words in process.stderr
         assert process.stderr.count("\n") == 1
+
+
+def test_an_encoder_with_batch_norm_is_refused_for_several_processes(tmp_path):
+    text = EXAMPLES["encoder"].read_text().replace("@raysweep.encoder", "@raysweep.encoder(batch_norm=True)")
+    (tmp_path / "normed.py").write_text(text)
+    arguments = ["--plugin", "normed.py", "--encoder", "mlp", "--set", "resources.workers=2", "--dry-run"]
+    process = here("run_sweep.py", *arguments, cwd=tmp_path)
+    assert process.returncode == 2
+    assert "mlp has batch norm, which PyTorch synchronises between GPUs only" in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -213,15 +108,11 @@ def test_help_shows_the_parameters_and_faults_are_one_line(toys):
     ],
 )
 def test_a_faulty_declaration_says_what_is_wrong(tmp_path, declaration, words):
-    text = "from typing import Annotated\nfrom pydantic import Field\nimport raysweep.config\n"
-    text += f"from raysweep.parts import loss, TABLES\nlist(TABLES['loss'])\n{declaration}\n"
-    (tmp_path / "faulty.py").write_text(text)
-    process = subprocess.run(
-        [sys.executable, "faulty.py"],
-        cwd=tmp_path,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+    (tmp_path / "faulty.py").write_text(
+        f"from typing import Annotated\nfrom pydantic import Field\nfrom raysweep import loss\n{declaration}\n"
     )
-    assert process.returncode == 1
-    assert f"ValueError: {words}" in process.stderr or words in process.stderr.splitlines()[-1]
+    process = here("run_sweep.py", "--plugin", "faulty.py", "--dry-run", "--seed", "0", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {tmp_path}/faulty.py, line 4: ")
+    assert words in process.stderr
+    assert process.stderr.count("\n") == 1

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from raysweep import parts
 from raysweep.config.settings import SETTINGS, Settings, about, default_of, has_effect
 
 PROTOCOL_VERSION = 3
@@ -23,6 +24,8 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     Args:
         settings: the experiment.
         probe_digest: a digest of the pixels and labels of the probe dataset (`Dataset.digest`).
+
+    A probe of a plugin is identified by the hash of its file, and a dataset of a plugin by its content, as any other.
     """
     chosen = {
         name: getattr(settings, name) if has_effect(name, settings) else default_of(name)
@@ -30,7 +33,9 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
         if about(name).protocol
     }
     chosen["probe_dataset"] = settings.evaluated_dataset.split(":")[0]  # a folder is identified by its content alone
-    return {**chosen, "probe_data": probe_digest, "version": PROTOCOL_VERSION}
+    code = ", ".join(f"{name} {part.plugin[:12]}" for name, part in parts.probe.items() if part.plugin)
+    plugins = {"probe_code": code} if code else {}  # only then, so that other fingerprints stay as they were
+    return {**chosen, **plugins, "probe_data": probe_digest, "version": PROTOCOL_VERSION}
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

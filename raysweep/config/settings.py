@@ -20,6 +20,7 @@ from raysweep.config.description import About
 from raysweep.config.part_settings import ANCHORS, field_of_parameter, make_field, one_of
 from raysweep.config.validation import check_model, check_type
 from raysweep.config.values import NUMBERS, suggest
+from raysweep.errors import InputError
 from raysweep.system.places import expanded
 
 FOLDER = "folder:"
@@ -293,7 +294,7 @@ def complete_settings() -> None:
     declared = parts.declared_parameters()
     taken = next((name for name in declared if name in CORE_FIELDS), None)
     if taken is not None:
-        raise ValueError(f"{taken}: is a setting already; give the parameter another name")
+        raise InputError(f"{taken}: is a setting already; give the parameter another name")
     fields: dict[str, FieldInfo] = {}
     for name, core in CORE_FIELDS.items():
         chosen = next((mark.kind for mark in core.metadata if isinstance(mark, parts.Chooses)), None)

@@ -11,11 +11,26 @@ import numpy as np
 
 from raysweep import parts
 from raysweep.config import FOLDER
-from raysweep.data.dataset import Dataset, check_memory, digest_of
+from raysweep.data.dataset import Dataset, check_content, check_memory, digest_of
 from raysweep.data.datasets import DatasetRequest
 from raysweep.data.folders import check_name, read_folder
 from raysweep.data.layout import FOLDER_SIZE
 from raysweep.data.pixels import convert
+from raysweep.parts import Part
+from raysweep.plugins import explained
+
+
+def read_part(part: Part, request: DatasetRequest, parameters: Mapping[str, Any]) -> Dataset:
+    """Read a dataset of the table; raises InputError if the one of a plugin is faulty."""
+    if not part.plugin:
+        dataset: Dataset = part.function(request, **parameters)
+        return dataset
+    with explained(part):
+        dataset = part.function(request, **parameters)
+        check_content(dataset, (int(part.traits["size"]), request.size))
+    labels = {f"{split}_labels": getattr(dataset, f"{split}_labels") for split in ("train", "test", "val")}
+    labels = {name: value if value is None else np.asarray(value, dtype=np.int64) for name, value in labels.items()}
+    return replace(dataset, name=request.name, **labels)
 
 
 def native_size(spec: str) -> int:
@@ -58,7 +73,7 @@ def load(
         count = part.traits["images"] + (part.traits["unlabelled"] if pretraining else 0)
         check_memory(spec, count, channels or part.traits["channels"], max(size, part.traits["size"]))
         request = DatasetRequest(spec, data_dir.expanduser(), size, pretraining)
-        dataset = part.function(request, **(parameters or {}))
+        dataset = read_part(part, request, parameters or {})
     channels = channels or dataset.train_images.shape[1]
     dataset = replace(
         dataset,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raysweep import parts
 from raysweep.config import Settings
+from raysweep.errors import InputError
 from raysweep.models.decoders import SymmetricDecoder
 from raysweep.parts import Part
 from raysweep.randomness import seed_of
@@ -38,7 +39,7 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         The encoder's `nn.Module`, with `channels`, `image_size`, `feature_dim` and `head` set.
 
     Raises:
-        ValueError: The encoder or its head has batch normalisation but does not declare it.
+        InputError: The encoder or its head has batch normalisation but does not declare it.
     """
     part = parts.encoder[settings.encoder]
     with seeded(settings.seed, "encoder"):
@@ -70,9 +71,9 @@ def build_head(settings: Settings, feature_dim: int) -> Any:
 
 
 def check_batch_norm(part: Part, networks: Iterable[nn.Module], settings: Settings) -> None:
-    """Raise ValueError if networks of a part have batch normalisation but the part does not declare it."""
+    """Raise InputError if networks of a part have batch normalisation but the part does not declare it."""
     if any(has_batch_norm(network) for network in networks) and not part.has_batch_norm(settings):
-        raise ValueError(
+        raise InputError(
             f"{part.kind} {part.name} has batch normalisation: declare it by @{part.kind}(batch_norm=True)"
         )
 

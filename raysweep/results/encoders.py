@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from raysweep import __version__, parts
 from raysweep.config import EMBEDDING, TRUNK
 from raysweep.errors import InputError
+from raysweep.plugins import activate
 from raysweep.results.checkpoints import load_plain
+from raysweep.results.sweep_file import read_plugins
+from raysweep.space import read
 from raysweep.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -117,6 +120,7 @@ def load_encoder(path: Path) -> SavedEncoder:
     try:
         weights = weights_in(saved)
         check_weights(weights, file)
+        load_parts(file, saved.get("settings", saved))
         description = describe(saved["settings"], weights) if "state" in saved else saved
         architecture = description.get("architecture", "conv6")  # conv6 was the only one when older files were written
         channels, image_size, embedding_dim = (description[n] for n in ("channels", "image_size", "embedding_dim"))
@@ -138,6 +142,22 @@ def load_encoder(path: Path) -> SavedEncoder:
     if not isinstance(arguments, dict):
         raise InputError(f"{file}: is damaged: its arguments are {arguments!r}")
     return SavedEncoder(file, architecture, channels, image_size, embedding_dim, dict(weights), arguments)
+
+
+def load_parts(file: Path, description: Mapping[str, Any]) -> None:
+    """Activate the plugins of the sweep in which `file` lies, if an encoder needs a part that is not in the tables.
+
+    Args:
+        file: A file of a trial, or a copy of it beside a copy of `sweep.yaml`.
+        description: The description of the encoder, or the settings of its trial.
+    """
+    encoder = description.get("architecture", description.get("encoder"))
+    head = dict(description.get("arguments", description)).get("head", "linear")
+    if (not isinstance(encoder, str) or encoder in parts.encoder) and head in parts.head:
+        return
+    root = next((folder for folder in file.absolute().parents[:3] if (folder / "sweep.yaml").is_file()), None)
+    if root is not None:
+        activate(read_plugins(root, read(root / "sweep.yaml"), str(root)))
 
 
 def load_safetensors(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -175,7 +176,25 @@ def fetch_encoder(uri: str) -> Path:
     if local is None:
         hint = "give a trial's directory, its encoder.safetensors or a training checkpoint"
         raise InputError(f"{folder}: has no {files[0]}; {hint}")
+    trial = (parent if is_file else path.rstrip("/")).removesuffix("/checkpoints")
+    fetch_plugins(f"{trial.rpartition('/')[0]}{mark}{query}")
     return local
+
+
+def fetch_plugins(uri: str) -> None:
+    """Fetch the plugins of the sweep at `uri`, and its `sweep.yaml`, if it has any; there may be no sweep."""
+    if not uri.partition("://")[2].strip("/"):
+        return
+    sweep = Bucket(uri)
+    try:
+        content = sweep.read("sweep.yaml")
+    except FileNotFoundError:
+        return
+    if re.search(rb"^plugins:", content, re.MULTILINE):
+        local = sweep.copy("reports")
+        Mirror(sweep / "plugins", local / "plugins").pull()
+        with replacing(local / "sweep.yaml", durable=False) as file:
+            file.write(content)
 
 
 @contextmanager

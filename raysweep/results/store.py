@@ -2,6 +2,7 @@
 
 Ray, `--local` and the report all use it. Ray's own state is never needed for a resume and is stored elsewhere.
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
+    DIR/NAME/plugins/*.py                    the text of the plugins
     DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
     DIR/NAME/TRIAL/attempt.json              the number of the attempt, and its process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
@@ -16,6 +17,7 @@ from __future__ import annotations
 import errno
 import itertools
 import random
+import shutil
 import tempfile
 import time
 import uuid
@@ -28,6 +30,7 @@ from typing import Any
 
 from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
+from raysweep.plugins import Plugin, activate
 from raysweep.results.bucket import Bucket
 from raysweep.results.credentials import is_uri, join
 from raysweep.results.mirror import Held, Mirror, hold_bucket
@@ -40,7 +43,7 @@ from raysweep.results.result import (
     read_result,
     set_result_aside,
 )
-from raysweep.results.sweep_file import PROPOSALS, history, with_proposals, write_sweep
+from raysweep.results.sweep_file import PLUGINS, PROPOSALS, history, read_plugins, with_proposals, write_sweep
 from raysweep.space import Proposal, Sweep, build, check_name, read
 from raysweep.system.files import (
     check_held,
@@ -112,17 +115,33 @@ class Store:
         return store
 
     @classmethod
-    def open(cls, place: Path | str, copies: str = "sweeps") -> tuple[Store, Sweep]:
-        """Open an existing sweep; raises InputError if there is none or its bucket cannot be reached."""
+    def open(
+        cls, place: Path | str, copies: str = "sweeps", given: Sequence[Plugin] = (), beside: Sequence[Plugin] = ()
+    ) -> tuple[Store, Sweep]:
+        """Open an existing sweep and activate its plugins.
+
+        Args:
+            place: See `Store`.
+            copies: See `Store`.
+            given: The parts that the sweep needs and that no file has.
+            beside: Plugins to activate beside those of the sweep.
+
+        Raises:
+            InputError: There is no sweep, its bucket cannot be reached, or a plugin is missing or faulty.
+        """
         store = cls(place, copies)
         if store.bucket is not None and store._mirror is not None:
             store.bucket.check(write=False)
-            store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS))
+            store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS) or name.startswith(f"{PLUGINS}/"))
         path = store.root / "sweep.yaml"
         if not path.is_file():
             what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
             raise InputError(f"{place}: there is no sweep ({what})")
-        sweep = build(read(path), {}, f"{place}/sweep.yaml", recorded=True)
+        content = read(path)
+        plugins = read_plugins(store.root, content, str(place), given)
+        names = {plugin.name for plugin in plugins}
+        activate([*plugins, *(plugin for plugin in beside if plugin.name not in names)])
+        sweep = build(content, {}, f"{place}/sweep.yaml", recorded=True, plugins=plugins)
         return store, with_proposals(store.root, sweep)
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> Store:
@@ -167,6 +186,7 @@ class Store:
         try:
             write_sweep(self.root, sweep, {"made_by": made_by})
         except BaseException:
+            shutil.rmtree(self.root / PLUGINS, ignore_errors=True)
             with suppress(OSError):  # other processes may have added files to a parent in the meantime
                 for path in created:
                     path.rmdir()
@@ -323,8 +343,8 @@ def shown_place(store: Store) -> str:
 
 
 def of_report(name: str) -> bool:
-    """Return whether a file of a sweep's directory is `sweep.yaml` or belongs to the report."""
-    return "/" not in name or name.startswith("figures/")
+    """Return whether a file of a sweep's directory is `sweep.yaml` or a plugin, or belongs to the report."""
+    return "/" not in name or name.startswith(("figures/", f"{PLUGINS}/"))
 
 
 def check_writable(directory: Path, locks: bool = False, option: str = "--output") -> None:

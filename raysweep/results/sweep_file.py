@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from pydantic import BaseModel
 
 from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
+from raysweep.plugins import Plugin, active, check_same, find
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import Proposal, Sweep, mapping, propose, read, to_yaml
 from raysweep.system.files import read_json, write_atomically
 
+PLUGINS = "plugins"
+"""The folder of a results directory with the text of every plugin."""
 PROPOSALS = "proposals.json"
 LONGEST_PROPOSALS = 2**27
 """Size limit for reading `proposals.json`, in bytes: enough for 100,000 points."""
@@ -32,10 +36,55 @@ class ProposedPoints(BaseModel):
 
 
 def write_sweep(root: Path, sweep: Sweep, records: dict[str, Any]) -> None:
-    """Write `sweep.yaml`: the resolved sweep, and the record of how it was made and changed."""
+    """Write `sweep.yaml`: the resolved sweep, and the record of how it was made and changed.
+
+    The text of the plugins is written first, into the folder `plugins`. `sweep.yaml` has their hashes.
+    """
+    content = {**sweep.to_dict(), **records}
+    files = [plugin for plugin in sweep.plugins if plugin.part is None]
+    for plugin in files:
+        (root / PLUGINS).mkdir(exist_ok=True)
+        write_atomically(root / PLUGINS / plugin.name, plugin.text.encode())
+    if files:
+        content[PLUGINS] = [
+            {"file": f"{PLUGINS}/{plugin.name}", "sha256": plugin.digest, "from": plugin.origin} for plugin in files
+        ]
+    values = [plugin for plugin in sweep.plugins if plugin.part is not None]
+    if values:
+        content["parts"] = [{"part": plugin.name, "sha256": plugin.digest, "source": plugin.text} for plugin in values]
     header = "# The resolved sweep; it can be given to run_sweep.py as a search space.\n"
-    text = to_yaml({**sweep.to_dict(), **records})
-    write_atomically(root / "sweep.yaml", (header + text).encode())
+    write_atomically(root / "sweep.yaml", (header + to_yaml(content)).encode())
+
+
+def read_plugins(
+    root: Path, content: Mapping[str, Any], place: str, given: Iterable[Plugin] = ()
+) -> tuple[Plugin, ...]:
+    """Return the plugins of the sweep in `root`, whose `sweep.yaml` has this content, from their stored text.
+
+    Args:
+        root: The results directory.
+        content: What `sweep.yaml` has.
+        place: The place of the sweep, for messages.
+        given: The parts that the caller passes by value; those in the tables are known too.
+
+    Raises:
+        InputError: A stored text is missing or was changed, or a part that was passed by value is not given again.
+    """
+    plugins = find(content.get(PLUGINS) or (), root, f"{place}/sweep.yaml: {PLUGINS}")
+    recorded = content.get("parts") or []
+    if not isinstance(recorded, list) or not all(isinstance(entry, Mapping) for entry in recorded):
+        raise InputError(f"{place}/sweep.yaml: parts: a list of parts expected, not {recorded!r}")
+    known = {plugin.name: plugin for plugin in (*active(), *given) if plugin.part is not None}
+    for entry in recorded:
+        stored = Plugin(str(entry.get("part")), str(entry.get("source")))
+        if stored.name not in known:
+            raise InputError(
+                f"{place}: the sweep was started in Python with a part that no file has, {stored.name}; give it again, "
+                f"as parts=[{stored.name.rpartition(' ')[2]}]"
+            )
+        check_same(stored, known[stored.name])
+        plugins += (known[stored.name],)
+    return plugins
 
 
 def history(root: Path) -> list[dict[str, Any]]:

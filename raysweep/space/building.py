@@ -18,6 +18,7 @@ from raysweep.config import (
     with_present_names,
 )
 from raysweep.errors import InputError
+from raysweep.plugins import Plugin
 from raysweep.space.checking import (
     check_meant,
     check_metric,
@@ -35,11 +36,18 @@ from raysweep.space.reading import mapping
 EXAMPLES = 100
 """Number of points drawn to check a search space whose points a searcher will propose."""
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
-RECORDS = ("made_by", "changed_by")
+RECORDS = ("made_by", "changed_by", "parts")
 """Keys that a results directory's `sweep.yaml` has in addition to the search space."""
 
 
-def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str, *, recorded: bool = False) -> Sweep:
+def build(
+    raw: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    where: str,
+    *,
+    recorded: bool = False,
+    plugins: tuple[Plugin, ...] = (),
+) -> Sweep:
     """Check a search space and expand it.
 
     Args:
@@ -48,11 +56,12 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str, *, r
         where: The start of every message.
         recorded: Whether a results directory holds this sweep. Then it was found to be meaningful when it was begun,
             perhaps by an older version that refused less, and this is not checked again.
+        plugins: The plugins of the sweep, which the caller has read and activated.
 
     Raises:
         InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
     """
-    valid = ("name", "base", "search", "baseline", "tune", "resources", *RECORDS)
+    valid = ("name", "plugins", "base", "search", "baseline", "tune", "resources", *RECORDS)
     for key in raw:
         if key not in valid:
             hint = (
@@ -114,7 +123,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str, *, r
     if tune.searcher != "none":  # a control that all points share is known before any point is proposed
         points = {control: {trial.point for trial in examples if trial.control == control} for control in controls}
         trials = tuple(trial for trial in examples if trial.baseline and len(points[trial.control]) == 1)
-    sweep = Sweep(name, base, search, controls, tune, resources, trials, examples)
+    sweep = Sweep(name, base, search, controls, tune, resources, trials, examples, plugins)
     check_metric(sweep, where)
     check_scheduler(sweep, where)
     watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)

@@ -67,7 +67,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
             search.append(space)
     controls = written(ordered([*sweep.baseline, *by.baseline]))
     raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": controls}
-    return build(raw, {}, where)
+    return build(raw, {}, where, plugins=by.plugins)
 
 
 def with_seed(spaces: Iterable[Mapping[str, Mapping[str, Any]]], seed: int) -> list[Mapping[str, Mapping[str, Any]]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raysweep.config import About, Collapse, Settings, check_type, make_settings, metrics_by_name
+from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
 
 
@@ -152,6 +153,8 @@ class Trial:
     """The searched settings that have an effect, and the seed."""
     control: str = ""
     """The control that the trial is, such as `random`; empty for a point of the search."""
+    has_plugins: bool = field(default_factory=lambda: bool(active()), compare=False, repr=False)
+    """Whether plugins may declare some of its settings."""
 
     @property
     def baseline(self) -> bool:
@@ -163,7 +166,12 @@ class Trial:
         return self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle compactly, because Tune writes every trial to disk many times."""
+        """Pickle compactly, because Tune writes every trial to disk many times.
+
+        With plugins every value is pickled and none is checked again, because a worker loads the plugins later.
+        """
+        if self.has_plugins:
+            return Trial, (self.name, self.point, self.settings, self.varied, self.control, True)
         changed = self.settings.model_dump(exclude_defaults=True)
         return unpickled, (self.name, self.point, changed, dict(self.varied), self.control)
 
@@ -198,6 +206,8 @@ class Sweep:
     """All trials; with a searcher, only the trials of the points proposed so far."""
     examples: tuple[Trial, ...]
     """Trials for checks before any trial starts: all trials, or with a searcher some random ones."""
+    plugins: tuple[Plugin, ...] = ()
+    """The plugins that declare parts of the sweep."""
 
     @property
     def total(self) -> int:
@@ -256,8 +266,10 @@ class Sweep:
         """Return the sweep as a search-space file that rebuilds it, with every default written out."""
         everywhere = set.intersection(*(set(space) for space in self.search))
         resolved = make_settings(self.base, self.name).model_dump()
+        origins = [plugin.origin for plugin in self.plugins if plugin.origin]
         return {
             "name": self.name,
+            **({"plugins": origins} if origins else {}),
             "base": {name: value for name, value in resolved.items() if name not in everywhere},
             "search": [{name: dict(spec) for name, spec in space.items()} for space in self.search],
             "baseline": written(self.baseline),

@@ -7,6 +7,7 @@ from torch import nn
 from raysweep import parts, portable, space
 from raysweep.config import Settings
 from raysweep.errors import InputError
+from raysweep.errors import InputError
 from raysweep.models.building import check_batch_norm
 from raysweep.results.checkpoints import save_checkpoint
 from raysweep.training.loop import pretrain
@@ -117,7 +118,7 @@ def test_batch_norm_in_several_processes_on_cpus_is_refused(base, words):
 
 def test_undeclared_batch_norm_is_noticed():
     networks = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))]
-    with pytest.raises(ValueError, match="head linear has batch normalisation: declare it by @head"):
+    with pytest.raises(InputError, match="head linear has batch normalisation: declare it by @head"):
         check_batch_norm(parts.head["linear"], networks, Settings())
     check_batch_norm(parts.head["mlp"], networks, Settings(head="mlp"))
 

@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from raysweep.backends.ray.schedulers import EPOCH
 from raysweep.backends.stopping import StopFlag, watch
 from raysweep.config import Collapse
 from raysweep.data.selection import Datasets
+from raysweep.plugins import activate
 from raysweep.results.mirror import Replaced
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work
@@ -58,6 +59,12 @@ class TrialOptions:
     """Whether a scheduler compares trials with one another."""
     token: str
     """The token of the flag that tells trials to stop."""
+    plugins: bytes = b""
+    """The plugins of the sweep as a pickle, which the worker loads before it reads a trial; empty for none."""
+
+    def load_plugins(self) -> None:
+        """Make the tables of parts hold the plugins of the sweep."""
+        activate(cloudpickle.loads(self.plugins) if self.plugins else ())
 
 
 def trial_function(config: Mapping[str, Any], datasets: Datasets, options: TrialOptions) -> None:
@@ -88,6 +95,8 @@ def attempt(
     from raysweep.training.distributed import SINGLE_PROCESS
     from raysweep.trial import run_trial
     from raysweep.trial_progress import Progress
+
+    options.load_plugins()
 
     results = Store(options.place)
     stop = watch(StopFlag(results, options.token))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -22,6 +22,7 @@ from raysweep.backends.ray.health import HeadWatch
 from raysweep.backends.ray.schedulers import ByEvaluation, make_scheduler, recall_evaluations
 from raysweep.backends.ray.trainable import TrialOptions, trial_function
 from raysweep.backends.sweep_run import SweepRun
+from raysweep.plugins import Plugin
 from raysweep.results.credentials import hidden_credentials
 from raysweep.results.store import Store
 from raysweep.space import Sweep, Trial
@@ -80,6 +81,7 @@ def run(sweep_run: SweepRun) -> Sweep:
             collapse=sweep.tune.collapse,
             compared=sweep.tune.scheduler != "fifo",
             token=stopping.token,
+            plugins=pickled(sweep.plugins),
         ),
     }
     ended = None  # kept only for a searcher: the results of 100,000 trials would take 1 GB
@@ -123,6 +125,21 @@ def run(sweep_run: SweepRun) -> Sweep:
         pending = [trial for trial in pending if trial.name not in over]
         if not pending and proposer is None:
             return sweep
+
+
+def pickled(plugins: Sequence[Plugin]) -> bytes:
+    """Pickle plugins for the workers. Parts that a program passes by value need no module in a worker."""
+    if not plugins:
+        return b""
+    modules = {sys.modules[plugin.part.function.__module__] for plugin in plugins if plugin.part is not None}
+    modules -= {sys.modules["__main__"]}  # what a program or a notebook defines is pickled by value anyway
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(tuple(plugins)))
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def run_parts(

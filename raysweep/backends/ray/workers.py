@@ -142,6 +142,7 @@ def train_worker(config: dict[str, Any]) -> None:
             with suppress(SystemExit):
                 attempt(config["trial"], datasets, options, tell, context)
         else:
+            options.load_plugins()
             settings = config["trial"].settings
             follow_trial(settings, datasets, context, threads=options.threads, gpu=options.gpu)
     except Exception as fault:

@@ -192,6 +192,71 @@ def test_nodes_that_share_only_a_bucket_bring_results_together(ray, second, serv
     assert len(seen) == 1, "the other trial ran on the node that does not see this disk"
 
 
+PLUGIN = """
+import os
+from pathlib import Path
+
+import raysweep
+
+Path("{notes}", str(os.getpid())).write_text(str(os.path.exists("{file}")))
+
+@raysweep.loss
+def gap(z1, z2):
+    return (z1 - z2).square().mean()
+"""
+PART = """
+import os
+from pathlib import Path
+
+import raysweep
+
+def note():
+    Path("{notes}", str(os.getpid())).write_text(str(os.path.exists("{file}")))
+
+@raysweep.loss
+def gap(z1, z2):
+    note()
+    return (z1 - z2).square().mean()
+"""
+PROGRAM = """
+from raysweep import api
+from their_losses import gap
+
+base = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "emb_loss": "gap"}
+content = {"name": "x", "base": base, "resources": {"gpu": 1, "workers": 2}}
+outcome = api.run(content, where=api.Where(address=ADDRESS), parts=[gap])
+assert [point.name for point in outcome.report.points] == ["default"]
+"""
+
+
+def notes_of(folder):
+    return {path.read_text() for path in folder.iterdir()}
+
+
+def test_a_node_that_does_not_see_a_plugin_gets_its_text(ray, second, folder, tmp_path):
+    (tmp_path / "notes").mkdir()
+    file = folder / "private" / "gap.py"
+    file.write_text(PLUGIN.format(notes=tmp_path / "notes", file=file))
+    sweep = ["--usl_epochs", "1", "--set", "seed=[0, 1]", "--set", "resources.gpu=1", "--emb_loss", "gap"]
+    process = start(ray, "--plugin", str(file), *sweep, cwd=tmp_path)
+    status, _, err = ended(process, tmp_path)
+    assert status == 0, err
+    assert notes_of(tmp_path / "notes") == {"True", "False"}, "a worker of each node has run the plugin"
+
+
+def test_a_part_of_a_module_that_a_node_lacks_is_passed_by_value(ray, second, folder, tmp_path):
+    (tmp_path / "notes").mkdir()
+    file = folder / "private" / "their_losses.py"
+    file.write_text(PART.format(notes=tmp_path / "notes", file=file))
+    program = [sys.executable, "-c", PROGRAM.replace("ADDRESS", repr(ray.address))]
+    paths = {"PYTHONPATH": f"{ROOT}:{file.parent}"}
+    process = subprocess.run(
+        program, cwd=tmp_path, env={**ray.environment, **paths}, capture_output=True, text=True, timeout=600
+    )
+    assert process.returncode == 0, process.stderr
+    assert notes_of(tmp_path / "notes") == {"True", "False"}, "a worker of each node has called the part"
+
+
 def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_path):
     stranger = {**ray.environment, "HOME": str(tmp_path), "RAY_NUM_REDIS_GET_RETRIES": "1"}
     node = [*RAY, "start", f"--address={ray.address}", "--node-ip-address=127.0.0.99", "--block"]

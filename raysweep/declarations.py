@@ -1,0 +1,131 @@
+"""What a part declares: its parameters, read from the signature of its function, and its metrics."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+from raysweep.errors import InputError
+
+if TYPE_CHECKING:
+    from raysweep.config.settings import Settings
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a setting has an effect: in words, for messages and docs, and as a test on the settings."""
+
+    words: str
+    holds: Callable[[Settings], bool]
+
+    def __and__(self, other: Condition) -> Condition:
+        """The condition that both hold."""
+        return Condition(f"{self.words} and {other.words}", lambda s: self.holds(s) and other.holds(s))
+
+
+@dataclass(frozen=True)
+class Chooses:
+    """Marks a parameter whose value is the name of a part of another kind, such as the embedding loss of a method."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class FeatureLayer:
+    """Marks a parameter whose value is the name of a layer of the encoder."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Marks a parameter that differs from the others of its kind in how a sweep treats it."""
+
+    searchable: bool = True
+    """Whether it may be swept. False: it changes no score."""
+    structured: bool = False
+    """Whether a list or a mapping is one value of the parameter."""
+    may_be_unused: bool = False
+    """Whether it may be given to a sweep in which no trial reads it."""
+    protocol: bool = True
+    """For a parameter of a probe: whether scores that differ in it cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A setting that a part declares."""
+
+    name: str
+    annotation: Any
+    """`Annotated[...]`, from which pydantic checks values."""
+    default: Any
+    text: str
+    condition: Condition | None = None
+    """What must hold, besides that the part is in use, for the parameter to have an effect."""
+    chooses: str | None = None
+    """The kind of the part that its value names."""
+    is_layer: bool = False
+    """Whether its value names a layer of the encoder."""
+    remark: Remark = Remark()
+
+    @property
+    def declaration(self) -> tuple[Any, Any, str]:
+        """What two parts must agree on that declare a parameter of the same name."""
+        return self.annotation, self.default, self.text
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that a part yields."""
+
+    text: str
+    better: Literal["max", "min"] | None = None
+    """Whether more or less is better; None: neither."""
+    lowest: float = 0.0
+    highest: float = float("inf")
+    uses_test: bool = False
+    """Whether it is computed from the test split, so that nothing may be chosen by it."""
+    is_diagnosis: bool = False
+    """Whether it only describes how a trial went, so that nothing may be chosen by it."""
+    is_reported: Callable[[Settings], bool] | None = None
+    """Whether a trial with these settings, in which the part is in use, reports it; None: always."""
+
+
+def parameters_of(function: Callable[..., Any], kind: str) -> dict[str, Parameter]:
+    """The parameters that a part declares: its keyword-only arguments."""
+    target = function.__init__ if inspect.isclass(function) else function
+    namespace = vars(sys.modules[function.__module__])
+    parameters = {}
+    for name, given in inspect.signature(target).parameters.items():
+        if given.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        where = f"{kind} {function.__name__}: {name}"
+        annotation = given.annotation
+        if isinstance(annotation, str):  # postponed; the other annotations may name types that are not imported
+            annotation = eval(annotation, dict(namespace))
+        if get_origin(annotation) is not Annotated:
+            raise InputError(
+                f"{where}: needs a type and a description, such as Annotated[float, 'Weight of the loss.']"
+            )
+        if given.default is inspect.Parameter.empty:
+            raise InputError(f"{where}: needs a default")
+        marks = get_args(annotation)[1:]
+
+        def only(wanted: type[Any], marks: tuple[Any, ...] = marks) -> Any:
+            return next((mark for mark in marks if isinstance(mark, wanted)), None)
+
+        if only(str) is None:
+            raise InputError(f"{where}: needs a description, a text in Annotated")
+        chooses = only(Chooses)
+        parameters[name] = Parameter(
+            name=name,
+            annotation=annotation,
+            default=given.default,
+            text=only(str),
+            condition=only(Condition),
+            chooses=chooses.kind if chooses is not None else None,
+            is_layer=only(FeatureLayer) is not None,
+            remark=only(Remark) or Remark(),
+        )
+    return parameters

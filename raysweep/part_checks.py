@@ -1,0 +1,248 @@
+"""Checks of the parts of plugins on a small batch, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raysweep import parts
+from raysweep.augment.operations import BatchPart, to_float
+from raysweep.config import Settings, metrics_by_name
+from raysweep.data.dataset import Dataset
+from raysweep.data.selection import Datasets, TrialData, select_data
+from raysweep.errors import InputError
+from raysweep.methods.method import Losses
+from raysweep.models.building import build_encoder, seeded
+from raysweep.parts import Part
+from raysweep.plugins import explained
+from raysweep.probes.evaluation import Evaluation
+from raysweep.randomness import generator
+from raysweep.space import Sweep
+from raysweep.training.compute import resident
+from raysweep.training.state import state_of
+
+BATCH = 8
+"""Number of images in the small batch."""
+PROBED, LEAST = 256, 4
+"""Number of images of a split that a probe is checked with, and the least number of each class among them."""
+ZERO = 1e-3
+"""Largest loss on equal views that counts as zero: the root of a rest in single precision is about 2e-4."""
+
+
+def check_parts(sweep: Sweep, datasets: Datasets) -> None:
+    """Check each part of a plugin that a trial uses, once, with the settings and the data of the first such trial.
+
+    Raises:
+        InputError: A part raises, or returns the wrong type or shape; the message names its file and line.
+    """
+    checked = set()
+    for trial in sweep.examples:
+        for part in parts.in_use(trial.settings):
+            if part.plugin and (part.kind, part.name) not in checked:
+                checked.add((part.kind, part.name))
+                data = select_data(trial.settings, datasets)
+                with explained(part):
+                    CHECKS[part.kind](part, trial.settings, data)
+                    if part.kind == "policy" and sweep.resources.workers > 1:
+                        check_rows(part, trial.settings, data)
+
+
+def check_policies(policies: Iterable[Part], settings: Settings, dataset: Dataset) -> None:
+    """Check policies of plugins for a picture of their views; see `check_parts`."""
+    for part in policies:
+        with explained(part):
+            check_policy(part, settings, TrialData(dataset.pretrain_images, dataset))
+
+
+def check_encoder(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that an encoder is a module that gives features (B, D), and has what it declares."""
+    channels, size = data.pretrain.shape[1:3]
+    sizes = (channels, size, *([settings.embedding_dim] if part.traits["takes_dim"] else []))
+    with seeded(settings.seed, "encoder"):
+        network = part.function(*sizes, **part.arguments(settings))
+    need_module(network)
+    network.eval()
+    if hasattr(network, "fit"):
+        network.fit(batch_of(data))
+    images = to_float(batch_of(data))
+    with torch.no_grad():
+        need_shape("features", network(images), (len(images), None))
+        if part.traits["layers"]:
+            outputs = network.layer_outputs(images)
+            missing = [name for name in (*part.traits["layers"], "trunk") if name not in outputs]
+            if missing:
+                raise InputError(f"layer_outputs lacks the layer {missing[0]!r}")
+    if part.traits["blocks"] and len(network.blocks) != part.traits["blocks"]:
+        raise InputError(f"declares {part.traits['blocks']} blocks, but has {len(network.blocks)}")
+    build_encoder(settings, channels, size)
+
+
+def check_head(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that a head is a module that gives embeddings (B, embedding_dim)."""
+    encoder = build_encoder(settings, *data.pretrain.shape[1:3])
+    need_module(encoder.head)
+    with torch.no_grad():
+        embeddings = encoder.head.eval()(torch.randn(BATCH, encoder.feature_dim, generator=generator(0, "check")))
+    need_shape("embeddings", embeddings, (BATCH, settings.embedding_dim))
+
+
+def check_policy(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that a policy gives views in [0, 1] of the shape of the images, and the images at strength 0."""
+    images = batch_of(data)
+    views = part.function(images, settings.strength, generator(0, "check"), None, **part.arguments(settings))
+    need_shape("views", views, tuple(images.shape))
+    if not views.dtype.is_floating_point:
+        raise InputError(f"views are {views.dtype}; they must be float32")
+    low, high = float(views.min()), float(views.max())
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"views are in [{low:g}, {high:g}]; they must be in [0, 1]")
+    plain = part.function(images, 0.0, generator(0, "check"), None, **part.arguments(settings))
+    need_shape("views", plain, tuple(images.shape))
+    if not torch.equal(to_float(plain), to_float(images)):
+        raise InputError("changes the images at strength 0; it must return them as they are")
+
+
+def check_rows(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that a policy draws the same numbers for some images of a batch as for the whole batch."""
+    images, index = batch_of(data), torch.arange(1, BATCH, 2)
+    index = index[index < len(images)]
+    arguments = part.arguments(settings)
+    views = part.function(images, settings.strength, generator(0, "check"), None, **arguments)
+    rows = BatchPart(len(images), index)
+    some = part.function(images[index], settings.strength, generator(0, "check"), rows, **arguments)
+    if not torch.allclose(views[index], some, atol=1e-5):
+        raise InputError(
+            "draws other numbers for a part of a batch, as a trial in several processes has it; draw for `part.batch` "
+            "images and select the rows `part.index`"
+        )
+
+
+def check_loss(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that a loss is a scalar with a gradient. NaN on some views is allowed."""
+    draws = generator(0, "check")
+    z1, z2 = (torch.randn(BATCH, settings.embedding_dim, generator=draws).requires_grad_() for _ in range(2))
+    arguments = part.arguments(settings)
+    value = part.function(z1, z2, **arguments)
+    need_loss("the loss", value)
+    if part.traits["zero_on_equal_views"]:
+        equal = part.function(z1, z1, **arguments).item()
+        if abs(equal) > ZERO:
+            raise InputError(f"declares zero_on_equal_views, but is {equal:g} on equal views")
+
+
+def check_method(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that a method is a module that gives `Losses`, with metrics that it declares, and embeddings (B, D)."""
+    encoder = build_encoder(settings, *data.pretrain.shape[1:3])
+    state = state_of(settings, encoder, torch.device("cpu"), data.classes)
+    module = state.method
+    need_module(module)
+    missing = [name for name in ("encoder", "embed") if not hasattr(module, name)]
+    if missing:
+        raise InputError(f"the module has no attribute {missing[0]!r}")
+    images = batch_of(data)
+    clean = to_float(images)
+    if settings.layerwise == "none":
+        targets = () if data.labels is None else (torch.from_numpy(data.labels[: len(images)]),)
+        module.shard = None
+        losses = module(clean.repeat(settings.views, 1, 1, 1), clean, *targets)
+        if not isinstance(losses, Losses):
+            raise InputError(f"a call gives {type(losses).__name__}; it must give raysweep.Losses")
+        need_loss("total", losses.total)
+        for name in losses.parts:
+            if f"pretrain/{name}" not in metrics_by_name():
+                raise InputError(f"gives the part {name!r}, but declares no metric pretrain/{name}")
+    if hasattr(module, "after_step"):
+        module.after_step(0.5)
+    with torch.no_grad():
+        need_shape("embeddings", module.eval().embed(clean), (len(images), None))
+
+
+def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that a probe yields pairs of a declared metric and a number, on a small part of the images."""
+    probed = few(data.probe)
+    encoder = build_encoder(settings, *probed.train_images.shape[1:3]).eval()
+    images = resident(probed.train_images, torch.device("cpu"))
+    if hasattr(encoder, "fit"):
+        encoder.fit(images)
+    evaluation = Evaluation(settings, encoder, probed, (probed.train_images, images), torch.device("cpu"))
+    result = part.function(evaluation, **part.arguments(settings))
+    if part.traits["trains"]:
+        needed = ("progress", "step", "run", "state_dict", "load_state_dict")
+        missing = [name for name in needed if not hasattr(result, name)]
+        if missing:
+            raise InputError(f"gives {type(result).__name__}, which has no {missing[0]!r}; it must be a TrainedProbe")
+        pairs = list(next(iter(result.run())).items())
+    elif not isinstance(result, Iterator):
+        raise InputError(f"gives {type(result).__name__}; it must yield pairs of a metric's name and its value")
+    else:
+        pairs = list(result)
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], float)):
+            raise InputError(f"yields {pair!r}; it must yield pairs of a metric's name and a float")
+        if pair[0] not in part.metrics:
+            raise InputError(f"yields {pair[0]!r}, which it does not declare among its metrics")
+
+
+def check_dataset(part: Part, settings: Settings, data: TrialData) -> None:
+    """A dataset is checked where it is loaded."""
+
+
+CHECKS: Mapping[str, Callable[[Part, Settings, TrialData], None]] = {
+    "encoder": check_encoder,
+    "head": check_head,
+    "policy": check_policy,
+    "loss": check_loss,
+    "method": check_method,
+    "probe": check_probe,
+    "dataset": check_dataset,
+}
+
+
+def batch_of(data: TrialData) -> Tensor:
+    """Return a small batch of the pretraining images, (B, C, H, W) uint8."""
+    return torch.from_numpy(np.array(data.pretrain[:BATCH]))
+
+
+def few(dataset: Dataset) -> Dataset:
+    """Return a dataset with a few images of each class in each split, `PROBED` in all if there are enough."""
+    changes: dict[str, Any] = {}
+    each = max(LEAST, PROBED // max(1, len(dataset.classes)))
+    for split in ("train", "test", "val"):
+        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        if images is not None and labels is not None:
+            chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)]))
+            changes |= {f"{split}_images": images[chosen], f"{split}_labels": labels[chosen]}
+    return replace(dataset, **changes)
+
+
+def need_module(network: object) -> None:
+    """Raise InputError unless `network` is a module."""
+    if not isinstance(network, nn.Module):
+        raise InputError(f"gives {type(network).__name__}; it must give a torch.nn.Module")
+
+
+def need_shape(what: str, tensor: object, shape: tuple[int | None, ...]) -> None:
+    """Raise InputError unless `tensor` has this shape; None stands for any number."""
+    expected = ", ".join("D" if size is None else str(size) for size in shape)
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{what} are {type(tensor).__name__}; they must be a tensor ({expected})")
+    given = tuple(tensor.shape)
+    if len(given) != len(shape) or any(b not in (None, a) for a, b in zip(given, shape, strict=True)):
+        raise InputError(f"{what} have the shape {given}; it must be ({expected})")
+
+
+def need_loss(what: str, value: object) -> None:
+    """Raise InputError unless `value` is a scalar tensor that is not infinite and has a gradient."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{what} is {type(value).__name__}; it must be a scalar tensor")
+    if value.ndim:
+        raise InputError(f"{what} has the shape {tuple(value.shape)}; it must be a scalar")
+    if not value.requires_grad:
+        raise InputError(f"{what} has no gradient; compute it from its arguments with torch")
+    if value.isinf():
+        raise InputError(f"{what} is infinite on random inputs")

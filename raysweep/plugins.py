@@ -1,0 +1,384 @@
+"""The user's own parts: plugin files and installed modules, and parts that a program passes by value.
+
+A plugin is Python source that declares parts with the decorators of `raysweep.parts`. Its text travels with the sweep:
+the results directory keeps it, and every worker loads that text. `activate` decides which plugins the tables of parts
+hold. It must run before settings are checked, because the settings are derived from the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import linecache
+import marshal
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from raysweep import parts
+from raysweep.config import metrics_by_name
+from raysweep.errors import InputError
+from raysweep.parts import Part
+from raysweep.system.places import expanded
+
+LONGEST = 2**20
+"""Most characters of a plugin."""
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+FILE = re.compile(r"\w[\w. -]*\.py")
+POSITIONAL: Mapping[str, tuple[str, ...]] = {
+    "encoder": ("channels", "image_size"),
+    "head": ("feature_dim", "embedding_dim"),
+    "policy": ("images", "strength", "generator", "part"),
+    "loss": ("z1", "z2"),
+    "method": ("encoder",),
+    "dataset": ("request",),
+    "probe": ("evaluation",),
+}
+"""The positional arguments that a part of each kind is called with."""
+TRAIT_ARGUMENTS = {"takes_dim": "embedding_dim", "reads_labels": "classes"}
+"""The positional argument that follows them if a part has the trait."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plugin:
+    """Source that declares parts, or one part that a program passes by value."""
+
+    name: str
+    """The name of its file in the results directory, such as `my_loss.py`; or kind and name, such as `loss my_loss`."""
+    text: str
+    origin: str = ""
+    """The absolute path of the file, or the name of the installed module; empty for a part by value."""
+    part: Part | None = None
+    """The part, if it is passed by value."""
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the text, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def equals(self, other: Plugin) -> bool:
+        """Return whether both declare the same parts from the same text."""
+        same_function = self.part is other.part or (
+            self.part is not None and other.part is not None and self.part.function is other.part.function
+        )
+        return (self.name, self.text) == (other.name, other.text) and same_function
+
+
+_active: list[tuple[Plugin, list[Part]]] = []
+"""The plugins whose parts are in the tables, with these parts."""
+
+
+def active() -> tuple[Plugin, ...]:
+    """Return the plugins whose parts are in the tables."""
+    return tuple(plugin for plugin, _ in _active)
+
+
+def activate(plugins: Iterable[Plugin]) -> None:
+    """Make the tables of parts hold the built-in parts and those of these plugins, and no others.
+
+    Raises:
+        InputError: A plugin is faulty; the message names its file and the line.
+    """
+    wanted = list(plugins)
+    for entry in list(_active):
+        if not any(entry[0].equals(plugin) for plugin in wanted):
+            _active.remove(entry)
+            _take_out(entry[1])
+    for plugin in wanted:
+        if not any(plugin.equals(other) for other in active()):
+            _active.append((plugin, _load(plugin)))
+
+
+def given(plugins: Sequence[str | Path], values: Sequence[Callable[..., Any]] = ()) -> tuple[Plugin, ...]:
+    """Return the plugins that a caller names, and the parts that it passes by value.
+
+    Args:
+        plugins: Paths, relative to the working directory, or names of installed modules.
+        values: Functions or classes that a decorator of `raysweep` declared as parts.
+
+    Raises:
+        InputError: A plugin cannot be read, or a value is no part.
+    """
+    return merged(find(plugins, Path.cwd(), "--plugin"), map(by_value, values))
+
+
+def merged(*groups: Iterable[Plugin]) -> tuple[Plugin, ...]:
+    """Return all plugins, each once; raises InputError if two different ones have the same name."""
+    plugins: dict[str, Plugin] = {}
+    for plugin in (plugin for group in groups for plugin in group):
+        first = plugins.setdefault(plugin.name, plugin)
+        if not first.equals(plugin):
+            raise InputError(
+                f"two plugins are called {plugin.name}: {first.origin or 'one'} and {plugin.origin or 'another'}; "
+                "rename one of them"
+            )
+    return tuple(plugins.values())
+
+
+def with_existing(existing: Sequence[Plugin], plugins: Iterable[Plugin]) -> tuple[Plugin, ...]:
+    """Return the plugins of an existing sweep, followed by those that are new.
+
+    Raises:
+        InputError: A plugin differs from the text that the sweep was started with.
+    """
+    plugins = tuple(plugins)
+    known = {plugin.name: plugin for plugin in existing}
+    for plugin in plugins:
+        if plugin.name in known:
+            check_same(known[plugin.name], plugin)
+    return (*existing, *(plugin for plugin in plugins if plugin.name not in known))
+
+
+def check_same(started_with: Plugin, now: Plugin) -> None:
+    """Raise InputError if a plugin is no longer what the sweep was started with."""
+    if now.text != started_with.text:
+        raise InputError(
+            f"{now.origin or now.name}: has changed since the sweep was started: "
+            f"{first_difference(started_with.text, now.text)}; put it back, or start a new sweep"
+        )
+
+
+def first_difference(was: str, now: str) -> str:
+    """Describe the first line in which two texts differ."""
+    for number, (before, after) in enumerate(zip_longest(was.splitlines(), now.splitlines()), 1):
+        if before != after:
+            if after is None:
+                return f"line {number} was {before!r} and is missing"
+            if before is None:
+                return f"line {number} is new, {after!r}"
+            return f"line {number} was {before!r} and is {after!r}"
+    return "one of the two texts has no newline at its end"
+
+
+def check_origin(plugin: Plugin) -> None:
+    """Raise InputError if the file or module that a stored plugin came from has changed; it may be gone."""
+    if not plugin.origin:
+        return
+    try:
+        path = Path(plugin.origin) if "/" in plugin.origin else module_file(plugin.origin, "plugins")
+    except InputError:  # the module is not installed here
+        return
+    if path.is_file():
+        check_same(plugin, replace(plugin, text=read_source(path, plugin.origin)))
+
+
+def find(entries: Iterable[object], folder: Path, where: str) -> tuple[Plugin, ...]:
+    """Read the plugins that a list names.
+
+    Args:
+        entries: Paths relative to `folder`, names of installed modules, or mappings as `sweep.yaml` has them, with the
+            keys `file`, `sha256` and `from`.
+        folder: The folder of the search-space file.
+        where: The start of every message.
+
+    Raises:
+        InputError: An entry is of another type, names nothing, cannot be read, or has another hash than recorded.
+    """
+    if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
+        raise InputError(f"{where}: a list of files or modules expected, as in [my_parts.py], not {entries!r}")
+    return merged([_find_one(entry, folder, where) for entry in entries])
+
+
+def _find_one(entry: object, folder: Path, where: str) -> Plugin:
+    if isinstance(entry, Mapping):
+        values = [entry.get(key) for key in ("file", "sha256", "from")]
+        if len(entry) != 3 or not all(isinstance(value, str) for value in values):
+            raise InputError(f"{where}: the keys file, sha256 and from expected, not {dict(entry)!r}")
+        path = folder / str(values[0])
+        plugin = Plugin(path.name, read_source(path, f"{where}: {path}"), str(values[2]))
+        if plugin.digest != values[1]:
+            raise InputError(f"{where}: {path}: is not the text that the sweep was started with; put it back")
+        return plugin
+    if not isinstance(entry, str | Path) or not str(entry):
+        raise InputError(f"{where}: a file or a module expected, such as my_parts.py, not {entry!r}")
+    text = str(entry)
+    if text.endswith(".py") or "/" in text:
+        path = Path(os.path.abspath(folder / expanded(text)))
+        if not FILE.fullmatch(path.name):
+            raise InputError(
+                f"{where}: {text}: the name of a plugin's file is NAME.py, of letters, digits, '-', '_' and '.'"
+            )
+        return Plugin(path.name, read_source(path, f"{where}: {text}"), str(path))
+    return Plugin(f"{text}.py", read_source(module_file(text, where), f"{where}: {text}"), text)
+
+
+def module_file(name: str, where: str) -> Path:
+    """Return the source file of an installed module; raises InputError if there is none."""
+    try:
+        spec = find_spec(name) if MODULE.fullmatch(name) else None
+    except (ImportError, AttributeError, ValueError):
+        spec = None
+    if spec is None:
+        raise InputError(f"{where}: {name}: no module of this name is installed (the name of a file ends in .py)")
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        raise InputError(f"{where}: {name}: the module has no Python source")
+    return Path(spec.origin)
+
+
+def read_source(path: Path, where: str) -> str:
+    """Read Python source; raises InputError if it cannot be read. Messages start with `where`."""
+    if path.is_dir():
+        raise InputError(f"{where}: is a directory; give a Python file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: is not a text file in UTF-8") from None
+    except OSError as fault:
+        raise InputError(f"{where}: cannot be read: {fault.strerror}") from None
+    if len(text) > LONGEST:
+        raise InputError(f"{where}: has more than {LONGEST:,} characters; is it Python source?")
+    return text
+
+
+def by_value(function: Callable[..., Any]) -> Plugin:
+    """Return a part that a program passes by value; raises InputError if no decorator declared it."""
+    part = next((part for part in reversed(parts.declared) if part.function is function), None)
+    if part is None:
+        name = getattr(function, "__name__", repr(function))
+        raise InputError(f"parts: {name}: is no part; decorate it, for example with @raysweep.loss")
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt, for example
+        text = "".join(hashlib.sha256(marshal.dumps(code)).hexdigest() for code in codes_of(function))
+    return Plugin(f"{part.kind} {part.name}", text, part=part)
+
+
+def codes_of(function: Any) -> list[CodeType]:
+    """Return the compiled code of a function, or of the methods of a class."""
+    members = vars(function).values() if inspect.isclass(function) else [function]
+    return [member.__code__ for member in members if hasattr(member, "__code__")]
+
+
+def _load(plugin: Plugin) -> list[Part]:
+    """Run a plugin and take its parts into the tables. If it is faulty, nothing is left of it."""
+    for table in parts.TABLES.values():
+        len(table)  # the built-in parts come first
+    new = [plugin.part] if plugin.part is not None else _run(plugin)
+    if not new:
+        raise InputError(f"{place(plugin)}: declares no part; decorate a function, for example with @raysweep.loss")
+    taken: list[Part] = []
+    for part in new:
+        try:
+            check_declaration(part)
+            own = replace(part, plugin=plugin.digest)
+            parts.TABLES[part.kind].add(own)
+            taken.append(own)
+        except Exception as fault:
+            _take_out(taken)
+            problem = str(fault) if isinstance(fault, InputError) else f"{part.kind} {part.name}: {describe(fault)}"
+            raise InputError(f"{place(plugin, line_of(part))}: {problem}") from None
+    return taken
+
+
+def _run(plugin: Plugin) -> list[Part]:
+    """Run the text of a plugin as a module and return the parts that it declared."""
+    module = ModuleType(f"raysweep_plugin_{plugin.name.removesuffix('.py')}")
+    if "/" in plugin.origin:
+        module.__file__ = plugin.origin
+    else:
+        module.__package__ = plugin.origin.rpartition(".")[0]  # so that it may import its neighbours
+    file = place(plugin)
+    sys.modules[module.__name__] = module  # the decorators look up the names in annotations there
+    linecache.cache[file] = (len(plugin.text), None, plugin.text.splitlines(keepends=True), file)  # for tracebacks
+    start = len(parts.declared)
+    try:
+        exec(compile(plugin.text, file, "exec", dont_inherit=True), vars(module))
+        # Parts of modules that it imports do not count: such a module runs only once in a process.
+        return [part for part in parts.declared[start:] if part.function.__module__ == module.__name__]
+    except (Exception, SystemExit) as fault:
+        line = fault.lineno if isinstance(fault, SyntaxError) and fault.filename == file else last_line(fault, file)
+        problem = str(fault) if isinstance(fault, InputError) else describe(fault)
+        raise InputError(f"{place(plugin, line)}: {problem}") from None
+    finally:
+        parts.declared[:] = [part for part in parts.declared if part.function.__module__ != module.__name__]
+
+
+def _take_out(taken: Iterable[Part]) -> None:
+    for part in taken:
+        parts.TABLES[part.kind].remove(part)
+
+
+def check_declaration(part: Part) -> None:
+    """Raise InputError if a part is not called as its kind is, or declares a metric differently from another part."""
+    what = f"{part.kind} {part.name}"
+    expected = POSITIONAL[part.kind] + tuple(name for trait, name in TRAIT_ARGUMENTS.items() if part.traits.get(trait))
+    signature = list(inspect.signature(part.function).parameters.values())
+    positional = [p for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    is_open = any(p.kind is p.VAR_POSITIONAL for p in signature)
+    if len(positional) > len(expected):
+        raise InputError(
+            f"{what}: {positional[len(expected)].name}: write the parameters of the part after a *, as in "
+            f"({', '.join(expected)}, *, {positional[len(expected)].name}: …)"
+        )
+    if len(positional) < len(expected) and not is_open:
+        raise InputError(f"{what}: is called with {', '.join(expected)}, but takes {len(positional)} arguments")
+    if part.kind == "dataset" and not part.traits["size"]:
+        raise InputError(f"{what}: say the side of its images in pixels, as in @raysweep.dataset(size=32)")
+    known = metrics_by_name()
+    for name, metric in part.metrics.items():
+        if name in known and known[name] != metric:
+            raise InputError(f"{what}: metric {name}: another part declares it differently; give it another name")
+
+
+def line_of(part: Part) -> int | None:
+    """Return the line at which a part is defined; None if it cannot be told."""
+    codes = codes_of(part.function)
+    return min(code.co_firstlineno for code in codes) if codes else None
+
+
+def place(plugin: Plugin, line: int | None = None) -> str:
+    """Return the file of a plugin, and a line in it, for messages."""
+    file = plugin.origin if "/" in plugin.origin else plugin.name
+    return file if line is None or plugin.part is not None else f"{file}, line {line}"
+
+
+def place_of(part: Part) -> str:
+    """Return the file and the line of a plugin's part, with its kind and name, for messages."""
+    plugin = next(plugin for plugin, own in _active if part in own)
+    name = f"{part.kind} {part.name}"
+    return name if plugin.part is not None else f"{place(plugin, line_of(part))}: {name}"
+
+
+@contextmanager
+def explained(part: Part) -> Iterator[None]:
+    """Turn an exception inside the block into an InputError that names the part, its file and the line."""
+    try:
+        yield
+    except InputError as fault:
+        raise InputError(f"{place_of(part)}: {fault}") from None
+    except Exception as fault:
+        line = line_within(fault, part)
+        where = f" (line {line})" if line is not None else ""
+        raise InputError(f"{place_of(part)}: raises {describe(fault)}{where}") from None
+
+
+def line_within(fault: BaseException, part: Part) -> int | None:
+    """Return the line in the file of a plugin's part that an exception passed last; None if it passed none."""
+    plugin = next(plugin for plugin, own in _active if part in own)
+    return None if plugin.part is not None else last_line(fault, place(plugin))
+
+
+def last_line(fault: BaseException, file: str) -> int | None:
+    """Return the line in a file that an exception passed last; None if it passed none."""
+    line, trace = None, fault.__traceback__
+    while trace is not None:
+        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
+        trace = trace.tb_next
+    return line
+
+
+def describe(fault: BaseException) -> str:
+    """Describe an exception in one line."""
+    text = (str(fault.msg) if isinstance(fault, SyntaxError) else str(fault)).strip().partition("\n")[0]
+    return f"{type(fault).__name__}: {text}" if text else type(fault).__name__

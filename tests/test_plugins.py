@@ -1,0 +1,371 @@
+"""Plugins through the real command: the examples, what is stored with the sweep, and faults."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+import raysweep
+from raysweep import api, parts, plugins
+from raysweep.errors import InputError
+from tests.support import ROOT
+from tests.support.commands import here
+
+QUICK = {"le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0, "precision": "fp32"}
+PRETRAINED = {**QUICK, "usl_epochs": 1, "batch_size": 250}
+UNTRAINED = {**QUICK, "usl_epochs": 0}
+LOSS = """
+from typing import Annotated
+import raysweep
+
+@raysweep.loss
+def gap(z1, z2, *, gap_power: Annotated[float, "Exponent of the difference."] = 1.0):
+    '''A power of the difference.'''
+    return (z1 - z2).abs().pow(gap_power).mean()
+"""
+HEAD = "import raysweep, torch\nfrom torch import nn\nfrom typing import Annotated\n"
+
+
+def small(settings):
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A function that runs the real command without Ray in an empty directory."""
+
+    def run(*arguments):
+        return here("run_sweep.py", *arguments, cwd=tmp_path)
+
+    run.root = tmp_path
+    (tmp_path / "mine.py").write_text(LOSS)
+    return run
+
+
+def space(folder, **content):
+    path = folder / "mine.yaml"
+    base = {**PRETRAINED, "emb_loss": "gap"}
+    path.write_text(json.dumps({"name": "p", "plugins": ["mine.py"], "base": base, **content}))
+    return path
+
+
+def test_a_search_space_names_a_plugin_beside_it_and_the_results_keep_its_text(sweep, tmp_path):
+    folder = tmp_path / "spaces"
+    folder.mkdir()
+    shutil.move(tmp_path / "mine.py", folder / "mine.py")
+    process = sweep(space(folder, search={"gap_power": [1.0, 2.0]}), "--local", "--set", "usl_epochs=1")
+    assert process.returncode == 0, process.stderr
+    root = tmp_path / "runs" / "p"
+    written = yaml.safe_load((root / "sweep.yaml").read_text())
+    (entry,) = written["plugins"]
+    assert entry == {
+        "file": "plugins/mine.py",
+        "sha256": plugins.Plugin("mine.py", LOSS).digest,
+        "from": str(folder / "mine.py"),
+    }
+    assert written["base"]["emb_loss"] == "gap"
+    assert "gap" not in parts.loss, "a later sweep in this process has only its own parts"
+
+    (folder / "mine.py").write_text(LOSS.replace("abs()", "square()"))
+    refused = sweep("--resume", root, "--local")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"error: {folder}/mine.py: has changed since the sweep was started: line 8 was "
+        "'    return (z1 - z2).abs().pow(gap_power).mean()' and is "
+        "'    return (z1 - z2).square().pow(gap_power).mean()'; put it back, or start a new sweep\n"
+    )
+    (folder / "mine.py").unlink()
+    more = sweep("--resume", root, "--local", "--set", "gap_power=[1.0,2.0,3.0]")
+    assert more.returncode == 0, more.stderr
+    assert "3 trials (1 new), 2 finished before" in more.stdout
+    again = here("raysweep", "report", root, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "gap_power" in (root / "summary.csv").read_text()
+    reused = sweep(root / "sweep.yaml", "--dry-run")
+    assert reused.returncode == 0, reused.stderr
+    assert "gap_power=3.0,seed=0" in reused.stdout
+
+    (root / "plugins" / "mine.py").write_text(LOSS + "\n")
+    damaged = here("raysweep", "report", root, cwd=tmp_path)
+    assert damaged.returncode == 2
+    assert "is not the text that the sweep was started with; put it back" in damaged.stderr
+
+
+def test_help_and_flags_know_the_settings_of_a_plugin(sweep):
+    assert "--gap_power X" in sweep("--plugin", "mine.py", "--help").stdout
+    assert "--gap_power X" in sweep(space(sweep.root), "--help").stdout
+    assert "--gap_power" not in sweep("--help").stdout
+    process = sweep("--plugin", "mine.py", "--emb_loss", "gap", "--gap_power", "3", "--dry-run")
+    assert "gap_power: 3.0" in process.stdout
+
+
+def test_an_installed_module_is_a_plugin(sweep, monkeypatch, tmp_path):
+    package = tmp_path / "site" / "their_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("POWER = 2\n")
+    (package / "losses.py").write_text("from .helper import POWER\n" + LOSS.replace("gap_power)", "POWER)"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    process = sweep("--plugin", "their_package.losses", "--emb_loss", "gap", "--dry-run")
+    assert process.returncode == 0, process.stderr
+    assert "plugins:\n- their_package.losses\n" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import raysweep\nx = (", ", line 2: SyntaxError: '(' was never closed"),
+        ("x = 1\nraise RuntimeError('no\\nway')", ", line 2: RuntimeError: no"),
+        ("import nonexistent_thing", ", line 1: ModuleNotFoundError: No module named 'nonexistent_thing'"),
+        ("import sys\nsys.exit(3)", ", line 2: SystemExit: 3"),
+        ("x = 1", ": declares no part; decorate a function, for example with @raysweep.loss"),
+        (
+            LOSS.replace("*, gap_power", "gap_power"),
+            ", line 5: loss gap: gap_power: write the parameters of the part after a *, as in "
+            "(z1, z2, *, gap_power: …)",
+        ),
+        (LOSS.replace("z1, z2, *", "z1, *"), ", line 5: loss gap: is called with z1, z2, but takes 1 arguments"),
+        (
+            "import raysweep\n@raysweep.probe(metrics={'knn/val_accuracy': raysweep.Metric('M')})\ndef x(e): ...",
+            ", line 2: probe x: metric knn/val_accuracy: another part declares it differently; give it another name",
+        ),
+        (
+            "import raysweep\n@raysweep.dataset\ndef x(request): ...",
+            ", line 2: dataset x: say the side of its images in pixels, as in @raysweep.dataset(size=32)",
+        ),
+        ("x = '\0'", "null bytes"),
+    ],
+)
+def test_a_faulty_plugin_is_one_line_with_its_place(sweep, text, words):
+    (sweep.root / "faulty.py").write_text(text)
+    before = [len(table) for table in parts.TABLES.values()]
+    process = sweep("--plugin", "faulty.py", "--seed", "1", "--dry-run")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(f"error: {sweep.root}/faulty.py")
+    assert process.stderr.endswith(f"{words}\n") or "null bytes" in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert [len(table) for table in parts.TABLES.values()] == before
+    with pytest.raises(InputError, match=r"faulty\.py"):
+        api.plan(None, {"seed": 1}, plugins=[sweep.root / "faulty.py"])
+
+
+def test_a_plugin_that_cannot_be_read_is_refused(sweep):
+    (sweep.root / "folder.py").mkdir()
+    (sweep.root / "bytes.py").write_bytes(b"\xff\xfe")
+    (sweep.root / "other").mkdir()
+    (sweep.root / "other" / "mine.py").write_text(LOSS + "\n")
+    for given, words in (
+        ("none.py", "--plugin: none.py: no such file"),
+        ("folder.py", "--plugin: folder.py: is a directory; give a Python file"),
+        ("bytes.py", "--plugin: bytes.py: is not a text file in UTF-8"),
+        ("no_such_module", "--plugin: no_such_module: no module of this name is installed"),
+        ("math", "--plugin: math: the module has no Python source"),
+        ("./a$b.py", "--plugin: ./a$b.py: the name of a plugin's file is NAME.py, of letters"),
+    ):
+        process = sweep("--plugin", given, "--dry-run", "--seed", "1")
+        assert process.returncode == 2
+        assert process.stderr.startswith(f"error: {words}")
+        assert process.stderr.count("\n") == 1
+    process = sweep("--plugin", "mine.py", "--plugin", "other/mine.py", "--dry-run", "--seed", "1")
+    assert "two plugins are called mine.py" in process.stderr
+    path = space(sweep.root)
+    path.write_text(path.read_text().replace('["mine.py"]', '"mine.py"'))
+    assert "mine.yaml: plugins: a list of files or modules expected" in sweep(path, "--dry-run").stderr
+
+
+WRONG = {
+    "encoder": (
+        "@raysweep.encoder\ndef bad(channels, image_size):\n    return nn.Identity()",
+        {"encoder": "bad"},
+        "line 4: encoder bad: features have the shape (8, 1, 8, 8); it must be (8, D)",
+    ),
+    "no module": (
+        "@raysweep.encoder\ndef bad(channels, image_size):\n    return 3",
+        {"encoder": "bad"},
+        "line 4: encoder bad: gives int; it must give a torch.nn.Module",
+    ),
+    "raises": (
+        "@raysweep.encoder\ndef bad(channels, image_size):\n    return nn.Linear(0.5, 'x')",
+        {"encoder": "bad"},
+        "line 4: encoder bad: raises TypeError: ",
+    ),
+    "batch norm": (
+        "@raysweep.encoder\ndef bad(channels, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(channels * image_size**2))",
+        {"encoder": "bad"},
+        "encoder bad has batch normalisation: declare it by @encoder(batch_norm=True)",
+    ),
+    "head": (
+        "@raysweep.head\ndef bad(feature_dim, embedding_dim):\n    return nn.Linear(feature_dim, 3)",
+        {"head": "bad"},
+        "line 4: head bad: embeddings have the shape (8, 3); it must be (8, 64)",
+    ),
+    "policy": (
+        "@raysweep.policy\ndef bad(images, strength, generator, part):\n"
+        "    return raysweep.to_float(images) + strength",
+        {"policy": "bad"},
+        "line 4: policy bad: views are in [0.5, 1.5]; they must be in [0, 1]",
+    ),
+    "policy shape": (
+        "@raysweep.policy\ndef bad(images, strength, generator, part):\n    return raysweep.to_float(images)[:, :, 1:]",
+        {"policy": "bad"},
+        "line 4: policy bad: views have the shape (8, 1, 7, 8); it must be (8, 1, 8, 8)",
+    ),
+    "strength 0": (
+        "@raysweep.policy\ndef bad(images, strength, generator, part):\n    return 1 - raysweep.to_float(images)",
+        {"policy": "bad"},
+        "line 4: policy bad: changes the images at strength 0; it must return them as they are",
+    ),
+    "part of a batch": (
+        "@raysweep.policy\ndef bad(images, strength, generator, part):\n"
+        "    factor = torch.rand(len(images), 1, 1, 1, generator=generator)\n"
+        "    return raysweep.to_float(images) * (1 - (strength > 0) * factor)",
+        {"policy": "bad", "resources.workers": 2},
+        "line 4: policy bad: draws other numbers for a part of a batch",
+    ),
+    "loss": (
+        "@raysweep.loss\ndef bad(z1, z2):\n    return z1 - z2",
+        {"emb_loss": "bad"},
+        "line 4: loss bad: the loss has the shape (8, 64); it must be a scalar",
+    ),
+    "loss without gradient": (
+        "@raysweep.loss\ndef bad(z1, z2):\n    return z1.detach().mean()",
+        {"emb_loss": "bad"},
+        "line 4: loss bad: the loss has no gradient; compute it from its arguments with torch",
+    ),
+    "loss that is not zero": (
+        "@raysweep.loss(zero_on_equal_views=True)\ndef bad(z1, z2):\n    return (z1 - z2).abs().mean() + 2",
+        {"emb_loss": "bad"},
+        "line 4: loss bad: declares zero_on_equal_views, but is 2 on equal views",
+    ),
+    "method": (
+        "class M(nn.Module):\n    def __init__(self, encoder):\n        super().__init__()\n"
+        "        self.encoder = encoder\n"
+        "    def embed(self, images):\n        return self.encoder(images)\n"
+        "    def forward(self, views, clean):\n        return self.encoder(views).mean()\n"
+        "@raysweep.method\ndef bad(encoder):\n    return M(encoder)",
+        {"usl_type": "bad"},
+        "line 12: method bad: a call gives Tensor; it must give raysweep.Losses",
+    ),
+    "dataset": (
+        "@raysweep.dataset(size=8)\ndef bad(request):\n    return [1, 2]",
+        {"dataset": "bad"},
+        "line 4: dataset bad: gives list; it must give a raysweep.Dataset",
+    ),
+    "dataset of another size": (
+        "import numpy as np\n@raysweep.dataset(size=9)\ndef bad(request):\n"
+        "    images, labels = np.zeros((10, 8, 8), np.uint8), np.arange(10) % 2\n"
+        "    return raysweep.Dataset.from_numpy(images, labels, images, labels)",
+        {"dataset": "bad"},
+        "line 5: dataset bad: declares size=9, but its images are 1×8×8",
+    ),
+    "probe": (
+        "@raysweep.probe\ndef bad(evaluation):\n    yield 'x/y', 1.0",
+        {},
+        "line 4: probe bad: yields 'x/y', which it does not declare among its metrics",
+    ),
+    "probe that yields text": (
+        "@raysweep.probe(metrics={'x/y': raysweep.Metric('X.')})\ndef bad(evaluation):\n    yield 'x/y', 'much'",
+        {},
+        "line 4: probe bad: yields ('x/y', 'much'); it must yield pairs of a metric's name and a float",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_part_that_returns_something_wrong_is_refused_before_anything_starts(sweep, case):
+    text, settings, words = WRONG[case]
+    (sweep.root / "wrong.py").write_text(HEAD + text + "\n")
+    process = sweep("--plugin", "wrong.py", "--local", *small({**PRETRAINED, **settings}))
+    assert process.returncode == 2, process.stdout
+    assert process.stderr.startswith(f"error: {sweep.root}/wrong.py, line")
+    assert words in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert not (sweep.root / "runs").exists()
+
+
+def test_a_loss_may_be_nan_on_equal_views(sweep):
+    text = "@raysweep.loss\ndef root(z1, z2):\n    return (z1 - z2).square().sum().sqrt() / (z1 - z2).abs().sum()"
+    (sweep.root / "nan.py").write_text(HEAD + text + "\n")
+    process = sweep("--plugin", "nan.py", "--local", *small({**PRETRAINED, "emb_loss": "root"}))
+    assert process.returncode == 0, process.stderr
+
+
+def test_embed_and_export_find_the_encoder_of_a_plugin(sweep, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / "a.png")
+    settings = {**UNTRAINED, "encoder": "mlp", "width": 5}
+    process = sweep("--plugin", ROOT / "examples" / "my_encoder.py", "--local", "--name", "x", *small(settings))
+    assert process.returncode == 0, process.stderr
+    trial = tmp_path / "runs" / "x" / "seed=0"
+    process = here("raysweep", "embed", trial, tmp_path / "images", "-o", "features.npz", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert np.load(tmp_path / "features.npz")["features"].shape == (1, 5)
+    process = here("raysweep", "export", trial, "-o", "weights.pt", cwd=tmp_path)
+    assert "mlp for images of 1×8×8; trunk 5" in process.stdout
+    (tmp_path / "copy").mkdir()
+    shutil.copy(trial / "encoder.safetensors", tmp_path / "copy")
+    process = here("raysweep", "export", tmp_path / "copy", "-o", "other.pt", cwd=tmp_path)
+    assert "unknown architecture 'mlp'" in process.stderr
+
+
+def test_preview_and_comparison_know_plugins(sweep, tmp_path):
+    base = {**QUICK, "usl_epochs": 1, "policy": "brightness", "batch_size": 250}
+    path = tmp_path / "b.yaml"
+    path.write_text(json.dumps({"base": base, "search": {"largest": [0.1]}}))
+    example = ROOT / "examples" / "my_policy.py"
+    process = here("raysweep", "preview", path, "-o", "views.png", "--plugin", example, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "views.png").exists()
+    (tmp_path / "bad.py").write_text(example.read_text().replace(".clamp(0, 1)", ""))
+    process = here("raysweep", "preview", path, "-o", "bad.png", "--plugin", "bad.py", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "policy brightness: views are in [" in process.stderr
+    for name, text in (("one", LOSS), ("two", LOSS.replace("abs()", "square()"))):
+        (tmp_path / "mine.py").write_text(text)
+        process = sweep("--plugin", "mine.py", "--local", "--name", name, *small(UNTRAINED))
+        assert process.returncode == 0, process.stderr
+    process = here("raysweep", "report", "runs/one", "runs/two", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
+@raysweep.loss
+def by_value(z1, z2):
+    """The mean squared difference."""
+    return (z1 - z2).square().mean()
+
+
+def test_a_part_is_passed_by_value_and_needed_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {"name": "v", "base": {**PRETRAINED, "emb_loss": "by_value"}}
+    outcome = api.run(content, {}, where=api.Where(local=True), parts=[by_value])
+    assert [point.name for point in outcome.report.points] == ["default"]
+    (entry,) = yaml.safe_load((tmp_path / "runs" / "v" / "sweep.yaml").read_text())["parts"]
+    assert entry["part"] == "loss by_value"
+    assert "The mean squared difference." in entry["source"]
+    plugins.activate(())
+    with pytest.raises(InputError, match=r"part that no file has, loss by_value; give it again, as parts=\[by_value\]"):
+        api.resume("runs/v", where=api.Where(local=True))
+    outcome = api.resume("runs/v", None, {"seed": [0, 1]}, where=api.Where(local=True), parts=[by_value])
+    assert outcome.sweep.total == 2
+
+    def plain(z1, z2):
+        return z1
+
+    with pytest.raises(InputError, match="parts: plain: is no part; decorate it"):
+        api.plan(content, {}, parts=[plain])
+    plugins.activate(())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    program = "import raysweep, sys; raysweep.loss; dir(raysweep); print({'torch', 'ray', 'numpy'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "set()\n"
+    for name in raysweep.LAZY:
+        assert getattr(raysweep, name) is not None
