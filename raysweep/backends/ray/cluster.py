@@ -33,6 +33,7 @@ CHATTER = (
     "Failed to fetch metrics for",
     "Trial task failed for trial",  # the display says so in one line, and error.txt has the traceback
     "Trials did not complete",
+    "SIGTERM handler is not set",  # in another thread than the main one
     "No trial is running and no new trial has been started",  # `CapacityMonitor` says so; Tune adds up all nodes
 )
 
@@ -45,6 +46,7 @@ def quieten() -> None:
     # several processes ends these first. After this timeout Tune would fail the next trial.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "90")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even if it is told to be silent
+    logging.getLogger("ray").setLevel(logging.WARNING)
     for handler in logging.getLogger("ray").handlers:
         handler.addFilter(is_worth_showing)
 

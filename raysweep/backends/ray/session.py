@@ -13,12 +13,13 @@ from typing import Any
 from raysweep.errors import InputError
 
 VARIABLES = (
-    *("RAY_AIR_NEW_OUTPUT", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
-    *("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_NUM_REDIS_GET_RETRIES", "RAY_TMPDIR"),
+    *("RAY_AIR_NEW_OUTPUT", "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_NUM_REDIS_GET_RETRIES", "RAY_TMPDIR"),
     *("RAY_gcs_rpc_server_reconnect_timeout_s", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"),
     *("TUNE_DISABLE_SIGINT_HANDLER", "TUNE_FUNCTION_THREAD_TIMEOUT_S"),
 )
-"""The environment variables that a run on Ray sets, and that would change a later Tuner of the user."""
+"""The environment variables that a run on Ray sets, and that would change a later Tuner of the user.
+
+The variables of Ray's token stay, because Ray stores the token for the whole life of a process."""
 _busy = threading.Lock()
 
 
