@@ -132,7 +132,7 @@ def test_the_encoder_gives_the_features_of_the_trial(results):
         assert torch.equal(features, load(results.directory / TRIAL / "encoder.safetensors")(images))
         assert not torch.equal(features, results.encoder("random,seed=1")(images))
     assert features.shape == (3, encoder.feature_dim)
-    with pytest.raises(InputError, match="strength=0.25,seed=7: no such trial, did you mean"):
+    with pytest.raises(InputError, match=r"strength=0.25,seed=7: no such trial, did you mean"):
         results.encoder("strength=0.25,seed=7")
 
 
