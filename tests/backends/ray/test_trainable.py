@@ -151,6 +151,7 @@ def test_optuna_searches_over_the_last_score_of_a_trainable(tmp_path):
     assert grid.get_best_result().metrics["linear/val_accuracy"] == max(grid.get_dataframe()["linear/val_accuracy"])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:hpbandster")
 def test_bohb_pauses_a_trainable_and_continues_it(tmp_path):
     pytest.importorskip("ConfigSpace")
     pytest.importorskip("hpbandster")
@@ -170,7 +171,7 @@ def test_bohb_pauses_a_trainable_and_continues_it(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"alpah": 1}, "trainable: alpah: unknown setting, did you mean 'alpha'"),
+        ({"alpah": 1}, "trainable: unknown key 'alpah', did you mean 'alpha'"),
         ({"usl_lr": -1}, "usl_lr"),
         ({"checkpoint_every": 0}, "checkpoint_every: must be a whole number of epochs, at least 1, not 0"),
     ],
@@ -183,7 +184,7 @@ def test_a_faulty_setting_of_a_trainable_is_one_line(config, message):
 
 def test_a_faulty_trainable_says_so_in_the_result_grid(tmp_path):
     grid = fit(tmp_path, {"alpah": 1})
-    assert "InputError: trainable: alpah: unknown setting, did you mean 'alpha'" in str(grid.errors[0])
+    assert "InputError: trainable: unknown key 'alpah', did you mean 'alpha'" in str(grid.errors[0])
 
 
 def test_the_trainable_refuses_a_checkpoint_of_another_network():
