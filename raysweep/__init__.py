@@ -1,44 +1,60 @@
-"""Sweeps of self-supervised image representation learning on Ray."""
+"""Sweeps of self-supervised image representation learning on Ray.
+
+The public names below are imported when they are first used, so that `import raysweep` stays fast and imports neither
+PyTorch nor Ray. `docs/python.md` describes them; `docs/extending.md` describes how a plugin declares parts.
+
+Example:
+    >>> results = raysweep.run("alpha.yaml", set={"seed": [0, 1, 2]})
+    >>> results.frame()
+"""
+
+from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysweep.augment.operations import to_float as to_float
-    from raysweep.data.dataset import Dataset as Dataset
-    from raysweep.declarations import Chooses as Chooses
-    from raysweep.declarations import Condition as Condition
-    from raysweep.declarations import FeatureLayer as FeatureLayer
-    from raysweep.declarations import Metric as Metric
-    from raysweep.methods.method import Losses as Losses
-    from raysweep.parts import dataset as dataset
-    from raysweep.parts import encoder as encoder
-    from raysweep.parts import head as head
-    from raysweep.parts import loss as loss
-    from raysweep.parts import method as method
-    from raysweep.parts import policy as policy
-    from raysweep.parts import probe as probe
+    from raysweep.augment.operations import to_float
+    from raysweep.backends.ray.open_trainable import trainable
+    from raysweep.data.dataset import Dataset
+    from raysweep.declarations import Chooses, Condition, FeatureLayer, Metric
+    from raysweep.errors import RaysweepError
+    from raysweep.interface import evaluate, open, resume, run
+    from raysweep.methods.method import Losses
+    from raysweep.parts import dataset, encoder, head, loss, method, optimizer, policy, probe, schedule
+    from raysweep.sweep_results import Results
 
 __version__ = "0.1.0"
+__all__ = [
+    "Chooses", "Condition", "Dataset", "FeatureLayer", "Losses", "Metric", "RaysweepError", "Results", "dataset",
+    "encoder", "evaluate", "head", "loss", "method", "open", "optimizer", "policy", "probe", "resume", "run",
+    "schedule", "to_float", "trainable",
+]  # fmt: skip
 
-PLUGIN_NAMES = {
-    "raysweep.parts": ("encoder", "head", "policy", "loss", "method", "dataset", "probe"),
-    "raysweep.declarations": ("Metric", "Condition", "Chooses", "FeatureLayer"),
+_NAMES = {
+    "raysweep.interface": ("evaluate", "open", "resume", "run"),
+    "raysweep.sweep_results": ("Results",),
+    "raysweep.backends.ray.open_trainable": ("trainable",),
+    "raysweep.errors": ("RaysweepError",),
+    "raysweep.parts": (
+        "dataset", "encoder", "head", "loss", "method", "optimizer", "policy", "probe", "schedule"
+    ),
+    "raysweep.declarations": ("Chooses", "Condition", "FeatureLayer", "Metric"),
     "raysweep.methods.method": ("Losses",),
     "raysweep.data.dataset": ("Dataset",),
     "raysweep.augment.operations": ("to_float",),
-}
-"""The public names for a plugin, by the module that has them."""
-LAZY = {name: module for module, names in PLUGIN_NAMES.items() for name in names}
-"""The module of each public name. It is imported when the name is first used."""
+}  # fmt: skip
+"""The public names, by the module that defines them."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import raysweep` takes no time."""
-    if name not in LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(LAZY[name]), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module 'raysweep' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # so that this function is called once for each name
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *LAZY])
+    return sorted({*globals(), *__all__})

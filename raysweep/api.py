@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from raysweep.preparation import check_picture, dataset_of, importing_report
 from raysweep.results.credentials import is_uri
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.result import Result, describe_error, note_traceback
-from raysweep.results.store import TAKE_SECONDS, Store, shown_place
+from raysweep.results.store import TAKE_SECONDS, Store, open_sweeps, shown_place
 from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
 from raysweep.space import Sweep
 from raysweep.system.places import settle_ray_directory, shown_path
@@ -59,6 +60,8 @@ class Where:
     """The address of a Ray cluster; None takes `RAY_ADDRESS`, else Ray is started on this machine."""
     resume_command: Callable[[Store], str] = lambda store: f"raysweep.resume({store.place!r})"
     """The command that resumes the sweep, for messages."""
+    owns_process: bool = True
+    """Whether this process ends with the sweep, as the process of a command does, and that of a notebook does not."""
 
 
 def plan(
@@ -229,12 +232,7 @@ def compare(places: Sequence[str], output: str | None = None) -> tuple[Report, P
     Raises:
         InputError: a sweep is given twice, the sweeps were not evaluated alike, or the directory cannot be made.
     """
-    opened = [Store.open(place, copies="reports") for place in places]
-    plugins = [plugin for _, sweep in opened for plugin in sweep.plugins]
-    if plugins:  # the settings of each sweep are checked with the parts of all of them
-        opened = [Store.open(place, copies="reports", given=plugins, beside=plugins) for place in places]
-    for store, _ in opened:
-        store.pull()
+    opened = open_sweeps(places)
     directories = preparation.comparison_directories(places, [store for store, _ in opened], output)
     from raysweep.report.building import build_comparison, read_several
 
@@ -328,12 +326,14 @@ def _prepare(
         # These must come before Ray is imported, which reads the environment.
         from raysweep.backends.ray.authentication import present_token
         from raysweep.backends.ray.environment import prepare_environment
+        from raysweep.backends.ray.session import is_initialized
 
         address = where.address or os.environ.get("RAY_ADDRESS")
-        prepare_environment(address)
-        present_token(address)
-        if address is None:
-            settle_ray_directory()
+        if not is_initialized():  # a Ray that the user has initialised is used as it is
+            prepare_environment(address)
+            present_token(address)
+            if address is None:
+                settle_ray_directory()
         from raysweep.backends.ray import tuner
 
         return datasets, tuner.prepare(sweep, store, where.address)
@@ -347,7 +347,7 @@ def _run_trials(
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
-    stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store))
+    stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store), where.owns_process)
     with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
         sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping)
         if where.local:
@@ -358,8 +358,8 @@ def _run_trials(
             from raysweep.backends.ray import tuner
 
             sweep = tuner.run(sweep_run)
-        if stopping.interrupted:
-            raise KeyboardInterrupt
+        if stopping.number is not None:
+            raise interrupted(store, where, stopping.number)
     if not store.present():
         raise ResultsLost(
             f"{shown_place(store)}: the results directory was removed, renamed or replaced while its trials ran, so "
@@ -380,6 +380,11 @@ def _finish(sweep: Sweep, store: Store, where: Where) -> Outcome:
         ) from None
 
 
+def interrupted(store: Store, where: Where, number: int) -> SweepInterrupted:
+    """The exception for a sweep that the signal of this number interrupted."""
+    return SweepInterrupted(f"interrupted; resume with: {where.resume_command(store)}", store.place, number)
+
+
 @contextmanager
 def _explaining(store: Store, where: Where) -> Iterator[None]:
     """Turn what ends a running sweep into an exception that says how the sweep is resumed.
@@ -389,8 +394,8 @@ def _explaining(store: Store, where: Where) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise SweepInterrupted(f"interrupted; resume with: {where.resume_command(store)}") from None
-    except (InputError, ResultsLost):
+        raise interrupted(store, where, signal.SIGINT) from None
+    except (InputError, ResultsLost, SweepInterrupted):
         raise
     except Exception as fault:
         note_traceback(store.root)

@@ -1,8 +1,9 @@
-"""The two exceptions that are not a fault of ours, and what no message may show."""
+"""The exceptions that raysweep raises on purpose, and what no message may show."""
 
 from __future__ import annotations
 
 import re
+import signal
 from urllib.parse import unquote
 
 MESSAGE = 2000
@@ -66,11 +67,32 @@ def printable(text: str) -> str:
 
 
 class RaysweepError(Exception):
-    """The base of all exceptions that raysweep raises on purpose."""
+    """The base of all exceptions that raysweep raises on purpose.
+
+    Example:
+        >>> try:
+        ...     raysweep.run("alpha.yaml", set={"alpah": [0.1, 1]})
+        ... except raysweep.RaysweepError as fault:
+        ...     print(fault)
+    """
 
 
 class SweepInterrupted(RaysweepError):
-    """The user interrupted a sweep; the message says how it is resumed."""
+    """A signal interrupted a sweep; the message says how it is resumed.
+
+    Args:
+        message: The message.
+        place: The sweep's results directory, or the URI of one in a bucket.
+        number: The number of the signal.
+    """
+
+    def __init__(self, message: str, place: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.place, self.number = place, number
+
+
+class NotAvailable(RaysweepError, NotImplementedError):
+    """A name is reserved for something that this version cannot do yet."""
 
 
 class SweepBrokeOff(RaysweepError):

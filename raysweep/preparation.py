@@ -117,12 +117,8 @@ def comparison_directories(
     """Return a function that turns the name of a comparison into the directories that it may take, in order.
 
     Raises:
-        InputError: a sweep is given twice, or no directory can be made.
+        InputError: no directory can be made.
     """
-    roots = [store.root.resolve() for store in stores]
-    twice = next((place for place, root in zip(places, roots, strict=True) if roots.count(root) > 1), None)
-    if twice is not None:
-        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
     if output is not None:
         if is_uri(output):
             raise InputError(f"-o {output}: a comparison must be in a local directory")
@@ -132,8 +128,8 @@ def comparison_directories(
         return lambda name: [Path(output)]
     if stores[0].bucket is not None:
         raise InputError(f"{places[0]}: is in a bucket; name a local directory for the comparison with -o DIR")
-    check_writable(roots[0].parent)
-    return lambda name: (roots[0].parent / candidate for candidate in candidates(None, name))
+    check_writable(stores[0].root.resolve().parent)
+    return lambda name: (stores[0].root.resolve().parent / candidate for candidate in candidates(None, name))
 
 
 def check_means(sweep: Sweep, local: bool) -> None:

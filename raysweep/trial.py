@@ -231,7 +231,7 @@ class TrialRun:
 
         try:
             end = End("finished")
-            with closing(self._steps(collapse, lambda: stop() or due())) as steps:
+            with closing(self.steps(collapse, lambda: stop() or due())) as steps:
                 for moment in steps:
                     if isinstance(moment, End):
                         end = moment
@@ -243,7 +243,7 @@ class TrialRun:
                         report(moment)
                     if leaving or due():
                         begun = time.perf_counter()
-                        self._save()
+                        self.save(self.directory)
                         saved()  # into a bucket it takes longer than to write it
                         self.last_save = time.perf_counter()
                         self.save_cost = self.last_save - begun
@@ -260,7 +260,7 @@ class TrialRun:
         finally:
             self.events.close()
 
-    def _steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[Progress | End | None]:
+    def steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[Progress | End | None]:
         """The rest of the trial. It may be saved wherever this yields. None is in the middle of an epoch."""
         settings, state = self.settings, self.state
         total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
@@ -360,7 +360,7 @@ class TrialRun:
             chosen_features, labels, pictures = arrays
             projector(self.directory, chosen_features, labels, self.evaluation.class_names, pictures)
 
-    def _save(self) -> None:
+    def save(self, directory: Path) -> None:
         """Write a checkpoint of everything that a resumed trial needs."""
         content = {
             "version": PROTOCOL_VERSION,
@@ -375,10 +375,10 @@ class TrialRun:
             "wall_s": self.seconds(),
             "precision": precision_of(self.settings, self.device.type),
         }
-        save_checkpoint(self.directory, content)
+        save_checkpoint(directory, content)
 
     def _load(self, saved: dict[str, Any]) -> None:
-        """Load what `_save` wrote, except the positions of the event files."""
+        """Load what `save` wrote, except the positions of the event files."""
         check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
         if saved.get("version") != PROTOCOL_VERSION:
             raise InputError(

@@ -86,16 +86,19 @@ class Stopping:
         results: The results directory in which the trials check the flag.
         seconds: Seconds from now after which the sweep ends early; None means never.
         resume: The command that resumes the sweep, for messages.
+        owns_process: Whether the process ends with the sweep. If not, as in a notebook, nothing here ends the process.
     """
 
-    def __init__(self, results: Store, seconds: float | None = None, resume: str = "--resume") -> None:
+    def __init__(
+        self, results: Store, seconds: float | None = None, resume: str = "--resume", owns_process: bool = True
+    ) -> None:
         self.token = uuid.uuid4().hex
         self.mark = StopFlag(results, self.token)
         self.results, self.looked = results, time.monotonic()
         self.deadline = time.monotonic() + seconds if seconds is not None else None
-        self.resume = resume
-        self.interrupted = False
-        """Whether a signal ends the sweep; otherwise the time budget does."""
+        self.resume, self.owns_process = resume, owns_process
+        self.number: int | None = None
+        """The number of the signal that ends the sweep; None if there was none."""
         self.since: float | None = None
         """The monotonic time at which the sweep was asked to end; None before."""
         self.told = threading.Event()
@@ -104,6 +107,11 @@ class Stopping:
         self._terminated = False
         self._responsive: float | None = None
         """The monotonic time at which the main thread first resumed its work after SIGTERM or SIGHUP."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ends the sweep; otherwise the time budget does."""
+        return self.number is not None
 
     def ask(self) -> None:
         """Tell every trial to save a checkpoint and stop."""
@@ -156,13 +164,16 @@ class Stopping:
             self._quitting = True
             self._end_process_in(ENDING_SECONDS)
             raise KeyboardInterrupt
-        self.interrupted = True
-        say_at_once("stopping: trials are saving checkpoints; press Ctrl-C again to quit without saving")
+        self.number = number
+        again = "press Ctrl-C again" if self.owns_process else "interrupt again"
+        say_at_once(f"stopping: trials are saving checkpoints; {again} to quit without saving")
         self.ask()
         # A signal to the whole process group ends Ray's servers too, and Ray tries to reach them for a long time.
         self._end_process_in(GRACE_SECONDS + ENDING_SECONDS)
 
     def _end_process_in(self, seconds: float) -> None:
+        if not self.owns_process:
+            return
         timer = threading.Timer(seconds, leave_at_once, [self.resume])
         timer.daemon = True
         timer.start()
@@ -175,10 +186,12 @@ class Stopping:
         of a cluster sends SIGTERM before it takes a machine away, and a closed terminal sends SIGHUP. A SIGHUP that
         `nohup` ignores stays ignored.
 
-        This works only in the main thread.
+        In another thread than the main one, where Python allows no signal handlers, signals are handled as before.
         """
         self.mark.place()
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+        if threading.current_thread() is not threading.main_thread():
+            numbers = []
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             check_interrupted()

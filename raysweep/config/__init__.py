@@ -25,7 +25,7 @@ from raysweep.config.settings import (
     make_settings,
 )
 from raysweep.config.validation import check_model, check_type
-from raysweep.config.values import NUMBER, WHOLE_NUMBER, read_number, shown, suggest
+from raysweep.config.values import NUMBER, WHOLE_NUMBER, plain, read_number, shown, suggest
 
 __all__ = [
     "EMBEDDING",
@@ -52,6 +52,7 @@ __all__ = [
     "make_settings",
     "metrics_by_name",
     "online_metrics",
+    "plain",
     "protocol",
     "read_number",
     "shown",

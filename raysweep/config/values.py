@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
@@ -46,3 +47,18 @@ def suggest(given: object, valid: Iterable[str]) -> str:
 def shown(value: object) -> str:
     """Return a value for a message: as Python writes it, but a date as YAML writes it."""
     return str(value) if isinstance(value, datetime.date) else repr(value)
+
+
+def plain(value: Any) -> Any:
+    """A value of a Python program as a YAML file would give it: NumPy arrays, tuples and ranges become lists.
+
+    Example:
+        `plain({"alpha": numpy.logspace(-1, 0, 2), "seed": range(2)})` gives `{"alpha": [0.1, 1.0], "seed": [0, 1]}`.
+    """
+    if isinstance(value, Mapping):
+        return {plain(name): plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [plain(each) for each in value]
+    if hasattr(value, "tolist"):  # a NumPy array or scalar, also a tensor
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value

@@ -122,26 +122,32 @@ def write_figures(report: Report, directory: Path) -> list[str]:
 
 def figures_of(report: Report) -> dict[str, Callable[[], bytes | None]]:
     """By name, functions that draw the report's figures as PNG; they return None where there is nothing to draw."""
-    from raysweep.report import drawing, figures
-    from raysweep.report.difference_figures import draw_differences
-    from raysweep.report.figures import draw_comparison, draw_layers
-    from raysweep.report.heatmaps import draw_heatmap, heatmap_settings  # the tables must not need Matplotlib
+    from raysweep.report import drawing  # the tables must not need Matplotlib
 
     def png(draw: Callable[[], Figure | None]) -> bytes | None:
         figure = draw()
         return None if figure is None else drawing.save(figure)
 
-    drawings: dict[str, Callable[[], Figure | None]] = {}
+    return {name: partial(png, draw) for name, draw in drawings_of(report).items()}
+
+
+def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
+    """By name, functions that draw the report's figures; they return None where there is nothing to draw."""
+    from raysweep.report import figures
+    from raysweep.report.difference_figures import draw_differences
+    from raysweep.report.figures import draw_comparison, draw_layers
+    from raysweep.report.heatmaps import draw_heatmap, heatmap_settings
+
     if report.several:
-        drawings["comparison"] = partial(draw_comparison, report.name, report.points, report.metric, report.mode)
-    else:
-        sweep = report.members[0].sweep
-        shown = shown_scores(report.points)
-        for name in sweep.searched:
-            drawings[name] = partial(figures.draw, sweep, report.points, name)
-            drawings[f"{name}_minus_random"] = partial(draw_differences, sweep, report.groups, shown, name)
-        pair = heatmap_settings(sweep)
-        if pair is not None:
-            drawings["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)
-        drawings["layers"] = partial(draw_layers, sweep, report.points)
-    return {name: partial(png, draw) for name, draw in drawings.items()}
+        return {"comparison": partial(draw_comparison, report.name, report.points, report.metric, report.mode)}
+    drawings: dict[str, Callable[[], Figure | None]] = {}
+    sweep = report.members[0].sweep
+    shown = shown_scores(report.points)
+    for name in sweep.searched:
+        drawings[name] = partial(figures.draw, sweep, report.points, name)
+        drawings[f"{name}_minus_random"] = partial(draw_differences, sweep, report.groups, shown, name)
+    pair = heatmap_settings(sweep)
+    if pair is not None:
+        drawings["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)
+    drawings["layers"] = partial(draw_layers, sweep, report.points)
+    return drawings

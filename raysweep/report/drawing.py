@@ -116,8 +116,8 @@ import_matplotlib()
 
 import matplotlib  # noqa: E402 - after it has been imported safely
 from matplotlib import colormaps  # noqa: E402
+from matplotlib import figure as matplotlib_figure  # noqa: E402
 from matplotlib.colors import Normalize  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ft2font import FT2Font  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import NullFormatter  # noqa: E402
@@ -134,6 +134,13 @@ __all__ = [
     "save",
     "wrapped",
 ]
+
+
+class Figure(matplotlib_figure.Figure):
+    """A figure of Matplotlib that a notebook shows in the project's style, whether or not it uses pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return save(self)
 
 
 @contextmanager

@@ -39,6 +39,12 @@ def to_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
     """One row per trial of the sweep, in its order; a setting without effect in a trial stays empty."""
+    header, rows = trial_rows(store, sweep, results)
+    return to_csv(header, [row | {"wall_s": round(row["wall_s"], 3)} if "wall_s" in row else row for row in rows])
+
+
+def trial_rows(store: Store, sweep: Sweep, results: Sequence[Result]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns, and a row for each trial of the sweep in its order; a row lacks what the trial does not have."""
     by_name = {result.trial: result for result in results}
     metrics = [name for name in METRICS if any(name in result.metrics for result in results)]
     kept = ("status", "linear_probe", "fingerprint", "attempts", "device", "error")
@@ -55,9 +61,9 @@ def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
             row |= result.metrics
             row |= {key: getattr(result, key) for key in kept}
             row |= {"precision": result.precision} if result.precision else {}
-            row["wall_s"] = round(result.wall_s, 3)
+            row["wall_s"] = result.wall_s
         rows.append(row)
-    return to_csv(header, rows)
+    return header, rows
 
 
 def interval_columns(name: str, of: Estimate | None) -> dict[str, Any]:
@@ -69,6 +75,11 @@ def interval_columns(name: str, of: Estimate | None) -> dict[str, Any]:
 
 def summary_csv(report: Report) -> str:
     """One row per point: n, for each metric mean, std and interval, and the difference from every control."""
+    return to_csv(*point_rows(report))
+
+
+def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns, and a row for each point; see `summary_csv`. A row lacks what the point does not have."""
     metrics = [name for name in METRICS if any(point.values(name) for point in report.points)]
     varied = [*differing(report)] if report.several else [*report.members[0].sweep.searched]
     header = [*(["sweep"] if report.several else []), "point", *varied, "n"]
@@ -94,7 +105,7 @@ def summary_csv(report: Report) -> str:
                 alone = estimate(differences(point.scores(score), point.control_scores(control, score)))
                 row |= difference_columns(f"{score} minus {control} ", difference, alone)
         rows.append({key: value for key, value in row.items() if key in header})
-    return to_csv(header, rows)
+    return header, rows
 
 
 def effective(point: Point, name: str) -> Any:

@@ -15,10 +15,17 @@ from torch import Tensor
 
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Let every library use `threads` threads inside the block. The last bits of results depend on this number."""
+    """Let every library use `threads` threads inside the block. The last bits of results depend on this number.
+
+    Afterwards PyTorch uses as many as before, for a program that runs a sweep and then computes something else.
+    """
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    with threadpool_limits(limits=threads):
-        yield
+    try:
+        with threadpool_limits(limits=threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_of(gpu: bool) -> torch.device:

@@ -33,11 +33,12 @@ def test_progress_is_the_sum_over_the_trials_weights():
         view.end(result(stopped, "stopped"))
         view.progress(running, 0.5)
         view.end(result(finished))
-        assert view.done == pytest.approx(sum(view.weights[name] for name in view.shares))
-        assert view.whole == pytest.approx(sum(view.weights.values()))
+        tally = view.tally
+        assert tally.done == pytest.approx(sum(tally.weights[name] for name in tally.shares))
+        assert tally.whole == pytest.approx(sum(tally.weights.values()))
         # A trial weighs five and a baseline one: one trial stopped at a fifth, one finished, one is half finished.
-        assert view.done - view.kept + view._under_way() == pytest.approx(1 + 5 + 2.5)
-        assert view.whole - view.kept == pytest.approx(4 * 5 + 5 * 1 - 4)
+        assert tally.done - tally.kept + tally.under_way() == pytest.approx(1 + 5 + 2.5)
+        assert tally.whole - tally.kept == pytest.approx(4 * 5 + 5 * 1 - 4)
     assert "[3/10]" in output.getvalue()
 
 
@@ -56,5 +57,5 @@ def test_a_trial_that_a_searcher_proposes_adds_its_weight():
     with ProgressDisplay(proposing, [], Console(file=io.StringIO())) as view:
         for _ in range(2):  # the second time after the trial's worker died
             view.begin(trial)
-        assert view.whole == 5.0
-        assert view.whole + view._rest() == 10.0
+        assert view.tally.whole == 5.0
+        assert view.tally.whole + view.tally.rest() == 10.0

@@ -7,7 +7,6 @@ from torch import nn
 from raysweep import parts, portable, space
 from raysweep.config import Settings
 from raysweep.errors import InputError
-from raysweep.errors import InputError
 from raysweep.models.building import check_batch_norm
 from raysweep.results.checkpoints import save_checkpoint
 from raysweep.training.loop import pretrain

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import sys
 import tempfile
 import warnings
 from contextlib import suppress
@@ -57,7 +58,9 @@ def present_token(address: str | None) -> None:
         ):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         has_token = True
-    if has_token:
+    # A process that has imported Ray must not set the mode any more, because Ray has stored it. Then `ray.init` turns
+    # tokens on itself, unless the user has chosen another mode.
+    if has_token and "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

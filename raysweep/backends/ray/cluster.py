@@ -33,6 +33,7 @@ CHATTER = (
     "Failed to fetch metrics for",
     "Trial task failed for trial",  # the display says so in one line, and error.txt has the traceback
     "Trials did not complete",
+    "SIGTERM handler is not set",  # in another thread than the main one
     "No trial is running and no new trial has been started",  # `CapacityMonitor` says so; Tune adds up all nodes
 )
 
@@ -45,8 +46,20 @@ def quieten() -> None:
     # several processes ends these first. After this timeout Tune would fail the next trial.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "90")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even if it is told to be silent
+    logging.getLogger("ray").setLevel(logging.WARNING)
     for handler in logging.getLogger("ray").handlers:
-        handler.addFilter(lambda record: not any(text in record.getMessage() for text in CHATTER))
+        handler.addFilter(is_worth_showing)
+
+
+def show_chatter() -> None:
+    """Let Ray log its routine messages again, for a program that uses Ray itself after a sweep."""
+    for handler in logging.getLogger("ray").handlers:
+        handler.removeFilter(is_worth_showing)
+
+
+def is_worth_showing(record: logging.LogRecord) -> bool:
+    """Return whether a message of Ray tells the user something (a filter of `logging`)."""
+    return not any(text in record.getMessage() for text in CHATTER)
 
 
 _own_session: Path | None = None
@@ -60,13 +73,25 @@ def own_session() -> Path | None:
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
     """Connect to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
 
-    A Ray that is started here gets as many CPUs as this process may use, not as many as the machine has.
+    A Ray that is started here gets as many CPUs as this process may use, not as many as the machine has. If the user
+    has already initialised Ray in this process, as in a notebook, that Ray is used as it is.
 
     Raises:
-        InputError: Nothing answers at the address, the cluster rejects the token, or its nodes can never hold a trial.
+        InputError: An address is given although Ray is initialised, nothing answers at the address, the cluster rejects
+            the token, or its nodes can never hold a trial.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    global _own_session
     quieten()
+    if ray.is_initialized():
+        if address is not None:
+            raise InputError(
+                f"address {address}: Ray is already initialised in this process; leave the address out to use that "
+                "Ray, or call ray.shutdown() before"
+            )
+        _own_session = None
+        words = plan([node["Resources"] for node in alive_nodes()], resources, most)
+        return f"{words} of the Ray that is already initialised in this process"
+    address = address or os.environ.get("RAY_ADDRESS")
     cpus = allowed_cpus()
     try:
         if address is not None:
@@ -83,7 +108,6 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
                 f"write the output to ~/.ray/auth_token on this machine, or into RAY_AUTH_TOKEN"
             ) from None
         raise InputError(f"the Ray cluster at {address} cannot be used: {reason} (is it up?)") from None
-    global _own_session
     _own_session = Path(context.address_info["session_dir"]) if address is None else None
     words = plan([node["Resources"] for node in alive_nodes()], resources, most)
     if address is None and cpus.source:

@@ -190,6 +190,17 @@ def shared(trainable: Callable[..., None], parameters: Mapping[str, Any], sweep:
     return tune.with_resources(tune.with_parameters(trainable, **parameters), resources)
 
 
+class SilentReporter(tune.ProgressReporter):
+    """Reports nothing. In a notebook Tune's own reporter would clear the output of the cell, even with `verbose=0`."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        """Return False."""
+        return False
+
+    def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
+        """Report nothing."""
+
+
 def make_tuner(
     trainable: Any,
     sweep: Sweep,
@@ -220,6 +231,7 @@ def make_tuner(
             name=".ray",
             storage_path=str(root),
             verbose=0,
+            progress_reporter=SilentReporter(),
             stop=stop,
             failure_config=tune.FailureConfig(max_failures=sweep.tune.max_failures),
             callbacks=list(callbacks),

@@ -1,0 +1,276 @@
+"""The public functions of the Python interface: run, resume and open sweeps. `docs/python.md` describes them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
+
+from raysweep import api
+from raysweep.backends.progress import Progress, Silence
+from raysweep.config import SETTINGS, plain, suggest
+from raysweep.errors import InputError, NotAvailable, SweepInterrupted
+from raysweep.preparation import shipped_spaces
+from raysweep.space import Sweep
+from raysweep.sweep_results import Results
+from raysweep.system.places import ensure_home
+
+Space = str | Path | Mapping[str, Any] | Sweep
+Shown = bool | Literal["auto"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checking_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function raise InputError, with the nearest valid name, if it gets a keyword that it does not have."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        for name in keywords:
+            if name not in known:
+                hint = suggest(name, known)
+                if name in SETTINGS and "set" in known:
+                    hint = f"; it is a setting: give set={{{name!r}: …}}"
+                raise InputError(f"{function.__name__}: unknown keyword {name!r}{hint}")
+        return function(*args, **keywords)
+
+    return checked
+
+
+@checking_keywords
+def run(
+    space: Space,
+    *,
+    set: Mapping[str, Any] | None = None,
+    output: str | Path = "runs",
+    name: str | None = None,
+    local: bool = False,
+    address: str | None = None,
+    progress: Shown = "auto",
+) -> Results:
+    """Run a new sweep.
+
+    The trials run on Ray. A Ray that is already initialised in this process is used and left as it is. Otherwise Ray is
+    started on this machine, and ended with the sweep. If the sweep is interrupted (Ctrl-C, or "interrupt" in a
+    notebook), its running trials save their state, and the results so far are returned with a warning.
+
+    Args:
+        space: A search-space file, the name of a shipped one, the content of one as a dict, or a checked sweep.
+        set: Settings by name that replace those of the search space, as `--set` does; a list becomes a grid.
+        output: The directory in which the results directory is made, or the URI of one in a bucket.
+        name: The name of the results directory, which must not exist; None takes the name of the search space, with a
+            suffix if it exists.
+        local: Run the trials one after the other in this process, without Ray.
+        address: The address of a Ray cluster; None takes `RAY_ADDRESS`, else starts Ray on this machine.
+        progress: True shows the progress, False shows nothing, and "auto" shows it in a notebook and on a terminal.
+
+    Returns:
+        The results of the trials.
+
+    Raises:
+        RaysweepError: The input is faulty, or the sweep broke off; the message is one line that says what to do.
+
+    Example:
+        >>> results = raysweep.run({"base": {"usl_epochs": 10}, "search": {"alpha": [0.1, 1], "seed": [0, 1, 2]}})
+        >>> results.summary()
+    """
+    where = place_of_run(local, address)
+    with lasting_process(local):
+        try:
+            outcome = api.run(
+                source_of(space),
+                overrides_of(set),
+                output=str(output),
+                name=name,
+                where=where,
+                progress=progress_of(progress),
+            )
+        except SweepInterrupted as fault:
+            return after_interrupt(fault)
+        return Results([outcome.store.place])
+
+
+@checking_keywords
+def resume(
+    place: str | Path,
+    space: Space | None = None,
+    *,
+    set: Mapping[str, Any] | None = None,
+    local: bool = False,
+    address: str | None = None,
+    progress: Shown = "auto",
+) -> Results:
+    """Resume an existing sweep: run the trials that have not finished, and those of new points.
+
+    Args:
+        place: Its results directory, or the URI of one in a bucket.
+        space: A search space whose points are added; None adds none.
+        set: Settings that change the search space; see `run`.
+        local: See `run`.
+        address: See `run`.
+        progress: See `run`.
+
+    Returns:
+        The results of all trials, also of those that had finished before.
+
+    Raises:
+        RaysweepError: See `run`.
+
+    Example:
+        >>> results = raysweep.resume("runs/alpha", set={"seed": [0, 1, 2, 3]})
+    """
+    where = place_of_run(local, address)
+    with lasting_process(local):
+        try:
+            outcome = api.resume(
+                checked_place(place),
+                None if space is None else source_of(space),
+                overrides_of(set),
+                where=where,
+                progress=progress_of(progress),
+            )
+        except SweepInterrupted as fault:
+            return after_interrupt(fault)
+        return Results([outcome.store.place])
+
+
+@checking_keywords
+def open(place: str | Path | Sequence[str | Path]) -> Results:
+    """Open a finished or running sweep, or several sweeps to compare them. Nothing is written.
+
+    Args:
+        place: A results directory, the URI of one in a bucket (`s3://…`), or a list of these.
+
+    Returns:
+        The results. Of a running sweep, they are always those at the time when they are read.
+
+    Raises:
+        RaysweepError: No sweep is at a place, or several sweeps were not evaluated alike.
+
+    Example:
+        >>> raysweep.open("runs/alpha").frame()
+        >>> raysweep.open(["runs/alpha", "runs/simclr"]).conclusions()
+    """
+    places = [place] if isinstance(place, (str, Path)) else list(place)
+    if not places:
+        raise InputError("open: the list of results directories is empty")
+    with system_faults():
+        ensure_home()
+        results = Results([checked_place(each) for each in places])
+        results.check()
+        return results
+
+
+def evaluate(*args: Any, **keywords: Any) -> NoReturn:
+    """Evaluate the encoders of a sweep under other protocols. The name is reserved: this is not available yet.
+
+    Raises:
+        RaysweepError: Always. It is also a NotImplementedError.
+
+    Example:
+        >>> raysweep.evaluate("runs/alpha")  # raises RaysweepError
+    """
+    raise NotAvailable("raysweep.evaluate: is not available yet; set probe_dataset and the like in the sweep itself")
+
+
+def source_of(space: Space) -> api.Space:
+    """The search space as the API takes it; raises InputError if it is of another type."""
+    if isinstance(space, Sweep):
+        return space
+    if isinstance(space, Mapping):
+        return dict(plain(space))
+    if not isinstance(space, (str, Path)):
+        raise InputError(f"space: give a file name, a dict or a sweep, not {type(space).__name__}")
+    shipped = shipped_spaces()
+    return shipped[str(space)] if str(space) in shipped and not Path(space).exists() else Path(space)
+
+
+def overrides_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The overrides as the API takes them; raises InputError if they are no mapping."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"set: give a dict such as {{'alpha': [0.1, 1]}}, not {type(given).__name__}")
+    return dict(plain(given or {}))
+
+
+def checked_place(place: str | Path) -> str:
+    """The place of a sweep as text; raises InputError if it is of another type."""
+    if not isinstance(place, (str, Path)):
+        raise InputError(f"place: give a results directory or a URI, not {type(place).__name__}")
+    return str(place)
+
+
+def place_of_run(local: bool, address: str | None) -> api.Where:
+    """How and where a sweep runs."""
+    if local and address is not None:
+        raise InputError(f"local=True runs without Ray and takes no address {address!r}")
+    return api.Where(local, address, owns_process=False)
+
+
+def progress_of(shown: Shown) -> Progress:
+    """The object that is told how a sweep proceeds."""
+    if shown not in (True, False, "auto"):
+        raise InputError(f"progress: give True, False or 'auto', not {shown!r}")
+    from raysweep.backends.notebook import NotebookProgress, in_notebook
+
+    if shown and in_notebook():
+        return NotebookProgress()
+    if shown is True or (shown and sys.stdout is not None and sys.stdout.isatty()):
+        from raysweep.backends.display import ConsoleProgress
+        from raysweep.system.terminal import make_console
+
+        return ConsoleProgress(make_console(), warn)
+    return WarningsOnly()
+
+
+class WarningsOnly(Silence):
+    """A `Progress` that shows only warnings."""
+
+    def warn(self, text: str) -> None:
+        """Warn as Python does."""
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Warn the user as Python does."""
+    warnings.warn(text.removeprefix("warning: "), stacklevel=2)
+
+
+@contextmanager
+def lasting_process(local: bool) -> Iterator[None]:
+    """Run a sweep in a process that continues afterwards, and turn faults of the system into RaysweepErrors."""
+    with system_faults():
+        ensure_home()
+        if local:
+            yield
+            return
+        from raysweep.backends.ray.session import session
+
+        with session():
+            yield
+
+
+@contextmanager
+def system_faults() -> Iterator[None]:
+    """Turn a fault of a place that the user named, or of a full disk, into an InputError."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.filename is None:
+            raise
+        raise InputError(f"{fault.filename}: {fault.strerror}") from fault
+
+
+def after_interrupt(fault: SweepInterrupted) -> Results:
+    """Return the results so far. A signal that would have ended the process still does."""
+    if fault.number != signal.SIGINT:
+        signal.raise_signal(fault.number)
+    warnings.warn(str(fault), stacklevel=3)
+    return Results([fault.place])

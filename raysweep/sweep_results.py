@@ -1,0 +1,242 @@
+"""The results of one or several sweeps, for Python: tables, sentences, figures and encoders."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysweep.config import METRICS, suggest
+from raysweep.errors import InputError, printable
+from raysweep.results.credentials import join
+from raysweep.results.mirror import fetch_encoder
+from raysweep.results.store import Store, open_sweeps, shown_place
+from raysweep.space import Sweep, Trial
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from raysweep.report.contents import Report
+
+
+class Results:
+    """The results of a sweep, or of several that are compared. `raysweep.run` and `raysweep.open` return them.
+
+    They are read anew at every call, so the results of a running sweep grow. Reading takes no lock and writes nothing,
+    except copies of files that lie in a bucket.
+
+    Args:
+        places: The results directories, or their URIs.
+
+    Example:
+        >>> results = raysweep.open("runs/alpha")
+        >>> results.frame().groupby("alpha")["linear/test_accuracy"].mean()
+    """
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self.places = list(places)
+        """The results directories, or their URIs."""
+
+    def check(self) -> None:
+        """Raise InputError if there is no sweep, or if the sweeps were not evaluated alike."""
+        self._report()
+
+    @property
+    def directory(self) -> Path:
+        """The results directory; for a sweep in a bucket, its copy on this machine.
+
+        Raises:
+            RaysweepError: There are several sweeps; `places` has the directory of each.
+        """
+        if len(self.places) > 1:
+            raise InputError("directory: these are the results of several sweeps; `places` has the directory of each")
+        return Store(self.places[0], copies="reports").root
+
+    @property
+    def trials(self) -> list[str]:
+        """The names of all trials, in the order of the sweep; of several sweeps, as `SWEEP/TRIAL`."""
+        return list(self._trials())
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """For each trial that failed, the reason in one line."""
+        return {
+            f"{member.label}/{result.trial}" if member.label else result.trial: str(result.error)
+            for member in self._report().members
+            for result in member.results
+            if result.status == "failed"
+        }
+
+    def frame(self) -> pandas.DataFrame:
+        """Return one row per trial: settings, metrics, status, time.
+
+        Values are exact. Integers are `Int64` and truth values `boolean`, so that they keep their type where a value is
+        missing. A setting is missing in a trial in which it has no effect, and a metric in a trial that lacks it.
+
+        Example:
+            >>> results.frame()[["trial", "alpha", "seed", "linear/test_accuracy"]]
+        """
+        from raysweep.report.frames import trial_frame
+
+        return trial_frame(self._report())
+
+    def curves(self, metric: str) -> pandas.DataFrame:
+        """Return the values of one metric by trial and step: columns `trial`, `step` and `value` (in single precision).
+
+        They come from the TensorBoard files of the trials, also while the trials run. A step is an epoch.
+
+        Raises:
+            RaysweepError: No trial has reported this metric.
+
+        Example:
+            >>> results.curves("online/knn_val_accuracy").pivot(index="step", columns="trial", values="value").plot()
+        """
+        from raysweep.report.frames import curve_frame
+
+        curves = self._curves(metric)
+        rows = [
+            {"sweep": sweep, "trial": trial.name, "step": step, "value": value}
+            for (sweep, trial), values in curves
+            for step, value in sorted(values.items())
+        ]
+        return curve_frame(rows, len(self.places) > 1)
+
+    def summary(self) -> pandas.DataFrame:
+        """Return one row per point: the number of seeds, and mean, std and 95 % interval of each metric over them.
+
+        The differences from the controls are paired by seed. Their adjusted intervals hold for all points together.
+        `docs/search-space.md` describes the controls.
+
+        Example:
+            >>> results.summary()[["point", "n", "linear/test_accuracy mean"]]
+        """
+        from raysweep.report.frames import point_frame
+
+        return point_frame(self._report())
+
+    def conclusions(self) -> list[str]:
+        """Return what can be concluded, in sentences, with the reasons for doubt where there are any.
+
+        Example:
+            >>> for sentence in results.conclusions():
+            ...     print(sentence)
+        """
+        report = self._report()
+        return [*report.in_words(), *report.doubts()]
+
+    def figure(self, name: str) -> Figure:
+        """Return a figure of the report, or the curves of a metric.
+
+        Args:
+            name: A searched setting (`alpha`: the scores against it), `alpha_minus_random`, `layers`, the two settings
+                of a heat map (`alpha_x_strength`), `comparison` for several sweeps, or the name of a metric.
+
+        Raises:
+            RaysweepError: There is no such figure, or there is nothing to draw in it yet.
+
+        Example:
+            >>> results.figure("alpha").savefig("alpha.pdf")
+            >>> results.figure("pretrain/loss")
+        """
+        from raysweep.report.building import drawings_of
+
+        report = self._report()
+        drawings = drawings_of(report)
+        if name in drawings:
+            figure = drawings[name]()
+            if figure is None:
+                raise InputError(f"figure {name!r}: there is nothing to draw; it needs results of at least two values")
+            return figure
+        if name not in METRICS and "/" not in name:
+            raise InputError(f"figure: unknown name {name!r}{suggest(name, [*drawings, *METRICS])}")
+        from raysweep.report.curves import draw_curves
+
+        curves = {
+            (f"{sweep}/{trial.point}" if sweep else trial.point, f"{sweep}/{trial.name}"): values
+            for (sweep, trial), values in self._curves(name)
+            if values
+        }
+        return draw_curves(report.name, name, curves)
+
+    def encoder(self, trial: str) -> nn.Module:
+        """Return the trained encoder of a trial on the CPU, in evaluation mode.
+
+        It maps float32 images (B, C, H, W) in [0, 1], of the size on which it was trained, to features (B, D).
+
+        Args:
+            trial: The name of the trial; of several sweeps, `SWEEP/TRIAL`.
+
+        Raises:
+            RaysweepError: There is no such trial, or it has no encoder yet.
+
+        Example:
+            >>> encoder = results.encoder("alpha=0.1,seed=0")
+            >>> features = encoder(torch.rand(8, 1, 8, 8))
+        """
+        trials = self._trials()
+        if trial not in trials:
+            raise InputError(f"{trial}: no such trial{suggest(trial, trials)}")
+        from raysweep.portable import load
+
+        store, chosen = trials[trial]
+        if store.bucket is not None:
+            return load(fetch_encoder(join(store.place, chosen.name)))  # type: ignore[no-any-return]
+        return load(store.trial(chosen.name))  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        parts = []
+        for member in self._report().members:
+            ended = [result.status for result in member.results]
+            counts = {"failed": ended.count("failed"), "stopped early": ended.count("stopped")}
+            more = "".join(f", {count} {words}" for words, count in counts.items() if count)
+            parts.append(
+                f"{printable(shown_place(member.store))}: {ended.count('finished')} of {member.sweep.total} trials "
+                f"finished{more}"
+            )
+        return f"<Results {'; '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        from raysweep.report.points import COLUMNS
+
+        table = self.summary()
+        names = ("sweep", "point", "n", *(f"{score} {part}" for score in COLUMNS for part in ("mean", "std")))
+        shown = table[[name for name in names if name in table]].to_html(index=False, na_rep="", float_format="%.4f")
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>" + (shown if len(table) else "")
+
+    def _report(self) -> Report:
+        """Read the results."""
+        from raysweep.report.building import read, read_several
+
+        opened = open_sweeps(self.places)
+        return read(*opened[0]) if len(opened) == 1 else read_several(opened)
+
+    def _sweeps(self) -> list[tuple[str, Store, Sweep]]:
+        """The sweeps, each with its name if there are several."""
+        from raysweep.report.contents import labels
+
+        opened = open_sweeps(self.places)
+        names = labels([store.root for store, _ in opened]) if len(opened) > 1 else [""]
+        return [(name, store, sweep) for name, (store, sweep) in zip(names, opened, strict=True)]
+
+    def _trials(self) -> dict[str, tuple[Store, Trial]]:
+        """All trials by the names that `trials` lists."""
+        return {
+            f"{name}/{trial.name}" if name else trial.name: (store, trial)
+            for name, store, sweep in self._sweeps()
+            for trial in sweep.trials
+        }
+
+    def _curves(self, metric: str) -> list[tuple[tuple[str, Trial], dict[int, float]]]:
+        """The metric by step for each trial with the name of its sweep; raises InputError if no trial has it."""
+        from raysweep.results.events import read_scalar
+
+        curves: list[tuple[tuple[str, Trial], dict[int, float]]] = []
+        for name, store, sweep in self._sweeps():
+            store.pull_events()
+            curves += [((name, trial), read_scalar(store.trial(trial.name), metric, 1)) for trial in sweep.trials]
+        if not any(values for _, values in curves):
+            raise InputError(f"curves: no trial has reported {metric!r}{suggest(metric, METRICS)}")
+        return curves

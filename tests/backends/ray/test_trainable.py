@@ -1,0 +1,194 @@
+"""`raysweep.trainable` in Tuners that a user makes, on one Ray that all tests share."""
+
+import itertools
+import logging
+import math
+from pathlib import Path
+
+import pandas
+import pytest
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+
+import raysweep
+from raysweep.backends.ray.open_trainable import adapted, read_config
+from raysweep.config import make_settings
+from raysweep.data.selection import select_data
+from raysweep.errors import InputError
+from raysweep.portable import load
+from raysweep.results.checkpoints import load_plain
+from raysweep.training.compute import resident
+from raysweep.training.loop import pretrain
+from raysweep.training.state import fresh_state
+
+BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1}
+METRIC = "online/knn_val_accuracy"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+def fit(folder, space, callbacks=(), **options):
+    """Run a Tuner of the user, and return its ResultGrid."""
+    tuner = tune.Tuner(
+        raysweep.trainable,
+        param_space={**BASE, **space},
+        tune_config=tune.TuneConfig(mode="max", reuse_actors=True, **{"metric": METRIC, **options}),
+        run_config=tune.RunConfig(name="mine", storage_path=str(folder), verbose=0, callbacks=list(callbacks)),
+    )
+    return tuner.fit()
+
+
+def states(path):
+    """Return the contents of all checkpoints of a trial, in their order."""
+    files = sorted(Path(path).glob("checkpoint_*/checkpoints/*.pt"))
+    return [load_plain(file) for file in files]
+
+
+def test_the_trainable_reports_every_metric_each_epoch_to_tune_and_to_trackers(tmp_path):
+    callbacks = []
+    try:
+        import mlflow
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+    except ImportError:
+        mlflow = None
+    else:
+        place = (tmp_path / "mlruns").as_uri()
+        callbacks.append(MLflowLoggerCallback(tracking_uri=place, experiment_name="mine"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        grid = fit(tmp_path, {"strength": tune.grid_search([0.0, 1.0])}, callbacks)
+        assert not grid.errors
+        table = grid.get_dataframe()
+        if mlflow is not None:
+            runs = mlflow.tracking.MlflowClient(place).search_runs(["0", *experiments(mlflow, place)])
+            assert sorted(run.data.metrics["linear/test_accuracy"] for run in runs) == sorted(
+                table["linear/test_accuracy"]
+            )
+    alone = raysweep.run({"base": BASE, "search": {"strength": [0, 1]}}, output=tmp_path / "runs", local=True).frame()
+    for name in ("linear/test_accuracy", "knn/test_accuracy", "kmeans/nmi", "pretrain/loss", METRIC):
+        mine = dict(zip(table["config/strength"], table[name]))
+        assert mine == dict(zip(alone["strength"], alone[name])), name
+    for result in grid:
+        log = pandas.read_csv(Path(result.path, "progress.csv"))  # Tune's own CSV logger
+        assert list(log["epoch"]) == [1, 2, 2]
+        assert list(log["training_iteration"]) == [1, 2, 3]
+        assert log[METRIC].notna().all()
+        assert [math.isnan(value) for value in log["linear/test_accuracy"]] == [True, True, False]
+        with result.checkpoint.as_directory() as directory:
+            assert load(Path(directory))(torch.rand(2, 1, 8, 8)).shape == (2, 512)
+
+
+def experiments(mlflow, place):
+    return [each.experiment_id for each in mlflow.tracking.MlflowClient(place).search_experiments()]
+
+
+def test_asha_stops_a_trainable_between_epochs(tmp_path):
+    asha = ASHAScheduler(grace_period=1, max_t=10, reduction_factor=2)
+    grid = fit(tmp_path, {"usl_epochs": 3, "seed": tune.grid_search([0, 1, 2, 3])}, scheduler=asha)
+    assert not grid.errors
+    epochs = sorted(grid.get_dataframe()["epoch"])
+    assert epochs[0] < 3 == epochs[-1]
+
+
+def test_a_trainable_that_pbt_perturbs_continues_from_the_checkpoint_of_its_donor(tmp_path):
+    pbt = PopulationBasedTraining(
+        time_attr="training_iteration",
+        perturbation_interval=2,
+        quantile_fraction=0.5,
+        resample_probability=1.0,
+        hyperparam_mutations={"usl_lr": tune.loguniform(1e-4, 1e-2), "strength": tune.uniform(0.1, 1)},
+        synch=True,
+    )
+    space = {"usl_epochs": 4, "usl_lr": tune.grid_search([1e-6, 1e-3]), "strength": 0.5}
+    grid = fit(tmp_path, space, scheduler=pbt)
+    assert not grid.errors
+    histories = [states(result.path) for result in grid]
+    perturbed = continued = 0
+    for mine, donor in (histories, histories[::-1]):
+        for before, after in itertools.pairwise(mine):
+            is_copy = any(state["losses"] == after["losses"] for state in donor)  # of a donor that had finished
+            if before["settings"] == after["settings"] or is_copy:
+                continue
+            perturbed += 1
+            given = [state for state in donor if state["losses"] == after["losses"][:-1]]
+            assert given, "its first epochs are those of the donor"
+            settings = make_settings(after["settings"], "test")
+            assert given[0]["settings"]["usl_lr"] != settings.usl_lr
+            assert given[0]["settings"]["strength"] != settings.strength
+            continued += same_weights(one_epoch_on(given[0], settings), after["state"]["method"])
+    assert perturbed == continued >= 1
+    assert {result.metrics["epoch"] for result in grid} == {4}
+
+
+def one_epoch_on(given, settings):
+    """Train one epoch from a checkpoint under other settings; return the weights."""
+    data = select_data(settings, {}, load=True)
+    state = fresh_state(settings, *data.pretrain.shape[1:3], torch.device("cpu"))
+    state.load_state_dict(given["state"])
+    for group in state.optimizers[0].param_groups:
+        group["lr"] = settings.usl_lr
+    next(pretrain(settings, state, resident(data.pretrain, torch.device("cpu"))))
+    return state.method.state_dict()
+
+
+def same_weights(one, other):
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_optuna_searches_over_the_last_score_of_a_trainable(tmp_path):
+    optuna = pytest.importorskip("ray.tune.search.optuna")
+    space = {"usl_epochs": 1, "strength": tune.uniform(0, 1), "probe_every": 0}
+    grid = fit(tmp_path, space, search_alg=optuna.OptunaSearch(seed=0), num_samples=3, metric="linear/val_accuracy")
+    assert not grid.errors
+    assert len(set(grid.get_dataframe()["config/strength"])) == 3
+    assert grid.get_best_result().metrics["linear/val_accuracy"] == max(grid.get_dataframe()["linear/val_accuracy"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:hpbandster")
+def test_bohb_pauses_a_trainable_and_continues_it(tmp_path):
+    pytest.importorskip("ConfigSpace")
+    pytest.importorskip("hpbandster")
+    from ray.tune.schedulers import HyperBandForBOHB
+    from ray.tune.search.bohb import TuneBOHB
+
+    scheduler = HyperBandForBOHB(time_attr="training_iteration", max_t=4, reduction_factor=2)
+    space = {"usl_epochs": 3, "strength": tune.uniform(0, 1)}
+    grid = fit(tmp_path, space, scheduler=scheduler, search_alg=TuneBOHB(seed=0), num_samples=3)
+    assert not grid.errors
+    for result in grid:
+        epochs = [state["state"]["epoch"] for state in states(result.path)]
+        assert epochs == sorted(epochs), "a paused trial continues where it was"
+        assert epochs[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"alpah": 1}, "trainable: unknown key 'alpah', did you mean 'alpha'"),
+        ({"usl_lr": -1}, "usl_lr"),
+        ({"checkpoint_every": 0}, "checkpoint_every: must be a whole number of epochs, at least 1, not 0"),
+    ],
+)
+def test_a_faulty_setting_of_a_trainable_is_one_line(config, message):
+    with pytest.raises(InputError, match=r"^trainable: ") as caught:
+        read_config({**BASE, **config})
+    assert message in str(caught.value)
+
+
+def test_a_faulty_trainable_says_so_in_the_result_grid(tmp_path):
+    grid = fit(tmp_path, {"alpah": 1})
+    assert "InputError: trainable: unknown key 'alpah', did you mean 'alpha'" in str(grid.errors[0])
+
+
+def test_the_trainable_refuses_a_checkpoint_of_another_network():
+    settings = make_settings(BASE, "test")
+    saved = {"settings": settings.model_dump() | {"encoder": "resnet18"}}
+    with pytest.raises(InputError, match="was made with encoder: 'resnet18', so it cannot be continued with 'conv6'"):
+        adapted(saved, settings, "checkpoint")

@@ -1,0 +1,325 @@
+"""The Python interface, through real sweeps of the digits."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import raysweep
+from raysweep.errors import InputError
+from raysweep.portable import load
+from tests.support import ROOT
+
+BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1, "probe_every": 1, "images_every": 0}
+SPACE = {"name": "s", "base": BASE, "search": {"strength": [0.25, 1], "seed": [0, 1]}, "baseline": True}
+ONE = {"name": "one", "base": {**BASE, "usl_epochs": 1}}
+TRIAL = "strength=0.25,seed=1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("interface")
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return raysweep.run(SPACE, output=folder, local=True)
+
+
+def in_python(program, *arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_import_is_light_and_lists_every_public_name(tmp_path):
+    program = """
+import sys
+import raysweep
+assert set(raysweep.__all__) <= set(dir(raysweep))
+heavy = {"torch", "ray", "numpy", "pandas", "pydantic", "matplotlib", "yaml"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+    process = in_python(program, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    for name in raysweep.__all__:
+        public = getattr(raysweep, name)
+        assert "Example:" in public.__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'rum'"):
+        raysweep.rum  # noqa: B018
+
+
+def test_the_frame_has_exact_values_and_dtypes_that_survive_missing_values(results):
+    frame = results.frame()
+    assert list(frame["trial"]) == results.trials
+    assert len(frame) == 6
+    chosen = frame[frame["trial"] == TRIAL].iloc[0]
+    result = raysweep.sweep_results.Store(results.places[0]).result(TRIAL)
+    assert all(chosen[name] == value for name, value in result.metrics.items())
+    assert chosen["wall_s"] == result.wall_s
+    # A random encoder has no batch size, and still the batch size of the others is a whole number.
+    assert frame["batch_size"].dtype == frame["seed"].dtype == frame["attempts"].dtype == "Int64"
+    assert frame["batch_size"].isna().sum() == 2
+    assert frame["strength"].dtype == frame["linear/test_accuracy"].dtype == "float64"
+    assert frame["skip_bad_images"].dtype == "boolean"
+    assert set(frame["status"]) == {"finished"}
+    assert list(frame["control"].dropna()) == ["random", "random"]
+
+
+def test_curves_equal_what_tensorboard_reads(results):
+    metric = "online/knn_val_accuracy"
+    curves = results.curves(metric)
+    assert list(curves.columns) == ["trial", "step", "value"]
+    for trial in set(curves["trial"]):
+        events = EventAccumulator(str(results.directory / trial)).Reload().Scalars(metric)
+        mine = curves[curves["trial"] == trial]
+        assert [(event.step, event.value) for event in events] == list(zip(mine["step"], mine["value"]))
+    assert len(curves) == 4 * 2
+    with pytest.raises(InputError, match="no trial has reported 'knn/test_acuracy', did you mean 'knn/test_accuracy'"):
+        results.curves("knn/test_acuracy")
+
+
+def test_the_summary_has_what_summary_csv_has(results):
+    written = pandas.read_csv(results.directory / "summary.csv", float_precision="round_trip")
+    summary = results.summary()
+    assert list(summary.columns) == list(written.columns)
+    for name in written.columns:
+        assert list(summary[name].dropna()) == list(written[name].dropna()), name
+    frame = results.frame()
+    score = "linear/test_accuracy"
+    means = frame.groupby("point")[score].mean()
+    points = summary.set_index("point")
+    assert points[f"{score} mean"].to_dict() == pytest.approx(means.to_dict())
+    paired = points.loc["strength=0.25", f"{score} minus random mean"]
+    assert paired == pytest.approx(means["strength=0.25"] - means["random"])
+
+
+def test_conclusions_are_the_sentences_of_the_report(results):
+    sentences = results.conclusions()
+    text = (results.directory / "summary.md").read_text()
+    assert sentences
+    assert all(sentence in text for sentence in sentences)
+
+
+@pytest.mark.parametrize("name", ["strength", "pretrain/loss"])
+def test_a_figure_is_an_open_matplotlib_figure_and_can_be_shown(results, tmp_path, name):
+    figure = results.figure(name)
+    assert isinstance(figure, Figure)
+    assert figure.axes
+    figure.savefig(tmp_path / "figure.pdf")
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_does_not_exist_is_refused(results):
+    with pytest.raises(InputError, match="unknown name 'strenght', did you mean 'strength'"):
+        results.figure("strenght")
+    with pytest.raises(InputError, match="'layers': there is nothing to draw"):
+        results.figure("layers")
+
+
+def test_the_encoder_gives_the_features_of_the_trial(results):
+    encoder = results.encoder(TRIAL)
+    images = torch.rand(3, 1, 8, 8)
+    assert not encoder.training
+    with torch.inference_mode():
+        features = encoder(images)
+        assert torch.equal(features, load(results.directory / TRIAL / "encoder.safetensors")(images))
+        assert not torch.equal(features, results.encoder("random,seed=1")(images))
+    assert features.shape == (3, encoder.feature_dim)
+    with pytest.raises(InputError, match=r"strength=0.25,seed=7: no such trial, did you mean"):
+        results.encoder("strength=0.25,seed=7")
+
+
+def test_how_results_show_themselves(results):
+    assert repr(results).endswith("/s: 6 of 6 trials finished>")
+    html = results._repr_html_()
+    assert html.count("<tr") == 1 + 3
+    assert "linear/test_accuracy mean" in html
+    assert results.failed == {}
+
+
+def test_several_sweeps_are_compared_like_by_the_command(results, folder):
+    other = raysweep.run(SPACE, output=folder, name="t", set={"strength": (0.5,), "seed": range(2)}, local=True)
+    assert list(other.frame()["strength"].dropna()) == [0.5, 0.5]
+    both = raysweep.open([results.directory, other.directory])
+    assert len(both.frame()) == len(both.trials) == 6 + 4
+    assert list(both.summary()["sweep"].unique()) == ["s", "t"]
+    assert set(both.curves("pretrain/loss")["sweep"]) == {"s", "t"}
+    assert both.figure("comparison").axes
+    with torch.inference_mode():
+        image = torch.rand(1, 1, 8, 8)
+        assert torch.equal(both.encoder(f"s/{TRIAL}")(image), results.encoder(TRIAL)(image))
+    with pytest.raises(InputError, match="`places` has the directory of each"):
+        _ = both.directory
+    with pytest.raises(InputError, match="is given twice"):
+        raysweep.open([results.directory, results.directory])
+    evaluated_otherwise = raysweep.run(ONE, output=folder, set={"knn_k": 3}, local=True)
+    with pytest.raises(InputError, match="knn_k"):
+        raysweep.open([results.directory, evaluated_otherwise.directory])
+
+
+def test_a_running_sweep_can_be_read_by_another_process_which_writes_nothing(tmp_path):
+    program = """
+import sys
+import raysweep
+results = raysweep.open(sys.argv[1])
+frame = results.frame()
+assert frame.set_index("trial").loc["seed=0", "status"] == "unfinished", frame
+assert len(results.curves("pretrain/loss")) >= 2
+assert results.conclusions() == [] and len(results.summary()) == 0 and results._repr_html_()
+"""
+    seen = []
+
+    class Reading(raysweep.interface.WarningsOnly):
+        def trials(self, sweep, kept):
+            trials = super().trials(sweep, kept)
+
+            def progress(trial, share):
+                if not seen and len(list((tmp_path / "one").glob("*/events*"))) and share > 0.5:
+                    before = snapshot(tmp_path)
+                    seen.append(in_python(program, tmp_path / "one", cwd=ROOT))
+                    assert snapshot(tmp_path) == before
+
+            trials.progress = progress
+            return trials
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raysweep.interface, "WarningsOnly", Reading)
+        raysweep.run(ONE, output=tmp_path, set={"usl_epochs": 4}, local=True)
+    assert seen
+    assert seen[0].returncode == 0, seen[0].stderr
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(tmp_path):
+    program = """
+import signal, sys, threading, time
+from pathlib import Path
+import raysweep
+
+def interrupt():
+    while not list(Path(sys.argv[1]).glob("one/seed=1/events*")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    signal.raise_signal(signal.SIGINT)  # the main thread runs the handler
+
+threading.Thread(target=interrupt, daemon=True).start()
+handler = signal.getsignal(signal.SIGINT)
+space = {"name": "one", "base": {"usl_epochs": 1, "le_epochs": 1}, "search": {"seed": [0, 1, 2]}}
+results = raysweep.run({**space, "base": {"usl_epochs": 60, "le_epochs": 1}}, output=sys.argv[1], local=True)
+assert signal.getsignal(signal.SIGINT) is handler
+statuses = results.frame().set_index("trial")["status"]
+assert statuses["seed=0"] == "finished" and statuses["seed=1"] == "unfinished", statuses
+assert list(Path(sys.argv[1]).glob("one/seed=1/checkpoints/*.json"))
+"""
+    process = in_python(program, tmp_path, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    assert f"interrupted; resume with: raysweep.resume('{tmp_path}/one')" in process.stderr
+    resumed = raysweep.resume(tmp_path / "one", local=True)
+    assert set(resumed.frame()["status"]) == {"finished"}
+
+
+def test_sigterm_saves_the_trials_and_then_ends_the_process_as_before(tmp_path):
+    program = """
+import signal, sys, threading, time
+from pathlib import Path
+import raysweep
+
+def terminate():
+    while not list(Path(sys.argv[1]).glob("one/seed=0/events*")):
+        time.sleep(0.05)
+    signal.raise_signal(signal.SIGTERM)
+
+threading.Thread(target=terminate, daemon=True).start()
+raysweep.run({"name": "one", "base": {"usl_epochs": 100, "le_epochs": 1}}, output=sys.argv[1], local=True)
+print("continues")
+"""
+    process = in_python(program, tmp_path, cwd=ROOT)
+    assert (process.returncode, process.stdout) == (-15, ""), process.stderr
+    assert list(tmp_path.glob("one/seed=0/checkpoints/*.json"))
+
+
+def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_torch(tmp_path):
+    returned = []
+    before = torch.get_num_threads()
+    thread = threading.Thread(target=lambda: returned.append(raysweep.run(ONE, output=tmp_path, local=True)))
+    thread.start()
+    thread.join()
+    assert len(returned[0].frame()) == 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: raysweep.run(ONE, ouput="x"), "run: unknown keyword 'ouput', did you mean 'output'?"),
+        (lambda: raysweep.run(ONE, alpha=1), "run: unknown keyword 'alpha'; it is a setting: give set={'alpha': …}"),
+        (lambda: raysweep.run(ONE, set={"alpah": 1}), "alpah: unknown setting, did you mean 'alpha'"),
+        (lambda: raysweep.run(ONE, set=["alpha=1"]), "set: give a dict such as"),
+        (lambda: raysweep.run("none.yaml"), "none.yaml: no such file"),
+        (lambda: raysweep.run(3), "space: give a file name, a dict or a sweep, not int"),
+        (lambda: raysweep.run(ONE, local=True, address="h:1"), "local=True runs without Ray"),
+        (lambda: raysweep.run(ONE, progress="yes"), "progress: give True, False or 'auto', not 'yes'"),
+        (lambda: raysweep.resume("none"), "none: no sweep lies there"),
+        (lambda: raysweep.resume("none", spcae=ONE), "resume: unknown keyword 'spcae', did you mean 'space'?"),
+        (lambda: raysweep.open("none"), "none: no sweep lies there"),
+        (lambda: raysweep.open([]), "the list of results directories is empty"),
+        (lambda: raysweep.open(None), "place: give a results directory"),
+        (lambda: raysweep.evaluate("s"), "is not available yet"),
+    ],
+)
+def test_a_fault_of_the_user_is_one_line(call, message):
+    with pytest.raises(raysweep.RaysweepError) as caught:
+        call()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_existing_name_is_refused(results, folder):
+    with pytest.raises(raysweep.RaysweepError, match=r"exists; choose another name"):
+        raysweep.run(ONE, output=folder, name="s", local=True)
+
+
+def test_values_of_numpy_are_plain_values(tmp_path):
+    given = {"strength": np.float32(0.5), "seed": np.arange(2), "usl_epochs": np.int64(0)}
+    results = raysweep.run(ONE, output=tmp_path, set=given, local=True)
+    assert list(results.frame()["seed"]) == [0, 1]
+
+
+def test_a_script_that_uses_the_interface_passes_mypy(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import raysweep\n"
+        "from raysweep import RaysweepError, Results\n"
+        "\n"
+        "def main() -> float:\n"
+        "    try:\n"
+        "        results: Results = raysweep.run('a.yaml', set={'alpha': [0.1, 1]}, local=True, progress=False)\n"
+        "    except RaysweepError as fault:\n"
+        "        raise SystemExit(str(fault)) from fault\n"
+        "    results = raysweep.open(['runs/a', 'runs/b'])\n"
+        "    sentences: list[str] = results.conclusions()\n"
+        "    print(*sentences, results.frame(), results.curves('pretrain/loss'), results.summary())\n"
+        "    results.figure('alpha').savefig('alpha.pdf')\n"
+        "    results.encoder('alpha=0.1,seed=0').eval()\n"
+        "    print(raysweep.trainable, raysweep.resume('runs/a').failed)\n"
+        "    return 0.0\n"
+    )
+    (tmp_path / "faulty.py").write_text("import raysweep\n\nraysweep.run('a.yaml', ouput='x')\nraysweep.nothing\n")
+    config = f"[mypy]\nstrict = True\nmypy_path = {ROOT}\nfollow_imports = silent\n[mypy-ray.*,pandas.*]\n" \
+        "ignore_missing_imports = True\n"  # fmt: skip
+    (tmp_path / "mypy.ini").write_text(config)
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache"), "script.py"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout
+    process = subprocess.run([*command[:-1], "faulty.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 'Unexpected keyword argument "ouput" for "run"' in process.stdout
+    assert 'Module has no attribute "nothing"' in process.stdout

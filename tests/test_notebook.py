@@ -1,0 +1,80 @@
+"""Sweeps in a real kernel of a notebook."""
+
+import os
+import threading
+import time
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.support import ROOT
+
+SWEEP = """
+space = {"name": "s", "base": {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1}}
+"""
+CELLS = {
+    "first": SWEEP + "import raysweep\nfirst = raysweep.run(space)\nfirst",
+    "second": "second = raysweep.run(space)\nimport ray\nprint(ray.is_initialized())",
+    "figure": "second.figure('pretrain/loss')",
+    "own": "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+    "third = raysweep.run(space)\nprint(ray.is_initialized())\nray.shutdown()",
+    "interrupted": "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
+    "    long = raysweep.run(space, set={'usl_epochs': 400, 'probe_every': 1}, name='long', local=True)\n"
+    "print(caught[0].message)\nlong.frame()['status'].tolist()",
+}
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """The outputs of each cell, in one kernel."""
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    thread = threading.Thread(target=interrupt, args=(client, folder), daemon=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    with client.setup_kernel(env=environment):
+        thread.start()
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+    return {name: cell["outputs"] for name, cell in zip(CELLS, notebook.cells)}
+
+
+def interrupt(client, folder):
+    """Interrupt the cell of the long sweep once its trial trains, as the button of a notebook does."""
+    while not list(folder.glob("runs/long/*/events*")):
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(client.km.provisioner.process.pid, 2)
+
+
+def text(outputs):
+    return "".join(output.get("text", "") for output in outputs if output["output_type"] == "stream")
+
+
+def shown(outputs, mime):
+    return [output["data"][mime] for output in outputs if mime in output.get("data", {})]
+
+
+def test_two_sweeps_run_in_one_kernel_and_progress_is_one_display(cells):
+    progress, table = shown(cells["first"], "text/html")
+    assert "runs/s: 1 trials" in progress
+    assert "[1/1] 0 running, 0 waiting" in progress
+    assert "1 of 1 trials finished" in table
+    assert len(shown(cells["second"], "text/html")) == 1
+    assert text(cells["second"]) == "False\n", "Ray ended with the sweep"
+
+
+def test_a_figure_is_shown(cells):
+    assert len(shown(cells["figure"], "image/png")) == 1
+
+
+def test_a_ray_of_the_user_is_used_and_stays(cells):
+    assert text(cells["own"]).endswith("True\n")
+    (progress,) = shown(cells["own"], "text/html")
+    assert "of the Ray that is already initialised in this process" in progress
+
+
+def test_an_interrupted_cell_returns_the_results_so_far(cells):
+    assert "interrupted; resume with: raysweep.resume(" in text(cells["interrupted"])
+    assert shown(cells["interrupted"], "text/plain")[-1] == "['unfinished']"
