@@ -54,6 +54,8 @@ def run(
     name: str | None = None,
     local: bool = False,
     address: str | None = None,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
     progress: Shown = "auto",
 ) -> Results:
     """Run a new sweep.
@@ -70,6 +72,9 @@ def run(
             suffix if it exists.
         local: Run the trials one after the other in this process, without Ray.
         address: The address of a Ray cluster; None takes `RAY_ADDRESS`, else starts Ray on this machine.
+        plugins: Files or installed modules with parts of your own, beside those that the search space lists.
+        parts: Functions and classes that a decorator such as `raysweep.loss` declared, for example in a notebook. They
+            are sent to the workers by value.
         progress: True shows the progress, False shows nothing, and "auto" shows it in a notebook and on a terminal.
 
     Returns:
@@ -92,6 +97,8 @@ def run(
                 name=name,
                 where=where,
                 progress=progress_of(progress),
+                plugins=plugins,
+                parts=parts,
             )
         except SweepInterrupted as fault:
             return after_interrupt(fault)
@@ -106,6 +113,8 @@ def resume(
     set: Mapping[str, Any] | None = None,
     local: bool = False,
     address: str | None = None,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
     progress: Shown = "auto",
 ) -> Results:
     """Resume an existing sweep: run the trials that have not finished, and those of new points.
@@ -116,6 +125,8 @@ def resume(
         set: Settings that change the search space; see `run`.
         local: See `run`.
         address: See `run`.
+        plugins: Files or modules with further parts. The results directory already holds the sweep's own.
+        parts: The parts that `run` got by value, again, if another process started the sweep.
         progress: See `run`.
 
     Returns:
@@ -136,6 +147,8 @@ def resume(
                 overrides_of(set),
                 where=where,
                 progress=progress_of(progress),
+                plugins=plugins,
+                parts=parts,
             )
         except SweepInterrupted as fault:
             return after_interrupt(fault)

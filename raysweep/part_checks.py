@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,30 @@ def check_method(part: Part, settings: Settings, data: TrialData) -> None:
         need_shape("embeddings", module.eval().embed(clean), (len(images), None))
 
 
+def check_optimizer(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that an optimiser changes weights, and that its state can be saved in a checkpoint."""
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = part.function([weight], settings.usl_lr, **part.arguments(settings))
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(f"gives {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
+    weight.square().sum().backward()
+    optimizer.step()
+    saved = BytesIO()
+    torch.save(optimizer.state_dict(), saved)
+    saved.seek(0)
+    optimizer.load_state_dict(torch.load(saved, weights_only=True))
+
+
+def check_schedule(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that a schedule gives a factor of at least 0 in its first and its last step."""
+    steps = max(1, len(data.pretrain) // settings.batch_size)
+    total = steps * max(1, settings.usl_epochs)
+    for step in (0, total - 1):
+        factor = part.function(step, total, steps, **part.arguments(settings))
+        if not isinstance(factor, float | int) or not 0 <= factor < float("inf"):
+            raise InputError(f"gives {factor!r} for step {step} of {total}; it must give a number of at least 0")
+
+
 def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
     """Check that a probe yields pairs of a declared metric and a number, on a small part of the images."""
     probed = few(data.probe)
@@ -198,6 +223,8 @@ CHECKS: Mapping[str, Callable[[Part, Settings, TrialData], None]] = {
     "policy": check_policy,
     "loss": check_loss,
     "method": check_method,
+    "optimizer": check_optimizer,
+    "schedule": check_schedule,
     "probe": check_probe,
     "dataset": check_dataset,
 }

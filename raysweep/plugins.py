@@ -39,6 +39,8 @@ POSITIONAL: Mapping[str, tuple[str, ...]] = {
     "policy": ("images", "strength", "generator", "part"),
     "loss": ("z1", "z2"),
     "method": ("encoder",),
+    "optimizer": ("weights", "lr"),
+    "schedule": ("step", "steps", "epoch_steps"),
     "dataset": ("request",),
     "probe": ("evaluation",),
 }
@@ -252,6 +254,14 @@ def by_value(function: Callable[..., Any]) -> Plugin:
     except (OSError, TypeError):  # typed at a prompt, for example
         text = "".join(hashlib.sha256(marshal.dumps(code)).hexdigest() for code in codes_of(function))
     return Plugin(f"{part.kind} {part.name}", text, part=part)
+
+
+def declared_by_value(name: str) -> Plugin | None:
+    """Return the part with the name `KIND NAME` that this process declared last outside of files; None if none did."""
+    for part in reversed(parts.declared):
+        if f"{part.kind} {part.name}" == name:
+            return by_value(part.function)
+    return None
 
 
 def codes_of(function: Any) -> list[CodeType]:

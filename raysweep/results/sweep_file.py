@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
-from raysweep.plugins import Plugin, active, check_same, find
+from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import Proposal, Sweep, mapping, propose, read, to_yaml
 from raysweep.system.files import read_json, write_atomically
@@ -65,7 +65,7 @@ def read_plugins(
         root: The results directory.
         content: What `sweep.yaml` has.
         place: The place of the sweep, for messages.
-        given: The parts that the caller passes by value; those in the tables are known too.
+        given: The parts that the caller passes by value; those that this process has declared are known too.
 
     Raises:
         InputError: A stored text is missing or was changed, or a part that was passed by value is not given again.
@@ -77,13 +77,14 @@ def read_plugins(
     known = {plugin.name: plugin for plugin in (*active(), *given) if plugin.part is not None}
     for entry in recorded:
         stored = Plugin(str(entry.get("part")), str(entry.get("source")))
-        if stored.name not in known:
+        known_part = known.get(stored.name) or declared_by_value(stored.name)
+        if known_part is None:
             raise InputError(
                 f"{place}: the sweep was started in Python with a part that no file has, {stored.name}; give it again, "
                 f"as parts=[{stored.name.rpartition(' ')[2]}]"
             )
-        check_same(stored, known[stored.name])
-        plugins += (known[stored.name],)
+        check_same(stored, known_part)
+        plugins += (known_part,)
     return plugins
 
 
