@@ -75,7 +75,7 @@ def gradients(settings, ranks):
         ranks.backward(losses.total)
         sums = torch.stack([value.detach() for value in (losses.total, *losses.parts.values())])
         ranks.all_reduce(sums)
-        steps.append((sums, [weight.grad for weight in step.parameters()]))
+        steps.append((sums, [weight.grad for weight in step.parameters() if weight.requires_grad]))
         step.zero_grad()
     return steps
 
