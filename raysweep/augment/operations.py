@@ -28,6 +28,11 @@ class BatchPart:
     """Whether each image of the whole batch is a first view, bool (batch,), on the CPU; None: all are."""
 
 
+def all_views(views: int, count: int) -> BatchPart:
+    """Return the whole batch of `views` views of each of `count` images: all first views, then all second views."""
+    return BatchPart(views * count, first=torch.arange(views * count) < count)
+
+
 def only_view(view: int, count: int) -> BatchPart:
     """Return the whole batch of `count` images that all are view number `view`, counted from 0, of their images."""
     return BatchPart(count, first=torch.full((count,), view == 0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raysweep.augment.operations import BatchPart
+from raysweep.augment.operations import BatchPart, all_views
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class BatchShard:
         """Return this process's positions among `count` views of each image of the batch, with first views first."""
         offsets = torch.arange(count)[:, None] * self.batch
         index = (offsets + torch.arange(self.start, self.end)).flatten()
-        return BatchPart(count * self.batch, index, torch.arange(count * self.batch) < self.batch)
+        return replace(all_views(count, self.batch), index=index)
 
     def gather(self, z: Tensor) -> Tensor:
         """Gather this process's rows (end − start, D) into all rows (batch, D), with gradient.

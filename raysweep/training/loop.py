@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raysweep import parts
-from raysweep.augment.operations import BatchPart, to_float
+from raysweep.augment.operations import all_views, to_float
 from raysweep.augment.views import augment
 from raysweep.config import Settings
 from raysweep.errors import Diverged
@@ -78,8 +78,7 @@ def pretrain(
             clean = to_float(batch) if reads_clean else batch
             targets = () if labels is None else (labels.index_select(0, index),)
             copies = batch.repeat(settings.views, 1, 1, 1)
-            whole = BatchPart(len(copies), first=torch.arange(len(copies)) < len(batch))
-            part = shard.views(settings.views) if shard is not None else whole
+            part = shard.views(settings.views) if shard is not None else all_views(settings.views, len(batch))
             views = augment(copies, settings, state.generator, part)
             block = 0  # without layerwise training, step 0 trains the whole network
             if settings.layerwise == "greedy":

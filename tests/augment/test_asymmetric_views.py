@@ -5,7 +5,7 @@ import torch
 import torchvision.transforms.v2.functional as T
 from scipy import stats
 
-from raysweep.augment.operations import BatchPart, by_view, only_view, solarize
+from raysweep.augment.operations import BatchPart, all_views, by_view, only_view, solarize
 from raysweep.augment.policies import simclr
 from raysweep.augment.simclr import apply_simclr, draw_simclr
 from raysweep.config import Settings, has_effect
@@ -18,11 +18,6 @@ BYOL = {
     "solarize_probability": 0.0,
     "solarize_probability_second": 0.2,
 }
-
-
-def both_views(count):
-    """Return the whole batch of two views of each of `count` images."""
-    return BatchPart(2 * count, first=torch.arange(2 * count) < count)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -61,7 +56,7 @@ def test_property_solarization_changes_no_other_random_number():
 
 def test_the_recipe_of_byol_blurs_every_first_view_and_solarizes_second_views_only():
     count = 2000
-    part = both_views(count)
+    part = all_views(2, count)
     chances = (by_view(1.0, 0.1, part), by_view(0.0, 0.2, part))
     p = draw_simclr(2 * count, 8, 8, 1.0, True, seeded(), blur_probability=chances[0], solarize_probability=chances[1])
     assert p.blur[:count].all()
@@ -74,7 +69,7 @@ def test_the_recipe_of_byol_blurs_every_first_view_and_solarizes_second_views_on
 
 def test_views_of_a_part_of_the_batch_are_those_of_the_whole_batch():
     images = random_images(12, 3, 16, 16)
-    whole = both_views(6)
+    whole = all_views(2, 6)
     index = torch.tensor([7, 0, 11, 3])
     views = simclr(images[index], 1.0, seeded(), BatchPart(12, index, whole.first), **BYOL)
     torch.testing.assert_close(views, simclr(images, 1.0, seeded(), whole, **BYOL)[index], rtol=0, atol=1e-6)
@@ -83,7 +78,7 @@ def test_views_of_a_part_of_the_batch_are_those_of_the_whole_batch():
 def test_without_values_for_the_second_view_both_views_are_drawn_alike():
     images = random_images(12, 3, 16, 16)
     same = {"blur": True, "blur_probability": 0.5, "solarize_probability": 0.0}
-    views = [simclr(images, 1.0, seeded(), part, **same) for part in (None, both_views(6), only_view(1, 12))]
+    views = [simclr(images, 1.0, seeded(), part, **same) for part in (None, all_views(2, 6), only_view(1, 12))]
     assert torch.equal(views[0], simclr(images, 1.0, seeded(), blur=True))
     assert torch.equal(views[0], views[1])
     assert torch.equal(views[0], views[2])

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raysweep import space
-from raysweep.augment.operations import to_float
+from raysweep.augment.operations import all_views, to_float
 from raysweep.augment.views import augment
 from raysweep.config import Settings
 from raysweep.data.selection import select_data
@@ -72,7 +72,7 @@ def gradients(settings, ranks):
     for module in state.modules().values():
         module.double()
     share, images = ranks.shard(BATCH), images_of(BATCH)
-    part = None if share is None else share.views(settings.views)
+    part = all_views(settings.views, BATCH) if share is None else share.views(settings.views)
     clean = to_float(images if share is None else images[share.start : share.end])
     # The two views have different augmentations.
     blurred = settings.model_copy(update={"blur": True, "blur_probability_second": 0.1, "solarize_probability": 0.3})
@@ -85,7 +85,7 @@ def gradients(settings, ranks):
         ranks.backward(losses.total)
         sums = torch.stack([value.detach() for value in (losses.total, *losses.parts.values())])
         ranks.all_reduce(sums)
-        steps.append((sums, [weight.grad for weight in step.parameters()]))
+        steps.append((sums, [weight.grad for weight in step.parameters() if weight.requires_grad]))
         step.zero_grad()
     return steps
 
