@@ -54,7 +54,8 @@ def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[T
 
     `trunk` is the output of the encoder, `embedding` that of its head. The other names are those of the encoder's
     `layer_outputs`. Feature maps are flattened; if a layer is wider than the trunk, it is first average-pooled by 2×2
-    until it is not, so that no probe reads more numbers than the trunk has.
+    until it is not, so that no probe reads more numbers than the trunk has. A layer with more channels than the trunk
+    has numbers is pooled to 1×1.
     """
     outputs = encoder.layer_outputs(images) if hasattr(encoder, "layer_outputs") else {"trunk": encoder(images)}
     features = []
@@ -63,7 +64,7 @@ def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[T
             features.append(encoder.head(outputs["trunk"]))
             continue
         h = outputs[layer]
-        while h.ndim == 4 and math.prod(h.shape[1:]) > encoder.feature_dim:
+        while h.ndim == 4 and h.shape[-1] > 1 and math.prod(h.shape[1:]) > encoder.feature_dim:
             h = F.avg_pool2d(h, 2)
         features.append(h.flatten(1))
     return features
