@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep import space
+from raysweep import parts, space
 from raysweep.config import SETTINGS, Settings, has_effect, protocol
 from raysweep.errors import InputError
 from raysweep.probes.probes import counted_specs
@@ -280,6 +280,8 @@ def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
         for usl_type in ("ae_single", "ae_parallel", "simclr")
         for emb_loss in ("mse", "simclr", "barlow", "hinge")
     ]
+    variants += [Settings(optimizer=optimizer, weight_decay=0.1) for optimizer in parts.optimizer]
+    variants += [Settings(schedule=schedule) for schedule in parts.schedule]
     for name in SETTINGS:
         assert any(has_effect(name, variant) for variant in variants), name
 
