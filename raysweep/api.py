@@ -114,12 +114,13 @@ def run(
 
 
 def plan_resume(place: str, source: Space | None, overrides: Mapping[str, Any], where: Where) -> tuple[Sweep, Sweep]:
-    """The existing sweep at `place`, and the sweep that would be resumed; see `resume`."""
-    # The copy for reports, because another process may be at work in the copy of a bucket.
-    store, before = Store.open(place, copies="reports")
-    sweep = _extended(before, store, source, overrides)
-    preparation.check_paths(sweep)
-    preparation.check_means(sweep, where.local)
+    """The existing sweep at `place`, and the sweep that would be resumed; see `resume`.
+
+    Raises:
+        InputError: `resume` would refuse to resume the sweep, for a reason that needs neither data nor Ray.
+    """
+    store, before, sweep = _planned(place, source, overrides, where)
+    preparation.check_resumable(store, sweep)
     return before, sweep
 
 
@@ -144,7 +145,7 @@ def resume(
         InputError, SweepInterrupted, SweepBrokeOff: see `run`.
     """
     progress, overrides = progress or Silence(), overrides or {}
-    plan_resume(place, source, overrides, where)
+    _planned(place, source, overrides, where)
     store = Store(place)
     with store.lock():
         _, before = Store.open(store.place)  # another process may have resumed it in the meantime
@@ -283,6 +284,18 @@ def export(checkpoint: str, output: Path) -> dict[str, Any]:
 def _local_checkpoint(checkpoint: str) -> Path:
     """The file or directory of a trained encoder, copied to this machine if it lies in a bucket."""
     return fetch_encoder(checkpoint) if is_uri(checkpoint) else Path(checkpoint)
+
+
+def _planned(
+    place: str, source: Space | None, overrides: Mapping[str, Any], where: Where
+) -> tuple[Store, Sweep, Sweep]:
+    """The store of the sweep at `place` for reading, the existing sweep, and the one that would be resumed."""
+    # The copy for reports, because another process may be at work in the copy of a bucket.
+    store, before = Store.open(place, copies="reports")
+    sweep = _extended(before, store, source, overrides)
+    preparation.check_paths(sweep)
+    preparation.check_means(sweep, where.local)
+    return store, before, sweep
 
 
 def _extended(existing: Sweep, store: Store, source: Space | None, overrides: Mapping[str, Any]) -> Sweep:

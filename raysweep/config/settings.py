@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 
 from raysweep import parts
-from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LAYERED, PRETRAINED, VALIDATED
+from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LAYERED, PRETRAINED, TRAINABLE, VALIDATED
 from raysweep.config.description import About
 from raysweep.config.part_settings import ANCHORS, field_of_parameter, make_field, one_of
 from raysweep.config.validation import check_model, check_type
@@ -49,8 +49,8 @@ class Settings(BaseModel):
     encoder: Annotated[
         str,
         About(
-            "Encoder: Conv6; torchvision's ResNet-18, untrained, with a stem for small images; or, with `usl_epochs: "
-            "0`, the pixels or their principal components."
+            "Encoder: Conv6; torchvision's ResNet-18, untrained, with a stem for small images; or the pixels or their "
+            "principal components, which are not pretrained."
         ),
         parts.Chooses("encoder"),
     ] = "conv6"
@@ -74,7 +74,7 @@ class Settings(BaseModel):
         ),
     ] = 64
     usl_epochs: Annotated[
-        int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.")
+        int, Field(ge=0), About("Pretraining epochs, of each block if `layerwise`; 0: a random encoder.", TRAINABLE)
     ] = 400
     usl_lr: Annotated[float, Field(gt=0), About("Adam's learning rate in pretraining.", PRETRAINED)] = 1e-4
     batch_size: Annotated[
@@ -205,9 +205,7 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         """What no setting can say of itself."""
         encoder = parts.encoder[self.encoder]
-        if self.usl_epochs and not encoder.traits["trains"]:
-            raise ValueError(f"encoder: {self.encoder} has nothing to train; set usl_epochs: 0")
-        if self.layerwise != "none":
+        if self.layerwise != "none" and encoder.traits["trains"]:
             able = [name for name, other in parts.encoder.items() if other.traits["blocks"]]
             if not encoder.traits["blocks"]:
                 raise ValueError(
@@ -226,7 +224,7 @@ class Settings(BaseModel):
 
     def check_layer(self, name: str, layer: str) -> None:
         """Raise ValueError if the encoder has no such layer; `name` is the setting that asks for it."""
-        if not parts.encoder[self.encoder].traits["trains"]:
+        if not parts.trains(self):
             return  # each layer stands for its features
         layers = (TRUNK, EMBEDDING, *parts.encoder[self.encoder].traits["layers"])
         if layer not in layers:
