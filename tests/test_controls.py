@@ -54,7 +54,7 @@ def test_every_control_is_a_trial_and_stands_in_the_tables(four):
     summary = (root / "summary.md").read_text()
     assert all(f"\n| {control} | 2 |" in summary for control in CONTROLS)
     assert [row["point"] for row in rows_of(root / "summary.csv")][:4] == list(CONTROLS)
-    assert "- strength=" in summary, "no control competes"
+    assert "are real. strength=" in summary, "no control competes"
     assert result(root, "pca,seed=0")["baseline"] is True
     assert result(root, "pixels,seed=0")["metrics"]["knn/test_accuracy"] > 0.9
 
