@@ -133,14 +133,13 @@ def run(
 def plan_resume(
     place: str, source: Space | None, overrides: Mapping[str, Any], where: Where, extra: Sequence[Plugin] = ()
 ) -> tuple[Sweep, Sweep]:
-    """The existing sweep at `place`, and the sweep that would be resumed with the plugins `extra`; see `resume`."""
-    # The copy for reports, because another process may be at work in the copy of a bucket.
-    store, before = Store.open(place, copies="reports", given=extra)
-    for plugin in before.plugins:
-        check_origin(plugin)
-    sweep = _extended(before, store, source, overrides, extra)
-    preparation.check_paths(sweep)
-    preparation.check_means(sweep, where.local)
+    """The existing sweep at `place`, and the sweep that would be resumed with the plugins `extra`; see `resume`.
+
+    Raises:
+        InputError: `resume` would refuse to resume the sweep, for a reason that needs neither data nor Ray.
+    """
+    store, before, sweep = _planned(place, source, overrides, where, extra)
+    preparation.check_resumable(store, sweep)
     return before, sweep
 
 
@@ -169,7 +168,7 @@ def resume(
         InputError, SweepInterrupted, SweepBrokeOff: see `run`.
     """
     progress, overrides, extra = progress or Silence(), overrides or {}, given(plugins, parts)
-    plan_resume(place, source, overrides, where, extra)
+    _planned(place, source, overrides, where, extra)
     store = Store(place)
     with store.lock():
         _, before = Store.open(store.place, given=extra)  # another process may have resumed it in the meantime
@@ -299,6 +298,20 @@ def export(checkpoint: str, output: Path) -> dict[str, Any]:
 def _local_checkpoint(checkpoint: str) -> Path:
     """The file or directory of a trained encoder, copied to this machine if it lies in a bucket."""
     return fetch_encoder(checkpoint) if is_uri(checkpoint) else Path(checkpoint)
+
+
+def _planned(
+    place: str, source: Space | None, overrides: Mapping[str, Any], where: Where, extra: Sequence[Plugin]
+) -> tuple[Store, Sweep, Sweep]:
+    """The store of the sweep at `place` for reading, the existing sweep, and the one that would be resumed."""
+    # The copy for reports, because another process may be at work in the copy of a bucket.
+    store, before = Store.open(place, copies="reports", given=extra)
+    for plugin in before.plugins:
+        check_origin(plugin)
+    sweep = _extended(before, store, source, overrides, extra)
+    preparation.check_paths(sweep)
+    preparation.check_means(sweep, where.local)
+    return store, before, sweep
 
 
 def _extended(

@@ -139,7 +139,7 @@ def show_report(report: Report, directory: Path, console: Console) -> None:
 
     if report.points:
         console.print(summary_table(report))
-    for line in report.in_words(scores=1):
+    for line in [*report.in_words(scores=1), *(f"Note: {line}" for line in report.doubts())]:
         tell(console, line)
     for figure in sorted((directory / "figures").glob("*.png")):
         tell(console, f"figure      {shown_path(figure)}")

@@ -224,17 +224,19 @@ encoder = Table(
 
 `blocks` is the number of blocks that can be trained one by one, `layers` the names of the layers that probes can read
 beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation. `trains=False` says that no
-method can train it: every layer that any encoder has, the embedding too, then stands for its features. `takes_dim` says
-that it has `embedding_dim` features; it gets that number as a third positional argument. `check_size` is a function of
-`(channels, image_size)` that raises InputError if the encoder cannot take such images."""
+method can train it: its trials are not pretrained, and every layer that any encoder has, the embedding too, stands for
+its features. `takes_dim` says that it has `embedding_dim` features; it gets that number as a third positional argument.
+`check_size` is a function of `(channels, image_size)` that raises InputError if the encoder cannot take such images."""
 head = Table("head", ("raysweep.models.heads",), batch_norm=False)
 """`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim).
 
 `batch_norm` says whether it has batch normalisation; it may be a function of the settings."""
-policy = Table("policy", ("raysweep.augment.policies",))
+policy = Table("policy", ("raysweep.augment.policies",), acts_as=None)
 """`(images, strength, generator, part, *, …)` gives views (B, C, H, W) of a batch, the identity at strength 0.
 
-`part` is a `raysweep.augment.operations.BatchPart`; it says which images are first views of their image."""
+`part` is a `raysweep.augment.operations.BatchPart`; it says which images are first views of their image. `acts_as`
+gives the smallest `strength` > 0 and the parameters that draw the same views as the given settings. So trials that
+compute the same are recognised. None: every strength and every value draws other views."""
 loss = Table("loss", ("raysweep.methods.losses",), zero_on_equal_views=False)
 """`(z1, z2, *, …)` gives a scalar, from the embeddings (B, D) of both views of the whole batch.
 
@@ -326,10 +328,14 @@ def with_batch_norm(settings: Settings) -> Iterator[Part]:
     return (part for part in in_use(settings) if part.has_batch_norm(settings))
 
 
+def trains(settings: Settings) -> bool:
+    """Whether the encoder is a network that can be trained."""
+    return bool(encoder[settings.encoder].traits["trains"])
+
+
 def has_head(settings: Settings) -> bool:
     """Whether the encoder has a projection head that takes part in the experiment."""
-    trains = bool(encoder[settings.encoder].traits["trains"])
-    return trains and (settings.usl_epochs > 0 or "embedding" in layers_read(settings))
+    return trains(settings) and (settings.usl_epochs > 0 or "embedding" in layers_read(settings))
 
 
 @lru_cache(maxsize=4096)

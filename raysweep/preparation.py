@@ -24,6 +24,7 @@ from raysweep.plugins import Plugin, activate, find, merged, with_existing
 from raysweep.results.credentials import is_uri
 from raysweep.results.result import Result, protocol_difference
 from raysweep.results.store import Store, candidates, check_writable
+from raysweep.results.sweep_file import check_version, recorded_datasets
 from raysweep.space import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -182,14 +183,31 @@ def digests(datasets: Datasets) -> dict[str, str]:
     return selection.digests(datasets)
 
 
-def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets) -> None:
-    """Raise InputError if a kept result was evaluated otherwise than the rest would be: other data, another version."""
+def check_resumable(store: Store, sweep: Sweep) -> None:
+    """Raise InputError if the existing trials do not fit the sweep that would be resumed; nothing is written there."""
+    store.pull()
+    store.check_settings_of_attempts(sweep)
+    kept = [result for result in store.results(sweep, skip_damaged=True) if result.status != "failed"]
+    if len(kept) < sweep.total:
+        check_version(store.root, store.place)
+        recorded_datasets(store.root)
+        check_kept(sweep, kept)
+
+
+def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets | None = None) -> None:
+    """Raise InputError if a kept result was evaluated otherwise than the rest would be: other data, another version.
+
+    Without `datasets`, the data are taken to be those of the results.
+    """
     from raysweep.data.selection import select_data
 
     trials = {trial.name: trial for trial in sweep.trials}
     for result in kept:
         settings = trials[result.trial].settings
-        now = protocol(settings, select_data(settings, datasets).probe.digest)
+        digest = str(result.protocol.get("probe_data"))
+        if datasets is not None:
+            digest = select_data(settings, datasets).probe.digest
+        now = protocol(settings, digest)
         differs = protocol_difference(result.protocol, now)
         if differs is not None:
             key, was, value = differs

@@ -250,13 +250,41 @@ def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_repor
     assert here("raysweep", "report", "runs/x", cwd=tmp_path).returncode == 0
 
     (root / "seed=1" / "result.json").unlink()
-    for more in ([], ["--set", "seed=[0, 1, 2]"]):
+    for more in ([], ["--set", "seed=[0, 1, 2]"], ["--dry-run"]):
         refused = run_sweep("--resume", "runs/x", "--local", *more)
         assert refused.returncode == 2
         assert refused.stderr.count("\n") == 1
         assert "begun with an older version of raysweep, whose numbers differ (protocol 1, now 3)" in refused.stderr
         assert not (root / "seed=1" / "result.json").exists()
     assert "1 of 2 trials have not finished" in here("raysweep", "report", "runs/x", cwd=tmp_path).stderr
+
+
+def test_a_dry_run_of_a_resume_refuses_what_the_resume_refuses_and_changes_nothing(run_sweep, tmp_path):
+    few = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x"]
+    assert run_sweep(*few, "--set", "seed=[0, 1]").returncode == 0
+    one, two = (tmp_path / "runs" / "x" / f"seed={seed}" for seed in (0, 1))
+    damaged = (one / "result.json").read_text()[:-9]
+    (one / "result.json").write_text(damaged)
+    planned = run_sweep("--resume", "runs/x", "--local", "--dry-run")
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert planned.stdout.endswith("# 2 trials:\nseed=0\nseed=1\n")
+    assert (one / "result.json").read_text() == damaged, "only the real resume puts it aside"
+
+    for path, key, value, words in (
+        (two / "result.json", "protocol", {"knn_k": 3}, "evaluated with knn_k 3"),
+        (two / "result.json", "settings", {"le_epochs": 7}, "was made with le_epochs: 7, but the sweep says 1"),
+        (one / "attempt.json", "settings", {"le_epochs": 7}, "was made with le_epochs: 7, but the sweep says 1"),
+    ):
+        before = path.read_text()
+        content = json.loads(before)
+        content[key] |= value
+        path.write_text(json.dumps(content))
+        for more in (["--dry-run"], []):
+            refused = run_sweep("--resume", "runs/x", "--local", *more)
+            assert (refused.returncode, refused.stdout) == (2, ""), refused
+            assert words in refused.stderr
+        path.write_text(before)
+        (one / "result.json").write_text(damaged)
 
 
 def test_a_results_directory_that_cannot_be_written_to_is_refused(run_sweep, tmp_path):

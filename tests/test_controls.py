@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysweep import api
+from raysweep import api, space
 from raysweep.report.figures import draw, draw_comparison, draw_layers
 from raysweep.report.heatmaps import draw_heatmap
 from raysweep.space.controls import CONTROLS
@@ -47,14 +47,14 @@ def test_every_control_is_a_trial_and_stands_in_the_tables(four):
     assert len({row["fingerprint"] for row in rows}) == 1, "all trials are evaluated alike"
     by_point = {row["point"]: row for row in rows}
     assert [by_point[control]["encoder"] for control in CONTROLS] == ["conv6", "pixels", "pca", "conv6"]
-    assert [by_point[control]["usl_epochs"] for control in CONTROLS] == ["0", "0", "0", "2"]
+    assert [by_point[control]["usl_epochs"] for control in CONTROLS] == ["0", "", "", "2"]
     assert [by_point[control]["usl_type"] for control in CONTROLS] == ["", "", "", "supervised"]
     assert float(by_point["supervised"]["pretrain/loss"]) > 0
     assert all(row["linear/test_accuracy"] and row["knn/test_accuracy"] for row in rows)
     summary = (root / "summary.md").read_text()
     assert all(f"\n| {control} | 2 |" in summary for control in CONTROLS)
     assert [row["point"] for row in rows_of(root / "summary.csv")][:4] == list(CONTROLS)
-    assert "- strength=" in summary, "no control competes"
+    assert "are real. strength=" in summary, "no control competes"
     assert result(root, "pca,seed=0")["baseline"] is True
     assert result(root, "pixels,seed=0")["metrics"]["knn/test_accuracy"] > 0.9
 
@@ -155,6 +155,34 @@ def test_on_ray_and_in_two_processes_controls_have_the_same_scores(tmp_path):
             assert two["metrics"] == one["metrics"]
 
 
+def test_encoders_without_training_are_points_beside_networks(tmp_path):
+    (tmp_path / "space.yaml").write_text(
+        """
+name: mixed
+base: {usl_type: simclr, usl_epochs: 1, le_epochs: 1, probe_every: 0, projector_images: 0, embedding_dim: 8}
+search: [{encoder: [pixels, pca]}, {encoder: [conv6], strength: [0, 0.5]}]
+baseline: [random, supervised]
+"""
+    )
+    names = [
+        "random,encoder=conv6,seed=0",
+        "supervised,encoder=conv6,seed=0",
+        *(f"encoder={name},seed=0" for name in ("pixels", "pca", "conv6,strength=0.0", "conv6,strength=0.5")),
+    ]
+    planned = alone("space.yaml", "--dry-run", cwd=tmp_path)
+    assert planned.stdout.split("# 6 trials:\n")[1].split() == names
+    process = alone("space.yaml", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+    root = tmp_path / "runs" / "mixed"
+    assert [row["trial"] for row in rows_of(root / "results.csv")] == names
+    for name in ("pixels", "pca"):
+        assert "pretrain/loss" not in result(root, f"encoder={name},seed=0")["metrics"]
+        (alone_trial,) = space.build({"base": {"encoder": name, "embedding_dim": 8}}, {}, "x").trials
+        assert alone_trial.settings.usl_epochs == 0
+    assert "pretrain/loss" in result(root, "encoder=conv6,strength=0.5,seed=0")["metrics"]
+    assert api.rebuild_report(str(root)).report.in_words()
+
+
 def make_unlabelled(root):
     (root / "images").mkdir()
     for number in range(8):
@@ -178,7 +206,20 @@ def make_unlabelled(root):
         ),
         (["--set", "baseline=pca", "--embedding_dim", "65"], "pca: embedding_dim 65 is more than the 64 pixels"),
         (["--set", "baseline=supervised", "--usl_epochs", "0"], "baseline: supervised needs training"),
-        (["--encoder", "pixels"], "encoder: pixels has nothing to train; set usl_epochs: 0"),
+        (["--encoder", "pixels", "--set", "usl_epochs=[0, 2]"], "search.usl_epochs: has no effect in usl_epochs=0"),
+        (
+            ["--encoder", "pixels", "--set", "usl_lr=[0.1, 1]"],
+            "(encoder: pixels); it needs an encoder that is a network",
+        ),
+        (["--encoder", "pixels", "--set", "baseline=true"], "baseline: random needs a network, and encoder: pixels is"),
+        (
+            ["--usl_type", "supervised", "--dataset", "stl10"],
+            "usl_type: supervised: dataset stl10 also pretrains on images without labels",
+        ),
+        (
+            ["--set", "tune.metric=pretrain/loss", "--set", "tune.mode=max"],
+            "tune.mode: max contradicts tune.metric: less pretrain/loss is better",
+        ),
         (
             ["--encoder", "pixels", "--usl_epochs", "0", "--set", "baseline=pixels"],
             "seed=0 is the trial that baseline: pixels adds",

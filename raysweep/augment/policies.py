@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from raysweep.augment.operations import BatchPart
 
+SMALLEST = 5e-324
+"""The smallest strength above 0. It stands for all of them in a policy that is the same at all of them."""
 
 def is_blurred(settings: Any) -> bool:
     """Whether the `simclr` policy blurs."""
@@ -33,7 +35,18 @@ BLURRED = Condition("`blur: true`", is_blurred)
 TWO_VIEWS = Condition("a method with two views", lambda s: s.views > 1)
 
 
-@policy
+def simclr_acts_as(settings: Any) -> dict[str, float]:
+    """The values of `simclr` that draw the same views; see `draw_simclr`, where 1 is the limit of most ranges."""
+    strength, crop, color = settings.strength, settings.crop_strength, settings.color_strength
+    crop = min(strength if crop is None else crop, 1.0)
+    color = strength if color is None else color
+    # Only the probabilities of mirroring, blur, solarization and colours follow `strength` when the others are known.
+    solarizes = settings.solarize_probability or settings.solarize_probability_second
+    follows = settings.flip or settings.blur or solarizes or color > 0
+    return {"strength": min(strength, 1.0) if follows else SMALLEST, "crop_strength": crop, "color_strength": color}
+
+
+@policy(acts_as=simclr_acts_as)
 def simclr(
     images: Tensor,
     strength: float,
@@ -106,7 +119,9 @@ def simclr(
     return apply_simclr(images, select_rows(parameters, part))
 
 
-@policy
+@policy(
+    acts_as=lambda settings: {"strength": min(settings.strength, 5.0)}
+)  # the limit of the hue, the last range to stop
 def affine(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
     """The deformations of Tang, Yang & Amit 2022 (doi 10.3389/fncom.2022.789253), scaled.
 
@@ -136,7 +151,7 @@ def noise(images: Tensor, strength: float, generator: torch.Generator, part: Bat
     return apply_noise(images, select_rows(draw_noise(shape, strength, generator), part))
 
 
-@policy
+@policy(acts_as=lambda settings: {"strength": min(settings.strength, 1.5)})  # three quarters of the patches are hidden
 def mask(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
     """Square patches at random places are set to gray, as in masked autoencoders (He et al. 2022, arXiv 2111.06377).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raysweep import parts
 from raysweep.parts import Condition
 
+TRAINABLE = Condition("an encoder that is a network", parts.trains)
 PRETRAINED = Condition("`usl_epochs` > 0", lambda s: s.usl_epochs > 0)
 AUGMENTED = Condition("`strength` > 0", lambda s: s.strength > 0 and s.usl_epochs > 0)
 VALIDATED = Condition("`val_fraction` > 0", lambda s: s.val_fraction > 0)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WrapValidator
 from pydantic.fields import FieldInfo
 
 from raysweep import parts
-from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LAYERED, PRETRAINED, VALIDATED
+from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LAYERED, PRETRAINED, TRAINABLE, VALIDATED
 from raysweep.config.description import About
 from raysweep.config.part_settings import ANCHORS, field_of_parameter, make_field, one_of
 from raysweep.config.validation import check_model, check_type
@@ -54,7 +54,7 @@ class Settings(BaseModel):
         About(
             "Encoder. `conv6`: five convolutions. `resnet18`: torchvision's ResNet-18, untrained, with a first layer "
             "for small images. `timm/NAME`: a model of the package timm, untrained. `pixels`, `pca`: the pixels or "
-            "their principal components (with `usl_epochs: 0`)."
+            "their principal components, which are not pretrained."
         ),
         parts.Chooses("encoder"),
     ] = "conv6"
@@ -80,7 +80,9 @@ class Settings(BaseModel):
         ),
     ] = 64
     usl_epochs: Annotated[
-        int, Field(ge=0), About("Pretraining epochs; with `layerwise`, for each block. 0 keeps the random encoder.")
+        int,
+        Field(ge=0),
+        About("Pretraining epochs; with `layerwise`, for each block. 0 keeps the random encoder.", TRAINABLE),
     ] = 400
     optimizer: Annotated[
         str,
@@ -230,9 +232,7 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         """Check what concerns several settings. Raise ValueError if they contradict each other."""
         encoder = parts.encoder[self.encoder]
-        if self.usl_epochs and not encoder.traits["trains"]:
-            raise ValueError(f"encoder: {self.encoder} has nothing to train; set usl_epochs: 0")
-        if self.layerwise != "none":
+        if self.layerwise != "none" and encoder.traits["trains"]:
             able = [name for name, other in parts.encoder.items() if other.traits["blocks"]]
             if not encoder.traits["blocks"]:
                 raise ValueError(
@@ -251,7 +251,7 @@ class Settings(BaseModel):
 
     def check_layer(self, name: str, layer: str) -> None:
         """Raise ValueError if the encoder has no such layer; `name` is the setting that asks for it."""
-        if not parts.encoder[self.encoder].traits["trains"]:
+        if not parts.trains(self):
             return  # each layer stands for its features
         layers = (TRUNK, EMBEDDING, *parts.encoder[self.encoder].traits["layers"])
         if layer not in layers:

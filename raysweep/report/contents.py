@@ -11,7 +11,7 @@ from pathlib import Path
 from raysweep.config import METRICS
 from raysweep.errors import printable
 from raysweep.report.points import COLUMNS, SCORES, Point, rank_points, shown_scores
-from raysweep.report.sentences import cautions, conclusions, named
+from raysweep.report.sentences import cautions, conclusions, named, shortened
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
 from raysweep.results.store import Store
@@ -68,7 +68,8 @@ class Report:
     def in_words(self, scores: int | None = None) -> list[str]:
         """What can be concluded, from the first so many scores."""
         if not self.groups:
-            return []
+            ended = any(not result.baseline for member in self.members for result in member.results)
+            return ["No point is called best: no trial of any point finished."] if ended else []
         if self.metric is None:
             differ = self.several and all(member.sweep.metric for member in self.members)
             if differ:
@@ -84,7 +85,22 @@ class Report:
 
     def doubts(self) -> list[str]:
         """What makes the scores of some points doubtful."""
-        return [line for group in self.groups for line in cautions(group)]
+        return [*self.absent(), *(line for group in self.groups for line in cautions(group))]
+
+    def absent(self) -> list[str]:
+        """A line about the points of which trials have ended, but none has finished; empty without such points."""
+        names = []
+        for member in self.members:
+            points = {trial.name: trial.point for trial in member.sweep.trials if not trial.baseline}
+            ended = [(points[result.trial], result.status) for result in member.results if result.trial in points]
+            finished = {point for point, status in ended if status == "finished"}
+            prefix = f"{member.label}/" if self.several else ""
+            names += [
+                f"{prefix}{point}" for point in dict.fromkeys(point for point, _ in ended) if point not in finished
+            ]
+        return (
+            [f"{shortened(names)} {'is' if len(names) == 1 else 'are'} not ranked: no seed finished."] if names else []
+        )
 
 
 def labels(roots: Sequence[Path]) -> list[str]:

@@ -40,6 +40,7 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
         return None
     numeric = is_numeric(values)
     values = sorted(values) if numeric else values
+    span = float(values[-1] - values[0]) if numeric else len(values) - 1.0
     width = 4.2 * len(scores)
     figure = Figure(figsize=(width, 4.0 + 0.18 * len(lines)), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
@@ -49,7 +50,7 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
             drawn = [(point, d) for point, by_score in members if (d := by_score[score]) is not None]
             drawn.sort(key=lambda pair: values.index(pair[0].varied[name]))
             positions: list[Any] = [p.varied[name] if numeric else values.index(p.varied[name]) for p, _ in drawn]
-            positions = dodge(positions, place - (len(lines) - 1) / 2, axes.get_xscale(), len(lines))
+            positions = dodge(positions, place - (len(lines) - 1) / 2, axes.get_xscale(), len(lines), span)
             draw_line(axes, positions, [difference for _, difference in drawn], label, place, joined=numeric)
         axes.set_title(title(score), fontsize=10)
         axes.set_ylabel("difference of accuracy")

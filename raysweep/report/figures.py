@@ -13,7 +13,16 @@ from raysweep import parts
 from raysweep.report.control_styles import DASH_LENGTHS, DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, label_powers_of_ten, own_style, wrapped
 from raysweep.report.heatmaps import MOST_ROWS, axis_label, headed, is_numeric, seeds, title
-from raysweep.report.points import PERCENT, Point, block_scores, estimate, mean_of, rank_points, shown_scores
+from raysweep.report.points import (
+    LEAST_SEEDS,
+    PERCENT,
+    Point,
+    block_scores,
+    estimate,
+    mean_of,
+    rank_points,
+    shown_scores,
+)
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -48,6 +57,11 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             lines.setdefault(", ".join(f"{key} = {value}" for key, value in others.items()), []).append(point)
     for line in lines.values():
         line.sort(key=lambda point: values.index(point.varied[name]))
+    if "" in lines:  # points that vary in nothing else
+        lines = {
+            label or ("mean over seeds" if len(lines) == 1 else f"only {name}"): line for label, line in lines.items()
+        }
+    span = float(values[-1] - values[0]) if numeric else len(values) - 1.0
     baselines = in_order(point for point in points if point.baseline)
     names = {point.name: label_of(point.control, point.name) for point in baselines}
     labels = [*lines, *names.values(), *(interval_label(name) for name in names.values())]
@@ -59,8 +73,8 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
         scale_axis(axes, name, values, numeric)
         for place, (label, line) in enumerate(lines.items()):
             positions = [point.varied[name] if numeric else values.index(point.varied[name]) for point in line]
-            positions = dodge(positions, place - (len(lines) - 1) / 2, axes.get_xscale(), len(lines))
-            draw_line(axes, positions, line, score, label or "mean over seeds", place)
+            positions = dodge(positions, place - (len(lines) - 1) / 2, axes.get_xscale(), len(lines), span)
+            draw_line(axes, positions, line, score, label, place, joined=numeric)
         for point in baselines:
             of_line = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
             own_colour = len(lines) > 1 and of_line is not None and point.varied
@@ -176,7 +190,7 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
                 dashes = (length * of_sweep, (length, length * max(1, len(sweeps) - 1)))
                 axes.axvline(value.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid=point.control)
             axes.plot(value.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
-            if value.high is not None:
+            if value.high is not None and value.n >= LEAST_SEEDS:
                 axes.errorbar(value.mean, place, xerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
             if value.n > 1:
                 axes.plot(
@@ -214,19 +228,23 @@ def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Poin
 
 
 def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> None:
-    """The interval of the mean at `x`, and each seed as a dot; nothing for one seed."""
+    """The interval of the mean at `x` from `LEAST_SEEDS` seeds on, and each seed as a dot; nothing for one seed."""
     value = estimate(values)
-    if value is not None and value.high is not None:
-        axes.errorbar(x, value.mean, yerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
+    if value is not None and value.n > 1:
+        if value.high is not None and value.n >= LEAST_SEEDS:
+            axes.errorbar(x, value.mean, yerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
         axes.plot([x] * value.n, values, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
 
 
-def draw_line(axes: Axes, positions: list[Any], line: Sequence[Point], score: str, label: str, position: int) -> None:
+def draw_line(
+    axes: Axes, positions: list[Any], line: Sequence[Point], score: str, label: str, position: int, joined: bool
+) -> None:
     """Mean and interval of every point of a line, and its seeds as dots; `position` among the lines gives its style."""
     colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
     scores = [(x, point.values(score)) for x, point in zip(positions, line, strict=True) if point.values(score)]
     means = [float(np.mean(values)) for _, values in scores]
-    axes.plot([x for x, _ in scores], means, "-", color=colour, marker=marker, markersize=4, label=label)
+    style = "-" if joined else ""
+    axes.plot([x for x, _ in scores], means, linestyle=style, color=colour, marker=marker, markersize=4, label=label)
     for x, values in scores:
         add_seeds(axes, x, values, colour)
 
@@ -243,7 +261,7 @@ def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
         return
     label = label_of(point.control, point.name)
     axes.axhline(value.mean, color=colour, linestyle=DASHES[point.control], linewidth=1, label=label)
-    if value.low is not None and value.high is not None:
+    if value.low is not None and value.high is not None and value.n >= LEAST_SEEDS:
         axes.axhspan(value.low, value.high, color=colour, alpha=0.15, linewidth=0, label=interval_label(label))
 
 
@@ -257,15 +275,22 @@ def belongs(baseline: Point, point: Point, name: str) -> bool:
     return all(point.varied.get(key) == value for key, value in baseline.varied.items() if key != name)
 
 
-def dodge(positions: list[Any], step: float, scale: str, lines: int) -> list[Any]:
-    """Move a line's points a little aside, so that the intervals of several lines do not hide one another."""
+def dodge(positions: list[Any], step: float, scale: str, lines: int, span: float) -> list[Any]:
+    """Move a line's points a little aside, so that the intervals of several lines do not hide one another.
+
+    Args:
+        positions: where the points stand on the axis.
+        step: how many places to the right they move; negative to the left.
+        scale: the scale of the axis, as Matplotlib names it.
+        lines: the number of lines.
+        span: the distance between the ends of the axis.
+    """
     if step == 0:
         return positions
     narrow = min(1.0, 8 / lines)
     if scale == "log":
         return [x * 1.08 ** (step * narrow) for x in positions]
-    width = max(positions) - min(positions)
-    return [x + 0.012 * step * narrow * width for x in positions]
+    return [x + 0.012 * step * narrow * span for x in positions]
 
 
 def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> None:
@@ -296,9 +321,10 @@ def clip(axes: Axes) -> None:
 
 
 def seeds_and_bars(points: Sequence[Point]) -> str:
-    """The same, with what the dots and bars are where there are any."""
-    several = any(len(point.by_seed) > 1 for point in points)
-    return seeds(points) + (f" (dots), bars: {PERCENT} interval of the mean" if several else "")
+    """The number of seeds, and what dots, bars and bands are where there are any."""
+    most = max(len(point.by_seed) for point in points)
+    bars = f", bars and bands: {PERCENT} interval of the mean" if most >= LEAST_SEEDS else ""
+    return seeds(points) + (f" (dots){bars}" if most > 1 else "")
 
 
 def wrapped_lines(label: str) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from raysweep.report.control_styles import BAR_DASHES, BAR_WORDS, in_order, label_of
 from raysweep.report.drawing import Figure, Normalize, colormaps, literal, own_style, wrapped
-from raysweep.report.points import PERCENT, Estimate, Point, estimate, mean_of, shown_scores
+from raysweep.report.points import LEAST_SEEDS, PERCENT, Estimate, Point, estimate, mean_of, shown_scores
 from raysweep.space import Sweep
 
 MOST_ROWS = 60
@@ -89,7 +89,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
             numbers = [f"{min(values):.4f} to {max(values):.4f}"] if len(values) > 3 else [f"{v:.4f}" for v in values]
             shown += f"\n{label_of(control)} ({BAR_WORDS[control]}): {', '.join(numbers)}"
         axes.set_title(title(score) + shown, fontsize=10)
-    several = any(len(point.by_seed) > 1 for point in trained)
+    several = any(len(point.by_seed) >= LEAST_SEEDS for point in trained)
     half = f" (± half of its {PERCENT} interval)" if several else ""
     figure.suptitle(headed(sweep.name, f"mean over {seeds(trained)}{half}"), fontsize=11)
     return figure
@@ -102,9 +102,11 @@ def number(value: Any) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else f"{value:.3g}"
 
 
-def cell_text(of: Estimate) -> str:
-    """The mean, and half of its interval where there is one."""
-    return f"{of.mean:.3f}" if of.high is None else f"{of.mean:.3f}\n±{of.high - of.mean:.3f}"
+def cell_text(value: Estimate) -> str:
+    """The mean, and from `LEAST_SEEDS` seeds on half of its interval."""
+    if value.high is None or value.n < LEAST_SEEDS:
+        return f"{value.mean:.3f}"
+    return f"{value.mean:.3f}\n±{value.high - value.mean:.3f}"
 
 
 def seeds(points: Sequence[Point]) -> str:

@@ -15,7 +15,7 @@ from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
 from raysweep.results.result import Result, complete_protocol, protocol_difference
-from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, canonical, control_settings, make_control
+from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_settings, make_control
 
 CONFIDENCE = 0.95
 PERCENT = f"{CONFIDENCE * 100:.0f} %"
@@ -190,7 +190,7 @@ def controls_of(
 
 def experiment_key(settings: Settings) -> tuple[Any, ...]:
     """All that decides what an experiment computes: equal for settings that differ only in what has no effect."""
-    plain = canonical(settings)
+    plain = computed(settings)
     return tuple(getattr(plain, name) for name in SETTINGS if about(name).search)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from raysweep import parts
 from raysweep.report.points import LEAST_SEEDS, PERCENT, SCORES, Point, mean_of
 from raysweep.report.statistics import Difference, seeds_needed
 from raysweep.report.verdicts import Family, Group, same_experiment
@@ -37,12 +38,20 @@ def conclusions(group: Group, metric: str, scores: Sequence[str]) -> list[str]:
     families = [group.families[score] for score in scores if score in group.families]
     if not families:
         return []
-    main = families[0]
-    others = [point for point in group.ranked[1:] if not same_experiment(point, group.ranked[0])]
-    lines = [f"{best_sentence(group, metric, alone=not others)}{random_sentence(group, families)}"]
-    if others:
-        lines.append(separation_sentence(group.ranked[0], others, main))
-    lines += control_sentences(group.ranked[0], main)
+    main, best = families[0], group.ranked[0]
+    others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
+    if len(best.by_seed) < LEAST_SEEDS:
+        return few_seeds_sentences(group, metric, main)
+    if others and all_equal([best, *others], (metric, main.score)):
+        lines = [f"No point is best: {equal_sentence(len(others) + 1, (metric, main.score))}"]
+        difference = main.from_control(best)
+        if difference is not None:
+            lines.append(f"Each of them minus the random encoder in {main.score}: {numbers(difference)}.")
+    else:
+        lines = [f"{best_sentence(group, metric, alone=not others)}{random_sentence(group, families)}"]
+        lines += [tie_sentence(best, others, metric)] if others else []
+        lines += [separation_sentence(best, others, main)] if others else []
+        lines += control_sentences(best, main)
     lines += [shape_sentence(name, [f for f in group.families.values() if f.score in SCORES]) for name in main.shapes]
     return [line for line in [*lines, *next_steps(group, main)] if line]
 
@@ -56,10 +65,46 @@ def best_sentence(group: Group, metric: str, alone: bool) -> str:
     return f"{best.title} is best by {metric} ({value})"
 
 
+def few_seeds_sentences(group: Group, metric: str, family: Family) -> list[str]:
+    """What can be said with one or two seeds: means and differences without any verdict."""
+    best = group.ranked[0]
+    count = len(best.by_seed)
+    lines = [
+        f"{few_seeds(count)} which differences are real. {best.title} has the best {metric} "
+        f"({mean_of(best, metric):.4f}, {'one seed' if count == 1 else 'mean of two seeds'})."
+    ]
+    differences = [
+        f"{numbers_alone(difference)} from {NAMES.get(control, control)}"
+        for control in family.controls
+        if (difference := family.from_control(best, control)) is not None and difference.mean is not None
+    ]
+    if differences:
+        lines.append(f"In {family.score} it differs by {listed(differences)}.")
+    return [*lines, "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."]
+
+
+def all_equal(points: Sequence[Point], scores: Iterable[str]) -> bool:
+    """Whether all points have the same scores, seed by seed."""
+    return all(point.scores(score) == points[0].scores(score) for score in scores for point in points)
+
+
+def equal_sentence(count: int, scores: Iterable[str]) -> str:
+    """That all of several points have the same scores."""
+    return f"all {count} points are equal in {' and '.join(dict.fromkeys(scores))}, seed by seed."
+
+
+def tie_sentence(best: Point, others: Sequence[Point], metric: str) -> str:
+    """Which other points have the same mean of the metric that chooses; empty if there are none."""
+    ties = [point for point in others if mean_of(point, metric) == mean_of(best, metric)]
+    return f"{named(ties)} {'has' if len(ties) == 1 else 'have'} exactly the same mean {metric}." if ties else ""
+
+
 def random_sentence(group: Group, families: Sequence[Family]) -> str:
     """The rest of the first sentence: whether the best point, or another one, beats the random encoder."""
     best, main = group.ranked[0], families[0]
     difference = main.from_control(best)
+    if difference is None and not parts.trains(best.settings):
+        return f". There is no random encoder to compare with, because encoder {best.settings.encoder} is no network."
     if difference is None:
         return ". There is no random encoder to compare with; add `--set baseline=true`."
     if difference.low is None:
@@ -68,7 +113,8 @@ def random_sentence(group: Group, families: Sequence[Family]) -> str:
     for family in families[1:]:
         other = family.from_control(best)
         if other is not None and other.low is not None:
-            text += f" In {family.score} it {compared(other)} it: {numbers(other)}."
+            words = f"it {compared(other)} it" if other.differs else "the two do not clearly differ"
+            text += f" In {family.score} {words}: {numbers(other)}."
     if is_above(difference):
         return text
     winners = [point for point in group.points if is_above(main.from_control(point))]
@@ -82,10 +128,8 @@ def random_sentence(group: Group, families: Sequence[Family]) -> str:
 def separation_sentence(best: Point, others: Sequence[Point], family: Family) -> str:
     """From which points the best point is separated."""
     score = family.score
-    if all(point.scores(score) == best.scores(score) for point in others):
-        return f"All {len(others) + 1} points are equal in {score}, seed by seed."
-    if len(best.by_seed) < LEAST_SEEDS:
-        return f"{few_seeds(len(best.by_seed))} whether it differs from the other points."
+    if all_equal([best, *others], [score]):
+        return f"But {equal_sentence(len(others) + 1, [score])}"
     differences = {point.title: family.between(best, point) for point in others}
     above = [point for point in others if is_above(differences[point.title])]
     below = [point for point in others if is_below(differences[point.title])]
@@ -95,7 +139,9 @@ def separation_sentence(best: Point, others: Sequence[Point], family: Family) ->
     if not unclear:
         closest = min(above, key=lambda point: size(differences[point.title]))
         difference = numbers(differences[closest.title])
-        return f"In {score} it is above every other point; the closest is {closest.title}, {difference}."
+        if len(above) == 1:
+            return f"In {score} it is above {closest.title}: {difference}."
+        return f"In {score} it is above every other ranked point; the closest is {closest.title}, {difference}."
     ahead = f", and it is above {named(above)}" if above else ""
     which = f" from {unclear[0].title}" if len(unclear) > 1 else ""
     first = f" ({numbers(differences[unclear[0].title])}{which})"
@@ -143,8 +189,6 @@ def shape_words(name: str, family: Family) -> str | None:
 def next_steps(group: Group, family: Family) -> list[str]:
     """What to do next: more seeds, other values, or nothing."""
     best = group.ranked[0]
-    if len(best.by_seed) < LEAST_SEEDS:
-        return ["Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."]
     lines = []
     others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
     rivals = [(point, d) for point in others if (d := family.between(best, point)) is not None and d.low is not None]
@@ -270,10 +314,19 @@ def p_value(p: float | None) -> str:
 
 def named(points: Iterable[Point]) -> str:
     """The points in a sentence: `a`, `a and b`, `a, b, c and 4 others`."""
-    titles = [point.title for point in points]
-    if len(titles) > MOST_NAMED + 1:
-        titles = [*titles[:MOST_NAMED], f"{len(titles) - MOST_NAMED} others"]
-    return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"
+    return shortened([point.title for point in points])
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Names in a sentence, of which at most `MOST_NAMED` are named and the others counted."""
+    if len(names) > MOST_NAMED + 1:
+        names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} others"]
+    return listed(names)
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def counted(count: int, what: str) -> str:

@@ -15,6 +15,7 @@ is up to 11 % with 3 seeds, 8 % with 5 and 5 % with 10. Pooled intervals alone r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -32,12 +33,10 @@ Kind = Literal["optimum", "rises", "falls", "flat", "unknown"]
 
 ALPHA = 0.05
 """The familywise error."""
-SPREAD_LEVEL = 0.04
-DOUBT_LEVEL = 0.5
+SPREAD_LEVEL, DOUBT_LEVEL = 0.04, 0.5
 """P-values of `spread_test`: below the first the spread clearly differs, from the second on it counts as equal."""
 FEWEST_SEEDS = 3  # two points that share fewer seeds get no interval
-NO_SPREAD = 1e-9
-"""Residuals that are smaller differ only by rounding: scores are counts of images, divided."""
+NO_SPREAD = 1e-9  # residuals that are smaller differ only by rounding: scores are counts of images, divided
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method) -> 
             weights = fit.design.weights[np.concatenate([j[:1], i])]
             critical = _dunnett_critical((weights @ weights.T).tobytes(), len(weights), fit.df)
         half[judged] = critical * np.sqrt(variance)
-    means, lows, highs = ([None if np.isnan(x) else float(x) for x in row] for row in (mean, mean - half, mean + half))
+    means, lows, highs = ([None if math.isnan(x) else x for x in y.tolist()] for y in (mean, mean - half, mean + half))
     return [Difference(*row, method) for row in zip(n.tolist(), means, lows, highs, strict=True)]
 
 
@@ -355,7 +354,8 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape
     blocks = values[:, ~np.isnan(values).any(0)].T
     if last < 2 or len(blocks) < FEWEST_SEEDS or best is None:
         return Shape("unknown", best, None, None, None, None, pairs)
-    p_rises, p_falls = (min(1.0, 3 * float(stats.page_trend_test(x).pvalue)) for x in (blocks, blocks[:, ::-1]))
+    ranks = stats.rankdata(blocks, axis=1)
+    p_rises, p_falls = (min(1.0, 3 * float(stats.page_trend_test(x, True).pvalue)) for x in (ranks, ranks[:, ::-1]))
     curvature, p_curved = _curvature(values, fit, blocks)
     ends = [pairs[0, best].differs, pairs[best, last].differs] if 0 < best < last else [False]
     bounds = [abs(x) for pair in pairs.values() for x in (pair.low, pair.high) if x is not None]
@@ -378,7 +378,7 @@ def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, floa
         by_block = blocks @ contrast
         return float(by_block.mean()), min(1.0, 3 * float(stats.ttest_1samp(by_block, 0).pvalue))
     variance = max(float(contrast @ covariance @ contrast) for covariance in fit.covariances(p))
-    return estimate, min(1.0, 6 * float(stats.t.sf(abs(estimate) / np.sqrt(variance), fit.df)))
+    return estimate, min(1.0, 6 * float(special.stdtr(fit.df, -abs(estimate) / np.sqrt(variance))))
 
 
 def seeds_needed(difference: float, residual_variance: float, points: int, most: int = 50) -> int | None:

@@ -8,14 +8,18 @@ from raysweep import parts
 from raysweep.errors import printable
 from raysweep.report.contents import Report
 from raysweep.report.points import COLUMNS, LEAST_SEEDS, PERCENT, Point, block_scores, estimate, shown_scores
-from raysweep.report.sentences import METHOD, NAMES, numbers, verdict
+from raysweep.report.sentences import METHOD, NAMES, listed, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
-from raysweep.report.verdicts import MOST_PAIRED
+from raysweep.report.verdicts import MOST_PAIRED, Group
 from raysweep.results.result import Result
 
 MOST_WARNINGS = 20
 """More warnings than this are only counted."""
+READING = (
+    f"All scores are accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted {PERCENT} interval "
+    "stands behind it in brackets."
+)
 STOPPED = "Trials that were stopped early have no test score and are in no mean."
 SATURATED = 0.97
 """A random encoder with a higher accuracy leaves no room for differences."""
@@ -27,6 +31,7 @@ def summary_md(report: Report) -> str:
     text = [f"# {report.name}"]
     if words:
         text.append("\n".join(f"- {printable(line)}" for line in words))
+        text.append(READING)
     remarks = [*report.doubts(), *notes(report)]
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
@@ -65,14 +70,26 @@ def overview(report: Report) -> list[str]:
         for name, by_sweep in differing(report).items()
     ]
     differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in report.members)], rows)]
-    with_baseline = {(point.sweep, seed) for point in report.points if point.baseline for seed in point.by_seed}
-    lent = {p.sweep for p in report.points for seed in p.random_by_seed if (p.sweep, seed) not in with_baseline}
     borrowed = [
-        f"{name} is compared with the random encoder of another sweep. The two are the same: they are equal in seed "
-        "and in every setting that has an effect on them."
-        for name in sorted(lent)
+        f"{name} is compared with {listed([NAMES.get(each, each) for each in controls])} of another sweep. The "
+        "trials are the same: they are equal in seed and in every setting that has an effect on them."
+        for name, controls in borrowed_controls(report).items()
     ]
     return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *borrowed, reading]
+
+
+def borrowed_controls(report: Report) -> dict[str, list[str]]:
+    """By sweep, the controls that it borrows from another sweep for some seed; sweeps that borrow none are absent."""
+    present = {
+        (point.sweep, point.control, seed) for point in report.points if point.baseline for seed in point.by_seed
+    }
+    borrowed: dict[str, list[str]] = {}
+    for point in report.points:
+        for control, by_seed in point.controls.items():
+            lent = any((point.sweep, control, seed) not in present for seed in by_seed)
+            if lent and control not in borrowed.setdefault(point.sweep, []):
+                borrowed[point.sweep].append(control)
+    return {name: controls for name, controls in borrowed.items() if controls}
 
 
 def notes(report: Report) -> list[str]:
@@ -129,7 +146,6 @@ def control_section(report: Report, control: str) -> list[str]:
         return []
     return [
         f"## Difference from {NAMES.get(control, control)}",
-        f"Mean difference over seeds [adjusted {PERCENT} interval].",
         markdown([*name_columns(report), "n", *score_columns(report.scores)], rows),
     ]
 
@@ -153,12 +169,15 @@ def best_section(report: Report) -> list[str]:
         ]
     if not tables:
         return []
-    return [
-        "## Difference from the best point",
-        f"Mean difference over seeds [adjusted {PERCENT} interval]. `differences.csv` has all pairs of points; of more "
-        f"than {MOST_PAIRED} points it has only the pairs with the best point.",
-        *tables,
-    ]
+    which = (
+        "only the pairs with the best point" if max(map(paired, report.groups)) > MOST_PAIRED else "all pairs of points"
+    )
+    return ["## Difference from the best point", f"`differences.csv` has {which}.", *tables]
+
+
+def paired(group: Group) -> int:
+    """The number of points whose differences are listed."""
+    return max((family.points for family in group.families.values()), default=0)
 
 
 def cells(differences: Sequence[Difference | None], than: str) -> list[str]:

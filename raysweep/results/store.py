@@ -317,14 +317,21 @@ class Store:
             bucket = None if self.bucket is None else self.bucket / trial.name
             set_result_aside(directory, trial.name, trial.settings, bucket)
 
-    def results(self, sweep: Sweep) -> list[Result]:
-        """Return the existing results in the order of the trials; raises InputError if one has other settings."""
+    def results(self, sweep: Sweep, skip_damaged: bool = False) -> list[Result]:
+        """Return the existing results in the order of the trials; raises InputError if one has other settings.
+
+        With `skip_damaged`, a damaged result counts as missing. Without, it raises InputError.
+        """
         results = []
         for trial in sweep.trials:
-            result = self.result(trial.name)
-            if result is not None:
-                check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
-                results.append(result)
+            try:
+                result = self.result(trial.name)
+                if result is not None:
+                    check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
+                    results.append(result)
+            except Damaged:
+                if not skip_damaged:
+                    raise
         return results
 
 

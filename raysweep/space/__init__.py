@@ -3,7 +3,7 @@
 from raysweep.space.building import build
 from raysweep.space.checking import check_name
 from raysweep.space.controls import CONTROLS, RANDOM
-from raysweep.space.expansion import canonical, control_settings, draw, make_control, propose, shorten
+from raysweep.space.expansion import computed, control_settings, draw, make_control, propose, shorten
 from raysweep.space.extension import extend
 from raysweep.space.model import Proposal, Resources, Sweep, Trial
 from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
@@ -16,8 +16,8 @@ __all__ = [
     "Sweep",
     "Trial",
     "build",
-    "canonical",
     "check_name",
+    "computed",
     "control_settings",
     "draw",
     "extend",

@@ -56,7 +56,7 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
 
 
 def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:
-    """Raise InputError if a loss's setting was given although no trial's method uses it."""
+    """Raise InputError if a setting of a loss, a method or a policy was given although no trial uses it."""
     pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
     for name in given:
         must_be_used = name in SETTINGS and about(name).must_be_used
@@ -64,6 +64,12 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
             raise InputError(
                 f"{where}: {name}: has no effect in any trial (usl_type: {pretrained[0].usl_type}); it needs "
                 f"{about(name).effect.words.replace('`', '')}"
+            )
+        declaring = [policy for policy, part in parts.policy.items() if name in part.parameters]
+        if declaring and pretrained and not any(policy in s.policies for s in pretrained for policy in declaring):
+            raise InputError(
+                f"{where}: {name}: has no effect in any trial (policy: {pretrained[0].policy}); it needs policy with "
+                f"{' or '.join(declaring)}"
             )
 
 

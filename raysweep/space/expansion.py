@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, has_effect, make_settings
 from raysweep.config.part_settings import example_of
 from raysweep.errors import InputError
@@ -18,6 +19,8 @@ from raysweep.space.controls import CONTROLS, SUPERVISED
 from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial
 
 MAX_TRIALS = 100_000
+UNTRAINED: Mapping[str, Any] = {"usl_epochs": 0, "layerwise": "none"}
+"""The settings of a trial whose encoder cannot be trained, such as `pixels`, whatever was given."""
 MAX_NAME = 160  # characters; file systems allow 255 bytes, and a checkpoint's path adds to the name
 
 
@@ -94,7 +97,7 @@ def expand(
     and no two trials may compute the same.
     """
     trials: list[Trial] = []
-    seen: dict[Settings, str] = {}  # keyed without settings that have no effect, so that equal computations match
+    seen: dict[Settings, Trial] = {}  # keyed by `computed`, so that equal computations match
     if samples > 1 and all("grid" in spec for space in search for spec in space.values()):
         raise InputError(f"{where}: tune.num_samples: {samples} has no effect, because no setting is drawn at random")
     grids = [[len(spec["grid"]) for spec in space.values() if "grid" in spec] for space in search]
@@ -115,20 +118,30 @@ def expand(
             for combination in itertools.product(*axes):
                 varied = dict(zip(names, combination, strict=True))
                 trial = make_trial(base, varied, where, strict)
-                key = canonical(trial.settings)
-                if seen.get(key) == trial.name:  # a choice was drawn again, or sub-spaces overlap
+                key = computed(trial.settings)
+                same = seen.get(key)
+                if same is not None and same.name == trial.name:  # a choice was drawn again, or sub-spaces overlap
                     continue
-                if strict and key in seen:
-                    raise InputError(f"{where}: search: {trial.name} is the same trial as {seen[key]}")
-                seen[key] = trial.name
+                if strict and same is not None:
+                    differ = canonical(trial.settings) != canonical(same.settings)
+                    why = f"; policy {trial.settings.policy} draws the same views in both" if differ else ""
+                    raise InputError(f"{where}: search: {trial.name} is the same trial as {same.name}{why}")
+                seen[key] = trial
                 trials.append(trial)
-    if SUPERVISED in controls and not any(trial.settings.usl_epochs for trial in trials):
-        raise InputError(f"{where}: baseline: {SUPERVISED} needs training; set usl_epochs above 0")
-    for control in make_controls(trials, controls):
-        same = seen.get(canonical(control.settings))
+    added = make_controls(trials, controls)
+    for name in controls:
+        if not any(control.control == name for control in added):
+            if any(parts.trains(trial.settings) for trial in trials):
+                raise InputError(f"{where}: baseline: {name} needs training; set usl_epochs above 0")
+            raise InputError(
+                f"{where}: baseline: {name} needs a network, and encoder: {trials[0].settings.encoder} is none"
+            )
+    for control in added:
+        same = seen.get(computed(control.settings))
         if same is not None:
             raise InputError(
-                f"{where}: search: {same} is the trial that baseline: {control.control} adds; leave out one of the two"
+                f"{where}: search: {same.name} is the trial that baseline: {control.control} adds; leave out one of "
+                f"the two"
             )
         yield control
     yield from trials
@@ -136,23 +149,56 @@ def expand(
 
 def canonical(settings: Settings) -> Settings:
     """Set every setting without effect to its default, so that experiments that compute the same are equal."""
-    plain = Settings().model_dump()
+    plain = {**Settings().model_dump(), **UNTRAINED}
     update = {name: plain[name] for name in SETTINGS if not has_effect(name, settings)}
     return settings.model_copy(update={**update, "probe_dataset": settings.evaluated_dataset})
+
+
+def computed(settings: Settings) -> Settings:
+    """Settings that are equal for two experiments exactly if they compute the same; only for such comparisons."""
+    return canonical(settings).model_copy(update=acting_values(settings))
+
+
+def acting_values(settings: Settings) -> dict[str, Any]:
+    """Return the smallest strength, and the parameters of the policies, that draw the same views as these settings.
+
+    The result is empty for a trial without augmentation.
+    """
+    if settings.usl_epochs == 0 or settings.strength == 0:
+        return {}
+    values: dict[str, Any] = {}
+    strengths = []
+    for name in settings.policies:
+        acts_as = parts.policy[name].traits["acts_as"]
+        acting = {} if acts_as is None else dict(acts_as(settings))
+        strengths.append(acting.pop("strength", settings.strength))
+        values |= acting
+    return {"strength": max(strengths), **values}
 
 
 def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool = True) -> Trial:
     """Make the trial with `varied` over `base`; if `strict`, every searched setting must have an effect in it."""
     settings = make_settings({**base.model_dump(), **varied}, where)
+    if not parts.trains(settings):
+        settings = settings.model_copy(update=UNTRAINED)
     varied = {**{name: value for name, value in varied.items() if name != "seed"}, "seed": settings.seed}
     for name in varied:
         if strict and not has_effect(name, settings):
-            needs = "usl_epochs > 0" if not settings.usl_epochs else about(name).effect.words.replace("`", "")
+            needs = about(name).effect.words.replace("`", "")
+            if not settings.usl_epochs:
+                needs = "usl_epochs > 0" if parts.trains(settings) else "an encoder that is a network"
             raise InputError(
-                f"{where}: search.{name}: has no effect in {trial_name(varied)} (usl_type: {settings.usl_type}, "
-                f"usl_epochs: {settings.usl_epochs}); it needs {needs}; {how_to_sweep(name)}"
+                f"{where}: search.{name}: has no effect in {trial_name(varied)} ({situation(settings)}); it needs "
+                f"{needs}; {how_to_sweep(name)}"
             )
     return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
+
+
+def situation(settings: Settings) -> str:
+    """Name the settings that decide most about which other settings have an effect."""
+    if not parts.trains(settings):
+        return f"encoder: {settings.encoder}"
+    return f"usl_type: {settings.usl_type}, usl_epochs: {settings.usl_epochs}"
 
 
 def how_to_sweep(name: str) -> str:
@@ -174,9 +220,12 @@ def make_controls(trials: Iterable[Trial], controls: tuple[str, ...]) -> list[Tr
 def control_settings(settings: Settings, control: str) -> Settings | None:
     """Return the settings of a point's control: the same seed and evaluation, without settings that have no effect.
 
-    A point without pretraining has no supervised control, which would train for as many epochs; then it is None.
+    The result is None for a point without pretraining and the supervised control, which would train for as many epochs.
+    It is also None for a point whose encoder is no network and a control that has the same encoder.
     """
     forced = CONTROLS[control]
+    if "encoder" not in forced and not parts.trains(settings):
+        return None
     changed = settings.model_copy(update=dict(forced))
     if control == SUPERVISED and not changed.usl_epochs:
         return None

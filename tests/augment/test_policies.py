@@ -20,6 +20,9 @@ from raysweep.augment.noise import NoiseParameters, apply_noise, draw_noise
 from raysweep.augment.operations import BatchPart, to_float
 from raysweep.augment.policies import affine, mask, noise, simclr
 from raysweep.augment.simclr import draw_simclr
+from raysweep.augment.views import augment as views_of
+from raysweep.config import Settings
+from raysweep.space.expansion import acting_values
 from tests.support.images import SHAPES, augment, pictures, random_images, seeded
 
 NAMES = tuple(parts.policy)
@@ -27,6 +30,39 @@ LISTS = [*((name,) for name in NAMES), ("simclr", "noise"), ("mask", "affine"), 
 
 
 # Lists of policies
+
+
+@pytest.mark.parametrize("policies", [*((name,) for name in NAMES), ("simclr", "mask"), ("affine", "simclr", "noise")])
+@given(
+    strength=st.sampled_from([0.3, 1, 1.2, 2, 5, 7]),
+    crop=st.sampled_from([None, 0, 0.4, 1, 3]),
+    color=st.sampled_from([None, 0, 0.4, 2]),
+    flip=st.booleans(),
+    blur=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_property_the_acting_values_draw_the_same_views(policies, strength, crop, color, flip, blur):
+    """Trials whose acting values are equal count as the same trial, so their views must be equal bit for bit."""
+    given_values = {"strength": strength, "crop_strength": crop, "color_strength": color, "flip": flip, "blur": blur}
+    one = Settings(usl_type="simclr", policy="+".join(policies), **given_values)
+    other = one.model_copy(update=acting_values(one))
+    images = random_images(12, 3, 8, 8)
+    views = [views_of(images, values, generator=seeded()) for values in (one, other)]
+    assert torch.equal(*views)
+
+
+def test_reference_limits_of_the_strength():
+    def acting(policy, **values):
+        return acting_values(Settings(usl_type="simclr", policy=policy, **values))
+
+    assert [acting(name, strength=9)["strength"] for name in ("affine", "mask", "noise")] == [5, 1.5, 9]
+    assert acting("simclr", strength=9) == {"strength": 1, "crop_strength": 1, "color_strength": 9}
+    assert acting("simclr+mask", strength=9)["strength"] == 1.5
+    assert acting("simclr+noise", strength=9)["strength"] == 9
+    crop_only = {"crop_strength": 0.5, "color_strength": 0, "flip": False}
+    assert acting("simclr", strength=0.1, **crop_only) == acting("simclr", strength=1, **crop_only)
+    assert acting("simclr+noise", strength=0.1, **crop_only) != acting("simclr+noise", strength=1, **crop_only)
+    assert acting("simclr", strength=0) == acting("simclr", usl_epochs=0) == {}
 
 
 @pytest.mark.parametrize(("channels", "height", "width"), SHAPES)

@@ -6,11 +6,12 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from raysweep import portable
-from raysweep.config import Settings, has_effect, make_settings
+from raysweep import portable, space
+from raysweep.config import Settings, has_effect
 from raysweep.data.selection import TrialData, check_data
 from raysweep.data.splits import split_train
 from raysweep.errors import InputError
+from raysweep.models import pca
 from raysweep.models.building import build_encoder
 from raysweep.probes.features import read_layers
 from raysweep.probes.grid import ProbeSpec
@@ -86,6 +87,29 @@ def test_reference_pca_equals_scikit_learn():
     assert encoder(images).shape == (80, encoder.feature_dim) == (80, 12)
 
 
+def test_pca_of_many_pixels_is_that_of_the_chosen_images(monkeypatch):
+    monkeypatch.setattr(pca, "MOST_VALUES", 150 * 64)
+    monkeypatch.setattr(pca, "CHUNK", 40)
+    encoder = build_encoder(Settings(encoder="pca", usl_epochs=0, embedding_dim=4), 1, 8)
+    encoder.fit(torch.from_numpy(DATA.train_images))
+    chosen = pca.choose_images(200, 64, 4)
+    fitted = PCA(4, svd_solver="full").fit(raw(DATA.train_images[chosen.numpy()]))
+    expected = np.abs(fitted.transform(raw(DATA.test_images)))
+    np.testing.assert_allclose(encoder(torch.from_numpy(DATA.test_images) / 255).abs().numpy(), expected, atol=1e-3)
+
+
+def test_images_for_pca_are_few_only_where_their_pixels_are_many():
+    for count, values in ((1437, 64), (60_000, 784), (50_000, 3072), (73_257, 3072), (9_709, 27_648)):
+        assert torch.equal(pca.choose_images(count, values, 64), torch.arange(count))
+    chosen = pca.choose_images(105_000, 27_648, 64)
+    assert len(chosen) == 9_709
+    assert torch.equal(chosen, chosen.unique())
+    assert 0 <= chosen.min() < 100
+    assert 104_900 < chosen.max() < 105_000
+    assert torch.equal(chosen, pca.choose_images(105_000, 27_648, 64))
+    assert len(pca.choose_images(105_000, 3 * 512**2, 64)) == 640, "ten images for each component"
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_layer_is_the_pixels_in_the_order_of_the_array(channels):
     encoder = build_encoder(Settings(encoder="pixels", usl_epochs=0), channels, 8)
@@ -96,14 +120,14 @@ def test_every_layer_is_the_pixels_in_the_order_of_the_array(channels):
     assert not list(encoder.parameters())
 
 
-def test_no_setting_of_training_has_an_effect_and_training_is_refused():
+def test_no_setting_of_training_has_an_effect_and_training_is_skipped():
     pixels, pca = (Settings(encoder=name, usl_epochs=0, probe_layer="embedding") for name in ("pixels", "pca"))
     assert [has_effect("embedding_dim", settings) for settings in (pixels, pca)] == [False, True]
-    assert not any(has_effect(name, pixels) for name in ("head", "usl_lr", "init", "per_layer"))
+    assert not any(has_effect(name, pixels) for name in ("head", "usl_epochs", "usl_lr", "init", "per_layer"))
     assert has_effect("head", Settings(usl_epochs=0, probe_layer="embedding"))
     for name in ("pixels", "pca"):
-        with pytest.raises(InputError, match=f"encoder: {name} has nothing to train; set usl_epochs: 0"):
-            make_settings({"encoder": name}, "here")
+        (trial,) = space.build({"base": {"encoder": name, "layerwise": "greedy"}}, {}, "here").trials
+        assert (trial.settings.usl_epochs, trial.settings.layerwise) == (0, "none")
 
 
 @pytest.mark.parametrize(

@@ -442,7 +442,7 @@ def blocks(trial):
 
 
 def test_blocks_have_a_line_for_each_point_and_a_table(tmp_path):
-    search = {"alpha": [1, 10], "seed": [0, 1]}
+    search = {"alpha": [1, 10], "seed": [0, 1, 2]}
     raw = {"name": "blocks", "base": {"per_layer": True}, "search": search, "baseline": True}
     store, sweep = fill_with(tmp_path, raw, blocks)
     points = build_report(store, sweep).points
@@ -451,12 +451,17 @@ def test_blocks_have_a_line_for_each_point_and_a_table(tmp_path):
     lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert list(lines) == ["alpha=1.0", "alpha=10.0", "random encoder"]
     assert lines["random encoder"].get_linestyle() == "--"
-    np.testing.assert_allclose(lines["alpha=10.0"].get_ydata(), [0.41 + b / 50 + 0.005 for b in range(1, 6)])
+    np.testing.assert_allclose(lines["alpha=10.0"].get_ydata(), [0.41 + b / 50 + 0.01 for b in range(1, 6)])
     assert [round(x) for x in lines["alpha=10.0"].get_xdata()] == [1, 2, 3, 4, 5]
     assert len(axes.containers) == 15, "an interval for every block of every point"
     text = (store.root / "summary.md").read_text()
     assert "| point | n | block 1 | block 2 | block 3 | block 4 | block 5 |" in text
-    assert "| alpha=10.0 | 2 | 0.4350 |" in text
+    assert "| alpha=10.0 | 3 | 0.4400 ± 0.0248 |" in text
+
+    two, sweep = fill_with(tmp_path / "two", {**raw, "search": {**search, "seed": [0, 1]}}, blocks)
+    axes = draw_layers(sweep, gather(sweep, two.results(sweep))).axes[0]
+    assert not axes.containers, "two seeds have no interval, as in the tables"
+    assert sum(line.get_gid() == "seeds" for line in axes.lines) == 15
 
 
 def test_of_many_points_the_best_ones_are_drawn_and_it_says_so(tmp_path):

@@ -1,5 +1,7 @@
 """The sentences of a report: each is true of made-up scores whose answer is known."""
 
+import json
+
 import pytest
 
 from raysweep.report import statistics
@@ -44,7 +46,7 @@ def test_the_best_point_is_above_every_other_and_beats_the_random_encoder(tmp_pa
         f"linear/test_accuracy: {random.mean:+.4f} [{random.low:+.4f}, {random.high:+.4f}]."
     )
     assert separation == (
-        "In linear/test_accuracy it is above every other point; the closest is alpha=10.0, "
+        "In linear/test_accuracy it is above every other ranked point; the closest is alpha=10.0, "
         f"{closest.mean:+.4f} [{closest.low:+.4f}, {closest.high:+.4f}]."
     )
     optimum = "has an optimum near 1.0 (both ends are worse)"
@@ -95,11 +97,16 @@ def test_another_point_than_the_best_one_may_beat_the_random_encoder(tmp_path):
 def test_one_or_two_seeds_cannot_tell(tmp_path, count, words):
     effects = {"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
     report = report_of(tmp_path, {"alpha": [0.1, 1], "seed": SEEDS[:count]}, scores_of(effects), baseline=True)
-    random, best, following = report.in_words(scores=1)
-    assert best == f"{words} whether it differs from the other points."
-    assert random.endswith(f"{words}.")
+    best, controls, following = report.in_words(scores=1)
+    mean = "one seed" if count == 1 else "mean of two seeds"
+    assert best == f"{words} which differences are real. alpha=1.0 has the best linear/val_accuracy (0.5000, {mean})."
+    family = report.groups[0].families["linear/test_accuracy"]
+    (point,) = (point for point in report.points if point.title == "alpha=1.0")
+    difference = family.from_control(point).mean
+    assert controls == f"In linear/test_accuracy it differs by {difference:+.4f} from the random encoder."
     assert following == "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."
-    assert "[" not in best + random, "there is no interval"
+    assert "[" not in best + controls, "there is no interval"
+    assert (report.members[0].store.root / "summary.md").read_text().count(words) == 1
 
 
 def test_equal_points_are_called_equal(tmp_path):
@@ -107,7 +114,34 @@ def test_equal_points_are_called_equal(tmp_path):
         return dict.fromkeys(COLUMNS, 0.5 + trial.settings.seed / 10)
 
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics).in_words(scores=1)
-    assert lines[1] == "All 2 points are equal in linear/test_accuracy, seed by seed."
+    assert lines == [
+        "No point is best: all 2 points are equal in linear/val_accuracy and linear/test_accuracy, seed by seed."
+    ]
+
+
+def test_points_with_the_same_mean_by_which_they_are_ranked_are_named(tmp_path):
+    effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
+    val = {"alpha=0.1": 0.5, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
+    lines = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects, val=val)).in_words(scores=1)
+    assert lines[0].startswith("alpha=0.1 is best by linear/val_accuracy")
+    assert lines[1] == "alpha=1.0 has exactly the same mean linear/val_accuracy."
+
+
+def test_equal_test_scores_of_points_that_the_metric_ranks(tmp_path):
+    effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5}
+
+    def metrics(trial):
+        return {**dict.fromkeys(COLUMNS, 0.5 + trial.settings.seed / 10), "linear/val_accuracy": effects[trial.point]}
+
+    lines = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics).in_words(scores=1)
+    assert lines[0].startswith("alpha=1.0 is best by linear/val_accuracy")
+    assert lines[1] == "But all 2 points are equal in linear/test_accuracy, seed by seed."
+
+
+def test_of_two_points_the_other_one_is_named_once(tmp_path):
+    effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5}
+    line = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects)).in_words(scores=1)[1]
+    assert line.startswith("In linear/test_accuracy it is above alpha=0.1: +0.2")
 
 
 def test_a_point_with_failed_seeds_does_not_compete_and_is_named(tmp_path):
@@ -137,6 +171,30 @@ def test_all_seeds_of_a_point_failed(tmp_path):
         if trial.point == "alpha=1.0":
             (store.trial(trial.name) / "result.json").unlink()
     assert "alpha=0.1 is the only point that can be ranked" in build_report(store, sweep).in_words(scores=1)[0]
+
+
+def fail(store, sweep, trials):
+    """Give the trials results that failed."""
+    for trial in sweep.trials:
+        if trials(trial):
+            path = store.trial(trial.name) / "result.json"
+            result = {**json.loads(path.read_text()), "status": "failed", "error": "the loss became nan", "metrics": {}}
+            path.write_text(json.dumps(result))
+
+
+def test_a_point_whose_seeds_all_failed_is_named_in_one_sentence(tmp_path):
+    effects = {"alpha=0.1": 0.4, "alpha=1.0": 0.35, "alpha=10.0": 0.3}
+    store, sweep = fill_with(
+        tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1, 10]}}, scores_of(effects)
+    )
+    fail(store, sweep, lambda trial: trial.point == "alpha=1.0")
+    report = build_report(store, sweep)
+    assert report.doubts() == ["alpha=1.0 is not ranked: no seed finished."]
+    assert "- alpha=1.0 is not ranked: no seed finished.\n" in (store.root / "summary.md").read_text()
+    fail(store, sweep, lambda trial: True)
+    report = build_report(store, sweep)
+    assert report.in_words() == ["No point is called best: no trial of any point finished."]
+    assert report.doubts() == ["alpha=0.1, alpha=1.0 and alpha=10.0 are not ranked: no seed finished."]
 
 
 def test_nothing_is_ranked_where_every_point_lacks_a_seed(tmp_path):

@@ -70,6 +70,26 @@ def test_a_point_without_pretraining_has_no_supervised_control():
     assert names(sweep) == ["pixels,seed=0", "supervised,usl_epochs=3,seed=0"]
 
 
+def test_encoders_that_are_no_networks_are_searched_beside_networks():
+    """Settings of training in `base` hold for the networks, whichever encoder `base` names."""
+    search = [{"encoder": ["pixels", "pca"]}, {"encoder": ["conv6"], "strength": [0.2, 0.4]}]
+    for encoder in ("conv6", "pixels"):
+        base = {"encoder": encoder, "usl_type": "ae_single", "usl_epochs": 3, "layerwise": "greedy"}
+        sweep = build({"base": base, "search": search, "baseline": ["random"]})
+        assert names(sweep) == ["random,encoder=conv6,seed=0"], "nothing of a network is left to be random"
+        trials = {trial.name: trial.settings for trial in sweep.trials}
+        training = {name: (settings.usl_epochs, settings.layerwise) for name, settings in trials.items()}
+        assert training == {
+            "random,encoder=conv6,seed=0": (0, "none"),
+            "encoder=pixels,seed=0": (0, "none"),
+            "encoder=pca,seed=0": (0, "none"),
+            "encoder=conv6,strength=0.2,seed=0": (3, "greedy"),
+            "encoder=conv6,strength=0.4,seed=0": (3, "greedy"),
+        }
+        assert build(sweep.to_dict()).trials == sweep.trials
+        assert {space.computed(settings) for settings in trials.values()}.__len__() == 5
+
+
 def test_layerwise_points_have_a_control_that_trains_end_to_end():
     sweep = build({"search": {"layerwise": ["greedy", "random"]}, "baseline": ALL})
     assert names(sweep) == [f"{control},seed=0" for control in ALL]
@@ -96,7 +116,8 @@ def test_layerwise_points_have_a_control_that_trains_end_to_end():
             {"base": {"encoder": "pixels", "usl_epochs": 0}, "baseline": "pixels"},
             "is the trial that baseline: pixels adds",
         ),
-        ({"base": {"encoder": "pca"}}, "encoder: pca has nothing to train; set usl_epochs: 0"),
+        ({"base": {"encoder": "pca"}, "baseline": True}, "random needs a network, and encoder: pca is none"),
+        ({"base": {"encoder": "pca"}, "search": {"usl_epochs": [0, 1]}}, "search.usl_epochs: has no effect"),
         ({"base": {"usl_type": "supervised", "layerwise": "greedy"}}, "supervised cannot train block by block"),
     ],
 )

@@ -484,6 +484,39 @@ def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line()
     assert space.build({"base": {"layerwise": "greedy"}}, layerwise, "f").trials[0].settings.layerwise == "none"
 
 
+@pytest.mark.parametrize(
+    ("base", "search", "words"),
+    [
+        ({"color_strength": 0.5}, {"strength": [0.5, 1, 2]}, "strength=2.0,seed=0 is the same trial as strength=1.0"),
+        ({"color_strength": 0, "crop_strength": 1, "flip": False}, {"strength": [0.5, 1]}, "is the same trial as"),
+        ({}, {"crop_strength": [1, 2]}, "crop_strength=2.0,seed=0 is the same trial as crop_strength=1.0,seed=0"),
+        ({"strength": 0.5}, {"crop_strength": [None, 0.5]}, "policy simclr draws the same views in both"),
+        ({"policy": "mask"}, {"strength": [1.5, 2]}, "policy mask draws the same views in both"),
+        ({"policy": "noise", "flip": False}, {}, "flip: has no effect in any trial (policy: noise); it needs policy"),
+        ({"policy": "noise"}, {"flip": [True, False]}, "search.flip: has no effect in flip=True,seed=0"),
+        ({"strength": 0}, {"color_strength": [0, 1]}, "search.color_strength: has no effect in color_strength=0.0"),
+    ],
+)
+def test_strengths_that_change_no_view_are_refused(base, search, words):
+    with pytest.raises(InputError) as fault:
+        build({"base": {"usl_type": "simclr", **base}, "search": search})
+    assert words in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+def test_strengths_that_change_views_are_swept():
+    for base, search in (
+        ({}, {"strength": [0.5, 1, 2]}),
+        ({"color_strength": 0.5, "crop_strength": 1}, {"strength": [0, 0.5, 1]}),
+        ({"color_strength": 0, "crop_strength": 1, "flip": False}, {"strength": [0, 1]}),
+        ({"policy": "simclr+noise", "color_strength": 0.5}, {"strength": [1, 2]}),
+        ({"strength": 0, "crop_strength": 0.5}, {"temperature": [0.1, 0.5]}),
+        ({"policy": "noise", "strength": 0}, {"temperature": [0.1, 0.5]}),
+        ({"blur": True}, {"policy": ["noise", "simclr"]}),
+    ):
+        assert len(build({"base": {"usl_type": "simclr", **base}, "search": search}).trials) > 1
+
+
 def test_an_optional_number_is_swept_with_none_and_with_a_range():
     sweep = build({"base": {"color_strength": "None"}, "search": {"crop_strength": ["none", 0, "1e0"]}})
     assert [trial.name for trial in sweep.trials] == [

@@ -1,0 +1,120 @@
+"""Controls that several points, sub-spaces or sweeps share: which results a point is compared with."""
+
+import pytest
+
+from raysweep.report.building import build_report, read_several
+from raysweep.report.summary import overview
+from raysweep.space.controls import CONTROLS
+from tests.report.test_report import COLUMNS, fill_with
+
+ALL = list(CONTROLS)
+SEEDS = [0, 1, 2]
+
+
+def metrics(trial):
+    """Return a score that tells trials apart, so that a wrong partner would be noticed."""
+    return dict.fromkeys(COLUMNS, (sum(map(ord, trial.name)) % 997) / 1000 + trial.settings.seed / 10_000)
+
+
+def several(tmp_path, *raws):
+    return read_several(
+        [fill_with(tmp_path, {"name": name, **raw}, metrics) for name, raw in zip("abc", raws, strict=False)]
+    )
+
+
+def partners(points, sweep):
+    """Return the names of the control trials of each point of a sweep, by control."""
+    return {
+        point.name: {
+            control: [found.trial for found in by_seed.values()] for control, by_seed in point.controls.items()
+        }
+        for point in points
+        if point.sweep == sweep and not point.baseline
+    }
+
+
+def test_points_of_one_evaluation_share_a_control_and_others_have_their_own(tmp_path):
+    search = [
+        {"alpha": [0.1, 1], "knn_k": [5, 20], "seed": SEEDS},
+        {"usl_type": ["simclr"], "temperature": [0.1, 0.5], "knn_k": [5], "seed": SEEDS},
+    ]
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": search, "baseline": ALL}, metrics)
+    found = partners(build_report(store, sweep).points, "")
+    assert len(found) == 6
+    for point, controls in found.items():
+        k = 20 if "knn_k=20" in point else 5
+        assert controls == {control: [f"{control},knn_k={k},seed={seed}" for seed in SEEDS] for control in ALL}
+
+
+def test_every_control_is_lent_to_a_sweep_without_controls(tmp_path):
+    report = several(
+        tmp_path,
+        {"search": {"alpha": [0.1, 1], "seed": SEEDS}, "baseline": ALL},
+        {"search": {"alpha": [10], "strength": [0.2], "seed": SEEDS}},
+    )
+    lent = {control: [f"{control},seed={seed}" for seed in SEEDS] for control in ALL}
+    assert partners(report.points, "a") == {"alpha=0.1": lent, "alpha=1.0": lent}
+    assert partners(report.points, "b") == {"alpha=10.0,strength=0.2": lent}
+    (point,) = (point for point in report.points if point.name.startswith("alpha=10.0"))
+    for control in ALL:
+        scores = {seed: metrics_of(f"{control},seed={seed}", seed) for seed in SEEDS}
+        assert point.control_scores(control, COLUMNS[0]) == pytest.approx(scores)
+        family = report.groups[0].families[COLUMNS[1]]
+        expected = sum(metrics_of(point.name + f",seed={seed}", seed) - scores[seed] for seed in SEEDS) / 3
+        assert family.from_control(point, control).mean == pytest.approx(expected)
+    words = "\n".join(overview(report))
+    assert "b is compared with the random encoder, raw pixels, PCA and supervised training of another sweep." in words
+    assert "a is compared with" not in words
+
+
+def metrics_of(name, seed):
+    return (sum(map(ord, name)) % 997) / 1000 + seed / 10_000
+
+
+@pytest.mark.parametrize(
+    ("base", "lent"),
+    [
+        ({"strength": 0.1}, ALL),
+        ({"usl_lr": 0.01}, ["random", "pixels", "pca"]),
+        ({"embedding_dim": 16}, ["random", "pixels"]),
+        ({"encoder": "resnet18"}, ["pixels", "pca"]),
+    ],
+    ids=str,
+)
+def test_a_control_is_lent_only_if_it_computes_the_same(tmp_path, base, lent):
+    """`usl_lr` decides the supervised control alone, and `embedding_dim` the number of components of `pca` too."""
+    raws = [
+        {"search": {"alpha": [0.1, 1], "seed": SEEDS}, "baseline": ALL},
+        {"base": base, "search": {"alpha": [10], "seed": SEEDS}},
+    ]
+    report = several(tmp_path, *raws)
+    (controls,) = partners(report.points, "b").values()
+    assert list(controls) == lent
+
+
+def test_only_the_seeds_that_are_missing_are_lent(tmp_path):
+    report = several(
+        tmp_path,
+        {"search": {"alpha": [0.1], "seed": SEEDS}, "baseline": ["pixels", "pca"]},
+        {"search": {"alpha": [1], "seed": [1, 2, 3]}, "baseline": ["pca"]},
+    )
+    assert partners(report.points, "b") == {
+        "alpha=1.0": {"pixels": ["pixels,seed=1", "pixels,seed=2"], "pca": ["pca,seed=1", "pca,seed=2", "pca,seed=3"]}
+    }
+    own = [point for point in report.points if point.sweep == "b" and point.control == "pca"]
+    (point,) = (point for point in report.points if point.name == "alpha=1.0")
+    assert all(point.controls["pca"][seed] is own[0].by_seed[seed] for seed in (1, 2, 3)), "its own come first"
+    assert partners(report.points, "a")["alpha=0.1"]["pca"] == [f"pca,seed={seed}" for seed in SEEDS]
+    assert "b is compared with raw pixels of another sweep." in "\n".join(overview(report))
+
+
+def test_encoders_that_are_no_networks_borrow_no_random_encoder(tmp_path):
+    report = several(
+        tmp_path,
+        {"search": {"alpha": [0.1], "seed": SEEDS}, "baseline": ALL},
+        {"search": {"encoder": ["pixels"], "seed": SEEDS}},
+    )
+    assert list(partners(report.points, "b")["encoder=pixels"]) == ["pixels", "pca"]
+    store = report.members[1].store
+    words = build_report(store, report.members[1].sweep).in_words()[0]
+    assert words.endswith("There is no random encoder to compare with, because encoder pixels is no network.")
