@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep import preparation, space
+from raysweep import preparation
 from raysweep.backends.progress import Progress, Silence
 from raysweep.backends.stopping import Stopping
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
 from raysweep.plugins import Plugin, check_origin, given
-from raysweep.preparation import check_picture, dataset_of, importing_report
+from raysweep.preparation import Space, check_picture, dataset_of, importing_report
 from raysweep.results.credentials import is_uri
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, open_sweeps, shown_place
-from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
+from raysweep.results.sweep_file import check_version, recorded_datasets
 from raysweep.space import Sweep
 from raysweep.system.places import settle_ray_directory, shown_path
 
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from raysweep.data.selection import Datasets
     from raysweep.report.contents import Report
     from raysweep.report.preview import Panel
-
-Space = Path | Mapping[str, Any] | Sweep
-"""A search space: a file, its content, or a checked sweep."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ def resume(
     store = Store(place)
     with store.lock():
         _, before = Store.open(store.place, given=extra)  # another process may have resumed it in the meantime
-        sweep = _extended(before, store, source, overrides, extra)
+        sweep = preparation.extended(before, store, source, overrides, extra)
         added, changed = sweep.total - before.total, sweep.to_dict() != before.to_dict()
         store.check_settings_of_attempts(sweep)
         store.set_damaged_aside(sweep)
@@ -308,21 +305,10 @@ def _planned(
     store, before = Store.open(place, copies="reports", given=extra)
     for plugin in before.plugins:
         check_origin(plugin)
-    sweep = _extended(before, store, source, overrides, extra)
+    sweep = preparation.extended(before, store, source, overrides, extra)
     preparation.check_paths(sweep)
     preparation.check_means(sweep, where.local)
     return store, before, sweep
-
-
-def _extended(
-    existing: Sweep, store: Store, source: Space | None, overrides: Mapping[str, Any], extra: Sequence[Plugin]
-) -> Sweep:
-    """The existing sweep extended by the new points, and by the plugins `extra`."""
-    if source is None and not overrides and not extra:
-        return existing
-    asked = preparation.build_sweep(store.root / "sweep.yaml" if source is None else source, overrides, extra, existing)
-    name = source if isinstance(source, Path) else "command line"
-    return with_proposals(store.root, space.extend(existing, asked, f"{name} for {shown_place(store)}"))
 
 
 def _prepare(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
 
-from raysweep import api
+from raysweep import api, preparation
 from raysweep.backends.progress import Progress, Silence
 from raysweep.config import SETTINGS, plain, suggest
 from raysweep.errors import InputError, NotAvailable, SweepInterrupted
@@ -194,7 +194,7 @@ def evaluate(*args: Any, **keywords: Any) -> NoReturn:
     raise NotAvailable("raysweep.evaluate: is not available yet; set probe_dataset and the like in the sweep itself")
 
 
-def source_of(space: Space) -> api.Space:
+def source_of(space: Space) -> preparation.Space:
     """The search space as the API takes it; raises InputError if it is of another type."""
     if isinstance(space, Sweep):
         return space

@@ -23,8 +23,8 @@ from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate, find, merged, with_existing
 from raysweep.results.credentials import is_uri
 from raysweep.results.result import Result, protocol_difference
-from raysweep.results.store import Store, candidates, check_writable
-from raysweep.results.sweep_file import check_version, recorded_datasets
+from raysweep.results.store import Store, candidates, check_writable, shown_place
+from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
 from raysweep.space import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ REPORT_IMPORT_SECONDS = 10.0
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
+Space = Path | Mapping[str, Any] | Sweep
+"""A search space: a file, its content, or a checked sweep."""
+
 
 def shipped_spaces() -> dict[str, Path]:
     """The search spaces that come with raysweep: inside the package once installed, beside it in a checkout."""
@@ -44,10 +47,7 @@ def shipped_spaces() -> dict[str, Path]:
 
 
 def build_sweep(
-    source: Path | Mapping[str, Any] | Sweep | None,
-    overrides: Mapping[str, Any],
-    given: Sequence[Plugin] = (),
-    existing: Sweep | None = None,
+    source: Space | None, overrides: Mapping[str, Any], given: Sequence[Plugin] = (), existing: Sweep | None = None
 ) -> Sweep:
     """The checked sweep of a search space.
 
@@ -181,6 +181,21 @@ def digests(datasets: Datasets) -> dict[str, str]:
     from raysweep.data import selection
 
     return selection.digests(datasets)
+
+
+def extended(
+    existing: Sweep, store: Store, source: Space | None, overrides: Mapping[str, Any], extra: Sequence[Plugin]
+) -> Sweep:
+    """The existing sweep extended by the new points of `source` and `overrides`, and by the plugins `extra`.
+
+    Raises:
+        InputError: the new points do not fit the existing sweep.
+    """
+    if source is None and not overrides and not extra:
+        return existing
+    asked = build_sweep(store.root / "sweep.yaml" if source is None else source, overrides, extra, existing)
+    name = source if isinstance(source, Path) else "command line"
+    return with_proposals(store.root, space.extend(existing, asked, f"{name} for {shown_place(store)}"))
 
 
 def check_resumable(store: Store, sweep: Sweep) -> None:

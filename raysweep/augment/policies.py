@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SMALLEST = 5e-324
 """The smallest strength above 0. It stands for all of them in a policy that is the same at all of them."""
 
+
 def is_blurred(settings: Any) -> bool:
     """Whether the `simclr` policy blurs."""
     return bool(settings.blur)
