@@ -1,8 +1,8 @@
 """A method of one's own: a student predicts the embeddings of a slowly moving teacher.
 
-It is a small BYOL (Grill et al. 2020, arXiv 2006.07733) with a linear predictor. Sweep the momentum of its teacher:
+It is a small BYOL (Grill et al. 2020, arXiv 2006.07733) with a linear predictor. Sweep the inertia of its teacher:
 
-    raysweep sweep --plugin examples/my_method.py --usl_type teacher --set 'momentum=[0.9,0.99]' --set 'seed=[0,1,2]'
+    raysweep sweep --plugin examples/my_method.py --usl_type teacher --set 'inertia=[0.9,0.99]' --set 'seed=[0,1,2]'
 """
 
 import copy
@@ -21,14 +21,14 @@ class Teacher(nn.Module):
 
     Args:
         encoder: The encoder with its projection head, `encoder.head`.
-        momentum: How much of the teacher stays in each step, in [0, 1].
+        inertia: How much of the teacher stays in each step, in [0, 1].
     """
 
     reads_clean = False  # the images without augmentation are not needed
 
-    def __init__(self, encoder: Any, momentum: float) -> None:
+    def __init__(self, encoder: Any, inertia: float) -> None:
         super().__init__()
-        self.encoder, self.momentum, self.shard = encoder, momentum, None
+        self.encoder, self.inertia, self.shard = encoder, inertia, None
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         width = self.embed(torch.zeros(2, encoder.channels, encoder.image_size, encoder.image_size)).shape[1]
         self.predictor = nn.Linear(width, width)
@@ -49,14 +49,16 @@ class Teacher(nn.Module):
     def after_step(self, progress: float) -> None:
         """Move the teacher a little towards the student; `progress` is the finished fraction of pretraining."""
         for slow, fast in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
-            slow.lerp_(fast, 1 - self.momentum)
+            slow.lerp_(fast, 1 - self.inertia)
 
 
 @raysweep.method(
     views=2, metrics={"pretrain/prediction_loss": raysweep.Metric("Distance from the teacher.", better="min")}
 )
 def teacher(
-    encoder: Any, *, momentum: Annotated[float, Field(ge=0, le=1), "Momentum of the teacher."] = 0.99
+    encoder: Any,
+    *,
+    inertia: Annotated[float, Field(ge=0, le=1), "Fraction of the `teacher`'s weights that stays in each step."] = 0.99,
 ) -> nn.Module:
     """A student that predicts the embeddings of a slowly moving teacher."""
-    return Teacher(encoder, momentum)
+    return Teacher(encoder, inertia)

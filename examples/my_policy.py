@@ -31,6 +31,6 @@ def brightness(
     # batch, so that the trial does not depend on the number of processes.
     count = len(images) if part is None else part.batch
     change = (2 * torch.rand(count, generator=generator) - 1) * largest * strength
-    if part is not None:
+    if part is not None and part.index is not None:
         change = change[part.index]
     return (views + change.to(views.device)[:, None, None, None]).clamp(0, 1)

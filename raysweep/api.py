@@ -24,8 +24,7 @@ from raysweep.backends.stopping import Stopping
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of, importing_report
-from raysweep.results.credentials import is_uri
-from raysweep.results.mirror import fetch_encoder
+from raysweep.results.mirror import local_encoder
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, open_sweeps, shown_place
 from raysweep.results.sweep_file import check_version, recorded_datasets
@@ -275,7 +274,7 @@ def embed(
     from raysweep import portable
 
     return portable.embed(
-        _local_checkpoint(checkpoint),
+        local_encoder(checkpoint),
         images,
         output,
         layer=layer,
@@ -289,12 +288,7 @@ def export(checkpoint: str, output: Path) -> dict[str, Any]:
     """Write the weights of a trained encoder for other programs; see `raysweep.portable.export`."""
     from raysweep import portable
 
-    return dict(portable.export(_local_checkpoint(checkpoint), output))
-
-
-def _local_checkpoint(checkpoint: str) -> Path:
-    """The file or directory of a trained encoder, copied to this machine if it lies in a bucket."""
-    return fetch_encoder(checkpoint) if is_uri(checkpoint) else Path(checkpoint)
+    return dict(portable.export(local_encoder(checkpoint), output))
 
 
 def _planned(

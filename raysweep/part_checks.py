@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raysweep import parts
-from raysweep.augment.operations import BatchPart, to_float
+from raysweep.augment.operations import BatchPart, all_views, to_float
 from raysweep.config import Settings, metrics_by_name
 from raysweep.data.dataset import Dataset
 from raysweep.data.selection import Datasets, TrialData, select_data
@@ -95,14 +95,15 @@ def check_head(part: Part, settings: Settings, data: TrialData) -> None:
 def check_policy(part: Part, settings: Settings, data: TrialData) -> None:
     """Check that a policy gives views in [0, 1] of the shape of the images, and the images at strength 0."""
     images = batch_of(data)
-    views = part.function(images, settings.strength, generator(0, "check"), None, **part.arguments(settings))
+    whole = all_views(1, len(images))
+    views = part.function(images, settings.strength, generator(0, "check"), whole, **part.arguments(settings))
     need_shape("views", views, tuple(images.shape))
     if not views.dtype.is_floating_point:
         raise InputError(f"views are {views.dtype}; they must be float32")
     low, high = float(views.min()), float(views.max())
     if not (low >= 0 and high <= 1):
         raise InputError(f"views are in [{low:g}, {high:g}]; they must be in [0, 1]")
-    plain = part.function(images, 0.0, generator(0, "check"), None, **part.arguments(settings))
+    plain = part.function(images, 0.0, generator(0, "check"), whole, **part.arguments(settings))
     need_shape("views", plain, tuple(images.shape))
     if not torch.equal(to_float(plain), to_float(images)):
         raise InputError("changes the images at strength 0; it must return them as they are")

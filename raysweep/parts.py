@@ -283,12 +283,18 @@ def declared_parameters(kinds: tuple[str, ...] = tuple(TABLES)) -> dict[str, Par
         InputError: two parts declare a parameter of the same name differently.
     """
     found: dict[str, Parameter] = {}
+    owners: dict[str, Part] = {}
     for kind in kinds:
         for part in TABLES[kind].values():
             for name, parameter in part.parameters.items():
                 if name in found and found[name].declaration != parameter.declaration:
-                    raise InputError(f"{kind} {part.name}: {name}: another part declares it differently")
+                    other = owners[name]
+                    raise InputError(
+                        f"{kind} {part.name}: {name}: {other.kind} {other.name} declares it differently; give one of "
+                        f"them another name"
+                    )
                 found.setdefault(name, parameter)
+                owners.setdefault(name, part)
     return found
 
 

@@ -14,7 +14,7 @@ from tests.support.commands import here
 EXAMPLES = {path.stem.removeprefix("my_"): path for path in sorted((ROOT / "examples").glob("my_*.py"))}
 ALL = [word for path in EXAMPLES.values() for word in ("--plugin", path)]
 QUICK = {"usl_epochs": 2, "le_epochs": 1, "batch_size": 200, "precision": "fp32", "probe_every": 0, "images_every": 0}
-CHANGES = {"probe": "means/test_accuracy", "dataset": "means/test_accuracy"}
+CHANGES = {"schedule": "pretrain/lr", "probe": "means/test_accuracy", "dataset": "means/test_accuracy"}
 """The metric that the parameter of an example must change, if it is not the loss."""
 
 
@@ -89,7 +89,7 @@ def test_an_encoder_with_batch_norm_is_refused_for_several_processes(tmp_path):
     arguments = ["--plugin", "normed.py", "--encoder", "mlp", "--set", "resources.workers=2", "--dry-run"]
     process = here("run_sweep.py", *arguments, cwd=tmp_path)
     assert process.returncode == 2
-    assert "mlp has batch norm, which PyTorch synchronises between GPUs only" in process.stderr
+    assert "mlp has batch norm, which PyTorch synchronises only between GPUs" in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_an_encoder_with_batch_norm_is_refused_for_several_processes(tmp_path):
         ("@loss(colour=1)\ndef bad(z1, z2): pass", "loss bad: unknown trait 'colour'"),
         (
             "@loss\ndef bad(z1, z2, *, temperature: Annotated[float, 'Another one.'] = 1.0): pass",
-            "temperature: another part declares it differently",
+            "loss bad: temperature: method simclr declares it differently; give one of them another name",
         ),
         ("@loss\ndef bad(z1, z2, *, seed: Annotated[int, 'Another one.'] = 1): pass", "seed: is a setting already"),
     ],

@@ -350,8 +350,13 @@ def test_a_part_is_passed_by_value_and_needed_again(tmp_path, monkeypatch):
     assert entry["part"] == "loss by_value"
     assert "The mean squared difference." in entry["source"]
     plugins.activate(())
-    with pytest.raises(InputError, match=r"part that no file has, loss by_value; give it again, as parts=\[by_value\]"):
-        api.resume("runs/v", where=api.Where(local=True))
+    assert raysweep.open("runs/v").trials == ["seed=0"], "the process that declared the part finds it again"
+    plugins.activate(())
+    with monkeypatch.context() as patch:  # as in another process, which did not declare the part
+        patch.setattr(parts, "declared", [])
+        words = r"part that no file has, loss by_value; give it again, as parts=\[by_value\]"
+        with pytest.raises(InputError, match=words):
+            api.resume("runs/v", where=api.Where(local=True))
     outcome = api.resume("runs/v", None, {"seed": [0, 1]}, where=api.Where(local=True), parts=[by_value])
     assert outcome.sweep.total == 2
 
@@ -367,5 +372,5 @@ def test_importing_the_package_imports_nothing_heavy():
     program = "import raysweep, sys; raysweep.loss; dir(raysweep); print({'torch', 'ray', 'numpy'} & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout == "set()\n"
-    for name in raysweep.LAZY:
+    for name in raysweep.__all__:
         assert getattr(raysweep, name) is not None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from raysweep.errors import InputError, printable
 from raysweep.results.bucket import THREADS, Bucket, Info, Wanted
-from raysweep.results.credentials import hidden
+from raysweep.results.credentials import hidden, is_uri
 from raysweep.system.files import UNSUPPORTED, replacing
 
 BEAT, STALE = 15.0, 60.0  # seconds between two heartbeats of a lock, and the age at which a lock counts as abandoned
@@ -156,6 +156,11 @@ def set_time(path: Path, info: Info) -> None:
     except OSError as fault:
         if fault.errno not in (*UNSUPPORTED, errno.EPERM):
             raise
+
+
+def local_encoder(checkpoint: str) -> Path:
+    """Return the file or directory of a trained encoder, after copying it to this machine if it is in a bucket."""
+    return fetch_encoder(checkpoint) if is_uri(checkpoint) else Path(checkpoint)
 
 
 def fetch_encoder(uri: str) -> Path:
