@@ -17,12 +17,15 @@ from raysweep.report.statistics import (
     seeds_needed,
     spread_test,
 )
+from tests.report.simulation import Simulation
 
 POINTS = 7
 EQUAL = np.ones(POINTS)
 ONE_NOISY = np.r_[np.ones(POINTS - 1), 5]
 RISING = np.linspace(1, 4, POINTS)
 TABLES = 500
+CHECKED = 25
+"""Of so many tables of a simulation, the functions of the module and the simulation are compared."""
 
 
 def table(random, spreads=EQUAL, seeds=3, missing=()):
@@ -259,14 +262,22 @@ TENTH_MISSING = {3: ((1, 0), (4, 0)), 5: ((0, 1), (2, 3), (4, 1), (6, 3))}
 )
 def test_familywise_error(spreads, seeds, missing, rate):
     random = np.random.default_rng(13)
-    errors = {"first": 0, "last": 0, "pairs": 0, "shape": 0}
-    for _ in range(TABLES):
-        values = table(random, spreads, seeds, TENTH_MISSING[seeds] if missing else ())
-        errors["first"] += any(found.differs for found in compare_with_control(values, 0).values())
-        errors["last"] += any(found.differs for found in compare_with_control(values, POINTS - 1).values())
+    cells = TENTH_MISSING[seeds] if missing else ()
+    tables = np.array([table(random, spreads, seeds, cells) for _ in range(TABLES)])
+    simulation = Simulation(tables)
+    first, last, kinds = simulation.from_control(0), simulation.from_control(POINTS - 1), simulation.kinds()
+    # The functions of the module say the same of each table as the simulation, which judges all tables at once.
+    for number, values in enumerate(tables[:CHECKED]):
         shape = compare_shape(values)
-        errors["pairs"] += any(found.differs for found in shape.pairs.values())
-        errors["shape"] += shape.kind in ("optimum", "rises", "falls")
+        assert shape.kind == kinds[number]
+        for found, differ in (
+            (compare_with_control(values, 0), first),
+            (compare_with_control(values, POINTS - 1), last),
+            (shape.pairs, simulation.pairs),
+        ):
+            assert [difference.differs for difference in found.values()] == differ[:, number].tolist()
+    errors = {name: int(differ.any(0).sum()) for name, differ in (("first", first), ("last", last))}
+    errors |= {"pairs": int(simulation.pairs.any(0).sum()), "shape": int((~np.isin(kinds, ("flat", "unknown"))).sum())}
     print({name: count / TABLES for name, count in errors.items()})
     assert all(within_error(count, TABLES, rate) for count in errors.values()), errors
 
@@ -286,11 +297,11 @@ def test_power_against_the_control(effect, seeds, power):
     random = np.random.default_rng(14)
     spread = spread_of_the_requirement()
     assert spread == pytest.approx(0.01056, abs=1e-5)
-    found = 0
-    for _ in range(TABLES):
-        values = table(random, EQUAL * spread, seeds)
-        values[3] += effect
-        found += compare_with_control(values, 0)[3].differs
+    tables = np.array([table(random, EQUAL * spread, seeds) for _ in range(TABLES)])
+    tables[:, 3] += effect
+    differ = Simulation(tables).from_control(0)[2]
+    assert [compare_with_control(values, 0)[3].differs for values in tables[:CHECKED]] == differ[:CHECKED].tolist()
+    found = int(differ.sum())
     print(found / TABLES)
     assert found / TABLES == pytest.approx(power, abs=2.6 * math.sqrt(power * (1 - power) / TABLES))
 
@@ -300,11 +311,15 @@ def test_power_of_a_trend(falls):
     random = np.random.default_rng(15)
     trend = np.linspace(0, 0.02, POINTS)[:: -1 if falls else 1, None]
     spread = spread_of_the_requirement()
-    shapes = [compare_shape(table(random, EQUAL * spread) + trend) for _ in range(TABLES)]
-    kinds = [shape.kind for shape in shapes]
+    tables = np.array([table(random, EQUAL * spread) + trend for _ in range(TABLES)])
+    simulation = Simulation(tables)
+    kinds, p = simulation.kinds().tolist(), simulation.p_of_trends()
+    for number, values in enumerate(tables[:CHECKED]):
+        shape = compare_shape(values)
+        assert (shape.kind, shape.p_rises, shape.p_falls) == (kinds[number], *p[:, number])
     right, wrong = ("falls", "rises") if falls else ("rises", "falls")
     # Page's test alone has this power. The correction for three tests lowers it.
-    alone = np.mean([(shape.p_falls if falls else shape.p_rises) / 3 < 0.05 for shape in shapes])
+    alone = np.mean(p[1 if falls else 0] / 3 < 0.05)
     print(alone, kinds.count(right) / TABLES)
     assert alone > 0.8
     assert kinds.count(right) / TABLES > 0.6
