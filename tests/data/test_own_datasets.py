@@ -56,7 +56,11 @@ def test_torch_datasets_are_read_whole_and_their_classes_are_kept():
     assert Dataset.from_torch(fake, fake).train_images.shape == (4, 3, 8, 8)
 
 
-@pytest.mark.parametrize("order", [lambda x: x, lambda x: x.transpose(0, 2, 3, 1), lambda x: x / 255], ids=str)
+@pytest.mark.parametrize(
+    "order",
+    [lambda x: x, lambda x: x.transpose(0, 2, 3, 1), lambda x: x / 255],
+    ids=["channels first", "channels last", "float"],
+)
 def test_numpy_arrays_may_have_channels_first_or_last(order):
     dataset = Dataset.from_numpy(order(COLOUR), LABELS, order(COLOUR[:2]), LABELS[:2], classes=("a", "b", "c"))
     np.testing.assert_array_equal(dataset.train_images, COLOUR)
