@@ -2,13 +2,15 @@
 
 import os
 import subprocess
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.support import PATIENCE
 from tests.support.cluster import wait_for
-from tests.support.commands import alone, command, result, scores, start
+from tests.support.commands import alone, command, result, resume_command, scores, start
 
 BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
 STEPS = [*BRIEF, "--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"]
@@ -113,6 +115,24 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
         completed = alone("--resume", "disk/x", cwd=tmp_path)
         assert completed.returncode == 0, completed.stderr
         assert scores(root, "seed=0") == undisturbed
+
+
+def test_a_full_directory_of_ray_breaks_the_sweep_off_and_it_is_finished_later(undisturbed, tmp_path):
+    ray_directory = Path(tempfile.mkdtemp(prefix="full-", dir="/tmp"))  # Ray needs a short path
+    with small(ray_directory, 300):
+        process = start(*STEPS, "--name", "x", cwd=tmp_path, RAY_TMPDIR=str(ray_directory))
+        root = tmp_path / "runs" / "x"
+        wait_for(lambda: list(root.glob("seed=0/checkpoints/*.json")), process)
+        fill(ray_directory)
+        _, err = process.communicate(timeout=PATIENCE)
+    ray_directory.rmdir()
+    assert process.returncode == 1, err
+    (message,) = [line for line in lines(err) if line.startswith("the sweep broke off: ")]  # Ray adds its own lines
+    assert message.startswith("the sweep broke off: disk full: No space left on device")
+    assert message.endswith(f"resume with: {resume_command('runs/x')}")
+    completed = alone("--resume", "runs/x", cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert scores(root, "seed=0") == undisturbed
 
 
 def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
