@@ -35,12 +35,14 @@ _MODULES = {
 """The module of each public name."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'raysweep' has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value  # so that this function is called once for each name
-    return value
+if not TYPE_CHECKING:  # with this function, a type checker would accept every name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module 'raysweep' has no attribute {name!r}")
+        value = getattr(import_module(_MODULES[name]), name)
+        globals()[name] = value  # so that this function is called once for each name
+        return value
 
 
 def __dir__() -> list[str]:
