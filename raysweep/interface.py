@@ -172,7 +172,7 @@ def open(place: str | Path | Sequence[str | Path]) -> Results:
         >>> raysweep.open("runs/alpha").frame()
         >>> raysweep.open(["runs/alpha", "runs/simclr"]).conclusions()
     """
-    places = [place] if isinstance(place, (str, Path)) else list(place)
+    places = list(place) if isinstance(place, (list, tuple)) else [place]
     if not places:
         raise InputError("open: the list of results directories is empty")
     with system_faults():
