@@ -213,7 +213,7 @@ def overrides_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(plain(given or {}))
 
 
-def checked_place(place: str | Path) -> str:
+def checked_place(place: object) -> str:
     """The place of a sweep as text; raises InputError if it is of another type."""
     if not isinstance(place, (str, Path)):
         raise InputError(f"place: give a results directory or a URI, not {type(place).__name__}")
