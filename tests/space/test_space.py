@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep import space
+from raysweep import parts, space
 from raysweep.config import SETTINGS, Settings, has_effect, protocol
 from raysweep.errors import InputError
 from raysweep.probes.probes import counted_specs
@@ -276,9 +276,10 @@ def test_any_text_gives_a_sweep_or_a_short_message_that_names_the_file(text):
 
 def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
     variants = [
-        Settings(usl_type=usl_type, emb_loss=emb_loss)
-        for usl_type in ("ae_single", "ae_parallel", "simclr")
-        for emb_loss in ("mse", "simclr", "barlow", "hinge")
+        Settings(usl_type=usl_type, emb_loss=emb_loss, head=head, blur=True)
+        for usl_type in parts.method
+        for emb_loss in parts.loss
+        for head in parts.head
     ]
     for name in SETTINGS:
         assert any(has_effect(name, variant) for variant in variants), name
