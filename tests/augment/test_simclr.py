@@ -257,7 +257,7 @@ def test_property_the_views_move_away_from_the_image_as_strength_grows():
 
 def test_property_every_image_has_parameters_of_its_own():
     n = 1000
-    p = draw_simclr(n, 32, 32, 1.0, True, seeded())
+    p = draw_simclr(n, 32, 32, 1.0, True, seeded(), solarize_probability=0.2)
     for field in fields(p):
         values = getattr(p, field.name)
         distinct = len(values.unique(dim=0))
