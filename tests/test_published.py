@@ -13,7 +13,20 @@ from tests.support.commands import alone, here
 RECIPES = {name: path for name, path in shipped_spaces().items() if name.startswith("published/")}
 SHORT = [
     *("--image_size", "8", "--usl_epochs", "1", "--batch_size", "25", "--le_epochs", "1"),
-    *("--precision", "fp32", "--probe_every", "0", "--images_every", "0", "--projector_images", "0", "--knn_k", "5", "--name", "short"),
+    *(
+        "--precision",
+        "fp32",
+        "--probe_every",
+        "0",
+        "--images_every",
+        "0",
+        "--projector_images",
+        "0",
+        "--knn_k",
+        "5",
+        "--name",
+        "short",
+    ),
 ]
 SOLO = {
     "simclr": ("lars", 0.4, 1e-4, 2048, 256),
