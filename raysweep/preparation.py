@@ -40,10 +40,13 @@ Space = Path | Mapping[str, Any] | Sweep
 
 
 def shipped_spaces() -> dict[str, Path]:
-    """The search spaces that come with raysweep: inside the package once installed, beside it in a checkout."""
+    """The search spaces that come with raysweep: inside the package once installed, beside it in a checkout.
+
+    Their names are the paths below the folder without `.yaml`: `alpha`, `published/solo-byol`.
+    """
     package = Path(__file__).parent
     folder = package / "search_spaces" if (package / "search_spaces").is_dir() else package.parent / "search_spaces"
-    return {path.stem: path for path in folder.glob("*.yaml")}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
 
 
 def build_sweep(

@@ -368,19 +368,22 @@ def test_mnist(name: str, folder: str, packed: bool, tmp_path: Path, monkeypatch
     assert small.train_images.shape == (12, 3, 8, 8)
 
 
-def cifar_files(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
-    """Return the files below the base folder, and their content: images (N, 3, 32, 32) and labels of both splits."""
+def cifar_files(name: str, count: int = 4) -> tuple[dict[str, bytes], dict[str, object]]:
+    """Return the files below the base folder, with `count` images in each, and their content.
+
+    The content is images (N, 3, 32, 32) and labels of both splits.
+    """
     fine = name == "cifar100"
     n_classes = 100 if fine else 10
     names = [f"class {i}" for i in range(n_classes)]
     batches = ["train"] if fine else [f"data_batch_{i}" for i in range(1, 6)]
     images, labels, files = {}, {}, {}
     for i, batch in enumerate([*batches, "test" if fine else "test_batch"]):
-        images[batch] = noise(4, 3, 32, 32, seed=i)
-        labels[batch] = [(7 * i + j) % n_classes for j in range(4)]
-        entry = {"data": images[batch].reshape(4, -1), "fine_labels" if fine else "labels": labels[batch]}
+        images[batch] = noise(count, 3, 32, 32, seed=i)
+        labels[batch] = [(7 * i + j) % n_classes for j in range(count)]
+        entry = {"data": images[batch].reshape(count, -1), "fine_labels" if fine else "labels": labels[batch]}
         if fine:
-            entry["coarse_labels"] = [0] * 4
+            entry["coarse_labels"] = [0] * count
         files[batch] = pickle.dumps(entry)
     files["meta" if fine else "batches.meta"] = pickle.dumps({"fine_label_names" if fine else "label_names": names})
     test = "test" if fine else "test_batch"

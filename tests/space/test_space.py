@@ -291,7 +291,8 @@ def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
 def test_shipped_spaces_are_the_experiments_of_the_reference():
     from raysweep.preparation import shipped_spaces
 
-    sweeps = {name: space.build(space.read(path), {}, name) for name, path in shipped_spaces().items()}
+    files = {name: path for name, path in shipped_spaces().items() if not name.startswith("published/")}
+    sweeps = {name: space.build(space.read(path), {}, name) for name, path in files.items()}
     assert set(sweeps) == {
         *("quickstart", "alpha", "alpha-digits", "strength", "transfer", "asha"),
         *("denoising", "parallel", "simclr", "methods", "layerwise"),
