@@ -295,7 +295,7 @@ def test_values_of_numpy_are_plain_values(tmp_path):
     assert list(results.frame()["seed"]) == [0, 1]
 
 
-def test_a_script_that_uses_the_interface_passes_mypy(tmp_path):
+def test_a_script_that_uses_the_interface_and_the_examples_pass_mypy(tmp_path):
     (tmp_path / "script.py").write_text(
         "import raysweep\n"
         "from raysweep import RaysweepError, Results\n"
@@ -317,9 +317,12 @@ def test_a_script_that_uses_the_interface_passes_mypy(tmp_path):
     config = f"[mypy]\nstrict = True\nmypy_path = {ROOT}\nfollow_imports = silent\n[mypy-ray.*,pandas.*]\n" \
         "ignore_missing_imports = True\n"  # fmt: skip
     (tmp_path / "mypy.ini").write_text(config)
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache"), "script.py"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache")]
+    examples = sorted(map(str, (ROOT / "examples").glob("my_*.py")))
+    process = subprocess.run(
+        [*command, "script.py", *examples], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert process.returncode == 0, process.stdout
-    process = subprocess.run([*command[:-1], "faulty.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    process = subprocess.run([*command, "faulty.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert 'Unexpected keyword argument "ouput" for "run"' in process.stdout
     assert 'Module has no attribute "nothing"' in process.stdout
