@@ -288,7 +288,7 @@ def _load(plugin: Plugin) -> list[Part]:
         except Exception as fault:
             _take_out(taken)
             problem = str(fault) if isinstance(fault, InputError) else f"{part.kind} {part.name}: {describe(fault)}"
-            raise InputError(f"{place(plugin, line_of(part))}: {problem}") from None
+            raise InputError(problem if plugin.part else f"{place(plugin, line_of(part))}: {problem}") from None
     return taken
 
 

@@ -74,5 +74,5 @@ def test_an_encoder_maps_images_to_features(cells):
 
 def test_a_loss_of_the_notebook_is_compared_with_the_built_in_one(cells):
     (progress,) = shown(cells["loss"], "text/html")
-    assert "4 trials" in progress
+    assert "runs/alpha-spread: 4 trials" in progress, "one α and the random encoder"
     assert "alpha-spread" in printed(cells["compare"])
