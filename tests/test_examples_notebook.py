@@ -75,4 +75,7 @@ def test_an_encoder_maps_images_to_features(cells):
 def test_a_loss_of_the_notebook_is_compared_with_the_built_in_one(cells):
     (progress,) = shown(cells["loss"], "text/html")
     assert "runs/alpha-spread: 4 trials" in progress, "one α and the random encoder"
-    assert "alpha-spread" in printed(cells["compare"])
+    assert "best linear/val_accuracy" in printed(cells["compare"])
+    (summary,) = shown(cells["compare-summary"], "text/html")
+    assert summary.count("<td>alpha-spread</td>") == 2
+    assert summary.count("<td>alpha</td>") == 3
