@@ -17,6 +17,7 @@ from raysweep.backends.progress import Progress, Silence
 from raysweep.config import SETTINGS, plain, suggest
 from raysweep.errors import InputError, NotAvailable, SweepInterrupted
 from raysweep.preparation import shipped_spaces
+from raysweep.results.store import Store
 from raysweep.space import Sweep
 from raysweep.sweep_results import Results
 from raysweep.system.places import ensure_home
@@ -87,7 +88,7 @@ def run(
         >>> results = raysweep.run({"base": {"usl_epochs": 10}, "search": {"alpha": [0.1, 1], "seed": [0, 1, 2]}})
         >>> results.summary()
     """
-    where = place_of_run(local, address)
+    where = place_of_run(local, address, parts)
     with lasting_process(local):
         try:
             outcome = api.run(
@@ -138,7 +139,7 @@ def resume(
     Example:
         >>> results = raysweep.resume("runs/alpha", set={"seed": [0, 1, 2, 3]})
     """
-    where = place_of_run(local, address)
+    where = place_of_run(local, address, parts)
     with lasting_process(local):
         try:
             outcome = api.resume(
@@ -220,11 +221,16 @@ def checked_place(place: object) -> str:
     return str(place)
 
 
-def place_of_run(local: bool, address: str | None) -> api.Where:
+def place_of_run(local: bool, address: str | None, parts: Sequence[Callable[..., Any]]) -> api.Where:
     """How and where a sweep runs."""
     if local and address is not None:
         raise InputError(f"local=True runs without Ray and takes no address {address!r}")
-    return api.Where(local, address, owns_process=False)
+
+    def resume_command(store: Store) -> str:
+        names = ", ".join(part.__name__ for part in parts)
+        return f"raysweep.resume({store.place!r}{f', parts=[{names}]' if names else ''})"
+
+    return api.Where(local, address, resume_command, owns_process=False)
 
 
 def progress_of(shown: Shown) -> Progress:

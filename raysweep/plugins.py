@@ -109,6 +109,8 @@ def given(plugins: Sequence[str | Path], values: Sequence[Callable[..., Any]] = 
     Raises:
         InputError: A plugin cannot be read, or a value is no part.
     """
+    if not isinstance(values, Sequence):
+        raise InputError(f"parts: a list of decorated functions or classes expected, not {type(values).__name__}")
     return merged(find(plugins, Path.cwd(), "--plugin"), map(by_value, values))
 
 
@@ -256,12 +258,11 @@ def by_value(function: Callable[..., Any]) -> Plugin:
     return Plugin(f"{part.kind} {part.name}", text, part=part)
 
 
-def declared_by_value(name: str) -> Plugin | None:
-    """Return the part with the name `KIND NAME` that this process declared last outside of files; None if none did."""
+def declared_by_value(name: str) -> Iterator[Plugin]:
+    """Yield the parts with the name `KIND NAME` that this process declared outside of files, the last one first."""
     for part in reversed(parts.declared):
         if f"{part.kind} {part.name}" == name:
-            return by_value(part.function)
-    return None
+            yield by_value(part.function)
 
 
 def codes_of(function: Any) -> list[CodeType]:
@@ -287,7 +288,7 @@ def _load(plugin: Plugin) -> list[Part]:
         except Exception as fault:
             _take_out(taken)
             problem = str(fault) if isinstance(fault, InputError) else f"{part.kind} {part.name}: {describe(fault)}"
-            raise InputError(f"{place(plugin, line_of(part))}: {problem}") from None
+            raise InputError(problem if plugin.part else f"{place(plugin, line_of(part))}: {problem}") from None
     return taken
 
 

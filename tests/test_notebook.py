@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 SWEEP = """
 space = {"name": "s", "base": {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1}}
@@ -18,6 +18,8 @@ CELLS = {
     "second": "second = raysweep.run(space)\nimport ray\nprint(ray.is_initialized())",
     "figure": "second.figure('pretrain/loss')",
     "own": "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+    "try:\n    raysweep.run(space, set={'resources.cpu': 2}, progress=False)\n"
+    "except raysweep.RaysweepError as fault:\n    print(fault)\n"
     "third = raysweep.run(space)\nprint(ray.is_initialized())\nray.shutdown()",
     "interrupted": "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
     "    long = raysweep.run(space, set={'usl_epochs': 400, 'probe_every': 1}, name='long', local=True)\n"
@@ -30,7 +32,13 @@ def cells(tmp_path_factory):
     """The outputs of each cell, in one kernel."""
     folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook,
+        timeout=PATIENCE,
+        startup_timeout=PATIENCE,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
     thread = threading.Thread(target=interrupt, args=(client, folder), daemon=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     with client.setup_kernel(env=environment):
@@ -72,6 +80,7 @@ def test_a_figure_is_shown(cells):
 def test_a_ray_of_the_user_is_used_and_stays(cells):
     assert text(cells["own"]).endswith("True\n")
     (progress,) = shown(cells["own"], "text/html")
+    assert "resources.cpu" in text(cells["own"]).splitlines()[0], "this Ray has one CPU"
     assert "of the Ray that is already initialised in this process" in progress
 
 

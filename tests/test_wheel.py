@@ -1,4 +1,4 @@
-"""A wheel is built from the tree, installed elsewhere and used from an empty folder."""
+"""A wheel is built from the tree, installed elsewhere and used from an empty folder, with a plugin of the examples."""
 
 import os
 import shutil
@@ -33,6 +33,7 @@ def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
     empty.mkdir()
     script = site / "bin" / "raysweep"
     arguments = ["sweep", "--exp_type", "alpha", "--set", "alpha=[0.1, 1]", "--set", "seed=0", "--usl_epochs", "1"]
+    arguments += ["--plugin", str(ROOT / "examples" / "my_loss.py"), "--emb_loss", "cosine", "--sharpness", "2"]
     process = subprocess.run(
         [sys.executable, str(script), *arguments, "--le_epochs", "1", "--batch_size", "500", "--local"],
         cwd=empty,
@@ -46,3 +47,4 @@ def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
     assert results == ["alpha=0.1,seed=0", "alpha=1.0,seed=0", "random,seed=0"]
     provenance = (empty / "runs" / "alpha" / "sweep.yaml").read_text()
     assert "commit: null" in provenance, "the command must run from the wheel"
+    assert (empty / "runs" / "alpha" / "plugins" / "my_loss.py").is_file()

@@ -139,8 +139,8 @@ class Store:
             raise InputError(f"{place}: there is no sweep ({what})")
         content = read(path)
         plugins = read_plugins(store.root, content, str(place), given)
-        names = {plugin.name for plugin in plugins}
-        activate([*plugins, *(plugin for plugin in beside if plugin.name not in names)])
+        others = {plugin.name: plugin for plugin in beside}  # of several with one name, only one can be active
+        activate({**others, **{plugin.name: plugin for plugin in plugins}}.values())
         sweep = build(content, {}, f"{place}/sweep.yaml", recorded=True, plugins=plugins)
         return store, with_proposals(store.root, sweep)
 

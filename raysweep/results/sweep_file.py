@@ -74,17 +74,19 @@ def read_plugins(
     recorded = content.get("parts") or []
     if not isinstance(recorded, list) or not all(isinstance(entry, Mapping) for entry in recorded):
         raise InputError(f"{place}/sweep.yaml: parts: a list of parts expected, not {recorded!r}")
-    known = {plugin.name: plugin for plugin in (*active(), *given) if plugin.part is not None}
+    values = [plugin for plugin in (*given, *active()) if plugin.part is not None]
     for entry in recorded:
         stored = Plugin(str(entry.get("part")), str(entry.get("source")))
-        known_part = known.get(stored.name) or declared_by_value(stored.name)
-        if known_part is None:
+        known = [plugin for plugin in values if plugin.name == stored.name] + list(declared_by_value(stored.name))
+        if not known:
             raise InputError(
                 f"{place}: the sweep was started in Python with a part that no file has, {stored.name}; give it again, "
                 f"as parts=[{stored.name.rpartition(' ')[2]}]"
             )
-        check_same(stored, known_part)
-        plugins += (known_part,)
+        # A notebook may have declared the part again since then, with other code, so the text decides.
+        chosen = next((plugin for plugin in known if plugin.text == stored.text), known[0])
+        check_same(stored, chosen)
+        plugins += (chosen,)
     return plugins
 
 

@@ -275,11 +275,7 @@ def test_any_text_gives_a_sweep_or_a_short_message_that_names_the_file(text):
 
 
 def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
-    variants = [
-        Settings(usl_type=usl_type, emb_loss=emb_loss)
-        for usl_type in parts.method
-        for emb_loss in parts.loss
-    ]
+    variants = [Settings(usl_type=usl_type, emb_loss=emb_loss) for usl_type in parts.method for emb_loss in parts.loss]
     variants += [Settings(head=head) for head in parts.head]
     variants += [Settings(policy=policy, blur=True) for policy in parts.policy]
     variants += [Settings(optimizer=optimizer, weight_decay=0.1) for optimizer in parts.optimizer]

@@ -1,0 +1,158 @@
+"""Plugins and parts by value in the Python interface: several sweeps in one process, interrupts and faults."""
+
+import signal
+from typing import Annotated
+
+import pytest
+import yaml
+
+import raysweep
+from raysweep import parts, plugins
+from tests.support import ROOT
+from tests.support.commands import here
+
+QUICK = {"le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0, "precision": "fp32"}
+BASE = {**QUICK, "usl_epochs": 1, "batch_size": 250}
+SPACE = {"name": "s", "base": BASE}
+LOSS = (ROOT / "examples" / "my_loss.py").read_text()
+
+
+@pytest.fixture(autouse=True)
+def _only_built_in_parts():
+    yield
+    plugins.activate(())
+
+
+def declare(power):
+    """Declare one of two losses with the same name, as a cell of a notebook does that is edited and executed again."""
+    if power == 1:
+
+        @raysweep.loss
+        def gap(z1, z2, *, gap_weight: Annotated[float, "Weight of the difference."] = 1.0):
+            return gap_weight * (z1 - z2).abs().mean()
+
+        return gap
+
+    @raysweep.loss
+    def gap(z1, z2, *, gap_weight: Annotated[float, "Weight of the difference."] = 1.0):
+        return gap_weight * (z1 - z2).square().mean()
+
+    return gap
+
+
+def readable(results):
+    """Read everything that results offer."""
+    trial = results.trials[0]
+    assert list(results.frame()["status"]) == ["finished"] * len(results.trials)
+    assert len(results.curves("pretrain/loss")) == len(results.trials)
+    assert len(results.summary()) == 1
+    assert isinstance(results.conclusions(), list)
+    assert results.encoder(trial).feature_dim > 0
+    return results.frame()
+
+
+def test_sweeps_with_other_parts_follow_one_another_in_one_process(tmp_path):
+    (tmp_path / "mine.py").write_text(LOSS)
+    where = {"output": tmp_path, "local": True}
+    cosine = {"emb_loss": "cosine", "sharpness": 2}
+    from_file = raysweep.run(SPACE, name="file", plugins=[tmp_path / "mine.py"], set=cosine, **where)
+    plain = raysweep.run(SPACE, name="plain", **where)
+    assert "cosine" not in parts.loss, "the second sweep has only its own parts"
+    with pytest.raises(raysweep.RaysweepError, match="sharpness: unknown setting"):
+        raysweep.run(SPACE, set={"sharpness": 2}, **where)
+    first = raysweep.run(SPACE, name="first", parts=[declare(1)], set={"emb_loss": "gap"}, **where)
+    edited = declare(2)
+    second = raysweep.run(SPACE, name="second", parts=[edited], set={"emb_loss": "gap"}, **where)
+
+    (tmp_path / "mine.py").unlink()
+    losses = {}
+    for results in (from_file, plain, first, second, from_file):
+        losses[results.directory.name] = readable(results)["pretrain/loss"][0]
+    assert losses["first"] != losses["second"]
+    assert readable(raysweep.open(from_file.directory))["sharpness"][0] == 2
+    both = raysweep.open([first.directory, second.directory, from_file.directory])
+    assert list(both.frame()["pretrain/loss"]) == [losses[name] for name in ("first", "second", "file")]
+    assert both.encoder("first/seed=0").feature_dim > 0
+
+    with pytest.raises(raysweep.RaysweepError, match="loss gap: has changed since the sweep was started: line "):
+        raysweep.resume(first.directory, set={"seed": [0, 1]}, parts=[edited], local=True)
+    more = raysweep.resume(first.directory, set={"seed": [0, 1]}, local=True)
+    assert len(more.trials) == 2, "the process still has the part as it was"
+
+
+@raysweep.loss
+def pressing(z1, z2):
+    """The mean squared difference. In training, it presses Ctrl-C."""
+    if len(z1) == BASE["batch_size"]:
+        signal.raise_signal(signal.SIGINT)
+    return (z1 - z2).square().mean()
+
+
+def test_the_words_of_an_interrupt_name_the_parts(tmp_path):
+    with pytest.warns(UserWarning, match="interrupted") as caught:
+        results = raysweep.run(SPACE, output=tmp_path, parts=[pressing], set={"emb_loss": "pressing"}, local=True)
+    words = f"interrupted; resume with: raysweep.resume('{tmp_path}/s', parts=[pressing])"
+    assert words in [str(warning.message) for warning in caught]
+    assert list(results.frame()["status"]) == ["unfinished"]
+
+
+@raysweep.loss
+def mse(z1, z2):
+    """A loss with the name of a built-in one."""
+    return (z1 - z2).square().mean()
+
+
+FAULTS = {
+    "no such file": ({"plugins": ["none.py"]}, "none.py: no such file"),
+    "no such module": ({"plugins": ["no_such_module"]}, "no_such_module: no module of this name is installed"),
+    "syntax": ("x = (", "faulty.py, line 1: SyntaxError: '(' was never closed"),
+    "import": ("import raysweep\n1 / 0", "faulty.py, line 2: ZeroDivisionError: division by zero"),
+    "nothing": ("x = 1", "faulty.py: declares no part"),
+    "taken": ("import raysweep\n@raysweep.loss\ndef mse(z1, z2): ...", "loss mse: there is one of that name already"),
+    "unannotated": (
+        "import raysweep\n@raysweep.loss\ndef bad(z1, z2, *, x=1.0): ...",
+        "loss bad: x: needs a type and a description",
+    ),
+    "clash": (
+        "import raysweep\nfrom typing import Annotated\n"
+        "@raysweep.loss\ndef bad(z1, z2, *, temperature: Annotated[float, 'Mine.'] = 1.0): ...",
+        "loss bad: temperature: method simclr declares it differently",
+    ),
+    "shape": (
+        "import raysweep\n@raysweep.loss\ndef bad(z1, z2):\n    return z1 - z2",
+        "loss bad: the loss has the shape (8, 64); it must be a scalar",
+    ),
+    "no list of plugins": ({"plugins": "mine.py"}, "a list of files or modules expected"),
+    "no list of parts": ({"parts": pressing}, "parts: a list of decorated functions or classes expected, not function"),
+    "taken by value": ({"parts": [mse]}, "loss mse: there is one of that name already"),
+    "no part": ({"parts": [len]}, "parts: len: is no part; decorate it"),
+    "timm": ({"set": {"encoder": "timm/nonsense"}}, "timm/nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_of_a_part_is_one_line_in_python(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    given, words = FAULTS[case]
+    if isinstance(given, str):
+        (tmp_path / "faulty.py").write_text(given + "\n")
+        given = {"plugins": ["faulty.py"], "set": {"emb_loss": "bad"}}
+    with pytest.raises(raysweep.RaysweepError) as caught:
+        raysweep.run(SPACE, local=True, **given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_model_of_timm_is_one_line_of_the_command(tmp_path):
+    process = here("run_sweep.py", "--encoder", "timm/nonsense", "--local", cwd=tmp_path)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "timm/nonsense" in process.stderr
+
+
+def test_sweep_yaml_has_the_source_of_a_part_by_value(tmp_path):
+    results = raysweep.run(
+        SPACE, output=tmp_path, parts=[declare(1)], set={"emb_loss": "gap", "usl_epochs": 1}, local=True
+    )
+    (entry,) = yaml.safe_load((results.directory / "sweep.yaml").read_text())["parts"]
+    assert "gap_weight * (z1 - z2).abs().mean()" in entry["source"]
