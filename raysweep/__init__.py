@@ -48,11 +48,7 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
-<<<<<<< HEAD
 if not TYPE_CHECKING:  # with this function, a type checker would accept every name
-=======
-if not TYPE_CHECKING:  # or a type checker would take every name for a public one
->>>>>>> nb
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULES:

@@ -313,7 +313,6 @@ def test_a_script_that_uses_the_interface_and_the_examples_pass_mypy(tmp_path):
         "    return 0.0\n"
     )
     (tmp_path / "faulty.py").write_text("import raysweep\n\nraysweep.run('a.yaml', ouput='x')\nraysweep.nothing\n")
-<<<<<<< HEAD
     libraries = ",".join(f"{name}.*" for name in ("torch", "numpy", "pydantic", "pandas", "ray", "matplotlib", "rich"))
     (tmp_path / "mypy.ini").write_text(
         f"[mypy]\nstrict = True\nmypy_path = {ROOT}\nfollow_imports = silent\n"
@@ -321,16 +320,6 @@ def test_a_script_that_uses_the_interface_and_the_examples_pass_mypy(tmp_path):
     )
     command = [sys.executable, "-m", "mypy", "script.py"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-=======
-    config = f"[mypy]\nstrict = True\nmypy_path = {ROOT}\nfollow_imports = silent\n[mypy-ray.*,pandas.*]\n" \
-        "ignore_missing_imports = True\n"  # fmt: skip
-    (tmp_path / "mypy.ini").write_text(config)
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache")]
-    examples = sorted(map(str, (ROOT / "examples").glob("my_*.py")))
-    process = subprocess.run(
-        [*command, "script.py", *examples], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
->>>>>>> nb
     assert process.returncode == 0, process.stdout
     process = subprocess.run([*command, "faulty.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert 'Unexpected keyword argument "ouput" for "run"' in process.stdout
