@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed
 	$(VENV)/bin/python run_sweep.py search_spaces/quickstart.yaml
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # the slow ones first
+	$(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder  # the slow ones first
 
 # One after the other on a machine that does nothing else. The last one fails where a target is missed.
 bench: $(VENV)/installed-bench

@@ -272,8 +272,8 @@ def test_a_dry_run_of_a_resume_refuses_what_the_resume_refuses_and_changes_nothi
 
     for path, key, value, words in (
         (two / "result.json", "protocol", {"knn_k": 3}, "evaluated with knn_k 3"),
-        (two / "result.json", "settings", {"le_epochs": 7}, "was made with le_epochs: 7, but the sweep says 1"),
-        (one / "attempt.json", "settings", {"le_epochs": 7}, "was made with le_epochs: 7, but the sweep says 1"),
+        (two / "result.json", "settings", {"le_epochs": 7}, "has le_epochs: 7, but the sweep says 1"),
+        (one / "attempt.json", "settings", {"le_epochs": 7}, "has le_epochs: 7, but the sweep says 1"),
     ):
         before = path.read_text()
         content = json.loads(before)
