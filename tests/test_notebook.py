@@ -80,7 +80,7 @@ def test_a_figure_is_shown(cells):
 def test_a_ray_of_the_user_is_used_and_stays(cells):
     assert text(cells["own"]).endswith("True\n")
     (progress,) = shown(cells["own"], "text/html")
-    assert "resources.cpu" in text(cells["own"]).splitlines()[0], "this Ray has one CPU"
+    assert "resources: a trial needs 2 " in text(cells["own"]), "this Ray has one CPU"
     assert "of the Ray that is already initialised in this process" in progress
 
 
