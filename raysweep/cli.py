@@ -11,6 +11,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Collection, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -280,7 +281,7 @@ def plugins_in(arguments: list[str]) -> tuple[plugins.Plugin, ...]:
     named: list[str] = []
     existing: list[Path] = []
     spaces: list[Path] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, sign, value = argument.partition("=")
         value = value if sign else following
         if flag == "--plugin" and value:

@@ -254,7 +254,7 @@ def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_repor
         refused = run_sweep("--resume", "runs/x", "--local", *more)
         assert refused.returncode == 2
         assert refused.stderr.count("\n") == 1
-        assert "begun with an older version of raysweep, whose numbers differ (protocol 1, now 3)" in refused.stderr
+        assert "started with an older version of raysweep, whose numbers differ (protocol 1, now 3)" in refused.stderr
         assert not (root / "seed=1" / "result.json").exists()
     assert "1 of 2 trials have not finished" in here("raysweep", "report", "runs/x", cwd=tmp_path).stderr
 

@@ -170,7 +170,7 @@ def test_near_misses_are_refused_with_the_expected_name(split, name, run_sweep, 
     process = run_sweep(*SMALL, "--dataset", "folder:set", "--dry-run")
     if (tmp_path / "set" / split).exists():  # the file system ignores case
         pytest.skip("the file system ignores case")
-    assert_refused(process, repr(name), f"expected is {split!r}")
+    assert_refused(process, repr(name), f"because its name is not {split!r}: rename it to {split!r}")
 
 
 def test_near_misses_beside_all_splits_are_refused_too(tmp_path):

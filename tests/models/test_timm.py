@@ -74,7 +74,7 @@ def test_every_block_trains_with_every_term():
     settings = Settings(encoder="timm/resnet10t", layerwise="greedy", embedding_dim=3)
     encoder = build_encoder(settings, 1, 16)
     method = method_of(settings, encoder)
-    heads, decoder = build_local_heads(encoder, 3, 0), build_symmetric_decoder(encoder, 0)
+    heads, decoder = build_local_heads(encoder, settings), build_symmetric_decoder(encoder, 0)
     views = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     for block, (head, inverse) in enumerate(zip(heads, decoder.blocks, strict=True)):
         losses = block_losses(method, block, head, inverse, views, views[:2])

@@ -128,6 +128,7 @@ def test_ray_starts_for_a_user_who_has_no_home_and_no_name(tmp_path):
 
 def test_a_home_that_cannot_hold_a_token_is_no_obstacle(tmp_path, no_token, monkeypatch):
     (tmp_path / "file").touch()
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # as in a process that has not imported Ray
     for home in ("/proc/nobody", str(tmp_path / "file")):
         monkeypatch.setenv("HOME", home)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "")

@@ -40,6 +40,8 @@ def start(*arguments, cwd, before=()):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # The tests themselves may run under `nohup`, whose setting to ignore SIGHUP would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
