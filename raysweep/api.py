@@ -74,7 +74,7 @@ def plan(
         source: a search space; None: only what `overrides` says.
         overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
         where: how it is to run.
-        plugins: files or installed modules with parts, beside those that the search space lists.
+        plugins: files or installed modules with parts; the search space may list more of them.
         parts: decorated functions and classes, which are passed to the workers by value.
 
     Raises:

@@ -73,7 +73,7 @@ def run(
             suffix if it exists.
         local: Run the trials one after the other in this process, without Ray.
         address: The address of a Ray cluster; None takes `RAY_ADDRESS`, else starts Ray on this machine.
-        plugins: Files or installed modules with parts of your own, beside those that the search space lists.
+        plugins: Files or installed modules with parts of your own. The search space may list more of them.
         parts: Functions and classes that a decorator such as `raysweep.loss` declared, for example in a notebook. They
             are sent to the workers by value.
         progress: True shows the progress, False shows nothing, and "auto" shows it in a notebook and on a terminal.
