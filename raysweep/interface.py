@@ -90,8 +90,8 @@ def run(
     """
     where = place_of_run(local, address, parts)
     with lasting_process(local):
-        try:
-            outcome = api.run(
+        return results_of(
+            lambda: api.run(
                 source_of(space),
                 overrides_of(set),
                 output=str(output),
@@ -101,9 +101,7 @@ def run(
                 plugins=plugins,
                 parts=parts,
             )
-        except SweepInterrupted as fault:
-            return after_interrupt(fault)
-        return Results([outcome.store.place])
+        )
 
 
 @checking_keywords
@@ -141,8 +139,8 @@ def resume(
     """
     where = place_of_run(local, address, parts)
     with lasting_process(local):
-        try:
-            outcome = api.resume(
+        return results_of(
+            lambda: api.resume(
                 checked_place(place),
                 None if space is None else source_of(space),
                 overrides_of(set),
@@ -151,9 +149,7 @@ def resume(
                 plugins=plugins,
                 parts=parts,
             )
-        except SweepInterrupted as fault:
-            return after_interrupt(fault)
-        return Results([outcome.store.place])
+        )
 
 
 @checking_keywords
@@ -287,9 +283,15 @@ def system_faults() -> Iterator[None]:
         raise InputError(f"{fault.filename}: {fault.strerror}") from fault
 
 
-def after_interrupt(fault: SweepInterrupted) -> Results:
-    """Return the results so far. A signal that would have ended the process still does."""
-    if fault.number != signal.SIGINT:
-        signal.raise_signal(fault.number)
-    warnings.warn(str(fault), stacklevel=3)
-    return Results([fault.place])
+def results_of(sweep: Callable[[], api.Outcome]) -> Results:
+    """Run a sweep and return its results; after an interrupt, warn and return the results so far.
+
+    A signal that would have ended the process still does.
+    """
+    try:
+        return Results([sweep().store.place])
+    except SweepInterrupted as fault:
+        if fault.number != signal.SIGINT:
+            signal.raise_signal(fault.number)
+        warnings.warn(str(fault), stacklevel=4)
+        return Results([fault.place])

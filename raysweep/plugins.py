@@ -27,6 +27,7 @@ from raysweep import parts
 from raysweep.config import metrics_by_name
 from raysweep.errors import InputError
 from raysweep.parts import Part
+from raysweep.system.files import read_text
 from raysweep.system.places import expanded
 
 LONGEST = 2**20
@@ -229,20 +230,7 @@ def module_file(name: str, where: str) -> Path:
 
 def read_source(path: Path, where: str) -> str:
     """Read Python source; raises InputError if it cannot be read. Messages start with `where`."""
-    if path.is_dir():
-        raise InputError(f"{where}: is a directory; give a Python file")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(LONGEST + 1)
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: is not a text file in UTF-8") from None
-    except OSError as fault:
-        raise InputError(f"{where}: cannot be read: {fault.strerror}") from None
-    if len(text) > LONGEST:
-        raise InputError(f"{where}: has more than {LONGEST:,} characters; is it Python source?")
-    return text
+    return read_text(path, LONGEST, where, "a Python file")
 
 
 def by_value(function: Callable[..., Any]) -> Plugin:

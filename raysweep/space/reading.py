@@ -13,25 +13,14 @@ import yaml
 
 from raysweep.config import NUMBER, SETTINGS, WHOLE_NUMBER, Settings, about, is_number, read_number
 from raysweep.errors import InputError
+from raysweep.system.files import read_text
 
 MAX_TEXT = 2**22  # characters of a search-space file, with aliases expanded; a list of 100,000 seeds has 10**6
 
 
 def read(path: Path) -> dict[str, Any]:
     """Read the search-space file at `path` as plain data; raises InputError if it is not a text file or not YAML."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; give a search-space file (YAML)")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_TEXT + 1)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not a text file; give a search-space file (YAML)") from None
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be read: {fault.strerror}") from None
-    if len(text) > MAX_TEXT:
-        raise InputError(f"{path}: is not a search-space file: it has more than {MAX_TEXT} characters")
+    text = read_text(path, MAX_TEXT, str(path), "a search-space file (YAML)")
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must be a mapping such as 'base: ...' and 'search: ...', not {kind(raw)}")

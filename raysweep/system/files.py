@@ -253,3 +253,31 @@ def same_file(descriptor: int, path: Path) -> bool:
         if fault.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             return False
         raise
+
+
+def read_text(path: Path, longest: int, where: str, wanted: str) -> str:
+    """Return the text of a file that a user names.
+
+    Args:
+        path: The file.
+        longest: The largest number of characters.
+        where: The start of messages.
+        wanted: What the user should give, for messages, such as "a Python file".
+
+    Raises:
+        InputError: The file cannot be read, is not text in UTF-8, or is too long.
+    """
+    if path.is_dir():
+        raise InputError(f"{where}: is a directory; give {wanted}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(longest + 1)
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: is not a text file in UTF-8; give {wanted}") from None
+    except OSError as fault:
+        raise InputError(f"{where}: cannot be read: {fault.strerror}") from None
+    if len(text) > longest:
+        raise InputError(f"{where}: has more than {longest:,} characters; give {wanted}")
+    return text
