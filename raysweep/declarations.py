@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """When a setting has an effect: in words, for messages and docs, and as a test on the settings."""
+    """When a setting has an effect: in words, for messages and docs, and as a test on the settings.
+
+    Example:
+        >>> Annotated[float, Condition("kappa > 0", lambda settings: settings.kappa > 0), "Width of the kernel."]
+    """
 
     words: str
     holds: Callable[[Settings], bool]
@@ -28,14 +32,24 @@ class Condition:
 
 @dataclass(frozen=True)
 class Chooses:
-    """Marks a parameter whose value is the name of a part of another kind, such as the embedding loss of a method."""
+    """Marks a parameter whose value is the name of a part of another kind, such as the embedding loss of a method.
+
+    The part gets the function of the chosen part, with its settings filled in, in place of the name.
+
+    Example:
+        >>> def pairs(encoder, *, emb_loss: Annotated[str, Chooses("loss"), "Loss between the views."] = "mse"): ...
+    """
 
     kind: str
 
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """Marks a parameter whose value is the name of a layer of the encoder."""
+    """Marks a parameter whose value is the name of a layer of the encoder.
+
+    Example:
+        >>> def means(evaluation, *, means_layer: Annotated[str, FeatureLayer(), "Layer that is read."] = "trunk"): ...
+    """
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that a part yields."""
+    """A metric that a part yields.
+
+    Example:
+        >>> Metric("Accuracy of the nearest class mean, test split.", better="max", highest=1.0, uses_test=True)
+    """
 
     text: str
     better: Literal["max", "min"] | None = None

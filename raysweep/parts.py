@@ -76,7 +76,11 @@ class Part:
 
 
 class Table(Mapping[str, Part]):
-    """The parts of one kind, by name, in the order in which they were declared.
+    """The parts of one kind, by name, in the order in which they were declared. It is also the decorator of a part.
+
+    Example:
+        >>> @encoder
+        ... def mlp(channels, image_size, *, width: Annotated[int, Field(ge=1), "Number of features."] = 64): ...
 
     Args:
         kind: what a part is, in one word.

@@ -99,7 +99,12 @@ def unpacked(buffer: Tensor, like: Sequence[Tensor], places: Sequence[int]) -> l
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Convert images to float32 in [0, 1]: uint8 is divided by 255, float32 is returned unchanged."""
+    """Convert images to float32 in [0, 1]: uint8 is divided by 255, float32 is returned unchanged.
+
+    Example:
+        >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([0., 1.])
+    """
     if images.dtype == torch.uint8:
         return images.to(torch.float32).div_(255)
     assert images.dtype == torch.float32

@@ -29,6 +29,9 @@ class Dataset:
 
     Images are uint8 (N, C, H, W) with H = W and the same C and H in every split. Labels are int64 (N,), indices into
     `classes`.
+
+    Example:
+        >>> Dataset.from_numpy(train_images, train_labels, test_images, test_labels, classes=("cat", "dog"))
     """
 
     name: str

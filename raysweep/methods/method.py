@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch, scalars on the training device."""
+    """The losses of one batch, scalars on the training device.
+
+    Example:
+        >>> Losses(total, {"prediction_loss": total.detach()})
+    """
 
     total: Tensor
     """The loss that is minimised."""

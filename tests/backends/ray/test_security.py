@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos import MARK, processes
-from raysweep.backends.ray.authentication import present_token
 from tests.support import PATIENCE, ROOT
 from tests.support.cluster import wait_for
 
@@ -98,20 +97,30 @@ def get(url):
         return None
 
 
-def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path, monkeypatch):
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # monkeypatch then undoes later changes
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
+PRESENT = """
+import os, sys
+from raysweep.backends.ray.authentication import present_token
+present_token(sys.argv[1] if sys.argv[1:] else None)
+print(os.environ.get("RAY_AUTH_MODE"))
+"""
+
+
+def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path):
+    """In processes of their own, because the mode is set only where Ray has not been imported yet."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_A")}
+
+    def present(*address):
+        command = [sys.executable, "-c", PRESENT, *address]
+        return subprocess.check_output(command, env={**environment, "HOME": str(tmp_path)}, cwd=ROOT, text=True).strip()
+
     token = tmp_path / ".ray" / "auth_token"
-    present_token("10.0.0.1:6379")
+    present("10.0.0.1:6379")
     assert not token.exists(), "a cluster elsewhere has its own token"
-    present_token(None)
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert present() == "token"
     content = token.read_text()
     assert len(content) == 64
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     token.chmod(0o644)  # the mode that Ray gives it
-    present_token(None)
+    assert present() == "token"
     assert (token.read_text(), stat.S_IMODE(token.stat().st_mode)) == (content, 0o600)
     assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
