@@ -267,6 +267,11 @@ class Settings(BaseModel):
             return FOLDER + absolute(value.removeprefix(FOLDER))
         return value
 
+    def __hash__(self) -> int:
+        # pydantic would hash only the fields in this class body, not those that parts declare. All points of a grid of
+        # alpha would then have one hash, and a table of n of them would take n² comparisons.
+        return hash(tuple(self.__dict__.values()))
+
     @property
     def evaluated_dataset(self) -> str:
         """The dataset that the encoder is evaluated on."""
