@@ -1,12 +1,10 @@
 """The notebook of the examples, executed in a real kernel with its sizes cut."""
 
-import os
-
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-from tests.support import PATIENCE, ROOT
+from tests.support import ROOT
+from tests.support.notebooks import client_of
 
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 SIZES = "EPOCHS, PROBE_EPOCHS, ALPHAS, SEEDS = 1, 2, [0.1, 10], [0, 1]"
@@ -20,15 +18,8 @@ def cells(tmp_path_factory):
     notebook = nbformat.read(NOTEBOOK, 4)
     by_id = {cell["id"]: cell for cell in notebook.cells if cell["cell_type"] == "code"}
     by_id["sizes"]["source"] = SIZES
-    client = NotebookClient(
-        notebook,
-        timeout=PATIENCE,
-        startup_timeout=PATIENCE,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-    )
-    backend = "module://matplotlib_inline.backend_inline"
-    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": backend})
+    client, environment = client_of(notebook, folder)
+    client.execute(env=environment)
     return by_id
 
 

@@ -6,9 +6,8 @@ import time
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-from tests.support import PATIENCE, ROOT
+from tests.support.notebooks import client_of
 
 SWEEP = """
 space = {"name": "s", "base": {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1}}
@@ -32,15 +31,8 @@ def cells(tmp_path_factory):
     """The outputs of each cell, in one kernel."""
     folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
-    client = NotebookClient(
-        notebook,
-        timeout=PATIENCE,
-        startup_timeout=PATIENCE,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-    )
+    client, environment = client_of(notebook, folder)
     thread = threading.Thread(target=interrupt, args=(client, folder), daemon=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     with client.setup_kernel(env=environment):
         thread.start()
         for index, cell in enumerate(notebook.cells):

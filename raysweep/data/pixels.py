@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,7 @@ from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
-from typing import IO, TextIO
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +21,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from raysweep.data import layout
 from raysweep.data.dataset import Images, in_threads
 from raysweep.errors import InputError
+from raysweep.system.files import Irregular, open_regular
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -155,26 +154,12 @@ def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
             warn_once(f"{which}: {texts[kind]}")
 
 
-def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading; raises ValueError for a named pipe, device or socket, which could block forever."""
-    mode = path.stat().st_mode
-    for is_kind, kind in (
-        (stat.S_ISFIFO, "named pipe"),
-        (stat.S_ISSOCK, "socket"),
-        (stat.S_ISCHR, "device"),
-        (stat.S_ISBLK, "device"),
-        (stat.S_ISDIR, "folder"),
-    ):
-        if is_kind(mode):
-            raise ValueError(f"it is a {kind}, not a file")
-    # The file may have become a pipe since. O_NONBLOCK keeps the open from waiting for a writer.
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-
-
 def why_unreadable(path: Path, fault: Exception) -> str:
     """Describe in a few words what is wrong with an image file that raised `fault`."""
+    if isinstance(fault, Irregular):
+        return f"it {fault}"
     if isinstance(fault, OSError) and fault.strerror:
-        return "the link leads nowhere" if path.is_symlink() and not path.exists() else fault.strerror
+        return fault.strerror
     with suppress(OSError):
         if path.is_file() and path.stat().st_size == 0:
             return "the file is empty"

@@ -57,7 +57,7 @@ def adamw(
 
     from raysweep.training.adam import without_compiler
 
-    groups = grouped(weights, {"weight_decay": weight_decay}, {"weight_decay": weight_decay * decay_norms_and_biases})
+    groups = decayed(weights, weight_decay, decay_norms_and_biases)
     return without_compiler(torch.optim.AdamW)(groups, lr=lr, fused=True)
 
 
@@ -76,7 +76,7 @@ def sgd(
 
     from raysweep.training.adam import without_compiler
 
-    groups = grouped(weights, {"weight_decay": weight_decay}, {"weight_decay": weight_decay * decay_norms_and_biases})
+    groups = decayed(weights, weight_decay, decay_norms_and_biases)
     return without_compiler(torch.optim.SGD)(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
 
 
@@ -129,6 +129,13 @@ def lars(
         trust_coeff=trust_coefficient,
         trust_clip=clip_trust,
     )
+
+
+def decayed(
+    weights: Sequence[torch.nn.Parameter], weight_decay: float, decay_norms_and_biases: bool
+) -> list[dict[str, Any]]:
+    """Return parameter groups with their weight decay, which biases and normalisation layers may be spared."""
+    return grouped(weights, {"weight_decay": weight_decay}, {"weight_decay": weight_decay * decay_norms_and_biases})
 
 
 def grouped(

@@ -376,9 +376,9 @@ def special_files(folder):
     (folder / "device.png").symlink_to("/dev/zero")
     yield "device.png", "device"
     (folder / "broken.png").symlink_to("gone.png")
-    yield "broken.png", "the link leads nowhere"
+    yield "broken.png", "it is a link that leads nowhere"
     (folder / "loop.png").symlink_to("loop.png")
-    yield "loop.png", "the link leads nowhere"
+    yield "loop.png", "it is a link that leads nowhere"
     (folder / "empty.png").write_bytes(b"")
     yield "empty.png", "the file is empty"
     (folder / "text.png").write_text("a text")
