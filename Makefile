@@ -1,16 +1,22 @@
 # `make quickstart` and `make test` do everything on a fresh machine with Python >= 3.10.
 PYTHON ?= python3
 VENV := .venv
+# A test file runs in one process, because its tests share sweeps. The slow files come first.
+PYTEST := $(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 install: $(VENV)/installed
 
-.PHONY: install quickstart test bench lint docs clean
+.PHONY: install quickstart test test-all bench lint docs clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python run_sweep.py search_spaces/quickstart.yaml
 
+# The suite without the tests that kill processes, fill disks or start clusters.
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder  # the slow ones first
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/installed-test
+	$(PYTEST)
 
 # One after the other on a machine that does nothing else. The last one fails where a target is missed.
 bench: $(VENV)/installed-bench

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from benchmarks import chaos
+
+pytestmark = pytest.mark.slow
 
 
 def test_kills_change_nothing(tmp_path):

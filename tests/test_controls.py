@@ -10,7 +10,7 @@ from raysweep import api, space
 from raysweep.report.figures import draw, draw_comparison, draw_layers
 from raysweep.report.heatmaps import draw_heatmap
 from raysweep.space.controls import CONTROLS
-from tests.support.commands import alone, command, here, result
+from tests.support.commands import alone, here, on_ray, result
 
 SPACE = """
 name: four
@@ -140,10 +140,11 @@ def test_a_resume_adds_controls_to_a_sweep(tmp_path):
     assert "baseline:\n- random\n- pixels\n" in (root / "sweep.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_on_ray_and_in_two_processes_controls_have_the_same_scores(tmp_path):
     brief = ["--usl_epochs", "2", "--le_epochs", "2", "--probe_every", "1", "--precision", "fp32"]
     controls = ["--set", "baseline=[random,pixels,pca,supervised]", "--name"]
-    process = command(*brief, "--set", "resources.workers=2", *controls, "two", cwd=tmp_path)
+    process = on_ray(*brief, "--set", "resources.workers=2", *controls, "two", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert alone(*brief, *controls, "one", cwd=tmp_path).returncode == 0
     for control in CONTROLS:

@@ -6,6 +6,8 @@ import pytest
 from tests.support import ROOT
 from tests.support.notebooks import client_of
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 SIZES = "EPOCHS, PROBE_EPOCHS, ALPHAS, SEEDS = 1, 2, [0.1, 10], [0, 1]"
 """What the test computes: it replaces the cell `sizes`, which has the same variables."""

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.notebooks import client_of
 
+pytestmark = pytest.mark.slow
+
 SWEEP = """
 space = {"name": "s", "base": {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1}}
 """

@@ -527,6 +527,7 @@ def node(s3, tmp_path, monkeypatch):
         yield one.address
 
 
+@pytest.mark.slow
 def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undisturbed, tmp_path):
     place = f"{uri}/long"
     nowhere = f"{uri}-none/x".replace("b-", "c-")

@@ -16,6 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from raysweep import cli
+from raysweep.backends.ray.session import session
 from tests.support import PATIENCE, ROOT
 from tests.support.cluster import wait_for
 
@@ -43,7 +44,8 @@ STOPPING = "stopping: trials are saving checkpoints; press Ctrl-C again to quit 
 def here(program, *arguments, cwd, **environment):
     """Run the real command in this process, where torch is already imported; a subprocess takes 4 s of a core for that.
 
-    Use this for commands that are not killed and do not use Ray. `program` is `run_sweep.py` or `raysweep`.
+    Use this for commands that are not killed and do not use Ray; `on_ray` runs those that do. `program` is
+    `run_sweep.py` or `raysweep`.
     """
     argv, out, err = [str(ROOT / program), *map(str, arguments)], io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
@@ -61,6 +63,15 @@ def here(program, *arguments, cwd, **environment):
         finally:
             urllib.request.install_opener(None)  # the opener would keep this environment's proxies
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
+def on_ray(*arguments, cwd, **environment):
+    """Run the real command in this process on a Ray of its own.
+
+    A subprocess would import everything again, which takes 8 s of a core.
+    """
+    with session():
+        return here("run_sweep.py", *arguments, cwd=cwd, **environment)
 
 
 def resume_command(place, *options):

@@ -112,6 +112,7 @@ def test_a_sweep_runs_for_a_user_who_has_no_home_and_no_name(tmp_path, home):
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_ray_starts_for_a_user_who_has_no_home_and_no_name(tmp_path):
     if not can(*STRANGER, "true"):
         pytest.skip("needs user namespaces (unshare --user)")

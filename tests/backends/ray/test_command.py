@@ -27,6 +27,7 @@ from tests.support.commands import (
     command,
     here,
     interrupt,
+    on_ray,
     result,
     scores,
     start,
@@ -119,7 +120,7 @@ def test_resume_keeps_what_is_finished_and_runs_the_rest(alpha):
     lost = TRIALS[3]
     (root / lost / "result.json").unlink()
     kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in TRIALS if name != lost}
-    process = command("--resume", root, cwd=root.parent)
+    process = on_ray("--resume", root, cwd=root.parent)
     assert process.returncode == 0, process.stderr
     assert "5 finished before" in process.stdout
     assert process.stderr == ""
@@ -147,6 +148,7 @@ def test_report_rebuilds_what_was_deleted(alpha):
     assert [path.read_bytes() for path in outputs] == before
 
 
+@pytest.mark.slow
 def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
     """In one sweep, seed 0 is killed once, seed 1 is killed once too often, and a third trial diverges."""
     epochs = ["--usl_epochs", "6"]
@@ -207,6 +209,7 @@ def test_ctrl_c_without_ray_does_the_same(tmp_path):
     assert completed.returncode == 0, completed.stderr
 
 
+@pytest.mark.slow
 def test_a_long_sweep_runs_in_parts(tmp_path):
     program = (
         "import sys\n"
@@ -235,7 +238,7 @@ def test_a_long_sweep_runs_in_parts(tmp_path):
 
 
 def test_a_request_that_no_node_can_meet_is_refused(tmp_path):
-    process = command(*QUICK, "--usl_type", "simclr", "--set", "resources.cpu=1000", cwd=tmp_path)
+    process = on_ray(*QUICK, "--usl_type", "simclr", "--set", "resources.cpu=1000", cwd=tmp_path)
     assert process.returncode == 2
     assert "needs 1000 cpu" in process.stderr
     assert len(process.stderr.splitlines()) == 1
@@ -243,7 +246,7 @@ def test_a_request_that_no_node_can_meet_is_refused(tmp_path):
 
 
 def test_an_address_where_no_cluster_answers_is_refused(tmp_path):
-    process = command(*QUICK, "--usl_type", "simclr", "--address", "127.0.0.1:9", cwd=tmp_path)
+    process = on_ray(*QUICK, "--usl_type", "simclr", "--address", "127.0.0.1:9", cwd=tmp_path)
     assert process.returncode == 2
     assert "127.0.0.1:9" in process.stderr
     assert len(process.stderr.splitlines()) == 1

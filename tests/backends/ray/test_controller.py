@@ -13,7 +13,7 @@ from tests.support.commands import begun, result, start
 CORES = len(os.sched_getaffinity(0)) // 2  # per worker: two workers take all cores, so other trials wait for them
 BRIEF = ["--usl_type", "simclr", "--usl_epochs", "4", "--le_epochs", "1", "--probe_every", "0", "--images_every", "0"]
 
-pytestmark = pytest.mark.skipif(CORES == 0, reason="needs a core for each of two workers")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CORES == 0, reason="needs a core for each of two workers")]
 
 
 def processes(command, name):

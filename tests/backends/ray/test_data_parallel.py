@@ -11,7 +11,7 @@ from tests.support import PATIENCE
 from tests.support.cluster import cluster, wait_for
 from tests.support.commands import alone, begun, result, scores, start
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 METHOD = [
     "--usl_type",

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import PATIENCE, ROOT
 from tests.support.cluster import descendants, wait_for
 from tests.support.commands import result, resume_command, start
+
+pytestmark = pytest.mark.slow
 
 QUICK = ["--usl_type", "simclr", "--usl_epochs", "1", "--le_epochs", "1", "--name", "x"]
 NAMES = ["statistics", "html", "numpy", "scipy", "sklearn", "PIL", "rich", "torch", "yaml", "raysweep", "ray"]

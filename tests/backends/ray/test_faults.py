@@ -10,7 +10,9 @@ import pytest
 
 from tests.support import PATIENCE
 from tests.support.cluster import wait_for
-from tests.support.commands import alone, command, result, resume_command, scores, start
+from tests.support.commands import alone, on_ray, result, resume_command, scores, start
+
+pytestmark = pytest.mark.slow
 
 BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
 STEPS = [*BRIEF, "--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"]
@@ -57,7 +59,7 @@ def lines(text):
 
 def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path):
     with small(tmp_path / "disk", 48):
-        completed = command(
+        completed = on_ray(
             *BRIEF,
             *("--usl_epochs", "1", "--usl_type", "simclr", "--output", "disk", "--name", "x"),
             *("--set", "embedding_dim=[64, 20000, 1000000000000]"),
@@ -136,7 +138,7 @@ def test_a_full_directory_of_ray_breaks_the_sweep_off_and_it_is_finished_later(u
 
 
 def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
-    completed = command(
+    completed = on_ray(
         *BRIEF,
         *("--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=0", "--name", "x"),
         cwd=tmp_path,

@@ -18,7 +18,7 @@ import yaml
 from benchmarks.chaos import MARK, processes
 from tests.support import PATIENCE, ROOT
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 RAY = str(Path(sys.executable).parent / "ray")
 SPACE = """

@@ -18,7 +18,7 @@ from tests.support import PATIENCE, ROOT
 from tests.support.cluster import RAY, cluster, descendants, lose, wait_for
 from tests.support.commands import result
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
 NO_CUDA = "resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU"
 WAITING = "no node that is up has room for a trial: waiting until one joins\n"

@@ -14,7 +14,7 @@ from raysweep.results.events import Events, read_scalar
 from raysweep.results.store import Store
 from tests.support import PATIENCE
 from tests.support.cluster import wait_for
-from tests.support.commands import command, result, start
+from tests.support.commands import on_ray, result, start
 from tests.support.trials import run, trial_of
 
 METRIC, NEUTRAL = "online/knn_val_accuracy", "pretrain/embedding_std"
@@ -183,6 +183,7 @@ SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "8"
 BRIEF = ["--le_epochs", "1", "--images_every", "0", "--probe_every", "1", "--projector_images", "0"]
 
 
+@pytest.mark.slow
 def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     """With the real command. A smaller rate leaves a larger loss, so all trials but the first are stopped."""
     tune = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "reduction_factor=2", "max_concurrent=1"]
@@ -199,7 +200,7 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert not (root / first / "result.json").exists()
-    resumed = command("--resume", root, cwd=tmp_path)
+    resumed = on_ray("--resume", root, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((root / first / "attempt.json").read_text())["attempt"] == 2
     assert result(root, first)["status"] == "finished"

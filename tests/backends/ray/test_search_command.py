@@ -9,7 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
 from tests.support import ROOT
-from tests.support.commands import command, here, result
+from tests.support.commands import here, on_ray, result
+
+pytestmark = pytest.mark.slow
 
 SPACE = """
 name: search
@@ -27,7 +29,7 @@ def searched(tmp_path_factory):
     """A small sweep, one trial at a time: its completed process, its directory, and its trials' results by name."""
     folder = tmp_path_factory.mktemp("search")
     (folder / "space.yaml").write_text(SPACE)
-    process = command("space.yaml", cwd=folder)
+    process = on_ray("space.yaml", cwd=folder)
     root = folder / "runs" / "search"
     return process, root, {path.parent.name: result(root, path.parent.name) for path in root.glob("*/result.json")}
 
@@ -98,7 +100,7 @@ def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
     report = here("raysweep", "report", root, cwd=ROOT)
     assert report.returncode == 1
     assert "3 of 10 trials have not finished" in report.stderr
-    process = command("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
+    process = on_ray("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
     assert process.returncode == 0, process.stderr
     assert "12 trials (2 new), 7 finished before" in process.stdout
     assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept

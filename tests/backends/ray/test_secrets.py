@@ -51,6 +51,7 @@ def bucket(monkeypatch):
     server.stop()
 
 
+@pytest.mark.slow
 def test_no_log_and_no_result_has_the_credentials_of_the_environment(bucket, short, tmp_path):
     environment = {**os.environ, "RAY_TMPDIR": str(short), "RAYSWEEP_CACHE": str(tmp_path / "cache")}
     program = [sys.executable, str(ROOT / "run_sweep.py"), *QUICK, "--output", "s3://results/x", "--name", "n"]

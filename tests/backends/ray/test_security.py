@@ -49,18 +49,21 @@ def join(sweep, **changes):
     return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+@pytest.mark.slow
 def test_who_has_no_token_is_refused(sweep, tmp_path):
     stranger = join(sweep, HOME=str(tmp_path), RAY_AUTH_MODE="disabled", **FEW)
     assert stranger.returncode != 0
     assert "joined" not in stranger.stdout
 
 
+@pytest.mark.slow
 def test_who_has_another_token_is_refused(sweep):
     stranger = join(sweep, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, **FEW)
     assert stranger.returncode != 0
     assert "joined" not in stranger.stdout
 
 
+@pytest.mark.slow
 def test_the_same_user_is_admitted_by_a_token_that_only_they_can_read(sweep):
     member = join(sweep, RAY_AUTH_MODE="token")
     assert member.stdout == "joined 1\n", member.stderr
@@ -68,6 +71,7 @@ def test_the_same_user_is_admitted_by_a_token_that_only_they_can_read(sweep):
     assert stat.S_IMODE(token.stat().st_mode) & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_no_dashboard_serves_who_has_no_token(sweep):
     listening = {}
     for table in ("tcp", "tcp6"):

@@ -9,7 +9,9 @@ import pytest
 
 from tests.support import PATIENCE
 from tests.support.cluster import wait_for
-from tests.support.commands import STOPPING, alone, begun, command, here, result, resume_command, scores, start
+from tests.support.commands import STOPPING, alone, begun, here, on_ray, result, resume_command, scores, start
+
+pytestmark = pytest.mark.slow
 
 # 1,438 steps, 719 per epoch. A step takes at least 2 ms, and a trial looks for the mark every second. So a trial sees
 # a mark that is set when it begins before it can finish, and it saves in the middle of an epoch.
@@ -70,7 +72,7 @@ def test_a_second_signal_stops_without_waiting(tmp_path):
     assert not list(trial.glob("checkpoints/*.json"))
 
 
-@pytest.mark.parametrize("run", [command, alone])
+@pytest.mark.parametrize("run", [on_ray, alone])
 def test_a_time_budget_ends_the_sweep_and_a_resume_goes_on(tmp_path, run):
     completed = run(*SLOW, "--set", "tune.time_budget=1", "--set", "seed=[0,1,2,3]", cwd=tmp_path)
     assert completed.returncode == 1
