@@ -152,7 +152,8 @@ def whole_number(text: str) -> int:
 
 
 def add_checkpoint(parser: Parser) -> None:
-    """Add the argument that names a trained encoder."""
+    """Add the arguments that name a trained encoder, and the file that builds it if it is the user's own."""
+    add_plugins(parser)
     parser.add_argument(
         "checkpoint",
         type=place,

@@ -313,6 +313,11 @@ def test_embed_and_export_find_the_encoder_of_a_plugin(sweep, tmp_path):
     shutil.copy(trial / "encoder.safetensors", tmp_path / "copy")
     process = here("raysweep", "export", tmp_path / "copy", "-o", "other.pt", cwd=tmp_path)
     assert "unknown architecture 'mlp'" in process.stderr
+    assert "--plugin gives others" in process.stderr
+    embed = ["embed", tmp_path / "copy", tmp_path / "images", "-o", "same.npz"]
+    process = here("raysweep", *embed, "--plugin", ROOT / "examples" / "my_encoder.py", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert np.array_equal(np.load(tmp_path / "same.npz")["features"], np.load(tmp_path / "features.npz")["features"])
 
 
 def test_preview_and_comparison_know_plugins(sweep, tmp_path):

@@ -130,7 +130,9 @@ def load_encoder(path: Path) -> SavedEncoder:
         raise InputError(f"{file}: is not a checkpoint of raysweep: it holds no encoder") from None
     known = tuple(parts.encoder)
     if architecture not in known and not parts.encoder.is_in_family(architecture):
-        raise InputError(f"{file}: unknown architecture {architecture!r}; valid: {', '.join(known)}")
+        raise InputError(
+            f"{file}: unknown architecture {architecture!r}; valid: {', '.join(known)}; --plugin gives others"
+        )
     sizes = {"image_size": image_size, "embedding_dim": embedding_dim}
     if (
         type(channels) is not int
