@@ -146,7 +146,7 @@ class BlockFit:
     """Whether the residuals differ from zero by more than rounding."""
 
     def difference_variance(self, first: int, second: int) -> float | None:
-        """The variance of the estimated difference of two points; None if it cannot be estimated."""
+        """Return the variance of a difference of two points; None if the difference cannot be estimated."""
         comparable = self.design.group[first] == self.design.group[second] >= 0
         return float(_of_differences(self.covariance, first, second)) if comparable and self.df else None
 
