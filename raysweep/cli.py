@@ -97,9 +97,8 @@ def sweep_command(parsed: argparse.Namespace) -> int:
 def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
     """Print what would run. For a resume, mark the trials that are not `known`."""
     text = space.to_yaml(sweep.to_dict())
-    if not all(
-        line.isprintable() for line in text.splitlines()
-    ):  # for example a character that reverses the direction of text
+    # For example, a character could reverse the direction of the text on a terminal.
+    if not all(line.isprintable() for line in text.splitlines()):
         text = space.to_yaml(sweep.to_dict(), ascii_only=True)
     print(text)
     print(f"# {sweep.total} trial{'s' if sweep.total > 1 else ''}:")
@@ -135,7 +134,7 @@ def show_outcome(outcome: api.Outcome, console: Console) -> int:
 
 
 def show_report(report: Report, directory: Path, console: Console) -> None:
-    """Print the table, the conclusions, and the paths of all other results."""
+    """Print the table, the conclusions, and the paths of the figures and of `summary.md`."""
     from raysweep.report.tables import summary_table
 
     if report.points:
@@ -273,11 +272,14 @@ COMMANDS = {
         "Write the weights of a trained encoder for other programs.",
     ),
 }
-"""For each command: its function, its arguments, its line in the overview, and its description."""
+"""For each command: its function, the function that adds its arguments, its line in the overview, its description."""
 
 
 def plugins_in(arguments: list[str]) -> tuple[plugins.Plugin, ...]:
-    """The plugins of a command, whose settings are flags of it: from --plugin, the search space, and --resume."""
+    """Return the plugins that a command uses: from --plugin, the search-space file, and the sweep of --resume.
+
+    Their settings become flags of the command.
+    """
     named: list[str] = []
     existing: list[Path] = []
     spaces: list[Path] = []
@@ -330,8 +332,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 SWEEP_STATUS = (
-    "Exit status: 0, all trials finished or were stopped early; 1, some trials failed; 2, the input is wrong; 130, the "
-    "sweep was interrupted (resume it with --resume)."
+    "Exit status: 0, all trials finished or were stopped early; 1, some trials failed or did not run; 2, the input is "
+    "wrong; 130, the sweep was interrupted (resume it with --resume)."
 )
 
 

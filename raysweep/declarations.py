@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """When a setting has an effect: in words, for messages and docs, and as a test on the settings.
+    """The condition under which a setting has an effect: in words, and as a test of the settings.
 
     Example:
         >>> Annotated[float, Condition("kappa > 0", lambda settings: settings.kappa > 0), "Width of the kernel."]
     """
 
     words: str
+    """The condition in words, for messages and docs."""
     holds: Callable[[Settings], bool]
+    """A function that returns whether the condition holds for some settings."""
 
     def __and__(self, other: Condition) -> Condition:
-        """The condition that both hold."""
+        """Return the condition that both conditions hold."""
         return Condition(f"{self.words} and {other.words}", lambda s: self.holds(s) and other.holds(s))
 
 
@@ -41,6 +43,7 @@ class Chooses:
     """
 
     kind: str
+    """The kind of the chosen part, such as `loss`."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,16 @@ class FeatureLayer:
 
 @dataclass(frozen=True)
 class Remark:
-    """Marks a parameter that differs from the others of its kind in how a sweep treats it."""
+    """Marks a parameter that a sweep treats differently from other parameters."""
 
     searchable: bool = True
-    """Whether it may be swept. False: it changes no score."""
+    """Whether it may be swept. Use False for a parameter that changes no score."""
     structured: bool = False
-    """Whether a list or a mapping is one value of the parameter."""
+    """Whether a list or a mapping is a single value of the parameter, not a grid."""
     may_be_unused: bool = False
     """Whether it may be given to a sweep in which no trial reads it."""
     protocol: bool = True
-    """For a parameter of a probe: whether scores that differ in it cannot be compared."""
+    """For a parameter of a probe: whether scores are comparable only if they agree in it."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,9 @@ class Parameter:
     """`Annotated[...]`, from which pydantic checks values."""
     default: Any
     text: str
+    """The description."""
     condition: Condition | None = None
-    """What must hold, besides that the part is in use, for the parameter to have an effect."""
+    """The condition under which the parameter has an effect if the part is in use; None means always."""
     chooses: str | None = None
     """The kind of the part that its value names."""
     is_layer: bool = False
@@ -85,7 +89,7 @@ class Parameter:
 
     @property
     def declaration(self) -> tuple[Any, Any, str]:
-        """What two parts must agree on that declare a parameter of the same name."""
+        """The properties in which two parts must agree if both declare a parameter of this name."""
         return self.annotation, self.default, self.text
 
 
@@ -98,20 +102,27 @@ class Metric:
     """
 
     text: str
+    """The description."""
     better: Literal["max", "min"] | None = None
-    """Whether more or less is better; None: neither."""
+    """Whether a greater or a smaller value is better; None if neither is."""
     lowest: float = 0.0
+    """The least possible value."""
     highest: float = float("inf")
+    """The greatest possible value."""
     uses_test: bool = False
     """Whether it is computed from the test split, so that nothing may be chosen by it."""
     is_diagnosis: bool = False
     """Whether it only describes how a trial went, so that nothing may be chosen by it."""
     is_reported: Callable[[Settings], bool] | None = None
-    """Whether a trial with these settings, in which the part is in use, reports it; None: always."""
+    """A function that returns whether a trial that uses the part reports the metric; None means always."""
 
 
 def parameters_of(function: Callable[..., Any], kind: str) -> dict[str, Parameter]:
-    """The parameters that a part declares: its keyword-only arguments."""
+    """Return the parameters that a part declares: the keyword-only arguments of its function.
+
+    Raises:
+        InputError: A parameter has no type, description or default.
+    """
     target = function.__init__ if inspect.isclass(function) else function
     namespace = vars(sys.modules[function.__module__])
     parameters = {}
@@ -120,7 +131,7 @@ def parameters_of(function: Callable[..., Any], kind: str) -> dict[str, Paramete
             continue
         where = f"{kind} {function.__name__}: {name}"
         annotation = given.annotation
-        if isinstance(annotation, str):  # postponed; the other annotations may name types that are not imported
+        if isinstance(annotation, str):  # others may name types that are not imported
             annotation = eval(annotation, dict(namespace))
         if get_origin(annotation) is not Annotated:
             raise InputError(

@@ -68,7 +68,7 @@ def run(
     Args:
         space: A search-space file, the name of a shipped one, the content of one as a dict, or a checked sweep.
         set: Settings by name that replace those of the search space, as `--set` does; a list becomes a grid.
-        output: The directory in which the results directory is made, or the URI of one in a bucket.
+        output: The directory in which the results directory is created, or a URI in a bucket.
         name: The name of the results directory, which must not exist; None takes the name of the search space, with a
             suffix if it exists.
         local: Run the trials one after the other in this process, without Ray.
@@ -116,16 +116,16 @@ def resume(
     parts: Sequence[Callable[..., Any]] = (),
     progress: Shown = "auto",
 ) -> Results:
-    """Resume an existing sweep: run the trials that have not finished, and those of new points.
+    """Resume an existing sweep: run the trials that have not finished, and the trials of new points.
 
     Args:
-        place: Its results directory, or the URI of one in a bucket.
+        place: The results directory of the sweep, or its URI in a bucket.
         space: A search space whose points are added; None adds none.
         set: Settings that change the search space; see `run`.
         local: See `run`.
         address: See `run`.
         plugins: Files or modules with further parts. The results directory already holds the sweep's own.
-        parts: The parts that `run` got by value, again, if another process started the sweep.
+        parts: The parts that were passed to `run`. They are needed again if another process started the sweep.
         progress: See `run`.
 
     Returns:
@@ -157,10 +157,10 @@ def open(place: str | Path | Sequence[str | Path]) -> Results:
     """Open a finished or running sweep, or several sweeps to compare them. Nothing is written.
 
     Args:
-        place: A results directory, the URI of one in a bucket (`s3://…`), or a list of these.
+        place: A results directory, its URI in a bucket (`s3://…`), or a list of these.
 
     Returns:
-        The results. Of a running sweep, they are always those at the time when they are read.
+        The results. They are read anew at every call, so those of a running sweep grow.
 
     Raises:
         RaysweepError: No sweep is at a place, or several sweeps were not evaluated alike.
@@ -188,11 +188,11 @@ def evaluate(*args: Any, **keywords: Any) -> NoReturn:
     Example:
         >>> raysweep.evaluate("runs/alpha")  # raises RaysweepError
     """
-    raise NotAvailable("raysweep.evaluate: is not available yet; set probe_dataset and the like in the sweep itself")
+    raise NotAvailable("raysweep.evaluate: is not available yet; set evaluation settings in the sweep itself")
 
 
 def source_of(space: Space) -> preparation.Space:
-    """The search space as the API takes it; raises InputError if it is of another type."""
+    """Return the search space in the form that the API takes; raise InputError if it has another type."""
     if isinstance(space, Sweep):
         return space
     if isinstance(space, Mapping):
@@ -204,21 +204,21 @@ def source_of(space: Space) -> preparation.Space:
 
 
 def overrides_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The overrides as the API takes them; raises InputError if they are no mapping."""
+    """Return the overrides in the form that the API takes; raise InputError if they are not a mapping."""
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"set: give a dict such as {{'alpha': [0.1, 1]}}, not {type(given).__name__}")
     return dict(plain(given or {}))
 
 
 def checked_place(place: object) -> str:
-    """The place of a sweep as text; raises InputError if it is of another type."""
+    """Return the place of a sweep as text; raise InputError if it has another type."""
     if not isinstance(place, (str, Path)):
         raise InputError(f"place: give a results directory or a URI, not {type(place).__name__}")
     return str(place)
 
 
 def place_of_run(local: bool, address: str | None, parts: Sequence[Callable[..., Any]]) -> api.Where:
-    """How and where a sweep runs."""
+    """Return where a sweep runs, and the command that resumes it."""
     if local and address is not None:
         raise InputError(f"local=True runs without Ray and takes no address {address!r}")
 
@@ -230,7 +230,7 @@ def place_of_run(local: bool, address: str | None, parts: Sequence[Callable[...,
 
 
 def progress_of(shown: Shown) -> Progress:
-    """The object that is told how a sweep proceeds."""
+    """Return the object that shows the progress of a sweep."""
     if shown not in (True, False, "auto"):
         raise InputError(f"progress: give True, False or 'auto', not {shown!r}")
     from raysweep.backends.notebook import NotebookProgress, in_notebook
@@ -260,7 +260,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def lasting_process(local: bool) -> Iterator[None]:
-    """Run a sweep in a process that continues afterwards, and turn faults of the system into RaysweepErrors."""
+    """Run a sweep in a process that continues afterwards, and turn OSErrors about files into RaysweepErrors."""
     with system_faults():
         ensure_home()
         if local:
@@ -274,7 +274,7 @@ def lasting_process(local: bool) -> Iterator[None]:
 
 @contextmanager
 def system_faults() -> Iterator[None]:
-    """Turn a fault of a place that the user named, or of a full disk, into an InputError."""
+    """Turn an OSError about a file, for example because the disk is full, into an InputError."""
     try:
         yield
     except OSError as fault:
@@ -284,9 +284,9 @@ def system_faults() -> Iterator[None]:
 
 
 def results_of(sweep: Callable[[], api.Outcome]) -> Results:
-    """Run a sweep and return its results; after an interrupt, warn and return the results so far.
+    """Run a sweep and return its results. After an interrupt, warn and return the results so far.
 
-    A signal that would have ended the process still does.
+    SIGTERM or SIGHUP ends the process after the trials have saved, as it would without a sweep.
     """
     try:
         return Results([sweep().store.place])

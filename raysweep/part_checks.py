@@ -30,9 +30,9 @@ from raysweep.training.state import state_of
 BATCH = 8
 """Number of images in the small batch."""
 PROBED, LEAST = 256, 4
-"""Number of images of a split that a probe is checked with, and the least number of each class among them."""
+"""Number of images of each split with which a probe is checked, and the least number of images of a class."""
 ZERO = 1e-3
-"""Largest loss on equal views that counts as zero: the root of a rest in single precision is about 2e-4."""
+"""Largest loss on equal views that counts as zero: the square root of a rounding error in fp32 is about 2e-4."""
 
 
 def check_parts(sweep: Sweep, datasets: Datasets) -> None:
@@ -54,14 +54,14 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
 
 
 def check_policies(policies: Iterable[Part], settings: Settings, dataset: Dataset) -> None:
-    """Check policies of plugins for a picture of their views; see `check_parts`."""
+    """Check policies of plugins before a picture of their views is drawn; see `check_parts`."""
     for part in policies:
         with explained(part):
             check_policy(part, settings, TrialData(dataset.pretrain_images, dataset))
 
 
 def check_encoder(part: Part, settings: Settings, data: TrialData) -> None:
-    """Check that an encoder is a module that gives features (B, D), and has what it declares."""
+    """Check that an encoder is a module that returns features (B, D), and has the declared layers and blocks."""
     channels, size = data.pretrain.shape[1:3]
     sizes = (channels, size, *([settings.embedding_dim] if part.traits["takes_dim"] else []))
     with seeded(settings.seed, "encoder"):
@@ -84,7 +84,7 @@ def check_encoder(part: Part, settings: Settings, data: TrialData) -> None:
 
 
 def check_head(part: Part, settings: Settings, data: TrialData) -> None:
-    """Check that a head is a module that gives embeddings (B, embedding_dim)."""
+    """Check that a head is a module that returns embeddings (B, embedding_dim)."""
     encoder = build_encoder(settings, *data.pretrain.shape[1:3])
     need_module(encoder.head)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def check_head(part: Part, settings: Settings, data: TrialData) -> None:
 
 
 def check_policy(part: Part, settings: Settings, data: TrialData) -> None:
-    """Check that a policy gives views in [0, 1] of the shape of the images, and the images at strength 0."""
+    """Check that a policy returns views in [0, 1] with the shape of the images, and the images at strength 0."""
     images = batch_of(data)
     whole = all_views(1, len(images))
     views = part.function(images, settings.strength, generator(0, "check"), whole, **part.arguments(settings))
@@ -119,8 +119,8 @@ def check_rows(part: Part, settings: Settings, data: TrialData) -> None:
     some = part.function(images[index], settings.strength, generator(0, "check"), rows, **arguments)
     if not torch.allclose(views[index], some, atol=1e-5):
         raise InputError(
-            "draws other numbers for a part of a batch, as a trial in several processes has it; draw for `part.batch` "
-            "images and select the rows `part.index`"
+            "draws other numbers for a part of a batch, which a trial in several processes needs to be equal; draw for "
+            "`part.batch` images and select the rows `part.index`"
         )
 
 
@@ -138,7 +138,7 @@ def check_loss(part: Part, settings: Settings, data: TrialData) -> None:
 
 
 def check_method(part: Part, settings: Settings, data: TrialData) -> None:
-    """Check that a method is a module that gives `Losses`, with metrics that it declares, and embeddings (B, D)."""
+    """Check that a method is a module that returns `Losses`, with metrics that it declares, and embeddings (B, D)."""
     encoder = build_encoder(settings, *data.pretrain.shape[1:3])
     state = state_of(settings, encoder, torch.device("cpu"), data.classes)
     module = state.method
@@ -153,11 +153,11 @@ def check_method(part: Part, settings: Settings, data: TrialData) -> None:
         module.shard = None
         losses = module(clean.repeat(settings.views, 1, 1, 1), clean, *targets)
         if not isinstance(losses, Losses):
-            raise InputError(f"a call gives {type(losses).__name__}; it must give raysweep.Losses")
+            raise InputError(f"a call returns {type(losses).__name__}; it must return raysweep.Losses")
         need_loss("total", losses.total)
         for name in losses.parts:
             if f"pretrain/{name}" not in metrics_by_name():
-                raise InputError(f"gives the part {name!r}, but declares no metric pretrain/{name}")
+                raise InputError(f"returns the part {name!r}, but declares no metric pretrain/{name}")
     if hasattr(module, "after_step"):
         module.after_step(0.5)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def check_optimizer(part: Part, settings: Settings, data: TrialData) -> None:
     weight = nn.Parameter(torch.ones(2, 2))
     optimizer = part.function([weight], settings.usl_lr, **part.arguments(settings))
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InputError(f"gives {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
+        raise InputError(f"returns {type(optimizer).__name__}; it must return a torch.optim.Optimizer")
     weight.square().sum().backward()
     optimizer.step()
     saved = BytesIO()
@@ -179,13 +179,13 @@ def check_optimizer(part: Part, settings: Settings, data: TrialData) -> None:
 
 
 def check_schedule(part: Part, settings: Settings, data: TrialData) -> None:
-    """Check that a schedule gives a factor of at least 0 in its first and its last step."""
+    """Check that a schedule returns a factor of at least 0 in its first and its last step."""
     steps = max(1, len(data.pretrain) // settings.batch_size)
     total = steps * max(1, settings.usl_epochs)
     for step in (0, total - 1):
         factor = part.function(step, total, steps, **part.arguments(settings))
         if not isinstance(factor, float | int) or not 0 <= factor < float("inf"):
-            raise InputError(f"gives {factor!r} for step {step} of {total}; it must give a number of at least 0")
+            raise InputError(f"returns {factor!r} for step {step} of {total}; it must return a number of at least 0")
 
 
 def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
@@ -201,10 +201,10 @@ def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
         needed = ("progress", "step", "run", "state_dict", "load_state_dict")
         missing = [name for name in needed if not hasattr(result, name)]
         if missing:
-            raise InputError(f"gives {type(result).__name__}, which has no {missing[0]!r}; it must be a TrainedProbe")
+            raise InputError(f"returns {type(result).__name__}, which has no {missing[0]!r}; it must be a TrainedProbe")
         pairs = list(next(iter(result.run())).items())
     elif not isinstance(result, Iterator):
-        raise InputError(f"gives {type(result).__name__}; it must yield pairs of a metric's name and its value")
+        raise InputError(f"returns {type(result).__name__}; it must yield pairs of a metric's name and its value")
     else:
         pairs = list(result)
     for pair in pairs:
@@ -215,7 +215,7 @@ def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
 
 
 def check_dataset(part: Part, settings: Settings, data: TrialData) -> None:
-    """A dataset is checked where it is loaded."""
+    """Check nothing, because a dataset is checked when it is loaded."""
 
 
 CHECKS: Mapping[str, Callable[[Part, Settings, TrialData], None]] = {
@@ -237,7 +237,7 @@ def batch_of(data: TrialData) -> Tensor:
 
 
 def few(dataset: Dataset) -> Dataset:
-    """Return a dataset with a few images of each class in each split, `PROBED` in all if there are enough."""
+    """Return a dataset with about `PROBED` images in each split, but `LEAST` or more of each class if possible."""
     changes: dict[str, Any] = {}
     each = max(LEAST, PROBED // max(1, len(dataset.classes)))
     for split in ("train", "test", "val"):
@@ -251,7 +251,7 @@ def few(dataset: Dataset) -> Dataset:
 def need_module(network: object) -> None:
     """Raise InputError unless `network` is a module."""
     if not isinstance(network, nn.Module):
-        raise InputError(f"gives {type(network).__name__}; it must give a torch.nn.Module")
+        raise InputError(f"returns {type(network).__name__}; it must return a torch.nn.Module")
 
 
 def need_shape(what: str, tensor: object, shape: tuple[int | None, ...]) -> None:

@@ -31,7 +31,7 @@ from raysweep.system.files import read_text
 from raysweep.system.places import expanded
 
 LONGEST = 2**20
-"""Most characters of a plugin."""
+"""The largest number of characters in a plugin."""
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 FILE = re.compile(r"\w[\w. -]*\.py")
 POSITIONAL: Mapping[str, tuple[str, ...]] = {
@@ -47,7 +47,7 @@ POSITIONAL: Mapping[str, tuple[str, ...]] = {
 }
 """The positional arguments that a part of each kind is called with."""
 TRAIT_ARGUMENTS = {"takes_dim": "embedding_dim", "reads_labels": "classes"}
-"""The positional argument that follows them if a part has the trait."""
+"""The positional argument after those in `POSITIONAL` if a part has the trait."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Plugin:
 
 
 _active: list[tuple[Plugin, list[Part]]] = []
-"""The plugins whose parts are in the tables, with these parts."""
+"""The plugins whose parts are in the tables, each with its parts."""
 
 
 def active() -> tuple[Plugin, ...]:
@@ -85,7 +85,7 @@ def active() -> tuple[Plugin, ...]:
 
 
 def activate(plugins: Iterable[Plugin]) -> None:
-    """Make the tables of parts hold the built-in parts and those of these plugins, and no others.
+    """Make the tables hold the built-in parts and the parts of these plugins, and no other parts.
 
     Raises:
         InputError: A plugin is faulty; the message names its file and the line.
@@ -108,7 +108,7 @@ def given(plugins: Sequence[str | Path], values: Sequence[Callable[..., Any]] = 
         values: Functions or classes that a decorator of `raysweep` declared as parts.
 
     Raises:
-        InputError: A plugin cannot be read, or a value is no part.
+        InputError: A plugin cannot be read, or a value is not a part.
     """
     if not isinstance(values, Sequence):
         raise InputError(f"parts: a list of decorated functions or classes expected, not {type(values).__name__}")
@@ -193,6 +193,7 @@ def find(entries: Iterable[object], folder: Path, where: str) -> tuple[Plugin, .
 
 
 def _find_one(entry: object, folder: Path, where: str) -> Plugin:
+    """Read the plugin that one entry of the list names; see `find`."""
     if isinstance(entry, Mapping):
         values = [entry.get(key) for key in ("file", "sha256", "from")]
         if len(entry) != 3 or not all(isinstance(value, str) for value in values):
@@ -234,11 +235,11 @@ def read_source(path: Path, where: str) -> str:
 
 
 def by_value(function: Callable[..., Any]) -> Plugin:
-    """Return a part that a program passes by value; raises InputError if no decorator declared it."""
+    """Return the plugin of a part that a program passes by value; raise InputError if no decorator declared it."""
     part = next((part for part in reversed(parts.declared) if part.function is function), None)
     if part is None:
         name = getattr(function, "__name__", repr(function))
-        raise InputError(f"parts: {name}: is no part; decorate it, for example with @raysweep.loss")
+        raise InputError(f"parts: {name}: is not a part; decorate it, for example with @raysweep.loss")
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):  # typed at a prompt, for example
@@ -260,7 +261,7 @@ def codes_of(function: Any) -> list[CodeType]:
 
 
 def _load(plugin: Plugin) -> list[Part]:
-    """Run a plugin and take its parts into the tables. If it is faulty, nothing is left of it."""
+    """Run a plugin and add its parts to the tables. If it is faulty, none of its parts stay there."""
     for table in parts.TABLES.values():
         len(table)  # the built-in parts come first
     new = [plugin.part] if plugin.part is not None else _run(plugin)
@@ -270,9 +271,9 @@ def _load(plugin: Plugin) -> list[Part]:
     for part in new:
         try:
             check_declaration(part)
-            own = replace(part, plugin=plugin.digest)
-            parts.TABLES[part.kind].add(own)
-            taken.append(own)
+            recorded = replace(part, plugin=plugin.digest)
+            parts.TABLES[part.kind].add(recorded)
+            taken.append(recorded)
         except Exception as fault:
             _take_out(taken)
             problem = str(fault) if isinstance(fault, InputError) else f"{part.kind} {part.name}: {describe(fault)}"
@@ -286,7 +287,7 @@ def _run(plugin: Plugin) -> list[Part]:
     if "/" in plugin.origin:
         module.__file__ = plugin.origin
     else:
-        module.__package__ = plugin.origin.rpartition(".")[0]  # so that it may import its neighbours
+        module.__package__ = plugin.origin.rpartition(".")[0]  # so that it may import other modules of its package
     file = place(plugin)
     sys.modules[module.__name__] = module  # the decorators look up the names in annotations there
     linecache.cache[file] = (len(plugin.text), None, plugin.text.splitlines(keepends=True), file)  # for tracebacks
@@ -304,12 +305,13 @@ def _run(plugin: Plugin) -> list[Part]:
 
 
 def _take_out(taken: Iterable[Part]) -> None:
+    """Remove parts from the tables."""
     for part in taken:
         parts.TABLES[part.kind].remove(part)
 
 
 def check_declaration(part: Part) -> None:
-    """Raise InputError if a part is not called as its kind is, or declares a metric differently from another part."""
+    """Raise InputError if a part has wrong arguments for its kind, or another part declares its metric differently."""
     what = f"{part.kind} {part.name}"
     expected = POSITIONAL[part.kind] + tuple(name for trait, name in TRAIT_ARGUMENTS.items() if part.traits.get(trait))
     signature = list(inspect.signature(part.function).parameters.values())
@@ -331,7 +333,7 @@ def check_declaration(part: Part) -> None:
 
 
 def line_of(part: Part) -> int | None:
-    """Return the line at which a part is defined; None if it cannot be told."""
+    """Return the line at which a part is defined; None if it is unknown."""
     codes = codes_of(part.function)
     return min(code.co_firstlineno for code in codes) if codes else None
 
@@ -344,7 +346,7 @@ def place(plugin: Plugin, line: int | None = None) -> str:
 
 def place_of(part: Part) -> str:
     """Return the file and the line of a plugin's part, with its kind and name, for messages."""
-    plugin = next(plugin for plugin, own in _active if part in own)
+    plugin = next(plugin for plugin, parts_of_plugin in _active if part in parts_of_plugin)
     name = f"{part.kind} {part.name}"
     return name if plugin.part is not None else f"{place(plugin, line_of(part))}: {name}"
 
@@ -364,7 +366,7 @@ def explained(part: Part) -> Iterator[None]:
 
 def line_within(fault: BaseException, part: Part) -> int | None:
     """Return the line in the file of a plugin's part that an exception passed last; None if it passed none."""
-    plugin = next(plugin for plugin, own in _active if part in own)
+    plugin = next(plugin for plugin, parts_of_plugin in _active if part in parts_of_plugin)
     return None if plugin.part is not None else last_line(fault, place(plugin))
 
 

@@ -105,7 +105,7 @@ class Results:
         return curve_frame(rows, len(self.places) > 1)
 
     def summary(self) -> pandas.DataFrame:
-        """Return one row per point: the number of seeds, and mean, std and 95 % interval of each metric over them.
+        """Return one row per point: the number of seeds, and mean, std and 95 % interval of each metric over the seeds.
 
         The differences from the controls are paired by seed. Their adjusted intervals hold for all points together.
         `docs/search-space.md` describes the controls.
@@ -118,7 +118,7 @@ class Results:
         return point_frame(self._report())
 
     def conclusions(self) -> list[str]:
-        """Return what can be concluded, in sentences, with the reasons for doubt where there are any.
+        """Return the conclusions as sentences, followed by the reasons to doubt some scores.
 
         Example:
             >>> for sentence in results.conclusions():
@@ -214,7 +214,7 @@ class Results:
         return read(*opened[0]) if len(opened) == 1 else read_several(opened)
 
     def _sweeps(self) -> list[tuple[str, Store, Sweep]]:
-        """The sweeps, each with its name if there are several."""
+        """Return the sweeps, each with its name, which is empty if there is only one sweep."""
         from raysweep.report.contents import labels
 
         opened = open_sweeps(self.places)
@@ -222,7 +222,7 @@ class Results:
         return [(name, store, sweep) for name, (store, sweep) in zip(names, opened, strict=True)]
 
     def _trials(self) -> dict[str, tuple[Store, Trial]]:
-        """All trials by the names that `trials` lists."""
+        """Return all trials by the names that `trials` lists."""
         return {
             f"{name}/{trial.name}" if name else trial.name: (store, trial)
             for name, store, sweep in self._sweeps()
@@ -230,7 +230,7 @@ class Results:
         }
 
     def _curves(self, metric: str) -> list[tuple[tuple[str, Trial], dict[int, float]]]:
-        """The metric by step for each trial with the name of its sweep; raises InputError if no trial has it."""
+        """Return the metric by step, for each trial and the name of its sweep; raise InputError if no trial has it."""
         from raysweep.results.events import read_scalar
 
         curves: list[tuple[tuple[str, Trial], dict[int, float]]] = []

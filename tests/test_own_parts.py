@@ -125,7 +125,7 @@ FAULTS = {
     "no list of plugins": ({"plugins": "mine.py"}, "a list of files or modules expected"),
     "no list of parts": ({"parts": pressing}, "parts: a list of decorated functions or classes expected, not function"),
     "taken by value": ({"parts": [mse]}, "loss mse: there is one of that name already"),
-    "no part": ({"parts": [len]}, "parts: len: is no part; decorate it"),
+    "no part": ({"parts": [len]}, "parts: len: is not a part; decorate it"),
     "timm": ({"set": {"encoder": "timm/nonsense"}}, "timm/nonsense"),
 }
 

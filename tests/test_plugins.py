@@ -186,7 +186,7 @@ WRONG = {
     "no module": (
         "@raysweep.encoder\ndef bad(channels, image_size):\n    return 3",
         {"encoder": "bad"},
-        "line 4: encoder bad: gives int; it must give a torch.nn.Module",
+        "line 4: encoder bad: returns int; it must return a torch.nn.Module",
     ),
     "raises": (
         "@raysweep.encoder\ndef bad(channels, image_size):\n    return nn.Linear(0.5, 'x')",
@@ -249,12 +249,12 @@ WRONG = {
         "    def forward(self, views, clean):\n        return self.encoder(views).mean()\n"
         "@raysweep.method\ndef bad(encoder):\n    return M(encoder)",
         {"usl_type": "bad"},
-        "line 12: method bad: a call gives Tensor; it must give raysweep.Losses",
+        "line 12: method bad: a call returns Tensor; it must return raysweep.Losses",
     ),
     "dataset": (
         "@raysweep.dataset(size=8)\ndef bad(request):\n    return [1, 2]",
         {"dataset": "bad"},
-        "line 4: dataset bad: gives list; it must give a raysweep.Dataset",
+        "line 4: dataset bad: returns list; it must return a raysweep.Dataset",
     ),
     "dataset of another size": (
         "import numpy as np\n@raysweep.dataset(size=9)\ndef bad(request):\n"
@@ -368,7 +368,7 @@ def test_a_part_is_passed_by_value_and_needed_again(tmp_path, monkeypatch):
     def plain(z1, z2):
         return z1
 
-    with pytest.raises(InputError, match="parts: plain: is no part; decorate it"):
+    with pytest.raises(InputError, match="parts: plain: is not a part; decorate it"):
         api.plan(content, {}, parts=[plain])
     plugins.activate(())
 

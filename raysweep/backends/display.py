@@ -58,7 +58,7 @@ class ProgressDisplay:
 
     def __init__(self, sweep: Sweep, kept: list[Result], console: Console) -> None:
         self.tally, self.console, self.redraws = Tally(sweep, kept), console, redraws(console)
-        self.said = time.monotonic()
+        self.last_output = time.monotonic()
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> ProgressDisplay:
@@ -79,7 +79,7 @@ class ProgressDisplay:
     def progress(self, trial: Trial, share: float) -> None:
         """The fraction `share` of the trial is done, in [0, 1]."""
         self.tally.running[trial.name] = share
-        if not self.redraws and time.monotonic() - self.said >= SILENCE:
+        if not self.redraws and time.monotonic() - self.last_output >= SILENCE:
             self.note(self.tally.words())
 
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:
@@ -105,7 +105,7 @@ class ProgressDisplay:
 
     def note(self, text: str) -> None:
         """Show one line that stays."""
-        self.said = time.monotonic()
+        self.last_output = time.monotonic()
         self.console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _render(self) -> Group:

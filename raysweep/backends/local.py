@@ -1,4 +1,4 @@
-"""Running of a sweep in this process, trial by trial, without Ray: for debugging, and for machines without Ray."""
+"""Running a sweep in this process, trial by trial, without Ray: for debugging, and for machines without Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raysweep.trial_progress import Progress
 
 
 def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
-    """Return the plan in words. Nothing needs to be prepared."""
+    """Return the plan in words. Nothing needs to be prepared; see `raysweep.backends.sweep_run`."""
     return "one at a time in this process"
 
 
@@ -31,7 +31,7 @@ def run(sweep_run: SweepRun) -> Sweep:
 
 
 def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
-    """Run one trial; returns whether the next one may run."""
+    """Run one trial. Return whether the next one may run."""
     sweep, store, progress = sweep_run.sweep, sweep_run.store, sweep_run.progress
     progress.begin(trial)
     try:

@@ -18,11 +18,11 @@ from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
 
 EVERY_SECONDS = 0.5
-"""Least number of seconds between two updates. Each is a message to the browser, and is stored in the notebook."""
+"""Least number of seconds between two updates, because each is a message to the browser."""
 SHOWN = 8
 """Running trials that are listed by name."""
 KEPT_LINES = 20
-"""Remarks that stay visible. Of more remarks, the newest stay."""
+"""The newest remarks, up to this many, stay visible."""
 
 
 def in_notebook() -> bool:
@@ -33,7 +33,7 @@ def in_notebook() -> bool:
 
 
 class NotebookProgress:
-    """A `Progress` in a notebook. All that it is told appears in one display."""
+    """A `Progress` in a notebook. Everything except warnings appears in one display."""
 
     def __init__(self) -> None:
         self.plan: list[str] = []
@@ -79,7 +79,7 @@ class NotebookTrials:
     Args:
         sweep: The sweep.
         kept: Results of earlier runs, which count as done.
-        show: A function that shows lines in place of those before.
+        show: A function that shows lines in place of the previous lines.
     """
 
     def __init__(self, sweep: Sweep, kept: list[Result], show: Callable[[list[str]], None]) -> None:

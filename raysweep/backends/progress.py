@@ -1,7 +1,7 @@
 """The interface through which a sweep shows its progress: a live display, plain lines, or nothing.
 
-The caller of a sweep passes a `Progress`. It is told what happens in the sweep, in order, and a `TrialProgress` is told
-what happens to each trial.
+The caller of a sweep passes a `Progress`. Its methods are called when something happens in the sweep, and the methods
+of a `TrialProgress` when something happens to a trial.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raysweep.space import Sweep, Trial
 
 
 class TrialProgress(Protocol):
-    """An object that is told what happens to each trial of a sweep."""
+    """Shows the progress of the trials of a sweep. Each method is called when its event has happened."""
 
     def begin(self, trial: Trial) -> None:
         """A worker has started the trial."""
@@ -37,19 +37,19 @@ class TrialProgress(Protocol):
 
 
 class Progress(Protocol):
-    """An object that is told how a sweep proceeds."""
+    """Shows the progress of a sweep to the user."""
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
-        """Something that takes a while happens inside the context."""
+        """Show `text` inside the context, in which something takes a while."""
 
     def tell(self, text: str) -> None:
-        """One line for the user, such as the plan of the sweep."""
+        """Show one line to the user, such as the plan of the sweep."""
 
     def warn(self, text: str) -> None:
-        """One line that warns the user."""
+        """Show one line that warns the user."""
 
     def trials(self, sweep: Sweep, kept: list[Result]) -> AbstractContextManager[TrialProgress]:
-        """The trials of the sweep run inside the context; those in `kept` count as done."""
+        """Return a context in which the trials of the sweep run. Trials with a result in `kept` count as done."""
 
 
 class SilentTrials:

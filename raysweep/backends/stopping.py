@@ -1,4 +1,4 @@
-"""Ending a sweep early so that nothing is lost: by signal, or because its time is up.
+"""Ending a sweep early without losing work, because of a signal or of the time budget.
 
 The process that drives a sweep sets a flag in the results directory. Every running trial checks the flag between two
 steps, saves a checkpoint and stops. The flag is a file, because trials may run in other processes and on other nodes.
@@ -80,7 +80,7 @@ class StopFlag:
 
 
 class Stopping:
-    """Whether and why a sweep must end early.
+    """Tells whether and why a sweep must end early, and handles the signals that end it.
 
     Args:
         results: The results directory in which the trials check the flag.
@@ -93,7 +93,7 @@ class Stopping:
         self, results: Store, seconds: float | None = None, resume: str = "--resume", owns_process: bool = True
     ) -> None:
         self.token = uuid.uuid4().hex
-        self.mark = StopFlag(results, self.token)
+        self.flag = StopFlag(results, self.token)
         self.results, self.looked = results, time.monotonic()
         self.deadline = time.monotonic() + seconds if seconds is not None else None
         self.resume, self.owns_process = resume, owns_process
@@ -122,13 +122,13 @@ class Stopping:
 
     def _set(self) -> None:
         try:
-            self.mark.set()
+            self.flag.set()
             self.told.set()
         except OSError as fault:
             print(printable(f"warning: trials cannot be told to stop: {describe_error(fault)}"), file=sys.stderr)
 
     def asked(self) -> bool:
-        """Return whether the sweep must end, which is also so once its results directory is gone.
+        """Return whether the sweep must end, also because its results directory is gone.
 
         The main thread calls this again and again while it runs trials.
         """
@@ -148,7 +148,7 @@ class Stopping:
         return self.since is not None and time.monotonic() - self.since > GRACE_SECONDS
 
     def _is_same_signal(self) -> bool:
-        """Return whether a SIGTERM or SIGHUP only repeats an earlier one that arrived by another way.
+        """Return whether a SIGTERM or SIGHUP repeats an earlier one, because another process passed it on as well.
 
         The time counts from the moment when the main thread resumed its work. Python delivers a signal only then, so a
         second signal that arrived at once may be seen seconds later, after a long call into a library.
@@ -182,13 +182,13 @@ class Stopping:
     def running(self) -> Iterator[None]:
         """Handle signals while trials run: the first SIGINT (Ctrl-C), SIGTERM or SIGHUP stops the trials.
 
-        The second one raises KeyboardInterrupt. A SIGTERM that arrives twice, by two ways, counts once. The scheduler
+        The second one raises KeyboardInterrupt. A SIGTERM that arrives from two processes counts once. The scheduler
         of a cluster sends SIGTERM before it takes a machine away, and a closed terminal sends SIGHUP. A SIGHUP that
         `nohup` ignores stays ignored.
 
         In another thread than the main one, where Python allows no signal handlers, signals are handled as before.
         """
-        self.mark.place()
+        self.flag.place()
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
         if threading.current_thread() is not threading.main_thread():
             numbers = []
@@ -204,23 +204,23 @@ class Stopping:
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
-                self.mark.remove(was_set=self.since is not None)
+                self.flag.remove(was_set=self.since is not None)
 
 
 def leave_at_once(resume: str) -> None:
-    """End this process at once: the trials have saved what they could, and whatever still hangs is not needed."""
+    """End this process at once, because the trials had time to save and the process still hangs."""
     end_process(INTERRUPTED, f"interrupted before all trials could save a checkpoint; resume with: {resume}")
 
 
-def watch(mark: StopFlag) -> Callable[[], bool]:
+def watch(flag: StopFlag) -> Callable[[], bool]:
     """Return a function that checks the flag for a trial. It is cheap enough to be called between any two steps."""
-    every = LOOK_SECONDS if mark.bucket is None else LOOK_SECONDS_BUCKET
+    every = LOOK_SECONDS if flag.bucket is None else LOOK_SECONDS_BUCKET
     looked, is_set = time.monotonic() - every, False
 
     def stop() -> bool:
         nonlocal looked, is_set
         if not is_set and time.monotonic() - looked >= every:
-            is_set, looked = mark.is_set(), time.monotonic()
+            is_set, looked = flag.is_set(), time.monotonic()
         return is_set
 
     return stop

@@ -1,8 +1,8 @@
 """The data that a backend needs to run the trials of a sweep. Every backend has the same two functions.
 
-`prepare(sweep, store, address)` connects to whatever runs the trials, checks that it can hold them, and returns the
-plan in words. `run(sweep_run)` runs the pending trials, each of which writes its result into its directory. It returns
-the sweep, which includes the points that a searcher has proposed in the meantime.
+`prepare(sweep, store, address)` connects to Ray if the backend needs it, checks that the trials can run, and returns
+the plan in words. `run(sweep_run)` runs the pending trials, each of which writes its result into its directory. It
+returns the sweep, which includes the points that a searcher has proposed in the meantime.
 """
 
 from __future__ import annotations
@@ -29,6 +29,6 @@ class SweepRun:
     store: Store
     datasets: Datasets
     progress: TrialProgress
-    """An object that is told what happens to each trial."""
+    """The display of the progress of trials."""
     stopping: Stopping
     """Tells when the sweep must end early."""

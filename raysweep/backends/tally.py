@@ -1,4 +1,4 @@
-"""How far a sweep is: counts, the time left, and the best point so far. Every display of progress shows these."""
+"""The state of a running sweep: counts, the time left, and the best point so far. All displays of progress use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raysweep.space import Sweep, Trial
 
 
 class Tally:
-    """How far the trials of a sweep are.
+    """The state of the trials of a sweep.
 
     Args:
         sweep: The sweep.
@@ -22,7 +22,7 @@ class Tally:
         self.sweep = sweep
         self.metric = sweep.metric  # stored, because the property looks at all trials
         self.weights = {trial.name: weight(trial) for trial in sweep.trials}
-        self.usual = fmean(weight(trial) for trial in sweep.examples)  # weight of a trial that is not proposed yet
+        self.usual = fmean(weight(trial) for trial in sweep.examples)  # weight of a trial not yet proposed
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
         # Stored, because adding it up at the end of every trial took 5 ms each time for 10,000 trials.
         self.whole = sum(self.weights.values())
@@ -79,7 +79,7 @@ class Tally:
             self.protocols.add(result.fingerprint)
 
     def best(self) -> str | None:
-        """Return the best point so far, of those whose planned seeds have all finished; None if protocols differ."""
+        """Return the best point so far whose planned seeds have all finished; None if protocols differ."""
         if not self.means or len(self.protocols) > 1:
             return None
         choose = max if self.sweep.mode == "max" else min
@@ -89,7 +89,7 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """The number of trials at the end, as far as it is known."""
+        """The expected number of trials at the end."""
         return max(self.sweep.total, len(self.weights))
 
     def rest(self) -> float:
@@ -106,10 +106,10 @@ class Tally:
         return f"{len(self.running)} running, {waiting} waiting, ETA {self._eta()}"
 
     def _eta(self) -> str:
-        """Return the time left, if the rest runs as fast as this run did so far, weighing trials by their epochs."""
+        """Return the time left if the other trials run as fast as those of this run, weighted by their epochs."""
         done = self.done - self.kept + self.under_way()
         total = self.rest() + self.whole - self.kept
-        if done < 0.02 * total:  # until now the time was mostly spent on starting up
+        if done < 0.02 * total:  # most of the time so far was the start
             return "unknown"
         seconds = round((time.monotonic() - self.started) * (total - done) / done)
         if seconds < 60:

@@ -184,7 +184,7 @@ def check_content(dataset: object, sizes: Sequence[int]) -> None:
         InputError: It is no `Dataset`, or an array has another shape, type or range than `Dataset` says.
     """
     if not isinstance(dataset, Dataset):
-        raise InputError(f"gives {type(dataset).__name__}; it must give a raysweep.Dataset")
+        raise InputError(f"returns {type(dataset).__name__}; it must return a raysweep.Dataset")
     shape = np.shape(dataset.train_images)
     for split in ("train", "test", "val"):
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")

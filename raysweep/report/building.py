@@ -1,4 +1,4 @@
-"""From the trials' results to tables, words and figures. Reads the store only, so it can be rebuilt at any time."""
+"""Build a report: tables, sentences and figures. It reads only the store, so a report can be rebuilt at any time."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def read(store: Store, sweep: Sweep) -> Report:
-    """What results there are of one sweep.
+    """Read the results that one sweep has so far.
 
     Raises:
-        InputError: the results were not all evaluated alike, in what the sweep does not itself vary.
+        InputError: two results differ in an evaluation setting that the sweep does not vary.
     """
     results = store.results(sweep)
     check_comparable(sweep, results)
@@ -36,7 +36,7 @@ def read(store: Store, sweep: Sweep) -> Report:
 
 
 def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
-    """What results there are of several sweeps, which must all have been evaluated alike.
+    """Read the results that several sweeps have so far. All of them must have been evaluated alike.
 
     Raises:
         InputError: two trials differ in the evaluation protocol, or a sweep has no finished trial.
@@ -58,7 +58,7 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
 
 
 def build_report(store: Store, sweep: Sweep) -> Report:
-    """Write `results.csv`, `summary.csv`, `differences.csv`, `summary.md` and `figures/` from what results there are.
+    """Write `results.csv`, `summary.csv`, `differences.csv`, `summary.md` and `figures/` from the results so far.
 
     Raises:
         InputError: the results were not all evaluated alike; nothing is written.
@@ -69,13 +69,13 @@ def build_report(store: Store, sweep: Sweep) -> Report:
 
 
 def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Report, Path]:
-    """Write the same, `results.csv` aside, of several sweeps, into a new directory.
+    """Write the report of several sweeps into a new directory: the files of `build_report` except `results.csv`.
 
     Returns:
-        The report with what could not be drawn, and the first of `directories` that did not exist.
+        The report with the figures that could not be drawn, and the first of `directories` that did not exist.
 
     Raises:
-        InputError: they all exist.
+        InputError: all of `directories` exist.
     """
     tried = directory = None
     for tried in directories:
@@ -88,7 +88,7 @@ def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Repor
 
 
 def write(report: Report, directory: Path) -> Report:
-    """Write tables and words, and only then figures. Returns the report with what could not be drawn."""
+    """Write first tables and sentences, then figures. Return the report with the figures that could not be drawn."""
     write_atomically(directory / "summary.csv", encoded(summary_csv(report)))
     write_atomically(directory / "differences.csv", encoded(differences_csv(report)))
     write_atomically(directory / "summary.md", encoded(summary_md(report)))
@@ -99,10 +99,10 @@ def write(report: Report, directory: Path) -> Report:
 
 
 def write_figures(report: Report, directory: Path) -> list[str]:
-    """Draw and write the figures. Returns a line for each that failed, which costs no other figure.
+    """Draw and write the figures. Return a line for each figure that failed; the others are drawn nevertheless.
 
     Raises:
-        OSError: a figure cannot be written; its drawing never raises.
+        OSError: a figure cannot be written. A fault in the drawing does not raise.
     """
     try:
         drawings = figures_of(report)
@@ -121,7 +121,7 @@ def write_figures(report: Report, directory: Path) -> list[str]:
 
 
 def figures_of(report: Report) -> dict[str, Callable[[], bytes | None]]:
-    """By name, functions that draw the report's figures as PNG; they return None where there is nothing to draw."""
+    """Return, by name, functions that draw the report's figures as PNG, or return None if there is nothing to draw."""
     from raysweep.report import drawing  # the tables must not need Matplotlib
 
     def png(draw: Callable[[], Figure | None]) -> bytes | None:
@@ -132,7 +132,7 @@ def figures_of(report: Report) -> dict[str, Callable[[], bytes | None]]:
 
 
 def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
-    """By name, functions that draw the report's figures; they return None where there is nothing to draw."""
+    """Return, by name, functions that draw the report's figures, or return None if there is nothing to draw."""
     from raysweep.report import figures
     from raysweep.report.difference_figures import draw_differences
     from raysweep.report.figures import draw_comparison, draw_layers

@@ -1,4 +1,4 @@
-"""One report: the sweeps in it, their points, and what was concluded."""
+"""The content of a report: its sweeps, their points, and the conclusions."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ class Member:
     sweep: Sweep
     results: Sequence[Result]
     label: str
-    """Its name in a comparison of several; empty where it is the only one."""
+    """The name of the sweep in a comparison of several sweeps; empty if it is the only one."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one sweep, or several together, have to show."""
+    """The results of one sweep, or of several sweeps together."""
 
     name: str
     members: Sequence[Member]
     points: Sequence[Point]
     metric: str | None
-    """What "best" means; None where there is no validation split, or the sweeps do not agree."""
+    """The metric that chooses the best point; None without a validation split, or if it differs between sweeps."""
     mode: str
+    """Whether the greatest ("max") or the least ("min") value of the metric is best."""
     not_drawn: Sequence[str] = ()
     """A line for each figure that could not be drawn."""
 
     @property
     def several(self) -> bool:
-        """Whether it compares sweeps."""
+        """Whether the report compares several sweeps."""
         return len(self.members) > 1
 
     @cached_property
@@ -54,19 +55,19 @@ class Report:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The verdicts, a group of points for each evaluation protocol. All words and tables use these."""
+        """The verdicts: a group of points for each evaluation protocol. All sentences and tables use these groups."""
         settings = () if self.several else self.members[0].sweep.searched
         scores = [*self.scores, *(name for name in shown_scores(self.points, COLUMNS) if name not in self.scores)]
         return judge(self.points, self.ranked, scores, settings)
 
     @cached_property
     def scores(self) -> list[str]:
-        """The test scores that the points have. The score of the chosen metric comes first."""
+        """The test scores that any point has. The score of the chosen metric comes first."""
         chosen = str(self.metric).replace("val_accuracy", "test_accuracy")
         return shown_scores(self.points, list(dict.fromkeys([*([chosen] if chosen in METRICS else []), *SCORES])))
 
     def in_words(self, scores: int | None = None) -> list[str]:
-        """What can be concluded, from the first so many scores."""
+        """Return the conclusions as sentences, about the first `scores` test scores, or about all of them for None."""
         if not self.groups:
             ended = any(not result.baseline for member in self.members for result in member.results)
             return ["No point is called best: no trial of any point finished."] if ended else []
@@ -84,11 +85,11 @@ class Report:
         return lines
 
     def doubts(self) -> list[str]:
-        """What makes the scores of some points doubtful."""
+        """Return a sentence for each reason to doubt the scores of some points."""
         return [*self.absent(), *(line for group in self.groups for line in cautions(group))]
 
     def absent(self) -> list[str]:
-        """A line about the points of which trials have ended, but none has finished; empty without such points."""
+        """Return a line that names the points with ended trials but no finished one; empty without such points."""
         names = []
         for member in self.members:
             points = {trial.name: trial.point for trial in member.sweep.trials if not trial.baseline}
@@ -104,7 +105,7 @@ class Report:
 
 
 def labels(roots: Sequence[Path]) -> list[str]:
-    """The directories' names as printable text, with as much of the path before them as tells them apart."""
+    """Return printable names of directories: the last part of each path, or more of it if these are not unique."""
     names = [root.resolve().name for root in roots]
     if len(set(names)) < len(names):
         common = os.path.commonpath([root.resolve() for root in roots])

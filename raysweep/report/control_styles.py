@@ -11,21 +11,21 @@ from raysweep.space import CONTROLS, RANDOM
 DASHES: dict[str, Any] = {"random": "--", "pixels": ":", "pca": "-.", "supervised": (0, (8, 2))}
 """The line style of each control."""
 TINTS = {"random": "0.4", "pixels": "#8c6d31", "pca": "#7b4173", "supervised": "#4f6b2a"}
-"""Its colour: muted, because a control is the background of the points."""
+"""The colour of each control: muted, because controls are the background of the points."""
 DASH_LENGTHS = {"random": 4.0, "pixels": 1.5, "pca": 8.0, "supervised": 14.0}
-"""In the comparison of several sweeps, the length of a dash, which alternates with dashes of the other sweeps."""
+"""The length of a dash in line widths, in the comparison of several sweeps. Dashes of different sweeps alternate."""
 BAR_DASHES: dict[str, Any] = {"random": "-", "pixels": ":", "pca": (0, (3, 1)), "supervised": (0, (1, 1, 3, 1))}
-"""The line style on a colour bar, which is narrow."""
+"""The line style of each control on a colour bar, which is narrow."""
 BAR_WORDS = {"random": "line on the bar", "pixels": "dotted", "pca": "dashed", "supervised": "dash-dotted"}
-"""The same in words."""
+"""The line style on a colour bar in words."""
 
 
 def in_order(controls: Iterable[Point]) -> list[Point]:
-    """The controls in the order of `CONTROLS`."""
+    """Return the controls in the order of `CONTROLS`."""
     names = list(CONTROLS)
     return sorted(controls, key=lambda point: names.index(point.control))
 
 
 def label_of(control: str, name: str = "") -> str:
-    """What a figure calls a control whose point has that name: `random encoder`, `pixels`, `pca`, `supervised`."""
+    """Return the label of a control in a figure, such as `random encoder` or `pixels`; `name` is its point's name."""
     return f"{name or control} encoder" if control == RANDOM else name or control

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
 
 MOST_NAMED = 14
-"""With more points than this the colours repeat, and a legend would tell nothing."""
+"""With more points than this, colours and line styles repeat, so the figure has no legend."""
 STYLES = ("-", "--")
 
 
@@ -24,7 +24,7 @@ def draw_curves(title: str, metric: str, curves: Mapping[tuple[str, str], Mappin
     Args:
         title: The name of the sweep or sweeps.
         metric: The metric's name.
-        curves: By point and trial, the values by step. At least one is not empty.
+        curves: The values by step, for each pair of point and trial. At least one pair has values.
     """
     points = list(dict.fromkeys(point for point, _ in curves))
     width = 6.4

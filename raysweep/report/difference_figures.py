@@ -19,10 +19,19 @@ CONTROL = "random"
 
 @own_style()
 def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str], name: str) -> Figure | None:
-    """Each point minus the random encoder against one setting, with the adjusted interval.
+    """Draw the differences between points and the random encoder against one setting, with adjusted intervals.
 
-    There is a panel for each score and a line for each combination of the other searched settings. None is returned
-    where fewer than two values have a difference with an interval, or where there are more than `MOST_LINES` lines.
+    There is a panel for each score and a line for each combination of the other searched settings.
+
+    Args:
+        sweep: the sweep.
+        groups: the verdicts about its points.
+        scores: the metrics, all of them accuracies.
+        name: the setting along the x axis.
+
+    Returns:
+        The figure; None if fewer than two values of the setting have an interval, or if there are more than
+        `MOST_LINES` lines.
     """
     rows = [
         (point, {score: group.families[score].from_control(point, CONTROL) for score in scores})
@@ -68,7 +77,7 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
 def draw_line(
     axes: Any, positions: Sequence[Any], differences: Sequence[Difference], label: str, place: int, joined: bool
 ) -> None:
-    """The differences of one line with their intervals; `place` among the lines gives its style."""
+    """Draw the differences of one line with their intervals. `place`, its index among the lines, gives its style."""
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     means = [difference.mean for difference in differences]
     style = "-" if joined else ""

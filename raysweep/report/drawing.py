@@ -30,19 +30,19 @@ MODULES = ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg")
 STEERING = ("MPLBACKEND", "MATPLOTLIBRC", "MPLCONFIGDIR")
 """The environment variables that Matplotlib reads when it is imported."""
 LONGEST = 48
-"""Characters of a line of text in a figure, where it has no comma to break at."""
+"""Most characters of a line of text in a figure that has no comma at which it can be broken."""
 MOST_WRAPPED = 6
-"""Lines of a text in a figure."""
+"""Most lines of a text in a figure."""
 
 
 def import_matplotlib() -> None:
-    """Import Matplotlib without a word on standard error, even if the user's settings for it are unusable.
+    """Import Matplotlib without output on standard error, even if the user's settings for it are unusable.
 
     It is imported with the user's settings first, so that they hold for a program that imports this package. If that
     fails, it is imported with its defaults.
 
     Raises:
-        Exception: what the import raises with the defaults too.
+        Exception: the import fails with the defaults too.
     """
     config_directory = os.environ.get("MPLCONFIGDIR")
     with quiet():
@@ -59,7 +59,7 @@ def import_matplotlib() -> None:
 
 
 def import_modules() -> None:
-    """Import every part that reads the environment while it is imported."""
+    """Import every module of Matplotlib that reads the environment while it is imported."""
     for name in MODULES:
         import_module(name)
 
@@ -75,10 +75,10 @@ def no_settings() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in STEERING}
     for name in ("MPLBACKEND", "MPLCONFIGDIR"):
         set_variable(name, None)
-    os.environ["MATPLOTLIBRC"] = os.devnull  # a file without settings, which comes before the one in the home directory
+    os.environ["MATPLOTLIBRC"] = os.devnull  # an empty file, which takes precedence over the one in the home directory
     directory = None
     try:
-        if os.path.exists("matplotlibrc"):  # this one comes first, and no variable changes that
+        if os.path.exists("matplotlibrc"):  # this file takes precedence over the variable
             if threading.current_thread() is not threading.main_thread():
                 raise RuntimeError("Matplotlib cannot be imported: matplotlibrc in the working directory is unusable")
             spec = find_spec("matplotlib")
@@ -102,7 +102,7 @@ def set_variable(name: str, value: str | None) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Matplotlib's log, which goes to standard error, from the user."""
+    """Silence Matplotlib's log, which goes to standard error."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -137,7 +137,7 @@ __all__ = [
 
 
 class Figure(matplotlib_figure.Figure):
-    """A figure of Matplotlib that a notebook shows in the project's style, whether or not it uses pyplot."""
+    """A Matplotlib figure that a notebook shows in the project's style, even if the notebook does not use pyplot."""
 
     def _repr_png_(self) -> bytes:
         return save(self)
@@ -145,23 +145,29 @@ class Figure(matplotlib_figure.Figure):
 
 @contextmanager
 def own_style() -> Iterator[None]:
-    """Draw and save in the project's style; the settings that hold outside are the same afterwards.
+    """Use the project's style inside the block, and restore Matplotlib's settings afterwards. Also a decorator.
 
-    A text or a line takes its style when it is made, and ticks are made when a figure is saved. So both the drawing and
-    the saving need this. It is also a decorator.
+    A text or a line takes its style when it is created, and ticks are created when a figure is saved. So both drawing
+    and saving need this.
     """
     with warnings.catch_warnings(), quiet(), matplotlib.rc_context():
-        # They are about glyphs, room and future versions. The user can do nothing about them, and PYTHONWARNINGS=error
-        # would turn them into exceptions.
+        # Matplotlib warns of missing glyphs, lack of room and changes in future versions. The user can do nothing, and
+        # PYTHONWARNINGS=error would turn the warnings into exceptions.
         warnings.simplefilter("ignore")
         defaults = matplotlib.rcParamsDefault
         matplotlib.rcParams.update({name: defaults[name] for name in defaults if name != "backend"})
-        matplotlib.rcParams["text.parse_math"] = False  # a dollar sign in a name is no mathematics
+        matplotlib.rcParams["text.parse_math"] = False  # a dollar sign in a name does not begin mathematics
         yield
 
 
 def save(figure: Figure, form: str = "png", dpi: int = 150) -> bytes:
-    """A figure as the content of a file; `form` is the file's format, as Matplotlib names it."""
+    """Return a figure as the content of a file.
+
+    Args:
+        figure: the figure.
+        form: the file's format, by Matplotlib's name.
+        dpi: dots per inch.
+    """
     buffer = io.BytesIO()
     with own_style():
         figure.savefig(buffer, format=form, dpi=dpi)
@@ -170,12 +176,12 @@ def save(figure: Figure, form: str = "png", dpi: int = 150) -> bytes:
 
 @cache
 def glyphs() -> frozenset[int]:
-    """The characters that Matplotlib's own font, which figures use, can draw."""
+    """Return the code points of the characters that the figures' font, which comes with Matplotlib, can draw."""
     return frozenset(FT2Font(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))).get_charmap())
 
 
 def literal(value: object) -> str:
-    """A setting's value, a name or a path as text for a figure: one line, whatever is in it.
+    """Return a setting's value, a name or a path as one line of text for a figure.
 
     A character that cannot be drawn becomes its escape sequence, so that names stay distinct.
     """
@@ -184,9 +190,10 @@ def literal(value: object) -> str:
 
 
 def wrapped(value: object, width: int = 40) -> str:
-    """A long name on several lines: broken at its commas, within a part only if that is very long.
+    """Return a long name on several lines of about `width` characters.
 
-    More than `MOST_WRAPPED` lines lose those in the middle.
+    Lines are broken at commas, and inside a part only if the part is longer than `LONGEST`. If there are more than
+    `MOST_WRAPPED` lines, the middle ones are omitted.
     """
     lines = [""]
     for part in literal(value).split(","):
@@ -204,7 +211,7 @@ def wrapped(value: object, width: int = 40) -> str:
 
 
 def add_legend(parent: Figure | Axes, entries: Mapping[str, Artist], width: int, **style: Any) -> None:
-    """A legend with an entry for each label, in their order; `width` is the number of characters in its lines."""
+    """Add a legend with an entry for each label, in the given order, with lines of about `width` characters."""
     legend = parent.legend(list(entries.values()), ["label"] * len(entries), **style)
     # Matplotlib leaves out an artist whose label begins with an underscore.
     for text, label in zip(legend.get_texts(), entries, strict=True):
@@ -212,13 +219,13 @@ def add_legend(parent: Figure | Axes, entries: Mapping[str, Artist], width: int,
 
 
 def label_powers_of_ten(axes: Axes) -> None:
-    """Label a logarithmic x axis 10⁻³, 10⁻², …: Matplotlib's own labels are mathematics, which is off."""
+    """Label a logarithmic x axis 10⁻³, 10⁻², …; Matplotlib's own labels need mathematical text, which is off."""
     axes.xaxis.set_major_formatter(lambda value, _: power_of_ten(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def power_of_ten(value: float) -> str:
-    """`10⁻³` for 0.001; a number that is no power of ten as it is."""
+    """Return `10⁻³` for 0.001, and a number that is no power of ten in plain digits."""
     mantissa, _, exponent = f"{value:.6e}".partition("e")
     if float(mantissa) != 1:
         return f"{value:g}"

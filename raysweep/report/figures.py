@@ -28,20 +28,29 @@ from raysweep.space import Sweep
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Told apart with any colour vision (Okabe and Ito 2008), without the yellow, which is too pale for a line.
+# Distinct with any colour vision (Okabe and Ito 2008). Their yellow is left out, because it is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("D", "o", "s", "^", "v", "P", "X", "p", "<", ">")
 MOST_LINES = 10
-LEGEND_WIDTH = 60  # characters of a line
+LEGEND_WIDTH = 60  # most characters of a line in a legend
 BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "fontsize": 8}
-"""The legend of a whole figure."""
+"""The style of a legend below a whole figure."""
 
 
 @own_style()
 def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
-    """The scores against one setting: mean and interval over seeds, each seed a dot, a control as a line and band.
+    """Draw the scores against one setting: mean and interval over seeds, with a dot for each seed.
 
-    A line for each combination of the other searched settings. None where fewer than two values have results.
+    There is a panel for each score and a line for each combination of the other searched settings. A control is a
+    horizontal line with its interval as a band, or a line of its own if it varies with the setting.
+
+    Args:
+        sweep: the sweep.
+        points: its points and controls.
+        name: the setting along the x axis.
+
+    Returns:
+        The figure; None if fewer than two values of the setting have results.
     """
     points = [point for point in points if point.baseline or name in point.varied]
     values = list(dict.fromkeys(point.varied[name] for point in points if not point.baseline))
@@ -57,7 +66,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             lines.setdefault(", ".join(f"{key} = {value}" for key, value in others.items()), []).append(point)
     for line in lines.values():
         line.sort(key=lambda point: values.index(point.varied[name]))
-    if "" in lines:  # points that vary in nothing else
+    if "" in lines:  # points that vary in no other setting
         lines = {
             label or ("mean over seeds" if len(lines) == 1 else f"only {name}"): line for label, line in lines.items()
         }
@@ -76,12 +85,11 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             positions = dodge(positions, place - (len(lines) - 1) / 2, axes.get_xscale(), len(lines), span)
             draw_line(axes, positions, line, score, label, place, joined=numeric)
         for point in baselines:
-            of_line = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
-            own_colour = len(lines) > 1 and of_line is not None and point.varied
             if name not in point.varied:
-                draw_baseline(
-                    axes, point, score, COLOURS[(of_line or 0) % len(COLOURS)] if own_colour else TINTS[point.control]
-                )
+                index = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
+                is_of_one_line = len(lines) > 1 and index is not None and point.varied
+                colour = COLOURS[(index or 0) % len(COLOURS)] if is_of_one_line else TINTS[point.control]
+                draw_baseline(axes, point, score, colour)
         swept_baselines = [p for p in baselines if name in p.varied and p.varied[name] in values]
         controls = dict.fromkeys(point.control for point in swept_baselines)
         for control, line in itertools.product(controls, lines.values()):
@@ -111,9 +119,13 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
 
 @own_style()
 def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
-    """Accuracy of a linear probe on every block, a line for each point; a panel for each protocol. None without any.
+    """Draw the accuracy of a linear probe on every block of the encoder.
 
-    Of more than `MOST_LINES` points in a panel only the best by the sweep's metric are drawn, and the figure says so.
+    There is a panel for each evaluation protocol and a line for each point. If a panel has more than `MOST_LINES`
+    points, only the best ones by the sweep's metric are drawn, and the figure says so.
+
+    Returns:
+        The figure; None if no point has such accuracies.
     """
     points = [point for point in points if shown_scores([point], block_scores())]
     if not points:
@@ -145,7 +157,10 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
 
 
 def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str, dashes: Any) -> None:
-    """One point's accuracy by block: mean and interval over seeds, each seed a dot; moved aside by `step`."""
+    """Draw one point's accuracy by block: mean and interval over seeds, with a dot for each seed.
+
+    `step` moves the point to the right, in units of the distance between two blocks, so that intervals do not overlap.
+    """
     scores = [
         (block + step, point.values(score)) for block, score in enumerate(block_scores(), 1) if point.values(score)
     ]
@@ -158,11 +173,19 @@ def draw_blocks(axes: Axes, point: Point, step: float, colour: str, marker: str,
 
 @own_style()
 def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode: str) -> Figure | None:
-    """The points of several sweeps below one another: mean, interval and seeds of every score.
+    """Draw the points of several sweeps, one below another: mean, interval and seeds of every score.
 
-    The means of the controls are dashed lines through all rows.
+    The means of the controls are dashed lines through all rows. If there are more than `MOST_ROWS` points, only the
+    best ones by `metric` are drawn, and the figure says so.
 
-    Of more than `MOST_ROWS` points only the best by `metric` are drawn, and the figure says so.
+    Args:
+        name: the name of the comparison.
+        points: the points and controls of all sweeps.
+        metric: the metric that chooses the best points; None if there is none, then the first points are drawn.
+        mode: "max" or "min", whichever is better in the metric.
+
+    Returns:
+        The figure; None if no point has a score.
     """
     scores = shown_scores(points)
     if not scores:
@@ -185,7 +208,7 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
                 continue
             of_sweep = sweeps.index(point.sweep)
             colour, marker = COLOURS[of_sweep % len(COLOURS)], MARKERS[of_sweep % len(MARKERS)]
-            if point.baseline:  # equal ones of several sweeps alternate
+            if point.baseline:  # the dashes of equal controls of several sweeps alternate
                 length = DASH_LENGTHS[point.control]
                 dashes = (length * of_sweep, (length, length * max(1, len(sweeps) - 1)))
                 axes.axvline(value.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid=point.control)
@@ -216,7 +239,7 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
 
 
 def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Point], str]:
-    """The points if there are at most so many, else the best by the sweep's metric; and which these are, in words."""
+    """Return at most `most` points, the best ones by the sweep's metric, and words that say which ("" for all)."""
     if len(points) <= most:
         return list(points), ""
     ranked = [point for group in rank_points(points, sweep.metric, sweep.mode) for point in group]
@@ -228,7 +251,10 @@ def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Poin
 
 
 def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> None:
-    """The interval of the mean at `x` from `LEAST_SEEDS` seeds on, and each seed as a dot; nothing for one seed."""
+    """Draw each seed as a dot at `x`, and the interval of the mean for `LEAST_SEEDS` seeds or more.
+
+    Nothing is drawn for a single seed, because its dot would hide the mean.
+    """
     value = estimate(values)
     if value is not None and value.n > 1:
         if value.high is not None and value.n >= LEAST_SEEDS:
@@ -239,7 +265,7 @@ def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> Non
 def draw_line(
     axes: Axes, positions: list[Any], line: Sequence[Point], score: str, label: str, position: int, joined: bool
 ) -> None:
-    """Mean and interval of every point of a line, and its seeds as dots; `position` among the lines gives its style."""
+    """Draw mean, interval and seeds of a line's points. `position`, its index among the lines, gives its style."""
     colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
     scores = [(x, point.values(score)) for x, point in zip(positions, line, strict=True) if point.values(score)]
     means = [float(np.mean(values)) for _, values in scores]
@@ -250,12 +276,12 @@ def draw_line(
 
 
 def dot_style(colour: str) -> dict[str, Any]:
-    """How a seed is drawn: hollow, so that it is seen on its interval's line."""
+    """Return the style of a seed's dot: hollow, so that it is visible on the line of its interval."""
     return {"marker": "o", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": colour}
 
 
 def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
-    """A control: its mean as a line, its interval as a band."""
+    """Draw a control: its mean as a horizontal line, its interval as a band."""
     value = estimate(point.values(score))
     if value is None:
         return
@@ -265,23 +291,23 @@ def draw_baseline(axes: Axes, point: Point, score: str, colour: str) -> None:
         axes.axhspan(value.low, value.high, color=colour, alpha=0.15, linewidth=0, label=interval_label(label))
 
 
-def interval_label(of: str) -> str:
-    """What the band of a control is called."""
-    return f"{PERCENT} interval of {of}"
+def interval_label(control: str) -> str:
+    """Return the label of the band of a control."""
+    return f"{PERCENT} interval of {control}"
 
 
 def belongs(baseline: Point, point: Point, name: str) -> bool:
-    """Whether the baseline was evaluated as the point's line was, the setting `name` along the axis aside."""
+    """Return whether a control has the same searched settings as the line of a point, except `name`, the x axis."""
     return all(point.varied.get(key) == value for key, value in baseline.varied.items() if key != name)
 
 
 def dodge(positions: list[Any], step: float, scale: str, lines: int, span: float) -> list[Any]:
-    """Move a line's points a little aside, so that the intervals of several lines do not hide one another.
+    """Return positions moved a little sideways, so that the intervals of several lines do not hide one another.
 
     Args:
-        positions: where the points stand on the axis.
-        step: how many places to the right they move; negative to the left.
-        scale: the scale of the axis, as Matplotlib names it.
+        positions: the positions of a line's points on the axis.
+        step: the index of the line, counted from the middle of all lines; a positive one moves to the right.
+        scale: the scale of the axis, by Matplotlib's name.
         lines: the number of lines.
         span: the distance between the ends of the axis.
     """
@@ -294,7 +320,10 @@ def dodge(positions: list[Any], step: float, scale: str, lines: int, span: float
 
 
 def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> None:
-    """Logarithmic where the values span a factor of 100 or more; with zero among them linear up to the smallest."""
+    """Label the x axis, and make it logarithmic if the values span a factor of 100 or more.
+
+    If zero is among the values, the axis is linear up to the smallest positive value.
+    """
     axes.set_xlabel(axis_label(name))
     if not numeric:
         rotate = max(len(str(value)) for value in values) * len(values) > 36
@@ -315,25 +344,25 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> N
 
 
 def clip(axes: Axes) -> None:
-    """An interval may reach where no accuracy can; the axis does not."""
+    """Limit the y axis to possible accuracies, because an interval may exceed them."""
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 
 def seeds_and_bars(points: Sequence[Point]) -> str:
-    """The number of seeds, and what dots, bars and bands are where there are any."""
+    """Return the number of seeds in words, and what the dots, bars and bands of the figure mean."""
     most = max(len(point.by_seed) for point in points)
     bars = f", bars and bands: {PERCENT} interval of the mean" if most >= LEAST_SEEDS else ""
     return seeds(points) + (f" (dots){bars}" if most > 1 else "")
 
 
 def wrapped_lines(label: str) -> list[str]:
-    """The lines that an entry takes in the legend below a figure."""
+    """Return the lines of an entry in the legend below a figure."""
     return wrapped(label, LEGEND_WIDTH).split("\n")
 
 
 def legend_columns(labels: Iterable[str], width: float) -> int:
-    """Columns of the legend below a figure that is `width` inches wide: three, fewer for long labels."""
+    """Return the number of columns of the legend below a figure of `width` inches: three, or fewer for long labels."""
     longest = max(len(line) for label in labels for line in wrapped_lines(label))
-    # Inches of a character, and of the handle and the gaps. The columns are not all as wide as the widest.
+    # 0.061 inches for a character, 0.45 for the handle and the gaps. Most columns are narrower than the widest one.
     return max(1, min(3, int(1.1 * width / (0.061 * longest + 0.45))))

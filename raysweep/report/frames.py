@@ -19,13 +19,13 @@ COUNTS = ("n", "attempts")
 
 
 def trial_frame(report: Report) -> pandas.DataFrame:
-    """One row per trial: settings with an effect in it, metrics, status; missing where it has none."""
+    """Return one row per trial: settings, metrics and status. A setting without effect in a trial is missing there."""
     columns: dict[str, None] = {"sweep": None} if report.several else {}
     rows = []
     for member in report.members:
-        header, found = trial_rows(member.store, member.sweep, member.results)
+        header, member_rows = trial_rows(member.store, member.sweep, member.results)
         columns |= dict.fromkeys(header)
-        for trial, row in zip(member.sweep.trials, found, strict=True):
+        for trial, row in zip(member.sweep.trials, member_rows, strict=True):
             rows.append({"sweep": member.label, **row, "control": trial.control or None})
     names = list(columns)
     names.insert(names.index("point") + 1, "control")
@@ -33,20 +33,20 @@ def trial_frame(report: Report) -> pandas.DataFrame:
 
 
 def point_frame(report: Report) -> pandas.DataFrame:
-    """One row per point: n, mean, std and interval of each metric, and the differences from every control."""
+    """Return one row per point: n, mean, std and interval of each metric, and the differences from every control."""
     header, rows = point_rows(report)
     missing_as_none = [{name: None if value == "" else value for name, value in row.items()} for row in rows]
     return frame(header, missing_as_none)
 
 
 def curve_frame(rows: Sequence[Mapping[str, Any]], several: bool) -> pandas.DataFrame:
-    """One row per trial and step."""
+    """Return one row per trial and step, with a column `sweep` if there are several sweeps."""
     table = frame([*(["sweep"] if several else []), "trial", "step", "value"], rows)
     return table.astype({"step": "int64"})  # it is never missing
 
 
 def frame(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """The rows as a DataFrame. A value that a row lacks, or that is None, is missing."""
+    """Return the rows as a DataFrame. A value that a row lacks, or that is None, is missing."""
     series = {
         name: pandas.Series([row.get(name) for row in rows], dtype=dtype_of(name, [row.get(name) for row in rows]))
         for name in columns
@@ -55,7 +55,7 @@ def frame(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pandas.D
 
 
 def dtype_of(name: str, values: Sequence[Any]) -> str:
-    """The dtype of a column: of a setting by its type, of other columns by their name."""
+    """Return the dtype of a column: from the type of a setting, else from the name of the column."""
     if name in TEXTS:
         return "string"
     if name in COUNTS:
@@ -70,7 +70,7 @@ def dtype_of(name: str, values: Sequence[Any]) -> str:
 
 
 def types_of(annotation: Any) -> set[type]:
-    """The types of the values of a setting, None aside."""
+    """Return the types of the values of a setting, except None."""
     if get_origin(annotation) in (Union, types.UnionType):
         return {kind for each in get_args(annotation) for kind in types_of(each)}
     if get_origin(annotation) is Literal:

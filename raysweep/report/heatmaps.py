@@ -1,4 +1,4 @@
-"""The figure of a sweep over two settings."""
+"""The heat map of a sweep over two settings, and words that all figures share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MOST_ROWS = 60
 
 
 def heatmap_settings(sweep: Sweep) -> tuple[str, str] | None:
-    """The two settings that a heat map of the sweep is over, in its order; None where it has no such pair.
+    """Return the two settings of the sweep's heat map, first the one along the x axis; None without a heat map.
 
-    They are the only ones that vary, every point has both, and the points fill more than half of the grid: settings
-    drawn at random each for itself fill only its diagonal.
+    A sweep has a heat map if exactly two settings vary, every point has both, and the points fill more than half of the
+    grid. Settings that are drawn at random independently fill only a diagonal.
     """
     points = {trial.point: trial.varied for trial in sweep.trials if not trial.baseline}
     values = {name: {varied.get(name, ...) for varied in points.values()} for name in sweep.searched}
@@ -34,10 +34,13 @@ def heatmap_settings(sweep: Sweep) -> tuple[str, str] | None:
 
 @own_style()
 def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
-    """The scores over two settings: the mean over seeds as colour and number, one panel for each score.
+    """Draw the scores over two settings: the mean over seeds as colour and number, with a panel for each score.
 
-    A point without result stays blank; a control is a line on the colour bar. None where the sweep is not over
-    two settings (`heatmap_settings`), or the points differ in protocol: one colour scale would compare them.
+    A point without results stays blank. A control is a line on the colour bar.
+
+    Returns:
+        The figure; None if the sweep has no heat map (`heatmap_settings`), or if the points differ in protocol, because
+        one colour scale would compare them.
     """
     names = heatmap_settings(sweep)
     trained = [point for point in points if not point.baseline]
@@ -50,7 +53,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     beside, below = (0.08 * max(map(longest_line, values)) for values in (y_values, x_values))
     slanted = max(map(longest_line, x_values)) > 7
     width, height = max(4.0, 0.72 * len(x_values) + 1.4), max(2.8, 0.5 * len(y_values) + 1.6)
-    if below > 1.2:  # labels this long need room of their own
+    if below > 1.2:  # such long labels need extra room
         height += 0.6 * below
     figure = Figure(figsize=(width * len(scores) + beside, height), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
@@ -62,8 +65,8 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         controls: dict[str, list[float]] = {}
         for point in in_order(point for point in points if point.baseline and point.values(score)):
             controls.setdefault(point.control, []).append(mean_of(point, score))
-        every = [np.nanmin(means), np.nanmax(means), *itertools.chain.from_iterable(controls.values())]
-        low, high = min(every), max(every)
+        shown_means = [np.nanmin(means), np.nanmax(means), *itertools.chain.from_iterable(controls.values())]
+        low, high = min(shown_means), max(shown_means)
         spare = 0.02 * (high - low) or 0.005  # so that no line lies on the end of the bar
         norm, colours = Normalize(low - spare, high + spare), colormaps["viridis"]
         image = axes.imshow(means, norm=norm, cmap=colours, origin="lower", aspect="auto")
@@ -96,51 +99,51 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
 
 
 def number(value: Any) -> str:
-    """A value as a tick: short where that is exact, else to three digits."""
+    """Return a value as the label of a tick: in short form if that is exact, else with three digits."""
     if not isinstance(value, float):
         return wrapped(value, 24)
     return f"{value:g}" if float(f"{value:g}") == value else f"{value:.3g}"
 
 
 def cell_text(value: Estimate) -> str:
-    """The mean, and from `LEAST_SEEDS` seeds on half of its interval."""
+    """Return the mean, and half of its interval for at least `LEAST_SEEDS` seeds."""
     if value.high is None or value.n < LEAST_SEEDS:
         return f"{value.mean:.3f}"
     return f"{value.mean:.3f}\n±{value.high - value.mean:.3f}"
 
 
 def seeds(points: Sequence[Point]) -> str:
-    """`3 seeds`, `1–3 seeds`."""
+    """Return the number of seeds in words, such as `3 seeds` or `1–3 seeds`."""
     counts = sorted({len(point.by_seed) for point in points})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     return f"{n} seed{'s' if n != '1' else ''}"
 
 
 def headed(name: str, words: str) -> str:
-    """A figure's heading: a sweep's name, on lines of its own where it is long, and what is shown."""
+    """Return a figure's heading: a sweep's name, on separate lines if it is long, and words that say what is shown."""
     return f"{literal(name)}: {words}" if len(literal(name)) <= 60 else f"{wrapped(name, 60)}:\n{words}"
 
 
 def title(score: str) -> str:
-    """A metric's name in words."""
+    """Return a metric's name in words."""
     return score.replace("_", " ").replace("/", " ")
 
 
 def axis_label(name: str) -> str:
-    """A setting's name on an axis."""
+    """Return a setting's name for an axis."""
     return "α" if name == "alpha" else name
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
-    """Whether all values are numbers."""
+    """Return whether all values are numbers."""
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
 def ordered(value: Any) -> float:
-    """A number, to sort by."""
+    """Return a number as a key to sort by."""
     return float(value)
 
 
 def longest_line(value: Any) -> int:
-    """Characters of the longest line of a value's tick label."""
+    """Return the number of characters in the longest line of a value's tick label."""
     return max(map(len, number(value).split("\n")))

@@ -1,4 +1,4 @@
-"""From results to numbers: points, their means over seeds, which is best, and what differs beyond chance."""
+"""Points: the results of trials that differ only in their seed, with means, intervals and ranking."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_set
 CONFIDENCE = 0.95
 PERCENT = f"{CONFIDENCE * 100:.0f} %"
 LEAST_SEEDS = 3
-"""Fewer seeds than this give no verdict, and no interval is shown."""
+"""With fewer seeds than this there is no verdict, and no interval is shown."""
 NO_SPREAD = 1e-9
 """Differences that are closer together are equal but for rounding: they are counts of images, divided."""
 LINEAR = "linear/test_accuracy"
@@ -29,7 +29,7 @@ COLUMNS = ("linear/val_accuracy", *SCORES)
 
 
 def block_scores() -> tuple[str, ...]:
-    """The metrics of linear probes on single blocks, first block first."""
+    """Return the metrics of linear probes on single blocks, in the order of the blocks."""
     return tuple(f"linear/layer{block}/test_accuracy" for block in range(1, parts.most_blocks() + 1))
 
 
@@ -38,45 +38,48 @@ class Estimate:
     """A mean over seeds."""
 
     n: int
+    """The number of seeds."""
     mean: float
     std: float | None
-    """Over seeds, with n − 1 degrees of freedom; None for one seed."""
+    """The standard deviation over seeds, with n − 1 degrees of freedom; None for one seed."""
     low: float | None
     high: float | None
-    """The Student-t interval of the mean at `CONFIDENCE`; None for one seed."""
+    """`low` and `high` are the bounds of the mean's Student-t interval at `CONFIDENCE`; None for one seed."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The trials of one point, which differ in their seed only."""
+    """The finished trials of one point, which differ only in their seed."""
 
     name: str
     control: str
-    """The control that it is, such as `random`; empty for a point of the search."""
+    """The kind of control, such as `random`; empty for a point of the search."""
     varied: Mapping[str, Any]
+    """The values of the searched settings, without the seed."""
     by_seed: Mapping[int, Result]
+    """The result of each finished seed."""
     controls: Mapping[str, Mapping[int, Result]] = field(default_factory=dict)
-    """For each control that has results under the same evaluation, its results by seed. Empty for a control."""
+    """The results by seed of each control that was evaluated in the same way. Empty if the point is a control."""
     settings: Settings = field(default_factory=Settings)
-    """Of its first seed."""
+    """The settings of the first seed."""
     sweep: str = ""
-    """The sweep it is of, where several are compared."""
+    """The name of its sweep if several sweeps are compared, else empty."""
     planned: Sequence[int] = ()
-    """The seeds of its trials, finished or not."""
+    """The seeds of all its trials, including unfinished ones."""
 
     @property
     def baseline(self) -> bool:
-        """Whether it is a control."""
+        """Whether the point is a control."""
         return bool(self.control)
 
     @property
     def random_by_seed(self) -> Mapping[int, Result]:
-        """The random encoder's results under the same evaluation; empty without them."""
+        """The results of the random encoder that was evaluated in the same way; empty without one."""
         return self.controls.get(RANDOM, {})
 
     @property
     def title(self) -> str:
-        """Its name, told apart from points of the same name in other sweeps."""
+        """The name, with the sweep in front if several sweeps are compared."""
         return f"{self.sweep}/{self.name}" if self.sweep else self.name
 
     @property
@@ -86,38 +89,38 @@ class Point:
 
     @property
     def protocol(self) -> str:
-        """Fingerprint of its evaluation; points that differ in it are never compared."""
+        """The fingerprint of the evaluation. Points with different fingerprints are never compared."""
         return fingerprint(complete_protocol(next(iter(self.by_seed.values())).protocol))
 
     def scores(self, metric: str) -> dict[int, float]:
-        """The metric by seed, of the seeds that have it."""
+        """Return the metric by seed, for the seeds that have it."""
         return metric_by_seed(self.by_seed, metric)
 
     def values(self, metric: str) -> list[float]:
-        """The metric of every seed that has it."""
+        """Return the metric of every seed that has it."""
         return list(self.scores(metric).values())
 
     def control_scores(self, control: str, metric: str) -> dict[int, float]:
-        """The metric of a control by seed; empty without that control."""
+        """Return the metric of a control by seed; empty without that control."""
         return metric_by_seed(self.controls.get(control, {}), metric)
 
     def differences(self, metric: str, control: str = RANDOM) -> list[float]:
-        """This point minus a control, seed by seed."""
+        """Return this point minus a control in the metric, for every seed that both have."""
         return differences(self.scores(metric), metric_by_seed(self.controls.get(control, {}), metric))
 
 
 def metric_by_seed(results: Mapping[int, Result], metric: str) -> dict[int, float]:
-    """The metric of the results that have it."""
+    """Return the metric by seed, for the results that have it."""
     return {seed: result.metrics[metric] for seed, result in results.items() if metric in result.metrics}
 
 
 def differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
-    """First minus second, for every seed that both have."""
+    """Return first minus second, for every seed that both have."""
     return [value - second[seed] for seed, value in first.items() if seed in second]
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean, spread and interval of independent values; None of none."""
+    """Return mean, standard deviation and interval of independent values; None without values."""
     n = len(values)
     if n == 0:
         return None
@@ -130,7 +133,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
-    """Raises InputError where results were not evaluated alike, in anything that the sweep does not itself vary."""
+    """Raise InputError if two results differ in an evaluation setting that the sweep does not vary."""
     varied = set(sweep.searched)
     if any(map(parts.changes_data, varied)):
         varied |= {"probe_dataset", "probe_data", "image_size"}
@@ -139,7 +142,7 @@ def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
 
 
 def check_alike(one: Result, other: Result, name: str, other_name: str, varied: Iterable[str] = ()) -> None:
-    """Raises InputError where two results were not evaluated alike; what is `varied` may differ."""
+    """Raise InputError if two results were not evaluated alike. The settings in `varied` may differ."""
     differs = protocol_difference(one.protocol, other.protocol, set(varied))
     if differs is not None:
         key, value, other_value = differs
@@ -150,7 +153,10 @@ def check_alike(one: Result, other: Result, name: str, other_name: str, varied: 
 
 
 def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Point]:
-    """The finished results by point, in the order of the sweep; points without any are left out."""
+    """Return the points with finished results, in the order of the sweep.
+
+    `label` is the sweep's name in a comparison of several sweeps.
+    """
     finished = {result.trial: result for result in results if result.status == "finished"}
     trials: dict[str, list[Trial]] = {}
     planned: dict[str, list[int]] = {}
@@ -178,24 +184,24 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
 def controls_of(
     members: Sequence[Trial], controls: Iterable[str], finished: Mapping[str, Result]
 ) -> dict[str, dict[int, Result]]:
-    """The finished results of a point's controls, by control and seed; controls without any are absent."""
-    found: dict[str, dict[int, Result]] = {}
+    """Return the finished results of a point's controls, by control and seed. Controls without results are left out."""
+    results: dict[str, dict[int, Result]] = {}
     for control in controls:
         for trial in members:
-            made = make_control(trial, control)
-            if made is not None and made.name in finished:
-                found.setdefault(control, {})[trial.settings.seed] = finished[made.name]
-    return found
+            control_trial = make_control(trial, control)
+            if control_trial is not None and control_trial.name in finished:
+                results.setdefault(control, {})[trial.settings.seed] = finished[control_trial.name]
+    return results
 
 
 def experiment_key(settings: Settings) -> tuple[Any, ...]:
-    """All that decides what an experiment computes: equal for settings that differ only in what has no effect."""
+    """Return a key of an experiment. It is equal for settings that differ only where they have no effect."""
     plain = computed(settings)
     return tuple(getattr(plain, name) for name in SETTINGS if about(name).search)
 
 
 def lend_baselines(points: Sequence[Point]) -> list[Point]:
-    """The points of several sweeps. A point whose sweep lacks a control for a seed borrows it from another sweep.
+    """Return the points of several sweeps. A point that lacks a control for a seed borrows it from another sweep.
 
     The two controls must be the same: equal in the seed and in every setting that has an effect on them and on their
     evaluation.
@@ -225,12 +231,17 @@ def lend_baselines(points: Sequence[Point]) -> list[Point]:
 
 
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
-    """The points that compete, best first: a list for each protocol, in the order of the points.
+    """Return the points that compete, best first, in a list for each protocol.
 
     A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
     bad ones. Points are ranked by their mean over the seeds that all of them have, or over all their seeds if there is
     no such seed. Scores of different protocols are not comparable, so a sweep that varies the evaluation has several
-    best points. The list is empty without a metric.
+    best points. Without a metric no point competes.
+
+    Args:
+        points: points and controls; controls never compete.
+        metric: the metric that ranks the points; None without one.
+        mode: "max" or "min", whichever is better in the metric.
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
@@ -240,7 +251,7 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
 
 
 def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
-    """The points of one protocol, best first."""
+    """Return the points of one protocol, best first."""
     scores = {point.title: point.scores(metric) for point in group}
     shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
     means = {
@@ -251,10 +262,10 @@ def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
 
 
 def mean_of(point: Point, metric: str) -> float:
-    """The mean over seeds."""
+    """Return the mean of a metric over seeds."""
     return float(np.mean(point.values(metric)))
 
 
 def shown_scores(points: Sequence[Point], names: Sequence[str] = SCORES) -> list[str]:
-    """Those of the metrics that any point has."""
+    """Return the metrics in `names` that any point has."""
     return [name for name in names if any(point.values(name) for point in points)]

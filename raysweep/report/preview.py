@@ -25,11 +25,11 @@ from raysweep.results.result import describe_error
 from raysweep.space import Sweep
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""What is shown, beside the strength that is trained with, where strength is not searched."""
+"""The strengths in the picture, beside the strength of the trials, if the sweep does not search the strength."""
 MAX_ROWS = 12
 MAX_PANELS = 12
 
-# Sizes in pixels of the picture, whose dots are `DPI` to the inch.
+# All sizes are in pixels of the picture, which has `DPI` pixels per inch.
 IMAGES, VIEWS = 6, 3
 CELL, WIDTH = 72, 1500
 LEFT, MARGIN, TITLE, HEADING, VIEW_GAP, IMAGE_GAP, ROW_GAP = 110, 24, 72, 40, 2, 14, 8
@@ -43,29 +43,29 @@ class Panel:
     settings: Settings
     strengths: tuple[float, ...]
     left_out: int
-    """Searched strengths for which there is no room."""
+    """The number of searched strengths for which there is no room."""
 
     def __str__(self) -> str:
-        """`policy simclr on digits, strengths 0, 0.5, 1`."""
+        """Return text such as `policy simclr on digits, strengths 0, 0.5, 1`."""
         return f"{self.title}, strengths {', '.join(f'{strength:g}' for strength in self.strengths)}"
 
     @property
     def title(self) -> str:
-        """`policy simclr+noise on digits`."""
+        """The title, such as `policy simclr+noise on digits`."""
         changed = policy_arguments(self.settings)
         words = " and ".join(in_words(name, value) for name, value in changed)
         return f"policy {self.settings.policy}{' with ' + words if words else ''} on {self.settings.dataset}"
 
 
 def in_words(name: str, value: object) -> str:
-    """`blur`, `no flip`, `crop_strength 1.0`."""
+    """Return an argument in words, such as `blur`, `no flip` or `crop_strength 1.0`."""
     if isinstance(value, bool):
         return name if value else f"no {name}"
     return f"{name} {value}"
 
 
 def policy_arguments(settings: Settings) -> tuple[tuple[str, Any], ...]:
-    """The arguments of the policies in use that differ from their defaults."""
+    """Return the arguments of the policies in use that differ from their defaults, as pairs of name and value."""
     arguments: dict[str, Any] = {}
     for name in settings.policies:
         arguments.update(parts.policy[name].arguments(settings))
@@ -73,13 +73,13 @@ def policy_arguments(settings: Settings) -> tuple[tuple[str, Any], ...]:
 
 
 def panels_of(sweep: Sweep) -> list[Panel]:
-    """The panels of a sweep's picture: one for each dataset and policy with its settings that trials pretrain with.
+    """Return the panels of a sweep's picture: one for each dataset, image size and policy with its arguments.
 
-    The rows are the strengths of the panel's trials, evenly thinned out to `MAX_ROWS`; where none of them sweeps the
-    strength, `STRENGTHS` besides.
+    The rows are the strengths of the panel's trials, and also `STRENGTHS` if the trials do not sweep the strength. If
+    there are more than `MAX_ROWS` strengths, evenly spaced ones are chosen.
 
     Raises:
-        InputError: there are more than `MAX_PANELS`.
+        InputError: there are more than `MAX_PANELS` panels.
     """
     strengths: dict[tuple[Any, ...], set[float]] = {}
     settings: dict[tuple[Any, ...], Settings] = {}
@@ -110,22 +110,22 @@ def panels_of(sweep: Sweep) -> list[Panel]:
 
 
 def spaced(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the indices below `count`, evenly spaced, the first and the last among them."""
+    """Return at most `most` evenly spaced indices below `count`, including the first and the last one."""
     indices: NDArray[np.int64] = np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
     return indices
 
 
 def choose_images(dataset: Dataset, count: int) -> Images:
-    """Up to `count` training images, of different classes where there are enough."""
+    """Return up to `count` training images (N, C, H, W), of different classes if there are enough classes."""
     images, labels = dataset.train_images, dataset.train_labels
     order = np.arange(len(images)) if labels is None else np.argsort(labels, kind="stable")
     return images[order[spaced(len(images), count)]]
 
 
 def draw_views(images: Images, settings: Settings, strength: float, count: int) -> NDArray[np.float32]:
-    """`count` views of each image (N, C, H, W): (N, count, C, H, W).
+    """Return `count` views of each image (N, C, H, W) in an array (N, count, C, H, W) of values in [0, 1].
 
-    Every call draws the same random numbers, so that rows differ in what they are drawn for only.
+    Every call draws the same random numbers, so that two rows of the picture differ only in strength and policy.
     """
     batch = torch.from_numpy(images).repeat_interleave(count, dim=0)
     draws = generator(settings.seed, "preview")
@@ -136,9 +136,9 @@ def draw_views(images: Images, settings: Settings, strength: float, count: int) 
 
 
 def montage(views: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
-    """Views (images, views, C, H, W) as one row of pixels, (rows, columns, 3), each `scale` times as large.
+    """Return views (images, views, C, H, W) as one row of the picture, (height, width, 3), enlarged `scale` times.
 
-    Views of one image stand side by side, images are set apart by white.
+    Views of one image stand side by side, with narrow white gaps. Wider white gaps separate the images.
     """
     views = np.broadcast_to(views, (*views.shape[:2], 3, *views.shape[3:]))
     large = views.transpose(0, 1, 3, 4, 2).repeat(scale, axis=2).repeat(scale, axis=3)
@@ -151,7 +151,7 @@ def montage(views: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
 
 
 def block(panel: Panel, dataset: Dataset) -> tuple[str, list[tuple[str, NDArray[np.float32]]]]:
-    """A panel's title and its rows: label and montage, the originals first."""
+    """Return a panel's title and its rows, each with label and montage. The first row has the original images."""
     _, channels, size, _ = dataset.train_images.shape
     scale = max(1, round(CELL / size))
     room = (WIDTH + IMAGE_GAP) // (VIEWS * (size * scale + VIEW_GAP) - VIEW_GAP + IMAGE_GAP)
@@ -169,14 +169,14 @@ def block(panel: Panel, dataset: Dataset) -> tuple[str, list[tuple[str, NDArray[
 
 @own_style()
 def draw(sweep: Sweep, load: Callable[[Settings], Dataset]) -> Figure:
-    """The picture of a sweep's views.
+    """Draw the picture of a sweep's views.
 
     Args:
         sweep: the sweep.
-        load: gives the dataset that settings pretrain on.
+        load: a function that returns the pretraining dataset of some settings.
 
     Raises:
-        InputError: the sweep has more panels than a picture, or what `load` raises.
+        InputError: the sweep has more than `MAX_PANELS` panels, or `load` raises it.
     """
     panels = panels_of(sweep)
     datasets: dict[tuple[str, int | None], Dataset] = {}
@@ -218,10 +218,11 @@ def draw(sweep: Sweep, load: Callable[[Settings], Dataset]) -> Figure:
 
 
 def save(figure: Figure, output: Path) -> None:
-    """Write a figure to a file that must not exist, in the format that its name ends with.
+    """Write a figure to a new file, in the format that the ending of its name gives.
 
     Raises:
-        InputError: the format cannot hold the figure, for example because it is too large; no file is made.
+        InputError: the file exists, or the format cannot hold the figure, for example because it is too large. Then no
+            file is written.
     """
     try:
         picture = drawing.save(figure, output.suffix[1:].lower(), DPI)

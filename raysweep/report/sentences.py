@@ -10,13 +10,13 @@ from raysweep.report.statistics import Difference, seeds_needed
 from raysweep.report.verdicts import Family, Group, same_experiment
 
 MOST_NAMED = 3
-"""A sentence names up to this many points, and counts the others."""
+"""A sentence names up to this many points, and gives the number of the others."""
 MOST_SEEDS = 50
 """More seeds than this are not recommended."""
 NAMES = {"random": "the random encoder", "pixels": "raw pixels", "pca": "PCA", "supervised": "supervised training"}
 """The controls in a sentence."""
 STILL_FALLING = 0.05
-"""A loss has not levelled off if more than this part of its whole fall was in the last tenth of the epochs."""
+"""A loss has not levelled off if more than this fraction of its whole fall was in the last tenth of the epochs."""
 LOW_RANK = 0.05
 """RankMe is low below this fraction of the embedding's width, and below 2 in any case."""
 COLLAPSED_STD = 1e-4
@@ -24,16 +24,17 @@ COLLAPSED_STD = 1e-4
 
 
 def conclusions(group: Group, metric: str, scores: Sequence[str]) -> list[str]:
-    """What can be said about the points of one evaluation protocol.
+    """Return the conclusions about the points of one evaluation protocol.
 
-    The sentences say, in this order: which point is best and whether it beats the random encoder, which points it is
-    not separated from, how it compares with the other controls, how the scores depend on each numeric setting, and what
-    to do next.
+    The sentences say, in this order: which point is best and whether it beats the random encoder, from which points it
+    shows no difference, how it compares with the other controls, how the scores depend on each numeric setting, and
+    what to do next.
 
     Args:
         group: the points, of which at least one competes.
-        metric: the metric by which the points are ranked; it has not seen the test images.
-        scores: the scores to speak about. The first one is spoken about in full. The shapes are of all test scores.
+        metric: the metric that ranks the points; it does not use the test images.
+        scores: the scores to speak about; only the first one gets all sentences. The sentences about settings cover
+            all test scores.
     """
     families = [group.families[score] for score in scores if score in group.families]
     if not families:
@@ -50,14 +51,14 @@ def conclusions(group: Group, metric: str, scores: Sequence[str]) -> list[str]:
     else:
         lines = [f"{best_sentence(group, metric, alone=not others)}{random_sentence(group, families)}"]
         lines += [tie_sentence(best, others, metric)] if others else []
-        lines += [separation_sentence(best, others, main)] if others else []
+        lines += [others_sentence(best, others, main)] if others else []
         lines += control_sentences(best, main)
     lines += [shape_sentence(name, [f for f in group.families.values() if f.score in SCORES]) for name in main.shapes]
     return [line for line in [*lines, *next_steps(group, main)] if line]
 
 
 def best_sentence(group: Group, metric: str, alone: bool) -> str:
-    """Which point is best, without the full stop."""
+    """Say which point is best; the sentence has no full stop yet."""
     best = group.ranked[0]
     value = f"{mean_of(best, metric):.4f}, mean of {counted(len(best.by_seed), 'seed')}"
     if alone:
@@ -66,7 +67,7 @@ def best_sentence(group: Group, metric: str, alone: bool) -> str:
 
 
 def few_seeds_sentences(group: Group, metric: str, family: Family) -> list[str]:
-    """What can be said with one or two seeds: means and differences without any verdict."""
+    """Return the conclusions from one or two seeds: means and differences without any verdict."""
     best = group.ranked[0]
     count = len(best.by_seed)
     lines = [
@@ -84,23 +85,23 @@ def few_seeds_sentences(group: Group, metric: str, family: Family) -> list[str]:
 
 
 def all_equal(points: Sequence[Point], scores: Iterable[str]) -> bool:
-    """Whether all points have the same scores, seed by seed."""
+    """Return whether all points have the same scores, seed by seed."""
     return all(point.scores(score) == points[0].scores(score) for score in scores for point in points)
 
 
 def equal_sentence(count: int, scores: Iterable[str]) -> str:
-    """That all of several points have the same scores."""
+    """Say that `count` points have the same scores."""
     return f"all {count} points are equal in {' and '.join(dict.fromkeys(scores))}, seed by seed."
 
 
 def tie_sentence(best: Point, others: Sequence[Point], metric: str) -> str:
-    """Which other points have the same mean of the metric that chooses; empty if there are none."""
+    """Say which other points have the same mean of the metric that ranks the points; empty if there are none."""
     ties = [point for point in others if mean_of(point, metric) == mean_of(best, metric)]
     return f"{named(ties)} {'has' if len(ties) == 1 else 'have'} exactly the same mean {metric}." if ties else ""
 
 
 def random_sentence(group: Group, families: Sequence[Family]) -> str:
-    """The rest of the first sentence: whether the best point, or another one, beats the random encoder."""
+    """Return the end of the first sentence: whether the best point, or another one, beats the random encoder."""
     best, main = group.ranked[0], families[0]
     difference = main.from_control(best)
     if difference is None and not parts.trains(best.settings):
@@ -113,8 +114,7 @@ def random_sentence(group: Group, families: Sequence[Family]) -> str:
     for family in families[1:]:
         other = family.from_control(best)
         if other is not None and other.low is not None:
-            words = f"it {compared(other)} it" if other.differs else "the two do not clearly differ"
-            text += f" In {family.score} {words}: {numbers(other)}."
+            text += f" In {family.score} it {compared(other)} it: {numbers(other)}."
     if is_above(difference):
         return text
     winners = [point for point in group.points if is_above(main.from_control(point))]
@@ -125,8 +125,8 @@ def random_sentence(group: Group, families: Sequence[Family]) -> str:
     )
 
 
-def separation_sentence(best: Point, others: Sequence[Point], family: Family) -> str:
-    """From which points the best point is separated."""
+def others_sentence(best: Point, others: Sequence[Point], family: Family) -> str:
+    """Say from which points the best point differs, and from which it shows no difference."""
     score = family.score
     if all_equal([best, *others], [score]):
         return f"But {equal_sentence(len(others) + 1, [score])}"
@@ -145,11 +145,11 @@ def separation_sentence(best: Point, others: Sequence[Point], family: Family) ->
     ahead = f", and it is above {named(above)}" if above else ""
     which = f" from {unclear[0].title}" if len(unclear) > 1 else ""
     first = f" ({numbers(differences[unclear[0].title])}{which})"
-    return f"In {score} it is not separated from {named(unclear)}{first}{ahead}."
+    return f"In {score} it shows no difference from {named(unclear)}{first}{ahead}."
 
 
 def control_sentences(best: Point, family: Family) -> list[str]:
-    """How the best point compares with the controls other than the random encoder."""
+    """Say how the best point compares with the controls other than the random encoder."""
     lines = []
     for control in family.controls:
         difference, name = family.from_control(best, control), NAMES.get(control, control)
@@ -165,13 +165,13 @@ def control_sentences(best: Point, family: Family) -> list[str]:
 
 
 def shape_sentence(name: str, families: Sequence[Family]) -> str:
-    """How the scores depend on a numeric setting; empty if there are too few values or seeds to say it."""
+    """Say how the scores depend on a numeric setting; empty if there are too few values or seeds."""
     words = [text for family in families if name in family.shapes and (text := shape_words(name, family))]
     return f"With {name}: {'; '.join(words)}." if words else ""
 
 
 def shape_words(name: str, family: Family) -> str | None:
-    """How one score depends on a numeric setting."""
+    """Say how one score depends on a numeric setting; None if nothing can be said."""
     shape, values = family.shapes[name]
     if shape.kind == "optimum":
         assert shape.best is not None
@@ -187,7 +187,7 @@ def shape_words(name: str, family: Family) -> str | None:
 
 
 def next_steps(group: Group, family: Family) -> list[str]:
-    """What to do next: more seeds, other values, or nothing."""
+    """Say what to do next: run more seeds or try other values; empty if neither would help."""
     best = group.ranked[0]
     lines = []
     others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
@@ -198,13 +198,13 @@ def next_steps(group: Group, family: Family) -> list[str]:
         count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS)
         if count is None:
             lines.append(
-                f"Next: even {MOST_SEEDS} seeds would hardly separate {best.title} from {rival.title}; treat them as "
-                "equal."
+                f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}; "
+                "treat them as equal."
             )
         else:
             lines.append(
-                f"Next: about {count} seeds in all would separate {best.title} from {rival.title}, if their difference "
-                f"stays {numbers_alone(difference)}."
+                f"Next: about {count} seeds in all would show a difference between {best.title} and {rival.title}, if "
+                f"it stays {numbers_alone(difference)}."
             )
     for name, (shape, values) in family.shapes.items():
         end = {"rises": values[-1], "falls": values[0]}.get(shape.kind)
@@ -215,7 +215,7 @@ def next_steps(group: Group, family: Family) -> list[str]:
 
 
 def cautions(group: Group) -> list[str]:
-    """What makes the scores of some points doubtful."""
+    """Return a sentence for each reason to doubt the scores of some points."""
     lines = []
     for point in group.incomplete:
         planned, missing = len(point.planned), len(point.missing)
@@ -233,44 +233,44 @@ def cautions(group: Group) -> list[str]:
 
 
 def has_collapsed(point: Point) -> bool:
-    """Whether the embedding has collapsed in any seed."""
+    """Return whether the embedding has collapsed in any seed."""
     return any(value < COLLAPSED_STD for value in point.values("pretrain/embedding_std"))
 
 
 def has_low_rank(point: Point) -> bool:
-    """Whether the effective rank of the embedding is low in any seed, without having collapsed."""
+    """Return whether the effective rank of the embedding is low in any seed, and no embedding has collapsed."""
     least = max(2.0, LOW_RANK * point.settings.embedding_dim)
     return not has_collapsed(point) and any(value < least for value in point.values("pretrain/rankme"))
 
 
 def is_still_falling(point: Point) -> bool:
-    """Whether the loss was still falling at the end, in the mean over seeds."""
+    """Return whether the loss was still falling at the end, in the mean over seeds."""
     values = point.values("pretrain/last_fall")
     return bool(values) and sum(values) / len(values) > STILL_FALLING
 
 
 def is_above(difference: Difference | None) -> bool:
-    """Whether the interval of the difference is above zero."""
+    """Return whether the interval of the difference is above zero."""
     return difference is not None and difference.low is not None and difference.low > 0
 
 
 def is_below(difference: Difference | None) -> bool:
-    """Whether the interval of the difference is below zero."""
+    """Return whether the interval of the difference is below zero."""
     return difference is not None and difference.high is not None and difference.high < 0
 
 
 def size(difference: Difference | None) -> float:
-    """The absolute value of the difference; 0 if it is not known."""
+    """Return the absolute value of the difference; 0 if it is unknown."""
     return abs(difference.mean) if difference is not None and difference.mean is not None else 0.0
 
 
 def compared(difference: Difference) -> str:
-    """The verb between a point and what it is compared with."""
-    return "beats" if is_above(difference) else "is below" if is_below(difference) else "does not clearly differ from"
+    """Return the verb between a point and what it is compared with."""
+    return "beats" if is_above(difference) else "is below" if is_below(difference) else "shows no difference from"
 
 
 def verdict(difference: Difference | None, than: str) -> str:
-    """The verdict of a difference in a table."""
+    """Return the verdict of a difference in a table; `than` is what the point is compared with."""
     if difference is None or difference.mean is None:
         return "no shared seed"
     if difference.low is None:
@@ -281,19 +281,19 @@ def verdict(difference: Difference | None, than: str) -> str:
 
 
 def no_verdict(difference: Difference) -> str:
-    """Why a difference has no interval."""
+    """Say why a difference has no interval."""
     if difference.mean is None:
         return "They share no seed"
     return few_seeds(difference.n) if difference.n < LEAST_SEEDS else "Without spread there is no interval"
 
 
 def few_seeds(count: int) -> str:
-    """Why so few seeds give no verdict."""
+    """Return the beginning of the sentence that so few seeds give no verdict."""
     return "One seed cannot tell" if count == 1 else f"{'Two' if count == 2 else 'No'} seeds cannot tell"
 
 
 def numbers(difference: Difference | None) -> str:
-    """`+0.0120 [+0.0040, +0.0200]`; the mean alone where there is no interval; `–` where there is no mean."""
+    """Return `+0.0120 [+0.0040, +0.0200]`: mean and interval, only the mean without an interval, `–` without a mean."""
     if difference is None or difference.mean is None:
         return "–"
     if difference.low is None:
@@ -302,45 +302,45 @@ def numbers(difference: Difference | None) -> str:
 
 
 def numbers_alone(difference: Difference) -> str:
-    """`+0.0120`; never `-0.0000`."""
+    """Return the mean, such as `+0.0120`; never `-0.0000`."""
     return f"{round(difference.mean or 0.0, 4) + 0.0:+.4f}"
 
 
 def p_value(p: float | None) -> str:
-    """`p = 0.003`; `p < 0.001`."""
+    """Return a p-value in words, such as `p = 0.003` or `p < 0.001`."""
     assert p is not None
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def named(points: Iterable[Point]) -> str:
-    """The points in a sentence: `a`, `a and b`, `a, b, c and 4 others`."""
+    """Return the points for a sentence: `a`, `a and b`, `a, b, c and 4 others`."""
     return shortened([point.title for point in points])
 
 
 def shortened(names: Sequence[str]) -> str:
-    """Names in a sentence, of which at most `MOST_NAMED` are named and the others counted."""
+    """Return names for a sentence: the first `MOST_NAMED` ones, and the number of the others."""
     if len(names) > MOST_NAMED + 1:
         names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} others"]
     return listed(names)
 
 
 def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return words for a sentence: `a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def counted(count: int, what: str) -> str:
-    """`1 seed`, `3 seeds`."""
+    """Return a count with its noun, such as `1 seed` or `3 seeds`."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 METHOD = (
     f"Scores are modelled as point + seed + residual. Intervals are at {PERCENT} and adjusted for all comparisons of a "
-    "table: Dunnett's method adjusts the differences from a control, and Tukey's method those of pairs of points. Both "
-    "use the residual spread of all points together. A test compares the spreads of the points. If it leaves a doubt, "
-    "each interval uses the larger of the pooled spread and the points' own. If the spreads clearly differ, each pair "
-    "has the spread of its own differences, and Holm's method adjusts them. A simulated sweep of seven equal points "
-    "shows a false difference in at most 5 % of cases, or in up to 11 % with three seeds and very unequal spreads. "
-    "Each score is adjusted alone. All seeds share one division of the images. So the intervals cover what differs "
-    "between runs, and not what another choice of test images would change."
+    "table: Dunnett's method adjusts the differences from a control, and Tukey's method adjusts the differences "
+    "between points. Both use the residual spread of all points together. A test compares the spreads of the points. "
+    "If the result is unclear, each interval uses the larger of the pooled spread and the spread of its two points. "
+    "If the spreads clearly differ, each pair has the spread of its differences, and Holm's method adjusts them. A "
+    "simulated sweep of seven equal points shows a false difference in at most 5 % of cases, or in up to 11 % with "
+    "three seeds and very unequal spreads. Each score is adjusted alone. All seeds share one division of the images. "
+    "So the intervals cover differences between runs, and not the choice of the test images."
 )

@@ -1,12 +1,12 @@
-"""Which points of a sweep differ beyond chance: intervals from the block model that hold together.
+"""Tests of which points of a sweep differ: simultaneous intervals from a model with the seeds as blocks.
 
 The model is `score[point, seed] = point + seed + residual`; the seeds are the blocks. The residuals are normal with the
 same spread at all points, so all points together estimate it: 7 points with 3 seeds give 12 degrees of freedom, and a
 paired difference gives 2. A test of equal spread decides which standard error a difference has:
 
-- p of at least `DOUBT_LEVEL`: the one from the pooled spread.
-- p between the levels: the larger of the pooled one and the one from the estimated spreads of the two points.
-- p below `SPREAD_LEVEL`: the one of the differences paired by seed, with Holm's correction.
+- p of at least `DOUBT_LEVEL`: the standard error from the pooled spread.
+- p between the levels: the larger of the pooled standard error and the one from the spreads of the two points.
+- p below `SPREAD_LEVEL`: the standard error of the differences paired by seed, with Holm's correction.
 
 A simulation chose the levels. With 7 equal points the familywise error, the chance of any false difference, is at most
 5 % for equal spreads. Where one point has 5 times the spread of the others, or the spread rises from 1 to 4, the error
@@ -34,9 +34,9 @@ Kind = Literal["optimum", "rises", "falls", "flat", "unknown"]
 ALPHA = 0.05
 """The familywise error."""
 SPREAD_LEVEL, DOUBT_LEVEL = 0.04, 0.5
-"""P-values of `spread_test`: below the first the spread clearly differs, from the second on it counts as equal."""
+"""P-values of `spread_test`: below the first the spreads clearly differ, from the second on they count as equal."""
 FEWEST_SEEDS = 3  # two points that share fewer seeds get no interval
-NO_SPREAD = 1e-9  # residuals that are smaller differ only by rounding: scores are counts of images, divided
+NO_SPREAD = 1e-9  # smaller residuals are rounding errors, because scores are fractions of a number of images
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Difference:
     equal for complete cells. None where the points share no seed."""
     low: float | None
     high: float | None
-    """The interval, adjusted for the whole family. None for fewer than three shared seeds and for no spread."""
+    """The bounds of the interval, adjusted for the family; None for fewer than three shared seeds or no spread."""
     method: Method
 
     @property
@@ -78,28 +78,28 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """What follows from the pattern of the present cells, without the scores. The cells are in row-major order."""
+    """The part of the fit that depends only on which cells are present. The cells are in row-major order."""
 
     point: Indices
     """The point of each cell, shape (cells,)."""
-    columns: Array
+    columns: Array  # one for each point and each seed, shape (cells, points + seeds)
     solve: Array
-    """A column for each point and each seed, shape (cells, points + seeds), and the pseudo-inverse of the columns."""
+    """The pseudo-inverse of `columns`, shape (points + seeds, cells)."""
     weights: Array
     """The weights of the cells in the adjusted mean of each point, shape (points, cells)."""
     group: Indices
-    """Shared seeds connect the points of one group, shape (points,); −1 without cells."""
+    """The group of each point, shape (points,); shared seeds connect the points of a group. −1 without cells."""
     share: Array
     """The residual degrees of freedom of each point, shape (points,)."""
     moments: Array
     """Turns the residual sums of squares of the points into unbiased estimates of their variances, (points, points)."""
 
     def squares(self, scores: Array) -> Array:
-        """The residual sum of squares of each point, shape (points, draws), from scores of shape (cells, draws)."""
+        """Return the residual sums of squares, shape (points, draws), from scores of shape (cells, draws)."""
         return np.asarray(self.columns[:, : len(self.group)].T @ (scores - self.columns @ (self.solve @ scores)) ** 2)
 
     def unevenness(self, scores: Array) -> Array:
-        """The statistic of `spread_test`, shape (draws,), from scores of shape (cells, draws)."""
+        """Return the statistic of `spread_test`, shape (draws,), from scores of shape (cells, draws)."""
         squares, has = self.squares(scores), self.share > 1e-9
         ratio = squares[has].T / self.share[has] / (squares.sum(0) / self.share.sum())[:, None]
         return np.asarray((ratio - 1) ** 2 @ self.share[has])
@@ -113,7 +113,7 @@ class Design:
 
 @lru_cache(maxsize=64)
 def _design(cells: bytes, points: int, seeds: int) -> Design:
-    """The design of a mask of present cells: the bytes of a Boolean array of shape (points, seeds)."""
+    """Return the design of a mask of present cells: the bytes of a Boolean array of shape (points, seeds)."""
     mask = np.frombuffer(cells, dtype=bool).reshape(points, seeds)
     point, seed = np.nonzero(mask)
     columns = np.hstack([np.eye(points)[point], np.eye(seeds)[seed]])
@@ -122,8 +122,8 @@ def _design(cells: bytes, points: int, seeds: int) -> Design:
     together = label[:points, None] == label[points:]
     weights = solve[:points] + together / np.maximum(together.sum(1, keepdims=True), 1) @ solve[points:]
     maker = np.eye(len(point)) - columns @ solve
-    own, share = columns[:, :points], maker.diagonal() @ columns[:, :points]
-    moments = np.asarray(np.linalg.pinv(own.T @ maker**2 @ own, rcond=1e-9, hermitian=True))
+    indicator, share = columns[:, :points], maker.diagonal() @ columns[:, :points]
+    moments = np.asarray(np.linalg.pinv(indicator.T @ maker**2 @ indicator, rcond=1e-9, hermitian=True))
     group = np.where(mask.any(1), label[:points], -1)
     return Design(point, columns, solve, weights, group, share, moments)
 
@@ -136,26 +136,26 @@ class BlockFit:
     effects: Array
     """The mean score of each point, adjusted for the seeds that it lacks, shape (points,); NaN without cells."""
     residuals: Array
-    """Shape (cells,)."""
-    df: int
+    """The residual of each cell, shape (cells,)."""
+    df: int  # the residual degrees of freedom
     variance: float
-    """The residual degrees of freedom, and the pooled residual variance: NaN without degrees of freedom."""
+    """The pooled residual variance; NaN without degrees of freedom."""
     covariance: Array
     """The covariance of `effects` from the pooled variance, shape (points, points)."""
     spreads: bool
     """Whether the residuals differ from zero by more than rounding."""
 
     def difference_variance(self, first: int, second: int) -> float | None:
-        """The variance of the estimated difference of two points; None where the difference cannot be estimated."""
+        """Return the variance of a difference of two points; None if the difference cannot be estimated."""
         comparable = self.design.group[first] == self.design.group[second] >= 0
         return float(_of_differences(self.covariance, first, second)) if comparable and self.df else None
 
     def covariances(self, p: float) -> list[Array]:
-        """The covariances of `effects` that the p-value of `spread_test` leaves, each of shape (points, points).
+        """Return the covariances of `effects` to use for a p-value of `spread_test`, each of shape (points, points).
 
-        In doubt a second covariance comes from an own residual variance of each point. The own variances equate the
-        points' sums of squares with their expectations (Rao 1970, "Estimation of heteroscedastic variances in linear
-        models"); a negative one counts as zero.
+        If `p` is below `DOUBT_LEVEL`, the second covariance uses a separate residual variance for each point. These
+        variances equate the points' sums of squares with their expectations (Rao 1970, "Estimation of heteroscedastic
+        variances in linear models"); a negative one counts as zero.
         """
         if p >= DOUBT_LEVEL:
             return [self.covariance]
@@ -164,12 +164,12 @@ class BlockFit:
 
 
 def _of_differences(covariance: Array, first: Any, second: Any) -> Array:
-    """The variances of differences, from the covariance of the means."""
+    """Return the variances of differences between means, from the covariance of the means."""
     return np.asarray(covariance[first, first] + covariance[second, second] - 2 * covariance[first, second])
 
 
 def fit_blocks(values: Array) -> BlockFit:
-    """Fits point and seed effects by least squares.
+    """Fit point and seed effects by least squares.
 
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
@@ -191,7 +191,7 @@ def fit_blocks(values: Array) -> BlockFit:
 
 
 def spread_test(values: Array) -> float | None:
-    """The p-value that the residual spread differs between points; None where there are too few cells.
+    """Return the p-value for equal residual spread of all points; None if there are too few cells.
 
     The score test of Cook and Weisberg (1983, "Diagnostics for heteroscedasticity in regression") with one group per
     point compares the points' residual mean squares with the pooled one. For equal normal spreads the distribution of
@@ -211,14 +211,14 @@ def spread_test(values: Array) -> float | None:
 
 
 def _root(excess: Callable[[float], float], differences: int, df: int) -> float:
-    """The critical value at which the familywise error is `ALPHA`: between Student's t without and with Bonferroni."""
+    """Return the critical value for `ALPHA`, which lies between Student's t without and with Bonferroni."""
     low, high = stats.t.isf([ALPHA / 2, ALPHA / 2 / differences], df)
     return float(optimize.brentq(excess, low * 0.99, high * 1.01, xtol=1e-6))
 
 
 @lru_cache(maxsize=256)
 def _quadrature_critical(method: Method, points: int, df: int) -> float:
-    """The critical value for differences of independent means of equal variance, in standard errors.
+    """Return the critical value for differences of independent means of equal variance, in standard errors.
 
     Gauss-Legendre quadrature integrates over the estimated spread s and over the mean z that the differences share: the
     control's (Dunnett 1964, "New tables for multiple comparisons with a control") or the largest mean (Tukey's range).
@@ -240,10 +240,10 @@ def _quadrature_critical(method: Method, points: int, df: int) -> float:
 
 @lru_cache(maxsize=256)
 def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
-    """Dunnett's critical value for any covariance of the means up to a factor; the first mean is the control's.
+    """Return Dunnett's critical value for any covariance of the means, up to a factor; the first mean is the control's.
 
-    Missing cells need a simulation of the means, with a fixed random state; the chance over the spread is exact. The
-    same random numbers give the critical value of complete cells, and its known error is subtracted.
+    With missing cells the means are simulated, with a fixed random state; the integral over the spread is exact. The
+    same random numbers also give a critical value for complete cells. Its error is known, and is subtracted.
     """
     matrix = np.frombuffer(covariance).reshape(points, points)
     exact = _quadrature_critical("dunnett", points, df)
@@ -260,7 +260,7 @@ def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
 
 
 def _compare(values: Array, first: Indices, second: Indices, method: Method) -> list[Difference]:
-    """The differences of points, first minus second; `method` is used unless the spread clearly differs."""
+    """Return the differences of points, first minus second. `method` is used unless the spreads clearly differ."""
     fit, p = fit_blocks(values), spread_test(values) or 1.0
     paired = values[first] - values[second]
     n = (~np.isnan(paired)).sum(1)
@@ -284,11 +284,11 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method) -> 
 
 
 def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
-    """The means of paired differences, shape (differences, seeds), and the half-widths of their intervals.
+    """Return the means of paired differences, shape (differences, seeds), and the half-widths of their intervals.
 
     Each interval has the level at which Holm tests its difference (1979, "A simple sequentially rejective multiple test
-    procedure"). The differences after the first that is not shown take its level, so an interval excludes zero exactly
-    where Holm rejects. The family's intervals do not cover all true differences with 95 %.
+    procedure"). All differences after the first one that is not shown use the level of that one, so an interval
+    excludes zero exactly if Holm's method rejects. The intervals do not cover all true differences with 95 %.
     """
     mean, error = np.nanmean(paired, 1), np.nanstd(paired, 1, ddof=1) / np.sqrt(n)
     half = np.full(len(n), np.nan)
@@ -304,7 +304,7 @@ def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
 
 
 def compare_with_control(values: Array, control: int) -> dict[int, Difference]:
-    """Every other point minus the control, by the index of the other point.
+    """Return every other point minus the control, by the index of the other point.
 
     The pooled intervals are Dunnett's (1955, "A multiple comparison procedure for comparing several treatments with a
     control"), two-sided. The critical value uses the actual correlation of the differences: it is exact for complete
@@ -319,9 +319,9 @@ def compare_with_control(values: Array, control: int) -> dict[int, Difference]:
 
 
 def compare_pairs(values: Array, only: int | None = None) -> dict[tuple[int, int], Difference]:
-    """The first minus the second point of every pair of points, by their indices, the lower index first.
+    """Return the first minus the second point of every pair of points, by their indices, the lower index first.
 
-    The pooled intervals are Tukey's (studentised range), with missing cells those of Tukey and Kramer (Kramer 1956).
+    The pooled intervals are Tukey's (studentised range). With missing cells they are Tukey and Kramer's (Kramer 1956).
 
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
@@ -334,7 +334,7 @@ def compare_pairs(values: Array, only: int | None = None) -> dict[tuple[int, int
 
 
 def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape:
-    """Whether the score rises, falls or has an optimum over the ordered values of one setting.
+    """Test whether the score rises, falls or has an optimum over the ordered values of one setting.
 
     Three tests share the familywise error by Bonferroni: Page's trend test in both directions (Page 1963, "Ordered
     hypotheses for multiple treatments"), which uses the complete blocks, and the quadratic contrast over the positions
@@ -368,7 +368,7 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape
 
 
 def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, float | None]:
-    """The quadratic contrast and three times its two-sided p-value; the spread test decides as in `_compare`."""
+    """Return the quadratic contrast and three times its two-sided p-value. The spread test decides as in `_compare`."""
     position = np.arange(len(values)) - (len(values) - 1) / 2
     contrast = position**2 - (position**2).mean()
     estimate, p = float(contrast @ fit.effects), spread_test(values) or 1.0
@@ -382,10 +382,10 @@ def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, floa
 
 
 def seeds_needed(difference: float, residual_variance: float, points: int, most: int = 50) -> int | None:
-    """The smallest number of seeds, at most `most`, with which a pooled Tukey interval would exclude zero; or None.
+    """Return the least number of seeds with which a pooled Tukey interval would exclude zero; None above `most`.
 
-    The estimates are taken to stay as they are. If the true difference is `difference`, that many seeds show it with a
-    probability of about one half.
+    This assumes that the estimates stay the same. If the true difference is `difference`, that many seeds show it with
+    a probability of about one half.
 
     Args:
         difference: the difference of two points' means.

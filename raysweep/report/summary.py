@@ -15,10 +15,10 @@ from raysweep.report.verdicts import MOST_PAIRED, Group
 from raysweep.results.result import Result
 
 MOST_WARNINGS = 20
-"""More warnings than this are only counted."""
+"""Most warnings that are listed; for the others only their number is given."""
 READING = (
     f"All scores are accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted {PERCENT} interval "
-    "stands behind it in brackets."
+    "follows it in brackets."
 )
 STOPPED = "Trials that were stopped early have no test score and are in no mean."
 SATURATED = 0.97
@@ -26,7 +26,7 @@ SATURATED = 0.97
 
 
 def summary_md(report: Report) -> str:
-    """The summary in words and tables."""
+    """Return the summary: sentences, then tables, in Markdown."""
     words = report.in_words()
     text = [f"# {report.name}"]
     if words:
@@ -50,7 +50,7 @@ def summary_md(report: Report) -> str:
 
 
 def overview(report: Report) -> list[str]:
-    """How many trials have run, how to read the table, and how the settings of several sweeps differ."""
+    """Say how many trials have run, how to read the table, and how the settings of several sweeps differ."""
     lines = []
     for member in report.members:
         ended = [result.status for result in member.results]
@@ -79,7 +79,7 @@ def overview(report: Report) -> list[str]:
 
 
 def borrowed_controls(report: Report) -> dict[str, list[str]]:
-    """By sweep, the controls that it borrows from another sweep for some seed; sweeps that borrow none are absent."""
+    """Return, for each sweep that borrows controls from another sweep for some seed, these controls."""
     present = {
         (point.sweep, point.control, seed) for point in report.points if point.baseline for seed in point.by_seed
     }
@@ -93,7 +93,7 @@ def borrowed_controls(report: Report) -> dict[str, list[str]]:
 
 
 def notes(report: Report) -> list[str]:
-    """What to know about the sweep's data, where it applies."""
+    """Return the remarks about data and evaluation that apply to this report."""
     lines = []
     if len(report.groups) > 1:
         lines.append(
@@ -124,18 +124,18 @@ def notes(report: Report) -> list[str]:
 
 
 def mean_above(point: Point, score: str, least: float) -> bool:
-    """Whether the mean of a score is above `least`."""
+    """Return whether the mean of a score is above `least`."""
     value = estimate(point.values(score))
     return value is not None and value.mean > least
 
 
 def controls_of(report: Report) -> list[str]:
-    """The controls that points are compared with."""
+    """Return the controls with which points are compared."""
     return list(dict.fromkeys(c for group in report.groups for f in group.families.values() for c in f.controls))
 
 
 def control_section(report: Report, control: str) -> list[str]:
-    """Every point's difference from a control."""
+    """Return the section with every point's difference from a control; empty without differences."""
     rows = []
     for group in report.groups:
         for point in group.points:
@@ -151,7 +151,7 @@ def control_section(report: Report, control: str) -> list[str]:
 
 
 def best_section(report: Report) -> list[str]:
-    """The difference of every other point from the best point, for each protocol."""
+    """Return the section with the difference of every other point from the best point, for each protocol."""
     tables = []
     for group in report.groups:
         if not group.ranked or len(group.points) < 2:
@@ -176,23 +176,23 @@ def best_section(report: Report) -> list[str]:
 
 
 def paired(group: Group) -> int:
-    """The number of points whose differences are listed."""
+    """Return the number of points that were compared with one another in a group."""
     return max((family.points for family in group.families.values()), default=0)
 
 
 def cells(differences: Sequence[Difference | None], than: str) -> list[str]:
-    """The number of shared seeds, and for each score the difference and its verdict."""
+    """Return the number of shared seeds, and for each score the difference and its verdict."""
     count = max((difference.n for difference in differences if difference is not None), default=0)
     return [str(count), *(text for item in differences for text in (numbers(item), verdict(item, than)))]
 
 
 def score_columns(scores: Sequence[str]) -> list[str]:
-    """The header over `cells`, without the number of seeds."""
+    """Return the header of `cells`, without the number of seeds."""
     return [column for score in scores for column in (score, "")]
 
 
 def blocks_section(report: Report) -> list[str]:
-    """The linear probes on the encoder's blocks; empty where there were none."""
+    """Return the section about the linear probes on the encoder's blocks; empty without such probes."""
     points = [point for point in report.points if shown_scores([point], block_scores())]
     if not points:
         return []
@@ -205,7 +205,7 @@ def blocks_section(report: Report) -> list[str]:
 
 
 def ended_sections(report: Report) -> Iterator[str]:
-    """The trials that failed or were stopped, and the warnings of all trials."""
+    """Yield the sections about failed and stopped trials, and about the warnings of all trials."""
     results = [
         (f"{member.label}/" if report.several else "", result) for member in report.members for result in member.results
     ]
@@ -223,7 +223,7 @@ def ended_sections(report: Report) -> Iterator[str]:
 
 
 def warnings_of(results: Sequence[tuple[str, Result]]) -> list[str]:
-    """Each warning once, with the first trial that gave it and the number of others."""
+    """Return each warning once, with the first trial that gave it and the number of the other trials."""
     trials: dict[str, list[str]] = {}
     for prefix, result in results:
         for warning in result.warnings:

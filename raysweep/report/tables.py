@@ -24,12 +24,12 @@ DIFFERENCE_COLUMNS = ("mean", "adjusted95_low", "adjusted95_high", "unadjusted95
 
 
 def encoded(text: str) -> bytes:
-    """Text as the content of a file. The bytes of a path that are no text become escape sequences."""
+    """Return text as the content of a file. Bytes of a path that are not valid text become escape sequences."""
     return text.encode(errors="backslashreplace")
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; floats as `repr` writes them, exactly; what a row lacks stays empty."""
+    """Return rows as CSV. Floats are exact, as `repr` writes them. A value that a row lacks stays empty."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, header, lineterminator="\n")
     writer.writeheader()
@@ -38,13 +38,13 @@ def to_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
-    """One row per trial of the sweep, in its order; a setting without effect in a trial stays empty."""
+    """Return a row per trial as CSV, in the order of the sweep. A setting without effect in a trial stays empty."""
     header, rows = trial_rows(store, sweep, results)
     return to_csv(header, [row | {"wall_s": round(row["wall_s"], 3)} if "wall_s" in row else row for row in rows])
 
 
 def trial_rows(store: Store, sweep: Sweep, results: Sequence[Result]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The columns, and a row for each trial of the sweep in its order; a row lacks what the trial does not have."""
+    """Return the columns and a row for each trial, in the order of the sweep. A row omits what its trial lacks."""
     by_name = {result.trial: result for result in results}
     metrics = [name for name in METRICS if any(name in result.metrics for result in results)]
     kept = ("status", "linear_probe", "fingerprint", "attempts", "device", "error")
@@ -66,20 +66,21 @@ def trial_rows(store: Store, sweep: Sweep, results: Sequence[Result]) -> tuple[l
     return header, rows
 
 
-def interval_columns(name: str, of: Estimate | None) -> dict[str, Any]:
-    """An estimate as columns of a CSV."""
-    if of is None:
+def interval_columns(name: str, value: Estimate | None) -> dict[str, Any]:
+    """Return an estimate as columns of a CSV; empty for None."""
+    if value is None:
         return {}
-    return {f"{name} mean": of.mean, f"{name} std": of.std, f"{name} ci95_low": of.low, f"{name} ci95_high": of.high}
+    columns = {"mean": value.mean, "std": value.std, "ci95_low": value.low, "ci95_high": value.high}
+    return {f"{name} {part}": number for part, number in columns.items()}
 
 
 def summary_csv(report: Report) -> str:
-    """One row per point: n, for each metric mean, std and interval, and the difference from every control."""
+    """Return a row per point as CSV: n, mean, std and interval of each metric, and differences from the controls."""
     return to_csv(*point_rows(report))
 
 
 def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
-    """The columns, and a row for each point; see `summary_csv`. A row lacks what the point does not have."""
+    """Return the columns and a row for each point; see `summary_csv`. A row omits what its point lacks."""
     metrics = [name for name in METRICS if any(point.values(name) for point in report.points)]
     varied = [*differing(report)] if report.several else [*report.members[0].sweep.searched]
     header = [*(["sweep"] if report.several else []), "point", *varied, "n"]
@@ -109,12 +110,12 @@ def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def effective(point: Point, name: str) -> Any:
-    """A setting's value in a point; empty where it has no effect there."""
+    """Return a setting's value in a point; empty if it has no effect there."""
     return getattr(point.settings, name) if has_effect(name, point.settings) else ""
 
 
 def differing(report: Report) -> dict[str, list[list[Any]]]:
-    """The settings, the seed aside, that are not the same in all points; for each sweep its values with an effect."""
+    """Return the settings, except the seed, that differ between points, with each sweep's values with an effect."""
     values = {}
     for name in SETTINGS:
         if about(name).search and name != "seed":
@@ -129,9 +130,10 @@ def differing(report: Report) -> dict[str, list[list[Any]]]:
 
 
 def differences_csv(report: Report) -> str:
-    """One row per pair of points and score: the difference over the seeds that both have, with its intervals.
+    """Return a row per pair of points and score as CSV: the difference over the shared seeds, with its intervals.
 
-    Points of different protocols are no pair. Of many points only the pairs with the best one are listed.
+    Points of different protocols are not paired. If there are more than `MOST_PAIRED` points, only the pairs with the
+    best point are listed.
     """
     rows = []
     for group in report.groups:
@@ -150,14 +152,14 @@ def differences_csv(report: Report) -> str:
 
 
 def difference_columns(prefix: str, difference: Difference, alone: Estimate | None) -> dict[str, Any]:
-    """A difference as columns of a CSV: its adjusted interval, and the paired Student-t interval for itself alone."""
+    """Return a difference as columns of a CSV: its adjusted interval, and its paired, unadjusted Student-t interval."""
     low, high = (alone.low, alone.high) if alone is not None else (None, None)
     values = (difference.mean, difference.low, difference.high, low, high)
     return {f"{prefix}{name}": value for name, value in zip(DIFFERENCE_COLUMNS, values, strict=True)}
 
 
 def cell(value: Estimate | None) -> str:
-    """`0.9821 ± 0.0043`: the mean and half its interval; the mean alone for one or two seeds."""
+    """Return `0.9821 ± 0.0043`: the mean and half of its interval; only the mean for one or two seeds."""
     if value is None:
         return "–"
     wide = value.high is None or value.n < LEAST_SEEDS  # the interval of two seeds is 12.7 times their standard error
@@ -165,24 +167,24 @@ def cell(value: Estimate | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     cells = [[printable(str(item)).replace("|", "\\|") for item in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def names_of(report: Report, point: Point) -> list[str]:
-    """A point's name in a table, after the name of its sweep if there are several sweeps."""
+    """Return a point's name for a table, after the name of its sweep if there are several sweeps."""
     return [point.sweep, point.name] if report.several else [point.name]
 
 
 def name_columns(report: Report) -> list[str]:
-    """The header over `names_of`."""
+    """Return the header of `names_of`."""
     return ["sweep", "point"] if report.several else ["point"]
 
 
 def summary_table(report: Report) -> Table:
-    """The summary for a terminal."""
+    """Return the summary for a terminal."""
     columns = shown_scores(report.points, COLUMNS)
     families = (
         {point.title: group.families[report.scores[0]] for group in report.groups for point in group.points}
@@ -191,7 +193,7 @@ def summary_table(report: Report) -> Table:
     )
     compared = any("random" in family.controls for family in families.values())
     best = {ranked[0].title for ranked in report.ranked}
-    # Names are `Text`: in plain strings rich would take brackets for its markup, and leave them out.
+    # Names are `Text`, because rich would read brackets in plain strings as its markup and omit them.
     title = Text(f"{report.name}: mean over seeds ± half of the {PERCENT} interval", style="table.title")
     table = Table(title=title)
     for name in name_columns(report):

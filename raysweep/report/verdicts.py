@@ -1,7 +1,7 @@
-"""What a report concludes: adjusted differences between points, from controls, and along a setting.
+"""The comparisons of a report: adjusted differences between points, from controls and along a setting.
 
-A *family* is the points that share an evaluation protocol, in one score. All differences of a family are adjusted
-together, so that all its intervals hold at once with a probability of 95 %.
+A *family* consists of one score of all points that share an evaluation protocol. All differences of a family are
+adjusted together, so that all its intervals hold at once with a probability of 95 %.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from raysweep.report.statistics import Difference, Shape, compare_pairs, compare
 from raysweep.results.result import Result
 
 MOST_PAIRED = 50
-"""Of a family with more points than this, only the pairs with the best point are compared."""
+"""In a family with more points than this, only the pairs with the best point are compared."""
 LEAST_VALUES = 3
-"""A setting has a shape if it has at least this many values."""
+"""The shape of a score over a setting is tested if the setting has at least this many values."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The points of one evaluation protocol in one score."""
+    """The comparisons of the points of one evaluation protocol in one score."""
 
     score: str
     pairs: Mapping[tuple[str, str], Difference]
-    """The first point minus the second, by their titles."""
+    """The first point minus the second, by the titles of both."""
     controls: Mapping[str, Mapping[str, Difference]]
-    """By control: a point minus the control, by the title of the point."""
+    """For each control, the points minus the control, by the title of the point."""
     shapes: Mapping[str, tuple[Shape, Sequence[Any]]]
-    """By setting: the shape of the score over the setting's values, and the values in their order."""
+    """For each setting, the shape of the score over the setting's values, and the sorted values."""
     variance: float | None
     """The variance of the residuals of the block model; None where there are too few cells."""
     points: int
@@ -43,7 +43,7 @@ class Family:
     """The title under which each point was compared. Two sweeps may hold the same experiment, which counts once."""
 
     def between(self, first: Point, second: Point) -> Difference | None:
-        """The first point minus the second; None if the pair was not compared."""
+        """Return the first point minus the second; None if the pair was not compared."""
         one, another = self.known_as.get(first.title, ""), self.known_as.get(second.title, "")
         if (one, another) in self.pairs:
             return self.pairs[one, another]
@@ -51,7 +51,7 @@ class Family:
         return None if other is None else negated(other)
 
     def from_control(self, point: Point, control: str = "random") -> Difference | None:
-        """The point minus the control; None without that control."""
+        """Return the point minus the control; None without that control."""
         return self.controls.get(control, {}).get(self.known_as.get(point.title, ""))
 
 
@@ -63,7 +63,7 @@ class Group:
     ranked: Sequence[Point]
     """The points that compete, best first; empty if nothing can be called best."""
     families: Mapping[str, Family]
-    """By score. The score of the chosen metric comes first."""
+    """The family of each score. The score of the chosen metric comes first."""
 
     @property
     def incomplete(self) -> list[Point]:
@@ -74,7 +74,7 @@ class Group:
 def judge(
     points: Sequence[Point], ranked: Sequence[Sequence[Point]], scores: Sequence[str], settings: Sequence[str]
 ) -> list[Group]:
-    """The verdicts about the points, a group for each evaluation protocol.
+    """Return the verdicts about the points: a group for each evaluation protocol.
 
     Args:
         points: all points of the report.
@@ -98,7 +98,7 @@ def judge(
 
 
 def make_family(score: str, points: Sequence[Point], best: Sequence[Point], settings: Sequence[str]) -> Family:
-    """Compare the points that have the score."""
+    """Compare the points that have the score. `best` holds the best point, or nothing."""
     first_of: dict[Any, Point] = {}
     known_as = {
         point.title: first_of.setdefault(experiment_key(point.settings.model_copy(update={"seed": 0})), point).title
@@ -121,7 +121,13 @@ def make_family(score: str, points: Sequence[Point], best: Sequence[Point], sett
 def pairs_of(
     points: Sequence[Point], values: NDArray[np.float64], best: Sequence[str]
 ) -> dict[tuple[str, str], Difference]:
-    """All pairs; of more than `MOST_PAIRED` points, the pairs with the best point, which comes first."""
+    """Return the differences of all pairs; with more than `MOST_PAIRED` points, only of the pairs with the best point.
+
+    Args:
+        points: the points.
+        values: their scores, shape (points, seeds); NaN where a point lacks a seed.
+        best: the titles of the best points, of which the first counts.
+    """
     titles = [point.title for point in points]
     only = titles.index(best[0]) if best and len(points) > MOST_PAIRED else None
     if len(points) < 2 or (len(points) > MOST_PAIRED and only is None):
@@ -131,15 +137,15 @@ def pairs_of(
 
 
 def controls_of(points: Sequence[Point]) -> list[str]:
-    """The names of the controls that any point has."""
+    """Return the names of the controls that any point has."""
     return list(dict.fromkeys(name for point in points for name, by_seed in point.controls.items() if by_seed))
 
 
 def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[str, Difference]:
-    """Each point minus the control.
+    """Return each point minus the control, by the title of the point.
 
     Points may have several controls of one name, such as the random encoders of two architectures. The points of each
-    are adjusted together.
+    such control are adjusted together.
     """
     families: dict[Any, list[Point]] = {}
     for point in points:
@@ -157,13 +163,13 @@ def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[
 
 
 def experiment_of(results: Mapping[int, Result]) -> tuple[Any, ...]:
-    """All settings that decide what a control computes, except the seed."""
+    """Return all settings that decide what a control computes, except the seed."""
     settings = next(iter(results.values())).settings
     return tuple((name, settings.get(name)) for name in SETTINGS if about(name).search and name != "seed")
 
 
 def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Sequence[Any]] | None:
-    """The shape of the score over a numeric setting; None if the setting has fewer than `LEAST_VALUES` values.
+    """Return the shape of the score over a numeric setting; None if the setting has fewer than `LEAST_VALUES` values.
 
     A block is a seed together with the values of the other searched settings.
     """
@@ -181,12 +187,12 @@ def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Seq
 
 
 def is_plain_number(value: Any) -> bool:
-    """Whether a value of a setting is a number."""
+    """Return whether a value of a setting is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def negated(difference: Difference) -> Difference:
-    """The second point minus the first."""
+    """Return the difference with the opposite sign: the second point minus the first."""
     mean, low, high = difference.mean, difference.low, difference.high
     return replace(
         difference,
@@ -197,12 +203,12 @@ def negated(difference: Difference) -> Difference:
 
 
 def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
-    """Scores by seed as (points, seeds); NaN where a point lacks a seed."""
+    """Return scores by seed as an array (points, seeds), with sorted seeds; NaN where a point lacks a seed."""
     seeds = sorted({seed for by_seed in scores for seed in by_seed})
     return np.array([[by_seed.get(seed, np.nan) for seed in seeds] for by_seed in scores], dtype=float)
 
 
 def same_experiment(first: Point, second: Point) -> bool:
-    """Whether two points compute the same, as points of two sweeps may."""
+    """Return whether two points are the same experiment, which happens if they are from two sweeps."""
     keys = [experiment_key(point.settings.model_copy(update={"seed": 0})) for point in (first, second)]
     return keys[0] == keys[1]

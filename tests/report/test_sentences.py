@@ -34,7 +34,7 @@ def report_of(tmp_path, search, metrics, **raw):
 def test_the_best_point_is_above_every_other_and_beats_the_random_encoder(tmp_path):
     effects = {"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
     report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects), baseline=True)
-    first, separation, shape, *rest = report.in_words(scores=1)
+    first, others, shape, *rest = report.in_words(scores=1)
     family = report.groups[0].families["linear/test_accuracy"]
     points = {point.title: point for point in report.points}
     random, closest = (
@@ -45,7 +45,7 @@ def test_the_best_point_is_above_every_other_and_beats_the_random_encoder(tmp_pa
         "alpha=1.0 is best by linear/val_accuracy (0.5000, mean of 4 seeds) and beats the random encoder in "
         f"linear/test_accuracy: {random.mean:+.4f} [{random.low:+.4f}, {random.high:+.4f}]."
     )
-    assert separation == (
+    assert others == (
         "In linear/test_accuracy it is above every other ranked point; the closest is alpha=10.0, "
         f"{closest.mean:+.4f} [{closest.low:+.4f}, {closest.high:+.4f}]."
     )
@@ -64,17 +64,17 @@ def test_a_score_that_rises_asks_for_larger_values(tmp_path):
     assert "Next: alpha = 10.0 is the largest that was tried; try larger values." in lines
 
 
-def test_points_that_are_not_separated_are_named_with_the_seeds_that_would_separate_them(tmp_path):
+def test_points_without_a_shown_difference_are_named_with_the_seeds_that_would_show_one(tmp_path):
     effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.501}
     report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects))
-    _, separation, *rest = report.in_words(scores=1)
-    assert "it is not separated from alpha=1.0 (+0.00" in separation
-    assert separation.endswith(", and it is above alpha=0.1.")
+    _, others, *rest = report.in_words(scores=1)
+    assert "it shows no difference from alpha=1.0 (+0.00" in others
+    assert others.endswith(", and it is above alpha=0.1.")
     family = report.groups[0].families["linear/test_accuracy"]
     points = {point.title: point for point in report.points}
     difference = family.between(points["alpha=10.0"], points["alpha=1.0"])
     count = statistics.seeds_needed(difference.mean, family.variance, 3)
-    expected = f"about {count} seeds in all would separate" if count else "even 50 seeds would hardly separate"
+    expected = f"about {count} seeds in all would show" if count else "even 50 seeds would hardly show"
     assert any(expected in line for line in rest)
 
 
@@ -238,7 +238,7 @@ def test_the_verdicts_of_a_page_agree(tmp_path):
     pair = (report.members[0].store.root / "differences.csv").read_text().splitlines()
     line = next(row for row in pair if row.startswith("alpha=1.0,alpha=10.0,linear/test_accuracy"))
     assert line.endswith("no difference shown")
-    assert "it is not separated from alpha=10.0" in text
+    assert "it shows no difference from alpha=10.0" in text
     table = text.split("## Difference from the best point")[1]
     row = next(row for row in table.splitlines() if row.startswith("| alpha=10.0 |"))
     assert row.split("|")[4].strip() == "no difference shown"

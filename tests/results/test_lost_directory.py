@@ -134,7 +134,7 @@ def test_the_driver_writes_nothing_there(tmp_path, way):
     store = Store(tmp_path / "a").create(SWEEP, {})
     with store.lock():
         stopping = Stopping(store)
-        stopping.mark.place()
+        stopping.flag.place()
         assert store.present()
         assert not stopping.asked()
         way(store.root)
@@ -144,7 +144,7 @@ def test_the_driver_writes_nothing_there(tmp_path, way):
         with pytest.raises(FileNotFoundError):
             store.record_proposals([])
         with pytest.raises(FileNotFoundError):
-            stopping.mark.set()
+            stopping.flag.set()
         time.sleep(LOOK_SECONDS)
         assert stopping.asked()
         assert listing(tmp_path) == before

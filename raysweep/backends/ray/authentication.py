@@ -1,4 +1,4 @@
-"""Setting up Ray's token. This must happen before Ray is imported, so this module does not import Ray."""
+"""Set up Ray's token. This must happen before Ray is imported, so this module does not import Ray."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def is_open(file: Path) -> bool:
 
 
 def close(file: Path, consequence: str) -> bool:
-    """Make a token file unreadable for others; returns False, after a warning, if that is not allowed.
+    """Make a token file unreadable for others. If that is not allowed, warn and return False.
 
     Args:
         file: The token file, which need not exist.
-        consequence: What follows from a failure, for the warning.
+        consequence: The consequence of a failure, for the warning.
     """
     if not is_open(file):
         return True

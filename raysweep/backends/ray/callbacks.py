@@ -31,7 +31,7 @@ from raysweep.space import Trial
 
 
 class Stop(tune.Stopper):
-    """Ends Tune's run when the sweep must end and its running trials have saved, or have had the time to.
+    """Ends Tune's run if the sweep must end, once its running trials have saved or their time for this is over.
 
     Args:
         stopping: Tells whether the sweep must end.
@@ -76,7 +76,15 @@ class Stop(tune.Stopper):
 
 
 class Watch(tune.Callback):
-    """Passes what Tune sees of the trials on to the progress display, and records failures."""
+    """Passes the events of trials from Tune to the progress display, and records failures.
+
+    Args:
+        datasets: The datasets of the sweep.
+        results: The store of the sweep.
+        ended: The results by trial, to which new results are added; None if no searcher needs them.
+        earlier: For each trial that failed in an earlier run of the sweep, its number of attempts then.
+        view: The progress display.
+    """
 
     def __init__(
         self,
@@ -92,7 +100,6 @@ class Watch(tune.Callback):
         self.done: set[str] = set()
         """The names of the trials that have ended since the sweep was started or resumed."""
         self.earlier = earlier
-        """For each trial that failed in an earlier run of the sweep, its number of attempts then."""
         self.running: dict[str, Trial] = {}
         """The running trials, by name."""
 
@@ -102,18 +109,18 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker has started the trial."""
-        self.running[self._of(trial).name] = self._of(trial)
-        self.view.begin(self._of(trial))
+        self.running[self._trial_of(trial).name] = self._trial_of(trial)
+        self.view.begin(self._trial_of(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """The trial has reported."""
-        self.view.progress(self._of(trial), result["share"])
+        self.view.progress(self._trial_of(trial), result["share"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker of the trial died; the trial resumes."""
-        recovered = self._of(trial)
+        recovered = self._trial_of(trial)
         self.running.pop(recovered.name, None)
         if self.scheduler is not None:  # a trial that should stop resumes if its stop could not be recorded
             self.scheduler.reasons.pop(recovered.name, None)
@@ -122,7 +129,7 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial wrote its result, was stopped, or left because the sweep ends."""
-        completed = self._of(trial)
+        completed = self._trial_of(trial)
         self.running.pop(completed.name, None)
         result = self._result(completed)
         if result is None and self.scheduler is not None and completed.name in self.scheduler.reasons:
@@ -134,7 +141,7 @@ class Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The last attempt of the trial failed."""
-        failed = self._of(trial)
+        failed = self._trial_of(trial)
         self.running.pop(failed.name, None)
         result = self._result(failed)
         if result is None:
@@ -144,7 +151,7 @@ class Watch(tune.Callback):
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
         """Handle the trials that were running when one of Ray's errors ended the run of Tune.
 
-        If the error names a process, only the trial in this process has failed, else all of them have. A trial that
+        If the error names a process, only the trial in this process has failed, else all of them. A trial that
         failed more than `max_failures` times is recorded as failed. The others resume from their checkpoints in the
         next run.
 
@@ -215,13 +222,13 @@ class Watch(tune.Callback):
     def _digest(self, trial: Trial) -> str:
         return select_data(trial.settings, self.datasets).probe.digest
 
-    def _of(self, trial: Any) -> Trial:
+    def _trial_of(self, trial: Any) -> Trial:
         ours: Trial = trial.config["trial"]
         return ours
 
 
 def last_pid(directory: Path) -> int | None:
-    """Return the process that started the last attempt of the trial in `directory`; None if it is unknown."""
+    """Return the id of the process of the last attempt of the trial in `directory`; None if it is unknown."""
     try:
         return int(json.loads((directory / "attempt.json").read_text())["pid"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""How many trials the nodes of a cluster can hold, in words and while a sweep runs."""
+"""The number of trials that the nodes of a cluster can hold: the plan in words, and a check while a sweep runs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def gpus_in_words(gpu: float) -> str:
 
 
 class CapacityMonitor:
-    """Detects that trials wait while none runs, because no running node has room for one."""
+    """Detects that trials wait and none runs, because no running node has room for one."""
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources

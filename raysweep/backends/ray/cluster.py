@@ -1,4 +1,4 @@
-"""Connecting to Ray, and rejecting what its cluster cannot do before anything starts."""
+"""Connect to Ray, and check before anything starts that its cluster can run the sweep."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def show_chatter() -> None:
 
 
 def is_worth_showing(record: logging.LogRecord) -> bool:
-    """Return whether a message of Ray tells the user something (a filter of `logging`)."""
+    """Return whether a message of Ray is useful to the user (a filter of `logging`)."""
     return not any(text in record.getMessage() for text in CHATTER)
 
 
@@ -71,7 +71,7 @@ def own_session() -> Path | None:
 
 
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
-    """Connect to the cluster at `address` or RAY_ADDRESS, or start one on this machine; returns the plan in words.
+    """Connect to the cluster at `address` or RAY_ADDRESS, or start Ray on this machine. Return the plan in words.
 
     A Ray that is started here gets as many CPUs as this process may use, not as many as the machine has. If the user
     has already initialised Ray in this process, as in a notebook, that Ray is used as it is.
@@ -188,13 +188,13 @@ def knock(address: str) -> None:
 
 @ray.remote(num_cpus=0)
 def sees(path: str) -> bool:
-    """Return whether the node that this runs on has `path`."""
+    """Return whether the node on which this task runs has `path`."""
     return os.path.exists(path)
 
 
 @ray.remote(num_cpus=0)
 def fault_at(place: str) -> str:
-    """Return why the node that this runs on cannot use this place in a bucket; "" if it can."""
+    """Return why the node on which this task runs cannot use this place in a bucket; "" if it can."""
     try:
         Bucket(place).check(write=False)
     except InputError as fault:

@@ -1,4 +1,4 @@
-"""Preparing this process's environment before Ray is imported. So this module does not import Ray."""
+"""Prepare this process's environment before Ray is imported. So this module does not import Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detecting failures of Ray itself: workers that never start, or a dead head process."""
+"""Detect failures of Ray itself: workers that never start, or a dead head process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StartWatch:
     """Detects that no worker starts although there is room for one."""
 
     def __init__(self) -> None:
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self.over = False
         """Whether a worker has started, or the user has been told."""
 
@@ -39,7 +39,7 @@ class StartWatch:
         """Return whether the user must be told now, which happens once."""
         if some_running:
             self.over = True
-        if self.over or time.monotonic() - self.begun < START_SECONDS:
+        if self.over or time.monotonic() - self.started < START_SECONDS:
             return False
         self.over = True
         return True
@@ -74,7 +74,7 @@ def last_line(path: Path) -> str:
 
 
 class HeadWatch:
-    """Ends this process in good order when Ray's head process (the GCS) has died.
+    """Ends this process in an orderly way when Ray's head process (the GCS) has died.
 
     Otherwise Ray's library would end the driver from C++, and no Python code could run any more. The trials, whose
     processes live on for a while, are first told to save a checkpoint.

@@ -35,6 +35,7 @@ DEFAULTS = {"probe_every": 1, "images_every": 0, "projector_images": 0}
 STRUCTURE = ("usl_type", "encoder", "layerwise", "head", "embedding_dim", "dataset", "image_size")
 """Settings that a trial cannot change between two checkpoints, as well as the parameters of encoders and datasets."""
 FRESH_EVALUATION = {"is_scored": False, "done": [], "at_work": None, "best_linear_probe": ""}
+"""The saved state of an evaluation that has not started."""
 _datasets: Datasets = {}
 """The datasets that this worker process has loaded. They are kept for its next trial."""
 
@@ -107,7 +108,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Settings, int]:
 
 
 def from_start(path: str) -> str:
-    """Return a path relative to the directory in which the worker started: Tune then moves to the trial's directory."""
+    """Return a path joined to the directory in which the worker started. Tune changes to the trial's directory."""
     return path if path.startswith("~") else os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), path)
 
 
@@ -160,7 +161,7 @@ def restore(folder: Path, settings: Settings) -> None:
 
 
 def adapted(saved: dict[str, Any], settings: Settings, where: str) -> dict[str, Any]:
-    """Return the state of a trial, to be continued with these settings.
+    """Return the saved state of a trial, changed so that a trial with these settings can continue from it.
 
     Args:
         saved: The content of a checkpoint.

@@ -57,11 +57,12 @@ class Competitor:
 class ByEvaluation(FIFOScheduler):
     """Passes each online evaluation of a pretraining trial to a scheduler once, and returns the scheduler's decisions.
 
-    Trials are compared after equally many epochs. The scheduler puts an evaluation into the highest rung that its epoch
-    has passed, and averages over all evaluations that it was told. So it must be told all of a trial's evaluations from
-    the first on, and a trial with a missing earlier evaluation is no longer compared. An evaluation after a last epoch
-    that is not a multiple of `probe_every` is not compared either, because longer trials have none at that epoch. A
-    control is neither compared nor stopped. No trial is stopped at its last epoch, when little of it is left.
+    Trials are compared after the same number of epochs. ASHA puts an evaluation into the highest rung (an epoch at
+    which it compares trials) that its epoch has passed, and the median rule averages over all evaluations that it gets.
+    So the scheduler must get every evaluation of a trial, and a trial that lacks an earlier evaluation is no longer
+    compared. An evaluation after a last epoch that is not a multiple of `probe_every` is not compared either, because
+    longer trials have none at that epoch. A control is neither compared nor stopped. No trial is stopped at its last
+    epoch, when little of it is left.
 
     Args:
         name: The scheduler's name in the search space.
@@ -111,9 +112,9 @@ class ByEvaluation(FIFOScheduler):
         return decision
 
     def _is_next(self, trial: Trial, epoch: int) -> bool:
-        """Return whether this evaluation directly follows the trial's last one, and record it if so.
+        """Return whether this evaluation directly follows the trial's last one. If so, record it.
 
-        False for a report without an evaluation, for an evaluation that a resumed trial repeats since its last
+        This is False for a report without an evaluation, for an evaluation that a resumed trial repeats since its last
         checkpoint, and for an evaluation after a missing one.
         """
         if epoch == 0 or epoch != self.newest.get(trial.name, 0) + trial.settings.probe_every:
@@ -122,7 +123,7 @@ class ByEvaluation(FIFOScheduler):
         return True
 
     def _evaluation(self, epoch: int, value: float) -> dict[str, Any]:
-        """Return an evaluation for the scheduler, rounded like in event files so that equal scores stay equal."""
+        """Return an evaluation for the scheduler, rounded as in event files so that equal scores stay equal."""
         return {EPOCH: epoch, self.measure: float(np.float32(value))}
 
     def _record(self, trial: Trial, evaluation: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from raysweep.results.sweep_file import read_proposals
 from raysweep.space import Proposal, Sweep, Trial, draw, propose
 
 ASKED = 20
-"""How often Optuna is asked for a new point before one is drawn at random."""
+"""The number of times that Optuna is asked for a new point before one is drawn at random."""
 SPACE = "sub-space"
 
 
@@ -93,7 +93,7 @@ class Queue:
 
 
 def keys(sweep: Sweep, space: int) -> dict[str, str]:
-    """Return the settings chosen in a sub-space with Optuna's names for them; sub-spaces do not share names."""
+    """Return Optuna's name of each setting that it chooses in a sub-space. Names differ between sub-spaces."""
     several = len(sweep.search) > 1
     return {
         name: f"{space}.{name}" if several else name
@@ -103,7 +103,7 @@ def keys(sweep: Sweep, space: int) -> dict[str, str]:
 
 
 def distributions_of(sweep: Sweep, space: int) -> dict[str, BaseDistribution]:
-    """Return the distributions of a sub-space's chosen settings by Optuna's names, and of the sub-space if several."""
+    """Return the distributions of a sub-space by Optuna's names, with the choice of the sub-space if several."""
     distributions: dict[str, BaseDistribution] = {}
     if len(sweep.search) > 1:
         distributions[SPACE] = CategoricalDistribution(tuple(range(len(sweep.search))))
@@ -119,7 +119,7 @@ def distributions_of(sweep: Sweep, space: int) -> dict[str, BaseDistribution]:
 
 
 def ask(sweep: Sweep, known: list[FrozenTrial], number: int) -> Proposal:
-    """Return the proposal of Optuna's TPE after the known points; it is the same for the same number."""
+    """Return the proposal of Optuna's TPE after the known points. The same `number` gives the same proposal."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise Optuna prints every trial on standard error
     # Running points count as bad ones, so that new proposals differ from them.
     sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
@@ -151,9 +151,9 @@ def draw_point(sweep: Sweep, sample: int) -> Proposal:
     space = sample % len(sweep.search)
     values = {}
     for name, spec in sweep.search[space].items():
-        distribution, among = next(iter(spec.items()))
+        distribution, options = next(iter(spec.items()))
         if name != "seed":
-            values[name] = among[0] if distribution == "grid" else draw(name, distribution, among, sample)
+            values[name] = options[0] if distribution == "grid" else draw(name, distribution, options, sample)
     return Proposal(space, values)
 
 

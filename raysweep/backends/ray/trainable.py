@@ -30,8 +30,8 @@ LOW_ON_MEMORY = "low on memory"
 REPORT_SECONDS = 1.0
 """Least number of seconds between two reports of a trial.
 
-Reports go by time, not by epoch, because each waits for the driver, which takes about 1,000 reports a second from all
-trials together.
+The interval is a time, not an epoch, because each report waits for the driver, which accepts about 1,000 reports a
+second from all trials together.
 """
 REPORT_COST = 50  # reports take at most 2 % of a trial's time
 REPORT_LATEST = 30.0
@@ -149,18 +149,18 @@ class Pace:
 
     def tell(self, values: dict[str, Any]) -> None:
         """Report, and adapt the pace to the time that this takes."""
-        begun = time.monotonic()
+        start = time.monotonic()
         self._report(values)
         self._last = time.monotonic()
-        self._every = min(max(REPORT_SECONDS, REPORT_COST * (self._last - begun)), REPORT_LATEST)
+        self._every = min(max(REPORT_SECONDS, REPORT_COST * (self._last - start)), REPORT_LATEST)
 
 
 def died(text: str, who: str = "its process") -> str:
-    """Describe, from Ray's message, why a process ended that could not report the reason itself.
+    """Describe from Ray's message why a process ended that could not report the reason.
 
     Args:
         text: Ray's message.
-        who: The process, in words that begin the sentence.
+        who: The process, in words with which the sentence starts.
     """
     if LOW_ON_MEMORY in text:  # only the text of Ray's OutOfMemoryError is kept
         return f"out of memory: Ray ended {who} as its node ran low on memory"

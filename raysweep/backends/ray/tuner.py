@@ -1,4 +1,4 @@
-"""Running of a sweep as runs of Ray Tune with a function trainable."""
+"""Running a sweep as one or several runs of Ray Tune with a function trainable."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from raysweep.system.files import existing_ancestor
 from raysweep.system.temporary import temporary_directory
 
 PART = 500
-"""Number of trials in one run of Tune, but at least 20 for each trial that runs at a time.
+"""Number of trials in one run of Tune, or 20 times the number of trials that run at once, if that is more.
 
-Tune keeps 60 KB of each trial until its run ends. At the end of a part, slots wait for its last trial, and workers
-import torch anew.
+Tune keeps 60 KB of each trial until its run ends. At the end of each such part, idle slots wait for its last trial,
+and new workers import torch.
 """
 
 
@@ -151,7 +151,7 @@ def run_parts(
     stop: Stop,
     callbacks: Sequence[tune.Callback],
 ) -> None:
-    """Run the pending trials in runs of `PART` trials, or in one run if trials are compared with one another."""
+    """Run the pending trials in runs of about `PART` trials, or in one run if trials are compared with one another."""
     alone = scheduler is None and proposer is None
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
     for start in range(0, max(len(pending), 1), size):
@@ -211,7 +211,7 @@ def make_tuner(
     stop: tune.Stopper | None = None,
     callbacks: Sequence[tune.Callback] = (),
 ) -> tune.Tuner:
-    """Return a Tuner that runs what `shared` returned for every trial, or for all trials of the proposer.
+    """Return a Tuner that runs the trainable that `shared` returned, for these trials or for those of the proposer.
 
     The trainable is called with config `{"trial": trial}`. Workers are reused, so that each imports torch only once.
     """

@@ -75,7 +75,7 @@ def run_parallel_trial(
 
 
 def resources_of_a_worker(trial: Trial, token: str, resources: Resources) -> dict[str, float]:
-    """Return the resources of each worker of a trial, which identify the placement group of the workers.
+    """Return the resources of each worker of a trial. They identify the placement group of the workers.
 
     Ray Train's controller creates this group without a name. If the controller or the process of the trial is killed,
     the group keeps its cores until the sweep ends, and the trial would wait for them for ever. Each group therefore

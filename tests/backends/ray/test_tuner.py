@@ -156,7 +156,7 @@ def ending(tmp_path):
     sweep = space.build({"search": {"seed": [0, 1, 2]}}, {}, "test")
     results = Store(tmp_path / "x").create(sweep, {})
     stopping = Stopping(results)
-    stopping.mark.place()
+    stopping.flag.place()
     watch = Watch({}, results, None, {}, ProgressDisplay(sweep, [], make_console()))
     return sweep.trials, stopping, watch, Stop(stopping, watch, CapacityMonitor(sweep.resources))
 
@@ -167,7 +167,7 @@ def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(ending
     stopping.since = time.monotonic()  # the sweep must end, and the flag is still being written
     assert not stop.stop_all()
     watch.running[second.name] = second
-    stopping.mark.set()
+    stopping.flag.set()
     stopping.told.set()
     assert not stop.stop_all()
     watch.running = {second.name: second}
