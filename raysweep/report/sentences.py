@@ -105,7 +105,8 @@ def random_sentence(group: Group, families: Sequence[Family]) -> str:
     best, main = group.ranked[0], families[0]
     difference = main.from_control(best)
     if difference is None and not parts.trains(best.settings):
-        return f". There is no random encoder to compare with, because encoder {best.settings.encoder} is no network."
+        encoder = best.settings.encoder
+        return f". There is no random encoder to compare with, because encoder {encoder} is not a network."
     if difference is None:
         return ". There is no random encoder to compare with; add `--set baseline=true`."
     if difference.low is None:

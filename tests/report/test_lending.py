@@ -117,4 +117,4 @@ def test_encoders_that_are_no_networks_borrow_no_random_encoder(tmp_path):
     assert list(partners(report.points, "b")["encoder=pixels"]) == ["pixels", "pca"]
     store = report.members[1].store
     words = build_report(store, report.members[1].sweep).in_words()[0]
-    assert words.endswith("There is no random encoder to compare with, because encoder pixels is no network.")
+    assert words.endswith("There is no random encoder to compare with, because encoder pixels is not a network.")
