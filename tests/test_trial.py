@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raysweep import parts, space
+from raysweep import parts, plugins, space
 from raysweep.augment.operations import to_float
 from raysweep.augment.policies import simclr
 from raysweep.backends import local
@@ -40,7 +40,18 @@ from raysweep.results.store import Store
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
 from tests.support.networks import conv6_with_head, embed, make_decoder, make_encoder
-from tests.support.trials import CLOCK, DATASETS, TINY, Killed, few_digits, read_encoder, run, trial_of
+from tests.support.trials import (
+    CLOCK,
+    DATASETS,
+    TINY,
+    Killed,
+    few_digits,
+    read_encoder,
+    run,
+    run_on_half,
+    trial_of,
+    trial_on_half,
+)
 
 
 def without_clock(metrics):
@@ -97,8 +108,8 @@ def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method
 
 
 def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
-    trial = trial_of(usl_epochs=6, images_every=2)
-    whole = run(tmp_path / "whole", trial)
+    trial = trial_on_half(usl_epochs=6, images_every=2)
+    whole = run_on_half(tmp_path / "whole", trial)
 
     for fatal in (0.3, 0.7):  # the trial breaks off in epoch 3, resumes, and breaks off in epoch 5
 
@@ -107,11 +118,11 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
                 raise Killed
 
         with pytest.raises(Killed):
-            run(tmp_path / "broken", trial, checkpoint_seconds=0, report=die)
+            run_on_half(tmp_path / "broken", trial, checkpoint_seconds=0, report=die)
         assert read_result(tmp_path / "broken") is None
         assert "Killed" in (tmp_path / "broken" / "error.txt").read_text()
     reported = []
-    again = run(tmp_path / "broken", trial, checkpoint_seconds=0, report=lambda at: reported.append(at.share))
+    again = run_on_half(tmp_path / "broken", trial, checkpoint_seconds=0, report=lambda at: reported.append(at.share))
     assert min(reported) > 0.6, "the trial resumed instead of starting again"
     assert again.attempts == 3
     assert without_clock(again.metrics) == without_clock(whole.metrics)
@@ -132,11 +143,30 @@ CUT = {
     },
     "greedy": {"usl_type": "ae_parallel", "layerwise": "greedy", "usl_epochs": 1},
     "random": {"usl_type": "simclr", "layerwise": "random", "usl_epochs": 1, "per_layer": True},
-    "batch norm": {"usl_type": "simclr", "encoder": "resnet18", "usl_epochs": 2, "le_epochs": 6},
+    "batch norm": {"usl_type": "simclr", "encoder": "normed", "usl_epochs": 2, "le_epochs": 6},
     "with labels": {"usl_type": "supervised", "probe_every": 2},
     "with a teacher": {"usl_type": "byol", "head": "mlp", "blur": True, "solarize_probability_second": 0.2},
     "pca": {"encoder": "pca", "usl_epochs": 0, "le_epochs": 30},
 }
+
+NORMED = """
+import raysweep
+from torch import nn
+
+@raysweep.encoder(batch_norm=True)
+def normed(channels, image_size):
+    '''Two convolutions with batch normalisation.'''
+    blocks = (nn.Conv2d(channels, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
+    return nn.Sequential(*blocks, nn.Flatten())
+"""
+
+
+@pytest.fixture
+def _normed():
+    """Make the encoder `normed` known. A step with ResNet-18 takes ten times longer."""
+    plugins.activate([plugins.Plugin("normed.py", NORMED)])
+    yield
+    plugins.activate(())
 
 
 class Leg:
@@ -154,11 +184,12 @@ class Leg:
             raise Killed
 
 
+@pytest.mark.usefixtures("_normed")
 @pytest.mark.parametrize("settings", CUT.values(), ids=CUT)
 def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, settings):
     """The trial leaves or dies again and again, at random pretraining steps and random probe epochs."""
-    trial = trial_of(images_every=2, **settings)
-    whole = run(tmp_path / "whole", trial)
+    trial = trial_on_half(images_every=2, **settings)
+    whole = run_on_half(tmp_path / "whole", trial)
     draws = random.Random(0)
     result, legs = None, 0
     while result is None:
@@ -167,7 +198,7 @@ def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, set
         leg = Leg(draws.randint(2, 9))
         often = 0 if leg.last % 3 else 1e9
         with contextlib.suppress(Killed):
-            result = run(tmp_path / "cut", trial, checkpoint_seconds=often, report=leg.die, stop=leg.leave)
+            result = run_on_half(tmp_path / "cut", trial, checkpoint_seconds=often, report=leg.die, stop=leg.leave)
     assert legs > 3
     assert result.attempts == legs
     assert without_clock(result.metrics) == without_clock(whole.metrics)
@@ -214,18 +245,18 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):
 
 
 def test_a_trial_whose_embedding_collapses_is_stopped_and_says_so(tmp_path):
-    trial, rule = trial_of(usl_epochs=6), Collapse(evaluations=3, rankme=1e9, std=0.0)
+    trial, rule = trial_on_half(usl_epochs=6), Collapse(evaluations=3, rankme=1e9, std=0.0)
     reported = []
-    assert run(tmp_path, trial, report=reported.append, stop=lambda: len(reported) == 2, collapse=rule) is None
-    result = run(tmp_path, trial, report=reported.append, collapse=rule)
+    assert run_on_half(tmp_path, trial, report=reported.append, stop=lambda: len(reported) == 2, collapse=rule) is None
+    result = run_on_half(tmp_path, trial, report=reported.append, collapse=rule)
     assert [at.epoch for at in reported] == [1, 2], "the evaluations before the interruption count"
     assert result.status == "stopped"
     assert "collapsed" in result.error
     assert "pretraining epoch 3" in result.error
     assert "linear/test_accuracy" not in result.metrics
-    assert run(tmp_path, trial, report=lambda at: pytest.fail("ran")) == result, "the trial is not run again"
+    assert run_on_half(tmp_path, trial, report=lambda at: pytest.fail("ran")) == result, "the trial is not run again"
     assert not (tmp_path / "checkpoints").exists()
-    assert run(tmp_path / "sound", trial, collapse=Collapse(1, rankme=1.0, std=0.0)).status == "finished"
+    assert run_on_half(tmp_path / "sound", trial, collapse=Collapse(1, rankme=1.0, std=0.0)).status == "finished"
 
 
 def test_a_finished_trial_is_not_run_again(tmp_path):
@@ -235,7 +266,7 @@ def test_a_finished_trial_is_not_run_again(tmp_path):
 
 
 def test_same_seed_same_bits_other_seed_other_numbers(tmp_path):
-    results = [run(tmp_path / str(n), trial_of(seed=seed)) for n, seed in enumerate((0, 0, 1))]
+    results = [run_on_half(tmp_path / str(n), trial_on_half(seed=seed)) for n, seed in enumerate((0, 0, 1))]
     first, same, other = [without_clock(result.metrics) for result in results]
     assert first == same
     assert first["pretrain/loss"] != other["pretrain/loss"]
@@ -471,17 +502,17 @@ def test_every_block_is_probed_and_the_bank_picks_by_val(tmp_path):
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_trains_layer_by_layer(tmp_path, method, layerwise):
     settings = {"usl_epochs": 1, "images_every": 2, "usl_lr": 1e-3}
-    result = run(tmp_path, trial_of(layerwise=layerwise, **settings, **method))
+    result = run_on_half(tmp_path, trial_on_half(layerwise=layerwise, **settings, **method))
     assert result.status == "finished"
     assert [step for step, _ in scalars(tmp_path)["pretrain/loss"]] == [1, 2, 3, 4, 5]
     assert "linear/layer3/val_accuracy" in result.metrics
-    again = run(tmp_path / "again", trial_of(layerwise=layerwise, **settings, **method))
+    again = run_on_half(tmp_path / "again", trial_on_half(layerwise=layerwise, **settings, **method))
     assert without_clock(again.metrics) == without_clock(result.metrics)
 
 
 def test_layerwise_training_cut_off_in_a_stage_continues_bit_for_bit(tmp_path):
-    trial = trial_of(layerwise="greedy", usl_epochs=2, usl_lr=1e-3)
-    whole = run(tmp_path / "whole", trial)
+    trial = trial_on_half(layerwise="greedy", usl_epochs=2, usl_lr=1e-3)
+    whole = run_on_half(tmp_path / "whole", trial)
 
     class CutOff(Exception):
         pass
@@ -491,8 +522,8 @@ def test_layerwise_training_cut_off_in_a_stage_continues_bit_for_bit(tmp_path):
             raise CutOff
 
     with pytest.raises(CutOff):
-        run(tmp_path / "cut", trial, checkpoint_seconds=0, report=cut)
-    rest = run(tmp_path / "cut", trial)
+        run_on_half(tmp_path / "cut", trial, checkpoint_seconds=0, report=cut)
+    rest = run_on_half(tmp_path / "cut", trial)
     assert rest.attempts == 2
     assert without_clock(rest.metrics) == without_clock(whole.metrics)
     first, second = (read_encoder(tmp_path / name) for name in ("whole", "cut"))
@@ -501,8 +532,8 @@ def test_layerwise_training_cut_off_in_a_stage_continues_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("method", [{"usl_type": "simclr"}, {"usl_type": "ae_parallel", "denoising": True}])
 def test_resnet18_trains_and_is_saved(tmp_path, method):
-    trial = trial_of(encoder="resnet18", usl_epochs=1, le_epochs=1, usl_lr=1e-3, **method)
-    result = run(tmp_path, trial)
+    trial = trial_on_half(encoder="resnet18", usl_epochs=1, le_epochs=1, usl_lr=1e-3, **method)
+    result = run_on_half(tmp_path, trial)
     assert result.status == "finished"
     saved = read_encoder(tmp_path)
     assert (saved["architecture"], saved["channels"], saved["image_size"]) == ("resnet18", 1, 8)

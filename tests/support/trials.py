@@ -14,20 +14,33 @@ TINY = {"usl_epochs": 3, "le_epochs": 4, "batch_size": 50, "le_batch_size": 50, 
 CLOCK = "pretrain/images_per_s"
 
 
-def few_digits(channels=1):
+def few_digits(channels=1, train=200, test=80):
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 1, 8, 8) * 255 / 16).round().astype(np.uint8).repeat(channels, 1)
     labels = labels.astype(np.int64)
     return Dataset(
-        "digits", tuple("0123456789"), images[:200], labels[:200], images[200:280], labels[200:280], None, "x"
+        "digits",
+        tuple("0123456789"),
+        images[:train],
+        labels[:train],
+        images[train : train + test],
+        labels[train : train + test],
+        None,
+        "x",
     )
 
 
 DATASETS = {("digits", 8, None): few_digits()}
+HALF = {("digits", 8, None): few_digits(train=100, test=40)}
 
 
 def trial_of(**settings):
     return space.build({"base": {**TINY, **settings}}, {}, "test").trials[0]
+
+
+def trial_on_half(**settings):
+    """Return a trial for the images in `HALF`; it has as many steps as the same trial on `DATASETS`, at half the cost."""
+    return trial_of(batch_size=25, le_batch_size=25, **settings)
 
 
 class Killed(Exception):
@@ -46,3 +59,7 @@ def read_encoder(directory):
     names = ("architecture", "channels", "image_size", "embedding_dim")
     sizes = {name: getattr(saved, name) for name in names}
     return {**sizes, "encoder": saved.weights}
+
+
+def run_on_half(directory, trial, **options):
+    return run(directory, trial, HALF, **options)
