@@ -15,7 +15,7 @@ from tests.support.commands import alone, here, on_ray, result
 SPACE = """
 name: four
 base:
-  {usl_type: simclr, usl_epochs: 2, le_epochs: 3, probe_every: 1, images_every: 2, embedding_dim: 16, per_layer: true,
+  {usl_type: simclr, usl_epochs: 1, le_epochs: 2, probe_every: 1, images_every: 2, embedding_dim: 16, per_layer: true,
    probe_layer: layer3, precision: fp32, projector_images: 0}
 search: {strength: [0.2, 0.8], temperature: [0.1, 0.5], seed: [0, 1]}
 baseline: [supervised, random, pca, pixels]
@@ -47,7 +47,7 @@ def test_every_control_is_a_trial_and_stands_in_the_tables(four):
     assert len({row["fingerprint"] for row in rows}) == 1, "all trials are evaluated alike"
     by_point = {row["point"]: row for row in rows}
     assert [by_point[control]["encoder"] for control in CONTROLS] == ["conv6", "pixels", "pca", "conv6"]
-    assert [by_point[control]["usl_epochs"] for control in CONTROLS] == ["0", "", "", "2"]
+    assert [by_point[control]["usl_epochs"] for control in CONTROLS] == ["0", "", "", "1"]
     assert [by_point[control]["usl_type"] for control in CONTROLS] == ["", "", "", "supervised"]
     assert float(by_point["supervised"]["pretrain/loss"]) > 0
     assert all(row["linear/test_accuracy"] and row["knn/test_accuracy"] for row in rows)

@@ -30,7 +30,7 @@ from tests.support.trials import Killed, run, trial_of
 
 META = torch.device("meta")
 NO_GPU = "no GPU is visible"
-STEPS, BATCH = 4, 10
+STEPS, BATCH = 3, 10
 
 
 class Traffic(TorchDispatchMode):
@@ -119,6 +119,8 @@ METHODS = {
     "simsiam": {"usl_type": "simsiam"},
     "greedy": {"layerwise": "greedy", "usl_epochs": 1},
     "random": {"layerwise": "random", "denoising": True, "usl_epochs": 1},
+}
+POLICIES = {
     "blur": {"blur": True, "blur_probability_second": 0.1},
     "solarize": {"solarize_probability": 0.5, "solarize_probability_second": 0.1},
     **{name: {"policy": name} for name in tuple(parts.policy)},
@@ -127,8 +129,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    ("method", "channels"),
+    [
+        *(pytest.param(method, 3, id=name) for name, method in METHODS.items()),
+        *(pytest.param(policy, n, id=f"{name}-{n}") for name, policy in POLICIES.items() for n in (1, 3)),
+    ],
+)
 def test_a_step_sends_the_parameters_of_a_policy_at_once_and_reads_nothing(method, channels, monkeypatch):
     settings = settings_of(**method)
     state = on_meta(settings, channels, monkeypatch)

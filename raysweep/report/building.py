@@ -63,9 +63,19 @@ def build_report(store: Store, sweep: Sweep) -> Report:
     Raises:
         InputError: the results were not all evaluated alike; nothing is written.
     """
+    return with_figures(build_tables(store, sweep), store.root)
+
+
+def build_tables(store: Store, sweep: Sweep) -> Report:
+    """Write `results.csv`, `summary.csv`, `differences.csv` and `summary.md`, but no figures, which take most time.
+
+    Raises:
+        InputError: The results were not all evaluated alike; nothing is written.
+    """
     report = read(store, sweep)
     write_atomically(store.root / "results.csv", encoded(results_csv(store, sweep, report.members[0].results)))
-    return write(report, store.root)
+    write_tables(report, store.root)
+    return report
 
 
 def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Report, Path]:
@@ -84,14 +94,19 @@ def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Repor
             break
     if directory is None:
         raise InputError(f"{tried}: exists; choose another directory")
-    return write(report, directory), directory
+    write_tables(report, directory)
+    return with_figures(report, directory), directory
 
 
-def write(report: Report, directory: Path) -> Report:
-    """Write first tables and sentences, then figures. Return the report with the figures that could not be drawn."""
+def write_tables(report: Report, directory: Path) -> None:
+    """Write `summary.csv`, `differences.csv` and `summary.md` into `directory`."""
     write_atomically(directory / "summary.csv", encoded(summary_csv(report)))
     write_atomically(directory / "differences.csv", encoded(differences_csv(report)))
     write_atomically(directory / "summary.md", encoded(summary_md(report)))
+
+
+def with_figures(report: Report, directory: Path) -> Report:
+    """Write the figures into `directory`, and return the report with the figures that could not be drawn."""
     if lies(directory / "figures") and not (directory / "figures").is_dir():
         set_aside(directory / "figures")
     (directory / "figures").mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ MANY = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 REFUSED = "refused"
+ASCII = st.characters(codec="ascii")
 
 
 def dry(capsys, *arguments):
@@ -24,7 +25,7 @@ def dry(capsys, *arguments):
     status = cli.main(["sweep", *map(str, arguments), "--dry-run"])
     out, err = capsys.readouterr()
     if status == 0:
-        return yaml.safe_load(out.partition("\n# ")[0])
+        return yaml.load(out.partition("\n# ")[0], yaml.CSafeLoader)  # written in C, so faster
     assert status == 2
     assert out == ""
     assert re.fullmatch("error: [^\n]+\n", err)
@@ -71,9 +72,9 @@ def test_a_whole_number_is_decimal_wherever_it_stands(tmp_path, capsys, number, 
 
 @given(
     st.floats(min_value=0, allow_infinity=False).map(repr)
-    | st.from_regex(r"(0{0,3}[0-9]{1,4}(\.[0-9]{0,4})?|\.[0-9]{1,4})([eE][+-]?0?[0-9]{1,2})?", fullmatch=True).map(
-        lambda text: "".join({c: str(int(c)) for c in string.digits}.get(c, c) for c in text)
-    )
+    | st.from_regex(
+        r"(0{0,3}[0-9]{1,4}(\.[0-9]{0,4})?|\.[0-9]{1,4})([eE][+-]?0?[0-9]{1,2})?", fullmatch=True, alphabet=ASCII
+    ).map(lambda text: "".join({c: str(int(c)) for c in string.digits}.get(c, c) for c in text))
 )
 @MANY
 def test_a_real_number_is_decimal_wherever_it_stands(tmp_path, capsys, text):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raysweep.report.building import build_report, read_several
+from raysweep.report.building import build_tables, read_several
 from raysweep.report.summary import overview
 from raysweep.space.controls import CONTROLS
 from tests.report.test_report import COLUMNS, fill_with
@@ -39,7 +39,7 @@ def test_points_of_one_evaluation_share_a_control_and_others_have_their_own(tmp_
         {"usl_type": ["simclr"], "temperature": [0.1, 0.5], "knn_k": [5], "seed": SEEDS},
     ]
     store, sweep = fill_with(tmp_path, {"name": "s", "search": search, "baseline": ALL}, metrics)
-    found = partners(build_report(store, sweep).points, "")
+    found = partners(build_tables(store, sweep).points, "")
     assert len(found) == 6
     for point, controls in found.items():
         k = 20 if "knn_k=20" in point else 5
@@ -116,5 +116,5 @@ def test_encoders_that_are_no_networks_borrow_no_random_encoder(tmp_path):
     )
     assert list(partners(report.points, "b")["encoder=pixels"]) == ["pixels", "pca"]
     store = report.members[1].store
-    words = build_report(store, report.members[1].sweep).in_words()[0]
+    words = build_tables(store, report.members[1].sweep).in_words()[0]
     assert words.endswith("There is no random encoder to compare with, because encoder pixels is not a network.")

@@ -32,7 +32,7 @@ def find(picture, image, scale):
     image = image.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width, _ = image.shape
     windows = picture[: picture.shape[0] - height + 1, : picture.shape[1] - width + 1]
-    corners = np.argwhere((np.abs(windows - image[0, 0]) <= 1).all(axis=2))
+    corners = np.argwhere(np.abs(windows[..., 0] - image[0, 0, 0]) <= 1)
     for row in range(0, height, scale):
         for column in range(0, width, scale):
             values = picture[corners[:, 0] + row, corners[:, 1] + column]

@@ -15,7 +15,7 @@ from raysweep import space
 from raysweep.cli import main
 from raysweep.errors import InputError
 from raysweep.report import building, figures
-from raysweep.report.building import build_report, read_several
+from raysweep.report.building import build_report, build_tables, read_several
 from raysweep.report.figures import draw_comparison, draw_layers, scale_axis
 from raysweep.report.heatmaps import draw_heatmap, heatmap_settings
 from raysweep.report.points import COLUMNS, SCORES, Estimate, estimate, gather, mean_of, rank_points
@@ -85,7 +85,7 @@ def test_one_seed_has_no_interval():
 
 def test_summary_has_a_row_per_point_and_pairs_by_seed(tmp_path):
     store = fill(tmp_path)
-    build_report(store, SWEEP)
+    build_tables(store, SWEEP)
     summary = {row["point"]: row for row in rows(store.root / "summary.csv")}
     assert list(summary) == ["random", "alpha=1e-05", "alpha=0.01", "alpha=10.0"]
     by_point = {
@@ -108,7 +108,7 @@ def test_summary_has_a_row_per_point_and_pairs_by_seed(tmp_path):
 
 def test_pairing_sees_what_the_spread_over_seeds_would_hide(tmp_path):
     store = fill(tmp_path)
-    report = build_report(store, SWEEP)
+    report = build_tables(store, SWEEP)
     points = {point.name: point for point in report.points}
     family = report.groups[0].families["linear/test_accuracy"]
     verdicts = {
@@ -127,7 +127,7 @@ def test_pairing_sees_what_the_spread_over_seeds_would_hide(tmp_path):
 
 def test_unfinished_and_failed_trials_are_rows_but_not_in_the_means(tmp_path):
     store = fill(tmp_path, leave_out=["alpha=0.01,seed=1"], failed=["alpha=10.0,seed=2"])
-    points = {point.name: point for point in build_report(store, SWEEP).points}
+    points = {point.name: point for point in build_tables(store, SWEEP).points}
     status = {row["trial"]: row["status"] for row in rows(store.root / "results.csv")}
     assert list(status) == [trial.name for trial in SWEEP.trials]
     assert status["alpha=0.01,seed=1"] == "waiting"
@@ -139,10 +139,10 @@ def test_unfinished_and_failed_trials_are_rows_but_not_in_the_means(tmp_path):
 
 def test_what_auto_came_to_is_in_the_table_and_noted_where_it_differs(tmp_path):
     alike = fill(tmp_path / "alike", precision=lambda trial: "" if trial.baseline else "bf16")
-    build_report(alike, SWEEP)
+    build_tables(alike, SWEEP)
     assert "precision: auto" not in (alike.root / "summary.md").read_text()
     mixed = fill(tmp_path / "mixed", precision=lambda trial: "bf16" if trial.settings.seed else "fp32")
-    build_report(mixed, SWEEP)
+    build_tables(mixed, SWEEP)
     assert "`precision: auto` resolved to bf16 on some machines" in (mixed.root / "summary.md").read_text()
     table = {row["trial"]: row["precision"] for row in rows(mixed.root / "results.csv")}
     assert (table["alpha=0.01,seed=0"], table["alpha=0.01,seed=1"]) == ("fp32", "bf16")
@@ -151,7 +151,7 @@ def test_what_auto_came_to_is_in_the_table_and_noted_where_it_differs(tmp_path):
 def test_results_that_were_not_evaluated_alike_are_refused(tmp_path):
     store = fill(tmp_path, digest=lambda trial: "other" if trial.name == "alpha=10.0,seed=2" else "digest")
     with pytest.raises(InputError, match=r"random,seed=0 and alpha=10\.0,seed=2 .* probe_data is 'digest'"):
-        build_report(store, SWEEP)
+        build_tables(store, SWEEP)
 
 
 def test_what_the_sweep_itself_varies_may_differ(tmp_path):
@@ -176,7 +176,7 @@ def test_what_the_sweep_itself_varies_may_differ(tmp_path):
             warnings=[],
         )
         write_result(store.trial(trial.name), result)
-    points = {point.name: point for point in build_report(store, sweep).points}
+    points = {point.name: point for point in build_tables(store, sweep).points}
     assert list(points) == ["random,knn_k=5", "random,knn_k=20", "knn_k=5", "knn_k=20"]
     assert points["knn_k=5"].differences("knn/test_accuracy") == [0, 0], (
         "each point is paired with the baseline of the same k"
@@ -185,7 +185,7 @@ def test_what_the_sweep_itself_varies_may_differ(tmp_path):
 
 def test_settings_without_effect_stay_empty(tmp_path):
     store = fill(tmp_path)
-    build_report(store, SWEEP)
+    build_tables(store, SWEEP)
     first = rows(store.root / "results.csv")[0]
     assert (first["trial"], first["alpha"], first["usl_epochs"], first["knn_k"]) == ("random,seed=0", "", "0", "20")
     assert {row["probe_dataset"] for row in rows(store.root / "results.csv")} == {"digits"}
@@ -193,7 +193,7 @@ def test_settings_without_effect_stay_empty(tmp_path):
 
 def test_figure_shows_every_seed_the_intervals_and_the_baseline(tmp_path):
     store = fill(tmp_path)
-    points = build_report(store, SWEEP).points
+    points = build_tables(store, SWEEP).points
     figure = figures.draw(SWEEP, points, "alpha")
     axes = figure.axes[0]
     assert axes.get_xscale() == "log"
@@ -213,7 +213,7 @@ def test_figure_shows_every_seed_the_intervals_and_the_baseline(tmp_path):
 def test_figure_of_one_seed_has_no_intervals(tmp_path):
     sweep = space.build({"name": "one", "search": {"alpha": [1e-5, 10]}, "baseline": True}, {}, "one.yaml")
     store = fill(tmp_path, sweep)
-    axes = figures.draw(sweep, build_report(store, sweep).points, "alpha").axes[0]
+    axes = figures.draw(sweep, build_tables(store, sweep).points, "alpha").axes[0]
     assert not axes.containers
     assert not axes.patches
 
@@ -250,7 +250,7 @@ def test_points_without_a_validation_score_do_not_stop_the_report(tmp_path):
         return scores | ({"linear/val_accuracy": 0.6} if trial.settings.val_fraction else {})
 
     store, sweep = fill_with(tmp_path, raw, metrics)
-    points = {point.name: point for point in build_report(store, sweep).points}
+    points = {point.name: point for point in build_tables(store, sweep).points}
     assert points["val_fraction=0.0"].differences("linear/val_accuracy") == []
     assert points["val_fraction=0.1"].differences("linear/val_accuracy") == [0, 0]
 
@@ -263,7 +263,7 @@ def test_a_sweep_that_varies_the_protocol_has_a_best_point_for_each(tmp_path):
         return dict.fromkeys(COLUMNS, score + 0.01 * (trial.settings.alpha == 1))
 
     store, sweep = fill_with(tmp_path, raw, metrics)
-    points = build_report(store, sweep).points
+    points = build_tables(store, sweep).points
     best = [ranked[0].name for ranked in rank_points(points, sweep.metric, sweep.mode)]
     assert best == ["labels_per_class=None,alpha=1.0", "labels_per_class=10,alpha=1.0"]
     assert "not comparable" in (store.root / "summary.md").read_text()
@@ -282,7 +282,7 @@ def test_a_changed_sweep_file_is_noticed(tmp_path):
     store = fill(tmp_path)
     changed = space.build({**SWEEP.to_dict(), "base": {"le_lr": 0.5}}, {}, "demo.yaml")
     with pytest.raises(InputError, match=r"le_lr: 0\.001, but the sweep says 0\.5"):
-        build_report(store, changed)
+        build_tables(store, changed)
 
 
 # The sentences of the report
@@ -310,13 +310,13 @@ def by_hand(first, second, comparisons):
 def words(tmp_path, raw, metrics):
     """Return the full sentences of a sweep's report."""
     store, sweep = fill_with(tmp_path, raw, metrics)
-    return build_report(store, sweep).in_words(scores=1)
+    return build_tables(store, sweep).in_words(scores=1)
 
 
 def test_the_test_score_of_the_chosen_metric_comes_first(tmp_path):
     raw = {"name": "a", "search": {"alpha": [0.1, 1]}, "tune": {"metric": "knn/val_accuracy"}}
     store, sweep = fill_with(tmp_path, raw, made_up({"alpha=0.1": 0.5, "alpha=1.0": 0.4}, metric="knn/val_accuracy"))
-    assert build_report(store, sweep).scores == ["knn/test_accuracy", "linear/test_accuracy", "kmeans/accuracy"]
+    assert build_tables(store, sweep).scores == ["knn/test_accuracy", "linear/test_accuracy", "kmeans/accuracy"]
 
 
 def test_nothing_is_called_best_without_validation_or_results(tmp_path):
@@ -332,7 +332,7 @@ def test_points_of_different_protocols_are_never_compared(tmp_path):
     raw = {"name": "p", "search": {"labels_per_class": [None, 10], "alpha": [0.1, 1], "seed": [0, 1, 2]}}
     effects = {f"labels_per_class={n},alpha={a}": a / 10 for n in (None, 10) for a in (0.1, 1.0)}
     store, sweep = fill_with(tmp_path, raw, made_up(effects))
-    report = build_report(store, sweep)
+    report = build_tables(store, sweep)
     best = [line for line in report.in_words() if " is best by " in line]
     assert len(best) == 2
     assert all(("=None" in line) != ("=10" in line) for line in best)
@@ -343,7 +343,7 @@ def test_points_of_different_protocols_are_never_compared(tmp_path):
 
 def test_reference_differences_between_all_points_that_share_seeds(tmp_path):
     store = fill(tmp_path, leave_out=["alpha=0.01,seed=1", "alpha=10.0,seed=0", "alpha=10.0,seed=1"])
-    build_report(store, SWEEP)
+    build_tables(store, SWEEP)
     differences = {
         (row["first"], row["second"]): row
         for row in rows(store.root / "differences.csv")
@@ -467,7 +467,7 @@ def test_blocks_have_a_line_for_each_point_and_a_table(tmp_path):
 def test_of_many_points_the_best_ones_are_drawn_and_it_says_so(tmp_path):
     raw = {"name": "many", "base": {"per_layer": True}, "search": {"alpha": list(range(1, 13))}}
     store, sweep = fill_with(tmp_path, raw, blocks)
-    axes = draw_layers(sweep, build_report(store, sweep).points).axes[0]
+    axes = draw_layers(sweep, build_tables(store, sweep).points).axes[0]
     assert axes.get_title() == "the 10 best of 12 points by mean linear/val_accuracy"
     assert [line.get_label() for line in axes.lines] == [f"alpha={a}.0" for a in range(3, 13)]
 
@@ -683,7 +683,7 @@ def test_the_linear_probe_that_counted_is_a_column(tmp_path):
     store = fill(tmp_path)
     path = store.trial("alpha=0.01,seed=1") / "result.json"
     change(path, lambda content: content.update(linear_probe="layer=trunk,lr=0.001,weight_decay=0.0"))
-    build_report(store, SWEEP)
+    build_tables(store, SWEEP)
     probes = {row["trial"]: row["linear_probe"] for row in rows(store.root / "results.csv")}
     assert probes.pop("alpha=0.01,seed=1") == "layer=trunk,lr=0.001,weight_decay=0.0"
     assert set(probes.values()) == {""}

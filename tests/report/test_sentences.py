@@ -5,7 +5,7 @@ import json
 import pytest
 
 from raysweep.report import statistics
-from raysweep.report.building import build_report
+from raysweep.report.building import build_tables
 from raysweep.report.sentences import cautions, named
 from tests.report.test_report import COLUMNS, fill_with
 
@@ -28,7 +28,7 @@ def scores_of(effects, seeds=SEEDS, val=None, **more):
 
 def report_of(tmp_path, search, metrics, **raw):
     store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, **search}, **raw}, metrics)
-    return build_report(store, sweep)
+    return build_tables(store, sweep)
 
 
 def test_the_best_point_is_above_every_other_and_beats_the_random_encoder(tmp_path):
@@ -158,7 +158,7 @@ def test_a_point_with_failed_seeds_does_not_compete_and_is_named(tmp_path):
     sweep_trials = [trial for trial in sweep.trials if trial.point == "alpha=1.0" and trial.settings.seed != 3]
     for trial in sweep_trials:
         (store.trial(trial.name) / "result.json").unlink()
-    report = build_report(store, sweep)
+    report = build_tables(store, sweep)
     assert "alpha=0.1 is the only point that can be ranked" in report.in_words(scores=1)[0]
     assert report.doubts()[0] == "alpha=1.0 is not ranked: 3 of its 4 seeds did not finish."
     assert "not ranked" in (store.root / "summary.md").read_text()
@@ -170,7 +170,7 @@ def test_all_seeds_of_a_point_failed(tmp_path):
     for trial in sweep.trials:
         if trial.point == "alpha=1.0":
             (store.trial(trial.name) / "result.json").unlink()
-    assert "alpha=0.1 is the only point that can be ranked" in build_report(store, sweep).in_words(scores=1)[0]
+    assert "alpha=0.1 is the only point that can be ranked" in build_tables(store, sweep).in_words(scores=1)[0]
 
 
 def fail(store, sweep, trials):
@@ -188,11 +188,11 @@ def test_a_point_whose_seeds_all_failed_is_named_in_one_sentence(tmp_path):
         tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1, 10]}}, scores_of(effects)
     )
     fail(store, sweep, lambda trial: trial.point == "alpha=1.0")
-    report = build_report(store, sweep)
+    report = build_tables(store, sweep)
     assert report.doubts() == ["alpha=1.0 is not ranked: no seed finished."]
     assert "- alpha=1.0 is not ranked: no seed finished.\n" in (store.root / "summary.md").read_text()
     fail(store, sweep, lambda trial: True)
-    report = build_report(store, sweep)
+    report = build_tables(store, sweep)
     assert report.in_words() == ["No point is called best: no trial of any point finished."]
     assert report.doubts() == ["alpha=0.1, alpha=1.0 and alpha=10.0 are not ranked: no seed finished."]
 
@@ -203,7 +203,7 @@ def test_nothing_is_ranked_where_every_point_lacks_a_seed(tmp_path):
     for trial in sweep.trials:
         if trial.settings.seed == 2:
             (store.trial(trial.name) / "result.json").unlink()
-    lines = build_report(store, sweep).in_words()
+    lines = build_tables(store, sweep).in_words()
     assert lines == ["No point is called best: none of alpha=0.1 and alpha=1.0 has all its planned seeds."]
 
 

@@ -39,7 +39,7 @@ def trial_of(**settings):
 
 
 def trial_on_half(**settings):
-    """Return a trial for the images in `HALF`; it has as many steps as the same trial on `DATASETS`, at half the cost."""
+    """Return a trial for the images in `HALF`. It has as many steps as the same trial on `DATASETS`."""
     return trial_of(batch_size=25, le_batch_size=25, **settings)
 
 
