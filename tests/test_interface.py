@@ -214,7 +214,7 @@ def interrupt():
 
 threading.Thread(target=interrupt, daemon=True).start()
 handler = signal.getsignal(signal.SIGINT)
-space = {"name": "one", "base": {"usl_epochs": 3, "le_epochs": 1}, "search": {"seed": [0, 1]}}
+space = {"name": "one", "base": {"usl_epochs": 6, "le_epochs": 1}, "search": {"seed": [0, 1]}}
 results = raysweep.run(space, output=sys.argv[1], local=True)
 assert signal.getsignal(signal.SIGINT) is handler
 statuses = results.frame().set_index("trial")["status"]
