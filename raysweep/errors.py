@@ -50,12 +50,12 @@ def _masked_rest(scheme: str, rest: str) -> str:
     return path + mark + re.sub(r"[^&;]+", _masked_option, query)
 
 
-def _masked_option(found: re.Match[str]) -> str:
-    option = found[0].rstrip(":,.)'\"")  # the punctuation of a sentence around the URI
+def _masked_option(match: re.Match[str]) -> str:
+    option = match[0].rstrip(":,.)'\"")  # the punctuation of a sentence around the URI
     name, _, value = option.partition("=")
     if not option or (name.lower() in SHOWN_OPTIONS and "@" not in unquote(value)):
-        return found[0]
-    return (f"{name}=***" if value else "***") + found[0][len(option) :]
+        return match[0]
+    return (f"{name}=***" if value else "***") + match[0][len(option) :]
 
 
 def printable(text: str) -> str:

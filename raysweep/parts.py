@@ -286,20 +286,20 @@ def declared_parameters(kinds: tuple[str, ...] = tuple(TABLES)) -> dict[str, Par
     Raises:
         InputError: two parts declare a parameter of the same name differently.
     """
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     owners: dict[str, Part] = {}
     for kind in kinds:
         for part in TABLES[kind].values():
             for name, parameter in part.parameters.items():
-                if name in found and found[name].declaration != parameter.declaration:
+                if name in parameters and parameters[name].declaration != parameter.declaration:
                     other = owners[name]
                     raise InputError(
                         f"{kind} {part.name}: {name}: {other.kind} {other.name} declares it differently; give one of "
                         f"them another name"
                     )
-                found.setdefault(name, parameter)
+                parameters.setdefault(name, parameter)
                 owners.setdefault(name, part)
-    return found
+    return parameters
 
 
 def changes_data(name: str) -> bool:

@@ -242,11 +242,11 @@ class TrialRun:
                     if moment is not None and not leaving:
                         report(moment)
                     if leaving or due():
-                        begun = time.perf_counter()
+                        save_start = time.perf_counter()
                         self.save(self.directory)
                         saved()  # into a bucket it takes longer than to write it
                         self.last_save = time.perf_counter()
-                        self.save_cost = self.last_save - begun
+                        self.save_cost = self.last_save - save_start
                     if leaving:  # nothing may delay the checkpoint of a trial that leaves
                         if moment is not None and moment.evaluated:
                             report(moment)

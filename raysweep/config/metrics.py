@@ -53,12 +53,12 @@ WATCHED = {
 @cache
 def metrics_by_name() -> dict[str, Metric]:
     """Return every metric, in the order of the tables' columns, including parts that are declared later."""
-    of_methods, of_schedules, of_probes = (
+    from_methods, from_schedules, from_probes = (
         {name: metric for part in table.values() for name, metric in part.metrics.items()}
         for table in (parts.method, parts.schedule, parts.probe)
     )
-    of_pretraining = {"pretrain/loss": LOSS, **of_methods, "pretrain/last_fall": LAST_FALL, **of_schedules}
-    return {**of_pretraining, **WATCHED, **of_probes}
+    from_pretraining = {"pretrain/loss": LOSS, **from_methods, "pretrain/last_fall": LAST_FALL, **from_schedules}
+    return {**from_pretraining, **WATCHED, **from_probes}
 
 
 parts.watchers.append(metrics_by_name.cache_clear)

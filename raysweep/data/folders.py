@@ -49,14 +49,14 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
     splits = [split for split in (split_folders.train, split_folders.test, split_folders.val) if split is not None]
     listed = []
     for split in splits:
-        of_class = layout.class_folders(split)
-        if tuple(of_class) != classes:
-            raise InputError(f"dataset {spec!r}: {differences(classes, tuple(of_class), split.name)}")
+        folders = layout.class_folders(split)
+        if tuple(folders) != classes:
+            raise InputError(f"dataset {spec!r}: {differences(classes, tuple(folders), split.name)}")
         beside = (path.name for path in split.iterdir() if not path.is_dir())
         stray = next(layout.images_among(split, beside, ignored), None)
         if stray is not None:
             raise InputError(f"image {str(stray)!r} lies beside class folders: move it into one, or away")
-        per_class = [list(layout.images_below(folder, ignored)) for folder in of_class.values()]
+        per_class = [list(layout.images_below(folder, ignored)) for folder in folders.values()]
         paths = [path for paths in per_class for path in paths]
         labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in per_class])
         require_images(split, classes, labels, ignored)

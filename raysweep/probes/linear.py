@@ -40,9 +40,9 @@ class LinearProbes:
         self.biases: dict[str, Tensor] = {}
         self.rows: dict[str, list[tuple[slice, nn.Parameter, nn.Parameter]]] = {}
         """For each layer and classifier: its rows of the matrix, and parameters that share the memory of these rows."""
-        self.of_layer = {layer: [i for i, spec in enumerate(specs) if spec.layer == layer] for layer in widths}
+        self.members_by_layer = {layer: [i for i, spec in enumerate(specs) if spec.layer == layer] for layer in widths}
         groups = []  # one for each classifier, because each has its own learning rate and weight decay
-        for layer, members in self.of_layer.items():
+        for layer, members in self.members_by_layer.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, "linear"))
                 alone = nn.Linear(widths[layer], classes)
@@ -86,7 +86,7 @@ class LinearProbes:
     def accuracy(self, features: Mapping[str, Tensor], labels: Tensor) -> list[float]:
         """Return the accuracy of every classifier. `features` has (N, D) for each layer, and `labels` is (N,)."""
         accuracies = [0.0] * len(self.specs)
-        for layer, members in self.of_layer.items():
+        for layer, members in self.members_by_layer.items():
             right = (self.logits(features, layer).argmax(2) == labels[:, None]).sum(0)
             for i, count in zip(members, right.tolist(), strict=True):
                 accuracies[i] = count / len(labels)
@@ -131,7 +131,7 @@ def train_linear(
                 sums[layer] += torch.stack((each.detach() * len(index), right))
             probes.optimizer.step()
         probes.epoch += 1
-        for layer, members in probes.of_layer.items():
+        for layer, members in probes.members_by_layer.items():
             losses, accuracies = (sums[layer] / len(labels)).tolist()
             for i, loss, accuracy in zip(members, losses, accuracies, strict=True):
                 if not math.isfinite(loss):

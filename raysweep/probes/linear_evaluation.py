@@ -111,8 +111,10 @@ class LinearEvaluation:
                 metrics["linear/val_accuracy"] = val[best]
             if counts and len(val) > 1:
                 self.evaluation.best_linear_probe = str(probes.specs[best])
-                of_grid = {f"bank/{spec}/val_accuracy": value for spec, value in zip(probes.specs, val, strict=True)}
-                self.evaluation.extra_scalars.append((of_grid, probes.epoch))
+                grid_scores = {
+                    f"bank/{spec}/val_accuracy": value for spec, value in zip(probes.specs, val, strict=True)
+                }
+                self.evaluation.extra_scalars.append((grid_scores, probes.epoch))
         if counts:
             metrics["linear/train_accuracy"] = probes.train_accuracy[best]
         return metrics

@@ -206,11 +206,11 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
             value = estimate(point.values(score))
             if value is None:
                 continue
-            of_sweep = sweeps.index(point.sweep)
-            colour, marker = COLOURS[of_sweep % len(COLOURS)], MARKERS[of_sweep % len(MARKERS)]
+            number = sweeps.index(point.sweep)
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             if point.baseline:  # the dashes of equal controls of several sweeps alternate
                 length = DASH_LENGTHS[point.control]
-                dashes = (length * of_sweep, (length, length * max(1, len(sweeps) - 1)))
+                dashes = (length * number, (length, length * max(1, len(sweeps) - 1)))
                 axes.axvline(value.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid=point.control)
             axes.plot(value.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
             if value.high is not None and value.n >= LEAST_SEEDS:

@@ -261,9 +261,9 @@ class Attempt(BaseModel):
 
 def attempts(directory: Path) -> int:
     """Return how many attempts the trial had, from `attempt.json` or, if that is lost, from the event files."""
-    begun = read_attempt(directory)
-    if begun is not None:
-        return begun.attempt
+    attempt = read_attempt(directory)
+    if attempt is not None:
+        return attempt.attempt
     numbers = [path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*.raysweep")]
     return max((int(number) for number in numbers if re.fullmatch(r"[0-9]{1,8}", number)), default=0)
 

@@ -300,10 +300,10 @@ class Store:
     def check_settings_of_attempts(self, sweep: Sweep) -> None:
         """Raise InputError if a trial was started with settings that differ from the sweep's current ones."""
         for trial in sweep.trials:
-            begun = read_attempt(self.trial(trial.name))
-            if begun is not None:
+            attempt = read_attempt(self.trial(trial.name))
+            if attempt is not None:
                 try:
-                    check_settings(begun.settings, trial.settings, str(self.trial(trial.name)))
+                    check_settings(attempt.settings, trial.settings, str(self.trial(trial.name)))
                 except Damaged as fault:  # the next attempt of the trial rewrites the file
                     warnings.warn(str(fault), stacklevel=2)
 

@@ -213,8 +213,8 @@ def how_to_sweep(name: str) -> str:
 def make_controls(trials: Iterable[Trial], controls: tuple[str, ...]) -> list[Trial]:
     """Make the controls of some trials, each once, in the order of `controls`."""
     trials = list(trials)
-    made = (make_control(trial, control) for control in controls for trial in trials)
-    return list(dict.fromkeys(trial for trial in made if trial is not None))
+    all_controls = (make_control(trial, control) for control in controls for trial in trials)
+    return list(dict.fromkeys(trial for trial in all_controls if trial is not None))
 
 
 def control_settings(settings: Settings, control: str) -> Settings | None:
