@@ -19,6 +19,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import raysweep
 from raysweep import space
 from raysweep.errors import InputError
 from raysweep.results import bucket
@@ -500,6 +501,11 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
     assert f"TensorBoard tensorboard --logdir '{place}'" in out
     check_equal(place, undisturbed, tmp_path)
     assert {"long/results.csv", "long/summary.md", "long/summary.csv"} < set(keys(s3, uri))
+
+    opened = raysweep.open(place)
+    assert list(opened.frame()["status"]) == ["finished"] * 2
+    assert len(opened.curves("pretrain/loss")) == 2 * opened.frame()["usl_epochs"].max()
+    assert opened.encoder("seed=0")(torch.rand(1, 1, 8, 8)).shape[0] == 1
 
     tables = content(tmp_path / "there")
     s3.delete_object(Bucket=Bucket(uri).name, Key="some prefix/long/results.csv")
