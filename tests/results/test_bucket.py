@@ -241,13 +241,12 @@ def test_wrong_credentials_are_refused(s3, uri):
     assert f"asked at {host} (AWS_ENDPOINT_URL); are the address and the credentials right?" in str(fault.value)
 
 
-def test_a_service_that_never_answers_is_refused_in_seconds(monkeypatch):
+def test_a_service_that_never_answers_is_refused(monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         program = "import sys; from raysweep.cli import main; sys.exit(main(sys.argv[1:]))"
-        begun = time.monotonic()
         process = subprocess.run(
             [sys.executable, "-c", program, "sweep", "--usl_type", "simclr", "--output", "s3://bucket/x"],
             env={**os.environ, "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
@@ -255,11 +254,11 @@ def test_a_service_that_never_answers_is_refused_in_seconds(monkeypatch):
             capture_output=True,
             text=True,
             check=False,
+            timeout=PATIENCE,
         )
     assert process.returncode == 2
     assert process.stderr.startswith("error: s3://bucket/x: ")
     assert len(process.stderr.splitlines()) == 1
-    assert time.monotonic() - begun < 30
 
 
 def test_names_are_free_or_refused_as_in_a_directory(s3, uri):

@@ -23,7 +23,7 @@ def processes(command, name):
 
 def kill(command, name):
     """Kill the processes of an actor class as soon as there are any."""
-    for pid in wait_for(lambda: processes(command, name), command, 240):
+    for pid in wait_for(lambda: processes(command, name), command):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -34,10 +34,10 @@ def test_the_cores_of_a_trial_are_freed_when_the_processes_that_lead_it_are_kill
     many = ["--set", "resources.workers=2", "--set", f"resources.cpu={CORES}", "--set", "seed=[0,1]"]
     running = start(*BRIEF, *tune, *many, "--name", "x", cwd=tmp_path)
     root = tmp_path / "runs" / "x"
-    wait_for(lambda: begun(root / "seed=0", 1), running, 240)
+    wait_for(lambda: begun(root / "seed=0", 1), running)
     kill(running, "TrainController")
     wait_for(lambda: (root / "seed=0" / "result.json").exists(), running)
-    wait_for(lambda: processes(running, "TrainController"), running, 240)
+    wait_for(lambda: processes(running, "TrainController"), running)
     kill(running, "ImplicitFunc")  # Tune's name for a trial that is a function
     out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 0, err

@@ -251,7 +251,7 @@ def test_a_part_of_a_module_that_a_node_lacks_is_passed_by_value(ray, second, fo
     program = [sys.executable, "-c", PROGRAM.replace("ADDRESS", repr(ray.address))]
     paths = {"PYTHONPATH": f"{ROOT}:{file.parent}"}
     process = subprocess.run(
-        program, cwd=tmp_path, env={**ray.environment, **paths}, capture_output=True, text=True, timeout=600
+        program, cwd=tmp_path, env={**ray.environment, **paths}, capture_output=True, text=True, timeout=PATIENCE
     )
     assert process.returncode == 0, process.stderr
     assert notes_of(tmp_path / "notes") == {"True", "False"}, "a worker of each node has called the part"

@@ -195,7 +195,7 @@ def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
     )
     root = tmp_path / "runs" / "x"
     first, *others = (f"usl_lr={rate},seed=0" for rate in ("0.001", "1e-05", "1e-06"))
-    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 2, process, 240)
+    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 2, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
