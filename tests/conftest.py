@@ -1,9 +1,13 @@
 """Settings and fixtures that several tests need."""
 
 import os
+import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from tests.support.commands import here
 
@@ -13,6 +17,10 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # Ray gives its workers a low priority (niceness 15). Beside other tests that compute, a trial would then get 3 % of a
 # core, and a test that waits for the trial would run out of time.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A shell ignores Ctrl-C for the commands that it starts in the background, and the tests' processes would inherit this.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The models are tiny. With more threads than free cores, the threads wait for each other.
 torch.set_num_threads(1)
@@ -26,3 +34,15 @@ def run_sweep(tmp_path):
         return here("run_sweep.py", *arguments, cwd=tmp_path, **environment)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """Settings of a sweep on 120 of the digits. Training on all of them takes ten times as long."""
+    folder = tmp_path_factory.mktemp("few")
+    images, labels = load_digits(return_X_y=True)
+    for number, (pixels, label) in enumerate(zip(images[:120].reshape(-1, 8, 8) * 15, labels)):
+        directory = folder / ("test" if number % 3 == 0 else "train") / str(label)
+        directory.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{number}.png")
+    return {"dataset": f"folder:{folder}", "batch_size": 20, "knn_k": 5}

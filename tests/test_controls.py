@@ -1,6 +1,7 @@
 """Sweeps with every control through the real command: tables, figures, more controls later, and refusals."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ SPACE = """
 name: four
 base:
   {usl_type: simclr, usl_epochs: 1, le_epochs: 2, probe_every: 1, images_every: 2, embedding_dim: 16, per_layer: true,
-   probe_layer: layer3, precision: fp32, projector_images: 0}
+   probe_layer: layer3, precision: fp32, projector_images: 0, FEW}
 search: {strength: [0.2, 0.8], temperature: [0.1, 0.5], seed: [0, 1]}
 baseline: [supervised, random, pca, pixels]
 tune: {collapse_stop: 1, collapse_rankme: 1}
@@ -25,10 +26,10 @@ NAMES = [f"{control},seed={seed}" for control in CONTROLS for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory):
+def four(tmp_path_factory, few):
     """A sweep with every control: its completed process and its directory."""
     folder = tmp_path_factory.mktemp("controls")
-    (folder / "space.yaml").write_text(SPACE)
+    (folder / "space.yaml").write_text(SPACE.replace("FEW", json.dumps(few)[1:-1]))
     return alone("space.yaml", cwd=folder), folder / "runs" / "four"
 
 

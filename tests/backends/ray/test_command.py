@@ -35,10 +35,16 @@ from tests.support.commands import (
 
 
 @pytest.fixture(scope="module")
-def alpha(tmp_path_factory):
-    """The completed process and the directory of a small α sweep on Ray."""
+def grid(few):
+    """The arguments of a small α sweep."""
+    return [*GRID, *(word for name, value in few.items() for word in (f"--{name}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def alpha(tmp_path_factory, grid):
+    """The completed process and the directory of the α sweep on Ray."""
     folder = tmp_path_factory.mktemp("alpha")
-    return command(*GRID, cwd=folder), folder / "runs" / "alpha"
+    return command(*grid, cwd=folder), folder / "runs" / "alpha"
 
 
 def test_every_trial_finishes_in_a_directory_of_its_own(alpha):
@@ -106,9 +112,9 @@ def test_tensorboard_reads_curves_images_and_hyperparameters(alpha):
         assert values["seed"].number_value == settings["seed"]
 
 
-def test_local_gives_the_same_bits_as_ray(alpha, tmp_path):
+def test_local_gives_the_same_bits_as_ray(alpha, grid, tmp_path):
     _, root = alpha
-    process = alone(*GRID, cwd=tmp_path)
+    process = alone(*grid, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     for name in TRIALS:
         assert scores(tmp_path / "runs" / "alpha", name) == scores(root, name)
