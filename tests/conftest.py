@@ -45,4 +45,4 @@ def few(tmp_path_factory):
         directory = folder / ("test" if number % 3 == 0 else "train") / str(label)
         directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{number}.png")
-    return {"dataset": f"folder:{folder}", "batch_size": 20, "knn_k": 5}
+    return {"dataset": f"folder:{folder}", "image_size": 8, "batch_size": 20, "knn_k": 5}

@@ -124,7 +124,7 @@ def test_an_encoder_file_of_pca_is_embedded_and_exported_by_the_commands(four, t
     assert (tmp_path / "weights.safetensors").read_bytes() == (trial / "encoder.safetensors").read_bytes()
     process = here("raysweep", "embed", root / "pixels,seed=0", tmp_path, "-o", "pixels.npz", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    expected = np.repeat(np.arange(3)[:, None] * 80 / 255, 64, 1)
+    expected = np.repeat(np.arange(3)[:, None] * 80 / 255, 3 * 64, 1)
     np.testing.assert_allclose(np.load(tmp_path / "pixels.npz")["features"], expected, atol=1e-6)
 
 
