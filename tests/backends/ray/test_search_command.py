@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SPACE = """
 name: search
-base: {usl_epochs: 4, probe_every: 1, le_epochs: 2, usl_lr: 1e-3, projector_images: 0, images_every: 0, FEW}
+base: {usl_epochs: 4, probe_every: 1, le_epochs: 2, usl_lr: 1e-3, projector_images: 0, images_every: 0}
 search:
   alpha: {loguniform: [1e-3, 10]}
   seed: {grid: [0, 1]}
@@ -25,10 +25,10 @@ tune: {scheduler: asha, reduction_factor: 2, searcher: optuna, num_samples: 4, m
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, few):
+def searched(tmp_path_factory):
     """A small sweep, one trial at a time: its completed process, its directory, and its trials' results by name."""
     folder = tmp_path_factory.mktemp("search")
-    (folder / "space.yaml").write_text(SPACE.replace("FEW", json.dumps(few)[1:-1]))
+    (folder / "space.yaml").write_text(SPACE)
     process = on_ray("space.yaml", cwd=folder)
     root = folder / "runs" / "search"
     return process, root, {path.parent.name: result(root, path.parent.name) for path in root.glob("*/result.json")}
