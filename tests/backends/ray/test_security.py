@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,8 @@ def test_no_dashboard_serves_who_has_no_token(sweep):
         listening |= {row[9]: int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
     held = set()
     for pid, title in sweep[1].items():
-        for opened in Path(f"/proc/{pid}/fd").iterdir():
-            inode = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(opened))
+        for opened in descriptors(pid):
+            inode = re.fullmatch(r"socket:\[(\d+)\]", opened)
             if inode and inode[1] in listening:
                 held.add((" ".join(title.split()[:2]), listening[inode[1]]))  # the program without its options
     assert any("/raylet/raylet" in program for program, _ in held), "the raylet's ports are among those found"
@@ -90,6 +91,16 @@ def test_no_dashboard_serves_who_has_no_token(sweep):
             for path in ("", "api/version", "api/jobs/", "nodes?view=summary"):
                 shown = get(f"http://127.0.0.1:{port}/{path}")
                 assert shown is None or shown.startswith(b"# HELP "), (program, path, shown)
+
+
+def descriptors(pid):
+    """Return what the open file descriptors of a process lead to. Some may be closed, or the process may end, meanwhile."""
+    opened = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                opened.append(os.readlink(path))
+    return opened
 
 
 def get(url):
