@@ -131,7 +131,7 @@ def test_reference_every_head_of_a_bank_equals_the_head_trained_alone(digits):
     scores = together.accuracy(layers, labels)
     assert len(set(scores)) > 4, "the heads must differ"
     for layer in layers:
-        for i, (rows, _, _) in zip(together.of_layer[layer], together.rows[layer]):
+        for i, (rows, _, _) in zip(together.members_by_layer[layer], together.rows[layer]):
             *_, alone = train_layers(layers, labels, [heads[i]], **arguments)
             torch.testing.assert_close(together.weights[layer][rows], alone.weights[layer], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(together.biases[layer][rows], alone.biases[layer], rtol=1e-4, atol=1e-6)
