@@ -268,8 +268,8 @@ class Settings(BaseModel):
         return value
 
     def __hash__(self) -> int:
-        # pydantic would hash only the fields in this class body, not those that parts declare. All points of a grid of
-        # alpha would then have one hash, and a table of n of them would take n² comparisons.
+        # pydantic hashes only the fields in this class body and leaves out the parameters of parts. All points of a
+        # grid of alpha would then have the same hash, and a table of n points would need n² comparisons.
         return hash(tuple(self.__dict__.values()))
 
     @property

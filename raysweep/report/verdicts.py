@@ -126,7 +126,7 @@ def pairs_of(
     Args:
         points: the points.
         values: their scores, shape (points, seeds); NaN where a point lacks a seed.
-        best: the titles of the best points, of which the first counts.
+        best: the titles of the best points. Only the first one is used.
     """
     titles = [point.title for point in points]
     only = titles.index(best[0]) if best and len(points) > MOST_PAIRED else None

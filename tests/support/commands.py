@@ -44,7 +44,7 @@ STOPPING = "stopping: trials are saving checkpoints; press Ctrl-C again to quit 
 def here(program, *arguments, cwd, **environment):
     """Run the real command in this process, where torch is already imported; a subprocess takes 4 s of a core for that.
 
-    Use this for commands that are not killed and do not use Ray; `on_ray` runs those that do. `program` is
+    Use this for a command that runs to its end without Ray. For a command on Ray, use `on_ray`. `program` is
     `run_sweep.py` or `raysweep`.
     """
     argv, out, err = [str(ROOT / program), *map(str, arguments)], io.StringIO(), io.StringIO()

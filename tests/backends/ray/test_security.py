@@ -94,7 +94,7 @@ def test_no_dashboard_serves_who_has_no_token(sweep):
 
 
 def descriptors(pid):
-    """Return what the open file descriptors of a process lead to, without those that are closed meanwhile."""
+    """Return the target of each open file descriptor of a process. Descriptors that it has just closed are skipped."""
     opened = []
     with suppress(FileNotFoundError, ProcessLookupError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
