@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -11,6 +10,7 @@ from raysweep.config import SETTINGS, Settings, about, default_of, read_number
 from raysweep.errors import InputError
 from raysweep.preparation import PICTURES, shipped_spaces
 from raysweep.results.credentials import is_uri
+from raysweep.space.hints import grid_instead, leading_values, suggest_flag
 from raysweep.system.places import expanded
 
 
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser with one-line errors and suggestions, which refuses a flag that is given twice."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.register("action", None, StoreOnce)  # the default action
 
     def error(self, message: str) -> NoReturn:
@@ -45,10 +45,28 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(arguments, argparse.Namespace(given={}))
         if unknown:
             flags = [flag for action in command._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            hint = f", did you mean {close[0]}?" if close else "; --help lists all arguments"
-            self.error(f"unknown argument {unknown[0]}{hint}")
+            flag, _, value = unknown[0].partition("=")
+            after = arguments[arguments.index(unknown[0]) + 1 :][:1]
+            value = value or next((word for word in after if not word.startswith("-")), "")
+            self.error(f"unknown argument {unknown[0]}{suggest_flag(flag, value, flags)}")
         return known
+
+
+def check_single_values(arguments: list[str]) -> None:
+    """Raise InputError if several values follow the flag of a setting, as in `--seed 0 1 2`.
+
+    argparse would take the second value as the search-space file.
+    """
+    for number, flag in enumerate(arguments):
+        name, words = flag.removeprefix("--"), arguments[number + 1 :]
+        if flag == "--set" and words:
+            name, _, words[0] = words[0].partition("=")
+        if not flag.startswith("--") or name not in SETTINGS or not about(name).search:
+            continue
+        values = leading_values(name, words)
+        if len(values) > 1 and not Path(values[1]).exists():
+            where = f"--set {name}" if flag == "--set" else flag
+            raise InputError(f"{where}: {grid_instead(name, values)}")
 
 
 def place(text: str) -> str:
@@ -89,7 +107,10 @@ def add_sweep_arguments(parser: Parser) -> None:
     """Add the arguments of `sweep`. Every setting of the experiment is an argument."""
     parser.add_argument("space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file")
     parser.add_argument(
-        "--exp_type", choices=sorted(shipped_spaces()), help="run a search space that comes with raysweep"
+        "--exp_type",
+        choices=sorted(shipped_spaces()),
+        metavar="NAME",
+        help="run a search space that comes with raysweep (the list above)",
     )
     parser.add_argument("--name", help="name of the new results directory (default: the name in the search-space file)")
     parser.add_argument(

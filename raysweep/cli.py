@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from raysweep import __version__, api, plugins, space
+from raysweep import __version__, api, overview, plugins, space
 from raysweep.arguments import (
     Parser,
     add_embed_arguments,
@@ -23,6 +23,7 @@ from raysweep.arguments import (
     add_preview_arguments,
     add_report_arguments,
     add_sweep_arguments,
+    check_single_values,
 )
 from raysweep.config import SETTINGS, suggest
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted, masked, printable
@@ -245,7 +246,7 @@ COMMANDS = {
         sweep_command,
         add_sweep_arguments,
         "run a sweep from a search-space file, or resume one (also: python run_sweep.py …)",
-        "Run a sweep of self-supervised experiments on Ray.",
+        "Run a sweep of self-supervised experiments on Ray. Every setting of an experiment is a flag.",
     ),
     "report": (
         report_command,
@@ -305,21 +306,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments. Only the parser of the given command gets its arguments."""
     parser = Parser(
         prog="raysweep",
-        description="Sweeps of self-supervised image representation learning on Ray.",
+        usage="raysweep COMMAND …",
+        description=overview.of_program() if asks_for_help(arguments[:1]) else None,
         epilog="raysweep COMMAND --help shows the arguments of a command.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    for name, (function, add_arguments, overview, description) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            prog="run_sweep.py" if name == "sweep" else f"raysweep {name}",
-            help=overview,
-            description=description,
-            epilog=SWEEP_STATUS if name == "sweep" else None,
-            allow_abbrev=False,
-        )
+    for name, (function, add_arguments, line, description) in COMMANDS.items():
+        top: dict[str, Any] = {"prog": f"raysweep {name}", "description": overview.filled(description)}
+        if name == "sweep" and asks_for_help(arguments):
+            top = {
+                "usage": f"{overview.program()} {overview.USAGE}",
+                "description": overview.of_sweep(description),
+                "epilog": overview.filled(SWEEP_STATUS),
+            }
+        command = commands.add_parser(name, help=line, allow_abbrev=False, **top)
         command.set_defaults(function=function)
         if arguments and arguments[0] == name:
             add_arguments(command)
@@ -328,7 +330,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.exit()
     if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
         raise InputError(f"unknown command {arguments[0]!r}{suggest(arguments[0], COMMANDS)}")
+    if arguments[0] == "sweep":
+        check_single_values(arguments[1:])
     return parser.parse_all(arguments, commands.choices.get(arguments[0], parser))
+
+
+def asks_for_help(arguments: list[str]) -> bool:
+    """Return whether these arguments make a command print its help."""
+    return not arguments or "--help" in arguments or "-h" in arguments
 
 
 SWEEP_STATUS = (

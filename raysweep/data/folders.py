@@ -169,6 +169,8 @@ def check_name(spec: str) -> None:
     if spec == FOLDER:
         raise InputError("dataset 'folder:' has no path: write folder:PATH")
     valid = [*parts.dataset, FOLDER + "PATH"]
+    if Path(spec).is_dir():
+        raise InputError(f"unknown dataset {spec!r}, did you mean {FOLDER + spec!r}? valid: {', '.join(valid)}")
     close = difflib.get_close_matches(spec.lower(), valid, n=1, cutoff=0.6)
     hint = f", did you mean {close[0]!r}?" if close else ";"
     raise InputError(f"unknown dataset {spec!r}{hint} valid: {', '.join(valid)}")

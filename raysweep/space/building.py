@@ -20,6 +20,7 @@ from raysweep.config import (
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.checking import (
+    SCHEDULER_SETTINGS,
     check_meant,
     check_metric,
     check_name,
@@ -30,6 +31,7 @@ from raysweep.space.checking import (
 )
 from raysweep.space.controls import read_controls
 from raysweep.space.expansion import expand
+from raysweep.space.hints import suggest_setting
 from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.reading import mapping
 
@@ -85,7 +87,7 @@ def build(
         elif dot and section in sections:
             sections[section][rest] = value
         elif key not in SETTINGS:
-            hint = "; a sweep is named by --name" if key == "name" else suggest(key, SETTINGS)
+            hint = "; a sweep is named by --name" if key == "name" else suggest_setting(key, value)
             raise InputError(f"--set {key}: unknown setting{hint}")
         elif isinstance(value, list):
             base.pop(key, None)
@@ -96,7 +98,11 @@ def build(
             for space in spaces:
                 space.pop(key, None)
 
+    drop_scheduler_settings(sections["tune"], overrides)
     controls = read_controls(baseline, where)
+    unknown = next((key for key in base if key not in SETTINGS), None)
+    if unknown is not None:
+        raise InputError(f"{where}: base: unknown key {unknown!r}{suggest_setting(unknown)}")
     for key, value in base.items():
         if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
             raise InputError(f"{where}: base.{key}: expected one value; to sweep it, write it under search")
@@ -132,6 +138,17 @@ def build(
     return sweep
 
 
+def drop_scheduler_settings(tune: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Drop the settings of the file's scheduler from `tune` if the command line chooses another scheduler.
+
+    A setting that the command line gives stays.
+    """
+    if "tune.scheduler" in overrides:
+        for name, schedulers in SCHEDULER_SETTINGS.items():
+            if tune["scheduler"] not in schedulers and f"tune.{name}" not in overrides:
+                tune.pop(name, None)
+
+
 def listed(spec: Any) -> list[Any]:
     """Return the values of an unchecked entry of `search` or `base`."""
     if isinstance(spec, dict):
@@ -151,7 +168,7 @@ def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
 def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict[str, Any]:
     """Check one `search` entry and return `{distribution: values}`; a list or a single value becomes a grid."""
     if name not in SETTINGS:
-        raise InputError(f"{where}: unknown setting{suggest(name, SETTINGS)}")
+        raise InputError(f"{where}: unknown setting{suggest_setting(name)}")
     if not about(name).search:
         raise InputError(f"{where}: {name} cannot be swept (it changes no score); put it under base")
     if not isinstance(spec, dict):

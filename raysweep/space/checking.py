@@ -28,6 +28,8 @@ from raysweep.space.expansion import MAX_TRIALS, distinct
 from raysweep.space.model import Resources, Sweep, Trial, Tune
 from raysweep.space.reading import kind
 
+SCHEDULER_SETTINGS: Mapping[str, tuple[str, ...]] = {"grace_epochs": ("asha", "median"), "reduction_factor": ("asha",)}
+"""For each setting of `tune` that only some schedulers read: these schedulers."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -169,9 +171,9 @@ def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: s
 def check_scheduler(sweep: Sweep, where: str) -> None:
     """Raise InputError if a scheduler could stop no trial, or would compare trials that are not comparable."""
     tune, who = sweep.tune, f"tune.scheduler: {sweep.tune.scheduler}"
-    for name, scheduler in (("grace_epochs", ("asha", "median")), ("reduction_factor", ("asha",))):
-        if getattr(tune, name) != Tune.model_fields[name].default and tune.scheduler not in scheduler:
-            raise InputError(f"{where}: tune.{name}: has no effect with {who}; it needs {' or '.join(scheduler)}")
+    for name, schedulers in SCHEDULER_SETTINGS.items():
+        if getattr(tune, name) != Tune.model_fields[name].default and tune.scheduler not in schedulers:
+            raise InputError(f"{where}: tune.{name}: has no effect with {who}; it needs {' or '.join(schedulers)}")
     if tune.scheduler == "fifo":
         return
     pretrained = [trial for trial in sweep.examples if trial.settings.usl_epochs and not trial.baseline]

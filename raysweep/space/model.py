@@ -35,10 +35,10 @@ class Tune(BaseModel):
     scheduler: Annotated[
         Literal["fifo", "asha", "median"],
         About(
-            "Rule that stops trials during pretraining. `fifo` stops none. `asha` stops the trials that are not among "
-            "the best of a rung (Li et al. 2020, arXiv:1810.05934). `median` stops a trial whose best value is worse "
-            "than the median of the running means of at least three other trials (Golovin et al. 2017, doi "
-            "10.1145/3097983.3098043)."
+            "Rule that stops trials during pretraining. `fifo` (or `none`) stops none. `asha` stops the trials that "
+            "are not among the best of a rung (Li et al. 2020, arXiv:1810.05934). `median` stops a trial whose best "
+            "value is worse than the median of the running means of at least three other trials (Golovin et al. 2017, "
+            "doi 10.1145/3097983.3098043)."
         ),
     ] = "fifo"
     grace_epochs: Annotated[
@@ -109,6 +109,12 @@ class Tune(BaseModel):
     collapse_std: Annotated[
         float, Field(ge=0), About("`collapse_stop`: or if the mean standard deviation of its dimensions is below this.")
     ] = 1e-4
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _none_is_fifo(cls, value: Any) -> Any:
+        """Read `none`, which a searcher is called if there is none, as the scheduler that stops no trial."""
+        return "fifo" if value in ("none", None) else value
 
     @property
     def collapse(self) -> Collapse | None:

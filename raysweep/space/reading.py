@@ -13,6 +13,7 @@ import yaml
 
 from raysweep.config import NUMBER, SETTINGS, WHOLE_NUMBER, Settings, about, is_number, read_number
 from raysweep.errors import InputError
+from raysweep.space.hints import grid_instead, values_in
 from raysweep.system.files import read_text
 
 MAX_TEXT = 2**22  # characters of a search-space file, with aliases expanded; a list of 100,000 seeds has 10**6
@@ -158,6 +159,9 @@ def parse_value(name: str, text: str, where: str) -> Any:
     """
     if not text.strip():
         raise InputError(f"{where}: the value is empty")
+    values = values_in(name, text)
+    if values:
+        raise InputError(f"{where}: {grid_instead(name, values)}")
     expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation is not bool
     is_yaml = text.lstrip().startswith(("[", "{") if name in SETTINGS and about(name).composed else "[")
     return parse_yaml(text, where) if is_yaml or not expects_text else text

@@ -1,0 +1,104 @@
+"""Suggestions for what people write who know other tools: names of settings, and several values at once."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from raysweep.config import SETTINGS, Settings, about, is_number, suggest
+from raysweep.config.values import NUMBER
+from raysweep.space.model import Resources, Tune
+
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lr", "learning_rate"), ("usl_lr", "le_lr")),
+    **dict.fromkeys(("epochs", "epoch", "n_epochs", "num_epochs", "max_epochs"), ("usl_epochs", "le_epochs")),
+    **dict.fromkeys(("wd", "l2"), ("weight_decay", "le_weight_decay")),
+    **dict.fromkeys(("bs", "batch", "batchsize"), ("batch_size", "le_batch_size")),
+    **dict.fromkeys(("arch", "backbone", "model", "network"), ("encoder",)),
+    **dict.fromkeys(("method", "algorithm"), ("usl_type",)),
+    **dict.fromkeys(("loss", "criterion"), ("emb_loss",)),
+    **dict.fromkeys(("optim", "optimiser"), ("optimizer",)),
+    **dict.fromkeys(("lr_schedule", "lr_scheduler"), ("schedule",)),
+    **dict.fromkeys(("augment", "augmentation", "augmentations", "transform", "transforms"), ("policy", "strength")),
+    "scheduler": ("schedule", "tune.scheduler"),
+    **dict.fromkeys(("data", "data_path", "dataset_path", "train_dir"), ("dataset",)),
+    **dict.fromkeys(("seeds", "random_seed", "random_state"), ("seed",)),
+    **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "devices"), ("resources.gpu",)),
+    **dict.fromkeys(("cpus", "num_cpus", "n_cpus", "threads", "cores"), ("resources.cpu",)),
+    **dict.fromkeys(("samples", "trials", "n_trials", "num_trials"), ("tune.num_samples",)),
+}
+"""For a name that other tools use: the names of the settings here, the most likely one first."""
+
+
+def own_names(given: str) -> tuple[str, ...]:
+    """Return the names that a setting called `given` elsewhere has here. The result is empty if none is known.
+
+    Example:
+        `own_names("lr")` gives `("usl_lr", "le_lr")`, and `own_names("gpu")` gives `("resources.gpu",)`.
+    """
+    name = given.strip().lower().replace("-", "_")
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    sections: tuple[tuple[str, Any], ...] = (("tune", Tune), ("resources", Resources))
+    return tuple(f"{section}.{name}" for section, model in sections if name in model.model_fields)
+
+
+def suggest_setting(given: str, value: object = None) -> str:
+    """Return the end of a message about an unknown setting: the meant ones, a similar one, or all settings.
+
+    Args:
+        given: The unknown name.
+        value: Its value if it was given with `--set`.
+    """
+    names = own_names(given)
+    if not names:
+        return suggest(given, SETTINGS)
+    written = [repr(name) if value is None or name in SETTINGS else f"--set {name}={value}" for name in names]
+    return f", did you mean {' or '.join(written)}?"
+
+
+def suggest_flag(given: str, value: str, flags: Iterable[str]) -> str:
+    """Return the end of a message about an unknown flag: what to write instead, or where to look.
+
+    Args:
+        given: The flag as the user wrote it.
+        value: The word after it; empty if there is none.
+        flags: The flags of the command.
+    """
+    flags = list(flags)
+    names = [name for name in own_names(given.lstrip("-")) if f"--{name}" in flags or "." in name]
+    if names and "--set" in flags:
+        written = [f"--set {name}={value or 'VALUE'}" if "." in name else f"--{name}" for name in names]
+        return f", did you mean {' or '.join(written)}?"
+    close = difflib.get_close_matches(given, flags, n=1)
+    return f", did you mean {close[0]}?" if close else "; --help lists all arguments"
+
+
+def grid_instead(name: str, values: Sequence[str]) -> str:
+    """Return the end of a message about several values where one belongs: how a grid is written."""
+    return f"one value expected, not {len(values)}; for a trial with each, write --set '{name}=[{','.join(values)}]'"
+
+
+def values_in(name: str, text: str) -> list[str]:
+    """Return the values in a text such as `0,1,2`; empty if the text is not several values of a setting."""
+    if name not in SETTINGS or not about(name).search:
+        return []
+    values = [value.strip() for value in text.split(",")]
+    return values if len(values) > 1 and all(can_be(name, value) for value in values) else []
+
+
+def leading_values(name: str, words: Sequence[str]) -> list[str]:
+    """Return the words at the beginning of `words` that can be values of the setting."""
+    return list(itertools.takewhile(lambda word: can_be(name, word), words))
+
+
+def can_be(name: str, text: str) -> bool:
+    """Return whether the text can be one value of a setting that is a number or has a list of valid names."""
+    kind: Any = Settings.model_fields[name].annotation
+    if is_number(name):
+        return NUMBER.fullmatch(text) is not None
+    if kind is bool:
+        return text.lower() in ("true", "false")
+    return get_origin(kind) is Literal and text in get_args(kind)
