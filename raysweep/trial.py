@@ -24,6 +24,7 @@ from raysweep.probes.features import compute
 from raysweep.randomness import generator
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
+from raysweep.results.curves import write_curves
 from raysweep.results.encoders import encoder_parameters, save_encoder
 from raysweep.results.events import Events, image_grid, projector
 from raysweep.results.result import (
@@ -63,7 +64,7 @@ def run_trial(
     saved: Saved = lambda: None,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> Result | None:
-    """Run a trial, or resume it from its newest checkpoint, and write its `result.json`.
+    """Run a trial, or resume it from its newest checkpoint, and write its `curves.csv` and `result.json`.
 
     On a CPU a trial that was interrupted, anywhere and any number of times, gives bit for bit the result of a trial
     that was not. In several processes only the last bits of `pretrain/loss` may differ, because it may be summed in
@@ -119,6 +120,7 @@ def run_trial(
         precision=precision_of(trial.settings, run.device.type) if has_effect("precision", trial.settings) else "",
         warnings=run.warnings(),
     )
+    write_curves(directory)
     write_result(directory, result)
     saved()  # in a bucket the result is written before the checkpoints are removed
     if end.status != "failed":

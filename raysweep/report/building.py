@@ -14,7 +14,7 @@ from raysweep.report.contents import Member, Report, labels
 from raysweep.report.points import check_alike, check_comparable, gather, lend_baselines, shown_scores
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
-from raysweep.results.result import describe_error
+from raysweep.results.result import Result, describe_error
 from raysweep.results.store import Store
 from raysweep.space import Sweep, shorten
 from raysweep.system.files import lies, make_directory, set_aside, write_atomically
@@ -75,7 +75,21 @@ def build_tables(store: Store, sweep: Sweep) -> Report:
     report = read(store, sweep)
     write_atomically(store.root / "results.csv", encoded(results_csv(store, sweep, report.members[0].results)))
     write_tables(report, store.root)
+    add_missing_curves(store, report.members[0].results)
     return report
+
+
+def add_missing_curves(store: Store, results: Sequence[Result]) -> None:
+    """Write the `curves.csv` of each ended trial that has none and whose event files are here.
+
+    A trial writes its own file at its end. A trial that was ended from outside, by a scheduler or because its worker
+    died, could not.
+    """
+    for directory in (store.trial(result.trial) for result in results):
+        if not lies(directory / "curves.csv") and any(directory.glob("events.out.tfevents.*")):
+            from raysweep.results.curves import write_curves  # TensorBoard and scikit-learn take a second to import
+
+            write_curves(directory)
 
 
 def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Report, Path]:

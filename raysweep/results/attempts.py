@@ -72,7 +72,7 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
     """
     check_held(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for left in ("result.json", "error.txt"):  # left by a failed attempt
+    for left in ("result.json", "error.txt", "curves.csv"):  # left by a failed attempt
         discard(directory / left)
     for path in directory.iterdir():
         if TEMPORARY.fullmatch(path.name) and path.is_file():  # left by a process that was killed in `replacing`

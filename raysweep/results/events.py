@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ COMPONENTS = 50
 """
 SPRITE = 8192  # the projector's limit on the side of the thumbnail sheet, in pixels
 THUMBNAIL = (32, 64)  # range of a thumbnail's side in pixels: smaller images are enlarged, larger ones reduced
+PNG = b"\x89PNG\r\n\x1a\n"  # how every picture begins
 PATTERN = "events.out.tfevents.{:04}.raysweep"
 
 
@@ -140,9 +141,6 @@ def end_stopped(directory: Path, attempt: int) -> None:
 def read_scalar(directory: Path, tag: str, every: int) -> dict[int, float]:
     """Read one metric of a trial from its event files.
 
-    TensorBoard's own reader computes the checksum of every picture in Python, at 2 MB/s. This reader skips records that
-    do not name the metric. It reads a truncated or damaged file up to the first bad record.
-
     Args:
         directory: The trial's directory.
         tag: The metric's name.
@@ -155,19 +153,48 @@ def read_scalar(directory: Path, tag: str, every: int) -> dict[int, float]:
         OSError: A file cannot be read.
     """
     points: dict[int, float] = {}
+    for event in read_events(directory, lambda content: tag.encode() in content):
+        for value in event.summary.value:
+            if value.tag == tag and event.step % every == 0:
+                points[event.step] = value.simple_value
+    return points
+
+
+def read_scalars(directory: Path) -> dict[int, dict[str, float]]:
+    """Read all metrics of a trial from its event files.
+
+    Returns:
+        For each step in increasing order: the metrics in single precision, by name.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    steps: dict[int, dict[str, float]] = {}
+    for event in read_events(directory, lambda content: PNG not in content):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                steps.setdefault(event.step, {})[value.tag] = value.simple_value
+    return dict(sorted(steps.items()))
+
+
+def read_events(directory: Path, wanted: Callable[[bytes], bool]) -> Iterator[Event]:
+    """Read the events of a trial for whose bytes `wanted` returns True, in the order in which they were written.
+
+    TensorBoard's own reader computes the checksum of every picture in Python, at 2 MB/s. This reader skips unwanted
+    records without it. It reads a truncated or damaged file up to the first bad record.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     for path in sorted(directory.glob("events.out.tfevents.*")):
         with open(path, "rb") as file:
             # A record is the content's size (8 bytes), the size's checksum (4), the content, and its checksum (4).
             while checked(size := file.read(8), file.read(4)):
                 content, checksum = file.read(int.from_bytes(size, "little")), file.read(4)
-                if tag.encode() in content:
+                if wanted(content):
                     if not checked(content, checksum):
                         break
-                    event = Event.FromString(content)
-                    for value in event.summary.value:
-                        if value.tag == tag and event.step % every == 0:
-                            points[event.step] = value.simple_value
-    return points
+                    yield Event.FromString(content)
 
 
 def checked(content: bytes, checksum: bytes) -> bool:

@@ -7,6 +7,7 @@ Ray, `--local` and the report all use it. Ray's own state is never needed for a 
     DIR/NAME/TRIAL/attempt.json              the number of the attempt, and its process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard
+    DIR/NAME/TRIAL/curves.csv                the metrics by step, written at the end from the event files
     DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
     DIR/NAME/TRIAL/result.json               written once, at the end
     DIR/NAME/TRIAL/encoder.safetensors       the trained encoder

@@ -54,6 +54,7 @@ def test_every_trial_finishes_in_a_directory_of_its_own(alpha):
         assert result(root, name)["status"] == "finished"
         assert sorted(path.name for path in (root / name).iterdir()) == [
             "attempt.json",
+            "curves.csv",
             "encoder.safetensors",
             "events.out.tfevents.0001.raysweep",
             "projector",
