@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
@@ -31,7 +32,7 @@ from raysweep.preparation import check_picture, shipped_spaces
 from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep
 from raysweep.system.places import ensure_home, expanded, shown_path
-from raysweep.system.terminal import INTERRUPTED, make_console, output_is_lost, redraws, resume_command
+from raysweep.system.terminal import INTERRUPTED, duration, make_console, output_is_lost, redraws, resume_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,13 +87,13 @@ def sweep_command(parsed: argparse.Namespace) -> int:
 
     from raysweep.backends.display import ConsoleProgress
 
-    console = make_console()
+    console, started = make_console(), time.monotonic()
     progress = ConsoleProgress(console, say)
     if parsed.resume is not None:
         outcome = api.resume(parsed.resume, source, overrides, progress=progress, **options)
     else:
         outcome = api.run(source, overrides, output=parsed.output, name=parsed.name, progress=progress, **options)
-    return show_outcome(outcome, console)
+    return show_outcome(outcome, console, started)
 
 
 def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
@@ -124,24 +125,34 @@ def tell(console: Console, text: str) -> None:
     console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def show_outcome(outcome: api.Outcome, console: Console) -> int:
-    """Print the report of a sweep. Return the exit status."""
+def tell_words(console: Console, text: str) -> None:
+    """Print a sentence. On a terminal, lines break at spaces; elsewhere the sentence is one line."""
+    console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=not redraws(console))
+
+
+def show_outcome(outcome: api.Outcome, console: Console, started: float | None = None) -> int:
+    """Print the report of a sweep, which began at the monotonic time `started`. Return the exit status."""
     store = outcome.store
-    show_report(outcome.report, store.root, console)
+    show_report(outcome.report, store.root, console, started)
     tell(console, f"TensorBoard tensorboard --logdir {shlex.quote(shown_place(store).partition('?')[0])}")
     if output_is_lost():
         say(f"standard output was closed before the end; the report is in {shown_path(store.root / 'summary.md')}")
     return tell_state(outcome.report, store.root)
 
 
-def show_report(report: Report, directory: Path, console: Console) -> None:
-    """Print the table, the conclusions, and the paths of the figures and of `summary.md`."""
-    from raysweep.report.tables import summary_table
+def show_report(report: Report, directory: Path, console: Console, started: float | None = None) -> None:
+    """Print the conclusions, the table, the number of trials, and the paths of the figures and of `summary.md`."""
+    from raysweep.report.final_table import summary_table
 
-    if report.points:
-        console.print(summary_table(report))
     for line in [*report.in_words(scores=1), *(f"Note: {line}" for line in report.doubts())]:
-        tell(console, line)
+        tell_words(console, line)
+    if report.points and not report.single:
+        table, left_out = summary_table(report, console.width)
+        console.print(table)
+        if left_out:
+            tell_words(console, f"… in summary.md: {', '.join(left_out)}")
+    elapsed = "" if started is None else f" in {duration(time.monotonic() - started)}"
+    tell(console, f"trials      {report.counts()}{elapsed}; the trials took {duration(report.seconds())} in all")
     for figure in sorted((directory / "figures").glob("*.png")):
         tell(console, f"figure      {shown_path(figure)}")
     tell(console, f"summary     {shown_path(directory / 'summary.md')}")

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
+from raysweep.system.terminal import duration
 
 
 class Tally:
@@ -111,12 +112,7 @@ class Tally:
         total = self.rest() + self.whole - self.kept
         if done < 0.02 * total:  # most of the time so far was the start
             return "unknown"
-        seconds = round((time.monotonic() - self.started) * (total - done) / done)
-        if seconds < 60:
-            return f"{seconds} s"
-        if seconds < 3600:
-            return f"{seconds // 60} min {seconds % 60:02} s"
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+        return duration((time.monotonic() - self.started) * (total - done) / done)
 
     def words(self) -> str:
         """Return the state of the sweep in one line."""

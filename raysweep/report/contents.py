@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from raysweep.report.sentences import cautions, conclusions, named, shortened
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
 from raysweep.results.store import Store
-from raysweep.space import Sweep
+from raysweep.space import Sweep, short_names
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Report:
         """Whether the report compares several sweeps."""
         return len(self.members) > 1
 
+    @property
+    def single(self) -> bool:
+        """Whether the report is about one experiment, which has nothing to be compared with."""
+        return not self.several and self.members[0].sweep.total == 1
+
     @cached_property
     def ranked(self) -> list[list[Point]]:
         """The points that compete, best first: a list for each evaluation protocol."""
@@ -71,6 +77,8 @@ class Report:
         if not self.groups:
             ended = any(not result.baseline for member in self.members for result in member.results)
             return ["No point is called best: no trial of any point finished."] if ended else []
+        if self.single:
+            return [f"{words_of_score(self.points[0], shown_scores(self.points, COLUMNS))}."]
         if self.metric is None:
             differ = self.several and all(member.sweep.metric for member in self.members)
             if differ:
@@ -84,6 +92,17 @@ class Report:
                 lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
         return lines
 
+    def counts(self) -> str:
+        """Return how many trials have ended, in words: `20 finished, 3 stopped early, 1 failed`."""
+        ended: Counter[str] = Counter(result.status for member in self.members for result in member.results)
+        ended["unfinished"] = sum(member.sweep.total for member in self.members) - ended.total()
+        words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "unfinished": "not finished"}
+        return ", ".join(f"{ended[s]} {word}" for s, word in words.items() if ended[s] or s == "finished")
+
+    def seconds(self) -> float:
+        """Return the time that all ended trials took together."""
+        return sum(result.wall_s for member in self.members for result in member.results)
+
     def doubts(self) -> list[str]:
         """Return a sentence for each reason to doubt the scores of some points."""
         return [*self.absent(), *(line for group in self.groups for line in cautions(group))]
@@ -92,7 +111,8 @@ class Report:
         """Return a line that names the points with ended trials but no finished one; empty without such points."""
         names = []
         for member in self.members:
-            points = {trial.name: trial.point for trial in member.sweep.trials if not trial.baseline}
+            labels = short_names(member.sweep)
+            points = {t.name: labels.get(t.point, t.point) for t in member.sweep.trials if not t.baseline}
             ended = [(points[result.trial], result.status) for result in member.results if result.trial in points]
             finished = {point for point, status in ended if status == "finished"}
             prefix = f"{member.label}/" if self.several else ""
@@ -102,6 +122,11 @@ class Report:
         return (
             [f"{shortened(names)} {'is' if len(names) == 1 else 'are'} not ranked: no seed finished."] if names else []
         )
+
+
+def words_of_score(point: Point, names: Sequence[str]) -> str:
+    """Return the scores of a point with one trial: `linear/val_accuracy 0.9650, linear/test_accuracy 0.9583`."""
+    return ", ".join(f"{name} {point.values(name)[0]:.4f}" for name in names)
 
 
 def labels(roots: Sequence[Path]) -> list[str]:

@@ -224,7 +224,7 @@ def draw_comparison(name: str, points: Sequence[Point], metric: str | None, mode
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, -0.02), min(high, 1.02))
         axes.grid(axis="x", alpha=0.25)
-    panels[0].set_yticks(range(len(rows)), [wrapped(point.name, 48) for point in rows], fontsize=8)
+    panels[0].set_yticks(range(len(rows)), [wrapped(point.short_name, 48) for point in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     entries = {
         sweep: Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], linestyle="")

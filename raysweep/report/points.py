@@ -15,7 +15,7 @@ from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
 from raysweep.results.result import Result, complete_protocol, protocol_difference
-from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_settings, make_control
+from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_settings, make_control, short_names
 
 CONFIDENCE = 0.95
 PERCENT = f"{CONFIDENCE * 100:.0f} %"
@@ -66,6 +66,8 @@ class Point:
     """The name of its sweep if several sweeps are compared, else empty."""
     planned: Sequence[int] = ()
     """The seeds of all its trials, including unfinished ones."""
+    label: str = ""
+    """The name with drawn values rounded; empty if the name has none."""
 
     @property
     def baseline(self) -> bool:
@@ -78,8 +80,18 @@ class Point:
         return self.controls.get(RANDOM, {})
 
     @property
+    def short_name(self) -> str:
+        """The name for people, in which drawn values are rounded."""
+        return self.label or self.name
+
+    @property
     def title(self) -> str:
-        """The name, with the sweep in front if several sweeps are compared."""
+        """The short name, with the sweep in front if several sweeps are compared. It is unique in a report."""
+        return f"{self.sweep}/{self.short_name}" if self.sweep else self.short_name
+
+    @property
+    def exact_title(self) -> str:
+        """The exact name, with the sweep in front if several sweeps are compared."""
         return f"{self.sweep}/{self.name}" if self.sweep else self.name
 
     @property
@@ -165,6 +177,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
         if trial.name in finished:
             trials.setdefault(trial.point, []).append(trial)
     points = []
+    labels = short_names(sweep)
     for name, members in trials.items():
         points.append(
             Point(
@@ -176,6 +189,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
                 settings=members[0].settings,
                 sweep=label,
                 planned=planned[name],
+                label=labels.get(name, ""),
             )
         )
     return points

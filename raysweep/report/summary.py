@@ -44,7 +44,7 @@ def summary_md(report: Report) -> str:
     text.append(markdown([*name_columns(report), "n", *columns], rows))
     text += [section for control in controls_of(report) for section in control_section(report, control)]
     text += best_section(report) + blocks_section(report) + list(ended_sections(report))
-    if report.groups:
+    if report.groups and not report.single:
         text += ["## Method", METHOD]
     return "\n\n".join(text) + "\n"
 

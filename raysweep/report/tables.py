@@ -7,14 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from raysweep.config import METRICS, SETTINGS, about, has_effect
 from raysweep.errors import printable
 from raysweep.report.contents import Report
-from raysweep.report.points import COLUMNS, LEAST_SEEDS, PERCENT, Estimate, Point, differences, estimate, shown_scores
-from raysweep.report.sentences import numbers, verdict
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, differences, estimate
+from raysweep.report.sentences import verdict
 from raysweep.report.statistics import Difference
 from raysweep.results.result import Result, attempts
 from raysweep.results.store import Store
@@ -38,17 +35,22 @@ def to_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
-    """Return a row per trial as CSV, in the order of the sweep. A setting without effect in a trial stays empty."""
+    """Return a row per trial as CSV; see `trial_rows`. A setting without effect in a trial stays empty."""
     header, rows = trial_rows(store, sweep, results)
     return to_csv(header, [row | {"wall_s": round(row["wall_s"], 3)} if "wall_s" in row else row for row in rows])
 
 
 def trial_rows(store: Store, sweep: Sweep, results: Sequence[Result]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the columns and a row for each trial, in the order of the sweep. A row omits what its trial lacks."""
+    """Return the columns and a row for each trial, in the order of the sweep. A row omits what its trial lacks.
+
+    The first columns say what varies, the next ones what was measured. The other settings follow.
+    """
     by_name = {result.trial: result for result in results}
     metrics = [name for name in METRICS if any(name in result.metrics for result in results)]
     kept = ("status", "linear_probe", "fingerprint", "attempts", "device", "error")
-    header = ["trial", "point", "status", *SETTINGS, *metrics, "linear_probe", "fingerprint", "wall_s", *kept[3:]]
+    varied = [*sweep.searched, "seed"]
+    same = [name for name in SETTINGS if name not in varied]
+    header = ["trial", "point", "status", *varied, *metrics, "linear_probe", "fingerprint", "wall_s", *kept[3:], *same]
     rows = []
     for trial in sweep.trials:
         row: dict[str, Any] = {"trial": trial.name, "point": trial.point}
@@ -140,11 +142,12 @@ def differences_csv(report: Report) -> str:
         by_title = {point.title: point for point in group.points}
         titles = dict.fromkeys(pair for score in report.scores for pair in group.families[score].pairs)
         for first, second in titles:
+            one, other = by_title[first], by_title[second]
             for score in report.scores:
                 difference = group.families[score].pairs.get((first, second))
                 if difference is not None and difference.mean is not None:
-                    alone = estimate(differences(by_title[first].scores(score), by_title[second].scores(score)))
-                    row = {"first": first, "second": second, "score": score, "n": difference.n}
+                    alone = estimate(differences(one.scores(score), other.scores(score)))
+                    row = {"first": one.exact_title, "second": other.exact_title, "score": score, "n": difference.n}
                     rows.append(
                         {**row, **difference_columns("", difference, alone), "verdict": verdict(difference, "second")}
                     )
@@ -175,40 +178,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def names_of(report: Report, point: Point) -> list[str]:
     """Return a point's name for a table, after the name of its sweep if there are several sweeps."""
-    return [point.sweep, point.name] if report.several else [point.name]
+    return [point.sweep, point.short_name] if report.several else [point.short_name]
 
 
 def name_columns(report: Report) -> list[str]:
     """Return the header of `names_of`."""
     return ["sweep", "point"] if report.several else ["point"]
-
-
-def summary_table(report: Report) -> Table:
-    """Return the summary for a terminal."""
-    columns = shown_scores(report.points, COLUMNS)
-    families = (
-        {point.title: group.families[report.scores[0]] for group in report.groups for point in group.points}
-        if report.scores
-        else {}
-    )
-    compared = any("random" in family.controls for family in families.values())
-    best = {ranked[0].title for ranked in report.ranked}
-    # Names are `Text`, because rich would read brackets in plain strings as its markup and omit them.
-    title = Text(f"{report.name}: mean over seeds ± half of the {PERCENT} interval", style="table.title")
-    table = Table(title=title)
-    for name in name_columns(report):
-        table.add_column(name, overflow="fold")
-    table.add_column("n", justify="right")
-    for name in columns:
-        table.add_column(name.replace("_", " ").replace("/", "\n"), justify="right", no_wrap=True)
-    if compared:
-        name = report.scores[0].replace("_", " ").replace("/", " ")
-        table.add_column(f"{name}\nminus random, adjusted", justify="right", no_wrap=True)
-    for point in report.points:
-        row: list[str | Text] = [*(Text(printable(name)) for name in names_of(report, point)), str(len(point.by_seed))]
-        row += [cell(estimate(point.values(name))) for name in columns]
-        if compared:
-            family = families.get(point.title)
-            row.append(numbers(family.from_control(point) if family is not None else None))
-        table.add_row(*row, style="bold" if point.title in best else None)
-    return table

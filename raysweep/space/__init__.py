@@ -5,6 +5,7 @@ from raysweep.space.checking import check_name
 from raysweep.space.controls import CONTROLS, RANDOM
 from raysweep.space.expansion import computed, control_settings, draw, make_control, propose, shorten
 from raysweep.space.extension import extend
+from raysweep.space.labels import short_names
 from raysweep.space.model import Proposal, Resources, Sweep, Trial
 from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
 
@@ -27,6 +28,7 @@ __all__ = [
     "parse_value",
     "propose",
     "read",
+    "short_names",
     "shorten",
     "to_yaml",
 ]

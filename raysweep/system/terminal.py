@@ -102,6 +102,16 @@ def resume_command(place: str, *options: str) -> str:
     return shlex.join([*typed_program(), "--resume", place, *options])
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words, such as `5 s`, `2 min 05 s` or `1 h 03 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
 def say_at_once(text: str) -> None:
     """Write one line to standard error from a signal handler or thread, where a buffered stream may be in use."""
     with suppress(OSError):

@@ -19,9 +19,9 @@ from raysweep.report import building, drawing, figures
 from raysweep.report.building import build_report, read_several
 from raysweep.report.contents import Report
 from raysweep.report.figures import draw_comparison
+from raysweep.report.final_table import summary_table
 from raysweep.report.heatmaps import draw_heatmap
 from raysweep.report.points import COLUMNS
-from raysweep.report.tables import summary_table
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.result import make_result, write_result
 from raysweep.results.store import Store
@@ -174,7 +174,7 @@ def test_a_table_is_literal_on_any_console(tmp_path):
     built = building.read(store, sweep)
     odd = Report("[red]:smile:", built.members, built.points, built.metric, built.mode)
     output = io.StringIO()
-    Console(file=output, width=200).print(summary_table(odd))
+    Console(file=output, width=200).print(summary_table(odd, 200)[0])
     assert "[red]:smile:: mean over seeds" in output.getvalue()
 
 

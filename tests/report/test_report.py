@@ -189,6 +189,9 @@ def test_settings_without_effect_stay_empty(tmp_path):
     first = rows(store.root / "results.csv")[0]
     assert (first["trial"], first["alpha"], first["usl_epochs"], first["knn_k"]) == ("random,seed=0", "", "0", "20")
     assert {row["probe_dataset"] for row in rows(store.root / "results.csv")} == {"digits"}
+    assert list(first)[:6] == ["trial", "point", "status", "alpha", "seed", "linear/val_accuracy"], (
+        "what varies is first"
+    )
 
 
 def test_figure_shows_every_seed_the_intervals_and_the_baseline(tmp_path):
