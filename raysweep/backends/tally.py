@@ -80,8 +80,8 @@ class Tally:
             self.protocols.add(result.fingerprint)
 
     def best(self) -> str | None:
-        """Return the best point so far whose planned seeds have all finished; None if protocols differ."""
-        if not self.means or len(self.protocols) > 1:
+        """Return the best point so far whose planned seeds have all finished; None if no two can be compared."""
+        if not self.means or len(self.protocols) > 1 or self.total == 1:
             return None
         choose = max if self.sweep.mode == "max" else min
         point = choose(self.means, key=self.means.__getitem__)

@@ -31,7 +31,7 @@ def summary_md(report: Report) -> str:
     text = [f"# {report.name}"]
     if words:
         text.append("\n".join(f"- {printable(line)}" for line in words))
-        text.append(READING)
+        text += [] if report.single else [READING]
     remarks = [*report.doubts(), *notes(report)]
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
@@ -59,6 +59,8 @@ def overview(report: Report) -> list[str]:
             f"{f'{member.label}: ' if report.several else ''}{ended.count('finished')} of {member.sweep.total} "
             f"trials finished{stopped}, {ended.count('failed')} failed."
         )
+    if report.single:
+        return lines
     reading = (
         f"Mean over seeds ± half of the {PERCENT} Student-t interval of the mean, for each point alone; fewer than "
         f"{LEAST_SEEDS} seeds have no interval."
