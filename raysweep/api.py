@@ -10,60 +10,32 @@ Example:
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import preparation
 from raysweep.backends.progress import Progress, Silence
-from raysweep.backends.stopping import Stopping
-from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
+from raysweep.evaluations import PlannedEvaluation, plan_evaluation
 from raysweep.plugins import Plugin, check_origin, given
-from raysweep.preparation import Space, check_picture, dataset_of, importing_report
+from raysweep.preparation import Space, check_picture, dataset_of
 from raysweep.results.mirror import local_encoder
-from raysweep.results.result import Result, describe_error, note_traceback
-from raysweep.results.store import TAKE_SECONDS, Store, open_sweeps, shown_place
+from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
+from raysweep.running import DEFAULT, conclude, explaining, finish, prepare, run_new, run_trials
+from raysweep.running import Outcome as Outcome
+from raysweep.running import Where as Where
 from raysweep.space import Sweep
-from raysweep.system.places import settle_ray_directory, shown_path
 
 if TYPE_CHECKING:
-    from raysweep.data.selection import Datasets
     from raysweep.report.contents import Report
     from raysweep.report.preview import Panel
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A sweep whose trials have run, or were found finished, and its report."""
-
-    store: Store
-    sweep: Sweep
-    report: Report
-
-
-@dataclass(frozen=True)
-class Where:
-    """How and where a sweep runs."""
-
-    local: bool = False
-    """Run the trials one after the other in this process, without Ray."""
-    address: str | None = None
-    """The address of a Ray cluster; None takes `RAY_ADDRESS`, else Ray is started on this machine."""
-    resume_command: Callable[[Store], str] = lambda store: f"raysweep.resume({store.place!r})"
-    """The command that resumes the sweep, for messages."""
-    owns_process: bool = True
-    """Whether this process ends with the sweep, as the process of a command does, and that of a notebook does not."""
 
 
 def plan(
     source: Space | None,
     overrides: Mapping[str, Any],
-    where: Where = Where(),
+    where: Where = DEFAULT,
     *,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -92,7 +64,7 @@ def run(
     *,
     output: str = "runs",
     name: str | None = None,
-    where: Where = Where(),
+    where: Where = DEFAULT,
     progress: Progress | None = None,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -117,13 +89,62 @@ def run(
     """
     progress = progress or Silence()
     sweep = plan(source, overrides or {}, where, plugins=plugins, parts=parts)
-    store = Store.plan(output, name, sweep.name)
-    datasets, words = _prepare(sweep, store, {}, where, progress)
-    # Another process may have taken the name in the meantime: from here on the store is the one that was created.
-    store = store.create(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
-    with store.lock(wait=TAKE_SECONDS), _explaining(store, where):
-        progress.tell(f"{store.place}: {sweep.total} trials, {words}")
-        return _finish(_run_trials(sweep, store, datasets, [], where, progress), store, where)
+    return run_new(sweep, Store.plan(output, name, sweep.name), where, progress)
+
+
+def evaluation(
+    place: str,
+    source: Space | None,
+    overrides: Mapping[str, Any],
+    where: Where = DEFAULT,
+    *,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
+) -> PlannedEvaluation:
+    """The checked evaluation of trained encoders, without loading data or starting anything; see `evaluate`.
+
+    Raises:
+        InputError: one line that names what is wrong.
+    """
+    planned = plan_evaluation(place, source, overrides, given(plugins, parts))
+    preparation.check_paths(planned.sweep)
+    preparation.check_means(planned.sweep, where.local)
+    return planned
+
+
+def evaluate(
+    place: str,
+    source: Space | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    output: str | None = None,
+    name: str | None = None,
+    where: Where = DEFAULT,
+    progress: Progress | None = None,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
+) -> Outcome:
+    """Evaluate trained encoders under other evaluation settings, without pretraining, and write a report.
+
+    Args:
+        place: the results directory of a sweep, whose encoders are all evaluated; or one encoder: its file, or the
+            directory of its trial. Each may be in a bucket.
+        source: a search space of evaluation settings; None: only what `overrides` says.
+        overrides: evaluation settings by name; see `plan`.
+        output: for one encoder, the directory in which the results directory is made; None: `runs`. The results of a
+            sweep's encoders are in its directory, below `evaluations`.
+        name: see `run`.
+        where: how and where the trials run.
+        progress: told what happens; None: nothing is shown.
+        plugins: see `plan`; the plugins of the sweep are in its results directory.
+        parts: see `plan`.
+
+    Raises:
+        InputError, SweepInterrupted, SweepBrokeOff: see `run`.
+    """
+    planned = evaluation(place, source, overrides or {}, where, plugins=plugins, parts=parts)
+    store = Store.plan(planned.directory(output), name, planned.sweep.name)
+    return run_new(planned.sweep, store, where, progress or Silence(), planned.digests, planned.encoder)
 
 
 def plan_resume(
@@ -144,7 +165,7 @@ def resume(
     source: Space | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
-    where: Where = Where(),
+    where: Where = DEFAULT,
     progress: Progress | None = None,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -179,7 +200,7 @@ def resume(
             progress.tell(f"{store.place}: all {len(kept)} trials have finished")
             return conclude(store, sweep)
         check_version(store.root, store.place)
-        datasets, words = _prepare(sweep, store, recorded_datasets(store.root), where, progress)
+        datasets, words = prepare(sweep, store, recorded_datasets(store.root), where, progress)
         preparation.check_kept(sweep, kept, datasets)
         if changed:
             store.extend(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
@@ -189,22 +210,8 @@ def resume(
             )
         new = f" ({added} new)" if added else ""
         progress.tell(f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {words}")
-        with _explaining(store, where):
-            return _finish(_run_trials(sweep, store, datasets, kept, where, progress), store, where)
-
-
-def conclude(store: Store, sweep: Sweep) -> Outcome:
-    """Write the report of a sweep from its present results.
-
-    Raises:
-        InputError: the results were not all evaluated alike; nothing is written.
-        OSError: the report cannot be written.
-    """
-    from raysweep.report.building import build_report
-
-    report = build_report(store, sweep)
-    store.push()
-    return Outcome(store, sweep, report)
+        with explaining(store, where):
+            return finish(run_trials(sweep, store, datasets, kept, where, progress), store, where)
 
 
 def rebuild_report(place: str) -> Outcome:
@@ -303,96 +310,3 @@ def _planned(
     preparation.check_paths(sweep)
     preparation.check_means(sweep, where.local)
     return store, before, sweep
-
-
-def _prepare(
-    sweep: Sweep, store: Store, recorded: Mapping[str, str], where: Where, progress: Progress
-) -> tuple[Datasets, str]:
-    """Load and check the data and prepare the backend, leaving nothing behind; the datasets and the plan in words."""
-    with progress.waiting("loading the data; what is not there yet is downloaded"):
-        datasets = preparation.load_datasets(sweep, recorded)
-    if where.local:
-        from raysweep.backends import local
-
-        return datasets, local.prepare(sweep, store, None)
-    with progress.waiting("starting Ray"):
-        # These must come before Ray is imported, which reads the environment.
-        from raysweep.backends.ray.authentication import present_token
-        from raysweep.backends.ray.environment import prepare_environment
-        from raysweep.backends.ray.session import is_initialized
-
-        address = where.address or os.environ.get("RAY_ADDRESS")
-        if not is_initialized():  # a Ray that the user has initialised is used as it is
-            prepare_environment(address)
-            present_token(address)
-            if address is None:
-                settle_ray_directory()
-        from raysweep.backends.ray import tuner
-
-        return datasets, tuner.prepare(sweep, store, where.address)
-
-
-def _run_trials(
-    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], where: Where, progress: Progress
-) -> Sweep:
-    """Run the trials that have no result in `kept`; returns the sweep with the points that were proposed meanwhile."""
-    from raysweep.backends.sweep_run import SweepRun
-
-    done = {result.trial for result in kept}
-    pending = [trial for trial in sweep.trials if trial.name not in done]
-    stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store), where.owns_process)
-    with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
-        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping)
-        if where.local:
-            from raysweep.backends import local
-
-            sweep = local.run(sweep_run)
-        else:
-            from raysweep.backends.ray import tuner
-
-            sweep = tuner.run(sweep_run)
-        if stopping.number is not None:
-            raise interrupted(store, where, stopping.number)
-    if not store.present():
-        raise ResultsLost(
-            f"{shown_place(store)}: the results directory was removed, renamed or replaced while its trials ran, so "
-            f"nothing more was written; if it has another name now, resume with: --resume and that name"
-        )
-    if stopping.since is not None and sweep.tune.time_budget is not None:
-        progress.warn(f"the time budget of {sweep.tune.time_budget:g} s is used up")
-    return sweep
-
-
-def _finish(sweep: Sweep, store: Store, where: Where) -> Outcome:
-    """Write the report after trials have run; if it cannot be written, the results of the trials are still present."""
-    try:
-        return conclude(store, sweep)
-    except OSError as fault:
-        raise ResultsLost(
-            f"the report cannot be written: {describe_error(fault)}; resume with: {where.resume_command(store)}"
-        ) from None
-
-
-def interrupted(store: Store, where: Where, number: int) -> SweepInterrupted:
-    """The exception for a sweep that the signal of this number interrupted."""
-    return SweepInterrupted(f"interrupted; resume with: {where.resume_command(store)}", store.place, number)
-
-
-@contextmanager
-def _explaining(store: Store, where: Where) -> Iterator[None]:
-    """Turn what ends a running sweep into an exception that says how the sweep is resumed.
-
-    The traceback of an exception that nobody expected goes into the sweep's `error.txt`.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise interrupted(store, where, signal.SIGINT) from None
-    except (InputError, ResultsLost, SweepInterrupted):
-        raise
-    except Exception as fault:
-        note_traceback(store.root)
-        raise SweepBrokeOff(
-            f"the sweep broke off: {describe_error(fault)} (traceback in {shown_path(store.root / 'error.txt')}); "
-            f"resume with: {where.resume_command(store)}"
-        ) from None

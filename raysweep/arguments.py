@@ -103,6 +103,19 @@ def add_plugins(parser: Parser) -> None:
     )
 
 
+def add_way_of_running(parser: Parser) -> None:
+    """Add the arguments that say how trials run."""
+    add_plugins(parser)
+    parser.add_argument("--dry-run", action="store_true", help="only print the trials and the resolved settings")
+    parser.add_argument("--local", action="store_true", help="run in one process, without Ray")
+    parser.add_argument(
+        "--address",
+        type=cluster_address,
+        metavar="HOST:PORT",
+        help="run on an existing Ray cluster (default: RAY_ADDRESS, else a new Ray on this machine)",
+    )
+
+
 def add_sweep_arguments(parser: Parser) -> None:
     """Add the arguments of `sweep`. Every setting of the experiment is an argument."""
     parser.add_argument("space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file")
@@ -133,15 +146,7 @@ def add_sweep_arguments(parser: Parser) -> None:
         metavar="DIR/NAME",
         help="resume a sweep: run unfinished trials, and the trials that a changed search space adds",
     )
-    add_plugins(parser)
-    parser.add_argument("--dry-run", action="store_true", help="only print the trials and the resolved settings")
-    parser.add_argument("--local", action="store_true", help="run in one process, without Ray")
-    parser.add_argument(
-        "--address",
-        type=cluster_address,
-        metavar="HOST:PORT",
-        help="run on an existing Ray cluster (default: RAY_ADDRESS, else a new Ray on this machine)",
-    )
+    add_way_of_running(parser)
     groups: dict[str, Any] = {}
     for name in SETTINGS:
         description = about(name)
@@ -182,6 +187,38 @@ def add_checkpoint(parser: Parser) -> None:
         help="a trial's directory, its encoder.safetensors, or a training checkpoint (TRIAL/checkpoints/*.pt); it may "
         "be in a bucket",
     )
+
+
+def add_evaluate_arguments(parser: Parser) -> None:
+    """Add the arguments of `evaluate`."""
+    parser.add_argument(
+        "place",
+        type=place,
+        metavar="DIR/NAME",
+        help="the results directory of a sweep, or one encoder: its file or the directory of its trial; it may be in a "
+        "bucket",
+    )
+    parser.add_argument(
+        "space", nargs="?", type=place, metavar="SPACE.yaml", help="search-space file of evaluation settings"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set an evaluation setting, baseline, tune.NAME or resources.NAME; a list becomes a grid: "
+        "labels_per_class=[1,10]",
+    )
+    parser.add_argument(
+        "--name", help="name of the new results directory (default: the name in the search-space file, or evaluation)"
+    )
+    parser.add_argument(
+        "--output",
+        type=place,
+        metavar="DIR",
+        help="for one encoder: directory for results directories, or s3://BUCKET/PREFIX (default: runs)",
+    )
+    add_way_of_running(parser)
 
 
 def add_report_arguments(parser: Parser) -> None:

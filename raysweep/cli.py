@@ -1,4 +1,4 @@
-"""The command line: `raysweep sweep …` (also `run_sweep.py …`), `report`, `preview`, `embed` and `export`.
+"""The command line: `raysweep sweep …` (also `run_sweep.py …`), `evaluate`, `report`, `preview`, `embed`, `export`.
 
 It turns arguments into calls of `raysweep.api`, and prints what they return. A fault in the input becomes one line with
 exit status 2, before torch or Ray is imported.
@@ -20,6 +20,7 @@ from raysweep import __version__, api, overview, plugins, space
 from raysweep.arguments import (
     Parser,
     add_embed_arguments,
+    add_evaluate_arguments,
     add_export_arguments,
     add_preview_arguments,
     add_report_arguments,
@@ -66,11 +67,16 @@ def source_of(parsed: argparse.Namespace) -> Path | None:
     return shipped_spaces()[parsed.exp_type] if parsed.exp_type else None
 
 
-def sweep_command(parsed: argparse.Namespace) -> int:
-    """Run a new sweep, or resume an existing one."""
+def where_of(parsed: argparse.Namespace) -> api.Where:
+    """Return how and where the arguments say that trials run."""
     if parsed.local and parsed.address is not None:
         raise InputError(f"--local runs without Ray and takes no --address {parsed.address}")
-    where = api.Where(parsed.local, parsed.address, lambda store: resume_of(store, parsed))
+    return api.Where(parsed.local, parsed.address, lambda store: resume_of(store, parsed))
+
+
+def sweep_command(parsed: argparse.Namespace) -> int:
+    """Run a new sweep, or resume an existing one."""
+    where = where_of(parsed)
     if parsed.resume is not None:
         for flag in ("name", "output"):
             if flag in parsed.given:
@@ -94,6 +100,20 @@ def sweep_command(parsed: argparse.Namespace) -> int:
     else:
         outcome = api.run(source, overrides, output=parsed.output, name=parsed.name, progress=progress, **options)
     return show_outcome(outcome, console, started)
+
+
+def evaluate_command(parsed: argparse.Namespace) -> int:
+    """Evaluate trained encoders under other evaluation settings."""
+    source = None if parsed.space is None else Path(parsed.space)
+    overrides = space.parse_assignments(parsed.set)
+    options: dict[str, Any] = {"where": where_of(parsed), "plugins": parsed.plugin}
+    if parsed.dry_run:
+        return dry_run(api.evaluation(parsed.place, source, overrides, **options).sweep)
+    from raysweep.backends.display import ConsoleProgress
+
+    console = make_console()
+    options |= {"output": parsed.output, "name": parsed.name, "progress": ConsoleProgress(console, say)}
+    return show_outcome(api.evaluate(parsed.place, source, overrides, **options), console)
 
 
 def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
@@ -259,6 +279,13 @@ COMMANDS = {
         "run a sweep from a search-space file, or resume one (also: python run_sweep.py …)",
         "Run a sweep of self-supervised experiments on Ray. Every setting of an experiment is a flag.",
     ),
+    "evaluate": (
+        evaluate_command,
+        add_evaluate_arguments,
+        "evaluate the encoders of a sweep under other evaluation settings",
+        "Evaluate trained encoders under other evaluation settings, without pretraining. Each encoder is evaluated "
+        "under each combination. The results of a sweep's encoders are in DIR/NAME/evaluations.",
+    ),
     "report": (
         report_command,
         add_report_arguments,
@@ -302,12 +329,14 @@ def plugins_in(arguments: list[str]) -> tuple[plugins.Plugin, ...]:
             named.append(value)
         elif flag == "--resume" and value:
             existing.append(Path(expanded(value), "sweep.yaml"))
+        elif arguments[0] == "evaluate" and Path(expanded(argument), "sweep.yaml").is_file():
+            existing.append(Path(expanded(argument), "sweep.yaml"))
         elif argument.endswith((".yaml", ".yml")):
             spaces.append(Path(expanded(argument)))
 
     def listed(paths: list[Path]) -> Iterator[plugins.Plugin]:
         for path in paths:
-            if path.is_file() and arguments[0] in ("sweep", "preview"):
+            if path.is_file() and arguments[0] in ("sweep", "evaluate", "preview"):
                 yield from plugins.find(space.read(path).get("plugins") or (), path.parent, f"{path}: plugins")
 
     return plugins.with_existing(tuple(listed(existing)), plugins.merged(plugins.given(named), listed(spaces)))
@@ -326,6 +355,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for name, (function, add_arguments, line, description) in COMMANDS.items():
         top: dict[str, Any] = {"prog": f"raysweep {name}", "description": overview.filled(description)}
+        if name == "evaluate":
+            top["epilog"] = overview.filled(SWEEP_STATUS)
         if name == "sweep" and asks_for_help(arguments):
             top = {
                 "usage": f"{overview.program()} {overview.USAGE}",

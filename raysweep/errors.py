@@ -91,10 +91,6 @@ class SweepInterrupted(RaysweepError):
         self.place, self.number = place, number
 
 
-class NotAvailable(RaysweepError, NotImplementedError):
-    """A name is reserved for something that this version cannot do yet."""
-
-
 class SweepBrokeOff(RaysweepError):
     """Something unexpected ended a sweep; the message says what, and how the sweep is resumed."""
 

@@ -1,4 +1,4 @@
-"""The public functions of the Python interface: run, resume and open sweeps. `docs/python.md` describes them."""
+"""The public functions of the Python interface: run, resume, evaluate and open. `docs/python.md` describes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from raysweep import api, preparation
 from raysweep.backends.progress import Progress, Silence
 from raysweep.config import SETTINGS, plain, suggest
-from raysweep.errors import InputError, NotAvailable, SweepInterrupted
+from raysweep.errors import InputError, SweepInterrupted
 from raysweep.preparation import shipped_spaces
 from raysweep.results.store import Store
 from raysweep.space import Sweep
@@ -179,16 +179,65 @@ def open(place: str | Path | Sequence[str | Path]) -> Results:
         return results
 
 
-def evaluate(*args: Any, **keywords: Any) -> NoReturn:
-    """Evaluate the encoders of a sweep under other protocols. The name is reserved: this is not available yet.
+@checking_keywords
+def evaluate(
+    place: str | Path,
+    space: Space | None = None,
+    *,
+    set: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    name: str | None = None,
+    local: bool = False,
+    address: str | None = None,
+    plugins: Sequence[str | Path] = (),
+    parts: Sequence[Callable[..., Any]] = (),
+    progress: Shown = "auto",
+) -> Results:
+    """Evaluate trained encoders under other evaluation settings, without pretraining.
+
+    Each encoder is evaluated under each combination of the settings. Its trials run, resume and are reported as those
+    of a sweep.
+
+    Args:
+        place: The results directory of a sweep, all of whose encoders are evaluated, or a single encoder: its file, or
+            the directory of its trial. It may also be a URI in a bucket.
+        space: A search space of evaluation settings; see `run`. None: only what `set` says.
+        set: Evaluation settings by name, such as `{"labels_per_class": [1, 10]}`; a list becomes a grid.
+        output: For a single encoder, the directory in which the results directory is created; None: `runs`. The
+            results for a sweep are in its own directory, as `evaluations/NAME`.
+        name: The name of the results directory, which must not exist; None takes the name of the search space, else
+            `evaluation`, with a suffix if it exists.
+        local: See `run`.
+        address: See `run`.
+        plugins: Files or modules with further parts. The results directory of the sweep already holds its own.
+        parts: See `resume`.
+        progress: See `run`.
+
+    Returns:
+        The results of the evaluation.
 
     Raises:
-        RaysweepError: Always. It is also a NotImplementedError.
+        RaysweepError: See `run`.
 
     Example:
-        >>> raysweep.evaluate("runs/alpha")  # raises RaysweepError
+        >>> results = raysweep.evaluate("runs/alpha", set={"labels_per_class": [1, 10], "probe_layer": ["trunk"]})
+        >>> results.summary()
     """
-    raise NotAvailable("raysweep.evaluate: is not available yet; set evaluation settings in the sweep itself")
+    where = place_of_run(local, address, parts)
+    with lasting_process(local):
+        return results_of(
+            lambda: api.evaluate(
+                checked_place(place),
+                None if space is None else source_of(space),
+                overrides_of(set),
+                output=None if output is None else str(output),
+                name=name,
+                where=where,
+                progress=progress_of(progress),
+                plugins=plugins,
+                parts=parts,
+            )
+        )
 
 
 def source_of(space: Space) -> preparation.Space:

@@ -15,7 +15,7 @@ from raysweep import parts
 from raysweep.augment.operations import BatchPart, all_views, to_float
 from raysweep.config import Settings, metrics_by_name
 from raysweep.data.dataset import Dataset
-from raysweep.data.selection import Datasets, TrialData, select_data
+from raysweep.data.selection import Datasets, TrialData, data_of
 from raysweep.errors import InputError
 from raysweep.methods.method import Losses
 from raysweep.models.building import build_encoder, seeded
@@ -31,6 +31,8 @@ BATCH = 8
 """Number of images in the small batch."""
 PROBED, LEAST = 256, 4
 """Number of images of each split with which a probe is checked, and the least number of images of a class."""
+EVALUATE = ("probe", "dataset")
+"""The kinds of parts that take part in an evaluation of a trained encoder."""
 ZERO = 1e-3
 """Largest loss on equal views that counts as zero: the square root of a rounding error in fp32 is about 2e-4."""
 
@@ -44,9 +46,11 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
     checked = set()
     for trial in sweep.examples:
         for part in parts.in_use(trial.settings):
+            if trial.source is not None and part.kind not in EVALUATE:  # its encoder is read and checked already
+                continue
             if part.plugin and (part.kind, part.name) not in checked:
                 checked.add((part.kind, part.name))
-                data = select_data(trial.settings, datasets)
+                data = data_of(trial, datasets)
                 with explained(part):
                     CHECKS[part.kind](part, trial.settings, data)
                     if part.kind == "policy" and sweep.resources.workers > 1:

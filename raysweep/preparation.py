@@ -63,26 +63,35 @@ def build_sweep(
     Raises:
         InputError: one line that names the key, what was given and what is valid.
     """
-    raw: Mapping[str, Any]
-    folder = Path.cwd()
-    listed: tuple[Plugin, ...] = ()
-    if isinstance(source, Sweep):
-        raw, where, listed = source.to_dict(), source.name, source.plugins
-    elif isinstance(source, Mapping):
-        raw, where = source, str(source.get("name", "search space"))
-    elif source is not None:
-        raw, where, folder = space.read(source), str(source), source.parent
-        where = source.name if source in shipped_spaces().values() else where
-    else:
-        name = overrides.get("usl_type", Settings().usl_type)
-        raw, where = {"name": name if isinstance(name, str) else "sweep"}, "command line"
-    if not isinstance(source, Sweep):
-        listed = find(raw.get("plugins") or (), folder, f"{where}: plugins")
+    name = overrides.get("usl_type", Settings().usl_type)
+    raw, where, listed = read_space(source, name if isinstance(name, str) else "sweep")
     plugins = with_existing(existing.plugins if existing is not None else (), merged(listed, given))
     activate(plugins)
     if isinstance(source, Sweep) and not overrides and plugins == source.plugins:
         return source
     return space.build(raw, overrides, where, plugins=plugins)
+
+
+def read_space(source: Space | None, default: str) -> tuple[Mapping[str, Any], str, tuple[Plugin, ...]]:
+    """Return the content of a search space, the start of messages about it, and the plugins that it lists.
+
+    Without a search space, the content is only the name `default`.
+
+    Raises:
+        InputError: the file or a plugin cannot be read.
+    """
+    if isinstance(source, Sweep):
+        return source.to_dict(), source.name, source.plugins
+    raw: Mapping[str, Any]
+    folder = Path.cwd()
+    if isinstance(source, Mapping):
+        raw, where = source, str(source.get("name", "search space"))
+    elif source is not None:
+        raw, where, folder = space.read(source), str(source), source.parent
+        where = source.name if source in shipped_spaces().values() else where
+    else:
+        raw, where = {"name": default}, "command line"
+    return raw, where, find(raw.get("plugins") or (), folder, f"{where}: plugins")
 
 
 def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
@@ -96,9 +105,10 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
     from raysweep.data.folders import check_exists, has_labels
     from raysweep.data.selection import check_validation, reads_labels
 
-    for name in dict.fromkeys(trial.settings.dataset for trial in sweep.examples):
+    pretrains = [trial for trial in sweep.examples if trial.source is None]
+    for name in dict.fromkeys(trial.settings.dataset for trial in pretrains):
         check_exists(name)
-    trained = {trial.settings.dataset: trial for trial in sweep.examples if reads_labels(trial.settings)}
+    trained = {trial.settings.dataset: trial for trial in pretrains if reads_labels(trial.settings)}
     for name, trial in trained.items() if is_evaluated else ():
         if not has_labels(name):
             refuse_unlabelled(trial)
@@ -163,11 +173,14 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
     Raises:
         InputError: a dataset cannot be loaded, does not fit the settings, or has changed; or a part of a plugin fails.
     """
-    from raysweep.data.selection import check_data, check_unchanged, reads_labels, select_data
+    from raysweep.data.selection import check_data, check_evaluation, check_unchanged, data_of, reads_labels
 
     datasets: Datasets = {}
     for trial in sweep.examples:
-        data = select_data(trial.settings, datasets, load=True)
+        data = data_of(trial, datasets, load=True)
+        if trial.source is not None:
+            check_evaluation(trial.settings, data)
+            continue
         if reads_labels(trial.settings) and data.labels is None:
             refuse_unlabelled(trial)
         check_data(trial.settings, data)
@@ -196,6 +209,11 @@ def extended(
     """
     if source is None and not overrides and not extra:
         return existing
+    if existing.encoders:
+        has_new = len(with_existing(existing.plugins, extra)) > len(existing.plugins)
+        if source is not None or overrides or has_new:
+            raise InputError(f"{shown_place(store)}: an evaluation takes no new settings; start another one")
+        return existing
     asked = build_sweep(store.root / "sweep.yaml" if source is None else source, overrides, extra, existing)
     name = source if isinstance(source, Path) else "command line"
     return with_proposals(store.root, space.extend(existing, asked, f"{name} for {shown_place(store)}"))
@@ -217,15 +235,15 @@ def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets | None =
 
     Without `datasets`, the data are taken to be those of the results.
     """
-    from raysweep.data.selection import select_data
+    from raysweep.data.selection import data_of
 
     trials = {trial.name: trial for trial in sweep.trials}
     for result in kept:
-        settings = trials[result.trial].settings
+        trial = trials[result.trial]
         digest = str(result.protocol.get("probe_data"))
         if datasets is not None:
-            digest = select_data(settings, datasets).probe.digest
-        now = protocol(settings, digest)
+            digest = data_of(trial, datasets).probe.digest
+        now = protocol(trial.settings, digest)
         differs = protocol_difference(result.protocol, now)
         if differs is not None:
             key, was, value = differs

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from raysweep.config import METRICS, suggest
 from raysweep.errors import InputError, printable
 from raysweep.results.credentials import join
+from raysweep.results.encoders import source_file
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.store import Store, open_sweeps, shown_place
 from raysweep.space import Sweep, Trial
@@ -164,6 +165,8 @@ class Results:
     def encoder(self, trial: str) -> nn.Module:
         """Return the trained encoder of a trial on the CPU, in evaluation mode.
 
+        In an evaluation it is the encoder that the trial evaluates.
+
         It maps float32 images (B, C, H, W) in [0, 1], of the size on which it was trained, to features (B, D).
 
         Args:
@@ -182,6 +185,11 @@ class Results:
         from raysweep.portable import load
 
         store, chosen = trials[trial]
+        if chosen.source is not None:
+            file = source_file(store, chosen)
+            if file is None:
+                raise InputError(f"{trial}: this control was built from its seed, and no file has it")
+            return load(file)  # type: ignore[no-any-return]
         if store.bucket is not None:
             return load(fetch_encoder(join(store.place, chosen.name)))  # type: ignore[no-any-return]
         return load(store.trial(chosen.name))  # type: ignore[no-any-return]

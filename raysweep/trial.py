@@ -15,7 +15,7 @@ from raysweep import parts
 from raysweep.augment.operations import only_view, to_float
 from raysweep.augment.views import augment
 from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, has_effect
-from raysweep.data.selection import Datasets, TrialData, select_data
+from raysweep.data.selection import Datasets, TrialData, data_of, select_data
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
 from raysweep.probes.collapse import embedding_std, rankme
@@ -25,7 +25,7 @@ from raysweep.randomness import generator
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.curves import write_curves
-from raysweep.results.encoders import encoder_parameters, save_encoder
+from raysweep.results.encoders import evaluated_encoder, keep_encoder
 from raysweep.results.events import Events, image_grid, projector
 from raysweep.results.result import (
     Result,
@@ -41,7 +41,7 @@ from raysweep.system.memory import kept_memory
 from raysweep.training.compute import device_of, fixed_threads, resident
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.loop import last_fall, pretrain
-from raysweep.training.state import broadcast_state, fresh_state
+from raysweep.training.state import broadcast_state, fresh_state, frozen_state
 from raysweep.trial_progress import End, Progress, Report, Saved, Stop
 
 CHECKPOINT_SECONDS = 30.0
@@ -63,6 +63,7 @@ def run_trial(
     stop: Stop = lambda: False,
     saved: Saved = lambda: None,
     context: DistributedContext = SINGLE_PROCESS,
+    encoder: Path | None = None,
 ) -> Result | None:
     """Run a trial, or resume it from its newest checkpoint, and write its `curves.csv` and `result.json`.
 
@@ -73,7 +74,7 @@ def run_trial(
 
     Args:
         trial: what to run.
-        datasets: the datasets that `select_data` needs.
+        datasets: the datasets that `data_of` needs.
         directory: the directory of the trial; absolute.
         threads: the number of threads of this process.
         gpu: whether to use CUDA where it is visible.
@@ -84,6 +85,7 @@ def run_trial(
         stop: see `Stop`. A trial that stops returns None, and resumes from its checkpoint when it is run again.
         saved: see `Saved`.
         context: the processes of a data-parallel trial. This one is the main process; the others run `follow_trial`.
+        encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
     """
     assert context.is_main
     set_result_aside(directory, trial.name)
@@ -99,8 +101,8 @@ def run_trial(
         warnings.simplefilter("default", UserWarning)  # among them the warning of k-means on a collapsed embedding
         warnings.simplefilter("default", RuntimeWarning)
         try:
-            data = select_data(trial.settings, datasets)
-            run = TrialRun(trial, data, directory, attempt, gpu, caught, context)
+            data = data_of(trial, datasets)
+            run = TrialRun(trial, data, directory, attempt, gpu, caught, context, encoder)
             end = run.run(checkpoint_seconds, None if trial.baseline else collapse, report, stop, saved)
         except Exception:
             note_traceback(directory)
@@ -117,7 +119,7 @@ def run_trial(
         metrics=run.metrics,
         wall_s=run.seconds(),
         device=str(run.device),
-        precision=precision_of(trial.settings, run.device.type) if has_effect("precision", trial.settings) else "",
+        precision=precision_of(trial.settings, run.device.type) if run.trains else "",
         warnings=run.warnings(),
     )
     write_curves(directory)
@@ -166,6 +168,7 @@ class TrialRun:
         gpu: whether to use CUDA where it is visible.
         caught: the list into which warnings are recorded.
         context: the processes of a data-parallel trial, of which this one is the main process.
+        encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
     """
 
     def __init__(
@@ -177,18 +180,24 @@ class TrialRun:
         gpu: bool,
         caught: list[warnings.WarningMessage],
         context: DistributedContext = SINGLE_PROCESS,
+        encoder: Path | None = None,
     ) -> None:
         self.started = self.last_save = time.perf_counter()
         self.save_cost = 0.0
         self.context = context
         self.settings, self.directory, self.caught = trial.settings, directory, caught
+        self.is_evaluation = trial.source is not None
+        self.trains = has_effect("precision", trial.settings) and not self.is_evaluation
         self.device = device_of(gpu)
         if gpu and self.device.type == "cpu":
             warnings.warn("resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU", stacklevel=2)
         self.images = resident(data.pretrain, self.device)
         channels, size = data.pretrain.shape[1:3]
         self.labels = resident(data.labels, self.device) if data.labels is not None else None
-        self.state = fresh_state(trial.settings, channels, size, self.device, data.classes)
+        if self.is_evaluation:
+            self.state = frozen_state(trial.settings, evaluated_encoder(trial, encoder), self.device)
+        else:
+            self.state = fresh_state(trial.settings, channels, size, self.device, data.classes)
         self.evaluation = Evaluation(
             trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device
         )
@@ -203,7 +212,7 @@ class TrialRun:
         saved = load_checkpoint(directory)
         if saved is not None:
             self._load(saved)
-        elif hasattr(self.state.encoder, "fit"):
+        elif hasattr(self.state.encoder, "fit") and not self.is_evaluation:
             self.state.encoder.fit(self.images)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
@@ -293,29 +302,19 @@ class TrialRun:
     def _evaluate(self) -> Iterator[Progress]:
         """Let the probes evaluate the frozen encoder; then keep its weights."""
         trained = self.settings.pretrain_epochs
+        before = 0 if self.is_evaluation else trained
         for scores in self.evaluation.run(trained):
             self._log(dict(scores.metrics), scores.step)
             for values, step in self.evaluation.extra_scalars:
                 self.events.scalars(values, step)
             self.evaluation.extra_scalars.clear()
             if scores.may_pause:
-                share = (trained + scores.progress) / (trained + 1)
+                share = (before + scores.progress) / (before + 1)
                 yield Progress(share, trained, False, self.metrics, self.seconds())
             else:
                 self._project()
-        encoder = self.state.encoder
-        description = {
-            "architecture": self.settings.encoder,
-            "channels": encoder.channels,
-            "image_size": encoder.image_size,
-            "embedding_dim": self.settings.embedding_dim,
-            "trunk_dim": encoder.feature_dim,
-            "arguments": {
-                name: getattr(self.settings, name) for name in encoder_parameters(self.settings.model_dump())
-            },
-        }
-        weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
-        save_encoder(self.directory, weights, description)
+        if not self.is_evaluation:
+            keep_encoder(self.directory, self.state.encoder, self.settings)
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
         """Keep the newest value of each metric, and write it to TensorBoard."""

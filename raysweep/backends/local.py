@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from raysweep.backends.sweep_run import SweepRun
-from raysweep.data.selection import select_data
+from raysweep.data.selection import data_of
+from raysweep.results.encoders import source_file
 from raysweep.results.mirror import Replaced
 from raysweep.results.result import describe_error
 from raysweep.results.store import PUSH_SECONDS, Store
@@ -52,6 +53,7 @@ def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
                 report=report,
                 stop=sweep_run.stopping.asked,
                 saved=push,
+                encoder=source_file(store, trial),
             )
     except Replaced:  # another process has taken the trial over and records how it ends
         result = None
@@ -61,7 +63,7 @@ def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
         # The trial's traceback is in its error.txt. An existing result stays valid, whatever failed after it.
         result = store.result(trial.name)
         if result is None:
-            digest = select_data(trial.settings, sweep_run.datasets).probe.digest
+            digest = data_of(trial, sweep_run.datasets).probe.digest
             result = record_failure(store, trial, digest, describe_error(fault))
     if result is None:
         return False

@@ -15,6 +15,7 @@ from raysweep.data.layout import has_val_folder, no_classes
 from raysweep.data.loading import native_size
 from raysweep.data.splits import draw_labels, fit_and_val
 from raysweep.errors import InputError
+from raysweep.space import Trial
 
 DataKey = tuple[str, int, int | None]
 """The dataset's name, image size and channels (None means the dataset's own), which together determine the arrays."""
@@ -43,28 +44,45 @@ def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> T
         InputError: A dataset cannot be loaded or lacks something that the settings need.
     """
     size = settings.image_size or native_size(settings.dataset)
-
-    def get(spec: str, channels: int | None) -> Dataset:
-        parameters = parts.dataset[spec].arguments(settings) if spec in parts.dataset else {}
-        key: DataKey = (labelled_name(spec, parameters), size, channels)
-        if key not in datasets and load:
-            datasets[key] = loading.load(
-                spec,
-                data_dir=Path(settings.data_dir),
-                image_size=size,
-                channels=channels,
-                skip_bad_images=settings.skip_bad_images,
-                pretraining=channels is None,
-                parameters=parameters,
-            )
-        return datasets[key]
-
-    pretrain = get(settings.dataset, None)
+    pretrain = select_dataset(settings, settings.dataset, size, None, datasets, load)
     images = pretrain.pretrain_images
     labels = pretrain.pretrain_labels if reads_labels(settings) else None
     if settings.evaluated_dataset == settings.dataset:
         return TrialData(images, pretrain, labels)
-    return TrialData(images, get(settings.evaluated_dataset, images.shape[1]), labels)
+    probe = select_dataset(settings, settings.evaluated_dataset, size, images.shape[1], datasets, load)
+    return TrialData(images, probe, labels)
+
+
+def data_of(trial: Trial, datasets: Datasets, load: bool = False) -> TrialData:
+    """Return a trial's arrays; see `select_data`.
+
+    A trial that evaluates a trained encoder reads no images of pretraining. The images of its evaluation are converted
+    to the channels and the size of the encoder.
+    """
+    if trial.source is None:
+        return select_data(trial.settings, datasets, load)
+    size, channels = trial.source.image_size, trial.source.channels
+    probe = select_dataset(trial.settings, trial.settings.evaluated_dataset, size, channels, datasets, load)
+    return TrialData(probe.train_images, probe)
+
+
+def select_dataset(
+    settings: Settings, spec: str, size: int, channels: int | None, datasets: Datasets, load: bool
+) -> Dataset:
+    """Return one dataset of an experiment in this size and with these channels; see `select_data`."""
+    parameters = parts.dataset[spec].arguments(settings) if spec in parts.dataset else {}
+    key: DataKey = (labelled_name(spec, parameters), size, channels)
+    if key not in datasets and load:
+        datasets[key] = loading.load(
+            spec,
+            data_dir=Path(settings.data_dir),
+            image_size=size,
+            channels=channels,
+            skip_bad_images=settings.skip_bad_images,
+            pretraining=channels is None,
+            parameters=parameters,
+        )
+    return datasets[key]
 
 
 def reads_labels(settings: Settings) -> bool:
@@ -80,11 +98,15 @@ def labelled_name(spec: str, parameters: Mapping[str, Any]) -> str:
 
 def digests(datasets: Datasets) -> dict[str, str]:
     """Return a digest of each dataset's images and labels, by the dataset's name, size and channels."""
-    by_name = {}
-    for (name, size, channels), dataset in datasets.items():
-        form = f"{size}×{size}" if channels is None else f"{size}×{size}, {channels} channels"
-        by_name[f"{name} {form}"] = dataset.digest if channels is not None else pretraining_digest(dataset)
-    return by_name
+    return {
+        dataset_name(*key): dataset.digest if key[2] is not None else pretraining_digest(dataset)
+        for key, dataset in datasets.items()
+    }
+
+
+def dataset_name(name: str, size: int, channels: int | None) -> str:
+    """Return the name under which a digest is recorded; see `DataKey`."""
+    return f"{name} {size}×{size}" if channels is None else f"{name} {size}×{size}, {channels} channels"
 
 
 def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
@@ -133,6 +155,11 @@ def check_data(settings: Settings, data: TrialData) -> None:
     check_size = parts.encoder[settings.encoder].traits["check_size"]
     if check_size is not None:
         check_size(data.pretrain.shape[1], data.pretrain.shape[2])
+    check_evaluation(settings, data)
+
+
+def check_evaluation(settings: Settings, data: TrialData) -> None:
+    """Raise InputError if the evaluation needs more than the data holds."""
     if not data.probe.labelled:
         raise InputError(no_classes(settings.evaluated_dataset))
     if len(data.probe.classes) < 2:

@@ -85,9 +85,10 @@ class Report:
                 return ["No point is called best: the sweeps do not choose by the same metric."]
             return ["No point is called best: there is no validation split to choose by."]
         lines = []
+        is_evaluation = any(member.sweep.encoders for member in self.members)
         for group in self.groups:
             if group.ranked:
-                lines += conclusions(group, self.metric, self.scores[:scores])
+                lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
             else:
                 lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
         return lines

@@ -23,7 +23,7 @@ COLLAPSED_STD = 1e-4
 """An embedding has collapsed if the mean standard deviation of its dimensions is below this."""
 
 
-def conclusions(group: Group, metric: str, scores: Sequence[str]) -> list[str]:
+def conclusions(group: Group, metric: str, scores: Sequence[str], is_evaluation: bool = False) -> list[str]:
     """Return the conclusions about the points of one evaluation protocol.
 
     The sentences say, in this order: which point is best and whether it beats the random encoder, from which points it
@@ -35,6 +35,7 @@ def conclusions(group: Group, metric: str, scores: Sequence[str]) -> list[str]:
         metric: the metric that ranks the points; it does not use the test images.
         scores: the scores to speak about; only the first one gets all sentences. The sentences about settings cover
             all test scores.
+        is_evaluation: whether the points are evaluations of trained encoders, whose seeds are fixed.
     """
     families = [group.families[score] for score in scores if score in group.families]
     if not families:
@@ -42,7 +43,7 @@ def conclusions(group: Group, metric: str, scores: Sequence[str]) -> list[str]:
     main, best = families[0], group.ranked[0]
     others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
     if len(best.by_seed) < LEAST_SEEDS:
-        return few_seeds_sentences(group, metric, main)
+        return few_seeds_sentences(group, metric, main, is_evaluation)
     if others and all_equal([best, *others], (metric, main.score)):
         lines = [f"No point is best: {equal_sentence(len(others) + 1, (metric, main.score))}"]
         difference = main.from_control(best)
@@ -66,7 +67,7 @@ def best_sentence(group: Group, metric: str, alone: bool) -> str:
     return f"{best.title} is best by {metric} ({value})"
 
 
-def few_seeds_sentences(group: Group, metric: str, family: Family) -> list[str]:
+def few_seeds_sentences(group: Group, metric: str, family: Family, is_evaluation: bool) -> list[str]:
     """Return the conclusions from one or two seeds: means and differences without any verdict."""
     best = group.ranked[0]
     count = len(best.by_seed)
@@ -81,6 +82,8 @@ def few_seeds_sentences(group: Group, metric: str, family: Family) -> list[str]:
     ]
     if differences:
         lines.append(f"In {family.score} it differs by {listed(differences)}.")
+    if is_evaluation:
+        return [*lines, "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."]
     return [*lines, "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."]
 
 

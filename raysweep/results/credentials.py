@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,6 +81,13 @@ def join(uri: str, name: str) -> str:
     """Return the URI of `name` in the directory `uri`."""
     start, mark, query = uri.partition("?")
     return f"{start.rstrip('/')}/{name}{mark}{query}"
+
+
+def resolve(uri: str, path: str) -> str:
+    """Return the URI of a path, such as `../a`, that is relative to the directory `uri`."""
+    start, mark, query = uri.partition("?")
+    scheme, slashes, place = start.partition("://")
+    return f"{scheme}{slashes}{posixpath.normpath(f'{place}/{path}')}{mark}{query}"
 
 
 def hidden(name: str) -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, parts
-from raysweep.config import EMBEDDING, TRUNK
+from raysweep.config import EMBEDDING, TRUNK, Settings
 from raysweep.errors import InputError
 from raysweep.plugins import activate
 from raysweep.results.checkpoints import load_plain
+from raysweep.results.credentials import resolve
+from raysweep.results.mirror import fetch_encoder
+from raysweep.results.store import Store
 from raysweep.results.sweep_file import read_plugins
-from raysweep.space import read
+from raysweep.space import Trial, read
 from raysweep.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -34,6 +38,59 @@ def save_encoder(directory: Path, encoder: dict[str, Tensor], description: dict[
             `trunk_dim` and `arguments` (the arguments of the encoder and its head).
     """
     write_atomically(directory / ENCODER, to_safetensors(encoder, description))
+
+
+def keep_encoder(directory: Path, encoder: Any, settings: Settings) -> None:
+    """Save the encoder that a trial with these settings has trained; see `save_encoder`."""
+    description = {
+        "architecture": settings.encoder,
+        "channels": encoder.channels,
+        "image_size": encoder.image_size,
+        "embedding_dim": settings.embedding_dim,
+        "trunk_dim": encoder.feature_dim,
+        "arguments": {name: getattr(settings, name) for name in encoder_parameters(settings.model_dump())},
+    }
+    weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
+    save_encoder(directory, weights, description)
+
+
+def source_file(store: Store, trial: Trial) -> Path | None:
+    """Return the file of the encoder that a trial evaluates, after copying it to this machine if it is in a bucket.
+
+    The result is None for a trial that pretrains, and for a control that is built from its seed.
+
+    Raises:
+        InputError: The file is missing in its bucket.
+    """
+    if trial.source is None or not trial.source.file:
+        return None
+    if store.bucket is not None:
+        return fetch_encoder(resolve(store.place, trial.source.file))
+    return Path(os.path.normpath(store.root / trial.source.file))
+
+
+def evaluated_encoder(trial: Trial, file: Path | None) -> Any:
+    """Build the encoder that a trial of an evaluation reads, on the CPU.
+
+    Args:
+        trial: The trial.
+        file: The file with the weights; None builds a control from the seed.
+
+    Raises:
+        InputError: The file is missing or damaged, or the control needs the images of pretraining.
+    """
+    from raysweep.models.building import build_encoder
+
+    assert trial.source is not None
+    encoder = build_encoder(trial.settings, trial.source.channels, trial.source.image_size)
+    if file is not None:
+        encoder.load_state_dict(load_encoder(file).weights)
+    elif hasattr(encoder, "fit"):
+        raise InputError(
+            f"{trial.control}: encoder {trial.settings.encoder} is fitted on the images of pretraining, which an "
+            "evaluation does not read; add the control to the sweep"
+        )
+    return encoder
 
 
 def to_safetensors(weights: dict[str, Tensor], description: dict[str, Any]) -> bytes:

@@ -45,7 +45,7 @@ from raysweep.results.result import (
     set_result_aside,
 )
 from raysweep.results.sweep_file import PLUGINS, PROPOSALS, history, read_plugins, with_proposals, write_sweep
-from raysweep.space import Proposal, Sweep, build, check_name, read
+from raysweep.space import Proposal, Sweep, check_name, read, rebuild
 from raysweep.system.files import (
     check_held,
     existing_ancestor,
@@ -142,7 +142,7 @@ class Store:
         plugins = read_plugins(store.root, content, str(place), given)
         others = {plugin.name: plugin for plugin in beside}  # of several with one name, only one can be active
         activate({**others, **{plugin.name: plugin for plugin in plugins}}.values())
-        sweep = build(content, {}, f"{place}/sweep.yaml", recorded=True, plugins=plugins)
+        sweep = rebuild(content, f"{place}/sweep.yaml", plugins)
         return store, with_proposals(store.root, sweep)
 
     def create(self, sweep: Sweep, made_by: dict[str, Any]) -> Store:
@@ -277,7 +277,9 @@ class Store:
     def pull_events(self) -> None:
         """Copy the event files of all trials from a bucket; raises OSError if it does not answer."""
         if self._mirror is not None:
-            self._mirror.pull(lambda name: name.rpartition("/")[2].startswith("events.out.tfevents."))
+            self._mirror.pull(
+                lambda name: name.count("/") == 1 and name.split("/")[1].startswith("events.out.tfevents.")
+            )
 
     def push(self) -> None:
         """Upload `sweep.yaml` and the report to a bucket; raises OSError if it does not accept them."""

@@ -3,20 +3,24 @@
 from raysweep.space.building import build
 from raysweep.space.checking import check_name
 from raysweep.space.controls import CONTROLS, RANDOM
+from raysweep.space.evaluation import build_evaluation, rebuild, reported_metric
 from raysweep.space.expansion import computed, control_settings, draw, make_control, propose, shorten
 from raysweep.space.extension import extend
 from raysweep.space.labels import short_names
-from raysweep.space.model import Proposal, Resources, Sweep, Trial
+from raysweep.space.model import EncoderSource, FrozenDict, Proposal, Resources, Sweep, Trial
 from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
 
 __all__ = [
     "CONTROLS",
     "RANDOM",
+    "EncoderSource",
+    "FrozenDict",
     "Proposal",
     "Resources",
     "Sweep",
     "Trial",
     "build",
+    "build_evaluation",
     "check_name",
     "computed",
     "control_settings",
@@ -28,6 +32,8 @@ __all__ = [
     "parse_value",
     "propose",
     "read",
+    "rebuild",
+    "reported_metric",
     "short_names",
     "shorten",
     "to_yaml",

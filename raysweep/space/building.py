@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from raysweep.config import (
@@ -38,8 +39,22 @@ from raysweep.space.reading import mapping
 EXAMPLES = 100
 """Number of points drawn to check a search space whose points a searcher will propose."""
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
-RECORDS = ("made_by", "changed_by", "parts")
+RECORDS = ("made_by", "changed_by", "parts", "encoders")
 """Keys that a results directory's `sweep.yaml` has in addition to the search space."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of a search space with the settings of the command line, before they are checked together."""
+
+    name: str
+    base: dict[str, Any]
+    spaces: list[dict[str, Any]]
+    """The sub-spaces of `search`."""
+    controls: tuple[str, ...] | None
+    """The controls that the entry `baseline` lists; None if there is no such entry."""
+    tune: Tune
+    resources: Resources
 
 
 def build(
@@ -63,51 +78,13 @@ def build(
     Raises:
         InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
     """
-    valid = ("name", "plugins", "base", "search", "baseline", "tune", "resources", *RECORDS)
-    for key in raw:
-        if key not in valid:
-            hint = (
-                f"; it is a setting: put it under base or search, as 'base: {{{key}: ...}}'" if key in SETTINGS else ""
-            )
-            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[: -len(RECORDS)])}")
-    name = raw.get("name", "sweep")
-    check_name(name, f"{where}: name")
-    base = with_present_names(mapping(raw.get("base"), f"{where}: base"))
-    spaces = [with_present_names(space) for space in subspaces(raw.get("search"), f"{where}: search")]
-    sections = {
-        "tune": mapping(raw.get("tune"), f"{where}: tune"),
-        "resources": mapping(raw.get("resources"), f"{where}: resources"),
-    }
-    baseline = raw.get("baseline", False)
-
-    for key, value in overrides.items():
-        section, dot, rest = key.partition(".")
-        if key == "baseline":
-            baseline = value
-        elif dot and section in sections:
-            sections[section][rest] = value
-        elif key not in SETTINGS:
-            hint = "; a sweep is named by --name" if key == "name" else suggest_setting(key, value)
-            raise InputError(f"--set {key}: unknown setting{hint}")
-        elif isinstance(value, list):
-            base.pop(key, None)
-            for space in spaces:
-                space[key] = {"grid": value}
-        else:
-            base[key] = value
-            for space in spaces:
-                space.pop(key, None)
-
-    drop_scheduler_settings(sections["tune"], overrides)
-    controls = read_controls(baseline, where)
-    unknown = next((key for key in base if key not in SETTINGS), None)
-    if unknown is not None:
-        raise InputError(f"{where}: base: unknown key {unknown!r}{suggest_setting(unknown)}")
-    for key, value in base.items():
-        if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
-            raise InputError(f"{where}: base.{key}: expected one value; to sweep it, write it under search")
-    tune = check_model(Tune, sections["tune"], f"{where}: tune")
-    resources = check_model(Resources, sections["resources"], f"{where}: resources")
+    content = read_content(raw, overrides, where)
+    base, spaces, tune, resources = content.base, content.spaces, content.tune, content.resources
+    controls = content.controls or ()
+    if "encoders" in raw:
+        raise InputError(
+            f"{where}: describes an evaluation of trained encoders; give it to raysweep evaluate, or resume it"
+        )
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
     if is_layerwise and not any("per_layer" in space for space in (base, *spaces)):
         base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike
@@ -129,7 +106,7 @@ def build(
     if tune.searcher != "none":  # a control that all points share is known before any point is proposed
         points = {control: {trial.point for trial in examples if trial.control == control} for control in controls}
         trials = tuple(trial for trial in examples if trial.baseline and len(points[trial.control]) == 1)
-    sweep = Sweep(name, base, search, controls, tune, resources, trials, examples, plugins)
+    sweep = Sweep(content.name, base, search, controls, tune, resources, trials, examples, plugins)
     check_metric(sweep, where)
     check_scheduler(sweep, where)
     watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)
@@ -147,6 +124,60 @@ def drop_scheduler_settings(tune: dict[str, Any], overrides: Mapping[str, Any]) 
         for name, schedulers in SCHEDULER_SETTINGS.items():
             if tune["scheduler"] not in schedulers and f"tune.{name}" not in overrides:
                 tune.pop(name, None)
+
+
+def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Content:
+    """Read a search space and put the settings of the command line into it; see `build`.
+
+    Raises:
+        InputError: A key is unknown, or an entry has the wrong form.
+    """
+    valid = ("name", "plugins", "base", "search", "baseline", "tune", "resources", *RECORDS)
+    for key in raw:
+        if key not in valid:
+            hint = (
+                f"; it is a setting: put it under base or search, as 'base: {{{key}: ...}}'" if key in SETTINGS else ""
+            )
+            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[: -len(RECORDS)])}")
+    name = raw.get("name", "sweep")
+    check_name(name, f"{where}: name")
+    base = with_present_names(mapping(raw.get("base"), f"{where}: base"))
+    spaces = [with_present_names(space) for space in subspaces(raw.get("search"), f"{where}: search")]
+    sections = {
+        "tune": mapping(raw.get("tune"), f"{where}: tune"),
+        "resources": mapping(raw.get("resources"), f"{where}: resources"),
+    }
+    has_baseline, baseline = "baseline" in raw, raw.get("baseline")
+
+    for key, value in overrides.items():
+        section, dot, rest = key.partition(".")
+        if key == "baseline":
+            has_baseline, baseline = True, value
+        elif dot and section in sections:
+            sections[section][rest] = value
+        elif key not in SETTINGS:
+            hint = "; a sweep is named by --name" if key == "name" else suggest_setting(key, value)
+            raise InputError(f"--set {key}: unknown setting{hint}")
+        elif isinstance(value, list):
+            base.pop(key, None)
+            for space in spaces:
+                space[key] = {"grid": value}
+        else:
+            base[key] = value
+            for space in spaces:
+                space.pop(key, None)
+
+    drop_scheduler_settings(sections["tune"], overrides)
+    controls = read_controls(baseline, where) if has_baseline else None
+    unknown = next((key for key in base if key not in SETTINGS), None)
+    if unknown is not None:
+        raise InputError(f"{where}: base: unknown key {unknown!r}{suggest_setting(unknown)}")
+    for key, value in base.items():
+        if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
+            raise InputError(f"{where}: base.{key}: expected one value; to sweep it, write it under search")
+    tune = check_model(Tune, sections["tune"], f"{where}: tune")
+    resources = check_model(Resources, sections["resources"], f"{where}: resources")
+    return Content(name, base, spaces, controls, tune, resources)
 
 
 def listed(spec: Any) -> list[Any]:

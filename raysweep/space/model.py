@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -147,6 +147,18 @@ class Resources(BaseModel):
 
 
 @dataclass(frozen=True)
+class EncoderSource:
+    """The encoder that a trial of an evaluation reads, instead of pretraining one."""
+
+    file: str
+    """The encoder's file, relative to the results directory; empty for a control that is built from its seed."""
+    channels: int
+    """The number of channels of its images."""
+    image_size: int
+    """The side of its images in pixels."""
+
+
+@dataclass(frozen=True)
 class Trial:
     """One point of the sweep with one seed."""
 
@@ -159,6 +171,8 @@ class Trial:
     """The searched settings that have an effect, and the seed."""
     control: str = ""
     """The control that the trial is, such as `random`; empty for a point of the search."""
+    source: EncoderSource | None = None
+    """The encoder that the trial evaluates without pretraining; None if the trial pretrains."""
     has_plugins: bool = field(default_factory=lambda: bool(active()), compare=False, repr=False)
     """Whether plugins may declare some of its settings."""
 
@@ -177,14 +191,16 @@ class Trial:
         With plugins every value is pickled and none is checked again, because a worker loads the plugins later.
         """
         if self.has_plugins:
-            return Trial, (self.name, self.point, self.settings, self.varied, self.control, True)
+            return Trial, (self.name, self.point, self.settings, self.varied, self.control, self.source, True)
         changed = self.settings.model_dump(exclude_defaults=True)
-        return unpickled, (self.name, self.point, changed, dict(self.varied), self.control)
+        return unpickled, (self.name, self.point, changed, dict(self.varied), self.control, self.source)
 
 
-def unpickled(name: str, point: str, changed: dict[str, Any], varied: dict[str, Any], control: str) -> Trial:
+def unpickled(
+    name: str, point: str, changed: dict[str, Any], varied: dict[str, Any], control: str, source: EncoderSource | None
+) -> Trial:
     """Rebuild a pickled trial."""
-    return Trial(name, point, Settings(**changed), FrozenDict(varied), control)
+    return Trial(name, point, Settings(**changed), FrozenDict(varied), control, source)
 
 
 @dataclass(frozen=True)
@@ -214,6 +230,8 @@ class Sweep:
     """Trials for checks before any trial starts: all trials, or with a searcher some random ones."""
     plugins: tuple[Plugin, ...] = ()
     """The plugins that declare parts of the sweep."""
+    encoders: tuple[Trial, ...] = ()
+    """The trials whose encoders an evaluation reads, each with its `source`; empty for a sweep that pretrains."""
 
     @property
     def total(self) -> int:
@@ -265,23 +283,45 @@ class Sweep:
     @property
     def searched(self) -> tuple[str, ...]:
         """The settings in the search space, in its order, without the seed."""
-        names = dict.fromkeys(name for space in self.search for name in space)
+        if self.encoders:  # their trials also differ in what the pretraining varied
+            names = dict.fromkeys(name for trial in self.trials if not trial.baseline for name in trial.varied)
+        else:
+            names = dict.fromkeys(name for space in self.search for name in space)
         return tuple(name for name in names if name != "seed")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the sweep as a search-space file that rebuilds it, with every default written out."""
+        """Return the sweep as a search-space file that rebuilds it, with every default written out.
+
+        The `base` of an evaluation has only the settings that were given, because the others belong to its encoders.
+        """
         everywhere = set.intersection(*(set(space) for space in self.search))
         resolved = make_settings(self.base, self.name).model_dump()
         origins = [plugin.origin for plugin in self.plugins if plugin.origin]
         return {
             "name": self.name,
             **({"plugins": origins} if origins else {}),
-            "base": {name: value for name, value in resolved.items() if name not in everywhere},
+            "base": dict(self.base) if self.encoders else {n: v for n, v in resolved.items() if n not in everywhere},
             "search": [{name: dict(spec) for name, spec in space.items()} for space in self.search],
             "baseline": written(self.baseline),
             "tune": self.tune.model_dump(),
             "resources": self.resources.model_dump(),
+            **({"encoders": written_encoders(self.encoders)} if self.encoders else {}),
         }
+
+
+def written_encoders(encoders: Sequence[Trial]) -> dict[str, Any]:
+    """Return the trials whose encoders are evaluated as plain data: their common settings, and what differs."""
+    every = [trial.settings.model_dump() for trial in encoders]
+    common = {name: value for name, value in every[0].items() if all(other[name] == value for other in every)}
+    entries = []
+    for trial, settings in zip(encoders, every, strict=True):
+        assert trial.source is not None
+        own = {name: value for name, value in settings.items() if name not in common}
+        varied = list(trial.varied)
+        entries.append(
+            {"trial": trial.name, "control": trial.control, "varied": varied, "settings": own, **asdict(trial.source)}
+        )
+    return {"settings": common, "trials": entries}
 
 
 class FrozenDict(dict[str, Any]):

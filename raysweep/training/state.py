@@ -113,7 +113,7 @@ class State:
 
 
 class Untrained(nn.Module):
-    """Stands in the place of the method for an encoder that nothing trains."""
+    """Stands in the place of the method for an encoder that is not trained, or not any more."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -164,6 +164,12 @@ def state_of(settings: Settings, encoder: Any, device: torch.device, classes: in
     arguments = optimizer.arguments(settings)
     state.optimizers = [optimizer.function(weights, settings.usl_lr, **arguments) for weights in trained]
     return state
+
+
+def frozen_state(settings: Settings, encoder: Any, device: torch.device) -> State:
+    """Return the state of a trained encoder, on `device`, in which nothing is left to train."""
+    draws = generator(settings.seed, "pretrain")
+    return State(Untrained(encoder).to(device), None, None, [], draws, epoch=settings.pretrain_epochs)
 
 
 def broadcast_state(state: State, context: DistributedContext) -> None:

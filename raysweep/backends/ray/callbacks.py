@@ -22,7 +22,7 @@ from raysweep.backends.ray.schedulers import ByEvaluation
 from raysweep.backends.ray.trainable import LOW_ON_MEMORY, WorkerFailure, died
 from raysweep.backends.stopping import Stopping
 from raysweep.config import METRICS
-from raysweep.data.selection import Datasets, select_data
+from raysweep.data.selection import Datasets, data_of
 from raysweep.errors import InputError
 from raysweep.results.result import Result, attempts, describe_error, make_result, write_result
 from raysweep.results.store import Store
@@ -220,7 +220,7 @@ class Watch(tune.Callback):
         self.view.end(result)
 
     def _digest(self, trial: Trial) -> str:
-        return select_data(trial.settings, self.datasets).probe.digest
+        return data_of(trial, self.datasets).probe.digest
 
     def _trial_of(self, trial: Any) -> Trial:
         ours: Trial = trial.config["trial"]

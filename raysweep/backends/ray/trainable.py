@@ -15,6 +15,7 @@ from raysweep.backends.stopping import StopFlag, watch
 from raysweep.config import Collapse
 from raysweep.data.selection import Datasets
 from raysweep.plugins import activate
+from raysweep.results.encoders import source_file
 from raysweep.results.mirror import Replaced
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work
@@ -128,6 +129,7 @@ def attempt(
             stop=stop,
             saved=push,
             context=context or SINGLE_PROCESS,
+            encoder=source_file(results, trial),
         )
     tell({"share": 1.0})
 

@@ -1,0 +1,241 @@
+"""Planning of an evaluation: the trained encoders that it reads, its trials, and the place of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from raysweep import parts, space
+from raysweep.config import make_settings
+from raysweep.errors import InputError
+from raysweep.plugins import Plugin, activate, active, merged, with_existing
+from raysweep.preparation import Space, read_space
+from raysweep.results.bucket import Bucket
+from raysweep.results.credentials import is_uri, join, resolve
+from raysweep.results.encoders import (
+    ENCODER,
+    OLD_ENCODER,
+    SavedEncoder,
+    encoder_file,
+    load_encoder,
+    source_file,
+    to_safetensors,
+)
+from raysweep.results.mirror import local_encoder
+from raysweep.results.store import Store
+from raysweep.results.sweep_file import recorded_datasets
+from raysweep.space import EncoderSource, FrozenDict, Sweep, Trial, reported_metric
+
+EVALUATIONS = "evaluations"
+"""The folder of a sweep's results directory that holds its evaluations."""
+
+
+@dataclass(frozen=True)
+class PlannedEvaluation:
+    """A checked evaluation before anything starts."""
+
+    sweep: Sweep
+    of_sweep: str | None
+    """The results directory of the sweep whose encoders are evaluated; None for a single encoder."""
+    encoder: bytes | None = None
+    """The content of the encoder file, for a single encoder."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """The digests, by name, of the datasets on which the encoders were evaluated before."""
+
+    def directory(self, output: str | None) -> str:
+        """Return the directory in which the results directory is created.
+
+        Raises:
+            InputError: The user gives a directory for the evaluation of a sweep.
+        """
+        if self.of_sweep is None:
+            return output or "runs"
+        if output is not None:
+            raise InputError(f"--output {output}: the evaluation of a sweep is written to {EVALUATIONS}/ in the sweep")
+        is_in_bucket = is_uri(self.of_sweep)
+        return join(self.of_sweep, EVALUATIONS) if is_in_bucket else str(Path(self.of_sweep, EVALUATIONS))
+
+
+def plan_evaluation(
+    place: str, source: Space | None, overrides: Mapping[str, Any], extra: Sequence[Plugin]
+) -> PlannedEvaluation:
+    """Plan the evaluation of a sweep's encoders, or of a single encoder; see `raysweep.api.evaluate`.
+
+    Raises:
+        InputError: There is no encoder, an encoder is damaged, or the search space is invalid.
+    """
+    raw, where, listed = read_space(source, "evaluation")
+    raw = {"name": "evaluation", **raw}
+    extra = merged(listed, extra)
+    if is_sweep(place):
+        return plan_for_sweep(place, raw, where, overrides, extra)
+    whole = place.rstrip("/") if is_uri(place) else str(Path(place).absolute())
+    trial_place = whole.removesuffix(f"/{ENCODER}")
+    parent = parent_of(trial_place)
+    if is_sweep(parent):
+        _, sweep = Store.open(parent, copies="reports", given=extra, beside=extra)
+        name = trial_place.partition("?")[0].rpartition("/")[2]
+        trial = next((trial for trial in sweep.trials if trial.name == name), None)
+        if trial is not None:
+            plugins = with_existing(sweep.plugins, extra)
+            return plan_for_one(place, trial, with_defaults(raw, sweep, where), where, overrides, plugins)
+    activate(extra)
+    return plan_for_one(place, None, raw, where, overrides, extra)
+
+
+def plan_for_sweep(
+    place: str, raw: Mapping[str, Any], where: str, overrides: Mapping[str, Any], extra: Sequence[Plugin]
+) -> PlannedEvaluation:
+    """Plan the evaluation of every encoder that a sweep has kept so far; see `plan_evaluation`."""
+    store, sweep = Store.open(place, copies="reports", given=extra, beside=extra)
+    if sweep.encoders:
+        raise InputError(f"{place}: is an evaluation itself and has no encoders; give the sweep that trained them")
+    plugins = with_existing(sweep.plugins, extra)
+    store.pull()
+    encoders = [checked(store, trial) for trial in kept_encoders(store, sweep)]
+    if not encoders:
+        raise InputError(f"{place}: no trial has kept an encoder ({ENCODER}) yet, so there is nothing to evaluate")
+    controls = sweep.baseline or (space.RANDOM,)
+    evaluation = space.build_evaluation(
+        with_defaults(raw, sweep, where), overrides, where, encoders, controls=controls, plugins=plugins
+    )
+    return PlannedEvaluation(evaluation, store.place, digests=evaluated_before(store, sweep, encoders))
+
+
+def plan_for_one(
+    place: str,
+    trial: Trial | None,
+    raw: Mapping[str, Any],
+    where: str,
+    overrides: Mapping[str, Any],
+    plugins: Sequence[Plugin],
+) -> PlannedEvaluation:
+    """Plan the evaluation of one encoder, which `trial` trained if its sweep is known; see `plan_evaluation`."""
+    from raysweep.portable import build
+
+    saved = load_encoder(encoder_file(local_encoder(place)))
+    build(saved)
+    if trial is None:
+        plugins = with_existing(active(), plugins)  # the file may lie in a sweep with plugins
+        activate(plugins)
+        trial = undocumented(saved, probe_dataset_in(raw, overrides), place)
+    encoder = replace(trial, control="", source=EncoderSource(ENCODER, saved.channels, saved.image_size))
+    evaluation = space.build_evaluation(
+        raw, overrides, where, [encoder], controls=(space.RANDOM,), seeds=True, plugins=tuple(plugins)
+    )
+    return PlannedEvaluation(evaluation, None, encoder=content_of(saved))
+
+
+def is_sweep(place: str) -> bool:
+    """Return whether a place has the `sweep.yaml` of a sweep."""
+    if is_uri(place):
+        return bool(place.partition("://")[2].strip("/")) and "sweep.yaml" in Bucket(place).names()
+    return Path(place, "sweep.yaml").is_file()
+
+
+def parent_of(place: str) -> str:
+    """Return the directory that contains a path or a URI."""
+    return resolve(place, "..") if is_uri(place) else str(Path(place).absolute().parent)
+
+
+def kept_encoders(store: Store, sweep: Sweep) -> Iterator[Trial]:
+    """Yield the trials of a sweep that have kept an encoder, each with a source without sizes."""
+    files = set(store.bucket.files()) if store.bucket is not None else set()
+    for trial in sweep.trials:
+        for file in (ENCODER, OLD_ENCODER):
+            name = f"{trial.name}/{file}"
+            if name in files or (store.bucket is None and (store.root / name).is_file()):
+                yield replace(trial, source=EncoderSource(name, 0, 0))
+                break
+
+
+def checked(store: Store, trial: Trial) -> Trial:
+    """Return a trial with the sizes of its encoder, and with its file relative to the directory of the evaluation.
+
+    Raises:
+        InputError: The file is damaged, or is the encoder of another experiment.
+    """
+    from raysweep.portable import build
+
+    file = source_file(store, trial)
+    assert file is not None
+    assert trial.source is not None
+    saved = load_encoder(file)
+    build(saved)
+    if (saved.architecture, saved.embedding_dim) != (trial.settings.encoder, trial.settings.embedding_dim):
+        raise InputError(f"{file}: is not the encoder of its trial: it is a {saved.architecture}")
+    source = EncoderSource(f"../../{trial.source.file}", saved.channels, saved.image_size)
+    return replace(trial, source=source)
+
+
+def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> dict[str, str]:
+    """Return the digests of the datasets on which a sweep evaluated its encoders, as `digests` names them."""
+    from raysweep.data.selection import dataset_name, labelled_name
+
+    known = dict(recorded_datasets(store.root))
+    results = {result.trial: result for result in store.results(sweep, skip_damaged=True)}
+    for trial in encoders:
+        if trial.name in results:
+            assert trial.source is not None
+            name = trial.settings.evaluated_dataset
+            arguments = parts.dataset[name].arguments(trial.settings) if name in parts.dataset else {}
+            name = dataset_name(labelled_name(name, arguments), trial.source.image_size, trial.source.channels)
+            known[name] = str(results[trial.name].protocol.get("probe_data"))
+    return known
+
+
+def with_defaults(raw: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str, Any]:
+    """Return a search space that takes the metric and the resources of a trial from the sweep unless it has others."""
+    defaults = {
+        "tune": {"metric": reported_metric(sweep.tune.metric)},
+        "resources": {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu},
+    }
+    sections = {
+        name: {**values, **space.mapping(raw.get(name), f"{where}: {name}")} for name, values in defaults.items()
+    }
+    return {**raw, **sections}
+
+
+def undocumented(saved: SavedEncoder, dataset: object, place: str) -> Trial:
+    """Return a trial that stands for the unknown pretraining of an encoder.
+
+    Raises:
+        InputError: No dataset for the evaluation is given.
+    """
+    if not isinstance(dataset, str):
+        raise InputError(f"{place}: the file does not say on which images to evaluate it; set probe_dataset")
+    values = {
+        **saved.arguments,
+        "encoder": saved.architecture,
+        "embedding_dim": saved.embedding_dim,
+        "dataset": dataset,
+        "usl_epochs": 0,
+    }
+    settings = make_settings(values, place)
+    return Trial("seed=0", "default", settings, FrozenDict({"seed": settings.seed}))
+
+
+def probe_dataset_in(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> object:
+    """Return the first dataset on which a search space evaluates; None if it names none."""
+    searched = raw.get("search") or {}
+    places = [overrides, raw.get("base") or {}, *(searched if isinstance(searched, list) else [searched])]
+    given = next((each["probe_dataset"] for each in places if isinstance(each, dict) and "probe_dataset" in each), None)
+    if isinstance(given, dict):
+        given = next(iter(given.values()), None)
+    return given[0] if isinstance(given, list) and given else given
+
+
+def content_of(saved: SavedEncoder) -> bytes:
+    """Return an encoder as the content of a safetensors file."""
+    if saved.file.suffix == ".safetensors":
+        return saved.file.read_bytes()
+    description = {
+        "architecture": saved.architecture,
+        "channels": saved.channels,
+        "image_size": saved.image_size,
+        "embedding_dim": saved.embedding_dim,
+        "arguments": dict(saved.arguments),
+    }
+    return to_safetensors(saved.weights, description)

@@ -1,0 +1,192 @@
+"""Running the trials of a sweep: the preparation of its data and its backend, its end, and its interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from raysweep import preparation
+from raysweep.backends.progress import Progress
+from raysweep.backends.stopping import Stopping
+from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
+from raysweep.preparation import importing_report
+from raysweep.results.encoders import ENCODER
+from raysweep.results.result import Result, describe_error, note_traceback
+from raysweep.results.store import TAKE_SECONDS, Store, shown_place
+from raysweep.space import Sweep
+from raysweep.system.files import write_atomically
+from raysweep.system.places import settle_ray_directory, shown_path
+
+if TYPE_CHECKING:
+    from raysweep.data.selection import Datasets
+    from raysweep.report.contents import Report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A sweep whose trials have run, or were found finished, and its report."""
+
+    store: Store
+    sweep: Sweep
+    report: Report
+
+
+@dataclass(frozen=True)
+class Where:
+    """How and where a sweep runs."""
+
+    local: bool = False
+    """Run the trials one after the other in this process, without Ray."""
+    address: str | None = None
+    """The address of a Ray cluster; None takes `RAY_ADDRESS`, else Ray is started on this machine."""
+    resume_command: Callable[[Store], str] = lambda store: f"raysweep.resume({store.place!r})"
+    """The command that resumes the sweep, for messages."""
+    owns_process: bool = True
+    """Whether this process ends with the sweep, as the process of a command does, and that of a notebook does not."""
+
+
+DEFAULT = Where()
+"""On Ray, as a command."""
+
+
+def run_new(
+    sweep: Sweep,
+    store: Store,
+    where: Where,
+    progress: Progress,
+    recorded: Mapping[str, str] = MappingProxyType({}),
+    encoder: bytes | None = None,
+) -> Outcome:
+    """Create the results directory of a new sweep, run its trials and write its report.
+
+    Args:
+        sweep: the sweep.
+        store: its planned results directory.
+        where: how and where the trials run.
+        progress: told what happens.
+        recorded: the digests, by name, that datasets must have.
+        encoder: the content of the encoder file that all trials evaluate; None if there is no such file.
+    """
+    datasets, words = prepare(sweep, store, recorded, where, progress)
+    # Another process may have taken the name in the meantime: from here on the store is the one that was created.
+    store = store.create(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
+    with store.lock(wait=TAKE_SECONDS), explaining(store, where):
+        if encoder is not None:
+            write_atomically(store.root / ENCODER, encoder)
+            store.push()
+        count = len(sweep.encoders)
+        evaluated = f" of {count} trained encoder{'s' if count > 1 else ''}" if count else ""
+        progress.tell(f"{store.place}: {sweep.total} trials{evaluated}, {words}")
+        return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
+
+
+def prepare(
+    sweep: Sweep, store: Store, recorded: Mapping[str, str], where: Where, progress: Progress
+) -> tuple[Datasets, str]:
+    """Load and check the data and prepare the backend, leaving nothing behind; the datasets and the plan in words."""
+    with progress.waiting("loading the data; what is not there yet is downloaded"):
+        datasets = preparation.load_datasets(sweep, recorded)
+    if where.local:
+        from raysweep.backends import local
+
+        return datasets, local.prepare(sweep, store, None)
+    with progress.waiting("starting Ray"):
+        # These must come before Ray is imported, which reads the environment.
+        from raysweep.backends.ray.authentication import present_token
+        from raysweep.backends.ray.environment import prepare_environment
+        from raysweep.backends.ray.session import is_initialized
+
+        address = where.address or os.environ.get("RAY_ADDRESS")
+        if not is_initialized():  # a Ray that the user has initialised is used as it is
+            prepare_environment(address)
+            present_token(address)
+            if address is None:
+                settle_ray_directory()
+        from raysweep.backends.ray import tuner
+
+        return datasets, tuner.prepare(sweep, store, where.address)
+
+
+def run_trials(
+    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], where: Where, progress: Progress
+) -> Sweep:
+    """Run the trials that have no result in `kept`; returns the sweep with the points that were proposed meanwhile."""
+    from raysweep.backends.sweep_run import SweepRun
+
+    done = {result.trial for result in kept}
+    pending = [trial for trial in sweep.trials if trial.name not in done]
+    stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store), where.owns_process)
+    with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
+        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping)
+        if where.local:
+            from raysweep.backends import local
+
+            sweep = local.run(sweep_run)
+        else:
+            from raysweep.backends.ray import tuner
+
+            sweep = tuner.run(sweep_run)
+        if stopping.number is not None:
+            raise interrupted(store, where, stopping.number)
+    if not store.present():
+        raise ResultsLost(
+            f"{shown_place(store)}: the results directory was removed, renamed or replaced while its trials ran, so "
+            f"nothing more was written; if it has another name now, resume with: --resume and that name"
+        )
+    if stopping.since is not None and sweep.tune.time_budget is not None:
+        progress.warn(f"the time budget of {sweep.tune.time_budget:g} s is used up")
+    return sweep
+
+
+def finish(sweep: Sweep, store: Store, where: Where) -> Outcome:
+    """Write the report after trials have run; if it cannot be written, the results of the trials are still present."""
+    try:
+        return conclude(store, sweep)
+    except OSError as fault:
+        raise ResultsLost(
+            f"the report cannot be written: {describe_error(fault)}; resume with: {where.resume_command(store)}"
+        ) from None
+
+
+def interrupted(store: Store, where: Where, number: int) -> SweepInterrupted:
+    """The exception for a sweep that the signal of this number interrupted."""
+    return SweepInterrupted(f"interrupted; resume with: {where.resume_command(store)}", store.place, number)
+
+
+@contextmanager
+def explaining(store: Store, where: Where) -> Iterator[None]:
+    """Turn what ends a running sweep into an exception that says how the sweep is resumed.
+
+    The traceback of an exception that nobody expected goes into the sweep's `error.txt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise interrupted(store, where, signal.SIGINT) from None
+    except (InputError, ResultsLost, SweepInterrupted):
+        raise
+    except Exception as fault:
+        note_traceback(store.root)
+        raise SweepBrokeOff(
+            f"the sweep broke off: {describe_error(fault)} (traceback in {shown_path(store.root / 'error.txt')}); "
+            f"resume with: {where.resume_command(store)}"
+        ) from None
+
+
+def conclude(store: Store, sweep: Sweep) -> Outcome:
+    """Write the report of a sweep from its present results.
+
+    Raises:
+        InputError: the results were not all evaluated alike; nothing is written.
+        OSError: the report cannot be written.
+    """
+    from raysweep.report.building import build_report
+
+    report = build_report(store, sweep)
+    store.push()
+    return Outcome(store, sweep, report)

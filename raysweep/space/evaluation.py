@@ -1,0 +1,265 @@
+"""Evaluations: sweeps whose trials evaluate trained encoders under other evaluation settings, without pretraining."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raysweep import parts
+from raysweep.config import (
+    METRICS,
+    SETTINGS,
+    Settings,
+    about,
+    make_settings,
+    metrics_by_name,
+    suggest,
+    with_present_names,
+)
+from raysweep.config.conditions import PRETRAINED
+from raysweep.errors import InputError
+from raysweep.plugins import Plugin
+from raysweep.space.building import Content, build, check_distribution, read_content
+from raysweep.space.checking import check_metric
+from raysweep.space.controls import RANDOM
+from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_trial, point_name
+from raysweep.space.model import EncoderSource, FrozenDict, Resources, Sweep, Trial, Tune
+from raysweep.space.reading import mapping
+
+DATA = ("probe_dataset", "data_dir", "skip_bad_images")
+"""The settings of the data that an evaluation may change."""
+BUILT = (RANDOM, "pixels")
+"""The controls that can be built without a file."""
+TUNE = ("metric", "mode", "max_concurrent", "max_failures", "checkpoint_seconds", "time_budget")
+"""The entries of `tune` that have an effect on an evaluation."""
+
+
+def build_evaluation(
+    raw: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    where: str,
+    encoders: Sequence[Trial],
+    *,
+    controls: Sequence[str] = (),
+    seeds: bool = False,
+    recorded: bool = False,
+    plugins: tuple[Plugin, ...] = (),
+) -> Sweep:
+    """Check a search space of evaluation settings and expand it: every encoder under every combination of settings.
+
+    Args:
+        raw: The search space, which may have only evaluation settings.
+        overrides: See `raysweep.space.build`.
+        where: The start of every message.
+        encoders: The trials that trained the encoders, each with its `source`, controls included.
+        controls: The controls of the sweep, which are evaluated unless the search space has an entry `baseline`.
+        seeds: Whether the seed of the evaluation may be set.
+        recorded: Whether a results directory holds this evaluation; see `raysweep.space.build`.
+        plugins: The plugins of the evaluation, which the caller has read and activated.
+
+    Raises:
+        InputError: The search space is invalid. The message is one line.
+    """
+    content = read_content(raw, overrides, where)
+    points = [encoder for encoder in encoders if not encoder.baseline]
+    if not points:
+        raise InputError(f"{where}: none of the trained encoders belongs to a point of the search")
+    if not recorded:
+        for name in dict.fromkeys([*content.base, *(name for space in content.spaces for name in space)]):
+            prefix = f"--set {name}" if name in overrides else f"{where}: {name}"
+            check_setting(name, points, seeds, prefix)
+        check_run(content, where)
+    search = tuple(
+        {key: check_grid(key, spec, points[0], content.base, where) for key, spec in space.items()}
+        for space in content.spaces
+    )
+    trials, sources = expand_evaluation(points, content.base, search, where, strict=not recorded)
+    wanted = controls if content.controls is None else content.controls
+    made = list(make_evaluated_controls(trials, sources, wanted, encoders))
+    for name in content.controls or ():
+        if not any(control.control == name for control in made) and not recorded:
+            raise InputError(
+                f"{where}: baseline: {name}: no trained encoder is this control; valid: {', '.join(BUILT)}"
+            )
+    kinds = tuple(name for name in wanted if any(control.control == name for control in made))
+    every = (*made, *trials)
+    sweep = Sweep(
+        name=content.name,
+        base=content.base,
+        search=search,
+        baseline=kinds,
+        tune=content.tune,
+        resources=content.resources,
+        trials=every,
+        examples=every,
+        plugins=plugins,
+        encoders=tuple(encoders),
+    )
+    check_metric(sweep, where)
+    return sweep
+
+
+def rebuild(content: Mapping[str, Any], where: str, plugins: tuple[Plugin, ...] = ()) -> Sweep:
+    """Return the sweep or the evaluation that the `sweep.yaml` of a results directory describes.
+
+    Raises:
+        InputError: The content is invalid.
+    """
+    if "encoders" not in content:
+        return build(content, {}, where, recorded=True, plugins=plugins)
+    encoders = read_encoders(content["encoders"], f"{where}: encoders")
+    return build_evaluation(content, {}, where, encoders, recorded=True, plugins=plugins)
+
+
+def read_encoders(value: Any, where: str) -> list[Trial]:
+    """Return the trials that `written_encoders` wrote.
+
+    Raises:
+        InputError: The entry is damaged.
+    """
+    content = mapping(value, where)
+    common, entries = mapping(content.get("settings"), f"{where}: settings"), content.get("trials")
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{where}: trials: expected a list of trials, not {entries!r}")
+    trials = []
+    for entry in entries:
+        entry = mapping(entry, f"{where}: trials")
+        own = mapping(entry.get("settings"), f"{where}: settings")
+        settings = make_settings(with_present_names({**common, **own}), where)
+        names, file, sizes = entry.get("varied"), entry.get("file"), [entry.get("channels"), entry.get("image_size")]
+        if not isinstance(names, list) or not all(name in SETTINGS for name in names):
+            raise InputError(f"{where}: varied: expected a list of settings, not {names!r}")
+        if not isinstance(file, str) or not all(type(size) is int and size > 0 for size in sizes):
+            raise InputError(f"{where}: expected a file, channels and image_size, not {entry!r}")
+        name, control = str(entry.get("trial")), str(entry.get("control") or "")
+        varied = FrozenDict({each: getattr(settings, each) for each in names})
+        trials.append(Trial(name, name, settings, varied, control, EncoderSource(file, *sizes)))
+    return trials
+
+
+def check_setting(name: str, encoders: Sequence[Trial], seeds: bool, where: str) -> None:
+    """Raise InputError unless an evaluation of these encoders may change the setting `name`."""
+    if name not in SETTINGS:
+        raise InputError(f"{where}: unknown setting{suggest(name, SETTINGS)}")
+    if name == "seed" and not seeds:
+        raise InputError(f"{where}: an encoder is evaluated with the seed of its trial, so that results are paired")
+    if name != "seed" and not is_evaluation(name, encoders):
+        valid = ", ".join(each for each in SETTINGS if is_evaluation(each, encoders))
+        raise InputError(
+            f"{where}: is a setting of pretraining, and the encoders are trained already; an evaluation can set {valid}"
+        )
+
+
+def is_evaluation(name: str, encoders: Sequence[Trial]) -> bool:
+    """Return whether the setting `name` belongs to the evaluation of these encoders, not to their pretraining."""
+    if name in parts.declared_parameters(("dataset",)):
+        trained_on = {encoder.settings.dataset for encoder in encoders} & set(parts.dataset)
+        return not any(name in parts.dataset[dataset].parameters for dataset in trained_on)
+    return name in DATA or (about(name).group == "Evaluation" and about(name).effect != PRETRAINED)
+
+
+def check_run(content: Content, where: str) -> None:
+    """Raise InputError if an entry of `tune` or `resources` has no effect on an evaluation."""
+    for name, entry in Tune.model_fields.items():
+        if name not in TUNE and getattr(content.tune, name) != entry.default:
+            raise InputError(f"{where}: tune.{name}: has no effect on an evaluation, which runs its whole grid")
+    if content.resources.workers != Resources.model_fields["workers"].default:
+        raise InputError(f"{where}: resources.workers: an evaluation runs in one process; give it more with cpu")
+    metric = content.tune.metric
+    if metric in METRICS and not any(metric in part.metrics for part in parts.probe.values()):
+        raise InputError(f"{where}: tune.metric: {metric} is a metric of pretraining, which an evaluation lacks")
+
+
+def check_grid(
+    name: str, spec: Any, encoder: Trial, base: Mapping[str, Any], where: str
+) -> Mapping[str, Sequence[Any]]:
+    """Return a checked entry of `search`, which must be a grid."""
+    settings = evaluated(encoder.settings, base, where)
+    checked = check_distribution(name, spec, settings, f"{where}: search.{name}")
+    if "grid" not in checked:
+        raise InputError(f"{where}: search.{name}: an evaluation runs every combination; write {{grid: [...]}}")
+    return checked
+
+
+def evaluated(settings: Settings, base: Mapping[str, Any], where: str) -> Settings:
+    """Return the settings of a trial with the evaluation settings in `base`."""
+    return make_settings({**settings.model_dump(), **base}, where)
+
+
+def expand_evaluation(
+    encoders: Sequence[Trial],
+    base: Mapping[str, Any],
+    search: Sequence[Mapping[str, Mapping[str, Any]]],
+    where: str,
+    strict: bool,
+) -> tuple[list[Trial], dict[str, Trial]]:
+    """Evaluate each encoder under each combination of settings. What is computed twice is left out.
+
+    The encoders of a point stay next to each other, so that the trials are ordered as in a sweep.
+
+    Returns:
+        The trials, and for each trial's name the trial that trained its encoder.
+    """
+    count = len(encoders) * sum(math.prod(len(spec["grid"]) for spec in space.values()) for space in search)
+    if count > MAX_TRIALS:
+        raise InputError(f"{where}: {count} trials; at most {MAX_TRIALS} in one evaluation")
+    trials: dict[Settings, Trial] = {}
+    sources: dict[str, Trial] = {}
+    for space in search:
+        for _, members in itertools.groupby(encoders, key=lambda encoder: point_name(encoder.varied)):
+            members_of_point = list(members)
+            for combination in itertools.product(*(spec["grid"] for spec in space.values())):
+                for encoder in members_of_point:
+                    kept = {name: value for name, value in encoder.varied.items() if name not in base}
+                    varied = {**kept, **dict(zip(space, combination, strict=True))}
+                    trial = make_trial(evaluated(encoder.settings, base, where), varied, where, strict)
+                    trial = replace(trial, source=encoder.source)
+                    if trials.setdefault(computed(trial.settings), trial) is trial:
+                        sources[trial.name] = encoder
+    return list(trials.values()), sources
+
+
+def make_evaluated_controls(
+    trials: Sequence[Trial], sources: Mapping[str, Trial], controls: Iterable[str], encoders: Sequence[Trial]
+) -> Iterator[Trial]:
+    """Yield the controls of the trials, each once. A control reads its file if it has one that fits.
+
+    Args:
+        trials: The trials of the points.
+        sources: For each trial's name the trial that trained its encoder.
+        controls: The names of the controls.
+        encoders: The trials whose encoders were kept, controls included.
+    """
+    kept = {encoder.name: encoder for encoder in encoders}
+    yielded = set()
+    for control in controls:
+        for trial in trials:
+            made, original = make_control(trial, control), make_control(sources[trial.name], control)
+            if made is None or made.name in yielded:
+                continue
+            assert trial.source is not None
+            trained = None if original is None else kept.get(original.name)
+            if trained is not None and same_network(trained.settings, made.settings):
+                source = trained.source
+            elif control in BUILT:
+                source = replace(trial.source, file="")
+            else:
+                continue
+            yielded.add(made.name)
+            yield replace(made, source=source)
+
+
+def same_network(one: Settings, other: Settings) -> bool:
+    """Return whether two experiments have the same network, with the same head and initial weights."""
+    names = ["encoder", "embedding_dim", "seed", "head"]
+    names += [*parts.encoder[one.encoder].parameters, *parts.head[one.head].parameters]
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def reported_metric(metric: str | None) -> str | None:
+    """Return the metric if an evaluation reports it, else None."""
+    known = metric in metrics_by_name() and any(metric in part.metrics for part in parts.probe.values())
+    return metric if known else None

@@ -1,0 +1,34 @@
+"""An evaluation of a sweep in a bucket on a real S3 server: another machine fetches the encoders."""
+
+import raysweep
+from tests.support.commands import here
+
+SMALL = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
+
+
+def test_another_machine_evaluates_a_sweep_in_a_bucket(s3, uri, tmp_path, monkeypatch):
+    sweep = raysweep.run({"base": SMALL, "search": {"alpha": [0.1]}}, output=uri, name="s", local=True)
+    files = {path: info for path, info in contents(s3, uri).items() if "/s/" in path}
+
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "other"))
+    process = here("raysweep", "evaluate", f"{uri}/s", "--set", "knn_k=[3,20]", "--local", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    results = raysweep.open(f"{uri}/s/evaluations/evaluation")
+    frame = results.frame().set_index("trial")
+    expected = sweep.frame().set_index("trial").loc["alpha=0.1,seed=0"]
+    assert frame.loc["alpha=0.1,knn_k=20,seed=0", "linear/test_accuracy"] == expected["linear/test_accuracy"]
+    assert results.encoder("alpha=0.1,knn_k=3,seed=0").feature_dim > 0
+    assert files.items() <= contents(s3, uri).items()  # nothing of the sweep changed
+
+    process = here("raysweep", "evaluate", f"{uri}/s", "--name", "evaluation", "--local", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "exists; choose another name" in process.stderr
+    one = raysweep.evaluate(f"{uri}/s/alpha=0.1,seed=0", output=uri, name="one", local=True)
+    assert one.frame().set_index("trial").loc["alpha=0.1,seed=0", "fingerprint"] == expected["fingerprint"]
+
+
+def contents(s3, uri):
+    """Return the ETag of every object in the bucket, by its key."""
+    bucket = uri.partition("://")[2].partition("/")[0]
+    listed = s3.list_objects_v2(Bucket=bucket).get("Contents", [])
+    return {entry["Key"]: entry["ETag"] for entry in listed}

@@ -1,0 +1,302 @@
+"""Evaluations of trained encoders, through the real command and through Python."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import raysweep
+from raysweep.backends.ray.session import session
+from raysweep.report import building
+from raysweep.results.encoders import save_encoder
+from tests.support import ROOT
+from tests.support.cluster import wait_for
+from tests.support.commands import begun, here
+from tests.support.networks import make_encoder
+
+QUIET = {"le_epochs": 2, "probe_every": 0, "images_every": 0, "projector_images": 0}
+BASE = {"usl_type": "simclr", "usl_epochs": 1, **QUIET}
+SPACE = {
+    "name": "s",
+    "base": BASE,
+    "search": [
+        {"strength": [0.25, 1], "seed": [0, 1]},
+        {"usl_type": ["byol"], "seed": [0]},
+        {"usl_type": ["ae_parallel"], "layerwise": ["greedy"], "seed": [0]},
+    ],
+    "baseline": ["random", "pca"],
+}
+POINT = "strength=0.25,seed=0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures():
+    """Write no figures, which take most of the time of a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "figures_of", lambda report: {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def sweep(folder):
+    return raysweep.run(SPACE, output=folder, local=True)
+
+
+@pytest.fixture
+def copied(sweep, tmp_path):
+    """Copy the finished sweep, without its evaluations."""
+    shutil.copytree(sweep.directory, tmp_path / "s", ignore=shutil.ignore_patterns("evaluations"))
+    return tmp_path / "s"
+
+
+def evaluate(*arguments, cwd):
+    return here("raysweep", "evaluate", *arguments, "--local", cwd=cwd)
+
+
+def digests(root):
+    """Return a digest of every file of a sweep outside of its evaluations."""
+    files = [path for path in root.rglob("*") if path.is_file() and "evaluations" not in path.parts]
+    return {path.relative_to(root): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def scores(frame):
+    """Return the scores of the evaluation, with the protocol and the trial, one row per trial."""
+    kept = [name for name in frame if name.split("/")[0] in ("linear", "knn", "kmeans")]
+    return frame[["trial", "point", "control", "seed", *kept, "fingerprint"]]
+
+
+def test_unchanged_settings_give_the_scores_of_the_sweep_bit_for_bit(sweep):
+    before = digests(sweep.directory)
+    same = raysweep.evaluate(sweep.directory, name="same", local=True)
+    assert same.directory == sweep.directory / "evaluations" / "same"
+    assert digests(sweep.directory) == before
+    assert isinstance(same, raysweep.Results)
+    ours, theirs = (scores(results.frame()).sort_values("trial", ignore_index=True) for results in (same, sweep))
+    assert list(ours["trial"]) == sorted(sweep.trials)
+    assert ours.equals(theirs)
+    assert ours["linear/layer1/test_accuracy"].notna().any()
+    for metric in ("linear/val_accuracy", "knn/test_accuracy"):
+        curves = [results.curves(metric).sort_values(["trial", "step"]) for results in (same, sweep)]
+        assert curves[0].reset_index(drop=True).equals(curves[1].reset_index(drop=True))
+    assert same.summary()["linear/test_accuracy minus random mean"].equals(
+        sweep.summary()["linear/test_accuracy minus random mean"]
+    )
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(same.encoder(POINT)(images), sweep.encoder(POINT)(images))
+    assert not (same.directory / POINT / "encoder.safetensors").exists()
+
+
+def test_a_grid_gives_the_scores_of_sweeps_with_these_settings(sweep, folder, tmp_path):
+    grid = {"labels_per_class": [2, None], "probe_layer": ["layer3", "trunk"]}
+    process = evaluate(sweep.directory, *settings({**grid, "baseline": "random"}), "--name", "grid", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "32 trials of 10 trained encoders, one at a time" in process.stdout
+    results = raysweep.open(sweep.directory / "evaluations" / "grid")
+    frame = results.frame().set_index("trial")
+    assert "strength=0.25,labels_per_class=2,probe_layer=layer3,seed=0" in frame.index
+    assert "random,labels_per_class=None,probe_layer=trunk,seed=1" in frame.index
+    assert results.figure("labels_per_class").axes
+    by_protocol = results.frame().groupby(["labels_per_class", "probe_layer"], dropna=False)["fingerprint"].nunique()
+    assert set(by_protocol) == {1}
+    assert results.frame()["fingerprint"].nunique() == 4
+
+    other = {"labels_per_class": 2, "probe_layer": "layer3", "strength": 0.25, "seed": 0, "per_layer": True}
+    alone = raysweep.run({"base": {**BASE, **other}, "baseline": True}, output=tmp_path, name="alone", local=True)
+    expected = scores(alone.frame()).set_index("trial").loc["seed=0"].drop("point")
+    shown = scores(results.frame()).set_index("trial").loc["strength=0.25,labels_per_class=2,probe_layer=layer3,seed=0"]
+    assert expected.equals(shown[expected.index])
+    paired = results.summary().set_index("point")["linear/test_accuracy minus random mean"]
+    accuracy, protocol = frame["linear/test_accuracy"], "labels_per_class=2,probe_layer=trunk"
+    point, control = (
+        [accuracy[f"{name},{protocol},seed={seed}"] for seed in (0, 1)] for name in ("strength=1.0", "random")
+    )
+    difference = (np.array(point) - control).mean()
+    assert paired["strength=1.0,labels_per_class=2,probe_layer=trunk"] == pytest.approx(difference)
+
+
+def settings(values):
+    """Return the arguments that set evaluation settings."""
+    return [word for name, value in values.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def test_a_killed_evaluation_resumes_with_the_same_results(copied, tmp_path):
+    words = ["--set", "le_epochs=30", "--set", "tune.checkpoint_seconds=0", "--set", "baseline=false", "--local"]
+    program = [sys.executable, "-m", "raysweep", "evaluate", copied, *words, "--name", "killed"]
+    process = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    place = copied / "evaluations" / "killed"
+    wait_for(lambda: begun(place / "strength=1.0,seed=0"), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = here("run_sweep.py", "--resume", place, "--local", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert " finished before" in process.stdout
+    whole = raysweep.evaluate(copied, set={"le_epochs": 30, "baseline": False}, name="whole", local=True)
+    assert scores(raysweep.open(place).frame()).equals(scores(whole.frame()))
+    process = here("run_sweep.py", "--resume", place, "--set", "knn_k=3", "--local", cwd=tmp_path)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "an evaluation takes no new settings" in process.stderr
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_results(copied, tmp_path):
+    values = {"knn_k": [3, 20], "baseline": "random"}
+    with session():
+        process = here("raysweep", "evaluate", copied, *settings(values), "--name", "ray", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    local = raysweep.evaluate(copied, set=values, name="local", local=True)
+    assert scores(raysweep.open(copied / "evaluations" / "ray").frame()).equals(scores(local.frame()))
+
+
+def test_a_sweep_is_evaluated_as_far_as_it_is(copied):
+    for name in (POINT, "random,seed=1"):
+        shutil.rmtree(copied / name)
+    results = raysweep.evaluate(copied, set={"knn_k": 3}, local=True)
+    frame = results.frame().set_index("trial")
+    assert POINT not in frame.index
+    assert {"strength=0.25,seed=1", "random,seed=1"} <= set(frame.index)  # the control is built from its seed
+    with pytest.raises(raysweep.RaysweepError, match="built from its seed"):
+        results.encoder("random,seed=1")
+    assert results.encoder("random,seed=0").feature_dim > 0
+
+
+def test_one_trial_of_a_sweep_is_evaluated_alone(sweep, tmp_path):
+    process = evaluate(
+        sweep.directory / POINT, "--set", "seed=[0,1]", "--output", tmp_path, "--name", "one", cwd=tmp_path
+    )
+    assert process.returncode == 0, process.stderr
+    results = raysweep.open(tmp_path / "one")
+    assert results.trials == ["random,seed=0", "random,seed=1", POINT, POINT.replace("seed=0", "seed=1")]
+    expected = sweep.frame().set_index("trial").loc[POINT, "linear/test_accuracy"]
+    assert results.frame().set_index("trial").loc[POINT, "linear/test_accuracy"] == expected
+    assert (tmp_path / "one" / "encoder.safetensors").read_bytes() == (
+        sweep.directory / POINT / "encoder.safetensors"
+    ).read_bytes()
+    assert results.encoder(POINT).feature_dim > 0
+
+
+def test_an_encoder_file_alone_needs_a_dataset_and_takes_any(sweep, tmp_path):
+    shutil.copy(sweep.directory / POINT / "encoder.safetensors", tmp_path / "mine.safetensors")
+    process = evaluate("mine.safetensors", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (
+        2, "error: mine.safetensors: the file does not say on which images to evaluate it; set probe_dataset\n",
+    )  # fmt: skip
+    images_folder(tmp_path / "birds")  # coloured images of 12×12, for an encoder of gray images of 8×8
+    values = {"probe_dataset": f"folder:{tmp_path}/birds", "knn_k": 2, "le_epochs": 1, "projector_images": 0}
+    results = raysweep.evaluate(tmp_path / "mine.safetensors", set=values, output=tmp_path, name="mine", local=True)
+    assert results.trials == ["random,seed=0", "seed=0"]
+    assert not results.failed
+    assert results.frame()["linear/test_accuracy"].notna().all()
+
+
+def images_folder(root, bright=0):
+    """Write a dataset of two classes with 12 training and 4 test images each."""
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for number, name in enumerate(("dark", "light")):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                pixels = draws.integers(0, 100, (12, 12, 3)) + 100 * number + bright
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{index}.png")
+
+
+def test_images_that_changed_are_refused(tmp_path):
+    images_folder(tmp_path / "birds")
+    data = {"dataset": f"folder:{tmp_path}/birds", "image_size": 8, "batch_size": 8, "knn_k": 2}
+    raysweep.run({"base": {**BASE, **data}}, output=tmp_path, name="s", local=True)
+    images_folder(tmp_path / "birds", bright=20)
+    refused(evaluate("s", cwd=tmp_path), "its images or labels changed after the sweep was started", tmp_path / "s")
+    process = evaluate("s", "--set", "probe_dataset=digits", cwd=tmp_path)  # the changed images are not read
+    assert process.returncode == 0, process.stderr
+
+
+def test_the_encoder_of_a_plugin_is_built_from_the_stored_text(tmp_path):
+    plugin = tmp_path / "my_encoder.py"
+    shutil.copy(ROOT / "examples" / plugin.name, plugin)
+    space = {"base": {**BASE, "encoder": "mlp", "width": 32}, "plugins": [str(plugin)]}
+    sweep = raysweep.run(space, output=tmp_path, name="s", local=True)
+    plugin.unlink()
+    process = evaluate("s", "--set", "knn_k=[3,20]", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    results = raysweep.open(tmp_path / "s" / "evaluations" / "evaluation")
+    ours, theirs = (each.frame().set_index("trial")["linear/test_accuracy"] for each in (results, sweep))
+    assert ours["knn_k=20,seed=0"] == theirs["seed=0"]
+    assert (results.directory / "plugins" / "my_encoder.py").is_file()
+
+
+def refused(process, message, root):
+    """Check that a command refused its input in one line and left nothing behind."""
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    assert message in process.stderr
+    assert not [path for path in root.rglob("evaluations/*") if path.name not in ("same", "grid")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "alpha=1"], "--set alpha: is a setting of pretraining, and the encoders are trained already"),
+        (["--set", "image_size=16"], "--set image_size: is a setting of pretraining"),
+        (["--set", "seed=[0,1]"], "--set seed: an encoder is evaluated with the seed of its trial"),
+        (["--set", "knn_q=1"], "--set knn_q: unknown setting, did you mean 'knn_k'?"),
+        (["--set", "knn_k=5000"], "knn_k: 5000 is more than the"),
+        (["--set", "labels_per_class=1000"], "labels_per_class"),
+        (["--set", "probe_layer=layer9"], "probe_layer"),
+        (["--set", "tune.scheduler=asha"], "tune.scheduler: has no effect on an evaluation"),
+        (["--set", "tune.metric=pretrain/loss"], "tune.metric: pretrain/loss is a metric of pretraining"),
+        (["--set", "resources.workers=2"], "resources.workers: an evaluation runs in one process"),
+        (["--set", "baseline=[supervised]"], "baseline: supervised: no trained encoder is this control"),
+        (["--set", "probe_dataset=folder:nowhere"], "nowhere"),
+        (["--output", "x"], "--output x: the evaluation of a sweep is written to evaluations/ in the sweep"),
+        (["space.yaml"], "space.yaml: strength: is a setting of pretraining"),
+        (["drawn.yaml"], "search.knn_temperature: an evaluation runs every combination; write {grid: [...]}"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(copied, tmp_path, words, message):
+    (tmp_path / "space.yaml").write_text("search: {strength: [0, 1]}")
+    (tmp_path / "drawn.yaml").write_text("search: {knn_temperature: {uniform: [0.05, 0.2]}}")
+    refused(evaluate(copied, *words, cwd=tmp_path), message, copied)
+
+
+def test_bad_encoders_and_names_are_refused_in_one_line(copied, tmp_path):
+    (tmp_path / "empty").mkdir()
+    shutil.copy(copied / "sweep.yaml", tmp_path / "empty")
+    refused(evaluate("empty", cwd=tmp_path), "empty: no trial has kept an encoder", tmp_path)
+    refused(evaluate("nowhere", cwd=tmp_path), "nowhere: no such checkpoint", tmp_path)
+
+    encoder = make_encoder("resnet18", 1, 8, 16)
+    sizes = {"channels": 1, "image_size": 8, "embedding_dim": 16, "trunk_dim": 512}
+    save_encoder(tmp_path, encoder.state_dict(), {"architecture": "resnet18", **sizes})
+    words = ["--set", "probe_dataset=digits", "--set", "probe_layer=layer3"]
+    process = evaluate("encoder.safetensors", *words, cwd=tmp_path)
+    refused(process, "probe_layer: resnet18 has no layer 'layer3'", tmp_path)
+
+    evaluate(copied, "--name", "once", "--set", "baseline=false", cwd=tmp_path)
+    process = evaluate(copied, "--name", "once", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "evaluations/once exists; choose another name" in process.stderr
+    process = evaluate(copied / "evaluations" / "once", cwd=tmp_path)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "is an evaluation itself" in process.stderr
+    process = here("run_sweep.py", copied / "evaluations" / "once" / "sweep.yaml", cwd=tmp_path)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    shutil.rmtree(copied / "evaluations")
+
+    file = copied / POINT / "encoder.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(
+        evaluate(copied, cwd=tmp_path), f"{POINT}/encoder.safetensors: is not a safetensors file, or is damaged", copied
+    )
