@@ -106,7 +106,10 @@ def add_plugins(parser: Parser) -> None:
 def add_way_of_running(parser: Parser) -> None:
     """Add the arguments that say how trials run."""
     add_plugins(parser)
-    parser.add_argument("--dry-run", action="store_true", help="only print the trials and the resolved settings")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print what differs from the defaults, the plan and the trials"
+    )
+    parser.add_argument("--verbose", action="store_true", help="with --dry-run: print every setting")
     parser.add_argument("--local", action="store_true", help="run in one process, without Ray")
     parser.add_argument(
         "--address",

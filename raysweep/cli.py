@@ -7,16 +7,15 @@ exit status 2, before torch or Ray is imported.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
-from raysweep import __version__, api, overview, plugins, space
+from raysweep import __version__, api, dry_run, overview, plugins, space
 from raysweep.arguments import (
     Parser,
     add_embed_arguments,
@@ -28,19 +27,15 @@ from raysweep.arguments import (
     check_single_values,
 )
 from raysweep.config import SETTINGS, suggest
-from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted, masked, printable
+from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
 from raysweep.preparation import check_picture, shipped_spaces
+from raysweep.printing import FINISHED, SOME_FAILED, say, show_outcome, show_report, show_warning, tell, tell_state
 from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep
 from raysweep.system.places import ensure_home, expanded, shown_path
-from raysweep.system.terminal import INTERRUPTED, duration, make_console, output_is_lost, redraws, resume_command
+from raysweep.system.terminal import INTERRUPTED, make_console, redraws, resume_command
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from raysweep.report.contents import Report
-
-FINISHED, SOME_FAILED, BAD_INPUT = 0, 1, 2
+BAD_INPUT = 2
 
 
 def overrides_of(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -71,6 +66,8 @@ def where_of(parsed: argparse.Namespace) -> api.Where:
     """Return how and where the arguments say that trials run."""
     if parsed.local and parsed.address is not None:
         raise InputError(f"--local runs without Ray and takes no --address {parsed.address}")
+    if parsed.verbose and not parsed.dry_run:
+        raise InputError("--verbose is for --dry-run, which then prints every setting")
     return api.Where(parsed.local, parsed.address, lambda store: resume_of(store, parsed))
 
 
@@ -87,9 +84,9 @@ def sweep_command(parsed: argparse.Namespace) -> int:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
     if parsed.dry_run and parsed.resume is not None:
         before, sweep = api.plan_resume(parsed.resume, source, overrides, where, plugins.given(parsed.plugin))
-        return dry_run(sweep, {trial.name for trial in before.trials})
+        return show_plan(sweep, {trial.name for trial in before.trials}, parsed)
     if parsed.dry_run:
-        return dry_run(api.plan(source, overrides, **options))
+        return show_plan(api.plan(source, overrides, **options), None, parsed)
 
     from raysweep.backends.display import ConsoleProgress
 
@@ -108,28 +105,18 @@ def evaluate_command(parsed: argparse.Namespace) -> int:
     overrides = space.parse_assignments(parsed.set)
     options: dict[str, Any] = {"where": where_of(parsed), "plugins": parsed.plugin}
     if parsed.dry_run:
-        return dry_run(api.evaluation(parsed.place, source, overrides, **options).sweep)
+        return show_plan(api.evaluation(parsed.place, source, overrides, **options).sweep, None, parsed)
     from raysweep.backends.display import ConsoleProgress
 
-    console = make_console()
+    console, started = make_console(), time.monotonic()
     options |= {"output": parsed.output, "name": parsed.name, "progress": ConsoleProgress(console, say)}
-    return show_outcome(api.evaluate(parsed.place, source, overrides, **options), console)
+    return show_outcome(api.evaluate(parsed.place, source, overrides, **options), console, started)
 
 
-def dry_run(sweep: Sweep, known: Collection[str] | None = None) -> int:
+def show_plan(sweep: Sweep, known: Collection[str] | None, parsed: argparse.Namespace) -> int:
     """Print what would run. For a resume, mark the trials that are not `known`."""
-    text = space.to_yaml(sweep.to_dict())
-    # For example, a character could reverse the direction of the text on a terminal.
-    if not all(line.isprintable() for line in text.splitlines()):
-        text = space.to_yaml(sweep.to_dict(), ascii_only=True)
-    print(text)
-    print(f"# {sweep.total} trial{'s' if sweep.total > 1 else ''}:")
-    for trial in sweep.trials:
-        print(trial.name if known is None or trial.name in known else f"{trial.name}  # new")
-    left = sweep.tune.num_samples - len(sweep.proposed)
-    if sweep.tune.searcher != "none" and left > 0:
-        seeds = ", ".join(map(str, sweep.seeds))
-        print(f"# and {left} points that {sweep.tune.searcher} proposes while the sweep runs, each with seed {seeds}")
+    for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose):
+        print(line)
     return FINISHED
 
 
@@ -138,65 +125,6 @@ def resume_of(store: Store, parsed: argparse.Namespace) -> str:
     options = ["--local"] if parsed.local else []
     options += ["--address", parsed.address] if parsed.address is not None else []
     return resume_command(shown_place(store), *options)
-
-
-def tell(console: Console, text: str) -> None:
-    """Print one line on standard output, without wrapping. Control characters become escape sequences."""
-    console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def tell_words(console: Console, text: str) -> None:
-    """Print a sentence. On a terminal, lines break at spaces; elsewhere the sentence is one line."""
-    console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=not redraws(console))
-
-
-def show_outcome(outcome: api.Outcome, console: Console, started: float | None = None) -> int:
-    """Print the report of a sweep, which began at the monotonic time `started`. Return the exit status."""
-    store = outcome.store
-    show_report(outcome.report, store.root, console, started)
-    tell(console, f"TensorBoard tensorboard --logdir {shlex.quote(shown_place(store).partition('?')[0])}")
-    if output_is_lost():
-        say(f"standard output was closed before the end; the report is in {shown_path(store.root / 'summary.md')}")
-    return tell_state(outcome.report, store.root)
-
-
-def show_report(report: Report, directory: Path, console: Console, started: float | None = None) -> None:
-    """Print the conclusions, the table, the number of trials, and the paths of the figures and of `summary.md`."""
-    from raysweep.report.final_table import summary_table
-
-    for line in [*report.in_words(scores=1), *(f"Note: {line}" for line in report.doubts())]:
-        tell_words(console, line)
-    if report.points and not report.single:
-        table, left_out = summary_table(report, console.width)
-        console.print(table)
-        if left_out:
-            tell_words(console, f"… in summary.md: {', '.join(left_out)}")
-    elapsed = "" if started is None else f" in {duration(time.monotonic() - started)}"
-    tell(console, f"trials      {report.counts()}{elapsed}; the trials took {duration(report.seconds())} in all")
-    for figure in sorted((directory / "figures").glob("*.png")):
-        tell(console, f"figure      {shown_path(figure)}")
-    tell(console, f"summary     {shown_path(directory / 'summary.md')}")
-
-
-def tell_state(report: Report, directory: Path) -> int:
-    """Print which figures are missing, and which trials failed or have not finished. Return the exit status."""
-    for line in report.not_drawn:
-        say(f"warning: {line}")
-    status = FINISHED
-    for member in report.members:
-        for result in member.results:
-            if result.status == "failed":
-                say(f"failed: {result.trial}: {result.error}")
-                status = SOME_FAILED
-        unfinished = member.sweep.total - len(member.results)
-        if unfinished:
-            command = resume_command(shown_place(member.store))
-            say(f"{unfinished} of {member.sweep.total} trials have not finished; resume with: {command}")
-            status = SOME_FAILED
-    remarks = {warning for member in report.members for result in member.results for warning in result.warnings}
-    if remarks:
-        say(f"{len(remarks)} warning(s), listed in {shown_path(directory / 'summary.md')}")
-    return status
 
 
 def report_command(parsed: argparse.Namespace) -> int:
@@ -253,23 +181,6 @@ def preview_command(parsed: argparse.Namespace) -> int:
     for panel in api.preview(Path(parsed.space), overrides, parsed.output, progress, plugins=parsed.plugin):
         tell(console, f"{shown_path(parsed.output)}: {panel}")
     return FINISHED
-
-
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print the text of a warning, without its place in the code."""
-    say(f"warning: {' '.join(str(message).split())}")
-
-
-def say(text: str) -> None:
-    """Print one line on standard error, without secrets. Control characters become escape sequences."""
-    print(printable(masked(text)), file=sys.stderr)
 
 
 COMMANDS = {

@@ -188,7 +188,7 @@ def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> d
 
 def with_defaults(raw: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str, Any]:
     """Return a search space that takes the metric and the resources of a trial from the sweep unless it has others."""
-    defaults = {
+    defaults: dict[str, dict[str, Any]] = {
         "tune": {"metric": reported_metric(sweep.tune.metric)},
         "resources": {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu},
     }

@@ -184,13 +184,34 @@ def test_a_single_class_cannot_be_evaluated(refused, tmp_path):
 
 
 def test_dry_run_prints_trials_and_settings_and_starts_nothing(run_sweep, tmp_path):
-    process = run_sweep("--exp_type", "alpha", "--set", "alpha=[1e-5, 1]", "--dry-run")
+    arguments = ["--exp_type", "alpha", "--set", "alpha=[1e-5, 1]", "--knn_k", "9", "--dry-run"]
+    process = run_sweep(*arguments)
     assert process.returncode == 0
     lines = process.stdout.splitlines()
+    assert lines[:3] == ["name: alpha", "base:", "  knn_k: 9"], "what differs from the defaults comes first"
     assert "# 9 trials:" in lines
     assert "alpha=1e-05,seed=2" in lines
-    assert "  usl_epochs: 400" in lines
+    assert "# Plan: 6 trials with pretraining, 400 epochs each, 2,400 in all." in lines
+    assert "# usl_epochs: 400 and le_epochs: 300 are defaults; fewer epochs take less time." in lines
+    assert not [line for line in lines if line.startswith("  usl_lr")]
+    full = run_sweep(*arguments, "--verbose").stdout.splitlines()
+    assert "  usl_epochs: 400" in full
+    assert "  max_failures: 3" in full
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["alpha", "asha", "methods", "quickstart", "layerwise", "published/solo-byol"])
+def test_a_dry_run_is_a_search_space_of_the_same_trials(run_sweep, tmp_path, name):
+    printed = run_sweep("--exp_type", name, "--dry-run")
+    (tmp_path / "again.yaml").write_text(printed.stdout.partition("\n# ")[0])
+    for more in ([], ["--verbose"]):
+        first, again = (run_sweep(*space, "--dry-run", *more) for space in (["--exp_type", name], ["again.yaml"]))
+        assert again.returncode == 0, again.stderr
+        assert first.stdout == again.stdout
+
+
+def test_verbose_is_refused_where_it_would_do_nothing(refused):
+    assert "--verbose is for --dry-run" in refused("--exp_type", "alpha", "--verbose")
 
 
 def test_without_name_nothing_is_overwritten(run_sweep, tmp_path):

@@ -102,7 +102,7 @@ def test_another_scheduler_drops_what_only_the_scheduler_of_the_file_reads(run_s
     for scheduler in ("fifo", "none", "median"):
         process = run_sweep("--exp_type", "asha", "--set", f"tune.scheduler={scheduler}", "--dry-run")
         assert process.returncode == 0, process.stderr
-    kept = run_sweep("--exp_type", "asha", "--set", "tune.scheduler=asha", "--dry-run")
+    kept = run_sweep("--exp_type", "asha", "--set", "tune.scheduler=asha", "--dry-run", "--verbose")
     assert "reduction_factor: 3" in kept.stdout
     given = run_sweep("--exp_type", "asha", "--set", "tune.scheduler=fifo", "--set", "tune.reduction_factor=2")
     assert "tune.reduction_factor: has no effect with tune.scheduler: fifo; it needs asha" in given.stderr

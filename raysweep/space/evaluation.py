@@ -129,14 +129,18 @@ def read_encoders(value: Any, where: str) -> list[Trial]:
         entry = mapping(entry, f"{where}: trials")
         own = mapping(entry.get("settings"), f"{where}: settings")
         settings = make_settings(with_present_names({**common, **own}), where)
-        names, file, sizes = entry.get("varied"), entry.get("file"), [entry.get("channels"), entry.get("image_size")]
+        names, file = entry.get("varied"), entry.get("file")
+        channels, image_size = entry.get("channels"), entry.get("image_size")
         if not isinstance(names, list) or not all(name in SETTINGS for name in names):
             raise InputError(f"{where}: varied: expected a list of settings, not {names!r}")
-        if not isinstance(file, str) or not all(type(size) is int and size > 0 for size in sizes):
+        sizes_fit = all(type(size) is int and size > 0 for size in (channels, image_size))
+        if not isinstance(file, str) or not sizes_fit:
             raise InputError(f"{where}: expected a file, channels and image_size, not {entry!r}")
         name, control = str(entry.get("trial")), str(entry.get("control") or "")
         varied = FrozenDict({each: getattr(settings, each) for each in names})
-        trials.append(Trial(name, name, settings, varied, control, EncoderSource(file, *sizes)))
+        trials.append(
+            Trial(name, name, settings, varied, control, EncoderSource(file, int(channels or 0), int(image_size or 0)))
+        )
     return trials
 
 

@@ -22,7 +22,7 @@ ASCII = st.characters(codec="ascii")
 
 def dry(capsys, *arguments):
     """Return what the command would run, as plain data, or its one line on standard error."""
-    status = cli.main(["sweep", *map(str, arguments), "--dry-run"])
+    status = cli.main(["sweep", *map(str, arguments), "--dry-run", "--verbose"])
     out, err = capsys.readouterr()
     if status == 0:
         return yaml.load(out.partition("\n# ")[0], yaml.CSafeLoader)  # written in C, so faster

@@ -67,7 +67,16 @@ def plan(nodes: Sequence[Node], resources: Resources, most: int | None = None) -
         words += f" on {on_nodes}"
     if resources.gpu and count == fit < sum(workers_by_gpus(node, resources) for node in nodes) // resources.workers:
         words += " (the cores hold no more)"
-    return words
+    return words + unused_gpus(nodes, resources)
+
+
+def unused_gpus(nodes: Sequence[Node], resources: Resources) -> str:
+    """Return the end of the plan if the nodes have GPUs and the trials ask for none; else an empty text."""
+    idle = sum(int(node.get("GPU", 0)) for node in nodes)
+    if resources.gpu or not idle:
+        return ""
+    uses = "is" if idle == 1 else "are"
+    return f"; {counted(idle, 'GPU')} {uses} not used, --set resources.gpu=1 gives one to each trial"
 
 
 def needs(resources: Resources) -> str:

@@ -1,0 +1,90 @@
+"""What `--dry-run` prints: what differs from the defaults, the plan, and the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from raysweep.config import Settings, default_of
+from raysweep.space import Resources, Sweep, to_yaml
+from raysweep.space.model import Tune
+
+LONG_EPOCHS = ("usl_epochs", "le_epochs")
+"""The settings on which the time of a trial depends most. The plan mentions their defaults."""
+
+
+def lines_of(sweep: Sweep, known: Collection[str] | None, local: bool, verbose: bool) -> Iterator[str]:
+    """Yield the lines of a dry run. Together they are a search-space file of the sweep, with comments.
+
+    Args:
+        sweep: The checked sweep.
+        known: For a resume: the names of the trials that the existing sweep has; the others are marked as new.
+        local: Whether the trials would run in one process.
+        verbose: Whether to write every setting, not only those that differ from the defaults.
+    """
+    content = sweep.to_dict() if verbose else brief(sweep)
+    text = to_yaml(content)
+    # For example, a character could reverse the direction of the text on a terminal.
+    if not all(line.isprintable() for line in text.splitlines()):
+        text = to_yaml(content, ascii_only=True)
+    yield text
+    if not verbose:
+        yield "# All other settings have their defaults; --verbose shows them."
+    yield from (f"# {line}" for line in plan(sweep, local))
+    yield f"# {counted(sweep.total, 'trial')}:"
+    for trial in sweep.trials:
+        yield trial.name if known is None or trial.name in known else f"{trial.name}  # new"
+    left = sweep.tune.num_samples - len(sweep.proposed)
+    if sweep.tune.searcher != "none" and left > 0:
+        seeds = ", ".join(map(str, sweep.seeds))
+        yield f"# and {left} points that {sweep.tune.searcher} proposes while the sweep runs, each with seed {seeds}"
+
+
+def brief(sweep: Sweep) -> dict[str, Any]:
+    """Return the sweep as the shortest search-space file that rebuilds it: without the values that are defaults.
+
+    For an evaluation this is the search-space file that `raysweep evaluate` takes, without the list of encoders.
+    """
+    content = sweep.to_dict()
+    sections: list[tuple[str, BaseModel]] = [("tune", Tune()), ("resources", Resources())]
+    if content.pop("encoders", None) is None:  # the base of an evaluation has only the settings that were given
+        sections.append(("base", Settings()))
+    for section, defaults in sections:
+        usual = defaults.model_dump()
+        content[section] = {name: value for name, value in content[section].items() if value != usual[name]}
+    if len(content["search"]) == 1:
+        content["search"] = content["search"][0]
+    return {name: value for name, value in content.items() if value or name == "name"}
+
+
+def plan(sweep: Sweep, local: bool) -> Iterator[str]:
+    """Yield what the sweep would do, in words: pretrainings, epochs, and what each trial gets."""
+    if sweep.encoders:
+        yield f"Plan: {counted(len(sweep.encoders), 'encoder')}, without pretraining."
+    every = [trial.settings for trial in sweep.examples if trial.source is None]
+    trained = [settings for settings in every if settings.pretrain_epochs]
+    epochs = [settings.pretrain_epochs for settings in trained]
+    if epochs and sweep.tune.searcher == "none":
+        each = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
+        total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
+        yield f"Plan: {counted(len(epochs), 'trial')} with pretraining, {each} epochs each{total}."
+    elif epochs:
+        yield f"Plan: {min(epochs)} to {max(epochs)} epochs of pretraining for each trial."
+    resources = sweep.resources
+    if local:
+        yield "The trials run one after the other in one process."
+    else:
+        gpus = f"{resources.gpu:g} GPU" if resources.gpu else "no GPU"
+        workers = f"{resources.workers} processes with " if resources.workers > 1 else ""
+        yield f"Each trial gets {workers}{counted(resources.cpu, 'core')} and {gpus} (resources.cpu, resources.gpu)."
+    unnamed = [name for name in LONG_EPOCHS if all(getattr(each, name) == default_of(name) for each in trained)]
+    if trained and unnamed:
+        values = " and ".join(f"{name}: {default_of(name)}" for name in unnamed)
+        yield f"{values} {'is a default' if len(unnamed) == 1 else 'are defaults'}; fewer epochs take less time."
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun, such as `1 trial` or `3 trials`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,98 @@
+"""What the commands print: the end of a sweep, its report, warnings and faults."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from raysweep.errors import masked, printable
+from raysweep.results.store import shown_place
+from raysweep.system.places import shown_path
+from raysweep.system.terminal import duration, output_is_lost, redraws, resume_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raysweep import api
+    from raysweep.report.contents import Report
+
+FINISHED, SOME_FAILED = 0, 1
+
+
+def tell(console: Console, text: str) -> None:
+    """Print one line on standard output, without wrapping. Control characters become escape sequences."""
+    console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def tell_words(console: Console, text: str) -> None:
+    """Print a sentence. On a terminal, lines break at spaces; elsewhere the sentence is one line."""
+    console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=not redraws(console))
+
+
+def show_outcome(outcome: api.Outcome, console: Console, started: float | None = None) -> int:
+    """Print the report of a sweep, which began at the monotonic time `started`. Return the exit status."""
+    store = outcome.store
+    show_report(outcome.report, store.root, console, started)
+    tell(console, f"TensorBoard tensorboard --logdir {shlex.quote(shown_place(store).partition('?')[0])}")
+    if output_is_lost():
+        say(f"standard output was closed before the end; the report is in {shown_path(store.root / 'summary.md')}")
+    return tell_state(outcome.report, store.root)
+
+
+def show_report(report: Report, directory: Path, console: Console, started: float | None = None) -> None:
+    """Print the conclusions, the table, the number of trials, and the paths of the figures and of `summary.md`."""
+    from raysweep.report.final_table import summary_table
+
+    for line in [*report.in_words(scores=1), *(f"Note: {line}" for line in report.doubts())]:
+        tell_words(console, line)
+    if report.points and not report.single:
+        table, left_out = summary_table(report, console.width)
+        console.print(table)
+        if left_out:
+            tell_words(console, f"… in summary.md: {', '.join(left_out)}")
+    elapsed = "" if started is None else f" in {duration(time.monotonic() - started)}"
+    tell(console, f"trials      {report.counts()}{elapsed}; the trials took {duration(report.seconds())} in all")
+    for figure in sorted((directory / "figures").glob("*.png")):
+        tell(console, f"figure      {shown_path(figure)}")
+    tell(console, f"summary     {shown_path(directory / 'summary.md')}")
+
+
+def tell_state(report: Report, directory: Path) -> int:
+    """Print which figures are missing, and which trials failed or have not finished. Return the exit status."""
+    for line in report.not_drawn:
+        say(f"warning: {line}")
+    status = FINISHED
+    for member in report.members:
+        for result in member.results:
+            if result.status == "failed":
+                say(f"failed: {result.trial}: {result.error}")
+                status = SOME_FAILED
+        unfinished = member.sweep.total - len(member.results)
+        if unfinished:
+            command = resume_command(shown_place(member.store))
+            say(f"{unfinished} of {member.sweep.total} trials have not finished; resume with: {command}")
+            status = SOME_FAILED
+    remarks = {warning for member in report.members for result in member.results for warning in result.warnings}
+    if remarks:
+        say(f"{len(remarks)} warning(s), listed in {shown_path(directory / 'summary.md')}")
+    return status
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print the text of a warning, without its place in the code."""
+    say(f"warning: {' '.join(str(message).split())}")
+
+
+def say(text: str) -> None:
+    """Print one line on standard error, without secrets. Control characters become escape sequences."""
+    print(printable(masked(text)), file=sys.stderr)
