@@ -47,7 +47,7 @@ def test_the_examples_of_the_help_are_accepted(helped, run_sweep, tmp_path):
     for example in examples:
         process = run_sweep(*dict.fromkeys([*shlex.split(example), "--dry-run"]))
         assert process.returncode == 0, process.stderr
-        counts.append(int(re.search(r"(\d+) trial", process.stdout)[1]))
+        counts.append(int(re.search(r"^# (\d+) trials?:$", process.stdout, re.MULTILINE)[1]))
     assert counts == [35, 6, 1]
 
 
