@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
 from raysweep.report.contents import Member, Report, labels
-from raysweep.report.points import check_alike, check_comparable, gather, lend_baselines, shown_scores
+from raysweep.report.points import Point, check_alike, check_comparable, gather, lend_baselines, shown_scores
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
 from raysweep.results.result import Result, describe_error
@@ -162,21 +162,37 @@ def figures_of(report: Report) -> dict[str, Callable[[], bytes | None]]:
 
 def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
     """Return, by name, functions that draw the report's figures, or return None if there is nothing to draw."""
-    from raysweep.report import figures
+    from raysweep.report import comparison, figures, search_figures
     from raysweep.report.difference_figures import draw_differences
-    from raysweep.report.figures import draw_comparison, draw_layers
     from raysweep.report.heatmaps import draw_heatmap, heatmap_settings
+    from raysweep.report.layers import draw_layers
 
+    compared = (report.name, report.points, report.metric, report.mode)
     if report.several:
-        return {"comparison": partial(draw_comparison, report.name, report.points, report.metric, report.mode)}
+        return {"comparison": partial(comparison.draw_comparison, *compared)}
     drawings: dict[str, Callable[[], Figure | None]] = {}
     sweep = report.members[0].sweep
     shown = shown_scores(report.points)
-    for name in sweep.searched:
-        drawings[name] = partial(figures.draw, sweep, report.points, name)
-        drawings[f"{name}_minus_random"] = partial(draw_differences, sweep, report.groups, shown, name)
+    categories = [name for name in sweep.searched if is_category(name, report.points)]
+    if categories:
+        drawings["comparison"] = partial(comparison.draw_comparison, *compared, report.groups)
+    if search_figures.is_drawn(sweep):
+        for name in sweep.searched:
+            drawings[name] = partial(search_figures.draw_scatter, sweep, report.points, name)
+        drawings["parallel_coordinates"] = partial(search_figures.draw_parallel, sweep, report.points)
+        drawings["importance"] = partial(search_figures.draw_importance, sweep, report.points)
+    else:
+        for name in sweep.searched:
+            if name not in categories:
+                drawings[name] = partial(figures.draw, sweep, report.points, name)
+                drawings[f"{name}_minus_random"] = partial(draw_differences, sweep, report.groups, shown, name)
     pair = heatmap_settings(sweep)
     if pair is not None:
         drawings["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)
     drawings["layers"] = partial(draw_layers, sweep, report.points)
     return drawings
+
+
+def is_category(name: str, points: Sequence[Point]) -> bool:
+    """Return whether any value of a setting is a text or a truth value, so that its values have no order."""
+    return any(isinstance(point.varied.get(name), (str, bool)) for point in points if not point.baseline)

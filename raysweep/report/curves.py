@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raysweep.report.drawing import Figure, add_legend, own_style
-from raysweep.report.figures import BELOW, COLOURS, legend_columns
 from raysweep.report.heatmaps import headed
+from raysweep.report.marks import BELOW, COLOURS, MOST_ENTRIES, legend_columns
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
 
-MOST_NAMED = 14
-"""With more points than this, colours and line styles repeat, so the figure has no legend."""
 STYLES = ("-", "--")
 
 
@@ -28,7 +26,7 @@ def draw_curves(title: str, metric: str, curves: Mapping[tuple[str, str], Mappin
     """
     points = list(dict.fromkeys(point for point, _ in curves))
     width = 6.4
-    named = len(points) <= MOST_NAMED
+    named = len(points) <= MOST_ENTRIES  # with more, colours and line styles would repeat
     figure = Figure(figsize=(width, 4.0 + (0.18 * len(points) if named else 0)), layout="constrained")
     axes = figure.subplots()
     entries: dict[str, Artist] = {}

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from raysweep import space
 from raysweep.errors import printable
-from raysweep.report import building, drawing, figures
+from raysweep.report import building, comparison, drawing, figures
 from raysweep.report.building import build_report, read_several
+from raysweep.report.comparison import draw_comparison
 from raysweep.report.contents import Report
-from raysweep.report.figures import draw_comparison
 from raysweep.report.final_table import summary_table
 from raysweep.report.heatmaps import draw_heatmap
 from raysweep.report.points import COLUMNS
@@ -93,12 +93,23 @@ def test_every_figure_shows_the_names_in_settings_as_they_are(tmp_path):
     store, sweep = fill(tmp_path, {"dataset": folders(names), "alpha": [1e-5, 10]}, probe_dataset="digits")
     built = building.read(store, sweep)
     by_dataset = figures.draw(sweep, built.points, "dataset")
-    by_alpha = figures.draw(sweep, built.points, "alpha")
+    rows = draw_comparison("s", built.points, built.metric, built.mode, built.groups)
     heat_map = draw_heatmap(sweep, built.points)
-    for figure in (by_dataset, by_alpha, heat_map):
-        shown = squeezed(drawn_texts(figure))
-        for name in names:
-            assert squeezed([drawing.literal(f"folder:/data/{name}")]) in shown
+    for figure in (by_dataset, rows, heat_map):
+        check_names(names, figure)
+    for start in range(0, len(names), 8):  # a legend has at most ten entries
+        few = names[start : start + 8]
+        store, sweep = fill(
+            tmp_path / f"{start}", {"dataset": folders(few), "alpha": [1e-5, 10]}, probe_dataset="digits"
+        )
+        check_names(few, figures.draw(sweep, building.read(store, sweep).points, "alpha"))
+
+
+def check_names(names, figure):
+    """Check that a figure shows the names of all folders as they are."""
+    shown = squeezed(drawn_texts(figure))
+    for name in names:
+        assert squeezed([drawing.literal(f"folder:/data/{name}")]) in shown
 
 
 @pytest.mark.parametrize("name", ["price_$5_$10", "$x^{2}$", "_hidden", "[old]", ":smile:", "שלום"])
@@ -250,7 +261,7 @@ def test_a_comparison_that_cannot_be_drawn_leaves_the_tables(tmp_path, monkeypat
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(figures, "draw_comparison", fail)
+    monkeypatch.setattr(comparison, "draw_comparison", fail)
     process = here("raysweep", "report", *both, "-o", tmp_path / "both", cwd=tmp_path)
     assert process.returncode == 0
     assert process.stderr == "warning: the figure comparison.png could not be drawn: out of memory\n"

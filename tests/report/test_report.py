@@ -16,8 +16,10 @@ from raysweep.cli import main
 from raysweep.errors import InputError
 from raysweep.report import building, figures
 from raysweep.report.building import build_report, build_tables, read_several
-from raysweep.report.figures import draw_comparison, draw_layers, scale_axis
+from raysweep.report.comparison import draw_comparison
 from raysweep.report.heatmaps import draw_heatmap, heatmap_settings
+from raysweep.report.layers import draw_layers
+from raysweep.report.marks import scale_axis
 from raysweep.report.points import COLUMNS, SCORES, Estimate, estimate, gather, mean_of, rank_points
 from raysweep.report.sentences import verdict
 from raysweep.report.statistics import compare_with_control
@@ -450,13 +452,15 @@ def test_blocks_have_a_line_for_each_point_and_a_table(tmp_path):
     store, sweep = fill_with(tmp_path, raw, blocks)
     points = build_report(store, sweep).points
     assert (store.root / "figures" / "layers.png").stat().st_size > 10_000
-    axes = draw_layers(sweep, points).axes[0]
+    figure = draw_layers(sweep, points)
+    assert [axes.get_title() for axes in figure.axes] == ["alpha=1.0", "alpha=10.0"], "a panel for each point"
+    axes = figure.axes[1]
     lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-    assert list(lines) == ["alpha=1.0", "alpha=10.0", "random encoder"]
+    assert list(lines) == ["random encoder", "the point"]
     assert lines["random encoder"].get_linestyle() == "--"
-    np.testing.assert_allclose(lines["alpha=10.0"].get_ydata(), [0.41 + b / 50 + 0.01 for b in range(1, 6)])
-    assert [round(x) for x in lines["alpha=10.0"].get_xdata()] == [1, 2, 3, 4, 5]
-    assert len(axes.containers) == 15, "an interval for every block of every point"
+    np.testing.assert_allclose(lines["the point"].get_ydata(), [0.41 + b / 50 + 0.01 for b in range(1, 6)])
+    assert list(lines["the point"].get_xdata()) == [1, 2, 3, 4, 5]
+    assert len(axes.containers) == 5, "an interval for every block of the point"
     text = (store.root / "summary.md").read_text()
     assert "| point | n | block 1 | block 2 | block 3 | block 4 | block 5 |" in text
     assert "| alpha=10.0 | 3 | 0.4400 ± 0.0248 |" in text
@@ -464,15 +468,15 @@ def test_blocks_have_a_line_for_each_point_and_a_table(tmp_path):
     two, sweep = fill_with(tmp_path / "two", {**raw, "search": {**search, "seed": [0, 1]}}, blocks)
     axes = draw_layers(sweep, gather(sweep, two.results(sweep))).axes[0]
     assert not axes.containers, "two seeds have no interval, as in the tables"
-    assert sum(line.get_gid() == "seeds" for line in axes.lines) == 15
+    assert sum(line.get_gid() == "seeds" for line in axes.lines) == 5
 
 
 def test_of_many_points_the_best_ones_are_drawn_and_it_says_so(tmp_path):
-    raw = {"name": "many", "base": {"per_layer": True}, "search": {"alpha": list(range(1, 13))}}
+    raw = {"name": "many", "base": {"per_layer": True}, "search": {"alpha": list(range(1, 15))}}
     store, sweep = fill_with(tmp_path, raw, blocks)
-    axes = draw_layers(sweep, build_tables(store, sweep).points).axes[0]
-    assert axes.get_title() == "the 10 best of 12 points by mean linear/val_accuracy"
-    assert [line.get_label() for line in axes.lines] == [f"alpha={a}.0" for a in range(3, 13)]
+    figure = draw_layers(sweep, build_tables(store, sweep).points)
+    assert figure.get_suptitle().endswith("the 12 best of 14 points by mean linear/val_accuracy")
+    assert [axes.get_title() for axes in figure.axes] == [f"alpha={a}.0" for a in range(3, 15)]
 
 
 def test_no_blocks_no_figure_of_them(tmp_path):

@@ -1,0 +1,126 @@
+"""Colours, marks, axes and legends that several figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep.report.drawing import label_powers_of_ten, wrapped
+from raysweep.report.heatmaps import axis_label, seeds
+from raysweep.report.points import LEAST_SEEDS, PERCENT, Point, estimate, rank_points
+from raysweep.space import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Distinct with any colour vision (Okabe and Ito 2008). Their yellow is left out, because it is too pale for a line.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("D", "o", "s", "^", "v", "P", "X", "p", "<", ">")
+MOST_ENTRIES = 10
+"""Most entries of a legend. A figure with more lines shows the best ones."""
+LEGEND_WIDTH = 60  # most characters of a line in a legend
+BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "fontsize": 8}
+"""The style of a legend below a whole figure."""
+APART = 0.03
+"""Distance between the bars of two lines at one value, as a share of the axis. A bar with its caps is 0.025 wide."""
+
+
+def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Point], str]:
+    """Return at most `most` points, the best ones by the sweep's metric, and words that say which ("" for all)."""
+    if len(points) <= most:
+        return list(points), ""
+    ranked = [point for group in rank_points(points, sweep.metric, sweep.mode) for point in group]
+    kept = (ranked or list(points))[:most]
+    which = f"the {len(kept)} best of {len(points)} points by mean {sweep.metric}" if ranked else (
+        f"the first {len(kept)} of {len(points)} points"
+    )  # fmt: skip
+    return [point for point in points if point in kept], which
+
+
+def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> None:
+    """Draw each seed as a dot at `x`, and the interval of the mean for `LEAST_SEEDS` seeds or more.
+
+    Nothing is drawn for a single seed, because its dot would hide the mean.
+    """
+    value = estimate(values)
+    if value is not None and value.n > 1:
+        if value.high is not None and value.n >= LEAST_SEEDS:
+            axes.errorbar(x, value.mean, yerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
+        axes.plot([x] * value.n, values, linestyle="", zorder=3, gid="seeds", **dot_style(colour))
+
+
+def dot_style(colour: str) -> dict[str, Any]:
+    """Return the style of a seed's dot: hollow, so that it is visible on the line of its interval."""
+    return {"marker": "o", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": colour}
+
+
+def dodge(axes: Axes, positions: Sequence[float], place: int, lines: int) -> list[float]:
+    """Return positions moved a little sideways, so that the intervals of several lines do not hide one another.
+
+    Args:
+        axes: The axes, whose scale has been set.
+        positions: The positions of a line's points on the x axis, in increasing order.
+        place: The index of the line, from 0. The middle line stays where it is.
+        lines: The number of lines.
+    """
+    step = place - (lines - 1) / 2
+    if step == 0 or len(positions) == 0:
+        return list(positions)
+    scale = axes.xaxis.get_transform()
+    even: NDArray[Any] = np.asarray(scale.transform(np.array(axes.get_xlim(), dtype=float)))
+    shown = np.asarray(scale.transform(np.array(positions, dtype=float)))
+    gaps = np.diff(np.unique(shown))
+    width = min(APART * float(np.ptp(even)), *(0.7 / lines * float(gap) for gap in gaps)) if len(gaps) else 0.05
+    return [float(value) for value in scale.inverted().transform(shown + step * width)]
+
+
+def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> None:
+    """Label the x axis, and make it logarithmic if the values span a factor of 100 or more.
+
+    If zero is among the values, the axis is linear up to the smallest positive value.
+    """
+    axes.set_xlabel(axis_label(name))
+    if not numeric:
+        rotate = max(len(str(value)) for value in values) * len(values) > 36
+        axes.set_xticks(
+            range(len(values)),
+            [wrapped(value, 24) for value in values],
+            rotation=25 if rotate else 0,
+            ha="right" if rotate else "center",
+        )
+        return
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) / min(positive) >= 100 and min(values) >= 0:
+        if len(positive) == len(values):
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(positive))
+        label_powers_of_ten(axes)
+
+
+def clip(axes: Axes) -> None:
+    """Limit the y axis to possible accuracies, because an interval may exceed them."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
+
+
+def seeds_and_bars(points: Sequence[Point]) -> str:
+    """Return the number of seeds in words, and what the dots, bars and bands of the figure mean."""
+    most = max(len(point.by_seed) for point in points)
+    bars = f", bars and bands: {PERCENT} interval of the mean" if most >= LEAST_SEEDS else ""
+    return seeds(points) + (f" (dots){bars}" if most > 1 else "")
+
+
+def wrapped_lines(label: str) -> list[str]:
+    """Return the lines of an entry in the legend below a figure."""
+    return wrapped(label, LEGEND_WIDTH).split("\n")
+
+
+def legend_columns(labels: Iterable[str], width: float) -> int:
+    """Return the number of columns of the legend below a figure of `width` inches: three, or fewer for long labels."""
+    longest = max(len(line) for label in labels for line in wrapped_lines(label))
+    # 0.061 inches for a character, 0.45 for the handle and the gaps. Most columns are narrower than the widest one.
+    return max(1, min(3, int(1.1 * width / (0.061 * longest + 0.45))))
