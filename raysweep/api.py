@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep import parts as tables
 from raysweep import preparation
 from raysweep.backends.progress import Progress, Silence
+from raysweep.config import Settings
 from raysweep.evaluations import PlannedEvaluation, plan_evaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
@@ -28,6 +30,7 @@ from raysweep.running import Where as Where
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
+    from raysweep.data.dataset import Dataset
     from raysweep.report.contents import Report
     from raysweep.report.preview import Panel
 
@@ -265,6 +268,27 @@ def preview(
         figure = drawing.draw(sweep, dataset_of)
     drawing.save(figure, output)
     return drawing.panels_of(sweep)
+
+
+def fetch(name: str, data_dir: Path) -> Dataset:
+    """Read a dataset. If it is missing it is downloaded, so that a node without a network can use it later.
+
+    Args:
+        name: the name of a dataset, or `folder:PATH`, which is only read.
+        data_dir: the folder of downloaded datasets, as in the setting `data_dir`.
+
+    Returns:
+        The dataset as a trial reads it, with the defaults of the dataset's own parameters.
+
+    Raises:
+        InputError: the name is unknown, the files are damaged, or the dataset cannot be downloaded.
+    """
+    from raysweep.data import loading
+    from raysweep.data.folders import check_exists
+
+    check_exists(name)
+    parameters = tables.dataset[name].arguments(Settings()) if name in tables.dataset else None
+    return loading.load(name, data_dir=data_dir, parameters=parameters)
 
 
 def embed(

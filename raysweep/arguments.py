@@ -259,6 +259,21 @@ def add_preview_arguments(parser: Parser) -> None:
     add_plugins(parser)
 
 
+def add_fetch_arguments(parser: Parser) -> None:
+    """Add the arguments of `fetch`."""
+    parser.add_argument(
+        "datasets", nargs="+", metavar="DATASET", help="the name of a dataset, such as cifar10, or folder:PATH"
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=local_path,
+        default=Path(default_of("data_dir")),
+        metavar="DIR",
+        help="folder of downloaded datasets, as for sweep (default: data)",
+    )
+    add_plugins(parser)
+
+
 def add_embed_arguments(parser: Parser) -> None:
     """Add the arguments of `embed`."""
     add_checkpoint(parser)

@@ -1,4 +1,4 @@
-"""The command line: `raysweep sweep …` (also `run_sweep.py …`), `evaluate`, `report`, `preview`, `embed`, `export`.
+"""The command line: `raysweep sweep …` (also `run_sweep.py …`), `evaluate`, `report`, `preview`, `fetch` and others.
 
 It turns arguments into calls of `raysweep.api`, and prints what they return. A fault in the input becomes one line with
 exit status 2, before torch or Ray is imported.
@@ -21,6 +21,7 @@ from raysweep.arguments import (
     add_embed_arguments,
     add_evaluate_arguments,
     add_export_arguments,
+    add_fetch_arguments,
     add_preview_arguments,
     add_report_arguments,
     add_sweep_arguments,
@@ -141,6 +142,20 @@ def report_command(parsed: argparse.Namespace) -> int:
     return tell_state(report, directory)
 
 
+def fetch_command(parsed: argparse.Namespace) -> int:
+    """Read datasets, and download the missing ones."""
+    console = make_console()
+    for name in parsed.datasets:
+        dataset = api.fetch(name, parsed.data_dir)
+        test = "no" if dataset.test_images is None else f"{len(dataset.test_images):,}"
+        channels, side = dataset.train_images.shape[1:3]
+        more = "" if dataset.unlabelled is None else f", {len(dataset.unlabelled):,} images for pretraining"
+        classes = f", {len(dataset.classes)} classes" if dataset.labelled else ", without labels"
+        kind = f"{channels}×{side}×{side}{classes}"
+        tell(console, f"{name}: {len(dataset.train_images):,} training and {test} test images{more}, {kind}")
+    return FINISHED
+
+
 def embed_command(parsed: argparse.Namespace) -> int:
     """Write the features that a trained encoder computes for images."""
     from rich.progress import Progress
@@ -208,6 +223,13 @@ COMMANDS = {
         add_preview_arguments,
         "draw the augmented views at each strength",
         "Draw the views that a sweep would train on, with a row for each augmentation strength.",
+    ),
+    "fetch": (
+        fetch_command,
+        add_fetch_arguments,
+        "download datasets, or check a folder of images",
+        "Read datasets, and download the missing ones into --data_dir, for machines without a network. A folder:PATH "
+        "is read as a sweep reads it.",
     ),
     "embed": (
         embed_command,

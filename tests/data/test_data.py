@@ -1,15 +1,10 @@
 """Datasets are read exactly as they are on disk, and every fault in a file is reported in one line that names it."""
 
 import gzip
-import hashlib
-import http.server
 import io
-import pickle
 import struct
 import subprocess
 import sys
-import tarfile
-import threading
 import warnings
 from pathlib import Path
 
@@ -29,8 +24,7 @@ from raysweep.data.loading import load, native_size
 from raysweep.data.pixels import convert
 from raysweep.data.splits import draw_labels, split_train
 from raysweep.errors import InputError
-
-NOWHERE = "http://127.0.0.1:9/"  # the discard port, which refuses connections at once
+from tests.support.cifar import NOWHERE, cifar10_archive, cifar_files, expect_cifar, mirror, noise, write
 
 
 def fault(action) -> str:
@@ -38,10 +32,6 @@ def fault(action) -> str:
     with pytest.raises(InputError) as raised:
         action()
     return str(raised.value)
-
-
-def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def luminance(images: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -320,13 +310,6 @@ def test_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 # ---- torchvision's datasets, in their formats ------------------------------------------------------------------------
 
 
-def write(path: Path, content: bytes) -> str:
-    """Write a file and return its MD5."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return hashlib.md5(content).hexdigest()
-
-
 def idx(array: NDArray[np.uint8]) -> bytes:
     """Encode in the IDX format: a magic number that holds the number of dimensions, big-endian sizes, bytes."""
     return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
@@ -366,47 +349,6 @@ def test_mnist(name: str, folder: str, packed: bool, tmp_path: Path, monkeypatch
 
     small = load(name, data_dir=tmp_path, image_size=8, channels=3)
     assert small.train_images.shape == (12, 3, 8, 8)
-
-
-def cifar_files(name: str, count: int = 4) -> tuple[dict[str, bytes], dict[str, object]]:
-    """Return the files below the base folder, with `count` images in each, and their content.
-
-    The content is images (N, 3, 32, 32) and labels of both splits.
-    """
-    fine = name == "cifar100"
-    n_classes = 100 if fine else 10
-    names = [f"class {i}" for i in range(n_classes)]
-    batches = ["train"] if fine else [f"data_batch_{i}" for i in range(1, 6)]
-    images, labels, files = {}, {}, {}
-    for i, batch in enumerate([*batches, "test" if fine else "test_batch"]):
-        images[batch] = noise(count, 3, 32, 32, seed=i)
-        labels[batch] = [(7 * i + j) % n_classes for j in range(count)]
-        entry = {"data": images[batch].reshape(count, -1), "fine_labels" if fine else "labels": labels[batch]}
-        if fine:
-            entry["coarse_labels"] = [0] * count
-        files[batch] = pickle.dumps(entry)
-    files["meta" if fine else "batches.meta"] = pickle.dumps({"fine_label_names" if fine else "label_names": names})
-    test = "test" if fine else "test_batch"
-    return files, {
-        "classes": tuple(names),
-        "train_images": np.concatenate([images[batch] for batch in batches]),
-        "train_labels": np.concatenate([labels[batch] for batch in batches]),
-        "test_images": images[test],
-        "test_labels": labels[test],
-    }
-
-
-def expect_cifar(name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Patch torchvision to expect these files, and return their folder."""
-    import torchvision
-
-    kind = getattr(torchvision.datasets, name.upper())
-    sums = {file: hashlib.md5(content).hexdigest() for file, content in files.items()}
-    monkeypatch.setattr(kind, "train_list", [[file, sums[file]] for file, _ in kind.train_list])
-    monkeypatch.setattr(kind, "test_list", [[file, sums[file]] for file, _ in kind.test_list])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums[kind.meta["filename"]]})
-    monkeypatch.setattr(kind, "url", NOWHERE + kind.filename)
-    return kind.base_folder
 
 
 def assert_holds(dataset: Dataset, expected: dict[str, object]) -> None:
@@ -523,40 +465,13 @@ def test_data_dir_that_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert str(tmp_path / "data") in fault(lambda: load("cifar10", data_dir=tmp_path / "data"))
 
 
-def cifar10_archive(files: dict[str, bytes], folder: str) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for file, content in files.items():
-            member = tarfile.TarInfo(f"{folder}/{file}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
-
-
 def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    from torchvision.datasets import CIFAR10
-
     files, expected = cifar_files("cifar10")
     folder = expect_cifar("cifar10", files, monkeypatch)
     archive = cifar10_archive(files, folder)
 
-    class Mirror(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(archive)))
-            self.end_headers()
-            self.wfile.write(archive)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz")
+    with mirror(archive, monkeypatch):
         assert_holds(load("cifar10", data_dir=tmp_path / "new" / "data"), expected)
-        server.shutdown()
     assert_holds(load("cifar10", data_dir=tmp_path / "new" / "data"), expected)
     assert [path.name for path in (tmp_path / "new" / "data").iterdir()] == [folder]
     assert capfd.readouterr() == ("", "")
