@@ -133,7 +133,8 @@ class Results:
 
         Args:
             name: A searched setting (`alpha`: the scores against it), `alpha_minus_random`, `layers`, the two settings
-                of a heat map (`alpha_x_strength`), `comparison` for several sweeps, or the name of a metric.
+                of a heat map (`alpha_x_strength`), `comparison` (several sweeps, or a setting without order),
+                `parallel_coordinates` and `importance` (drawn values), or the name of a metric.
 
         Raises:
             RaysweepError: There is no such figure, or there is nothing to draw in it yet.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,11 +56,12 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         scale_axis(axes, name, values, numeric)
         places = {value: float(value) if numeric else float(n) for n, value in enumerate(values)}
-        axes.plot(list(places.values()), [math.nan] * len(places))  # sets the limits, by which `dodge` moves points
         axes.axhline(0, color="0.4", linestyle="--", linewidth=1)
         for place, (label, line) in enumerate(lines.items()):
             drawn = [(point, each) for point in line if (each := by_point[point.title][score]) is not None]
-            positions = dodge(axes, [places[point.varied[name]] for point, _ in drawn], place, len(lines))
+            positions = dodge(
+                axes, [places[point.varied[name]] for point, _ in drawn], place, len(lines), list(places.values())
+            )
             draw_line(axes, positions, [difference for _, difference in drawn], label, place, joined=numeric)
         axes.set_title(title(score), fontsize=10)
         axes.set_ylabel("difference of accuracy")

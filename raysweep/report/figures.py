@@ -74,9 +74,10 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         scale_axis(axes, name, values, numeric)
         places = {value: float(value) if numeric else float(n) for n, value in enumerate(values)}
-        axes.plot(list(places.values()), [math.nan] * len(places))  # sets the limits, by which `dodge` moves points
         for place, (label, line) in enumerate(lines.items()):
-            positions = dodge(axes, [places[point.varied[name]] for point in line], place, len(lines))
+            positions = dodge(
+                axes, [places[point.varied[name]] for point in line], place, len(lines), list(places.values())
+            )
             draw_line(axes, positions, line, score, label, place, joined=numeric)
         draw_controls(axes, name, score, lines, [(point, names[point.name]) for point in baselines], places)
         axes.set_title(title(score), fontsize=10)

@@ -54,9 +54,10 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         draw_blocks(axes, point, COLOURS[0], "o", "-", "the point")
         axes.set_title(wrapped(point.title, 32), fontsize=8)
         axes.grid(alpha=0.25)
-        clip(axes)
-    for axes in panels[-1]:
+    clip(panels[0, 0])  # after all panels are drawn, because they share this axis
+    for axes in panels.flat[max(0, len(shown) - columns) : len(shown)]:  # the lowest panel of each column
         axes.set_xlabel("block")
+        axes.tick_params(labelbottom=True)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy")
     panels[0, 0].set_xticks(range(1, 1 + most_blocks(points)))

@@ -57,23 +57,23 @@ def dot_style(colour: str) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": colour}
 
 
-def dodge(axes: Axes, positions: Sequence[float], place: int, lines: int) -> list[float]:
+def dodge(axes: Axes, positions: Sequence[float], place: int, lines: int, every: Sequence[float]) -> list[float]:
     """Return positions moved a little sideways, so that the intervals of several lines do not hide one another.
 
     Args:
         axes: The axes, whose scale has been set.
-        positions: The positions of a line's points on the x axis, in increasing order.
+        positions: The positions of a line's points on the x axis.
         place: The index of the line, from 0. The middle line stays where it is.
         lines: The number of lines.
+        every: All positions on the x axis.
     """
     step = place - (lines - 1) / 2
     if step == 0 or len(positions) == 0:
         return list(positions)
     scale = axes.xaxis.get_transform()
-    even: NDArray[Any] = np.asarray(scale.transform(np.array(axes.get_xlim(), dtype=float)))
+    even: NDArray[Any] = np.unique(scale.transform(np.array(every, dtype=float)))
     shown = np.asarray(scale.transform(np.array(positions, dtype=float)))
-    gaps = np.diff(np.unique(shown))
-    width = min(APART * float(np.ptp(even)), *(0.7 / lines * float(gap) for gap in gaps)) if len(gaps) else 0.05
+    width = min(APART * float(np.ptp(even)), 0.7 / lines * float(np.diff(even).min()))
     return [float(value) for value in scale.inverted().transform(shown + step * width)]
 
 

@@ -77,7 +77,8 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
         axes.grid(alpha=0.25)
     if colour_by:
         add_colour_bar(figure, panels, [point.varied[colour_by] for point in trained], axis_label(colour_by))
-    figure.suptitle(headed(sweep.name, seeds_and_bars(points)), fontsize=11)
+    colour = f", colour: {axis_label(colour_by)}" if colour_by else ""
+    figure.suptitle(headed(sweep.name, f"a filled dot for each point{colour}; {seeds_and_bars(points)}"), fontsize=11)
     entries = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
     if entries:
         add_legend(figure, entries, ncols=3, **BELOW)
@@ -209,7 +210,7 @@ def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         order = order or sorted(names, key=lambda name: shares[name])
         axes.barh([axis_label(name) for name in order], [shares[name] for name in order], color="#0072B2")
         noise = seed_share(trained, score)
-        words = "" if noise is None else f"\n{noise:.0%} of the variance of trials is between seeds"
+        words = "" if noise is None else f"\n{100 * noise:.0f} % of the variance of trials is between seeds"
         axes.set_title(f"{title(score)}{words}", fontsize=9)
         axes.set_xlabel("share of the variance between points")
         axes.set_xlim(0, 1)

@@ -1,0 +1,146 @@
+"""Figures of searches whose points form no grid, and the choice of figures by what a sweep varies."""
+
+import math
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from raysweep import space
+from raysweep.report import drawing
+from raysweep.report.building import build_report, drawings_of, read
+from raysweep.report.figures import draw
+from raysweep.report.points import COLUMNS
+from raysweep.report.search_figures import draw_importance, draw_parallel, draw_scatter, importances, seed_share
+from tests.report.test_report import fill_with
+
+DRAWN = {
+    "name": "drawn",
+    "search": {
+        "usl_lr": {"loguniform": [1e-5, 1e-1]},
+        "strength": {"uniform": [0, 1]},
+        "policy": {"choice": ["simclr", "noise"]},
+        "seed": {"grid": [0, 1]},
+    },
+    "tune": {"num_samples": 40},
+    "baseline": True,
+}
+
+
+def by_learning_rate(trial):
+    """Return scores that depend on the learning rate alone, and a little on the seed."""
+    value = 0.5 if trial.baseline else 0.7 - 0.05 * abs(math.log10(trial.settings.usl_lr) + 3)
+    return dict.fromkeys(COLUMNS, value + 0.01 * trial.settings.seed)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    store, sweep = fill_with(tmp_path_factory.mktemp("drawn"), DRAWN, by_learning_rate)
+    return store, sweep, read(store, sweep)
+
+
+def texts(figure):
+    """Return every text of a figure as it is saved."""
+    assert drawing.save(figure)
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_what_a_sweep_varies_chooses_its_figures(tmp_path, drawn):
+    def names(search, **raw):
+        sweep = space.build({"name": "s", "search": search, **raw}, {}, "test")
+        store, sweep = fill_with(tmp_path / str(len(list(tmp_path.iterdir()))), sweep.to_dict(), by_learning_rate)
+        return list(drawings_of(read(store, sweep)))
+
+    seeds = {"seed": [0, 1, 2]}
+    assert names({"alpha": [0.1, 1], **seeds}) == ["alpha", "alpha_minus_random", "layers"]
+    assert names({"policy": ["simclr", "noise"], **seeds}) == ["comparison", "layers"]
+    assert names({"denoising": [True, False]}, base={"usl_type": "ae_single"}) == ["comparison", "layers"]
+    assert names({"labels_per_class": [None, 1, 10]}) == ["labels_per_class", "labels_per_class_minus_random", "layers"]
+    _, _, report = drawn
+    assert list(drawings_of(report)) == [
+        "comparison", "usl_lr", "strength", "policy", "parallel_coordinates", "importance", "layers",
+    ]  # fmt: skip
+
+
+def test_every_figure_of_a_search_is_written(drawn):
+    store, sweep, _ = drawn
+    assert not build_report(store, sweep).not_drawn
+    names = {path.stem for path in (store.root / "figures").iterdir()}
+    assert names == {"comparison", "usl_lr", "strength", "policy", "parallel_coordinates", "importance"}
+
+
+def test_a_scatter_plot_has_a_dot_for_each_point_and_a_colour_for_the_setting_that_matters_most(drawn):
+    _, sweep, report = drawn
+    figure = draw_scatter(sweep, report.points, "strength")
+    dots = [line for line in figure.axes[0].lines if line.get_gid() == "point"]
+    points = {(p.varied["strength"], np.mean(p.values(COLUMNS[1]))) for p in report.points if not p.baseline}
+    assert {(line.get_xdata()[0], line.get_ydata()[0]) for line in dots} == points
+    assert figure.axes[-1].get_ylabel() == "usl_lr", "the colour bar"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random encoder"]
+    by_policy = draw_scatter(sweep, report.points, "policy").axes[0]
+    assert [text.get_text() for text in by_policy.get_xticklabels()] == sorted({"simclr", "noise"}, reverse=True) or (
+        {text.get_text() for text in by_policy.get_xticklabels()} == {"simclr", "noise"}
+    )
+
+
+def test_parallel_coordinates_have_a_line_for_each_point_that_has_all_settings(tmp_path, drawn):
+    _, sweep, report = drawn
+    axes = draw_parallel(sweep, report.points).axes[0]
+    assert len([line for line in axes.lines if len(line.get_xdata()) == 4]) == 40
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "usl_lr", "strength", "policy", "linear test accuracy",
+    ]  # fmt: skip
+    two = [{**DRAWN["search"], "usl_type": ["simclr"]}, {"seed": [0, 1], "strength": {"uniform": [0, 1]}}]
+    store, sweep = fill_with(tmp_path, {**DRAWN, "search": two}, by_learning_rate)
+    assert "40 of 80 points lack a setting" in draw_parallel(sweep, read(store, sweep).points).get_suptitle()
+
+
+def test_importance_finds_the_setting_that_decides_and_names_the_noise_between_seeds(drawn):
+    _, sweep, report = drawn
+    points = [point for point in report.points if not point.baseline]
+    shares = importances(points, ["usl_lr", "strength", "policy"], COLUMNS[1])
+    assert shares["usl_lr"] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    scores = np.array([point.values(COLUMNS[1]) for point in points])
+    within = ((scores - scores.mean(1, keepdims=True)) ** 2).sum() / ((scores - scores.mean()) ** 2).sum()
+    assert seed_share(points, COLUMNS[1]) == pytest.approx(within)
+    words = texts(draw_importance(sweep, report.points))
+    assert any(f"{100 * within:.0f} % of the variance of trials is between seeds" in text for text in words)
+
+
+def test_few_points_have_no_importance(tmp_path):
+    store, sweep = fill_with(tmp_path, {**DRAWN, "tune": {"num_samples": 7}}, by_learning_rate)
+    assert draw_importance(sweep, read(store, sweep).points) is None
+
+
+def test_a_legend_has_at_most_ten_entries_and_the_best_lines_are_kept(tmp_path):
+    search = {"alpha": [0.1, 1, 10], "strength": [(n + 1) / 20 for n in range(20)]}
+
+    def score(trial):
+        return dict.fromkeys(COLUMNS, 0.5 if trial.baseline else 0.3 + trial.settings.strength / 10)
+
+    store, sweep = fill_with(tmp_path, {"name": "many", "search": search, "baseline": True}, score)
+    figure = draw(sweep, read(store, sweep).points, "alpha")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [f"strength = {n / 20:.4g}" for n in range(12, 21)] + ["random encoder"]
+    assert "the 9 of 20 lines with the best points by linear/val_accuracy" in figure.get_suptitle()
+    [picture] = [figure.canvas.get_renderer()] if hasattr(figure.canvas, "get_renderer") else [None]
+    box, page = figure.legends[0].get_window_extent(picture), figure.bbox
+    assert page.x0 <= box.x0
+    assert box.x1 <= page.x1
+
+
+def test_bars_of_several_lines_do_not_touch(tmp_path):
+    search = {"alpha": [1e-5, 1e-3, 0.1], "strength": [0.1, 0.2, 0.3, 0.4], "seed": [0, 1, 2]}
+
+    def score(trial):
+        return dict.fromkeys(COLUMNS, 0.5 + trial.settings.seed / 50)
+
+    store, sweep = fill_with(tmp_path, {"name": "bars", "search": search}, score)
+    figure = draw(sweep, read(store, sweep).points, "alpha")
+    drawing.save(figure)
+    axes = figure.axes[0]
+    lines = [line for line in axes.lines if line.get_label().startswith("strength")]
+    starts = sorted(axes.transData.transform((line.get_xdata()[0], 0.5))[0] for line in lines)
+    cap = 2 * 3 * figure.dpi / 72  # a cap is 3 points wide on each side
+    assert min(np.diff(starts)) > 0.8 * cap
