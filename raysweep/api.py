@@ -24,7 +24,16 @@ from raysweep.preparation import Space, check_picture, dataset_of
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
-from raysweep.running import DEFAULT, conclude, explaining, finish, prepare, run_new, run_trials
+from raysweep.running import (
+    DEFAULT,
+    conclude,
+    describe_for_tensorboard,
+    explaining,
+    finish,
+    prepare,
+    run_new,
+    run_trials,
+)
 from raysweep.running import Outcome as Outcome
 from raysweep.running import Where as Where
 from raysweep.space import Sweep
@@ -200,6 +209,7 @@ def resume(
         if len(kept) == sweep.total:
             if changed:
                 store.extend(sweep, preparation.provenance())
+                describe_for_tensorboard(store, sweep)
             progress.tell(f"{store.place}: all {len(kept)} trials have finished")
             return conclude(store, sweep)
         check_version(store.root, store.place)
@@ -207,6 +217,7 @@ def resume(
         preparation.check_kept(sweep, kept, datasets)
         if changed:
             store.extend(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
+            describe_for_tensorboard(store, sweep)
         if before.resources != sweep.resources:
             progress.warn(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"

@@ -76,6 +76,7 @@ def run_new(
     # Another process may have taken the name in the meantime: from here on the store is the one that was created.
     store = store.create(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
     with store.lock(wait=TAKE_SECONDS), explaining(store, where):
+        describe_for_tensorboard(store, sweep)
         if encoder is not None:
             write_atomically(store.root / ENCODER, encoder)
             store.push()
@@ -83,6 +84,14 @@ def run_new(
         evaluated = f" of {count} trained encoder{'s' if count > 1 else ''}" if count else ""
         progress.tell(f"{store.place}: {sweep.total} trials{evaluated}, {words}")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
+
+
+def describe_for_tensorboard(store: Store, sweep: Sweep) -> None:
+    """Write what TensorBoard shows for the whole sweep, also into a bucket."""
+    from raysweep.results.sweep_events import write_sweep_events  # takes half a second, which a refused sweep saves
+
+    write_sweep_events(store.root, sweep)
+    store.push()
 
 
 def prepare(

@@ -11,22 +11,17 @@ from typing import Any
 
 import torch
 
-from raysweep import parts
-from raysweep.augment.operations import only_view, to_float
-from raysweep.augment.views import augment
 from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, has_effect
 from raysweep.data.selection import Datasets, TrialData, data_of, select_data
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
-from raysweep.probes.collapse import embedding_std, rankme
 from raysweep.probes.evaluation import Evaluation, fixed_subset
-from raysweep.probes.features import compute
-from raysweep.randomness import generator
+from raysweep.probes.online import GRID_IMAGES, draw_views, online_measures, project, write_confusion, write_embedding
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.curves import write_curves
 from raysweep.results.encoders import evaluated_encoder, keep_encoder
-from raysweep.results.events import Events, image_grid, projector
+from raysweep.results.events import Events
 from raysweep.results.result import (
     Result,
     check_settings,
@@ -47,7 +42,6 @@ from raysweep.trial_progress import End, Progress, Report, Saved, Stop
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 50  # a checkpoint takes at most 2 % of the time
 WATCHED_IMAGES = 1024
-GRID_IMAGES = 8
 
 
 def run_trial(
@@ -216,7 +210,7 @@ class TrialRun:
             self.state.encoder.fit(self.images)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
-            self.events.hyperparameters({**trial.varied, "usl_epochs": self.settings.usl_epochs})
+            self.events.hyperparameters(trial.varied)
         context.meet()
         broadcast_state(self.state, context)
 
@@ -275,6 +269,8 @@ class TrialRun:
         """The rest of the trial. It may be saved wherever this yields. None is in the middle of an epoch."""
         settings, state = self.settings, self.state
         total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
+        if settings.pretrain_epochs and settings.probe_every and state.epoch == state.step == 0:
+            self._measure_untrained()
         with closing(pretrain(settings, state, self.images, pause, self.context, self.labels)) as epochs:
             for metrics in epochs:
                 if metrics is None:
@@ -289,9 +285,13 @@ class TrialRun:
                 if evaluated and last:  # the evaluation reads these features too
                     self.evaluation.extract()
                 if evaluated:
-                    self._log(self._watch(), state.epoch)
+                    measures, z = self._measure()
+                    self._log(measures, state.epoch)
+                    if last:
+                        write_embedding(self.events, z, state.epoch)
                 if settings.images_every and (state.epoch % settings.images_every == 0 or last):
-                    self._draw()
+                    tag, picture = draw_views(settings, state, self.images[self.watched[:GRID_IMAGES]])
+                    self.events.images(tag, picture, state.epoch)
                 if evaluated and collapse is not None:
                     self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
                     if self.collapsed >= collapse.evaluations:
@@ -308,11 +308,12 @@ class TrialRun:
             for values, step in self.evaluation.extra_scalars:
                 self.events.scalars(values, step)
             self.evaluation.extra_scalars.clear()
+            write_confusion(self.events, self.evaluation, scores.step)
             if scores.may_pause:
                 share = (before + scores.progress) / (before + 1)
                 yield Progress(share, trained, False, self.metrics, self.seconds())
             else:
-                self._project()
+                project(self.directory, self.settings, self.evaluation)
         if not self.is_evaluation:
             keep_encoder(self.directory, self.state.encoder, self.settings)
 
@@ -321,45 +322,18 @@ class TrialRun:
         self.metrics.update(metrics)
         self.events.scalars(metrics, step)
 
-    def _watch(self) -> dict[str, float]:
-        """The online measures: whether the embedding collapses, and the present accuracy of kNN."""
-        settings, encoder = self.settings, self.state.encoder
-        (z,) = compute(encoder, self.images, self.watched, lambda images: [self.state.embed(settings, images)])
-        metrics = {"pretrain/embedding_std": embedding_std(z), "pretrain/rankme": rankme(z)}
-        accuracy = self.evaluation.online_accuracy()
-        if accuracy is not None:
-            metrics["online/knn_val_accuracy"] = accuracy
-        return metrics
+    def _measure(self) -> tuple[dict[str, float], torch.Tensor]:
+        """Return the online measures, and the embeddings that they were computed from."""
+        return online_measures(self.settings, self.state, self.images, self.watched, self.evaluation)
 
-    def _draw(self) -> None:
-        """Write a picture of originals, views and reconstructions, with draws of its own."""
-        originals = self.images[self.watched[:GRID_IMAGES]]
-        draws = generator(self.settings.seed, f"images {self.state.epoch}")
-        rows = [to_float(originals)]
-        for view in range(self.settings.views):
-            rows.append(augment(originals, self.settings, draws, only_view(view, len(originals))))
-        self.state.encoder.eval()  # a picture must not change the statistics of batch normalisation
-        with torch.inference_mode():
-            restored = self.state.reconstruct(self.settings, rows[1])
-        self.state.encoder.train()
-        tag = "images/original_and_views"
-        if restored is not None:
-            tag = "images/original_view_reconstruction"
-            rows[2:] = [restored]
-        picture = image_grid([row.float().cpu().numpy() for row in rows], scale=max(1, 64 // originals.shape[-1]))
-        self.events.images(tag, picture, self.state.epoch)
+    def _measure_untrained(self) -> None:
+        """Write the online measures of the untrained encoder at step 0.
 
-    def _project(self) -> None:
-        """Write the features of some test images for TensorBoard's projector."""
-        split = self.evaluation.splits["test"]
-        layer = parts.probe["knn"].arguments(self.settings)["probe_layer"]
-        features = self.evaluation.features(layer)["test"]
-        chosen = fixed_subset(len(features), self.settings.projector_images).to(self.device)
-        if len(chosen):
-            images = split.images[split.index[chosen]]
-            arrays = (values.cpu().numpy() for values in (features[chosen], split.labels[chosen], images))
-            chosen_features, labels, pictures = arrays
-            projector(self.directory, chosen_features, labels, self.evaluation.class_names, pictures)
+        They are not among the trial's metrics: a trial that diverges before its first evaluation has no score.
+        """
+        # The first steps may be what makes the features of an encoder finite, so this alone fails no trial.
+        with suppress(Diverged):
+            self.events.scalars(self._measure()[0], 0)
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint of everything that a resumed trial needs."""

@@ -80,7 +80,7 @@ def test_curves_equal_what_tensorboard_reads(results):
         events = EventAccumulator(str(results.directory / trial)).Reload().Scalars(metric)
         mine = curves[curves["trial"] == trial]
         assert [(event.step, event.value) for event in events] == list(zip(mine["step"], mine["value"]))
-    assert len(curves) == 4 * 2
+    assert len(curves) == 4 * 3, "two epochs, and step 0 before them"
     with pytest.raises(InputError, match="no trial has reported 'knn/test_acuracy', did you mean 'knn/test_accuracy'"):
         results.curves("knn/test_acuracy")
 

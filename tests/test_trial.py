@@ -63,6 +63,13 @@ def scalars(directory):
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
+def visual_steps(directory):
+    """Return the steps of each picture and histogram."""
+    events = EventAccumulator(str(directory)).Reload()
+    pictures = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+    return pictures | {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+
+
 METHODS = {
     "autoencoder": {"usl_type": "ae_single", "denoising": False},
     "denoising autoencoder": {"usl_type": "ae_single", "denoising": True},
@@ -130,6 +137,8 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     first, second = scalars(tmp_path / "whole"), scalars(tmp_path / "broken")
     assert without_clock(first) == without_clock(second)
+    assert [step for step, _ in second["pretrain/rankme"]] == list(range(7)), "step 0 is the untrained encoder"
+    assert visual_steps(tmp_path / "broken") == visual_steps(tmp_path / "whole")
     assert not (tmp_path / "broken" / "checkpoints").exists()
     assert not (tmp_path / "broken" / "error.txt").exists()
 
@@ -508,6 +517,16 @@ def test_every_method_trains_layer_by_layer(tmp_path, method, layerwise):
     assert "linear/layer3/val_accuracy" in result.metrics
     again = run_on_half(tmp_path / "again", trial_on_half(layerwise=layerwise, **settings, **method))
     assert without_clock(again.metrics) == without_clock(result.metrics)
+
+
+@pytest.mark.usefixtures("_normed")
+def test_online_measures_change_no_weight(tmp_path):
+    weights = []
+    for every in (0, 1):
+        settings = {"usl_type": "simclr", "encoder": "normed", "usl_epochs": 2, "le_epochs": 1, "probe_every": every}
+        run_on_half(tmp_path / str(every), trial_on_half(**settings))
+        weights.append(read_encoder(tmp_path / str(every))["encoder"])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_layerwise_training_cut_off_in_a_stage_continues_bit_for_bit(tmp_path):

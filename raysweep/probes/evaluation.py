@@ -75,6 +75,8 @@ class Evaluation:
         """The name of the best linear probe on the validation images, if there are several."""
         self.extra_scalars: list[tuple[dict[str, float], int]] = []
         """Values for TensorBoard only, with their steps: one for each probe of a grid."""
+        self.confusion: Tensor | None = None
+        """(classes, classes) int64: test images by true and predicted class, once the linear probe is trained."""
         self._features: Features = {}
         self._is_scored = False
         """Whether the probes without training are done."""

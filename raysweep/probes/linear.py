@@ -92,6 +92,14 @@ class LinearProbes:
                 accuracies[i] = count / len(labels)
         return accuracies
 
+    @torch.inference_mode()
+    def confusion(self, features: Mapping[str, Tensor], labels: Tensor, number: int) -> Tensor:
+        """Return how many images of each class (row) the classifier `number` puts into each class (column)."""
+        layer = self.specs[number].layer
+        predicted = self.logits(features, layer)[:, self.members_by_layer[layer].index(number)].argmax(1)
+        counts = torch.bincount(labels * self.classes + predicted, minlength=self.classes**2)
+        return counts.view(self.classes, self.classes)
+
 
 def train_linear(
     probes: LinearProbes, features: Mapping[str, Tensor], labels: Tensor, *, epochs: int, batch_size: int

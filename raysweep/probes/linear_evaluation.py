@@ -125,7 +125,9 @@ class LinearEvaluation:
         scores = self._by_block(probes, test, "test")
         if counts:
             best = self.evaluation.best_linear_probe
-            scores["linear/test_accuracy"] = test[[str(spec) for spec in probes.specs].index(best) if best else 0]
+            number = [str(spec) for spec in probes.specs].index(best) if best else 0
+            scores["linear/test_accuracy"] = test[number]
+            self.evaluation.confusion = probes.confusion(features["test"], self.evaluation.labels("test"), number)
         return scores
 
     def _by_block(self, probes: LinearProbes, accuracy: list[float], split: str) -> dict[str, float]:

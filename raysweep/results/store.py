@@ -4,6 +4,7 @@ Ray, `--local` and the report all use it. Ray's own state is never needed for a 
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
     DIR/NAME/plugins/*.py                    the text of the plugins
     DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
+    DIR/NAME/events.out.tfevents.*           TensorBoard's layout, HParams columns and text page of the sweep
     DIR/NAME/TRIAL/attempt.json              the number of the attempt, and its process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
     DIR/NAME/TRIAL/events.out.tfevents.*     TensorBoard

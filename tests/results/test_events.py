@@ -18,7 +18,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from raysweep.results.events import Events, image_grid, principal_components, projector, sprite
+from raysweep.results.events import Events
+from raysweep.results.pictures import image_grid
+from raysweep.results.projector import principal_components, projector, sprite
 
 
 def read(directory):

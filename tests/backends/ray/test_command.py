@@ -102,10 +102,10 @@ def test_tensorboard_reads_curves_images_and_hyperparameters(alpha):
     for name in TRIALS[2:]:
         events = EventAccumulator(str(root / name), size_guidance={"scalars": 0}).Reload()
         assert [e.step for e in events.Scalars("pretrain/loss")] == [1, 2]
-        assert [e.step for e in events.Scalars("online/knn_val_accuracy")] == [1, 2]
+        assert [e.step for e in events.Scalars("online/knn_val_accuracy")] == [0, 1, 2]
         assert [e.step for e in events.Scalars("linear/val_accuracy")] == [1, 2, 3]
         assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("ray/")]
-        assert [e.step for e in events.Images("images/original_view_reconstruction")] == [2]
+        assert [e.step for e in events.Images("visual/original_view_reconstruction")] == [2]
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
         settings = result(root, name)["settings"]
