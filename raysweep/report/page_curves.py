@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raysweep.errors import printable
+from raysweep.errors import InputError, printable
 from raysweep.report.colours import COLOURS
 from raysweep.report.control_styles import TINTS
 from raysweep.space import Trial
@@ -37,8 +37,8 @@ def read_curves(directories: Sequence[Path]) -> Curves:
         more.
 
     Raises:
+        InputError: A `curves.csv` is damaged.
         OSError: A file cannot be read.
-        ValueError: A `curves.csv` is damaged.
     """
     curves: Curves = {}
     for number, directory in enumerate(directories):
@@ -49,15 +49,23 @@ def read_curves(directories: Sequence[Path]) -> Curves:
 
 
 def read_trial(directory: Path) -> dict[str, dict[int, float]]:
-    """Return the values of one trial by metric and step, from `curves.csv` or the event files; empty without both."""
+    """Return the values of one trial by metric and step, from `curves.csv` or the event files; empty without both.
+
+    Raises:
+        InputError: The `curves.csv` is damaged.
+    """
     metrics: dict[str, dict[int, float]] = {}
-    if lies(directory / "curves.csv"):
-        with open(directory / "curves.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row.pop("step"))
-                for metric, text in row.items():
-                    if text:
-                        metrics.setdefault(metric, {})[step] = float(text)
+    path = directory / "curves.csv"
+    if lies(path):
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    step = int(row.pop("step"))
+                    for metric, text in row.items():
+                        if text:
+                            metrics.setdefault(metric, {})[step] = float(text)
+        except (KeyError, TypeError, ValueError, csv.Error):
+            raise InputError(f"{path}: is damaged; remove it, and raysweep report writes it again") from None
     elif any(directory.glob("events.out.tfevents.*")):
         from raysweep.results.events import read_scalars  # TensorBoard and scikit-learn take a second to import
 
