@@ -152,7 +152,7 @@ def plot() -> dict[str, Any]:
         )
     )
     axes.toolbar.logo = None
-    return dict(json_item(axes, "plot"))
+    return dict(json_item(axes))
 
 
 def bokeh_script() -> str:
