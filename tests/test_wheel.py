@@ -24,7 +24,9 @@ def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
 
     for source, installed, files in (
         (ROOT / "raysweep", site / "raysweep", "*.py"),
-        (ROOT / "raysweep" / "report", site / "raysweep" / "report", "page.*"),
+        (ROOT / "raysweep", site / "raysweep", "page.html"),
+        (ROOT / "raysweep", site / "raysweep", "page.css"),
+        (ROOT / "raysweep", site / "raysweep", "page.js"),
         (ROOT / "search_spaces", site / "raysweep" / "search_spaces", "*.yaml"),
     ):
         expected = {path.relative_to(source) for path in source.rglob(files)}
