@@ -240,6 +240,7 @@ def add_report_arguments(parser: Parser) -> None:
         metavar="DIR",
         help="new directory for a comparison of several sweeps (default: NAME+NAME beside the first sweep)",
     )
+    parser.add_argument("--open", action="store_true", help="open the page report.html in the browser")
 
 
 def add_preview_arguments(parser: Parser) -> None:

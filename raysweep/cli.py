@@ -30,7 +30,17 @@ from raysweep.arguments import (
 from raysweep.config import SETTINGS, suggest
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
 from raysweep.preparation import check_picture, shipped_spaces
-from raysweep.printing import FINISHED, SOME_FAILED, say, show_outcome, show_report, show_warning, tell, tell_state
+from raysweep.printing import (
+    FINISHED,
+    SOME_FAILED,
+    open_page,
+    say,
+    show_outcome,
+    show_report,
+    show_warning,
+    tell,
+    tell_state,
+)
 from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep
 from raysweep.system.places import ensure_home, expanded, shown_path
@@ -136,10 +146,15 @@ def report_command(parsed: argparse.Namespace) -> int:
             raise InputError(
                 "-o is only for a comparison of several sweeps; the report of one sweep is written to its directory"
             )
-        return show_outcome(api.rebuild_report(parsed.sweeps[0]), make_console())
-    report, directory = api.compare(parsed.sweeps, parsed.output)
-    show_report(report, directory, make_console())
-    return tell_state(report, directory)
+        outcome = api.rebuild_report(parsed.sweeps[0])
+        status, directory = show_outcome(outcome, make_console()), outcome.store.root
+    else:
+        report, directory = api.compare(parsed.sweeps, parsed.output)
+        show_report(report, directory, make_console())
+        status = tell_state(report, directory)
+    if parsed.open:
+        open_page(directory)
+    return status
 
 
 def fetch_command(parsed: argparse.Namespace) -> int:

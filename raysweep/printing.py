@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from raysweep.errors import masked, printable
 from raysweep.results.store import shown_place
+from raysweep.system.files import lies
 from raysweep.system.places import shown_path
 from raysweep.system.terminal import duration, output_is_lost, redraws, resume_command
 
@@ -43,8 +44,9 @@ def show_outcome(outcome: api.Outcome, console: Console, started: float | None =
 
 
 def show_report(report: Report, directory: Path, console: Console, started: float | None = None) -> None:
-    """Print the conclusions, the table, the number of trials, and the paths of the figures and of `summary.md`."""
+    """Print the conclusions, the table, the number of trials, and the paths of the report's files."""
     from raysweep.report.final_table import summary_table
+    from raysweep.report.page import PAGE
 
     for line in [*report.in_words(scores=1), *(f"Note: {line}" for line in report.doubts())]:
         tell_words(console, line)
@@ -58,6 +60,19 @@ def show_report(report: Report, directory: Path, console: Console, started: floa
     for figure in sorted((directory / "figures").glob("*.png")):
         tell(console, f"figure      {shown_path(figure)}")
     tell(console, f"summary     {shown_path(directory / 'summary.md')}")
+    if lies(directory / PAGE):
+        tell(console, f"page        {shown_path(directory / PAGE)}")
+
+
+def open_page(directory: Path) -> None:
+    """Open the report's page in the browser. Without a browser, print the page's path on standard error."""
+    import webbrowser
+
+    from raysweep.report.page import PAGE
+
+    page = directory / PAGE
+    if lies(page) and not webbrowser.open(page.absolute().as_uri()):
+        say(f"there is no browser on this machine; the page is {shown_path(page)}")
 
 
 def tell_state(report: Report, directory: Path) -> int:

@@ -20,7 +20,7 @@ ORDER = [
     "overview", "arguments", "printing", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "system/places", "config", "space", "results/store", "results/credentials", "cli")
-HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow"}
+HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow", "bokeh"}
 PRIVATE = ("_private", ".impl", "_internal", ".execution")
 LONGEST_FILE = 400  # lines
 MOST_METHODS = 19

@@ -24,6 +24,9 @@ def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
 
     for source, installed, files in (
         (ROOT / "raysweep", site / "raysweep", "*.py"),
+        (ROOT / "raysweep", site / "raysweep", "page.html"),
+        (ROOT / "raysweep", site / "raysweep", "page.css"),
+        (ROOT / "raysweep", site / "raysweep", "page.js"),
         (ROOT / "search_spaces", site / "raysweep" / "search_spaces", "*.yaml"),
     ):
         expected = {path.relative_to(source) for path in source.rglob(files)}
@@ -48,3 +51,4 @@ def test_modules_and_search_spaces_travel_with_the_wheel(tmp_path):
     provenance = (empty / "runs" / "alpha" / "sweep.yaml").read_text()
     assert "commit: null" in provenance, "the command must run from the wheel"
     assert (empty / "runs" / "alpha" / "plugins" / "my_loss.py").is_file()
+    assert (empty / "runs" / "alpha" / "report.html").is_file()

@@ -58,12 +58,12 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
 
 
 def build_report(store: Store, sweep: Sweep) -> Report:
-    """Write `results.csv`, `summary.csv`, `differences.csv`, `summary.md` and `figures/` from the results so far.
+    """Write the tables, `summary.md`, `figures/` and `report.html` from the results so far.
 
     Raises:
         InputError: the results were not all evaluated alike; nothing is written.
     """
-    return with_figures(build_tables(store, sweep), store.root)
+    return with_page(with_figures(build_tables(store, sweep), store.root), store.root)
 
 
 def build_tables(store: Store, sweep: Sweep) -> Report:
@@ -109,7 +109,7 @@ def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Repor
     if directory is None:
         raise InputError(f"{tried}: exists; choose another directory")
     write_tables(report, directory)
-    return with_figures(report, directory), directory
+    return with_page(with_figures(report, directory), directory), directory
 
 
 def write_tables(report: Report, directory: Path) -> None:
@@ -125,6 +125,19 @@ def with_figures(report: Report, directory: Path) -> Report:
         set_aside(directory / "figures")
     (directory / "figures").mkdir(exist_ok=True)
     return replace(report, not_drawn=write_figures(report, directory / "figures"))
+
+
+def with_page(report: Report, directory: Path) -> Report:
+    """Write `report.html` into `directory`. Return the report, with a line more if the page could not be written."""
+    try:
+        from raysweep.report.page import write_page  # Bokeh takes 0.7 s to import
+
+        write_page(report, directory)
+    except Exception as fault:
+        return replace(
+            report, not_drawn=[*report.not_drawn, f"report.html could not be written: {describe_error(fault)}"]
+        )
+    return report
 
 
 def write_figures(report: Report, directory: Path) -> list[str]:

@@ -42,7 +42,7 @@ class Report:
     mode: str
     """Whether the greatest ("max") or the least ("min") value of the metric is best."""
     not_drawn: Sequence[str] = ()
-    """A line for each figure that could not be drawn."""
+    """A line for each figure that could not be drawn, and for the page if it could not be written."""
 
     @property
     def several(self) -> bool:

@@ -10,7 +10,7 @@ from raysweep.space import CONTROLS, RANDOM
 
 DASHES: dict[str, Any] = {"random": "--", "pixels": ":", "pca": "-.", "supervised": (0, (8, 2))}
 """The line style of each control."""
-TINTS = {"random": "0.4", "pixels": "#8c6d31", "pca": "#7b4173", "supervised": "#4f6b2a"}
+TINTS = {"random": "#666666", "pixels": "#8c6d31", "pca": "#7b4173", "supervised": "#4f6b2a"}
 """The colour of each control: muted, because controls are the background of the points."""
 DASH_LENGTHS = {"random": 4.0, "pixels": 1.5, "pca": 8.0, "supervised": 14.0}
 """The length of a dash in line widths, in the comparison of several sweeps. Dashes of different sweeps alternate."""

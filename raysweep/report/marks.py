@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysweep.report.colours import COLOURS as COLOURS
 from raysweep.report.drawing import label_powers_of_ten, wrapped
 from raysweep.report.heatmaps import axis_label, seeds
 from raysweep.report.points import LEAST_SEEDS, PERCENT, Point, estimate, rank_points
@@ -16,8 +17,6 @@ from raysweep.space import Sweep
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Distinct with any colour vision (Okabe and Ito 2008). Their yellow is left out, because it is too pale for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("D", "o", "s", "^", "v", "P", "X", "p", "<", ">")
 MOST_ENTRIES = 10
 """Most entries of a legend. A figure with more lines shows the best ones."""

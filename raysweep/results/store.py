@@ -65,8 +65,8 @@ TAKE_SECONDS = 10.0
 """Seconds during which a process tries to take a name in a bucket while other processes try the same."""
 PUSH_SECONDS = 60.0
 """Longest time in seconds between two uploads of a trial's events, if no checkpoint is uploaded in between."""
-STATE = ("attempt.json", "error.txt", "result.json")
-"""The files that show a trial's status."""
+STATE = ("attempt.json", "error.txt", "result.json", "curves.csv")
+"""The files of a trial that a resume or a report reads."""
 
 
 class Store:

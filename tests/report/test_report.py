@@ -513,7 +513,7 @@ def test_several_sweeps_are_set_side_by_side(tmp_path, capsys):
     assert main(["report", str(first.root), str(second.root)]) == 0
     directory = tmp_path / "alpha+strength"
     new = {str(path) for path in files(directory)}
-    assert new == {"summary.md", "summary.csv", "differences.csv", "figures/comparison.png"}
+    assert new == {"summary.md", "summary.csv", "differences.csv", "report.html", "figures/comparison.png"}
     assert {path: files(tmp_path)[path] for path in before} == before, "the sweeps themselves are unchanged"
 
     summary = rows(directory / "summary.csv")

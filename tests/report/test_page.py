@@ -1,0 +1,253 @@
+"""The page `report.html`: its content, its safety, and its behaviour in a real browser."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import webbrowser
+from base64 import b64encode
+from dataclasses import replace
+from hashlib import sha256
+from html.parser import HTMLParser
+
+import pytest
+
+from raysweep.report import page_curves
+from raysweep.report.building import build_comparison, build_tables, read_several, with_page
+from raysweep.report.page_curves import MOST_STEPS, compact, rounded, spread
+from raysweep.results.result import write_result
+from tests.report.test_report import SWEEP, fill
+from tests.support.commands import here
+
+EVIL = "</script><img src=x onerror=alert(1)>"
+TINY = ["--usl_type", "ae_parallel", "--image_size", "8", "--batch_size", "20", "--knn_k", "5"]
+CHROMIUM = (".google.com", ".googleapis.com", ".gstatic.com")
+"""The hosts that Chromium itself asks for updates, whatever page it shows."""
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(HTMLParser):
+    """What a browser would see in a page: its tags, the text of its scripts, and the text of its table rows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.titles, self.rows, self.words = [], [], [], {}, []
+        self.inside, self.table, self.hidden = [], "", False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        self.inside.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+        elif tag == "table":
+            self.table = values.get("id", "")
+        elif tag == "tr":
+            self.rows.setdefault(self.table, []).append([])
+            self.hidden = "hidden" in values
+            if self.hidden:
+                self.rows[self.table].pop()
+        elif tag in ("td", "th") and not self.hidden:
+            self.rows[self.table][-1].append("")
+        elif tag in ("h2", "h3"):
+            self.titles.append("")
+
+    def handle_endtag(self, tag):
+        while self.inside and self.inside.pop() != tag:
+            pass
+        self.hidden = self.hidden and tag != "tr"
+
+    def handle_data(self, text):
+        if self.inside[-1:] == ["script"]:
+            self.scripts[-1] += text
+            return
+        self.words.append(text)
+        if {"td", "th"} & set(self.inside) and not self.hidden:
+            self.rows[self.table][-1][-1] += text
+        if {"h2"} & set(self.inside) and "span" not in self.inside:
+            self.titles[-1] += text.strip()
+
+    def attributes(self, tag):
+        return [values for name, values in self.tags if name == tag]
+
+    @property
+    def data(self):
+        return json.loads(self.scripts[0])
+
+
+def read_page(root):
+    return Page((root / "report.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(few, tmp_path_factory):
+    """The results directory of a real sweep on a dataset whose name would be a script in a careless page."""
+    folder = tmp_path_factory.mktemp("page")
+    dataset = folder / EVIL
+    dataset.parent.mkdir()
+    dataset.symlink_to(few["dataset"].removeprefix("folder:"))
+    grid = [
+        "--set",
+        "alpha=[0.1, 1]",
+        "--set",
+        "seed=[0, 1]",
+        "--set",
+        "baseline=true",
+        "--usl_epochs",
+        "3",
+        "--le_epochs",
+        "2",
+    ]
+    watched = ["--probe_every", "1", "--images_every", "2", "--local", "--name", "evil"]
+    process = here("run_sweep.py", "--dataset", f"folder:{dataset}", *TINY, *grid, *watched, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    assert "\npage        runs/evil/report.html\n" in process.stdout
+    return folder / "runs" / "evil"
+
+
+def test_page_has_sentences_tables_figures_curves_pictures_and_settings(root):
+    page = read_page(root)
+    text = " ".join(" ".join(page.words).split())
+    for line in (root / "summary.md").read_text().split("##")[0].splitlines():
+        if line.startswith("- "):
+            assert line.removeprefix("- ") in text
+    order = ["Points", "Trials", "Figures", "Curves", "Pictures", "Settings"]
+    assert [title for title in page.titles if title in order] == order
+    with open(root / "results.csv") as file:
+        results = list(csv.DictReader(file))
+    header, *rows = page.rows["trials"]
+    column = header.index("linear/test_accuracy")
+    assert [row[0] for row in rows] == [result["trial"] for result in results]
+    expected = [float(result["linear/test_accuracy"]) for result in results]
+    assert [float(row[column]) for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert [row[0] for row in page.rows["points"]] == ["point", "random", "alpha=0.1", "alpha=1.0"]
+    pictures = [values["src"] for values in page.attributes("img")]
+    figures = [b64encode(path.read_bytes()).decode() for path in sorted((root / "figures").glob("*.png"))]
+    assert [uri.removeprefix("data:image/png;base64,") for uri in pictures[: len(figures)]] == figures
+    assert len(pictures) == len(figures) + 4, "epochs 2 and 3 of the first trial of two points"
+    record = (root / "sweep.yaml").read_text()
+    for name in ("commit", "started"):
+        assert re.search(rf"  {name}: '?([^\n']*)", record)[1].replace("null", "none") in text
+    assert "--dataset 'folder:" in text
+
+
+def test_curves_have_the_values_of_every_trial(root):
+    data = read_page(root).data
+    assert data["first"] == "pretrain/loss"
+    trained = [name for name in data["names"] if not name.startswith("random")]
+    assert len(trained) == len(data["metrics"]["pretrain/loss"]) == 4
+    for trial, steps, values in data["metrics"]["online/knn_val_accuracy"]:
+        with open(root / data["names"][trial] / "curves.csv") as file:
+            rows = {row["step"]: row["online/knn_val_accuracy"] for row in csv.DictReader(file)}
+        expected = {int(step): float(value) for step, value in rows.items() if value}
+        assert dict(zip(data["steps"][steps], values, strict=True)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_from_the_user_becomes_a_tag_and_only_our_scripts_may_run(root):
+    page = read_page(root)
+    assert EVIL in "".join(page.words), "the name is shown as text"
+    assert not [values for _, values in page.tags if any(name.startswith("on") for name in values)]
+    assert not [values for _, values in page.tags if "href" in values]
+    assert all(values["src"].startswith("data:image/") for _, values in page.tags if "src" in values)
+    (policy,) = (values["content"] for values in page.attributes("meta") if "http-equiv" in values)
+    _, *scripts = page.scripts
+    hashes = [f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts]
+    assert f"default-src 'none'; script-src {' '.join(hashes)}; " in policy
+    assert "connect-src" not in policy
+    assert "http" not in policy
+
+
+def test_errors_and_warnings_are_escaped_in_a_comparison_too(tmp_path):
+    stores = [fill(tmp_path / name, failed=("alpha=10.0,seed=2",)) for name in ("one", "two")]
+    for store in stores:
+        result = store.result("alpha=10.0,seed=2")
+        (store.trial(result.trial) / "result.json").unlink()
+        write_result(store.trial(result.trial), replace(result, error=EVIL, warnings=[EVIL]))
+    report, directory = build_comparison(read_several([(store, SWEEP) for store in stores]), [tmp_path / "both"])
+    page = read_page(directory)
+    assert not report.not_drawn
+    assert "".join(page.words).count(EVIL) >= 5, "in the table and among the failures of both, and as a warning"
+    assert all(values["src"].startswith("data:image/") for _, values in page.tags if "src" in values)
+    assert {row[0] for row in page.rows["trials"][1:]} == {member.label for member in report.members}
+
+
+def test_page_of_one_trial_without_curves_is_small(few, run_sweep, tmp_path):
+    process = run_sweep("--dataset", few["dataset"], *TINY, "--usl_epochs", "0", "--le_epochs", "1", "--local")
+    assert process.returncode == 0, process.stderr
+    root = tmp_path / "runs" / "ae_parallel"
+    page = read_page(root)
+    assert "No trial measured a metric at two epochs or more." in "".join(page.words)
+    assert len(page.rows["trials"]) == 2
+    assert (root / "report.html").stat().st_size < 100_000
+
+
+def test_a_page_that_cannot_be_written_costs_a_warning_and_no_table(tmp_path):
+    store = fill(tmp_path)
+    report = build_tables(store, SWEEP)
+    for damage in ("step,pretrain/loss\n1,x\n", "no table\n1\n", "step\n1,2\n"):
+        (store.trial("alpha=0.01,seed=0") / "curves.csv").write_text(damage)
+        (line,) = with_page(report, store.root).not_drawn
+        assert line.startswith("report.html could not be written: InputError: ")
+        assert line.endswith("alpha=0.01,seed=0/curves.csv: is damaged; remove it, and raysweep report writes it again")
+    files = {path.name for path in store.root.iterdir() if path.is_file()}
+    assert files == {"results.csv", "summary.csv", "differences.csv", "summary.md", "sweep.yaml"}
+
+
+def test_long_curves_are_thinned():
+    long = {step: math.sin(step) for step in range(1, 10_001)}
+    data = compact({"a": [(0, long), (1, {1: 0.123456789, 2: math.nan, 9: math.inf})]})
+    steps, (first, second) = data["steps"], data["metrics"]["a"]
+    assert len(first[2]) == MOST_STEPS
+    assert (steps[first[1]][0], steps[first[1]][-1]) == (1, 10_000)
+    assert dict(zip(steps[first[1]], first[2], strict=True)) == {s: rounded(long[s]) for s in steps[first[1]]}
+    assert second[2] == [0.12346, None, None]
+    assert [spread(range(10), most) for most in (1, 2, 4, 10)] == [[9], [0, 9], [0, 3, 6, 9], list(range(10))]
+
+
+def test_curves_together_are_limited_so_that_a_thousand_trials_stay_below_fifteen_megabytes(monkeypatch):
+    monkeypatch.setattr(page_curves, "MOST_VALUES", 10_000)
+    values = {step: math.sin(step) * 1e-3 for step in range(1, 401)}
+    data = compact({f"metric {number}": [(trial, values) for trial in range(100)] for number in range(12)})
+    count = sum(len(line[2]) for lines in data["metrics"].values() for line in lines)
+    assert 9_000 < count <= 10_000
+    assert len(json.dumps(data, separators=(",", ":"))) < 14 * count
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_report_opens_the_page(opens, root, monkeypatch):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or opens)
+    process = here("raysweep", "report", root, "--open", cwd=root.parent)
+    assert process.returncode == 0
+    assert opened == [(root / "report.html").as_uri()]
+    said = "" if opens else "there is no browser on this machine; the page is evil/report.html\n"
+    assert process.stderr == said
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_page_sorts_and_filters_in_a_browser_without_the_network(root, tmp_path):
+    address = (root / "report.html").as_uri() + "#filter=alpha=0.1&sort=-linear/test_accuracy&metric=pretrain/rec_loss"
+    quiet = ["--disable-background-networking", "--disable-component-update", "--no-first-run", "--disable-sync"]
+    process = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}",
+         f"--log-net-log={tmp_path / 'net.json'}", "--enable-logging=stderr", "--virtual-time-budget=20000",
+         "--dump-dom", address],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    page = Page(process.stdout)
+    header, *rows = page.rows["trials"]
+    scores = [float(row[header.index("linear/test_accuracy")]) for row in rows]
+    assert {row[0] for row in rows} == {"alpha=0.1,seed=0", "alpha=0.1,seed=1"}
+    assert scores == sorted(scores, reverse=True)
+    assert [row[0] for row in page.rows["points"]] == ["point", "alpha=0.1"]
+    text = "".join(page.words)
+    assert "2 of 4 shown" in text, "the plot has the curves of two trials"
+    assert 'class="bk-' in process.stdout, "Bokeh has drawn"
+    console = [line for line in process.stderr.splitlines() if "CONSOLE" in line and '"[bokeh ' not in line]
+    assert not console
+    requests = set(re.findall(r'"url":"(\w+)://([^/"]*)', (tmp_path / "net.json").read_text()))
+    hosts = {host for scheme, host in requests if scheme in ("http", "https", "ws", "wss")}
+    assert not [host for host in hosts if not host.endswith(CHROMIUM)]
