@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class Watch(tune.Callback):
         self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
         self.scheduler: ByEvaluation | None = None
         """The scheduler of the current run of Tune."""
+        self.ending: Callable[[], None] = lambda: None
+        """Called after a trial has ended and its result is in `ended`."""
         self.done: set[str] = set()
         """The names of the trials that have ended since the sweep was started or resumed."""
         self.earlier = earlier
@@ -217,6 +219,7 @@ class Watch(tune.Callback):
         self.done.add(result.trial)
         if self.ended is not None:
             self.ended[result.trial] = result
+            self.ending()
         self.view.end(result)
 
     def _digest(self, trial: Trial) -> str:
