@@ -19,7 +19,7 @@ from raysweep.backends.ray.capacity import CapacityMonitor
 from raysweep.backends.ray.cluster import own_session
 from raysweep.backends.ray.health import StartWatch, explain_late_workers
 from raysweep.backends.ray.schedulers import ByEvaluation
-from raysweep.backends.ray.trainable import LOW_ON_MEMORY, WorkerFailure, died
+from raysweep.backends.ray.trainable import LOW_ON_MEMORY, STATUS, WorkerFailure, died
 from raysweep.backends.stopping import Stopping
 from raysweep.config import METRICS
 from raysweep.data.selection import Datasets, data_of
@@ -28,6 +28,7 @@ from raysweep.results.result import Result, attempts, describe_error, make_resul
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import forget_checkpoints, record_failure, recording
 from raysweep.space import Trial
+from raysweep.trial_progress import Status
 
 
 class Stop(tune.Stopper):
@@ -118,7 +119,7 @@ class Watch(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """The trial has reported."""
-        self.view.progress(self._trial_of(trial), result["share"])
+        self.view.progress(self._trial_of(trial), Status(result["share"], *result.get(STATUS, ())))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker of the trial died; the trial resumes."""
