@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -268,6 +269,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": versions,
         "commit": commit.stdout.strip() if commit is not None and commit.returncode == 0 else None,
+        "id": uuid.uuid4().hex,  # tells the sweep from others, even if its directory is renamed
         "command": shlex.join(sys.argv),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

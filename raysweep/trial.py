@@ -296,7 +296,8 @@ class TrialRun:
                     self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
                     if self.collapsed >= collapse.evaluations:
                         yield End("stopped", collapse.words(self.metrics, state.epoch))
-                yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics, self.seconds())
+                phase = (self.evaluation.first_phase, (0, 0)) if last else ("pretraining", (state.epoch, total - 1))
+                yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics, self.seconds(), *phase)
         yield from self._evaluate()
 
     def _evaluate(self) -> Iterator[Progress]:
@@ -311,7 +312,7 @@ class TrialRun:
             write_confusion(self.events, self.evaluation, scores.step)
             if scores.may_pause:
                 share = (before + scores.progress) / (before + 1)
-                yield Progress(share, trained, False, self.metrics, self.seconds())
+                yield Progress(share, trained, False, self.metrics, self.seconds(), scores.phase, scores.phase_epochs)
             else:
                 project(self.directory, self.settings, self.evaluation)
         if not self.is_evaluation:

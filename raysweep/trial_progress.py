@@ -6,6 +6,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+ONLINE = "online/knn_val_accuracy"
+LOSS = "pretrain/loss"
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a running trial, for a display. All values are numbers and text on the host."""
+
+    share: float
+    """The fraction of the whole trial that is done, in [0, 1]."""
+    phase: str = ""
+    """What the trial does, such as `pretraining` or `linear probe`; empty if unknown."""
+    epoch: int = 0
+    """Number of finished epochs of the phase."""
+    epochs: int = 0
+    """Number of epochs of the phase; 0 if the phase has no epochs."""
+    loss: float | None = None
+    """The newest loss of pretraining."""
+    online: float | None = None
+    """The newest kNN accuracy during pretraining, in [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -21,6 +42,15 @@ class Progress:
     """The newest value of each metric."""
     seconds: float
     """The time spent on the trial, over all attempts."""
+    phase: str
+    """What the trial does next, such as `pretraining` or `linear probe`."""
+    phase_epochs: tuple[int, int]
+    """Number of finished epochs of this phase, and of all its epochs; (0, 0) if the phase has no epochs."""
+
+    def status(self) -> Status:
+        """Return what a display shows."""
+        loss, online = self.metrics.get(LOSS), self.metrics.get(ONLINE)
+        return Status(self.share, self.phase, *self.phase_epochs, loss, online)
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,20 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+def test_a_report_says_in_which_phase_the_trial_is(tmp_path):
+    trial, states = trial_of(usl_epochs=2, le_epochs=3, probe_every=1), []
+    result = run(tmp_path, trial, report=lambda at: states.append(at.status()))
+    assert [(state.phase, state.epoch, state.epochs) for state in states[:2]] == [
+        ("pretraining", 1, 2),
+        ("kmeans, knn", 0, 0),
+    ]
+    assert [(state.phase, state.epoch, state.epochs) for state in states[2:5]] == [
+        ("linear probe", epoch, 3) for epoch in (1, 2, 3)
+    ]
+    assert states[1].loss == result.metrics["pretrain/loss"] != states[0].loss
+    assert states[1].online == result.metrics["online/knn_val_accuracy"]
+
+
 def test_a_trial_whose_embedding_collapses_is_stopped_and_says_so(tmp_path):
     trial, rule = trial_on_half(usl_epochs=6), Collapse(evaluations=3, rankme=1e9, std=0.0)
     reported = []

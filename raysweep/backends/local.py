@@ -39,7 +39,7 @@ def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
         with at_work(store, trial.name) as push:
 
             def report(moment: Progress) -> None:
-                progress.progress(trial, moment.share)
+                progress.progress(trial, moment.status())
                 push(every=PUSH_SECONDS)
 
             result = run_trial(

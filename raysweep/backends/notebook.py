@@ -16,6 +16,7 @@ from raysweep.backends.tally import Tally
 from raysweep.errors import printable
 from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
+from raysweep.trial_progress import Status
 
 EVERY_SECONDS = 0.5
 """Least number of seconds between two updates, because each is a message to the browser."""
@@ -101,9 +102,9 @@ class NotebookTrials:
         self.tally.begin(trial)
         self._update()
 
-    def progress(self, trial: Trial, share: float) -> None:
-        """The fraction `share` of the trial is done, in [0, 1]."""
-        self.tally.running[trial.name] = share
+    def progress(self, trial: Trial, status: Status) -> None:
+        """The trial has reported its state."""
+        self.tally.progress(trial, status)
         self._update()
 
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:
@@ -133,7 +134,15 @@ class NotebookTrials:
             return
         self.shown = time.monotonic()
         running = list(self.tally.running.items())
-        lines = [self.tally.words(), *(f"  {share:4.0%}  {name}" for name, share in running[:SHOWN])]
+        lines = [self.tally.words(), *(row(name, status) for name, status in running[:SHOWN])]
         if len(running) > SHOWN:
             lines.append(f"  and {len(running) - SHOWN} more")
         self.show([*lines, *self.notes])
+
+
+def row(name: str, status: Status) -> str:
+    """Return the line of a running trial."""
+    epoch = f" {status.epoch}/{status.epochs}" if status.epochs else ""
+    loss = "" if status.loss is None else f", loss {status.loss:.4g}"
+    online = "" if status.online is None else f", kNN {status.online:.4f}"
+    return f"  {status.share:4.0%}  {name}  {status.phase}{epoch}{loss}{online}"

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
+from raysweep.trial_progress import Status
 
 
 class TrialProgress(Protocol):
@@ -20,8 +21,8 @@ class TrialProgress(Protocol):
     def begin(self, trial: Trial) -> None:
         """A worker has started the trial."""
 
-    def progress(self, trial: Trial, share: float) -> None:
-        """The fraction `share` of the trial is done, in [0, 1]."""
+    def progress(self, trial: Trial, status: Status) -> None:
+        """The trial has reported its state."""
 
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:
         """An attempt of the trial broke off, and the trial resumes."""
@@ -66,7 +67,7 @@ class SilentTrials:
     def begin(self, trial: Trial) -> None:
         """Show nothing."""
 
-    def progress(self, trial: Trial, share: float) -> None:
+    def progress(self, trial: Trial, status: Status) -> None:
         """Show nothing."""
 
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:

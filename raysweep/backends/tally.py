@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from statistics import fmean
 
 from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
+from raysweep.space.controls import RANDOM
 from raysweep.system.terminal import duration
+from raysweep.trial_progress import Status
 
 
 class Tally:
@@ -28,12 +31,21 @@ class Tally:
         # Stored, because adding it up at the end of every trial took 5 ms each time for 10,000 trials.
         self.whole = sum(self.weights.values())
         self.kept = self.done = sum(self.weights[name] for name in self.shares)
-        self.running: dict[str, float] = {}
+        self.running: dict[str, Status] = {}
+        self.reached: dict[str, float] = {}
+        """The fraction done of each trial that has left its worker without an end."""
+        self.reports: dict[str, tuple[Moment, Moment]] = {}
+        """The first and the newest report of each running trial."""
+        self.spent = self.worked = 0.0
+        """The seconds that the ended trials of this run took, and their total weight."""
+        self.most_running = 1
         self.failed = self.stopped = 0
         self.planned = Counter(trial.point for trial in sweep.trials)
         self.values: dict[str, list[float]] = defaultdict(list)
         self.means: dict[str, float] = {}  # stored, because `best` needs them at the end of every trial
         self.protocols: set[str] = set()
+        self.random: dict[str, list[float]] = defaultdict(list)
+        """The scores of the random encoder, by the fingerprint of the evaluation."""
         for result in kept:
             self._count(result)
         self.started = time.monotonic()
@@ -44,19 +56,34 @@ class Tally:
             self.weights[trial.name] = weight(trial)
             self.whole += self.weights[trial.name]
             self.planned[trial.point] = len(self.sweep.seeds)  # a searcher proposes a point with every seed
-        self.running[trial.name] = self.shares.get(trial.name, 0.0)
+        self.running[trial.name] = Status(self.reached.get(trial.name, 0.0), "starting")
+        self.most_running = max(self.most_running, len(self.running))
+
+    def progress(self, trial: Trial, status: Status) -> None:
+        """The trial has reported its state."""
+        now = Moment(time.monotonic(), status.share)
+        self.running[trial.name] = status
+        self.reports[trial.name] = (self.reports.get(trial.name, (now, now))[0], now)
 
     def leave(self, trial: Trial) -> None:
         """The trial has left its worker, to be resumed another time."""
-        self.running.pop(trial.name, None)
+        status = self.running.pop(trial.name, None)
+        self.reports.pop(trial.name, None)
+        if status is not None:
+            self.reached[trial.name] = status.share
 
     def end(self, result: Result) -> None:
         """The trial has ended."""
-        share = self.running.pop(result.trial, 1.0)
+        status = self.running.pop(result.trial, None)
+        self.reports.pop(result.trial, None)
+        share = 1.0 if status is None else status.share
         if result.status == "stopped":  # the rest of the trial does not count as work done
             self.whole -= self.weights[result.trial] * (1 - share)
             self.weights[result.trial] *= share
         self.done += self.weights[result.trial]
+        if result.status != "failed":
+            self.spent += result.wall_s
+            self.worked += self.weights[result.trial]
         self.shares[result.trial] = 1.0
         self._count(result)
 
@@ -78,15 +105,22 @@ class Tally:
             if len(self.values[result.point]) == self.planned[result.point]:
                 self.means[result.point] = fmean(self.values[result.point])
             self.protocols.add(result.fingerprint)
+        if metric in result.metrics and result.point == RANDOM and result.status == "finished":
+            self.random[result.fingerprint].append(result.metrics[metric])
 
-    def best(self) -> str | None:
-        """Return the best point so far whose planned seeds have all finished; None if no two can be compared."""
+    def best(self) -> tuple[str, str] | None:
+        """Return the best point so far whose planned seeds have all finished, and its score, in words.
+
+        The score of the random encoder follows if it is known. None means that no two points can be compared.
+        """
         if not self.means or len(self.protocols) > 1 or self.total == 1:
             return None
         choose = max if self.sweep.mode == "max" else min
         point = choose(self.means, key=self.means.__getitem__)
         count = len(self.values[point])
-        return f"{point}  {self.metric} {self.means[point]:.4f} ({count} seed{'s' if count > 1 else ''})"
+        score = f"{self.metric} {self.means[point]:.4f} ({count} seed{'s' if count > 1 else ''})"
+        random = [value for protocol in self.protocols for value in self.random[protocol]]
+        return point, score + (f", random encoder {fmean(random):.4f}" if random else "")
 
     @property
     def total(self) -> int:
@@ -99,25 +133,66 @@ class Tally:
 
     def under_way(self) -> float:
         """Return the weight of the finished parts of the running trials."""
-        return sum(self.weights[name] * share for name, share in self.running.items())
+        return sum(self.weights[name] * status.share for name, status in list(self.running.items()))
 
     def left(self) -> str:
         """Return how many trials run and wait, and the time left, in words."""
         waiting = self.total - len(self.shares) - len(self.running)
-        return f"{len(self.running)} running, {waiting} waiting, ETA {self._eta()}"
+        seconds = self.seconds_left()
+        return f"{len(self.running)} running, {waiting} waiting" + (f", about {rough(seconds)} left" if seconds else "")
 
-    def _eta(self) -> str:
-        """Return the time left if the other trials run as fast as those of this run, weighted by their epochs."""
-        done = self.done - self.kept + self.under_way()
-        total = self.rest() + self.whole - self.kept
-        if done < 0.02 * total:  # most of the time so far was the start
-            return "unknown"
-        return duration((time.monotonic() - self.started) * (total - done) / done)
+    def seconds_left(self) -> float | None:
+        """Return an estimate of the time left in seconds; None before a trial has ended or reported twice.
+
+        The estimate is the time per weight of the trials of this run so far, for as many trials at a time as before.
+        """
+        spent, worked = self.spent, self.worked
+        for name, (first, last) in list(self.reports.items()):
+            spent += last.time - first.time
+            worked += self.weights[name] * (last.share - first.share)
+        if not worked:
+            return None
+        work = self.rest() + self.whole - self.done - self.under_way()
+        at_a_time = max(1, min(self.most_running, self.total - len(self.shares)))
+        return max(0.0, work * spent / worked / at_a_time)
+
+    def state(self) -> str:
+        """Return how many trials run and wait, the time left, and the best point so far, in words."""
+        best = self.best()
+        return self.left() + (f"; best so far: {'  '.join(best)}" if best else "")
 
     def words(self) -> str:
         """Return the state of the sweep in one line."""
-        best = self.best()
-        return f"[{len(self.shares)}/{self.total}] {self.left()}" + (f"; best so far: {best}" if best else "")
+        return f"[{len(self.shares)}/{self.total}] {self.state()}"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The moment of a report."""
+
+    time: float
+    """The monotonic time of the report."""
+    share: float
+    """The fraction of the trial that was done then."""
+
+
+def rough(seconds: float) -> str:
+    """Return an estimated time in words, without a precision that it does not have."""
+    if seconds < 90:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else duration(60 * round(seconds / 60))
+
+
+def shortened(text: str, width: int) -> str:
+    """Return the text in at most `width` characters. The middle of a longer text becomes `…`.
+
+    Example:
+        `shortened("alpha=0.1,strength=0.5,seed=3", 17)` gives `alpha=0.…5,seed=3`.
+    """
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def weight(trial: Trial) -> float:

@@ -49,6 +49,10 @@ class Scores:
     """The fraction of the evaluation that is done, in [0, 1]."""
     may_pause: bool
     """Whether the evaluation may be saved here."""
+    phase: str
+    """What the evaluation does, such as `linear probe`."""
+    phase_epochs: tuple[int, int] = (0, 0)
+    """Number of finished epochs of the probe, and of all its epochs; (0, 0) if these are unknown."""
 
 
 class Evaluation:
@@ -85,6 +89,11 @@ class Evaluation:
         self._at_work: tuple[str, TrainedProbe] | None = None
         self._saved: dict[str, Any] | None = None
         """The state of the probe that resumes, until that probe is built."""
+
+    @property
+    def first_phase(self) -> str:
+        """The names of the probes without training, which come first."""
+        return ", ".join(name for name, part in parts.probe.items() if not part.traits["trains"])
 
     def labels(self, split: str) -> Tensor:
         """Return the labels (N,) of a split: `fit`, `val` or `test`."""
@@ -150,7 +159,7 @@ class Evaluation:
         """
         if not self._is_scored:
             self.extract()
-            yield Scores(self._untrained_scores(), trained_epochs, 0.0, may_pause=False)
+            yield Scores(self._untrained_scores(), trained_epochs, 0.0, may_pause=False, phase=self.first_phase)
             self._is_scored = True
         names = [name for name, part in parts.probe.items() if part.traits["trains"]]
         for number, name in enumerate(names):
@@ -164,7 +173,9 @@ class Evaluation:
             self._at_work = (name, probe)
             for metrics in probe.run():
                 progress = (number + probe.progress) / len(names)
-                yield Scores(metrics, probe.step, progress, may_pause=True)
+                epochs = getattr(probe, "epochs", 0)  # a plugin's probe need not have it
+                done = (probe.step, epochs) if epochs else (0, 0)
+                yield Scores(metrics, probe.step, progress, may_pause=True, phase=f"{name} probe", phase_epochs=done)
             self._at_work = None
             self._done.append(name)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TrainedProbe(Protocol):
-    """A probe in training."""
+    """A probe in training. If it has an attribute `epochs`, the display of the progress shows this number of epochs."""
 
     progress: float
     """The fraction of its training that is done, in [0, 1]."""

@@ -35,6 +35,7 @@ from raysweep.space.expansion import expand
 from raysweep.space.hints import suggest_setting
 from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.reading import mapping
+from raysweep.space.storage import database_url
 
 EXAMPLES = 100
 """Number of points drawn to check a search space whose points a searcher will propose."""
@@ -95,6 +96,8 @@ def build(
     )
     if tune.searcher != "none":
         check_searcher(tune, search, where)
+    elif tune.storage is not None:
+        raise InputError(f"{where}: tune.storage: keeps the study of a searcher; it needs tune.searcher: optuna")
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
     examples = tuple(expand(resolved, search, samples, controls, where, strict=not recorded))
     if not recorded:
@@ -115,11 +118,13 @@ def build(
     return sweep
 
 
-def drop_scheduler_settings(tune: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Drop the settings of the file's scheduler from `tune` if the command line chooses another scheduler.
+def drop_replaced_settings(tune: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Drop from `tune` the settings of the file's scheduler or searcher if the command line chooses another one.
 
     A setting that the command line gives stays.
     """
+    if overrides.get("tune.searcher") == "none" and "tune.storage" not in overrides:
+        tune.pop("storage", None)
     if "tune.scheduler" in overrides:
         for name, schedulers in SCHEDULER_SETTINGS.items():
             if tune["scheduler"] not in schedulers and f"tune.{name}" not in overrides:
@@ -167,7 +172,7 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
             for space in spaces:
                 space.pop(key, None)
 
-    drop_scheduler_settings(sections["tune"], overrides)
+    drop_replaced_settings(sections["tune"], overrides)
     controls = read_controls(baseline, where) if has_baseline else None
     unknown = next((key for key in base if key not in SETTINGS), None)
     if unknown is not None:
@@ -176,6 +181,8 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
         if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
             raise InputError(f"{where}: base.{key}: expected one value; to sweep it, write it under search")
     tune = check_model(Tune, sections["tune"], f"{where}: tune")
+    if tune.storage is not None:
+        tune = tune.model_copy(update={"storage": database_url(tune.storage, f"{where}: tune.storage")})
     resources = check_model(Resources, sections["resources"], f"{where}: resources")
     return Content(name, base, spaces, controls, tune, resources)
 

@@ -61,6 +61,13 @@ class Tune(BaseModel):
             "which learns from the mean over seeds of earlier points (`pip install -e '.[optuna]'`)."
         ),
     ] = "none"
+    storage: Annotated[
+        str | None,
+        About(
+            "`optuna`: database in which the Optuna study of the sweep is kept for optuna-dashboard, such as "
+            "`sqlite:///studies.db`. The study has the name of the sweep's directory. None keeps no study."
+        ),
+    ] = None
     num_samples: Annotated[
         int,
         Field(ge=1),

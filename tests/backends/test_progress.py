@@ -1,6 +1,7 @@
 """A sweep's progress in the live view."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from rich.console import Console
 
 from raysweep import space
 from raysweep.backends.display import ProgressDisplay
+from raysweep.backends.live_table import LiveTable
+from raysweep.backends.tally import Tally
 from raysweep.results.result import make_result
+from raysweep.trial_progress import Status
 
 SWEEP = space.build(
     {"name": "a", "base": {"usl_epochs": 4}, "search": {"seed": [0, 1, 2, 3, 4]}, "baseline": True}, {}, "test"
@@ -29,9 +33,9 @@ def test_progress_is_the_sum_over_the_trials_weights():
     with ProgressDisplay(SWEEP, [result(kept)], Console(file=output, width=200)) as view:
         for trial in (stopped, finished, running):
             view.begin(trial)
-        view.progress(stopped, 0.2)
+        view.progress(stopped, Status(0.2))
         view.end(result(stopped, "stopped"))
-        view.progress(running, 0.5)
+        view.progress(running, Status(0.5))
         view.end(result(finished))
         tally = view.tally
         assert tally.done == pytest.approx(sum(tally.weights[name] for name in tally.shares))
@@ -59,3 +63,87 @@ def test_a_trial_that_a_searcher_proposes_adds_its_weight():
             view.begin(trial)
         assert view.tally.whole == 5.0
         assert view.tally.whole + view.tally.rest() == 10.0
+
+
+LONG = "alpha=0.001,strength=0.123456789,temperature=0.1,usl_lr=0.001,seed="
+
+
+def lines_of(renderable, width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (40, []),
+        (60, ["phase", "epoch"]),
+        (80, ["phase", "epoch", "loss", "kNN", "left"]),
+        (120, ["phase", "epoch", "loss", "kNN", "elapsed", "left"]),
+        (160, ["phase", "epoch", "loss", "kNN", "elapsed", "left"]),
+    ],
+)
+def test_a_row_fits_the_terminal_and_keeps_both_ends_of_the_name(width, titles):
+    table = LiveTable()
+    for seed in (3, 4):
+        table.begin(f"{LONG}{seed}", Status(0.0, "starting"))
+    table.update(f"{LONG}3", Status(0.5, "pretraining", 100, 200, 0.69314718, 0.4321))
+    title, first, second = lines_of(table.render(width), width)
+    assert title.split() == ["trial", *titles]
+    assert max(map(len, (title, first, second))) <= width
+    assert [row.split()[0][:6] for row in (first, second)] == ["alpha="] * 2
+    assert first.split()[0].endswith("seed=3")
+    assert second.split()[0].endswith("seed=4")
+    shown = {"phase": "pretraining", "epoch": "100/200", "loss": "0.6931", "kNN": "0.4321"}
+    assert all((value in first) == (name in titles) for name, value in shown.items())
+
+
+def test_many_running_trials_are_counted_and_ended_ones_leave():
+    table = LiveTable()
+    for seed in range(10):
+        table.begin(f"seed={seed}", Status(0.0))
+    table.leave("seed=0")
+    rows = lines_of(table.render(80), 80)
+    assert [row.split()[0] for row in rows[1:-1]] == [f"seed={seed}" for seed in range(1, 9)]
+    assert rows[-1].strip() == "and 1 more"
+
+
+def test_the_time_left_follows_from_the_seconds_and_weights_of_ended_trials():
+    tally = Tally(SWEEP, [])
+    assert tally.seconds_left() is None
+    random, *_ = (trial for trial in SWEEP.trials if trial.baseline)
+    first, second, *_ = (trial for trial in SWEEP.trials if not trial.baseline)
+    for trial, seconds in ((random, 2.0), (first, 10.0)):
+        tally.begin(trial)
+        tally.end(replace(result(trial), wall_s=seconds))
+    # Ended trials weigh 1 + 5 and took 12 s. The others weigh 4 baselines and 4 trials: 4 + 4 · 5.
+    assert tally.seconds_left() == pytest.approx(24 * 12 / 6)
+    tally.begin(second)
+    tally.begin(random)  # from now on two trials run at a time
+    tally.progress(second, Status(0.0))
+    assert tally.seconds_left() == pytest.approx(24 * 12 / 6 / 2)
+
+
+def test_the_best_point_stands_beside_the_random_encoder():
+    sweep = space.build({"base": {"usl_epochs": 4}, "search": {"alpha": [0.1, 1]}, "baseline": True}, {}, "test")
+    tally = Tally(sweep, [])
+    for trial in sweep.trials:
+        metrics = {"linear/val_accuracy": 0.25 if trial.baseline else 0.5 + trial.settings.alpha / 4}
+        tally.begin(trial)
+        tally.end(replace(result(trial), metrics=metrics))
+    assert tally.best() == ("alpha=1.0", "linear/val_accuracy 0.7500 (1 seed), random encoder 0.2500")
+
+
+def test_plain_output_has_one_line_for_each_ended_trial():
+    output = io.StringIO()
+    with ProgressDisplay(SWEEP, [], Console(file=output, width=100)) as view:
+        for trial in SWEEP.trials:
+            view.begin(trial)
+            for epoch in range(4):
+                view.progress(trial, Status(epoch / 5, "pretraining", epoch, 4, 1.0, 0.5))
+            view.end(result(trial))
+    lines = output.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [f"[{number}/10]", trial.name] for number, trial in enumerate(SWEEP.trials, 1)
+    ]

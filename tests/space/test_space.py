@@ -745,6 +745,9 @@ OPTUNA = {"searcher": "optuna", "num_samples": 4}
         ({"search": {"knn_k": [5, 20]}, "tune": {"scheduler": "asha"}}, ["search.knn_k", "not comparable"]),
         ({"tune": {"max_concurrent": 0}}, ["max_concurrent", "0"]),
         ({"search": DRAWN, "tune": {"searcher": "optuna"}}, ["searcher: optuna", "num_samples"]),
+        ({"tune": {"storage": "sqlite:///a.db"}}, ["tune.storage", "it needs tune.searcher: optuna"]),
+        ({"search": DRAWN, "tune": {**OPTUNA, "storage": "a.db"}}, ["tune.storage", "sqlite:///FILE.db", "'a.db'"]),
+        ({"search": DRAWN, "tune": {**OPTUNA, "storage": "sqlite://"}}, ["tune.storage", "must name a file"]),
         ({"search": {"alpha": [0.1, 1]}, "tune": OPTUNA}, ["search.alpha", "{choice: [0.1, 1.0]}"]),
         (
             {"search": {"alpha": {"choice": [0.1, 1]}}, "tune": OPTUNA},

@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from raysweep.backends.ray.capacity import CapacityMonitor
 from raysweep.backends.ray.cluster import own_session
 from raysweep.backends.ray.health import StartWatch, explain_late_workers
 from raysweep.backends.ray.schedulers import ByEvaluation
-from raysweep.backends.ray.trainable import LOW_ON_MEMORY, WorkerFailure, died
+from raysweep.backends.ray.trainable import LOW_ON_MEMORY, STATUS, WorkerFailure, died
 from raysweep.backends.stopping import Stopping
 from raysweep.config import METRICS
 from raysweep.data.selection import Datasets, data_of
@@ -28,6 +28,7 @@ from raysweep.results.result import Result, attempts, describe_error, make_resul
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import forget_checkpoints, record_failure, recording
 from raysweep.space import Trial
+from raysweep.trial_progress import Status
 
 
 class Stop(tune.Stopper):
@@ -97,6 +98,8 @@ class Watch(tune.Callback):
         self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
         self.scheduler: ByEvaluation | None = None
         """The scheduler of the current run of Tune."""
+        self.ending: Callable[[], None] = lambda: None
+        """Called after a trial has ended and its result is in `ended`."""
         self.done: set[str] = set()
         """The names of the trials that have ended since the sweep was started or resumed."""
         self.earlier = earlier
@@ -116,7 +119,7 @@ class Watch(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """The trial has reported."""
-        self.view.progress(self._trial_of(trial), result["share"])
+        self.view.progress(self._trial_of(trial), Status(result["share"], *result.get(STATUS, ())))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker of the trial died; the trial resumes."""
@@ -217,6 +220,7 @@ class Watch(tune.Callback):
         self.done.add(result.trial)
         if self.ended is not None:
             self.ended[result.trial] = result
+            self.ending()
         self.view.end(result)
 
     def _digest(self, trial: Trial) -> str:

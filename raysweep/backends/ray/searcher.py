@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from raysweep.backends.ray.study import StudyWriter
 from raysweep.backends.stopping import Stopping
 from raysweep.results.result import Result, describe_error
 from raysweep.results.store import Store
@@ -36,10 +37,18 @@ class Queue:
         pending: The trials of these points that must still run.
         results: The trials' results by name; the mapping grows while the sweep runs.
         store: The store that records the proposals.
+        study: The writer of the study in a database (`tune.storage`); None if there is none.
     """
 
-    def __init__(self, sweep: Sweep, pending: Iterable[Trial], results: Mapping[str, Result], store: Store) -> None:
-        self.sweep, self.results, self.store = sweep, results, store
+    def __init__(
+        self,
+        sweep: Sweep,
+        pending: Iterable[Trial],
+        results: Mapping[str, Result],
+        store: Store,
+        study: StudyWriter | None = None,
+    ) -> None:
+        self.sweep, self.results, self.store, self.study = sweep, results, store, study
         self.waiting = deque(pending)
         self.points = read_proposals(store.root)
 
@@ -52,7 +61,13 @@ class Queue:
             self.waiting.extend(trial for trial in grown.trials if trial not in existing)
             self.points.append(point)
             self.sweep = grown
+            self.write_study()
         return self.waiting.popleft() if self.waiting else None
+
+    def write_study(self) -> None:
+        """Write the present state of all points into the study, if there is one."""
+        if self.study is not None:
+            self.study.write(zip(self.sweep.proposed, self._known(), strict=True))
 
     def _new_point(self) -> tuple[Proposal, Sweep]:
         """Return a new point, and the sweep extended by it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle, tune
@@ -26,6 +26,11 @@ if TYPE_CHECKING:  # it imports torch, which the driver does not need
     from raysweep.training.distributed import DistributedContext
 
 keep_memory()  # in a worker, this module is imported before the thread of the first trial starts
+STATUS = "status"
+"""The key of a report under which the display finds the fields of a `Status` after `share`, as one tuple.
+
+Tune keeps 2 KB for each number of each trial, but nothing for a tuple.
+"""
 LOW_ON_MEMORY = "low on memory"
 """Words in the text of Ray's OutOfMemoryError."""
 REPORT_SECONDS = 1.0
@@ -107,13 +112,18 @@ def attempt(
 
     pace = Pace(tell)
 
+    phase = ""
+
     def report(moment: Progress) -> None:
+        nonlocal phase
+        is_new_phase, phase = moment.phase != phase, moment.phase
+        status = {"share": moment.share, STATUS: astuple(moment.status())[1:]}
         if options.compared and moment.evaluated:
             push()  # the report may be the last thing that this process does for the trial
-            pace.tell({"share": moment.share, "seconds": moment.seconds, EPOCH: moment.epoch, **moment.metrics})
-        elif pace.due():
+            pace.tell({**status, "seconds": moment.seconds, EPOCH: moment.epoch, **moment.metrics})
+        elif pace.due() or is_new_phase:  # the next report may come long after the start of a phase
             push(every=PUSH_SECONDS)
-            pace.tell({"share": moment.share})  # Tune would keep 2 KB for each metric of each trial
+            pace.tell(status)
 
     # Another process may have taken the trial over; then that process says how the trial ends.
     with suppress(Replaced), at_work(results, trial.name) as push:

@@ -49,8 +49,12 @@ def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
         The plan in words.
 
     Raises:
-        InputError: The cluster cannot be reached, or lacks something.
+        InputError: The cluster cannot be reached or lacks something, or the study of the searcher cannot be kept.
     """
+    if sweep.tune.storage is not None:
+        from raysweep.backends.ray.study import check_study  # Optuna need not be installed
+
+        check_study(sweep, store)
     plan = connect(address, sweep.resources, sweep.tune.max_concurrent)
     if store.bucket is None:
         check_shared(existing_ancestor(store.root))
@@ -99,6 +103,11 @@ def run(sweep_run: SweepRun) -> Sweep:
     else:
         trainable = shared(trial_function, parameters, sweep)
     broken: Counter[str] = Counter()
+    study = None
+    if sweep.tune.storage is not None:
+        from raysweep.backends.ray.study import StudyWriter  # Optuna need not be installed
+
+        study = StudyWriter(sweep, results)
     while True:
         scheduler = make_scheduler(sweep)
         if scheduler is not None:
@@ -108,7 +117,10 @@ def run(sweep_run: SweepRun) -> Sweep:
         if ended is not None:
             from raysweep.backends.ray.searcher import Proposer, Queue  # Optuna need not be installed
 
-            proposer = Proposer(Queue(sweep, pending, ended, results), stopping)
+            queue = Queue(sweep, pending, ended, results, study)
+            queue.write_study()
+            seen.ending = queue.write_study
+            proposer = Proposer(queue, stopping)
         try:
             with HeadWatch(stopping, lambda: not seen.running, own_session() is not None):
                 run_parts(trainable, sweep, pending, scheduler, proposer, stop, callbacks)

@@ -86,7 +86,7 @@ def test_what_is_shown_is_progress_and_results_and_no_chatter(alpha):
     lines = process.stdout.splitlines()
     assert "6 trials, " in lines[0]
     last = next(line for line in lines if line.startswith("[6/6] "))
-    assert "0 running, 0 waiting, ETA 0 s; best so far: alpha=" in last
+    assert "(0 running, 0 waiting; best so far: alpha=" in last
     assert "TensorBoard tensorboard --logdir runs/alpha" in lines
     assert not [line for line in lines if "(pid=" in line or "WARNING" in line or "INFO" in line]
 

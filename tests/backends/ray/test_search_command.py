@@ -3,7 +3,9 @@
 import csv
 import json
 import shutil
+from statistics import mean
 
+import optuna
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
@@ -20,7 +22,8 @@ search:
   alpha: {loguniform: [1e-3, 10]}
   seed: {grid: [0, 1]}
 baseline: true
-tune: {scheduler: asha, reduction_factor: 2, searcher: optuna, num_samples: 4, max_concurrent: 1}
+tune: {scheduler: asha, reduction_factor: 2, searcher: optuna, num_samples: 4, max_concurrent: 1,
+  storage: "sqlite:///studies.db"}
 """
 
 
@@ -88,6 +91,44 @@ def test_workers_go_on_after_a_trial_was_stopped(searched):
     assert len(set(pids)) == 1
 
 
+def study_of(root):
+    """Return the study of the sweep in `root`, as optuna-dashboard reads it."""
+    return optuna.load_study(study_name=root.name, storage=f"sqlite:///{root.parent.parent / 'studies.db'}")
+
+
+def check_study(root):
+    """Check that the newest trial of each point in the study agrees with `results.csv`."""
+    with open(root / "results.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["alpha"]]
+    study = study_of(root)
+    assert study.direction.name == "MAXIMIZE"
+    newest = {trial.user_attrs["point"]: trial for trial in study.trials}
+    assert set(newest) == {row["point"] for row in rows}
+    for point, trial in newest.items():
+        seeds = [row for row in rows if row["point"] == point]
+        assert [trial.params["alpha"]] * 2 == [float(row["alpha"]) for row in seeds]
+        if all(row["status"] == "finished" for row in seeds):
+            assert trial.value == pytest.approx(mean(float(row["linear/val_accuracy"]) for row in seeds), abs=1e-12)
+        else:
+            assert trial.state.name == "PRUNED"
+    return study.trials
+
+
+def test_the_study_in_the_database_agrees_with_the_results(searched):
+    _, root, _ = searched
+    trials = check_study(root)
+    assert [trial.params["alpha"] for trial in trials] == [point["values"]["alpha"] for point in proposals(root)]
+
+
+def test_another_sweep_may_not_take_the_name_of_a_study(searched):
+    _, root, _ = searched
+    process = on_ray("space.yaml", "--output", "other", cwd=root.parent.parent)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert "already has a study 'search', which is not of this sweep; choose another name" in process.stderr
+    assert not (root.parent.parent / "other").exists()
+
+
 def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
     _, root, results = searched
     before = proposals(root)
@@ -105,6 +146,7 @@ def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
     assert "12 trials (2 new), 7 finished before" in process.stdout
     assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
     assert proposals(root)[:-1] == before, "with so few points, Optuna draws each at random from its number"
+    check_study(root)
     new = [f"alpha={proposals(root)[-1]['values']['alpha']},seed={seed}" for seed in (0, 1)]
     assert {path.parent.name for path in root.glob("*/result.json")} == {*results, *new}
 
