@@ -40,6 +40,7 @@ from raysweep.space import Sweep
 
 if TYPE_CHECKING:
     from raysweep.data.dataset import Dataset
+    from raysweep.estimate import Estimate
     from raysweep.report.contents import Report
     from raysweep.report.preview import Panel
 
@@ -68,6 +69,22 @@ def plan(
     preparation.check_paths(sweep)
     preparation.check_means(sweep, where.local)
     return sweep
+
+
+def estimate(sweep: Sweep, *, local: bool = False) -> Estimate:
+    """Load the data of a sweep, time a few steps of each kind of trial on this machine, and estimate the sweep's time.
+
+    Args:
+        sweep: the sweep, from `plan`.
+        local: whether the trials would run one after the other in one process.
+
+    Raises:
+        InputError: a dataset cannot be loaded or does not fit the settings.
+    """
+    datasets = preparation.load_datasets(sweep, {})
+    from raysweep import estimate as timing
+
+    return timing.estimate(sweep, datasets, local)
 
 
 def run(

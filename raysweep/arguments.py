@@ -150,6 +150,11 @@ def add_sweep_arguments(parser: Parser) -> None:
         help="resume a sweep: run unfinished trials, and the trials that a changed search space adds",
     )
     add_way_of_running(parser)
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="with --dry-run: load the data, time a few steps on this machine, and print how long the sweep would take",
+    )
     groups: dict[str, Any] = {}
     for name in SETTINGS:
         description = about(name)

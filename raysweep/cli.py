@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, api, dry_run, overview, plugins, space
 from raysweep.arguments import (
@@ -45,6 +45,9 @@ from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep
 from raysweep.system.places import ensure_home, expanded, shown_path
 from raysweep.system.terminal import INTERRUPTED, make_console, redraws, resume_command
+
+if TYPE_CHECKING:
+    from raysweep.estimate import Estimate
 
 BAD_INPUT = 2
 
@@ -93,11 +96,14 @@ def sweep_command(parsed: argparse.Namespace) -> int:
     options: dict[str, Any] = {"where": where, "plugins": parsed.plugin}
     if parsed.resume is None and source is None and not overrides:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
+    if parsed.estimate and not parsed.dry_run:
+        raise InputError("--estimate is for --dry-run; a running sweep shows the time left")
     if parsed.dry_run and parsed.resume is not None:
         before, sweep = api.plan_resume(parsed.resume, source, overrides, where, plugins.given(parsed.plugin))
         return show_plan(sweep, {trial.name for trial in before.trials}, parsed)
     if parsed.dry_run:
-        return show_plan(api.plan(source, overrides, **options), None, parsed)
+        sweep = api.plan(source, overrides, **options)
+        return show_plan(sweep, None, parsed, api.estimate(sweep, local=parsed.local) if parsed.estimate else None)
 
     from raysweep.backends.display import ConsoleProgress
 
@@ -124,9 +130,11 @@ def evaluate_command(parsed: argparse.Namespace) -> int:
     return show_outcome(api.evaluate(parsed.place, source, overrides, **options), console, started)
 
 
-def show_plan(sweep: Sweep, known: Collection[str] | None, parsed: argparse.Namespace) -> int:
+def show_plan(
+    sweep: Sweep, known: Collection[str] | None, parsed: argparse.Namespace, estimate: Estimate | None = None
+) -> int:
     """Print what would run. For a resume, mark the trials that are not `known`."""
-    for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose):
+    for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose, estimate):
         print(line)
     return FINISHED
 

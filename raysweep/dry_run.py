@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from raysweep.config import Settings, default_of
 from raysweep.space import Resources, Sweep, to_yaml
 from raysweep.space.model import Tune
+from raysweep.system.terminal import duration
+
+if TYPE_CHECKING:
+    from raysweep.estimate import Estimate
 
 LONG_EPOCHS = ("usl_epochs", "le_epochs")
 """The settings on which the time of a trial depends most. The plan mentions their defaults."""
 
 
-def lines_of(sweep: Sweep, known: Collection[str] | None, local: bool, verbose: bool) -> Iterator[str]:
+def lines_of(
+    sweep: Sweep, known: Collection[str] | None, local: bool, verbose: bool, estimate: Estimate | None = None
+) -> Iterator[str]:
     """Yield the lines of a dry run. Together they are a search-space file of the sweep, with comments.
 
     Args:
@@ -23,6 +29,7 @@ def lines_of(sweep: Sweep, known: Collection[str] | None, local: bool, verbose: 
         known: For a resume: the names of the trials that the existing sweep has; the others are marked as new.
         local: Whether the trials would run in one process.
         verbose: Whether to write every setting, not only those that differ from the defaults.
+        estimate: How long the sweep would take; None if nobody asked.
     """
     content = sweep.to_dict() if verbose else brief(sweep)
     text = to_yaml(content)
@@ -33,6 +40,8 @@ def lines_of(sweep: Sweep, known: Collection[str] | None, local: bool, verbose: 
     if not verbose:
         yield "# All other settings have their defaults; --verbose shows them."
     yield from (f"# {line}" for line in plan(sweep, local))
+    if estimate is not None:
+        yield f"# {words_of(estimate)}"
     yield f"# {counted(sweep.total, 'trial')}:"
     for trial in sweep.trials:
         yield trial.name if known is None or trial.name in known else f"{trial.name}  # new"
@@ -83,6 +92,16 @@ def plan(sweep: Sweep, local: bool) -> Iterator[str]:
     if trained and unnamed:
         values = " and ".join(f"{name}: {default_of(name)}" for name in unnamed)
         yield f"{values} {'is a default' if len(unnamed) == 1 else 'are defaults'}; fewer epochs take less time."
+
+
+def words_of(estimate: Estimate) -> str:
+    """Return an estimate as a sentence."""
+    shortest, longest = duration(estimate.shortest), duration(estimate.longest)
+    each = longest if shortest == longest else f"{shortest} to {longest}"
+    return (
+        f"Estimate: {duration(estimate.total)} with {estimate.at_once} at a time, {each} for a trial. A few steps of "
+        "each kind of trial were timed on this machine."
+    )
 
 
 def counted(count: int, what: str) -> str:

@@ -1,0 +1,166 @@
+"""An estimate of the time that a sweep takes, from a few steps of each kind of trial that are run on this machine."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from raysweep import parts
+from raysweep.config import SETTINGS, Settings
+from raysweep.data.selection import Datasets, TrialData, data_of
+from raysweep.data.splits import fit_and_val
+from raysweep.errors import Diverged
+from raysweep.probes.features import batch_of, extract_layers
+from raysweep.probes.grid import ProbeSpec
+from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.space import Sweep, Trial
+from raysweep.system.cpus import allowed_cpus
+from raysweep.training.compute import device_of, fixed_threads, resident
+from raysweep.training.loop import pretrain
+from raysweep.training.state import State, fresh_state
+
+ENOUGH_SECONDS, MOST_STEPS = 1.0, 8
+"""A part of a trial is timed until it took this long or had this many steps, after one step that does not count."""
+FIXED_SECONDS = 1.0
+"""Seconds of a trial that do not depend on epochs, such as its files, kNN and k-means; 0.9 measured for digits."""
+UNTIMED = ("seed", "split_seed", "usl_epochs", "le_epochs", "data_dir")
+"""Settings that do not change the time of a step."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a sweep would take."""
+
+    shortest: float
+    """The seconds of its shortest trial."""
+    longest: float
+    """The seconds of its longest trial."""
+    total: float
+    """The seconds of the whole sweep, from the first trial to the last one."""
+    at_once: int
+    """The number of trials at a time."""
+
+
+def estimate(sweep: Sweep, datasets: Datasets, local: bool) -> Estimate:
+    """Time a few steps of pretraining, of the extraction of features and of the linear probe, for each kind of trial.
+
+    Trials of one kind agree in all settings except seeds, epochs and real numbers, which hardly change the time of a
+    step. The online measures, k-means and kNN are not timed.
+
+    Args:
+        sweep: The sweep. If a searcher proposes its points, examples stand for them.
+        datasets: Its data, loaded.
+        local: Whether the trials run one after the other in one process.
+    """
+    resources = sweep.resources
+    with fixed_threads(resources.cpu):
+        costs: dict[tuple[object, ...], Costs] = {}
+        seconds = []
+        for trial in sweep.examples:
+            kind = kind_of(trial.settings)
+            if kind not in costs:
+                costs[kind] = time_steps(trial, data_of(trial, datasets), resources.gpu > 0)
+            seconds.append(costs[kind].seconds(trial.settings))
+    at_once = 1 if local else max(1, allowed_cpus().count // resources.cpu)
+    if resources.gpu > 0 and not local:
+        at_once = max(1, min(at_once, int(torch.cuda.device_count() / resources.gpu)))
+    if sweep.tune.max_concurrent:
+        at_once = min(at_once, sweep.tune.max_concurrent)
+    mean = sum(seconds) / len(seconds)
+    total = max(mean * sweep.total / at_once, max(seconds))
+    return Estimate(min(seconds), max(seconds), total, at_once)
+
+
+def kind_of(settings: Settings) -> tuple[object, ...]:
+    """Return what decides how long a step of a trial takes."""
+    values = {name: getattr(settings, name) for name in SETTINGS if name not in UNTIMED}
+    trains = settings.usl_epochs > 0
+    return trains, *((name, value) for name, value in values.items() if not isinstance(value, float))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The seconds that the parts of one kind of trial take."""
+
+    epoch: float
+    """An epoch of pretraining."""
+    features: float
+    """The features of all images of the evaluation, once."""
+    probe_epoch: float
+    """An epoch of the linear probe."""
+
+    def seconds(self, settings: Settings) -> float:
+        """Return the seconds of a trial with these settings."""
+        probe_epochs = int(getattr(settings, "le_epochs"))  # noqa: B009  # a part declares it
+        pretraining = self.epoch * settings.pretrain_epochs
+        return FIXED_SECONDS + pretraining + self.features + self.probe_epoch * probe_epochs
+
+
+def time_steps(trial: Trial, data: TrialData, gpu: bool) -> Costs:
+    """Time the parts of a trial on its own data, with the functions that a trial runs. Nothing is written."""
+    settings, device = trial.settings, device_of(gpu)
+    channels, size = data.pretrain.shape[1:3]
+    state = fresh_state(settings, channels, size, device, data.classes)
+    if hasattr(state.encoder, "fit"):
+        state.encoder.fit(resident(data.pretrain, device))
+    epoch = 0.0
+    if settings.pretrain_epochs:
+        labels = resident(data.labels, device) if data.labels is not None else None
+        images = resident(data.pretrain, device)
+        longer = settings.model_copy(update={"usl_epochs": 2 + MOST_STEPS})  # an epoch may have a single step
+        steps = pretrain(longer, state, images, pause=lambda: True, labels=labels)
+        with suppress(Diverged):  # the trial will report it; here only the time matters
+            epoch = seconds_of_step(steps, device) * (len(images) // settings.batch_size)
+    features, probe_epoch = time_evaluation(settings, state, data, device)
+    return Costs(epoch, features, probe_epoch)
+
+
+def time_evaluation(settings: Settings, state: State, data: TrialData, device: torch.device) -> tuple[float, float]:
+    """Return the seconds for the features of all images of the evaluation, and for an epoch of the linear probe."""
+    fit, val = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
+    test = 0 if data.probe.test_images is None else len(data.probe.test_images)
+    images = resident(fit.images[fit.index[: batch_of(fit.images.shape[-1])]], device)
+    index, layers = torch.arange(len(images), device=device), parts.layers_read(settings)
+    extracted = extract_layers(state.encoder, images, index, layers)
+
+    def extractions() -> Iterator[None]:
+        while True:
+            extract_layers(state.encoder, images, index, layers)
+            yield
+
+    per_image = seconds_of_step(extractions(), device) / len(images)
+    probe = parts.probe["linear"].arguments(settings)
+    classes, batch_size, per_class = len(data.probe.classes), probe["le_batch_size"], probe["labels_per_class"]
+    labelled = len(fit.index) if per_class is None else classes * per_class
+    width = extracted[probe["probe_layer"]].shape[1]
+    probes = LinearProbes([ProbeSpec("trunk", 1e-3, 0.0)], {"trunk": width}, classes, 0, device)
+    count = min(labelled, batch_size)
+    sample = {"trunk": torch.randn(count, width, device=device)}
+    labels = torch.randint(classes, (count,), device=device)
+    epochs = train_linear(probes, sample, labels, epochs=1 + MOST_STEPS, batch_size=batch_size)
+    step = seconds_of_step(epochs, device)
+    return per_image * (len(fit.index) + len(val.index) + test), step * math.ceil(labelled / batch_size)
+
+
+def seconds_of_step(steps: Iterator[object], device: torch.device) -> float:
+    """Return the mean seconds of a step. The first step is not timed, because it allocates memory."""
+    count, started = 0, 0.0
+    for count, _ in enumerate(itertools.islice(steps, 1 + MOST_STEPS)):
+        if count == 0:
+            started = now(device)
+        elif now(device) - started >= ENOUGH_SECONDS:
+            break
+    return (now(device) - started) / count if count else 0.0
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds, after the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
