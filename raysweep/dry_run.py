@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from raysweep.config import Settings, default_of
+from raysweep.config import Settings
 from raysweep.space import Resources, Sweep, to_yaml
+from raysweep.space.hints import long_defaults
 from raysweep.space.model import Tune
 from raysweep.system.terminal import duration
 
 if TYPE_CHECKING:
     from raysweep.estimate import Estimate
-
-LONG_EPOCHS = ("usl_epochs", "le_epochs")
-"""The settings on which the time of a trial depends most. The plan mentions their defaults."""
 
 
 def lines_of(
@@ -88,10 +86,9 @@ def plan(sweep: Sweep, local: bool) -> Iterator[str]:
         gpus = f"{resources.gpu:g} GPU" if resources.gpu else "no GPU"
         workers = f"{resources.workers} processes with " if resources.workers > 1 else ""
         yield f"Each trial gets {workers}{counted(resources.cpu, 'core')} and {gpus} (resources.cpu, resources.gpu)."
-    unnamed = [name for name in LONG_EPOCHS if all(getattr(each, name) == default_of(name) for each in trained)]
-    if trained and unnamed:
-        values = " and ".join(f"{name}: {default_of(name)}" for name in unnamed)
-        yield f"{values} {'is a default' if len(unnamed) == 1 else 'are defaults'}; fewer epochs take less time."
+    words = long_defaults(sweep)
+    if words:
+        yield words
 
 
 def words_of(estimate: Estimate) -> str:

@@ -19,6 +19,7 @@ from raysweep.results.encoders import ENCODER
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, shown_place
 from raysweep.space import Sweep
+from raysweep.space.hints import long_defaults
 from raysweep.system.files import write_atomically
 from raysweep.system.places import settle_ray_directory, shown_path
 
@@ -83,6 +84,8 @@ def run_new(
         count = len(sweep.encoders)
         evaluated = f" of {count} trained encoder{'s' if count > 1 else ''}" if count else ""
         progress.tell(f"{store.place}: {sweep.total} trials{evaluated}, {words}")
+        if long_defaults(sweep):
+            progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
 
 

@@ -7,10 +7,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from raysweep.config import SETTINGS, Settings, about, is_number, suggest
+from raysweep.config import SETTINGS, Settings, about, default_of, is_number, suggest
 from raysweep.config.values import NUMBER
-from raysweep.space.model import Resources, Tune
+from raysweep.space.model import Resources, Sweep, Tune
 
+LONG_EPOCHS = ("usl_epochs", "le_epochs")
+"""The numbers of epochs, on which the time of a trial depends most."""
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr", "learning_rate"), ("usl_lr", "le_lr")),
     **dict.fromkeys(("epochs", "epoch", "n_epochs", "num_epochs", "max_epochs"), ("usl_epochs", "le_epochs")),
@@ -102,3 +104,16 @@ def can_be(name: str, text: str) -> bool:
     if kind is bool:
         return text.lower() in ("true", "false")
     return get_origin(kind) is Literal and text in get_args(kind)
+
+
+def long_defaults(sweep: Sweep) -> str:
+    """Return a sentence that names the numbers of epochs if pretraining has the default number; else an empty text.
+
+    The time of a trial depends most on these settings, and their defaults are long.
+    """
+    trained = [trial.settings for trial in sweep.examples if trial.source is None and trial.settings.pretrain_epochs]
+    names = [name for name in LONG_EPOCHS if all(getattr(each, name) == default_of(name) for each in trained)]
+    if not trained or "usl_epochs" not in names:
+        return ""
+    values = " and ".join(f"{name}: {default_of(name)}" for name in names)
+    return f"{values} {'is a default' if len(names) == 1 else 'are defaults'}; fewer epochs take less time."
