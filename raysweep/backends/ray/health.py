@@ -62,15 +62,15 @@ def explain_late_workers(session: Path | None) -> str:
         line = last_line(path)
         if line:
             return f"{text}; Ray's {path.name} ends with: {line} (logs: {logs})"
-    return f"{text}, and Ray does not say why (logs: {logs})"
+    return f"{text}, and Ray does not say why; the machine may be busy (logs: {logs})"
 
 
 def last_line(path: Path) -> str:
-    """Return the last non-blank line of a log file."""
+    """Return the last line of a log file that says something; Ray's own marks, such as `:job_id:01000000`, do not."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - LOG_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return next((line.strip() for line in reversed(lines) if line.strip(" :") and line[0] != ":"), "")
 
 
 class HeadWatch:
