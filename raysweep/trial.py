@@ -15,7 +15,8 @@ from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, has_effect
 from raysweep.data.selection import Datasets, TrialData, data_of, select_data
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
-from raysweep.probes.evaluation import Evaluation, fixed_subset
+from raysweep.probes.evaluation import Evaluation
+from raysweep.probes.features import fixed_subset
 from raysweep.probes.online import GRID_IMAGES, draw_views, online_measures, project, write_confusion, write_embedding
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint

@@ -14,7 +14,7 @@ from raysweep import parts
 from raysweep.config import Settings
 from raysweep.data.dataset import Dataset, Images
 from raysweep.data.splits import SplitPart, fit_and_val
-from raysweep.probes.features import extract, extract_layers
+from raysweep.probes.features import extract, extract_layers, fixed_subset
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.probes import TrainedProbe
 from raysweep.training.compute import resident
@@ -224,11 +224,3 @@ def make_splits(
     fit, val = fit_and_val(dataset, settings.val_fraction, settings.split_seed)
     test = SplitPart(dataset.test_images, np.arange(len(dataset.test_images)), dataset.test_labels)
     return {"fit": split(fit), "val": split(val), "test": split(test)}
-
-
-def fixed_subset(available: int, wanted: int) -> Tensor:
-    """Choose `wanted` of `available` images (or all), the same in every trial. Return their positions, sorted."""
-    chosen = np.random.RandomState(0).permutation(available)[
-        :wanted
-    ]  # NumPy promises the same stream in every version, but not for default_rng
-    return torch.from_numpy(np.sort(chosen))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,3 +113,10 @@ def standardize_(fit: Tensor, *others: Tensor) -> None:
     scale = torch.where(std > 1e-6, 1 / std.clamp_min(1e-6), torch.ones_like(std))
     for features in (fit, *others):
         features.sub_(mean).mul_(scale)
+
+
+def fixed_subset(available: int, wanted: int) -> Tensor:
+    """Choose `wanted` of `available` images (or all), the same in every trial. Return their positions, sorted."""
+    # NumPy promises that the numbers of RandomState are the same in every version, but not those of default_rng.
+    chosen = np.random.RandomState(0).permutation(available)[:wanted]
+    return torch.from_numpy(np.sort(chosen))

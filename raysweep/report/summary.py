@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from raysweep import parts
 from raysweep.errors import printable
+from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
 from raysweep.report.points import COLUMNS, LEAST_SEEDS, PERCENT, Point, block_scores, estimate, shown_scores
 from raysweep.report.sentences import METHOD, NAMES, listed, numbers, verdict
@@ -43,7 +44,7 @@ def summary_md(report: Report) -> str:
     ]
     text.append(markdown([*name_columns(report), "n", *columns], rows))
     text += [section for control in controls_of(report) for section in control_section(report, control)]
-    text += best_section(report) + blocks_section(report) + list(ended_sections(report))
+    text += best_section(report) + choosing_section(report) + blocks_section(report) + list(ended_sections(report))
     if report.groups and not report.single:
         text += ["## Method", METHOD]
     return "\n\n".join(text) + "\n"
@@ -175,6 +176,26 @@ def best_section(report: Report) -> list[str]:
         "only the pairs with the best point" if max(map(paired, report.groups)) > MOST_PAIRED else "all pairs of points"
     )
     return ["## Difference from the best point", f"`differences.csv` has {which}.", *tables]
+
+
+def choosing_section(report: Report) -> list[str]:
+    """Return the section that compares measures without labels with the first test score; empty without them."""
+    searched = list(dict.fromkeys(name for member in report.members for name in member.sweep.searched))
+    tables = []
+    for group in report.groups:
+        rows = [words_of(ranking) for ranking in rankings(group, report.scores[0], searched)] if report.scores else []
+        if rows:
+            columns = ["measure", f"Kendall's τ ({PERCENT})", "chosen point", report.scores[0], "below the best by"]
+            tables.append(markdown(columns, rows))
+    if not tables:
+        return []
+    reading = (
+        f"τ compares the order of the points by each measure with their order by {report.scores[0]}: 1 means the same "
+        "order, 0 no relation, -1 the reverse. It is the mean over seeds, with its Student-t interval over seeds. On "
+        "another task the order may be another one. LiDAR of the trunk is the measure with the best documented "
+        "agreement (Thilak et al. 2024); none of them replaces labels."
+    )
+    return ["## Choosing without labels", reading, *tables]
 
 
 def paired(group: Group) -> int:

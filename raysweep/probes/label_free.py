@@ -1,0 +1,126 @@
+"""Measures of a frozen encoder that need no labels: RankMe, α-ReQ and LiDAR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raysweep.augment.operations import only_view
+from raysweep.augment.views import augment
+from raysweep.probes.collapse import rankme
+from raysweep.probes.features import compute, fixed_subset, read_layers
+from raysweep.randomness import generator
+
+if TYPE_CHECKING:
+    from raysweep.probes.evaluation import Evaluation
+
+IMAGES = 1024
+"""Number of fixed training images for RankMe and α-ReQ, as for the online RankMe."""
+LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10
+"""Number of images and of views of each. The paper uses 10 or 50 views, and more images than features."""
+DELTA = 1e-4
+"""The regularisation of the within-image covariance in LiDAR, as in the paper."""
+RANKS = (4, 100)
+"""The ranks of the eigenvalues to which α-ReQ fits its power law, as in the authors' code; the paper names no range."""
+LAYERS = ("embedding", "trunk")
+
+
+def alpha_req(features: Tensor) -> float | None:
+    """Return the decay α of the covariance's eigenvalues, which are fitted by rank^-α. A value near 1 is best.
+
+    Agrawal et al. 2022, "α-ReQ: Assessing Representation Quality in Self-Supervised Learning by measuring eigenspectrum
+    decay". The fit is a line through the logarithms of the eigenvalues and of their ranks, by least squares with
+    weights 1/rank over `RANKS`, as in the authors' code and in Stringer et al. 2019.
+
+    Example:
+        >>> alpha_req(torch.randn(1000, 64) / torch.arange(1, 65) ** 0.5)  # about 1
+
+    Args:
+        features: (N, D), float.
+
+    Returns:
+        α; None if fewer than three eigenvalues of these ranks are greater than zero.
+    """
+    centred = features.double() - features.double().mean(0)
+    values = torch.linalg.svdvals(centred).square()
+    first, last = RANKS
+    values = values[values > values.max() * 1e-12][:last]
+    if len(values) < first + 2:
+        return None
+    ranks = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)[first - 1 :]
+    logs, weights = values[first - 1 :].log(), 1 / ranks
+    x = ranks.log()
+    x_mean, y_mean = (weights * x).sum() / weights.sum(), (weights * logs).sum() / weights.sum()
+    slope = (weights * (x - x_mean) * (logs - y_mean)).sum() / (weights * (x - x_mean).square()).sum()
+    return -float(slope)
+
+
+def lidar(views: Tensor) -> float:
+    """Return LiDAR: the effective rank of the discriminant analysis that tells images apart by their views.
+
+    Thilak et al. 2024, arXiv 2312.04000, equations 1 to 4: every image is a class, and its augmented views are the
+    samples. λ are the eigenvalues of Σw^-1/2 Σb Σw^-1/2, where Σb is the covariance of the images' means, and Σw is the
+    mean covariance of the views around their image's mean, plus `DELTA` on the diagonal.
+
+    Args:
+        views: (n, q, D), float: the features of q views of n images.
+
+    Returns:
+        exp of the entropy of λ / sum(λ), in [1, min(n - 1, D)]; 0 if all images have the same mean.
+
+    Example:
+        >>> lidar(torch.randn(100, 10, 8))  # near 8: no direction tells images apart better than another one
+    """
+    views = views.double()
+    images, count, width = views.shape
+    means = views.mean(1)
+    between = (means - means.mean(0)) / images**0.5
+    within = (views - means[:, None]).reshape(-1, width) / (images * count) ** 0.5
+    covariance = within.T @ within
+    covariance.diagonal().add_(DELTA)
+    # The nonzero eigenvalues are those of the smaller matrix (L^-1 B)^T (L^-1 B), where Σw = L L^T and Σb = B B^T.
+    factor = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), between.T, upper=False)
+    values = torch.linalg.svdvals(factor).square()
+    total = values.sum()
+    if total == 0:
+        return 0.0
+    shares = values / total
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """Yield each measure of the embedding and of the trunk, on training images of the evaluated dataset."""
+    fit = evaluation.splits["fit"]
+    chosen = fixed_subset(len(fit.index), IMAGES).to(evaluation.device)
+    for layer in LAYERS:
+        features = evaluation.features(layer)["fit"].index_select(0, chosen)
+        yield f"label_free/{layer}_rankme", rankme(features)
+        alpha = alpha_req(features)
+        if alpha is not None:
+            yield f"label_free/{layer}_alpha_req", alpha
+    if evaluation.settings.strength > 0:
+        for layer, views in features_of_views(evaluation).items():
+            yield f"label_free/{layer}_lidar", lidar(views)
+
+
+def features_of_views(evaluation: Evaluation) -> dict[str, Tensor]:
+    """Return the features (n, q, D) of augmented views of fixed training images, for each layer.
+
+    The views are drawn as in pretraining: first views and second views in turn.
+    """
+    fit, settings = evaluation.splits["fit"], evaluation.settings
+    chosen = fit.index.index_select(0, fixed_subset(len(fit.index), LIDAR_IMAGES).to(evaluation.device))
+    draws = generator(settings.seed, "views without labels")
+    views: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
+    for view in range(LIDAR_VIEWS):
+
+        def read(images: Tensor, number: int = view % 2) -> list[Tensor]:
+            seen = augment(images, settings, draws, only_view(number, len(images)))
+            return read_layers(evaluation.encoder, seen, LAYERS)
+
+        for layer, features in zip(LAYERS, compute(evaluation.encoder, fit.images, chosen, read), strict=True):
+            views[layer].append(features)
+    return {layer: torch.stack(every, 1) for layer, every in views.items()}

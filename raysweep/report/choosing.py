@@ -1,0 +1,105 @@
+"""How well measures without labels rank the points of a sweep: Kendall's τ, and the point that each measure chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from scipy import stats
+
+from raysweep.config import SETTINGS, about
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, estimate
+from raysweep.report.verdicts import Group
+
+LEAST_POINTS = 3
+"""With fewer points than this, there is nothing to rank."""
+PREFIX = "label_free/"
+Scale = Callable[[float], float]
+"""Turns a measure into a number that is greater for a better encoder."""
+MEASURES: Mapping[str, Scale] = {
+    **{f"{PREFIX}{layer}_{name}": float for name in ("lidar", "rankme") for layer in ("trunk", "embedding")},
+    **{f"{PREFIX}{layer}_alpha_req": lambda value: -abs(value - 1) for layer in ("trunk", "embedding")},
+    "pretrain/rankme": float,
+    "pretrain/loss": lambda value: -value,
+}
+"""Each measure with its scale: a small loss is good, and α-ReQ is best at 1. LiDAR comes first, because its authors
+found that it ranks hyperparameters better than RankMe (Thilak et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How well one measure ranks the points of one evaluation protocol."""
+
+    measure: str
+    agreement: Estimate
+    """Kendall's τ between the measure and the test score over points: mean and interval over seeds."""
+    chosen: Point
+    """The point whose mean of the measure is best."""
+    score: float
+    """The mean test score of the chosen point."""
+    loss: float
+    """The mean test score of the best point minus that of the chosen point."""
+
+
+def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]:
+    """Return how well each measure without labels ranks the points by a test score.
+
+    τ is computed over points for each seed alone, and seeds give the interval. Losses are left out if the sweep varies
+    a setting that changes what the loss measures.
+
+    Args:
+        group: The points of one evaluation protocol.
+        score: The test score.
+        searched: The settings that the sweep varies.
+
+    Returns:
+        The rankings, LiDAR first. Empty if the sweep did not report measures without labels, or has too few points.
+    """
+    points = [point for point in group.points if point.values(score)]
+    has_measures = any(name.startswith(PREFIX) for point in points for result in point.by_seed.values()
+                       for name in result.metrics)  # fmt: skip
+    if len(points) < LEAST_POINTS or not has_measures:
+        return []
+    differ = any(about(name).objective for name in searched if name in SETTINGS)
+    ranked = []
+    for measure, scale in MEASURES.items():
+        if measure == "pretrain/loss" and differ:
+            continue
+        measured = [point for point in points if point.values(measure)]
+        values = [
+            each for seed in seeds_of(measured) if (each := tau(measured, measure, scale, score, seed)) is not None
+        ]
+        agreement = estimate(values)
+        if agreement is not None:
+            chosen = max(measured, key=lambda point: fmean(map(scale, point.values(measure))))
+            best = max(fmean(point.values(score)) for point in measured)
+            reached = fmean(chosen.values(score))
+            ranked.append(Ranking(measure, agreement, chosen, reached, best - reached))
+    return ranked
+
+
+def seeds_of(points: Sequence[Point]) -> list[int]:
+    """Return the seeds of any point, in the order of the sweep."""
+    return list(dict.fromkeys(seed for point in points for seed in point.by_seed))
+
+
+def tau(points: Sequence[Point], measure: str, scale: Scale, score: str, seed: int) -> float | None:
+    """Return Kendall's τ-b over points for one seed, in [-1, 1]; None for too few points or no differences."""
+    pairs = [
+        (scale(point.scores(measure)[seed]), point.scores(score)[seed])
+        for point in points
+        if seed in point.scores(measure) and seed in point.scores(score)
+    ]
+    if len(pairs) < LEAST_POINTS or any(len(set(column)) < 2 for column in zip(*pairs, strict=True)):
+        return None
+    return float(stats.kendalltau(*zip(*pairs, strict=True)).statistic)
+
+
+def words_of(ranking: Ranking) -> list[str]:
+    """Return the cells of a ranking: measure, τ with its interval, chosen point, its score, and what it loses."""
+    value = ranking.agreement
+    text = f"{value.mean:+.2f}"
+    if value.low is not None and value.high is not None and value.n >= LEAST_SEEDS:
+        text += f" [{max(-1, value.low):+.2f}, {min(1, value.high):+.2f}]"
+    return [ranking.measure, text, ranking.chosen.title, f"{ranking.score:.4f}", f"{ranking.loss:.4f}"]

@@ -1,0 +1,95 @@
+"""RankMe, α-ReQ and LiDAR against independent computations, and through a real sweep and its evaluation."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from raysweep.probes.label_free import DELTA, LIDAR_VIEWS, alpha_req, lidar
+from tests.support.commands import here
+
+
+def published_lidar(views):
+    """Return LiDAR by the paper's equations, with covariances summed in loops and a generalised eigenproblem."""
+    images, count, width = views.shape
+    grand = views.mean((0, 1))
+    between, within = np.zeros((width, width)), DELTA * np.eye(width)
+    for image in views:
+        mean = image.mean(0)
+        between += np.outer(mean - grand, mean - grand) / images
+        for view in image:
+            within += np.outer(view - mean, view - mean) / (images * count)
+    values = scipy.linalg.eigh(between, within, eigvals_only=True).clip(0)
+    shares = values / values.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+@pytest.mark.parametrize(("images", "count", "width"), [(40, 5, 6), (8, 3, 20), (30, 10, 30)])
+def test_lidar_agrees_with_the_published_equations(images, count, width):
+    rng = np.random.default_rng(images)
+    views = (
+        rng.normal(size=(images, 1, width)) * np.linspace(0.1, 2, width) + rng.normal(size=(images, count, width)) / 3
+    )
+    assert lidar(torch.from_numpy(views)) == pytest.approx(published_lidar(views), rel=1e-6)
+
+
+def test_lidar_counts_the_directions_that_tell_images_apart():
+    rng = np.random.default_rng(0)
+    views = rng.normal(size=(500, 10, 12)) * 0.01
+    views[:, :, :3] += rng.normal(size=(500, 1, 3))
+    assert lidar(torch.from_numpy(views)) == pytest.approx(3, abs=0.1)
+    assert lidar(torch.ones(5, 4, 3)) == 0, "all images have one mean"
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0, 2.0])
+def test_alpha_req_finds_the_decay_of_a_power_law(decay):
+    width = 120
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(400, width)))
+    basis -= basis.mean(0)
+    basis, _ = np.linalg.qr(basis)
+    features = basis * np.arange(1, width + 1) ** (-decay / 2)
+    assert alpha_req(torch.from_numpy(features)) == pytest.approx(decay, rel=1e-6)
+
+
+def test_alpha_req_agrees_with_a_weighted_fit_by_numpy():
+    features = np.random.default_rng(1).normal(size=(300, 50)) @ np.diag(np.linspace(0.1, 3, 50))
+    values = np.sort(np.linalg.eigvalsh(np.cov(features.T)))[::-1]
+    ranks = np.arange(4, 51)
+    slope, _ = np.polyfit(np.log(ranks), np.log(values[3:]), 1, w=ranks**-0.5)  # polyfit squares the weights
+    assert alpha_req(torch.from_numpy(features)) == pytest.approx(-slope, rel=1e-6)
+
+
+def test_too_few_eigenvalues_have_no_decay():
+    assert alpha_req(torch.randn(100, 4)) is None
+    assert alpha_req(torch.ones(100, 50)) is None, "a collapsed embedding"
+
+
+def test_a_sweep_reports_them_and_an_evaluation_gives_the_same_numbers(tmp_path, few):
+    arguments = [f"--{name}={value}" for name, value in few.items()]
+    arguments += ["--usl_type", "simclr", "--usl_epochs", "1", "--le_epochs", "1", "--local", "--set", "baseline=true"]
+    with_measures = here("run_sweep.py", *arguments, "--label_free", "true", "--name", "with", cwd=tmp_path)
+    without = here("run_sweep.py", *arguments, "--name", "without", cwd=tmp_path)
+    assert with_measures.returncode == without.returncode == 0, with_measures.stderr + without.stderr
+
+    def metrics(*place):
+        return json.loads((tmp_path / "runs").joinpath(*place, "result.json").read_text())["metrics"]
+
+    measured, plain = metrics("with", "seed=0"), metrics("without", "seed=0")
+    names = {
+        f"label_free/{layer}_{name}" for layer in ("embedding", "trunk") for name in ("rankme", "lidar", "alpha_req")
+    }
+    assert measured.keys() - plain.keys() == names
+    own = {"pretrain/images_per_s"}  # differs from run to run
+    assert {name: plain[name] for name in plain.keys() - own} == {name: measured[name] for name in plain.keys() - own}
+    assert names <= metrics("with", "random,seed=0").keys()
+
+    again = here(
+        "raysweep", "evaluate", "runs/without", "--set", "label_free=true", "--name", "later", "--local", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    later = metrics("without", "evaluations", "later", "seed=0")
+    assert {name: later[name] for name in names} == {name: measured[name] for name in names}
+    assert LIDAR_VIEWS == 10, "the settings' text says so"

@@ -1,0 +1,83 @@
+"""The ranking of points by measures without labels: τ against counted pairs, the chosen point, and what is left out."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from raysweep.report.building import read
+from raysweep.report.choosing import rankings
+from raysweep.report.points import COLUMNS
+from raysweep.report.summary import summary_md
+from tests.report.test_report import fill_with
+
+SEARCH = {"usl_lr": [1e-4, 1e-3, 1e-2, 1e-1], "seed": [0, 1, 2]}
+
+
+def counted_tau(x, y):
+    """Return Kendall's τ without ties: concordant minus discordant pairs, divided by all pairs."""
+    signs = [np.sign((x[i] - x[j]) * (y[i] - y[j])) for i, j in itertools.combinations(range(len(x)), 2)]
+    return sum(signs) / len(signs)
+
+
+def noisy(trial):
+    """Return a test score that grows with the learning rate, and measures that follow it more or less closely."""
+    rng = np.random.default_rng([trial.settings.seed, *trial.point.encode()])
+    score = 0.5 + np.log10(trial.settings.usl_lr) / 20
+    return dict.fromkeys(COLUMNS, score + 0.02 * rng.normal()) | {
+        "label_free/trunk_lidar": 10 + 20 * score + 0.5 * rng.normal(),
+        "label_free/trunk_alpha_req": 1 + 0.5 * (0.5 - score),
+        "pretrain/rankme": 100 * rng.random(),
+        "pretrain/loss": score,
+    }
+
+
+def test_agreement_choice_and_loss_of_each_measure(tmp_path):
+    store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, noisy)
+    report = read(store, sweep)
+    [group] = report.groups
+    found = {each.measure: each for each in rankings(group, COLUMNS[1], sweep.searched)}
+    assert list(found) == ["label_free/trunk_lidar", "label_free/trunk_alpha_req", "pretrain/rankme", "pretrain/loss"]
+    for measure, sign in (("label_free/trunk_lidar", 1), ("pretrain/rankme", 1), ("pretrain/loss", -1)):
+        taus = [
+            counted_tau(
+                [sign * point.scores(measure)[seed] for point in report.points],
+                [point.scores(COLUMNS[1])[seed] for point in report.points],
+            )
+            for seed in (0, 1, 2)
+        ]
+        assert found[measure].agreement.mean == pytest.approx(np.mean(taus))
+        assert found[measure].agreement.std == pytest.approx(np.std(taus, ddof=1))
+    means = {point.name: np.mean(point.values(COLUMNS[1])) for point in report.points}
+    assert found["label_free/trunk_alpha_req"].chosen.name == "usl_lr=0.1", "its α is nearest to 1"
+    assert found["pretrain/loss"].chosen.name == "usl_lr=0.0001", "the smallest loss"
+    assert found["pretrain/loss"].loss == pytest.approx(max(means.values()) - means["usl_lr=0.0001"])
+
+
+def test_the_summary_has_the_table_and_says_how_to_read_it(tmp_path):
+    store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, noisy)
+    text = summary_md(read(store, sweep))
+    section = text.partition("## Choosing without labels")[2].partition("\n## ")[0]
+    assert "| measure | Kendall's τ (95 %) | chosen point | linear/test_accuracy | below the best by |" in section
+    assert "| label_free/trunk_lidar | +" in section
+    assert "none of them replaces labels" in section
+
+
+@pytest.mark.parametrize("name", ["temperature", "batch_size"])
+def test_losses_that_measure_different_things_are_left_out(tmp_path, name):
+    values = {"temperature": [0.1, 0.2, 0.5], "batch_size": [10, 20, 40]}[name]
+    raw = {"name": "r", "base": {"usl_type": "simclr"}, "search": {name: values, "seed": [0, 1, 2]}}
+    store, sweep = fill_with(tmp_path, raw, noisy)
+    [group] = read(store, sweep).groups
+    assert "pretrain/loss" not in [each.measure for each in rankings(group, COLUMNS[1], sweep.searched)]
+
+
+def test_without_measures_or_with_two_points_there_is_no_section(tmp_path):
+    def plain(trial):
+        return {name: value for name, value in noisy(trial).items() if not name.startswith("label_free")}
+
+    store, sweep = fill_with(tmp_path / "plain", {"name": "p", "search": SEARCH}, plain)
+    assert "Choosing without labels" not in summary_md(read(store, sweep))
+    two = {**SEARCH, "usl_lr": [1e-3, 1e-2]}
+    store, sweep = fill_with(tmp_path / "two", {"name": "t", "search": two}, noisy)
+    assert "Choosing without labels" not in summary_md(read(store, sweep))
