@@ -86,7 +86,13 @@ def group_of(metric: str) -> str:
         return "Loss"
     if metric in ("pretrain/rankme", "pretrain/embedding_std"):
         return "Rank and spread of the embedding"
-    titles = {"online": "Online kNN", "linear": "Linear probe", "knn": "kNN", "kmeans": "k-means"}
+    titles = {
+        "online": "Online kNN",
+        "linear": "Linear probe",
+        "knn": "kNN",
+        "kmeans": "k-means",
+        "label_free": "Measures without labels",
+    }
     first, *rest = metric.split("/")
     if first == "linear" and len(rest) > 1:
         return "Linear probes on blocks"
@@ -101,6 +107,7 @@ GROUPS = (
     "kNN",
     "k-means",
     "Linear probes on blocks",
+    "Measures without labels",
     "Other",
 )
 """The titles of the groups, in their order."""
