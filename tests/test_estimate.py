@@ -6,6 +6,7 @@ from raysweep import api, space
 from raysweep.data.selection import data_of
 from raysweep.estimate import FIXED_SECONDS, Costs, estimate, kind_of, time_steps
 from raysweep.preparation import load_datasets
+from raysweep.space.hints import long_defaults
 from tests.support.commands import here
 
 
@@ -65,3 +66,13 @@ def test_an_estimate_belongs_to_a_dry_run(tmp_path):
 def test_the_plan_of_python_can_be_estimated_too(few):
     sweep = api.plan({"base": {**few, "usl_epochs": 0, "le_epochs": 1}}, {})
     assert api.estimate(sweep, local=True).total > 0
+
+
+def test_long_defaults_are_named_only_if_nobody_chose_the_epochs():
+    def words(**base):
+        return long_defaults(space.build({"base": base}, {}, "test"))
+
+    assert words() == "usl_epochs: 400 and le_epochs: 300 are defaults; fewer epochs take less time."
+    assert words(le_epochs=10) == "usl_epochs: 400 is a default; fewer epochs take less time."
+    assert words(usl_epochs=400) == words(), "the same number"
+    assert words(usl_epochs=20) == words(usl_epochs=0) == ""
