@@ -65,8 +65,8 @@ def reference() -> str:
     metrics += [f"| `{name}` | {text} | {'yes' if name in choices() else 'no'} |" for name, text in METRICS.items()]
     parts += ["## tune", table(Tune), "## resources", table(Resources)]
     steps = (
-        "TensorBoard shows each metric over the epochs of pretraining or of the linear probe. Metrics that read test "
-        "images cannot choose."
+        "TensorBoard shows each metric over the epochs of pretraining or of its probe. Metrics that read test images "
+        "cannot choose."
     )
     parts += ["## Metrics", steps, "\n".join(metrics)]
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -268,12 +268,25 @@ dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, imag
 
 `size` and `channels` are those of its images, `images` is the number of labelled images, for the check of memory, and
 `unlabelled` the number of images that only pretraining reads."""
-probe = Table("probe", ("raysweep.probes.probes",), trains=False, check=None, reads=None)
+probe = Table(
+    "probe",
+    ("raysweep.probes.probes", "raysweep.probes.optional"),
+    trains=False,
+    keeps_features=False,
+    switch=None,
+    check=None,
+    check_fit=None,
+    reads=None,
+)
 """`(evaluation, *, …)` yields pairs of a metric's name and its value; see `raysweep.probes.probes`.
 
-`trains` says that the part returns a `raysweep.probes.probes.TrainedProbe` instead, `check` is a function of the
-settings that raises ValueError where they do not fit together, and `reads` one that gives the names of the layers that
-it reads, where a parameter does not name the layer."""
+`trains` says that the part returns a `raysweep.probes.probes.TrainedProbe` instead. `keeps_features` says that such a
+probe does not change the features; it then runs before the others, so that they need not be extracted again. `switch`
+is the parameter that turns the probe on, where its value is true, not 0 and not none. None: the probe evaluates every
+trial. `check` is a function of the settings that raises ValueError where they do not fit together. `check_fit` is a
+function of the settings, the labels of the fit split and the names of the classes that raises InputError if the probe
+needs more images. `reads` is a function of the settings that gives the names of the layers that the probe reads, where
+a parameter does not name the layer."""
 
 TABLES: Mapping[str, Table] = {
     table.kind: table for table in (encoder, method, loss, head, optimizer, schedule, policy, dataset, probe)
@@ -315,7 +328,7 @@ def most_blocks() -> int:
 def in_use(settings: Settings) -> Iterator[Part]:
     """The parts that take part in an experiment with these settings."""
     yield encoder[settings.encoder]
-    yield from probe.values()
+    yield from probes_in_use(settings)
     for name in dict.fromkeys((settings.dataset, settings.evaluated_dataset)):
         if name in dataset:  # an image folder is no entry of the table
             yield dataset[name]
@@ -331,6 +344,19 @@ def in_use(settings: Settings) -> Iterator[Part]:
         yield schedule[settings.schedule]
         if settings.strength > 0:
             yield from (policy[name] for name in settings.policies)
+
+
+def probes_in_use(settings: Settings) -> list[Part]:
+    """The probes that evaluate a trial with these settings."""
+    return [
+        part for part in probe.values() if part.traits["switch"] is None or getattr(settings, part.traits["switch"])
+    ]
+
+
+def optional_parameters() -> set[str]:
+    """The parameters that only probes with a switch read."""
+    always = {name for part in probe.values() if part.traits["switch"] is None for name in part.parameters}
+    return set(declared_parameters(("probe",))) - always
 
 
 def with_batch_norm(settings: Settings) -> Iterator[Part]:
@@ -351,7 +377,8 @@ def has_head(settings: Settings) -> bool:
 @lru_cache(maxsize=4096)
 def parameters_read(settings: Settings) -> frozenset[str]:
     """The parameters that the parts of an experiment read. Kept, because a check of a search space asks for each."""
-    return frozenset(
+    switches = {part.traits["switch"] for part in probe.values()} - {None}
+    return switches | frozenset(
         name
         for part in in_use(settings)
         for name, parameter in part.parameters.items()
@@ -362,7 +389,7 @@ def parameters_read(settings: Settings) -> frozenset[str]:
 def layers_read(settings: Settings) -> tuple[str, ...]:
     """The layers of the encoder that the probes read, each once."""
     layers = []
-    for part in probe.values():
+    for part in probes_in_use(settings):
         layers += [getattr(settings, name) for name, parameter in part.parameters.items() if parameter.is_layer]
         if part.traits["reads"] is not None:
             layers += part.traits["reads"](settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -90,7 +91,8 @@ def words_of(name: str, declaring: list[Part]) -> str:
         members[condition.words if condition is not None else ""].append(part)
     texts = []
     for words, group in members.items():
-        use = " or ".join(dict.fromkeys(use for part in group for use in uses_of(part)))
+        uses = [uses_of(part) if part.traits.get("switch") != name else [] for part in group]
+        use = " or ".join(dict.fromkeys(itertools.chain(*uses))) if all(uses) else ""
         texts.append(f"{use}, with {words}" if use and words else use or words or "always")
     return "; or ".join(texts)
 
@@ -99,6 +101,8 @@ def uses_of(part: Part) -> list[str]:
     """Return the settings with which a part is in use; an empty list means always."""
     if part.kind == "policy":
         return [f"`policy` with `{part.name}`, and `strength` > 0"]
+    if part.kind == "probe":
+        return [f"`{part.traits['switch']}`"] if part.traits["switch"] is not None else []
     if part.kind != "loss":
         return [f"`{CHOOSERS[part.kind]}: {part.name}`"] if part.kind in CHOOSERS else []
     uses = []

@@ -26,12 +26,16 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
         probe_digest: a digest of the pixels and labels of the probe dataset (`Dataset.digest`).
 
     A probe of a plugin is identified by the hash of its file, and a dataset of a plugin by its content, as any other.
+    The parameters of a probe that is off by default are left out at their defaults. So the fingerprints of trials
+    without it stay as they were before the probe existed.
     """
+    optional = parts.optional_parameters()
     chosen = {
         name: getattr(settings, name) if has_effect(name, settings) else default_of(name)
         for name in SETTINGS
         if about(name).protocol
     }
+    chosen = {name: value for name, value in chosen.items() if name not in optional or value != default_of(name)}
     chosen["probe_dataset"] = settings.evaluated_dataset.split(":")[0]  # a folder is identified by its content alone
     code = ", ".join(f"{name} {part.plugin[:12]}" for name, part in parts.probe.items() if part.plugin)
     plugins = {"probe_code": code} if code else {}  # only then, so that other fingerprints stay as they were

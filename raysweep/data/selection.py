@@ -13,7 +13,7 @@ from raysweep.data import loading
 from raysweep.data.dataset import Dataset, Images, Labels, pretraining_digest
 from raysweep.data.layout import has_val_folder, no_classes
 from raysweep.data.loading import native_size
-from raysweep.data.splits import draw_labels, fit_and_val
+from raysweep.data.splits import fit_and_val
 from raysweep.errors import InputError
 from raysweep.space import Trial
 
@@ -167,13 +167,9 @@ def check_evaluation(settings: Settings, data: TrialData) -> None:
             f"{settings.evaluated_dataset} has a single class, {data.probe.classes[0]!r}; an evaluation needs two"
         )
     fit, _ = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
-    images = len(fit.index)
-    knn_k = parts.probe["knn"].arguments(settings)["knn_k"]
-    if knn_k > images:
-        raise InputError(f"knn_k: {knn_k} is more than the {images} images of {settings.evaluated_dataset}'s fit split")
-    labels_per_class = parts.probe["linear"].arguments(settings)["labels_per_class"]
-    if labels_per_class is not None:
-        draw_labels(fit.labels, labels_per_class, settings.seed, data.probe.classes)
+    for part in parts.probes_in_use(settings):
+        if part.traits["check_fit"] is not None:
+            part.traits["check_fit"](settings, fit.labels, data.probe.classes)
     assert data.probe.test_images is not None
     tests, classes = len(data.probe.test_images), len(data.probe.classes)
     if tests < classes:

@@ -68,19 +68,35 @@ def split_train(
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
-def draw_labels(labels: Labels, per_class: int, seed: int, classes: Sequence[str] = ()) -> Indices:
+def draw_labels(
+    labels: Labels,
+    per_class: int,
+    seed: int,
+    classes: Sequence[str] = (),
+    *,
+    draw: int = 0,
+    setting: str = "labels_per_class",
+) -> Indices:
     """Draw `per_class` images of each class; returns their sorted indices.
 
-    With the same seed, a larger draw contains a smaller one. `classes` are the class names, for messages.
+    With the same seed and number of the draw, a larger draw contains a smaller one.
+
+    Args:
+        labels: the labels of the images, (N,).
+        per_class: the number of images of each class.
+        seed: the seed of the draw.
+        classes: the class names, for messages.
+        draw: the number of the draw, from 0. Draws with other numbers are independent.
+        setting: the setting that asks for the images, for messages.
 
     Raises:
         InputError: A class has fewer than `per_class` images.
     """
     drawn = []
-    for index, members in shuffled_classes(labels, seed, purpose=1):
+    for index, members in shuffled_classes(labels, seed, purpose=1 + draw):  # purpose 0 divides the train split
         if len(members) < per_class:
             raise InputError(
-                f"labels_per_class: {per_class}, but class {class_name(index, classes)} has only {len(members)} images "
+                f"{setting}: {per_class}, but class {class_name(index, classes)} has only {len(members)} images "
                 f"in the fit split: use at most {np.unique(labels, return_counts=True)[1].min()}"
             )
         drawn.append(members[:per_class])

@@ -13,7 +13,7 @@ from torch import Tensor
 from raysweep import parts
 from raysweep.config import Settings
 from raysweep.data.dataset import Dataset, Images
-from raysweep.data.splits import SplitPart, fit_and_val
+from raysweep.data.splits import SplitPart, draw_labels, fit_and_val
 from raysweep.probes.features import extract, extract_layers, fixed_subset
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.probes import TrainedProbe
@@ -93,11 +93,18 @@ class Evaluation:
     @property
     def first_phase(self) -> str:
         """The names of the probes without training, which come first."""
-        return ", ".join(name for name, part in parts.probe.items() if not part.traits["trains"])
+        return ", ".join(part.name for part in parts.probes_in_use(self.settings) if not part.traits["trains"])
 
     def labels(self, split: str) -> Tensor:
         """Return the labels (N,) of a split: `fit`, `val` or `test`."""
         return self.splits[split].labels
+
+    def drawn(self, labels_per_class: int | None) -> Tensor | None:
+        """Return the positions in the fit split of `labels_per_class` images of each class; None means all images."""
+        if labels_per_class is None:
+            return None
+        index = draw_labels(self.labels("fit").cpu().numpy(), labels_per_class, self.settings.seed)
+        return torch.from_numpy(index).to(self.device)
 
     def features(self, layer: str) -> dict[str, Tensor]:
         """Return the features (N, D) of each split in a layer. They are extracted once and must not be changed."""
@@ -161,28 +168,30 @@ class Evaluation:
             self.extract()
             yield Scores(self._untrained_scores(), trained_epochs, 0.0, may_pause=False, phase=self.first_phase)
             self._is_scored = True
-        names = [name for name, part in parts.probe.items() if part.traits["trains"]]
-        for number, name in enumerate(names):
-            if name in self._done:
+        trained = [part for part in parts.probes_in_use(self.settings) if part.traits["trains"]]
+        trained.sort(key=lambda part: not part.traits["keeps_features"])
+        for number, part in enumerate(trained):
+            if part.name in self._done:
                 continue
-            part = parts.probe[name]
             probe: TrainedProbe = part.function(self, **part.arguments(self.settings))
             if self._saved is not None:
                 probe.load_state_dict(self._saved)
                 self._saved = None
-            self._at_work = (name, probe)
+            self._at_work = (part.name, probe)
             for metrics in probe.run():
-                progress = (number + probe.progress) / len(names)
+                progress = (number + probe.progress) / len(trained)
                 epochs = getattr(probe, "epochs", 0)  # a plugin's probe need not have it
                 done = (probe.step, epochs) if epochs else (0, 0)
-                yield Scores(metrics, probe.step, progress, may_pause=True, phase=f"{name} probe", phase_epochs=done)
+                yield Scores(
+                    metrics, probe.step, progress, may_pause=True, phase=f"{part.name} probe", phase_epochs=done
+                )
             self._at_work = None
-            self._done.append(name)
+            self._done.append(part.name)
 
     def _untrained_scores(self) -> dict[str, float]:
         """Return the scores of all probes without training."""
         scores: dict[str, float] = {}
-        for part in parts.probe.values():
+        for part in parts.probes_in_use(self.settings):
             if not part.traits["trains"]:
                 scores.update(part.function(self, **part.arguments(self.settings)))
         unknown = [name for name in scores if not any(name in part.metrics for part in parts.probe.values())]

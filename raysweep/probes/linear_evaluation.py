@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from raysweep import parts
-from raysweep.data.splits import draw_labels
 from raysweep.probes.features import standardize_
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.linear import LinearProbes, train_linear
@@ -92,10 +89,8 @@ class LinearEvaluation:
     def _train(self, probes: LinearProbes, features: Features) -> Iterator[None]:
         """Train on the fit split, or on `labels_per_class` of its images of each class; yield after each epoch."""
         fit, labels = features["fit"], self.evaluation.labels("fit")
-        if self.labels_per_class is not None:
-            seed = self.evaluation.settings.seed
-            drawn = draw_labels(labels.cpu().numpy(), self.labels_per_class, seed)
-            index = torch.from_numpy(drawn).to(self.evaluation.device)
+        index = self.evaluation.drawn(self.labels_per_class)
+        if index is not None:
             fit, labels = {layer: values[index] for layer, values in fit.items()}, labels[index]
         return train_linear(probes, fit, labels, epochs=self.epochs, batch_size=self.batch_size)
 

@@ -1,8 +1,8 @@
-"""The table of probes. To add a probe, add a function here that evaluates a frozen encoder.
+"""The table of probes that evaluate every trial. `optional.py` has those that a setting turns on.
 
-A probe reads an `Evaluation`: `features(layer)` gives the features (N, D) of each split, `labels(split)` the labels,
-and `classes` the number of classes. It also has `settings` and `device`. A probe yields pairs of a metric's name and
-its value. Every probe of the table evaluates every trial.
+To add a probe, add a function that evaluates a frozen encoder. A probe reads an `Evaluation`: `features(layer)` gives
+the features (N, D) of each split, `labels(split)` the labels, and `classes` the number of classes. It also has
+`settings` and `device`. A probe yields pairs of a metric's name and its value.
 
 A probe that trains (`trains=True`) returns a `TrainedProbe` instead, so that an interrupted trial resumes in the middle
 of the probe's training.
@@ -12,17 +12,19 @@ The code of the probes is imported inside the functions, because commands import
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BeforeValidator, Field
 
 from raysweep import parts
+from raysweep.errors import InputError
 from raysweep.parts import Condition, FeatureLayer, Metric, Remark, probe
 
 if TYPE_CHECKING:
     from raysweep.config import Settings
+    from raysweep.data.dataset import Labels
     from raysweep.probes.evaluation import Evaluation
 
 
@@ -86,6 +88,22 @@ def check_grid(settings: Any) -> None:
         raise ValueError("probe_grid: the best probe is chosen on validation images; set val_fraction above 0")
 
 
+def check_drawn_labels(settings: Any, labels: Labels, classes: Sequence[str]) -> None:
+    """Raise InputError if a class of the fit split has fewer images than `labels_per_class`."""
+    from raysweep.data.splits import draw_labels
+
+    if settings.labels_per_class is not None:
+        draw_labels(labels, settings.labels_per_class, settings.seed, classes)
+
+
+def check_neighbours(settings: Any, labels: Labels, classes: Sequence[str]) -> None:
+    """Raise InputError if the fit split has fewer images than kNN reads."""
+    if settings.knn_k > len(labels):
+        raise InputError(
+            f"knn_k: {settings.knn_k} is more than the {len(labels)} images of {settings.evaluated_dataset}'s fit split"
+        )
+
+
 def linear_metrics() -> dict[str, Metric]:
     """Return the metrics of the linear probe, including those for every block that an encoder can have."""
     metrics = {
@@ -121,9 +139,20 @@ Layer = Annotated[
     "Features that the probes read. `trunk`: the flattened output of the encoder. `embedding`: the embedding z. "
     "`layer1` and so on: the output of one block of Conv6, pooled as for `per_layer`.",
 ]
+Standardize = Annotated[
+    bool,
+    "Scale the features of the linear probe and of logistic regression to mean 0 and variance 1 over the fit split "
+    "(train without validation).",
+]
+LabelsPerClass = Annotated[
+    int | None,
+    Field(ge=1),
+    "Train the linear probe and logistic regression on this many labelled images per class, drawn by `seed`. None "
+    "means all.",
+]
 
 
-@probe(trains=True, check=check_grid, reads=counted_layers, metrics=linear_metrics)
+@probe(trains=True, check=check_grid, check_fit=check_drawn_labels, reads=counted_layers, metrics=linear_metrics)
 def linear(
     evaluation: Evaluation,
     *,
@@ -159,15 +188,8 @@ def linear(
         Condition("an encoder made of blocks", lambda s: parts.encoder[s.encoder].traits["blocks"] > 0),
         Remark(searchable=False),
     ] = False,
-    standardize: Annotated[
-        bool,
-        "Scale the linear probe's features to mean 0 and variance 1 over the fit split (train without validation).",
-    ] = True,
-    labels_per_class: Annotated[
-        int | None,
-        Field(ge=1),
-        "Train the linear probe on this many labelled images per class, drawn by `seed`. None means all.",
-    ] = None,
+    standardize: Standardize = True,
+    labels_per_class: LabelsPerClass = None,
     probe_layer: Layer = "trunk",
 ) -> TrainedProbe:
     """Linear classifiers on the frozen features."""
@@ -208,12 +230,13 @@ def kmeans(evaluation: Evaluation, *, probe_layer: Layer = "trunk") -> Iterator[
 
 
 @probe(
+    check_fit=check_neighbours,
     metrics={
         "knn/val_accuracy": accuracy("Weighted kNN, neighbours from the fit split: accuracy on the validation split."),
         "knn/test_accuracy": accuracy(
             "Weighted kNN, neighbours from the fit split: accuracy on the test split.", uses_test=True
         ),
-    }
+    },
 )
 def knn(
     evaluation: Evaluation,

@@ -33,6 +33,17 @@ def block_scores() -> tuple[str, ...]:
     return tuple(f"linear/layer{block}/test_accuracy" for block in range(1, parts.most_blocks() + 1))
 
 
+def further_scores() -> tuple[str, ...]:
+    """Return the scores on the test split of the probes that are off by default. Tables show them after the others."""
+    return tuple(
+        name
+        for part in parts.probe.values()
+        if part.traits["switch"] is not None
+        for name, metric in part.metrics.items()
+        if metric.uses_test and not metric.is_diagnosis
+    )
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over seeds."""
@@ -281,5 +292,6 @@ def mean_of(point: Point, metric: str) -> float:
 
 
 def shown_scores(points: Sequence[Point], names: Sequence[str] = SCORES) -> list[str]:
-    """Return the metrics in `names` that any point has."""
-    return [name for name in names if any(point.values(name) for point in points)]
+    """Return the metrics in `names` that any point has, and after them the further scores that any point has."""
+    reported = {name for point in points for result in point.by_seed.values() for name in result.metrics}
+    return [name for name in dict.fromkeys((*names, *further_scores())) if name in reported]

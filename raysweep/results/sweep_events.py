@@ -92,6 +92,7 @@ def group_of(metric: str) -> str:
         "knn": "kNN",
         "kmeans": "k-means",
         "label_free": "Measures without labels",
+        "logistic": "Logistic regression",
     }
     first, *rest = metric.split("/")
     if first == "linear" and len(rest) > 1:
@@ -106,6 +107,7 @@ GROUPS = (
     "Linear probe",
     "kNN",
     "k-means",
+    "Logistic regression",
     "Linear probes on blocks",
     "Measures without labels",
     "Other",

@@ -163,7 +163,7 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
         elif key not in SETTINGS:
             hint = "; a sweep is named by --name" if key == "name" else suggest_setting(key, value)
             raise InputError(f"--set {key}: unknown setting{hint}")
-        elif isinstance(value, list):
+        elif isinstance(value, list) and (about(key).search or not about(key).composed):
             base.pop(key, None)
             for space in spaces:
                 space[key] = {"grid": value}

@@ -1,0 +1,129 @@
+"""The probes that are off by default, compared with scikit-learn and NumPy on the pixels of digits."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from raysweep import parts
+from raysweep.config import Settings, fingerprint, has_effect, has_metric, make_settings, metrics_by_name, protocol
+from raysweep.data.splits import draw_labels, split_train
+from raysweep.errors import InputError
+from raysweep.probes.logistic import logistic_scores
+from tests.support.trials import DATASETS, run, trial_of
+
+ON = {"logistic": True, "logistic_c": [0.001, 0.1, 10]}
+"""Settings that turn all these probes on."""
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """The pixels (N, D) in [0, 1] and the labels of each split of the digits, as a trial with the seed 0 has them."""
+    dataset = DATASETS["digits", 8, None]
+    fit, val = split_train(dataset.train_labels, 0.1, 0)
+    images = {"fit": dataset.train_images[fit], "val": dataset.train_images[val], "test": dataset.test_images}
+    labels = {"fit": dataset.train_labels[fit], "val": dataset.train_labels[val], "test": dataset.test_labels}
+    return {split: each.reshape(len(each), -1) / np.float32(255) for split, each in images.items()}, labels
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    """The metrics of a trial whose features are the pixels, with all probes on."""
+    return run(tmp_path_factory.mktemp("pixels"), trial_of(encoder="pixels", le_epochs=1, **ON)).metrics
+
+
+def logistic_reference(features, labels, strengths):
+    """Return the validation and test accuracy of scikit-learn's pipeline with the best strength, and that strength."""
+    models = {}
+    for strength in strengths:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000, tol=1e-6))
+        models[strength] = model.fit(features["fit"], labels["fit"])
+    val = {strength: model.score(features["val"], labels["val"]) for strength, model in models.items()}
+    best = max(strengths, key=lambda strength: val[strength])
+    return val[best], models[best].score(features["test"], labels["test"]), best
+
+
+def test_logistic_regression_equals_scikit_learn_with_the_best_strength(scores, splits):
+    val, test, best = logistic_reference(*splits, ON["logistic_c"])
+    assert scores["logistic/c"] == best
+    assert scores["logistic/val_accuracy"] == val
+    assert scores["logistic/test_accuracy"] == pytest.approx(test, abs=1.01 / 80), "one image may lie on the boundary"
+
+
+def test_logistic_regression_reads_the_labels_that_the_linear_probe_reads(tmp_path, splits):
+    trial = trial_of(encoder="pixels", le_epochs=1, seed=3, labels_per_class=2, standardize=False, **ON)
+    got = run(tmp_path, trial).metrics
+    features, labels = splits
+    index = draw_labels(labels["fit"], 2, 3)
+    drawn = {**features, "fit": features["fit"][index]}, {**labels, "fit": labels["fit"][index]}
+    expected = logistic_scores(*drawn, ON["logistic_c"])
+    assert {name: got[name] for name in expected} == expected
+    assert got["logistic/test_accuracy"] < logistic_scores(*splits, [1.0])["logistic/test_accuracy"]
+
+
+def test_the_best_strength_is_chosen_by_validation_alone_and_the_first_of_equals_counts():
+    draws = np.random.default_rng(0)
+    labels = {split: np.arange(40) % 2 for split in ("fit", "val", "test")}
+    features = {split: (each * 4 - 2 + draws.normal(size=40) * 0.1)[:, None] for split, each in labels.items()}
+    assert logistic_scores(features, labels, [0.3, 0.1, 1.0])["logistic/c"] == 0.3
+    labels["test"] = 1 - labels["test"]
+    assert logistic_scores(features, labels, [0.3]) == {
+        "logistic/val_accuracy": 1.0,
+        "logistic/test_accuracy": 0.0,
+        "logistic/c": 0.3,
+    }
+
+
+def test_logistic_regression_that_does_not_converge_is_noted(splits, monkeypatch):
+    monkeypatch.setattr("raysweep.probes.logistic.ITERATIONS", 2)
+    with pytest.warns(UserWarning, match=r"^logistic regression with C = 100 did not converge in 2 iterations$"):
+        logistic_scores(*splits, [100.0])
+
+
+# ---- what all of them share ------------------------------------------------------------------------------------------
+
+
+def test_the_probes_change_nothing_of_a_trial_without_them(tmp_path, scores):
+    plain = run(tmp_path, trial_of(encoder="pixels", le_epochs=1))
+    assert {name: scores[name] for name in plain.metrics} == plain.metrics
+    optional = [name for part in parts.probe.values() if part.traits["switch"] for name in part.metrics]
+    assert plain.metrics.keys().isdisjoint(optional)
+    assert scores.keys() - plain.metrics.keys() <= set(optional)
+
+
+def test_exactly_the_metrics_that_settings_turn_on_are_expected(scores):
+    settings = trial_of(encoder="pixels", le_epochs=1, **ON).settings
+    assert {name for name in metrics_by_name() if has_metric(name, settings)} == set(scores)
+
+
+def test_settings_at_their_defaults_leave_the_fingerprint_alone():
+    plain = protocol(Settings(), "x")
+    assert fingerprint(plain) == "2599e166bcea", "results of the present version stay comparable"
+    switched = make_settings({name: value for name, value in ON.items() if name != "logistic_c"}, "x")
+    assert protocol(switched, "x") == plain
+    without = make_settings({"logistic_c": 1}, "x")
+    assert not has_effect("logistic_c", without)
+    assert protocol(without, "x") == plain
+    assert protocol(make_settings(ON, "x"), "x") == {**plain, "logistic_c": "[0.001, 0.1, 10.0]"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"logistic": True, "val_fraction": 0}, "logistic_c: the best C is chosen on validation images"),
+        ({"logistic_c": [1, 0]}, "logistic_c: each number must be greater than 0, not"),
+        ({"logistic_c": [1, 1.0]}, "logistic_c: give at least one number, and none twice, not"),
+        ({"logistic_c": []}, "logistic_c: give at least one number, and none twice, not"),
+        ({"logistic_c": "big"}, "logistic_c: expected a list of numbers, such as [1, 5], not 'big'"),
+        ({"logistic_c": [True]}, "logistic_c: expected a list of numbers"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, words):
+    with pytest.raises(InputError) as fault:
+        make_settings(settings, "x")
+    assert words in str(fault.value)
+
+
+def test_one_strength_needs_no_validation_images():
+    assert make_settings({"logistic": True, "logistic_c": 1, "val_fraction": 0}, "x").logistic_c == "[1.0]"
