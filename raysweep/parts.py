@@ -377,7 +377,7 @@ def has_head(settings: Settings) -> bool:
 @lru_cache(maxsize=4096)
 def parameters_read(settings: Settings) -> frozenset[str]:
     """The parameters that the parts of an experiment read. Kept, because a check of a search space asks for each."""
-    switches = {part.traits["switch"] for part in probe.values()} - {None}
+    switches = frozenset(part.traits["switch"] for part in probe.values() if part.traits["switch"] is not None)
     return switches | frozenset(
         name
         for part in in_use(settings)

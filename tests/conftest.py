@@ -36,6 +36,24 @@ def run_sweep(tmp_path):
     return run
 
 
+@pytest.fixture
+def refused(run_sweep, tmp_path):
+    """A function that runs the command, checks that it is refused and leaves no files, and returns its one line."""
+
+    def run(*arguments, **environment):
+        before = sorted(tmp_path.rglob("*"))
+        process = run_sweep(*arguments, **environment)
+        assert process.returncode == 2, process
+        assert process.stdout == ""
+        assert process.stderr.startswith("error: ")
+        assert process.stderr.count("\n") == 1
+        assert "Traceback" not in process.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+        return process.stderr
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def few(tmp_path_factory):
     """Settings of a sweep on 120 of the digits. Training on all of them takes ten times as long."""

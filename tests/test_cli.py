@@ -16,24 +16,6 @@ from tests.support.commands import here
 TINY = ["--usl_epochs", "1", "--le_epochs", "1", "--batch_size", "4", "--knn_k", "2", "--image_size", "8", "--local"]
 
 
-@pytest.fixture
-def refused(run_sweep, tmp_path):
-    """A function that runs the command, checks that it is refused and leaves no files, and returns its one line."""
-
-    def run(*arguments, **environment):
-        before = sorted(tmp_path.rglob("*"))
-        process = run_sweep(*arguments, **environment)
-        assert process.returncode == 2, process
-        assert process.stdout == ""
-        assert process.stderr.startswith("error: ")
-        assert process.stderr.count("\n") == 1
-        assert "Traceback" not in process.stderr
-        assert sorted(tmp_path.rglob("*")) == before
-        return process.stderr
-
-    return run
-
-
 def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")):
     """Create an image folder of random pictures."""
     rng = np.random.default_rng(0)
@@ -85,6 +67,8 @@ def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")
         (["--batch_size", "1438", "--local"], "batch_size: 1438 is more than the 1437 training images"),
         (["--knn_k", "5000", "--local"], "knn_k: 5000"),
         (["--labels_per_class", "500", "--local"], "500"),
+        (["--knn_grid", "[3]", "--local"], "knn_grid: each number must be one of 1, 2, 5, 10, 20, 50, 100, 200, not"),
+        (["--set", "logistic=[true, false]"], "logistic cannot be swept (it changes no score); put it under base"),
         (["--resume", "nowhere"], "there is no sweep"),
         (["--resume", "nowhere", "--alpha", "1"], "there is no sweep"),
         (["--resume", "nowhere", "--name", "a"], "takes no --name"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,11 +11,27 @@ from torch.nn import functional as F
 from raysweep.errors import Diverged
 
 
-@torch.inference_mode()
 def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, classes: int, k: int, temperature: float
 ) -> float:
-    """Return the accuracy of kNN by cosine similarity s. Each neighbour has a vote of weight exp(s / temperature).
+    """Return the accuracy of kNN with one number of neighbours; see `knn_accuracies`."""
+    return knn_accuracies(bank, bank_labels, queries, labels, classes=classes, ks=(k,), temperature=temperature)[0]
+
+
+@torch.inference_mode()
+def knn_accuracies(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    ks: Sequence[int],
+    temperature: float,
+) -> list[float]:
+    """Return the accuracy of kNN for each number of neighbours, from one computation of the similarities.
+
+    A neighbour with the cosine similarity s has a vote of weight exp(s / temperature).
 
     Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4
     (arXiv 1805.01978). If classes have equal votes, the one with the lowest number wins.
@@ -24,29 +42,32 @@ def knn_accuracy(
         queries: (M, D) features to classify.
         labels: (M,) the true labels of the queries.
         classes: number of classes.
-        k: neighbours, at most N.
+        ks: numbers of neighbours, each at most N.
         temperature: > 0.
 
     Raises:
         Diverged: features are so large that their squares overflow.
     """
-    assert k <= len(bank), "knn_k is checked against the bank before a trial starts"
+    assert max(ks) <= len(bank), "numbers of neighbours are checked against the bank before a trial starts"
     bank, finite = normalize(bank)
-    right = torch.zeros((), device=bank.device)
+    right = torch.zeros(len(ks), device=bank.device)
     for part, target in zip(queries.split(1000), labels.split(1000), strict=True):
         directions, part_finite = normalize(part)
         finite &= part_finite
-        similarity, index = (directions @ bank.T).topk(k, dim=1)  # the nearest first
-        # Only ratios of votes matter. The nearest neighbour gets weight 1, so that no temperature makes all weights 0.
-        # float64 is needed, because a valid temperature may be 0 in float32.
-        weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
-        votes = weights.new_zeros(len(part), classes).scatter_add_(1, bank_labels[index], weights)
-        right += (votes.argmax(1) == target).sum()
-    # Both results are read at once, because every read waits for the GPU.
-    correct, all_finite = torch.stack((right, finite.to(right.dtype))).tolist()
+        similarities = directions @ bank.T
+        for number, k in enumerate(ks):
+            # A search for each k. The first k of more neighbours may be others, where similarities are equal.
+            similarity, index = similarities.topk(k, dim=1)  # the nearest first
+            # Only ratios of votes matter. The nearest neighbour gets weight 1, so that no temperature makes all weights
+            # 0. float64 is needed, because a valid temperature may be 0 in float32.
+            weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
+            votes = weights.new_zeros(len(part), classes).scatter_add_(1, bank_labels[index], weights)
+            right[number] += (votes.argmax(1) == target).sum()
+    # All results are read at once, because every read waits for the GPU.
+    *correct, all_finite = torch.cat((right, finite.to(right.dtype)[None])).tolist()
     if not all_finite:
         raise Diverged("the features are not finite, or so large that their squares overflow")
-    return float(correct) / len(queries)
+    return [float(count) / len(queries) for count in correct]
 
 
 def normalize(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,17 +5,85 @@ See `probes.py` for how a probe is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
 from raysweep.parts import Metric, Remark, probe
 from raysweep.probes.lists import number_list, numbers_in
-from raysweep.probes.probes import LabelsPerClass, Layer, Standardize, accuracy
+from raysweep.probes.probes import LabelsPerClass, Layer, Standardize, Temperature, accuracy, check_enough
 
 if TYPE_CHECKING:
+    from raysweep.data.dataset import Labels
     from raysweep.probes.evaluation import Evaluation
+
+
+NEIGHBOURS = (1, 2, 5, 10, 20, 50, 100, 200)
+"""The numbers of neighbours that `knn_grid` may list. Each has its metrics, which are declared before any setting."""
+
+
+def reports(name: str, number: int, settings: Any) -> bool:
+    """Return whether the list `name` contains a number, so that a trial reports the metric of this number."""
+    return number in numbers_in(getattr(settings, name))
+
+
+def knn_grid_metrics() -> dict[str, Metric]:
+    """Return the metrics of kNN for every number of neighbours."""
+    metrics = {}
+    for k in NEIGHBOURS:
+        for split, words in (("val", "validation split"), ("test", "test split")):
+            metrics[f"knn/k{k}_{split}_accuracy"] = Metric(
+                f"Weighted kNN with {k} neighbour{'s' if k > 1 else ''}: accuracy on the {words}.",
+                better="max",
+                highest=1.0,
+                uses_test=split == "test",
+                is_reported=partial(reports_neighbours, k, split),
+            )
+    return metrics
+
+
+def reports_neighbours(k: int, split: str, settings: Any) -> bool:
+    """Return whether a trial reports the accuracy of kNN with `k` neighbours on a split."""
+    return reports("knn_grid", k, settings) and (split == "test" or settings.val_fraction > 0)
+
+
+def check_most_neighbours(settings: Any, labels: Labels, classes: Sequence[str]) -> None:
+    """Raise InputError if the fit split has fewer images than the greatest number in `knn_grid`."""
+    check_enough("knn_grid", max(numbers_in(settings.knn_grid)), settings, labels)
+
+
+@probe(switch="knn_grid", check_fit=check_most_neighbours, metrics=knn_grid_metrics)
+def knn_grid(
+    evaluation: Evaluation,
+    *,
+    knn_grid: Annotated[
+        str | None,
+        BeforeValidator(partial(number_list, allowed=NEIGHBOURS)),
+        f"Also evaluate by kNN with each of these numbers of neighbours, among {', '.join(map(str, NEIGHBOURS))}. None "
+        "means no further number.",
+        Remark(structured=True, searchable=False),
+    ] = None,
+    knn_temperature: Temperature = 0.07,
+    probe_layer: Layer = "trunk",
+) -> Iterator[tuple[str, float]]:
+    """Weighted k-nearest neighbours for several k, from one computation of the similarities."""
+    from raysweep.probes.knn import knn_accuracies
+
+    features, ks = evaluation.features(probe_layer), numbers_in(knn_grid)
+    for split in ("val", "test"):
+        if len(features[split]):
+            accuracies = knn_accuracies(
+                features["fit"],
+                evaluation.labels("fit"),
+                features[split],
+                evaluation.labels(split),
+                classes=evaluation.classes,
+                ks=ks,
+                temperature=knn_temperature,
+            )
+            yield from ((f"knn/k{k}_{split}_accuracy", value) for k, value in zip(ks, accuracies, strict=True))
 
 
 def check_strengths(settings: Any) -> None:

@@ -97,10 +97,15 @@ def check_drawn_labels(settings: Any, labels: Labels, classes: Sequence[str]) ->
 
 
 def check_neighbours(settings: Any, labels: Labels, classes: Sequence[str]) -> None:
-    """Raise InputError if the fit split has fewer images than kNN reads."""
-    if settings.knn_k > len(labels):
+    """Raise InputError if the fit split has fewer images than `knn_k`."""
+    check_enough("knn_k", settings.knn_k, settings, labels)
+
+
+def check_enough(name: str, k: int, settings: Any, labels: Labels) -> None:
+    """Raise InputError if the fit split has fewer images than `k`, a value of the setting `name`."""
+    if k > len(labels):
         raise InputError(
-            f"knn_k: {settings.knn_k} is more than the {len(labels)} images of {settings.evaluated_dataset}'s fit split"
+            f"{name}: {k} is more than the {len(labels)} images of {settings.evaluated_dataset}'s fit split"
         )
 
 
@@ -229,6 +234,11 @@ def kmeans(evaluation: Evaluation, *, probe_layer: Layer = "trunk") -> Iterator[
     yield from scores.items()
 
 
+Temperature = Annotated[
+    float, Field(gt=0), "Temperature τ of kNN: a neighbour's vote has the weight exp(similarity / τ)."
+]
+
+
 @probe(
     check_fit=check_neighbours,
     metrics={
@@ -243,9 +253,7 @@ def knn(
     *,
     probe_layer: Layer = "trunk",
     knn_k: Annotated[int, Field(ge=1), "Number of neighbours in kNN."] = 20,
-    knn_temperature: Annotated[
-        float, Field(gt=0), "Temperature τ of kNN: a neighbour's vote has the weight exp(similarity / τ)."
-    ] = 0.07,
+    knn_temperature: Temperature = 0.07,
 ) -> Iterator[tuple[str, float]]:
     """Weighted k-nearest neighbours, by cosine similarity."""
     from raysweep.probes.knn import knn_accuracy

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -10,10 +12,11 @@ from raysweep import parts
 from raysweep.config import Settings, fingerprint, has_effect, has_metric, make_settings, metrics_by_name, protocol
 from raysweep.data.splits import draw_labels, split_train
 from raysweep.errors import InputError
+from raysweep.probes.knn import knn_accuracies, knn_accuracy
 from raysweep.probes.logistic import logistic_scores
 from tests.support.trials import DATASETS, run, trial_of
 
-ON = {"logistic": True, "logistic_c": [0.001, 0.1, 10]}
+ON = {"logistic": True, "logistic_c": [0.001, 0.1, 10], "knn_grid": [1, 5, 20, 100]}
 """Settings that turn all these probes on."""
 
 
@@ -81,6 +84,25 @@ def test_logistic_regression_that_does_not_converge_is_noted(splits, monkeypatch
         logistic_scores(*splits, [100.0])
 
 
+def test_knn_for_several_k_equals_scikit_learn_and_knn_k_itself(scores, splits):
+    features, labels = splits
+    for k in ON["knn_grid"]:
+        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+        reference.fit(features["fit"].astype(float), labels["fit"])
+        for split in ("val", "test"):
+            expected = reference.score(features[split].astype(float), labels[split])
+            assert scores[f"knn/k{k}_{split}_accuracy"] == pytest.approx(expected)
+    assert scores["knn/k5_test_accuracy"] == scores["knn/test_accuracy"], "TINY has knn_k: 5"
+
+
+def test_knn_with_equal_similarities_is_that_of_each_k_alone():
+    features = torch.randint(0, 2, (200, 3), generator=torch.Generator().manual_seed(0)).float()
+    arguments = (features, torch.arange(200) % 10, features, torch.arange(200) % 10)
+    ks = (1, 2, 5, 50)
+    alone = [knn_accuracy(*arguments, classes=10, k=k, temperature=0.07) for k in ks]
+    assert knn_accuracies(*arguments, classes=10, ks=ks, temperature=0.07) == alone
+
+
 # ---- what all of them share ------------------------------------------------------------------------------------------
 
 
@@ -116,6 +138,8 @@ def test_settings_at_their_defaults_leave_the_fingerprint_alone():
         ({"logistic_c": [1, 1.0]}, "logistic_c: give at least one number, and none twice, not"),
         ({"logistic_c": []}, "logistic_c: give at least one number, and none twice, not"),
         ({"logistic_c": "big"}, "logistic_c: expected a list of numbers, such as [1, 5], not 'big'"),
+        ({"knn_grid": [3]}, "knn_grid: each number must be one of 1, 2, 5, 10, 20, 50, 100, 200, not [3]"),
+        ({"knn_grid": [5, 5]}, "knn_grid: give at least one number, and none twice, not [5, 5]"),
         ({"logistic_c": [True]}, "logistic_c: expected a list of numbers"),
     ],
 )

@@ -1,0 +1,59 @@
+"""The probes that are off by default, through the real command."""
+
+import json
+
+import pytest
+import yaml
+
+from raysweep.probes import features as features_module
+from tests.support.commands import here
+
+QUICK = {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 2, "probe_every": 0, "images_every": 0}
+ON = {"logistic": True, "knn_grid": [1, 20]}
+
+
+def words_of(few, **settings):
+    """Return the words of a command that runs a tiny sweep with these settings."""
+    given = {**few, **QUICK, **settings}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    return [*(word for name, text in texts.items() for word in ("--set", f"{name}={text}")), "--local"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"knn_grid": [1, 100]}, "knn_grid: 100 is more than the"),
+        ({"knn_grid": [3]}, "knn_grid: each number must be one of 1, 2, 5, 10, 20, 50, 100, 200, not [3]"),
+        ({"logistic": [True, False]}, "logistic cannot be swept (it changes no score); put it under base"),
+        ({"logistic": True, "val_fraction": 0}, "logistic_c: the best C is chosen on validation images"),
+    ],
+)
+def test_what_the_data_lacks_is_refused(refused, few, settings, words):
+    assert words in refused(*words_of(few, **settings))
+
+
+def test_a_sweep_and_its_evaluation_give_the_same_scores_from_one_extraction(run_sweep, tmp_path, few, monkeypatch):
+    passes = []
+    compute = features_module.compute
+    monkeypatch.setattr(features_module, "compute", lambda *given: (passes.append(len(given[2])), compute(*given))[1])
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"name": "s", "base": {**few, **QUICK, **ON}}))
+    process = run_sweep("space.yaml", "--local")
+    assert process.returncode == 0, process.stderr
+    root = tmp_path / "runs" / "s"
+    scores = json.loads((root / "seed=0" / "result.json").read_text())["metrics"]
+    assert len(passes) == 3, "one pass over each of the fit, validation and test split"
+    for name in ("logistic/test_accuracy", "knn/k1_test_accuracy", "knn/k20_val_accuracy"):
+        assert 0 < scores[name] <= 1
+    header = next(line for line in (root / "summary.md").read_text().splitlines() if line.startswith("| point |"))
+    columns = [name.strip() for name in header.split("|")[3:-1]]
+    usual = ["linear/val_accuracy", "linear/test_accuracy", "knn/test_accuracy", "kmeans/accuracy"]
+    assert columns == [*usual, "knn/k1_test_accuracy", "knn/k20_test_accuracy", "logistic/test_accuracy"]
+    for table in ("results.csv", "summary.csv"):
+        assert "logistic/c" in (root / table).read_text().splitlines()[0]
+
+    words = [word for name, value in ON.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    process = here("raysweep", "evaluate", "runs/s", *words, "--local", "--name", "again", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    again = json.loads((root / "evaluations" / "again" / "seed=0" / "result.json").read_text())["metrics"]
+    assert again == {name: scores[name] for name in again}
+    assert again.keys() == {name for name in scores if not name.startswith(("pretrain/", "online/"))}
