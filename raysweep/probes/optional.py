@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from raysweep.parts import Metric, Remark, probe
 from raysweep.probes.lists import number_list, numbers_in
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = (1, 2, 5, 10, 20, 50, 100, 200)
 """The numbers of neighbours that `knn_grid` may list. Each has its metrics, which are declared before any setting."""
+
+
+LABELS = (1, 2, 4, 5, 8, 10, 16, 20, 25, 50, 100)
+"""The numbers of labelled images of each class that `few_shot` may list."""
 
 
 def reports(name: str, number: int, settings: Any) -> bool:
@@ -139,3 +143,78 @@ def logistic(
         features["fit"], labels["fit"] = features["fit"][index], labels["fit"][index.cpu().numpy()]
     arrays = {split: each.cpu().numpy() for split, each in features.items()}
     yield from logistic_scores(arrays, labels, numbers_in(logistic_c)).items()
+
+
+def few_shot_metrics() -> dict[str, Metric]:
+    """Return the metrics of few-shot classification for every number of labels."""
+    metrics = {}
+    for labels in LABELS:
+        words = f"Nearest class mean of {labels} labelled image{'s' if labels > 1 else ''} of each class"
+        metrics[f"few_shot/{labels}_test_accuracy"] = Metric(
+            f"{words}: accuracy on the test split, mean over draws.",
+            better="max",
+            highest=1.0,
+            uses_test=True,
+            is_reported=partial(reports, "few_shot", labels),
+        )
+        metrics[f"few_shot/{labels}_std"] = Metric(
+            f"{words}: standard deviation of the accuracy over draws.",
+            uses_test=True,
+            is_diagnosis=True,
+            is_reported=partial(reports_spread, labels),
+        )
+    return metrics
+
+
+def reports_spread(labels: int, settings: Any) -> bool:
+    """Return whether a trial reports the spread over draws, which needs two draws."""
+    return reports("few_shot", labels, settings) and settings.few_shot_draws > 1
+
+
+def check_most_labels(settings: Any, labels: Labels, classes: Sequence[str]) -> None:
+    """Raise InputError if a class of the fit split has fewer images than the greatest number in `few_shot`."""
+    from raysweep.data.splits import draw_labels
+
+    draw_labels(labels, max(numbers_in(settings.few_shot)), settings.seed, classes, setting="few_shot")
+
+
+@probe(switch="few_shot", check_fit=check_most_labels, metrics=few_shot_metrics)
+def few_shot(
+    evaluation: Evaluation,
+    *,
+    few_shot: Annotated[
+        str | None,
+        BeforeValidator(partial(number_list, allowed=LABELS)),
+        "Also evaluate the nearest class mean of so many labelled images of each class, for each of these numbers, "
+        f"among {', '.join(map(str, LABELS))}. None means no few-shot classification.",
+        Remark(structured=True, searchable=False),
+    ] = None,
+    few_shot_draws: Annotated[
+        int,
+        Field(ge=1, le=1000),
+        "Number of draws of labelled images in few-shot classification. They are drawn by `seed`.",
+    ] = 10,
+    probe_layer: Layer = "trunk",
+) -> Iterator[tuple[str, float]]:
+    """Nearest class mean of a few labelled images, averaged over draws of these images."""
+    import numpy as np
+    import torch
+
+    from raysweep.data.splits import draw_labels
+    from raysweep.probes.few_shot import few_shot_accuracies
+
+    features = evaluation.features(probe_layer)
+    labels, seed = evaluation.labels("fit").cpu().numpy(), evaluation.settings.seed
+    for count in numbers_in(few_shot):
+        draws = [draw_labels(labels, count, seed, draw=draw) for draw in range(few_shot_draws)]
+        accuracies = few_shot_accuracies(
+            features["fit"],
+            evaluation.labels("fit"),
+            features["test"],
+            evaluation.labels("test"),
+            classes=evaluation.classes,
+            draws=[torch.from_numpy(index).to(evaluation.device) for index in draws],
+        )
+        yield f"few_shot/{count}_test_accuracy", float(np.mean(accuracies))
+        if few_shot_draws > 1:
+            yield f"few_shot/{count}_std", float(np.std(accuracies, ddof=1))

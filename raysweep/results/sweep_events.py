@@ -93,6 +93,7 @@ def group_of(metric: str) -> str:
         "kmeans": "k-means",
         "label_free": "Measures without labels",
         "logistic": "Logistic regression",
+        "few_shot": "Few-shot",
     }
     first, *rest = metric.split("/")
     if first == "linear" and len(rest) > 1:
@@ -108,6 +109,7 @@ GROUPS = (
     "kNN",
     "k-means",
     "Logistic regression",
+    "Few-shot",
     "Linear probes on blocks",
     "Measures without labels",
     "Other",

@@ -6,17 +6,24 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 
 from raysweep import parts
 from raysweep.config import Settings, fingerprint, has_effect, has_metric, make_settings, metrics_by_name, protocol
 from raysweep.data.splits import draw_labels, split_train
 from raysweep.errors import InputError
+from raysweep.probes.few_shot import few_shot_accuracies
 from raysweep.probes.knn import knn_accuracies, knn_accuracy
 from raysweep.probes.logistic import logistic_scores
 from tests.support.trials import DATASETS, run, trial_of
 
-ON = {"logistic": True, "logistic_c": [0.001, 0.1, 10], "knn_grid": [1, 5, 20, 100]}
+ON = {
+    "logistic": True,
+    "logistic_c": [0.001, 0.1, 10],
+    "knn_grid": [1, 5, 20, 100],
+    "few_shot": [1, 5],
+    "few_shot_draws": 4,
+}
 """Settings that turn all these probes on."""
 
 
@@ -103,6 +110,43 @@ def test_knn_with_equal_similarities_is_that_of_each_k_alone():
     assert knn_accuracies(*arguments, classes=10, ks=ks, temperature=0.07) == alone
 
 
+def centroid_accuracy(features, labels, index):
+    """Return the test accuracy of the nearest mean of images of the fit split, after CL2N, one distance at a time."""
+    center = features["fit"].astype(float).mean(0)
+    fit, test = (normalize(each - center) for each in (features["fit"][index], features["test"]))
+    means = [fit[labels["fit"][index] == label].mean(0) for label in range(10)]
+    nearest = [np.argmin([np.linalg.norm(query - mean) for mean in means]) for query in test]
+    return np.mean(nearest == labels["test"])
+
+
+def test_few_shot_scores_equal_the_nearest_class_mean_in_numpy(scores, splits):
+    features, labels = splits
+    for count in ON["few_shot"]:
+        draws = [draw_labels(labels["fit"], count, 0, draw=draw) for draw in range(4)]
+        assert len({tuple(index) for index in draws}) == 4, "the draws differ"
+        assert all((np.bincount(labels["fit"][index]) == count).all() for index in draws)
+        expected = [centroid_accuracy(features, labels, index) for index in draws]
+        assert scores[f"few_shot/{count}_test_accuracy"] == pytest.approx(np.mean(expected))
+        assert scores[f"few_shot/{count}_std"] == pytest.approx(np.std(expected, ddof=1))
+    assert scores["few_shot/5_test_accuracy"] > scores["few_shot/1_test_accuracy"] > 0.3, "chance level is 0.1"
+
+
+def test_a_class_without_images_in_a_draw_is_never_chosen():
+    features = torch.eye(3).repeat(2, 1)
+    labels = torch.tensor([0, 1, 2]).repeat(2)
+    arguments = (features, labels, features, labels)
+    some, all_classes = torch.tensor([0, 2]), torch.tensor([0, 1, 2])
+    accuracies = few_shot_accuracies(*arguments, classes=3, draws=[some, all_classes])
+    assert accuracies == [pytest.approx(2 / 3), 1.0]
+
+
+def test_one_draw_has_no_spread():
+    settings = make_settings({"few_shot": 5, "few_shot_draws": 1}, "x")
+    assert has_metric("few_shot/5_test_accuracy", settings)
+    assert not has_metric("few_shot/5_std", settings)
+    assert metrics_by_name()["few_shot/5_std"].is_diagnosis
+
+
 # ---- what all of them share ------------------------------------------------------------------------------------------
 
 
@@ -122,12 +166,13 @@ def test_exactly_the_metrics_that_settings_turn_on_are_expected(scores):
 def test_settings_at_their_defaults_leave_the_fingerprint_alone():
     plain = protocol(Settings(), "x")
     assert fingerprint(plain) == "2599e166bcea", "results of the present version stay comparable"
-    switched = make_settings({name: value for name, value in ON.items() if name != "logistic_c"}, "x")
+    changed = {"logistic_c": "[0.001, 0.1, 10.0]", "few_shot_draws": 4}
+    switched = make_settings({name: value for name, value in ON.items() if name not in changed}, "x")
     assert protocol(switched, "x") == plain
-    without = make_settings({"logistic_c": 1}, "x")
-    assert not has_effect("logistic_c", without)
+    without = make_settings(changed, "x")
+    assert not any(has_effect(name, without) for name in changed)
     assert protocol(without, "x") == plain
-    assert protocol(make_settings(ON, "x"), "x") == {**plain, "logistic_c": "[0.001, 0.1, 10.0]"}
+    assert protocol(make_settings(ON, "x"), "x") == {**plain, **changed}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +185,8 @@ def test_settings_at_their_defaults_leave_the_fingerprint_alone():
         ({"logistic_c": "big"}, "logistic_c: expected a list of numbers, such as [1, 5], not 'big'"),
         ({"knn_grid": [3]}, "knn_grid: each number must be one of 1, 2, 5, 10, 20, 50, 100, 200, not [3]"),
         ({"knn_grid": [5, 5]}, "knn_grid: give at least one number, and none twice, not [5, 5]"),
+        ({"few_shot": "[1, 3]"}, "few_shot: each number must be one of 1, 2, 4, 5, 8, 10, 16, 20, 25, 50, 100, not"),
+        ({"few_shot": [1], "few_shot_draws": 0}, "few_shot_draws"),
         ({"logistic_c": [True]}, "logistic_c: expected a list of numbers"),
     ],
 )

@@ -9,7 +9,7 @@ from raysweep.probes import features as features_module
 from tests.support.commands import here
 
 QUICK = {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 2, "probe_every": 0, "images_every": 0}
-ON = {"logistic": True, "knn_grid": [1, 20]}
+ON = {"logistic": True, "knn_grid": [1, 20], "few_shot": [1, 2]}
 
 
 def words_of(few, **settings):
@@ -24,6 +24,8 @@ def words_of(few, **settings):
     [
         ({"knn_grid": [1, 100]}, "knn_grid: 100 is more than the"),
         ({"knn_grid": [3]}, "knn_grid: each number must be one of 1, 2, 5, 10, 20, 50, 100, 200, not [3]"),
+        ({"few_shot": [1, 50]}, "few_shot: 50, but class '0' has only 5 images in the fit split"),
+        ({"few_shot": [1, 3]}, "few_shot: each number must be one of 1, 2, 4, 5, 8, 10, 16, 20, 25, 50, 100, not"),
         ({"logistic": [True, False]}, "logistic cannot be swept (it changes no score); put it under base"),
         ({"logistic": True, "val_fraction": 0}, "logistic_c: the best C is chosen on validation images"),
     ],
@@ -42,14 +44,15 @@ def test_a_sweep_and_its_evaluation_give_the_same_scores_from_one_extraction(run
     root = tmp_path / "runs" / "s"
     scores = json.loads((root / "seed=0" / "result.json").read_text())["metrics"]
     assert len(passes) == 3, "one pass over each of the fit, validation and test split"
-    for name in ("logistic/test_accuracy", "knn/k1_test_accuracy", "knn/k20_val_accuracy"):
+    for name in ("logistic/test_accuracy", "knn/k20_val_accuracy", "few_shot/2_test_accuracy"):
         assert 0 < scores[name] <= 1
     header = next(line for line in (root / "summary.md").read_text().splitlines() if line.startswith("| point |"))
     columns = [name.strip() for name in header.split("|")[3:-1]]
     usual = ["linear/val_accuracy", "linear/test_accuracy", "knn/test_accuracy", "kmeans/accuracy"]
-    assert columns == [*usual, "knn/k1_test_accuracy", "knn/k20_test_accuracy", "logistic/test_accuracy"]
+    further = ["knn/k1", "knn/k20", "logistic/", "few_shot/1", "few_shot/2"]
+    assert columns == [*usual, *(f"{name}_test_accuracy".replace("/_", "/") for name in further)]
     for table in ("results.csv", "summary.csv"):
-        assert "logistic/c" in (root / table).read_text().splitlines()[0]
+        assert "few_shot/1_std" in (root / table).read_text().splitlines()[0]
 
     words = [word for name, value in ON.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     process = here("raysweep", "evaluate", "runs/s", *words, "--local", "--name", "again", cwd=tmp_path)
