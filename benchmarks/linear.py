@@ -26,7 +26,7 @@ from raysweep.augment.operations import to_float
 from raysweep.models.building import build_encoder
 from raysweep.probes.features import extract, standardize_
 from raysweep.probes.grid import ProbeSpec
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.system.memory import keep_memory
 
 BATCH, CLASSES = 250, 10
@@ -39,7 +39,7 @@ def cached(encoder: nn.Module, images: Tensor, labels: Tensor, fit: Tensor, val:
     standardize_(of_fit, of_val)
     spec = ProbeSpec("trunk", 1e-3, 0.0)
     probes = LinearProbes([spec], {"trunk": of_fit.shape[1]}, CLASSES, 0, CPU)
-    for _ in train_linear(probes, {"trunk": of_fit}, labels[fit], epochs=epochs, batch_size=BATCH):
+    for _ in train_classifiers(probes, {"trunk": of_fit}, labels[fit], epochs=epochs, batch_size=BATCH):
         probes.accuracy({"trunk": of_val}, labels[val])
 
 

@@ -20,7 +20,7 @@ from raysweep.augment.operations import packed, unpacked
 from raysweep.config import Settings
 from raysweep.probes.features import extract_layers
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.probes.probes import counted_specs
 from raysweep.training import loop
 from raysweep.training.loop import pretrain
@@ -166,7 +166,7 @@ def test_an_epoch_of_linear_probes_sends_the_order_and_reads_the_losses():
     # Adam's fused kernel does not support the meta device, as in `on_meta`.
     probes.optimizer = torch.optim.Adam([w for group in probes.optimizer.param_groups for w in group["params"]])
     with Traffic() as traffic:
-        for _ in train_linear(probes, features, labels, epochs=2, batch_size=BATCH):
+        for _ in train_classifiers(probes, features, labels, epochs=2, batch_size=BATCH):
             assert traffic.since() == (1, 1)
         probes.accuracy(features, labels)
         assert traffic.since() == (0, 1)

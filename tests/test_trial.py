@@ -31,7 +31,7 @@ from raysweep.probes.evaluation import fixed_subset
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.probes.probes import counted_specs
 from raysweep.randomness import generator
 from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
@@ -98,6 +98,7 @@ def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method
     absent = {"pretrain/last_fall", "pretrain/lr"}  # need five epochs, and a schedule that is not constant
     of_all_methods = {name for part in parts.method.values() for name in part.metrics}
     absent |= of_all_methods - set(parts.method[method["usl_type"]].metrics)
+    absent |= {name for part in parts.probe.values() if part.traits["switch"] for name in part.metrics}
     assert set(result.metrics) == set(METRICS) - absent
     assert all(math.isfinite(value) for value in result.metrics.values())
     assert result.metrics["linear/train_accuracy"] > 0.3, "chance level is 0.1"
@@ -156,6 +157,7 @@ CUT = {
     "with labels": {"usl_type": "supervised", "probe_every": 2},
     "with a teacher": {"usl_type": "byol", "head": "mlp", "blur": True, "solarize_probability_second": 0.2},
     "pca": {"encoder": "pca", "usl_epochs": 0, "le_epochs": 30},
+    "an MLP": {"encoder": "pixels", "mlp_probe": True, "mlp_width": 16, "few_shot": [1], "le_epochs": 12},
 }
 
 NORMED = """
@@ -394,7 +396,7 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
         features = {split: (array - mean) / std for split, array in features.items()}
     head = ProbeSpec(layer, 1e-3, 0.0)
     probe = LinearProbes([head], {layer: features["fit"].shape[1]}, 10, 1, torch.device("cpu"))
-    list(train_linear(probe, {layer: features["fit"]}, labels["fit"], epochs=4, batch_size=50))
+    list(train_classifiers(probe, {layer: features["fit"]}, labels["fit"], epochs=4, batch_size=50))
     expected["linear/train_accuracy"] = probe.train_accuracy[0]
     for split in ("val", "test"):
         expected[f"linear/{split}_accuracy"] = probe.accuracy({layer: features[split]}, labels[split])[0]

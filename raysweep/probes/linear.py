@@ -1,10 +1,10 @@
-"""The linear probe: linear classifiers on cached features. Several are trained together."""
+"""The linear probe: linear classifiers on cached features, trained together; the training loop of classifiers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,24 @@ from raysweep.errors import Diverged
 from raysweep.probes.grid import ProbeSpec
 from raysweep.randomness import generator, seed_of
 from raysweep.training.adam import fused_adam
+
+
+class Classifiers(Protocol):
+    """One classifier in training, or several that are trained together."""
+
+    epoch: int
+    """The number of finished epochs."""
+    generator: torch.Generator
+    """It draws the order of the images."""
+
+    def start_epoch(self) -> None:
+        """Prepare for an epoch."""
+
+    def train_step(self, features: Mapping[str, Tensor], target: Tensor, index: Tensor) -> None:
+        """Train on the features at the positions `index` of each layer; their labels are `target`."""
+
+    def end_epoch(self, images: int) -> None:
+        """End an epoch over so many images. Raise Diverged if a loss is not finite."""
 
 
 class LinearProbes:
@@ -55,6 +73,8 @@ class LinearProbes:
                 groups.append({"params": [weight, bias], "lr": specs[i].lr, "weight_decay": specs[i].weight_decay})
         self.optimizer = fused_adam(groups)
         self.generator = generator(seed, "linear order")
+        self._sums: dict[str, Tensor] = {}
+        """For each layer: (2, classifiers), the sums of the losses and of the right answers in the epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, which load with `weights_only=True`."""
@@ -82,6 +102,36 @@ class LinearProbes:
         flat = F.linear(features[layer], self.weights[layer], self.biases[layer])
         return flat.view(len(flat), -1, self.classes)
 
+    def start_epoch(self) -> None:
+        """Prepare for an epoch."""
+        self._sums = {
+            layer: torch.zeros(2, len(classifiers), dtype=torch.float64, device=self.weights[layer].device)
+            for layer, classifiers in self.rows.items()
+        }
+
+    def train_step(self, features: Mapping[str, Tensor], target: Tensor, index: Tensor) -> None:
+        """Train on the features at the positions `index` of each layer; their labels are `target`."""
+        for layer, classifiers in self.rows.items():
+            logits = self.logits({layer: features[layer].index_select(0, index)}, layer)
+            # One row for each image and classifier: a step takes 0.64 ms, against 0.77 ms in the other layout.
+            targets = target[:, None].expand(-1, len(classifiers)).flatten()
+            each = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(-1, len(classifiers)).mean(0)
+            gradients = torch.autograd.grad(each.sum(), (self.weights[layer], self.biases[layer]))
+            for rows, weight, bias in classifiers:
+                weight.grad, bias.grad = gradients[0][rows], gradients[1][rows]
+            right = (logits.argmax(2) == target[:, None]).sum(0)
+            self._sums[layer] += torch.stack((each.detach() * len(index), right))
+        self.optimizer.step()
+
+    def end_epoch(self, images: int) -> None:
+        """Keep the training accuracy of each classifier over the `images` of the epoch. Raise Diverged."""
+        for layer, members in self.members_by_layer.items():
+            losses, accuracies = (self._sums[layer] / images).tolist()
+            for i, loss, accuracy in zip(members, losses, accuracies, strict=True):
+                if not math.isfinite(loss):
+                    raise Diverged(f"the linear probe's loss became {loss} in its epoch {self.epoch} ({self.specs[i]})")
+                self.train_accuracy[i] = accuracy
+
     @torch.inference_mode()
     def accuracy(self, features: Mapping[str, Tensor], labels: Tensor) -> list[float]:
         """Return the accuracy of every classifier. `features` has (N, D) for each layer, and `labels` is (N,)."""
@@ -101,15 +151,15 @@ class LinearProbes:
         return counts.view(self.classes, self.classes)
 
 
-def train_linear(
-    probes: LinearProbes, features: Mapping[str, Tensor], labels: Tensor, *, epochs: int, batch_size: int
+def train_classifiers(
+    classifiers: Classifiers, features: Mapping[str, Tensor], labels: Tensor, *, epochs: int, batch_size: int
 ) -> Iterator[None]:
-    """Train linear classifiers together by Adam and cross entropy; yield after each epoch.
+    """Train classifiers together by Adam and cross entropy; yield after each epoch.
 
-    Each classifier gets the same initial weights, order of images and updates as if it were trained alone.
+    Each linear classifier gets the same initial weights, order of images and updates as if it were trained alone.
 
     Args:
-        probes: the classifiers. Training starts at `probes.epoch`. They may be saved between two epochs.
+        classifiers: the classifiers. Training starts at their epoch. They may be saved between two epochs.
         features: for every layer that a classifier reads, (N, D) float32.
         labels: (N,) int64 in [0, classes), on the same device.
         epochs: total number of passes over the features.
@@ -118,33 +168,11 @@ def train_linear(
     Raises:
         Diverged: the loss of a classifier is NaN or infinite.
     """
-    while probes.epoch < epochs:
-        sums = {
-            layer: torch.zeros(2, len(classifiers), dtype=torch.float64, device=labels.device)
-            for layer, classifiers in probes.rows.items()
-        }
-        for index in torch.randperm(len(labels), generator=probes.generator).to(labels.device).split(batch_size):
-            target = labels.index_select(0, index)
-            for layer, classifiers in probes.rows.items():
-                logits = probes.logits({layer: features[layer].index_select(0, index)}, layer)
-                # One row for each image and classifier: a step takes 0.64 ms, against 0.77 ms in the other layout.
-                targets = target[:, None].expand(-1, len(classifiers)).flatten()
-                each = (
-                    F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(-1, len(classifiers)).mean(0)
-                )
-                gradients = torch.autograd.grad(each.sum(), (probes.weights[layer], probes.biases[layer]))
-                for rows, weight, bias in classifiers:
-                    weight.grad, bias.grad = gradients[0][rows], gradients[1][rows]
-                right = (logits.argmax(2) == target[:, None]).sum(0)
-                sums[layer] += torch.stack((each.detach() * len(index), right))
-            probes.optimizer.step()
-        probes.epoch += 1
-        for layer, members in probes.members_by_layer.items():
-            losses, accuracies = (sums[layer] / len(labels)).tolist()
-            for i, loss, accuracy in zip(members, losses, accuracies, strict=True):
-                if not math.isfinite(loss):
-                    raise Diverged(
-                        f"the linear probe's loss became {loss} in its epoch {probes.epoch} ({probes.specs[i]})"
-                    )
-                probes.train_accuracy[i] = accuracy
+    while classifiers.epoch < epochs:
+        classifiers.start_epoch()
+        order = torch.randperm(len(labels), generator=classifiers.generator).to(labels.device)
+        for index in order.split(batch_size):
+            classifiers.train_step(features, labels.index_select(0, index), index)
+        classifiers.epoch += 1
+        classifiers.end_epoch(len(labels))
         yield

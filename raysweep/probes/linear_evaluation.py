@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import parts
 from raysweep.probes.features import standardize_
 from raysweep.probes.grid import ProbeSpec
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.linear import LinearProbes, train_classifiers
 
 if TYPE_CHECKING:
     from raysweep.probes.evaluation import Evaluation, Features
@@ -92,7 +92,7 @@ class LinearEvaluation:
         index = self.evaluation.drawn(self.labels_per_class)
         if index is not None:
             fit, labels = {layer: values[index] for layer, values in fit.items()}, labels[index]
-        return train_linear(probes, fit, labels, epochs=self.epochs, batch_size=self.batch_size)
+        return train_classifiers(probes, fit, labels, epochs=self.epochs, batch_size=self.batch_size)
 
     def _epoch_metrics(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
         """Return the metrics of an epoch. The best candidate on the validation images gives them."""

@@ -13,7 +13,19 @@ from pydantic import BeforeValidator, Field
 
 from raysweep.parts import Metric, Remark, probe
 from raysweep.probes.lists import number_list, numbers_in
-from raysweep.probes.probes import LabelsPerClass, Layer, Standardize, Temperature, accuracy, check_enough
+from raysweep.probes.probes import (
+    BatchSize,
+    Epochs,
+    LabelsPerClass,
+    Layer,
+    LearningRate,
+    Standardize,
+    Temperature,
+    TrainedProbe,
+    WeightDecay,
+    accuracy,
+    check_enough,
+)
 
 if TYPE_CHECKING:
     from raysweep.data.dataset import Labels
@@ -218,3 +230,47 @@ def few_shot(
         yield f"few_shot/{count}_test_accuracy", float(np.mean(accuracies))
         if few_shot_draws > 1:
             yield f"few_shot/{count}_std", float(np.std(accuracies, ddof=1))
+
+
+@probe(
+    trains=True,
+    keeps_features=True,
+    switch="mlp_probe",
+    metrics={
+        "mlp/val_accuracy": accuracy("MLP with one hidden layer: accuracy on the validation split."),
+        "mlp/test_accuracy": accuracy(
+            "MLP with one hidden layer: accuracy on the test split, after the last epoch.", uses_test=True
+        ),
+    },
+)
+def mlp(
+    evaluation: Evaluation,
+    *,
+    mlp_probe: Annotated[
+        bool,
+        "Also evaluate by a classifier with one hidden layer, which is trained as the linear probe is.",
+        Remark(searchable=False),
+    ] = False,
+    mlp_width: Annotated[int, Field(ge=1), "Number of hidden units of the MLP."] = 512,
+    le_epochs: Epochs = 300,
+    le_lr: LearningRate = 1e-3,
+    le_batch_size: BatchSize = 250,
+    le_weight_decay: WeightDecay = 0.0,
+    standardize: Standardize = True,
+    labels_per_class: LabelsPerClass = None,
+    probe_layer: Layer = "trunk",
+) -> TrainedProbe:
+    """A classifier with one hidden layer on the frozen features."""
+    from raysweep.probes.mlp import MLPEvaluation
+
+    return MLPEvaluation(
+        evaluation,
+        layer=probe_layer,
+        width=mlp_width,
+        epochs=le_epochs,
+        batch_size=le_batch_size,
+        lr=le_lr,
+        weight_decay=le_weight_decay,
+        standardize=standardize,
+        labels_per_class=labels_per_class,
+    )

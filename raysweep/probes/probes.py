@@ -67,6 +67,11 @@ def is_listed(name: str, settings: Settings) -> bool:
     return grid is not None and bool(getattr(ProbeGrid.read(grid), name))
 
 
+def has_mlp(settings: Settings) -> bool:
+    """Return whether the MLP evaluates a trial, so that it reads settings of the linear probe."""
+    return bool(getattr(settings, "mlp_probe"))  # noqa: B009  # a part declares it
+
+
 def counted_layers(settings: Settings) -> tuple[str, ...]:
     """Return the layers that the candidates for the linear score read."""
     return tuple(spec.layer for spec in counted_specs(settings))
@@ -144,16 +149,36 @@ Layer = Annotated[
     "Features that the probes read. `trunk`: the flattened output of the encoder. `embedding`: the embedding z. "
     "`layer1` and so on: the output of one block of Conv6, pooled as for `per_layer`.",
 ]
+Epochs = Annotated[int, Field(ge=1), "Epochs of the linear probe and of the MLP."]
+LearningRate = Annotated[
+    float,
+    Field(gt=0),
+    "Adam's learning rate for the linear probe and for the MLP.",
+    Condition(
+        "no `lr` in `probe_grid`, `per_layer`, or `mlp_probe`",
+        lambda s: s.per_layer or has_mlp(s) or not is_listed("lr", s),
+    ),
+]
+BatchSize = Annotated[int, Field(ge=1), "Batch size of the linear probe and of the MLP."]
+WeightDecay = Annotated[
+    float,
+    Field(ge=0),
+    "Weight decay (an L2 penalty, as in Adam) of the linear probe and of the MLP.",
+    Condition(
+        "no `weight_decay` in `probe_grid`, `per_layer`, or `mlp_probe`",
+        lambda s: s.per_layer or has_mlp(s) or not is_listed("weight_decay", s),
+    ),
+]
 Standardize = Annotated[
     bool,
-    "Scale the features of the linear probe and of logistic regression to mean 0 and variance 1 over the fit split "
-    "(train without validation).",
+    "Scale the features of the linear probe, the MLP and logistic regression to mean 0 and variance 1 over the fit "
+    "split (train without validation).",
 ]
 LabelsPerClass = Annotated[
     int | None,
     Field(ge=1),
-    "Train the linear probe and logistic regression on this many labelled images per class, drawn by `seed`. None "
-    "means all.",
+    "Train the linear probe, the MLP and logistic regression on this many labelled images per class, drawn by `seed`. "
+    "None means all.",
 ]
 
 
@@ -161,23 +186,10 @@ LabelsPerClass = Annotated[
 def linear(
     evaluation: Evaluation,
     *,
-    le_epochs: Annotated[int, Field(ge=1), "Epochs of the linear probe."] = 300,
-    le_lr: Annotated[
-        float,
-        Field(gt=0),
-        "Adam's learning rate for the linear probe.",
-        Condition("no `lr` in `probe_grid`, or `per_layer`", lambda s: s.per_layer or not is_listed("lr", s)),
-    ] = 1e-3,
-    le_batch_size: Annotated[int, Field(ge=1), "Batch size of the linear probe."] = 250,
-    le_weight_decay: Annotated[
-        float,
-        Field(ge=0),
-        "Weight decay (an L2 penalty, as in Adam) of the linear probe.",
-        Condition(
-            "no `weight_decay` in `probe_grid`, or `per_layer`",
-            lambda s: s.per_layer or not is_listed("weight_decay", s),
-        ),
-    ] = 0.0,
+    le_epochs: Epochs = 300,
+    le_lr: LearningRate = 1e-3,
+    le_batch_size: BatchSize = 250,
+    le_weight_decay: WeightDecay = 0.0,
     probe_grid: Annotated[
         str | None,
         BeforeValidator(one_grid),

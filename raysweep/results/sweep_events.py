@@ -94,6 +94,7 @@ def group_of(metric: str) -> str:
         "label_free": "Measures without labels",
         "logistic": "Logistic regression",
         "few_shot": "Few-shot",
+        "mlp": "MLP probe",
     }
     first, *rest = metric.split("/")
     if first == "linear" and len(rest) > 1:
@@ -110,6 +111,7 @@ GROUPS = (
     "k-means",
     "Logistic regression",
     "Few-shot",
+    "MLP probe",
     "Linear probes on blocks",
     "Measures without labels",
     "Other",

@@ -15,7 +15,7 @@ from raysweep.models import pca
 from raysweep.models.building import build_encoder
 from raysweep.probes.features import read_layers
 from raysweep.probes.grid import ProbeSpec
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.linear import LinearProbes, train_classifiers
 from tests.support.trials import DATASETS, run, trial_of
 
 DATA = DATASETS["digits", 8, None]
@@ -45,7 +45,7 @@ def linear_accuracy(features, labels, seed):
     scaled = {split: torch.tensor(scaler.transform(rows), dtype=torch.float32) for split, rows in features.items()}
     probe = LinearProbes([ProbeSpec("trunk", 1e-3, 0.0)], {"trunk": scaled["fit"].shape[1]}, 10, seed, "cpu")
     fit = {"trunk": scaled["fit"]}
-    list(train_linear(probe, fit, torch.from_numpy(labels["fit"]), epochs=30, batch_size=50))
+    list(train_classifiers(probe, fit, torch.from_numpy(labels["fit"]), epochs=30, batch_size=50))
     return {
         f"linear/{split}_accuracy": probe.accuracy({"trunk": scaled[split]}, torch.from_numpy(labels[split]))[0]
         for split in ("val", "test")

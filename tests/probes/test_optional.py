@@ -12,9 +12,13 @@ from raysweep import parts
 from raysweep.config import Settings, fingerprint, has_effect, has_metric, make_settings, metrics_by_name, protocol
 from raysweep.data.splits import draw_labels, split_train
 from raysweep.errors import InputError
+from raysweep.probes.features import standard_scale
 from raysweep.probes.few_shot import few_shot_accuracies
 from raysweep.probes.knn import knn_accuracies, knn_accuracy
+from raysweep.probes.linear import train_classifiers
 from raysweep.probes.logistic import logistic_scores
+from raysweep.probes.mlp import MLP
+from raysweep.randomness import seed_of
 from tests.support.trials import DATASETS, run, trial_of
 
 ON = {
@@ -23,6 +27,8 @@ ON = {
     "knn_grid": [1, 5, 20, 100],
     "few_shot": [1, 5],
     "few_shot_draws": 4,
+    "mlp_probe": True,
+    "mlp_width": 32,
 }
 """Settings that turn all these probes on."""
 
@@ -147,6 +153,38 @@ def test_one_draw_has_no_spread():
     assert metrics_by_name()["few_shot/5_std"].is_diagnosis
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_mlp_is_adam_on_cross_entropy_step_by_step(splits, weight_decay):
+    features, labels = splits[0]["fit"], torch.from_numpy(splits[1]["fit"])
+    scaled = torch.tensor(StandardScaler().fit_transform(features.astype(float)), dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(3, "mlp"))
+        reference = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+    adam = torch.optim.Adam(reference.parameters(), lr=0.01, weight_decay=weight_decay)
+    fit = torch.from_numpy(features)
+    mlp = MLP(standard_scale(fit), width=16, classes=10, lr=0.01, weight_decay=weight_decay, seed=3)
+    for _ in train_classifiers(mlp, {"trunk": fit}, labels, epochs=6, batch_size=len(fit)):  # one batch in each epoch
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(reference(scaled), labels).backward()
+        adam.step()
+        torch.testing.assert_close(mlp.logits(fit), reference(scaled), atol=1e-3, rtol=1e-3)
+        assert mlp.accuracy(fit, labels) == np.mean((reference(scaled).argmax(1) == labels).numpy())
+
+
+def test_the_scores_of_the_mlp_are_those_of_the_right_splits(scores, splits):
+    features, labels = ({split: torch.from_numpy(each) for split, each in values.items()} for values in splits)
+    mlp = MLP(standard_scale(features["fit"]), width=32, classes=10, lr=1e-3, weight_decay=0.0, seed=0)
+    list(train_classifiers(mlp, {"trunk": features["fit"]}, labels["fit"], epochs=1, batch_size=50))
+    for split in ("val", "test"):
+        assert scores[f"mlp/{split}_accuracy"] == mlp.accuracy(features[split], labels[split])
+
+
+def test_an_mlp_that_diverges_fails_the_trial_with_a_reason(tmp_path):
+    result = run(tmp_path, trial_of(encoder="pixels", le_epochs=3, mlp_probe=True, le_lr=1e38))
+    assert result.status == "failed"
+    assert "the MLP probe's loss became" in result.error
+
+
 # ---- what all of them share ------------------------------------------------------------------------------------------
 
 
@@ -166,7 +204,7 @@ def test_exactly_the_metrics_that_settings_turn_on_are_expected(scores):
 def test_settings_at_their_defaults_leave_the_fingerprint_alone():
     plain = protocol(Settings(), "x")
     assert fingerprint(plain) == "2599e166bcea", "results of the present version stay comparable"
-    changed = {"logistic_c": "[0.001, 0.1, 10.0]", "few_shot_draws": 4}
+    changed = {"logistic_c": "[0.001, 0.1, 10.0]", "few_shot_draws": 4, "mlp_width": 32}
     switched = make_settings({name: value for name, value in ON.items() if name not in changed}, "x")
     assert protocol(switched, "x") == plain
     without = make_settings(changed, "x")
@@ -187,6 +225,7 @@ def test_settings_at_their_defaults_leave_the_fingerprint_alone():
         ({"knn_grid": [5, 5]}, "knn_grid: give at least one number, and none twice, not [5, 5]"),
         ({"few_shot": "[1, 3]"}, "few_shot: each number must be one of 1, 2, 4, 5, 8, 10, 16, 20, 25, 50, 100, not"),
         ({"few_shot": [1], "few_shot_draws": 0}, "few_shot_draws"),
+        ({"mlp_width": 0}, "mlp_width"),
         ({"logistic_c": [True]}, "logistic_c: expected a list of numbers"),
     ],
 )

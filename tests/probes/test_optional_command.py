@@ -9,7 +9,7 @@ from raysweep.probes import features as features_module
 from tests.support.commands import here
 
 QUICK = {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 2, "probe_every": 0, "images_every": 0}
-ON = {"logistic": True, "knn_grid": [1, 20], "few_shot": [1, 2]}
+ON = {"logistic": True, "knn_grid": [1, 20], "few_shot": [1, 2], "mlp_probe": True}
 
 
 def words_of(few, **settings):
@@ -44,12 +44,12 @@ def test_a_sweep_and_its_evaluation_give_the_same_scores_from_one_extraction(run
     root = tmp_path / "runs" / "s"
     scores = json.loads((root / "seed=0" / "result.json").read_text())["metrics"]
     assert len(passes) == 3, "one pass over each of the fit, validation and test split"
-    for name in ("logistic/test_accuracy", "knn/k20_val_accuracy", "few_shot/2_test_accuracy"):
+    for name in ("logistic/test_accuracy", "knn/k20_val_accuracy", "few_shot/2_test_accuracy", "mlp/val_accuracy"):
         assert 0 < scores[name] <= 1
     header = next(line for line in (root / "summary.md").read_text().splitlines() if line.startswith("| point |"))
     columns = [name.strip() for name in header.split("|")[3:-1]]
     usual = ["linear/val_accuracy", "linear/test_accuracy", "knn/test_accuracy", "kmeans/accuracy"]
-    further = ["knn/k1", "knn/k20", "logistic/", "few_shot/1", "few_shot/2"]
+    further = ["knn/k1", "knn/k20", "logistic/", "few_shot/1", "few_shot/2", "mlp/"]
     assert columns == [*usual, *(f"{name}_test_accuracy".replace("/_", "/") for name in further)]
     for table in ("results.csv", "summary.csv"):
         assert "few_shot/1_std" in (root / table).read_text().splitlines()[0]

@@ -15,7 +15,7 @@ from raysweep.probes.features import extract, extract_layers, standardize_
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.randomness import seed_of
 from tests.support.networks import embed, make_encoder
 
@@ -77,7 +77,7 @@ def train_layers(layers, labels, heads, *, epochs, batch_size, seed):
     """Yield the probes after each epoch."""
     read = {head.layer: layers[head.layer].shape[1] for head in heads}
     probes = LinearProbes(heads, read, 10, seed, labels.device)
-    for _ in train_linear(probes, layers, labels, epochs=epochs, batch_size=batch_size):
+    for _ in train_classifiers(probes, layers, labels, epochs=epochs, batch_size=batch_size):
         yield probes
 
 
