@@ -89,6 +89,8 @@ class Evaluation:
         self._at_work: tuple[str, TrainedProbe] | None = None
         self._saved: dict[str, Any] | None = None
         """The state of the probe that resumes, until that probe is built."""
+        self._saved_name: str | None = None
+        """The name of the probe that resumes; None in a checkpoint that does not say it, where it is the next one."""
 
     @property
     def first_phase(self) -> str:
@@ -169,7 +171,8 @@ class Evaluation:
             yield Scores(self._untrained_scores(), trained_epochs, 0.0, may_pause=False, phase=self.first_phase)
             self._is_scored = True
         trained = [part for part in parts.probes_in_use(self.settings) if part.traits["trains"]]
-        trained.sort(key=lambda part: not part.traits["keeps_features"])
+        # A resumed sweep may turn on more probes. The probe that resumes then still comes first.
+        trained.sort(key=lambda part: (part.name != self._saved_name, not part.traits["keeps_features"]))
         for number, part in enumerate(trained):
             if part.name in self._done:
                 continue
@@ -205,6 +208,7 @@ class Evaluation:
             "is_scored": self._is_scored,
             "done": self._done,
             "at_work": self._at_work[1].state_dict() if self._at_work is not None else None,
+            "at_work_name": self._at_work[0] if self._at_work is not None else None,
             "best_linear_probe": self.best_linear_probe,
         }
 
@@ -212,6 +216,7 @@ class Evaluation:
         """Load what `state_dict` returned."""
         self._is_scored, self._done = state["is_scored"], list(state["done"])
         self._saved, self.best_linear_probe = state["at_work"], state["best_linear_probe"]
+        self._saved_name = state.get("at_work_name")
 
 
 def make_splits(

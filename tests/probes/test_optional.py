@@ -185,6 +185,13 @@ def test_an_mlp_that_diverges_fails_the_trial_with_a_reason(tmp_path):
     assert "the MLP probe's loss became" in result.error
 
 
+def test_a_trial_that_resumes_inside_the_linear_probe_may_turn_on_the_mlp(tmp_path):
+    plain, wanted = (trial_of(encoder="pixels", le_epochs=6, mlp_probe=on) for on in (False, True))
+    asked = []
+    assert run(tmp_path / "cut", plain, stop=lambda: asked.append(1) or len(asked) > 3) is None
+    assert run(tmp_path / "cut", wanted).metrics == run(tmp_path / "whole", wanted).metrics
+
+
 # ---- what all of them share ------------------------------------------------------------------------------------------
 
 
