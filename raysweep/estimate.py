@@ -18,7 +18,7 @@ from raysweep.data.splits import fit_and_val
 from raysweep.errors import Diverged
 from raysweep.probes.features import batch_of, extract_layers
 from raysweep.probes.grid import ProbeSpec
-from raysweep.probes.linear import LinearProbes, train_linear
+from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.space import Sweep, Trial
 from raysweep.system.cpus import allowed_cpus
 from raysweep.training.compute import device_of, fixed_threads, resident
@@ -143,7 +143,7 @@ def time_evaluation(settings: Settings, state: State, data: TrialData, device: t
     count = min(labelled, batch_size)
     sample = {"trunk": torch.randn(count, width, device=device)}
     labels = torch.randint(classes, (count,), device=device)
-    epochs = train_linear(probes, sample, labels, epochs=1 + MOST_STEPS, batch_size=batch_size)
+    epochs = train_classifiers(probes, sample, labels, epochs=1 + MOST_STEPS, batch_size=batch_size)
     step = seconds_of_step(epochs, device)
     return per_image * (len(fit.index) + len(val.index) + test), step * math.ceil(labelled / batch_size)
 
