@@ -274,3 +274,40 @@ def mlp(
         standardize=standardize,
         labels_per_class=labels_per_class,
     )
+
+
+def label_free_metrics() -> dict[str, Metric]:
+    """Return the measures without labels, of the embedding and of the trunk."""
+    metrics = {}
+    for layer in ("embedding", "trunk"):
+        metrics[f"label_free/{layer}_rankme"] = Metric(
+            f"RankMe of the {layer}: effective rank of 1,024 fixed images (Garrido et al. 2023).", better="max"
+        )
+        metrics[f"label_free/{layer}_alpha_req"] = Metric(
+            f"α-ReQ of the {layer}: decay of the covariance's eigenvalues, best near 1 (Agrawal et al. 2022).",
+            lowest=-float("inf"),
+            is_diagnosis=True,
+        )
+        metrics[f"label_free/{layer}_lidar"] = Metric(
+            f"LiDAR of the {layer}: rank of a discriminant analysis of 10 views of 1,000 images (Thilak et al. 2024).",
+            better="max",
+            is_reported=lambda settings: settings.strength > 0,
+        )
+    return metrics
+
+
+@probe(switch="label_free", reads=lambda settings: ("embedding", "trunk"), metrics=label_free_metrics)
+def label_free(
+    evaluation: Evaluation,
+    *,
+    label_free: Annotated[
+        bool,
+        "Also report measures that need no labels: RankMe, α-ReQ and LiDAR of the embedding and of the trunk, on "
+        "training images of the evaluated dataset. LiDAR computes the features of 10 augmented views of 1,000 images.",
+        Remark(searchable=False, protocol=False),
+    ] = False,
+) -> Iterator[tuple[str, float]]:
+    """Measures of the features that need no labels."""
+    from raysweep.probes.label_free import label_free_scores
+
+    yield from label_free_scores(evaluation)
