@@ -37,6 +37,7 @@ from raysweep.running import (
 from raysweep.running import Outcome as Outcome
 from raysweep.running import Where as Where
 from raysweep.space import Sweep
+from raysweep.system.terminal import counted
 
 if TYPE_CHECKING:
     from raysweep.data.dataset import Dataset
@@ -227,7 +228,8 @@ def resume(
             if changed:
                 store.extend(sweep, preparation.provenance())
                 describe_for_tensorboard(store, sweep)
-            progress.tell(f"{store.place}: all {len(kept)} trials have finished")
+            done = "the trial has" if len(kept) == 1 else f"all {len(kept)} trials have"
+            progress.tell(f"{store.place}: {done} finished")
             return conclude(store, sweep)
         check_version(store.root, store.place)
         datasets, words = prepare(sweep, store, recorded_datasets(store.root), where, progress)
@@ -240,7 +242,7 @@ def resume(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
             )
         new = f" ({added} new)" if added else ""
-        progress.tell(f"{store.place}: {sweep.total} trials{new}, {len(kept)} finished before, {words}")
+        progress.tell(f"{store.place}: {counted(sweep.total, 'trial')}{new}, {len(kept)} finished before, {words}")
         with explaining(store, where):
             return finish(run_trials(sweep, store, datasets, kept, where, progress), store, where)
 

@@ -11,7 +11,7 @@ from raysweep.config import Settings
 from raysweep.space import Resources, Sweep, to_yaml
 from raysweep.space.hints import long_defaults
 from raysweep.space.model import Tune
-from raysweep.system.terminal import duration
+from raysweep.system.terminal import counted, duration
 
 if TYPE_CHECKING:
     from raysweep.estimate import Estimate
@@ -99,8 +99,3 @@ def words_of(estimate: Estimate) -> str:
         f"Estimate: {duration(estimate.total)} with {estimate.at_once} at a time, {each} for a trial. A few steps of "
         "each kind of trial were timed on this machine."
     )
-
-
-def counted(count: int, what: str) -> str:
-    """Return a count with its noun, such as `1 trial` or `3 trials`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -22,6 +22,7 @@ from raysweep.space import Sweep
 from raysweep.space.hints import long_defaults
 from raysweep.system.files import write_atomically
 from raysweep.system.places import settle_ray_directory, shown_path
+from raysweep.system.terminal import counted
 
 if TYPE_CHECKING:
     from raysweep.data.selection import Datasets
@@ -82,11 +83,18 @@ def run_new(
             write_atomically(store.root / ENCODER, encoder)
             store.push()
         count = len(sweep.encoders)
-        evaluated = f" of {count} trained encoder{'s' if count > 1 else ''}" if count else ""
-        progress.tell(f"{store.place}: {sweep.total} trials{evaluated}, {words}")
+        evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
+        progress.tell(f"{store.place}: {counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep)}, {words}")
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
+
+
+def pretrainings(sweep: Sweep) -> str:
+    """Return the number of pretrainings in words if only some trials pretrain, else an empty text."""
+    count = sum(1 for trial in sweep.trials if trial.source is None and trial.settings.pretrain_epochs)
+    is_told = 0 < count < sweep.total and sweep.tune.searcher == "none"
+    return f", {counted(count, 'pretraining')}" if is_told else ""
 
 
 def describe_for_tensorboard(store: Store, sweep: Sweep) -> None:

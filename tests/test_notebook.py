@@ -60,7 +60,7 @@ def shown(outputs, mime):
 
 def test_two_sweeps_run_in_one_kernel_and_progress_is_one_display(cells):
     progress, table = shown(cells["first"], "text/html")
-    assert "runs/s: 1 trials" in progress
+    assert "runs/s: 1 trial" in progress
     assert "[1/1] 0 running, 0 waiting" in progress
     assert "1 of 1 trials finished" in table
     assert len(shown(cells["second"], "text/html")) == 1

@@ -8,6 +8,7 @@ from raysweep import parts
 from raysweep.report.points import LEAST_SEEDS, PERCENT, SCORES, Point, mean_of
 from raysweep.report.statistics import Difference, seeds_needed
 from raysweep.report.verdicts import Family, Group, same_experiment
+from raysweep.system.terminal import counted
 
 MOST_NAMED = 3
 """A sentence names up to this many points, and gives the number of the others."""
@@ -331,11 +332,6 @@ def shortened(names: Sequence[str]) -> str:
 def listed(words: Sequence[str]) -> str:
     """Return words for a sentence: `a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def counted(count: int, what: str) -> str:
-    """Return a count with its noun, such as `1 seed` or `3 seeds`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 METHOD = (

@@ -102,6 +102,11 @@ def resume_command(place: str, *options: str) -> str:
     return shlex.join([*typed_program(), "--resume", place, *options])
 
 
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun, such as `1 trial` or `3 trials`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a time in words, such as `5 s`, `2 min 05 s` or `1 h 03 min`."""
     whole = round(seconds)

@@ -82,7 +82,7 @@ def test_the_command_goes_on_under_the_name_that_it_got(tmp_path):
     for seed, process in enumerate(processes):
         out, err = process.communicate()
         assert process.returncode == 0, err
-        name = "ae_parallel-2" if "ae_parallel-2: 1 trials" in out else "ae_parallel"
+        name = "ae_parallel-2" if "ae_parallel-2: 1 trial," in out else "ae_parallel"
         assert f"runs/{name}: 1 trials" in out
         assert f"tensorboard --logdir runs/{name}\n" in out
         assert f"runs/{name}/summary.md" in out

@@ -11,6 +11,7 @@ import ray
 
 from raysweep.errors import InputError
 from raysweep.space import Resources
+from raysweep.system.terminal import counted
 
 LOOK_SECONDS = 5.0  # seconds between two checks of the nodes while no trial runs
 Node = Mapping[str, float]
@@ -93,11 +94,6 @@ def has(nodes: Sequence[Node]) -> str:
         return "the cluster has no node up"
     rest = len(nodes) - sum(count for _, count in kinds.most_common(4))
     return f"the cluster has {', '.join(listed)}{f' and {rest} others' if rest else ''} up"
-
-
-def counted(count: int, what: str) -> str:
-    """Return a count with its noun, such as `1 node` or `2 nodes`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def gpus_in_words(gpu: float) -> str:

@@ -112,7 +112,7 @@ def cluster(tmp_path_factory):
 def test_a_job_runs_the_checkout_that_was_sent_and_its_logs_are_followed(cluster):
     status, shown = cluster.ended("good")
     assert status == 0, shown
-    assert "1 trials, 1 at a time on 1 node" in shown
+    assert "1 trial, 1 at a time on 1 node" in shown
     assert "[1/1] usl_lr=" in shown
     assert "Job 'good' succeeded" in shown
     made_by = yaml.safe_load((cluster.results / "good" / "sweep.yaml").read_text())["made_by"]
