@@ -83,7 +83,7 @@ def test_the_command_goes_on_under_the_name_that_it_got(tmp_path):
         out, err = process.communicate()
         assert process.returncode == 0, err
         name = "ae_parallel-2" if "ae_parallel-2: 1 trial," in out else "ae_parallel"
-        assert f"runs/{name}: 1 trials" in out
+        assert f"runs/{name}: 1 trial," in out
         assert f"tensorboard --logdir runs/{name}\n" in out
         assert f"runs/{name}/summary.md" in out
         assert (tmp_path / "runs" / name / f"seed={seed}" / "result.json").is_file()
