@@ -181,8 +181,8 @@ assert results.conclusions() == [] and len(results.summary()) == 0 and results._
         def trials(self, sweep, kept):
             trials = super().trials(sweep, kept)
 
-            def progress(trial, share):
-                if not seen and len(list((tmp_path / "one").glob("*/events*"))) and share > 0.5:
+            def progress(trial, status):
+                if not seen and len(list((tmp_path / "one").glob("*/events*"))) and status.share > 0.5:
                     before = snapshot(tmp_path)
                     seen.append(in_python(program, tmp_path / "one", cwd=ROOT))
                     assert snapshot(tmp_path) == before

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.support import PATIENCE, ROOT
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+TRIES = 4
 USERS_OWN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
 
@@ -37,7 +38,7 @@ class Cluster:
         self.nodes, self.folder = [], folder
 
     def _start(self, *options, within=(), **environment):
-        log = self.folder / f"node-{len(self.nodes)}"
+        log = self._log()
         with open(log, "w") as out:
             node = subprocess.Popen(
                 [*within, *RAY, "start", *options, "--block"],
@@ -53,9 +54,7 @@ class Cluster:
     def lead(self, *options):
         """Start the head node and return it once it answers."""
         ports = ("--node-ip-address=127.0.0.1", f"--port={self.port}", "--include-dashboard=false")
-        head = self._start("--head", *ports, *options)
-        wait_for(head.is_up, head)
-        return head
+        return self._bring_up("--head", *ports, *options)
 
     def join(self, *options, **process_options):
         """Start another node, as if on a separate machine, and return it once it has joined.
@@ -63,9 +62,25 @@ class Cluster:
         `process_options` are the program `within` that runs the node, and changes to the node's environment.
         """
         ip = f"127.0.0.{len(self.nodes) + 1}"
-        node = self._start(f"--address={self.address}", f"--node-ip-address={ip}", *options, **process_options)
-        wait_for(node.is_up, node)
-        return node
+        return self._bring_up(f"--address={self.address}", f"--node-ip-address={ip}", *options, **process_options)
+
+    def _bring_up(self, *options, **process_options):
+        """Start a node and return it once it is up.
+
+        Ray gives a node 30 s to start and then ends it. On a busy machine that is too short, so it is started again.
+        """
+        for _ in range(TRIES):
+            node = self._start(*options, **process_options)
+            while not node.is_up() and node.poll() is None:
+                time.sleep(0.05)
+            if node.is_up():
+                return node
+            self.nodes.remove(node)
+        raise AssertionError(f"no node after {TRIES} tries: {self._log().read_text()}")
+
+    def _log(self):
+        """Return the file for the output of the next node."""
+        return self.folder / f"node-{len(self.nodes)}"
 
     def end(self):
         """Kill all nodes, the head last. An orderly shutdown takes Ray 15 s per node."""
