@@ -127,7 +127,8 @@ def test_page_has_sentences_tables_figures_curves_pictures_and_settings(root):
     pictures = [values["src"] for values in page.attributes("img")]
     figures = [b64encode(path.read_bytes()).decode() for path in sorted((root / "figures").glob("*.png"))]
     assert [uri.removeprefix("data:image/png;base64,") for uri in pictures[: len(figures)]] == figures
-    assert len(pictures) == len(figures) + 4, "epochs 2 and 3 of the first trial of two points"
+    trial_pictures = len(pictures) - len(figures)
+    assert trial_pictures == 2 * 3, "of two points: views after epochs 2 and 3, and the confusion matrix"
     record = (root / "sweep.yaml").read_text()
     for name in ("commit", "started"):
         assert re.search(rf"  {name}: '?([^\n']*)", record)[1].replace("null", "none") in text
