@@ -26,7 +26,7 @@ def lines_of(
         sweep: The checked sweep.
         known: For a resume: the names of the trials that the existing sweep has; the others are marked as new.
         local: Whether the trials would run in one process.
-        verbose: Whether to write every setting, not only those that differ from the defaults.
+        verbose: Whether to write every setting. Otherwise settings that have their defaults are left out.
         estimate: How long the sweep would take; None if nobody asked.
     """
     content = sweep.to_dict() if verbose else brief(sweep)

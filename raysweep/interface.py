@@ -195,12 +195,12 @@ def evaluate(
 ) -> Results:
     """Evaluate trained encoders under other evaluation settings, without pretraining.
 
-    Each encoder is evaluated under each combination of the settings. Its trials run, resume and are reported as those
-    of a sweep.
+    Each encoder is evaluated under each combination of the settings. The trials run, resume and are reported as the
+    trials of a sweep.
 
     Args:
-        place: The results directory of a sweep, all of whose encoders are evaluated, or a single encoder: its file, or
-            the directory of its trial. It may also be a URI in a bucket.
+        place: The results directory of a sweep, or a single encoder: its file, or the directory of its trial. All
+            encoders of a sweep are evaluated. It may also be a URI in a bucket.
         space: A search space of evaluation settings; see `run`. None: only what `set` says.
         set: Evaluation settings by name, such as `{"labels_per_class": [1, 10]}`; a list becomes a grid.
         output: For a single encoder, the directory in which the results directory is created; None: `runs`. The

@@ -23,7 +23,7 @@ NAME_WIDTH = 16
 
 
 def program() -> str:
-    """Return the command with which the user runs a sweep, as it was called."""
+    """Return the command that the user called to run a sweep."""
     return shlex.join(typed_program())
 
 

@@ -1,4 +1,4 @@
-"""The table of probes that evaluate every trial. `optional.py` has those that a setting turns on.
+"""The table of probes that evaluate every trial. `optional.py` has the probes that a setting turns on.
 
 To add a probe, add a function that evaluates a frozen encoder. A probe reads an `Evaluation`: `features(layer)` gives
 the features (N, D) of each split, `labels(split)` the labels, and `classes` the number of classes. It also has
