@@ -25,6 +25,7 @@ from raysweep.probes.probes import (
     WeightDecay,
     accuracy,
     check_enough,
+    split_accuracies,
 )
 
 if TYPE_CHECKING:
@@ -47,16 +48,10 @@ def reports(name: str, number: int, settings: Any) -> bool:
 
 def knn_grid_metrics() -> dict[str, Metric]:
     """Return the metrics of kNN for every number of neighbours."""
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     for k in NEIGHBOURS:
-        for split, words in (("val", "validation split"), ("test", "test split")):
-            metrics[f"knn/k{k}_{split}_accuracy"] = Metric(
-                f"Weighted kNN with {k} neighbour{'s' if k > 1 else ''}: accuracy on the {words}.",
-                better="max",
-                highest=1.0,
-                uses_test=split == "test",
-                is_reported=partial(reports_neighbours, k, split),
-            )
+        words = f"Weighted kNN with {k} neighbour{'s' if k > 1 else ''}"
+        metrics |= split_accuracies(f"knn/k{k}_", words, partial(reports_neighbours, k))
     return metrics
 
 

@@ -12,7 +12,7 @@ The code of the probes is imported inside the functions, because commands import
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -50,6 +50,26 @@ def accuracy(text: str, uses_test: bool = False) -> Metric:
     """Return a metric that is an accuracy."""
     is_reported = None if uses_test else lambda settings: settings.val_fraction > 0
     return Metric(text, better="max", highest=1.0, uses_test=uses_test, is_reported=is_reported)
+
+
+def split_accuracies(prefix: str, words: str, is_reported: Callable[[str, Any], bool]) -> dict[str, Metric]:
+    """Return the accuracies of a classifier on the validation and the test split, by name.
+
+    Args:
+        prefix: The start of the names, such as `linear/layer1/`.
+        words: What the classifier is.
+        is_reported: A function that returns whether a trial with these settings reports the accuracy on a split.
+    """
+    return {
+        f"{prefix}{split}_accuracy": Metric(
+            f"{words}: accuracy on the {name}.",
+            better="max",
+            highest=1.0,
+            uses_test=split == "test",
+            is_reported=partial(is_reported, split),
+        )
+        for split, name in (("val", "validation split"), ("test", "test split"))
+    }
 
 
 def one_grid(value: Any) -> Any:
@@ -126,14 +146,9 @@ def linear_metrics() -> dict[str, Metric]:
         ),
     }
     for block in range(1, parts.most_blocks() + 1):
-        for split, words in (("val", "validation split"), ("test", "test split")):
-            metrics[f"linear/layer{block}/{split}_accuracy"] = Metric(
-                f"Linear probe on block {block}: accuracy on the {words}.",
-                better="max",
-                highest=1.0,
-                uses_test=split == "test",
-                is_reported=partial(reports_block, block, split),
-            )
+        metrics |= split_accuracies(
+            f"linear/layer{block}/", f"Linear probe on block {block}", partial(reports_block, block)
+        )
     return metrics
 
 
