@@ -554,6 +554,5 @@ def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undis
     check_equal(place, undisturbed, tmp_path)
     assert list((tmp_path / "node").rglob("events.out.*"))
     for driver in ("cache", "fresh"):
-        assert not list((tmp_path / driver).rglob("events.out.*")), (
-            "the driver must see the results only through the bucket"
-        )
+        events_of_trials = [file for file in (tmp_path / driver).rglob("events.out.*") if file.parent.name != "long"]
+        assert not events_of_trials, "the driver must see the results only through the bucket"

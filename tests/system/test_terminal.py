@@ -126,9 +126,10 @@ def test_a_terminal_that_lacks_our_characters(quick, encoding, sign):
 
 
 def test_plain_lines_where_standard_output_is_no_terminal_whatever_the_colours(tmp_path):
-    completed = here("run_sweep.py", *QUICK, cwd=tmp_path, FORCE_COLOR="1", TERM="xterm")
+    compared = [*QUICK, "--set", "baseline=true"]  # the table, which has colours, needs two points
+    completed = here("run_sweep.py", *compared, cwd=tmp_path, FORCE_COLOR="1", TERM="xterm")
     assert completed.returncode == 0, completed.stderr
-    assert [line for line in completed.stdout.splitlines() if line.startswith("[1/1] seed=0")]
+    assert [line for line in completed.stdout.splitlines() if line.startswith("[2/2] seed=0")]
     assert "\x1b[" in completed.stdout, "colours are forced"
     for redrawing in ("\x1b[?25l", "\x1b[1A", "\x1b[2K"):
         assert redrawing not in completed.stdout
