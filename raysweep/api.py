@@ -1,6 +1,6 @@
 """What raysweep does, as functions: the command line and Python call the same ones.
 
-They take typed arguments, return objects and raise; they never print. Whoever calls them may pass a `Progress` (see
+They take typed arguments, return objects and raise; they never print. The caller may pass a `Progress` (see
 `raysweep.backends.progress`), which is told what happens meanwhile.
 
 Example:
@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep import evaluations, preparation
 from raysweep import parts as tables
-from raysweep import preparation
 from raysweep.backends.progress import Progress, Silence
 from raysweep.config import Settings
-from raysweep.evaluations import PlannedEvaluation, plan_evaluation
+from raysweep.evaluations import PlannedEvaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
 from raysweep.results.mirror import local_encoder
@@ -65,6 +65,10 @@ def plan(
 
     Raises:
         InputError: one line that names what is wrong.
+
+    Example:
+        >>> plan(None, {"usl_type": "simclr", "temperature": [0.1, 0.5]}).total
+        2
     """
     sweep = preparation.build_sweep(source, overrides, given(plugins, parts))
     preparation.check_paths(sweep)
@@ -81,6 +85,9 @@ def estimate(sweep: Sweep, *, local: bool = False) -> Estimate:
 
     Raises:
         InputError: a dataset cannot be loaded or does not fit the settings.
+
+    Example:
+        >>> estimate(plan(None, {"dataset": "digits"})).total  # seconds
     """
     datasets = preparation.load_datasets(sweep, {})
     from raysweep import estimate as timing
@@ -122,7 +129,7 @@ def run(
     return run_new(sweep, Store.plan(output, name, sweep.name), where, progress)
 
 
-def evaluation(
+def plan_evaluation(
     place: str,
     source: Space | None,
     overrides: Mapping[str, Any],
@@ -131,12 +138,15 @@ def evaluation(
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
 ) -> PlannedEvaluation:
-    """The checked evaluation of trained encoders, without loading data or starting anything; see `evaluate`.
+    """Return the checked evaluation of trained encoders, without loading data or starting anything; see `evaluate`.
 
     Raises:
         InputError: one line that names what is wrong.
+
+    Example:
+        >>> plan_evaluation("runs/alpha", None, {"labels_per_class": [1, 10]}).sweep.total
     """
-    planned = plan_evaluation(place, source, overrides, given(plugins, parts))
+    planned = evaluations.plan_evaluation(place, source, overrides, given(plugins, parts))
     preparation.check_paths(planned.sweep)
     preparation.check_means(planned.sweep, where.local)
     return planned
@@ -171,8 +181,11 @@ def evaluate(
 
     Raises:
         InputError, SweepInterrupted, SweepBrokeOff: see `run`.
+
+    Example:
+        >>> evaluate("runs/alpha", None, {"probe_dataset": "cifar10"}).report.in_words()
     """
-    planned = evaluation(place, source, overrides or {}, where, plugins=plugins, parts=parts)
+    planned = plan_evaluation(place, source, overrides or {}, where, plugins=plugins, parts=parts)
     store = Store.plan(planned.directory(output), name, planned.sweep.name)
     return run_new(planned.sweep, store, where, progress or Silence(), planned.digests, planned.encoder)
 
@@ -213,6 +226,9 @@ def resume(
 
     Raises:
         InputError, SweepInterrupted, SweepBrokeOff: see `run`.
+
+    Example:
+        >>> resume("runs/alpha", None, {"alpha": [0.1, 1, 10]}).sweep.total
     """
     progress, overrides, extra = progress or Silence(), overrides or {}, given(plugins, parts)
     _planned(place, source, overrides, where, extra)
@@ -266,6 +282,10 @@ def compare(places: Sequence[str], output: str | None = None) -> tuple[Report, P
 
     Raises:
         InputError: a sweep is given twice, the sweeps were not evaluated alike, or the directory cannot be made.
+
+    Example:
+        >>> compare(["runs/alpha", "runs/simclr"])[1]
+        PosixPath('runs/alpha+simclr')
     """
     opened = open_sweeps(places)
     directories = preparation.comparison_directories(places, [store for store, _ in opened], output)
@@ -312,6 +332,10 @@ def fetch(name: str, data_dir: Path) -> Dataset:
 
     Raises:
         InputError: the name is unknown, the files are damaged, or the dataset cannot be downloaded.
+
+    Example:
+        >>> len(fetch("cifar10", Path("data")).train_images)
+        50000
     """
     from raysweep.data import loading
     from raysweep.data.folders import check_exists
@@ -331,7 +355,11 @@ def embed(
     skip_bad_images: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, int]:
-    """Write the features that a trained encoder gives for images; see `raysweep.portable.embed`."""
+    """Write the features that a trained encoder gives for images; see `raysweep.portable.embed`.
+
+    Returns:
+        The number of images, and the number of features of each.
+    """
     from raysweep import portable
 
     return portable.embed(
@@ -355,7 +383,7 @@ def export(checkpoint: str, output: Path) -> dict[str, Any]:
 def _planned(
     place: str, source: Space | None, overrides: Mapping[str, Any], where: Where, extra: Sequence[Plugin]
 ) -> tuple[Store, Sweep, Sweep]:
-    """The store of the sweep at `place` for reading, the existing sweep, and the one that would be resumed."""
+    """Return the store of the sweep at `place` for reading, the existing sweep, and the sweep to resume."""
     # The copy for reports, because another process may be at work in the copy of a bucket.
     store, before = Store.open(place, copies="reports", given=extra)
     for plugin in before.plugins:

@@ -98,6 +98,8 @@ def sweep_command(parsed: argparse.Namespace) -> int:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
     if parsed.estimate and not parsed.dry_run:
         raise InputError("--estimate is for --dry-run; a running sweep shows the time left")
+    if parsed.estimate and parsed.resume is not None:
+        raise InputError("--estimate is for a new sweep; a resumed sweep shows the time left")
     if parsed.dry_run and parsed.resume is not None:
         before, sweep = api.plan_resume(parsed.resume, source, overrides, where, plugins.given(parsed.plugin))
         return show_plan(sweep, {trial.name for trial in before.trials}, parsed)
@@ -122,7 +124,7 @@ def evaluate_command(parsed: argparse.Namespace) -> int:
     overrides = space.parse_assignments(parsed.set)
     options: dict[str, Any] = {"where": where_of(parsed), "plugins": parsed.plugin}
     if parsed.dry_run:
-        return show_plan(api.evaluation(parsed.place, source, overrides, **options).sweep, None, parsed)
+        return show_plan(api.plan_evaluation(parsed.place, source, overrides, **options).sweep, None, parsed)
     from raysweep.backends.display import ConsoleProgress
 
     console, started = make_console(), time.monotonic()

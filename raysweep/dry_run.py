@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -39,7 +39,7 @@ def lines_of(
         yield "# All other settings have their defaults; --verbose shows them."
     yield from (f"# {line}" for line in plan(sweep, local))
     if estimate is not None:
-        yield f"# {words_of(estimate)}"
+        yield from (f"# {line}" for line in words_of(estimate))
     yield f"# {counted(sweep.total, 'trial')}:"
     for trial in sweep.trials:
         yield trial.name if known is None or trial.name in known else f"{trial.name}  # new"
@@ -74,11 +74,10 @@ def plan(sweep: Sweep, local: bool) -> Iterator[str]:
     trained = [settings for settings in every if settings.pretrain_epochs]
     epochs = [settings.pretrain_epochs for settings in trained]
     if epochs and sweep.tune.searcher == "none":
-        each = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
         total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
-        yield f"Plan: {counted(len(epochs), 'trial')} with pretraining, {each} epochs each{total}."
+        yield f"Plan: {counted(len(epochs), 'trial')} with pretraining, {epochs_in_words(epochs)} each{total}."
     elif epochs:
-        yield f"Plan: {min(epochs)} to {max(epochs)} epochs of pretraining for each trial."
+        yield f"Plan: {epochs_in_words(epochs)} of pretraining for each trial."
     resources = sweep.resources
     if local:
         yield "The trials run one after the other in one process."
@@ -91,11 +90,18 @@ def plan(sweep: Sweep, local: bool) -> Iterator[str]:
         yield words
 
 
-def words_of(estimate: Estimate) -> str:
-    """Return an estimate as a sentence."""
+def epochs_in_words(epochs: Sequence[int]) -> str:
+    """Return the least and the greatest number of epochs in words, such as `20 epochs` or `1 to 5 epochs`."""
+    least, most = min(epochs), max(epochs)
+    return counted(most, "epoch") if least == most else f"{least} to {most} epochs"
+
+
+def words_of(estimate: Estimate) -> list[str]:
+    """Return an estimate as sentences."""
     shortest, longest = duration(estimate.shortest), duration(estimate.longest)
     each = longest if shortest == longest else f"{shortest} to {longest}"
-    return (
-        f"Estimate: {duration(estimate.total)} with {estimate.at_once} at a time, {each} for a trial. A few steps of "
-        "each kind of trial were timed on this machine."
-    )
+    return [
+        f"Estimate: {duration(estimate.total)} with {estimate.at_once} at a time, {each} for a trial.",
+        "The estimate is from a few timed steps of each kind of trial on this machine.",
+        "It leaves out linear probes of single blocks, and most probes that are off by default.",
+    ]

@@ -51,7 +51,8 @@ def estimate(sweep: Sweep, datasets: Datasets, local: bool) -> Estimate:
     """Time a few steps of pretraining, of the extraction of features and of the linear probe, for each kind of trial.
 
     Trials of one kind agree in all settings except seeds, epochs and real numbers, which hardly change the time of a
-    step. The online measures, k-means and kNN are not timed.
+    step. Linear probes of single blocks and the probes that are off by default are not timed, and `FIXED_SECONDS`
+    stand for kNN, k-means and the online measures. A trial with several workers is timed in one process.
 
     Args:
         sweep: The sweep. If a searcher proposes its points, examples stand for them.
@@ -67,9 +68,9 @@ def estimate(sweep: Sweep, datasets: Datasets, local: bool) -> Estimate:
             if kind not in costs:
                 costs[kind] = time_steps(trial, data_of(trial, datasets), resources.gpu > 0)
             seconds.append(costs[kind].seconds(trial.settings))
-    at_once = 1 if local else max(1, allowed_cpus().count // resources.cpu)
+    at_once = 1 if local else max(1, allowed_cpus().count // (resources.cpu * resources.workers))
     if resources.gpu > 0 and not local:
-        at_once = max(1, min(at_once, int(torch.cuda.device_count() / resources.gpu)))
+        at_once = max(1, min(at_once, int(torch.cuda.device_count() / (resources.gpu * resources.workers))))
     if sweep.tune.max_concurrent:
         at_once = min(at_once, sweep.tune.max_concurrent)
     mean = sum(seconds) / len(seconds)

@@ -18,12 +18,13 @@ from raysweep.results.encoders import (
     ENCODER,
     OLD_ENCODER,
     SavedEncoder,
+    digest_of,
     encoder_file,
     load_encoder,
     source_file,
     to_safetensors,
 )
-from raysweep.results.mirror import local_encoder
+from raysweep.results.mirror import local_encoder, trial_place
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import recorded_datasets
 from raysweep.space import EncoderSource, FrozenDict, Sweep, Trial, reported_metric
@@ -72,15 +73,16 @@ def plan_evaluation(
     if is_sweep(place):
         return plan_for_sweep(place, raw, where, overrides, extra)
     whole = place.rstrip("/") if is_uri(place) else str(Path(place).absolute())
-    trial_place = whole.removesuffix(f"/{ENCODER}")
-    parent = parent_of(trial_place)
+    trial_directory = trial_place(whole)
+    parent = parent_of(trial_directory)
     if is_sweep(parent):
         _, sweep = Store.open(parent, copies="reports", given=extra, beside=extra)
-        name = trial_place.partition("?")[0].rpartition("/")[2]
+        name = (trial_directory.partition("?")[0] if is_uri(place) else trial_directory).rpartition("/")[2]
         trial = next((trial for trial in sweep.trials if trial.name == name), None)
         if trial is not None:
             plugins = with_existing(sweep.plugins, extra)
-            return plan_for_one(place, trial, with_defaults(raw, sweep, where), where, overrides, plugins)
+            raw = with_defaults(raw, sweep, where)
+            return plan_for_one(place, trial, raw, where, overrides, plugins, sweep.search)
     activate(extra)
     return plan_for_one(place, None, raw, where, overrides, extra)
 
@@ -99,7 +101,13 @@ def plan_for_sweep(
         raise InputError(f"{place}: no trial has kept an encoder ({ENCODER}) yet, so there is nothing to evaluate")
     controls = sweep.baseline or (space.RANDOM,)
     evaluation = space.build_evaluation(
-        with_defaults(raw, sweep, where), overrides, where, encoders, controls=controls, plugins=plugins
+        with_defaults(raw, sweep, where),
+        overrides,
+        where,
+        encoders,
+        controls=controls,
+        plugins=plugins,
+        trained_search=sweep.search,
     )
     return PlannedEvaluation(evaluation, store.place, digests=evaluated_before(store, sweep, encoders))
 
@@ -111,6 +119,7 @@ def plan_for_one(
     where: str,
     overrides: Mapping[str, Any],
     plugins: Sequence[Plugin],
+    search: tuple[Mapping[str, Mapping[str, Any]], ...] = (),
 ) -> PlannedEvaluation:
     """Plan the evaluation of one encoder, which `trial` trained if its sweep is known; see `plan_evaluation`."""
     from raysweep.portable import build
@@ -121,11 +130,20 @@ def plan_for_one(
         plugins = with_existing(active(), plugins)  # the file may lie in a sweep with plugins
         activate(plugins)
         trial = undocumented(saved, probe_dataset_in(raw, overrides), place)
-    encoder = replace(trial, control="", source=EncoderSource(ENCODER, saved.channels, saved.image_size))
+    content = content_of(saved)
+    source = EncoderSource(ENCODER, saved.channels, saved.image_size, digest_of(content))
+    encoder = replace(trial, control="", source=source)
     evaluation = space.build_evaluation(
-        raw, overrides, where, [encoder], controls=(space.RANDOM,), seeds=True, plugins=tuple(plugins)
+        raw,
+        overrides,
+        where,
+        [encoder],
+        controls=(space.RANDOM,),
+        seeds=True,
+        plugins=tuple(plugins),
+        trained_search=search,
     )
-    return PlannedEvaluation(evaluation, None, encoder=content_of(saved))
+    return PlannedEvaluation(evaluation, None, encoder=content)
 
 
 def is_sweep(place: str) -> bool:
@@ -166,7 +184,8 @@ def checked(store: Store, trial: Trial) -> Trial:
     build(saved)
     if (saved.architecture, saved.embedding_dim) != (trial.settings.encoder, trial.settings.embedding_dim):
         raise InputError(f"{file}: is not the encoder of its trial: it is a {saved.architecture}")
-    source = EncoderSource(f"../../{trial.source.file}", saved.channels, saved.image_size)
+    digest = digest_of(saved.file.read_bytes())
+    source = EncoderSource(f"../../{trial.source.file}", saved.channels, saved.image_size, digest)
     return replace(trial, source=source)
 
 
@@ -187,11 +206,16 @@ def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> d
 
 
 def with_defaults(raw: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str, Any]:
-    """Return a search space that takes the metric and the resources of a trial from the sweep unless it has others."""
+    """Return a search space that takes the metric, its mode and the resources of a trial from the sweep.
+
+    What the search space itself gives has priority.
+    """
     defaults: dict[str, dict[str, Any]] = {
         "tune": {"metric": reported_metric(sweep.tune.metric)},
         "resources": {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu},
     }
+    if defaults["tune"]["metric"] is not None:
+        defaults["tune"]["mode"] = sweep.tune.mode
     sections = {
         name: {**values, **space.mapping(raw.get(name), f"{where}: {name}")} for name, values in defaults.items()
     }

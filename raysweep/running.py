@@ -49,7 +49,7 @@ class Where:
     resume_command: Callable[[Store], str] = lambda store: f"raysweep.resume({store.place!r})"
     """The command that resumes the sweep, for messages."""
     owns_process: bool = True
-    """Whether this process ends with the sweep, as the process of a command does, and that of a notebook does not."""
+    """Whether this process ends after the sweep: True for a command, False for a notebook."""
 
 
 DEFAULT = Where()
@@ -78,10 +78,10 @@ def run_new(
     # Another process may have taken the name in the meantime: from here on the store is the one that was created.
     store = store.create(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
     with store.lock(wait=TAKE_SECONDS), explaining(store, where):
-        describe_for_tensorboard(store, sweep)
-        if encoder is not None:
+        if encoder is not None:  # first of all: without it the evaluation could not be resumed
             write_atomically(store.root / ENCODER, encoder)
             store.push()
+        describe_for_tensorboard(store, sweep)
         count = len(sweep.encoders)
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
         progress.tell(f"{store.place}: {counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep)}, {words}")
@@ -108,7 +108,7 @@ def describe_for_tensorboard(store: Store, sweep: Sweep) -> None:
 def prepare(
     sweep: Sweep, store: Store, recorded: Mapping[str, str], where: Where, progress: Progress
 ) -> tuple[Datasets, str]:
-    """Load and check the data and prepare the backend, leaving nothing behind; the datasets and the plan in words."""
+    """Load and check the data, and prepare the backend. Write nothing. Return the datasets and the plan in words."""
     with progress.waiting("loading the data; what is not there yet is downloaded"):
         datasets = preparation.load_datasets(sweep, recorded)
     if where.local:

@@ -40,9 +40,8 @@ def test_the_command_prints_the_estimate_and_leaves_nothing(tmp_path, few):
     process = here("run_sweep.py", *arguments, "--estimate", "--local", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     [line] = [line for line in process.stdout.splitlines() if line.startswith("# Estimate")]
-    assert re.match(
-        r"# Estimate: .+ with 1 at a time, .+ for a trial\. A few steps .+ were timed on this machine\.", line
-    )
+    assert re.fullmatch(r"# Estimate: .+ with 1 at a time, .+ for a trial\.", line)
+    assert "# The estimate is from a few timed steps of each kind of trial on this machine." in process.stdout
     assert "# Estimate" not in here("run_sweep.py", *arguments, cwd=tmp_path).stdout, (
         "only on request: it takes seconds"
     )
@@ -61,6 +60,9 @@ def test_an_estimate_belongs_to_a_dry_run(tmp_path):
     process = here("run_sweep.py", "--exp_type", "alpha", "--estimate", cwd=tmp_path)
     assert process.returncode == 2
     assert process.stderr == "error: --estimate is for --dry-run; a running sweep shows the time left\n"
+    process = here("run_sweep.py", "--resume", "runs/a", "--dry-run", "--estimate", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr == "error: --estimate is for a new sweep; a resumed sweep shows the time left\n"
 
 
 def test_the_plan_of_python_can_be_estimated_too(few):

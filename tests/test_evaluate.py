@@ -201,6 +201,58 @@ def test_an_encoder_file_alone_needs_a_dataset_and_takes_any(sweep, tmp_path):
     assert results.frame()["linear/test_accuracy"].notna().all()
 
 
+def test_two_encoders_of_unknown_training_are_two_points(sweep, tmp_path):
+    values = {"probe_dataset": "digits", "le_epochs": 1, "projector_images": 0}
+    means = {}
+    for name, trial in (("one", POINT), ("two", POINT.replace("0.25", "1.0"))):
+        shutil.copy(sweep.directory / trial / "encoder.safetensors", tmp_path / f"{name}.safetensors")
+        results = raysweep.evaluate(
+            tmp_path / f"{name}.safetensors", set=values, output=tmp_path, name=name, local=True
+        )
+        means[name] = results.frame().set_index("trial").loc["seed=0", "knn/test_accuracy"]
+    assert means["one"] != means["two"]
+    both = raysweep.open(tmp_path / "one", tmp_path / "two").summary().set_index(["sweep", "point"])
+    for name, mean in means.items():
+        row = both.loc[(name, "default")]
+        assert row["knn/test_accuracy mean"] == mean
+        random = both.loc[(name, "random"), "knn/test_accuracy mean"]
+        assert row["knn/test_accuracy minus random mean"] == pytest.approx(mean - random)
+
+
+def test_a_training_checkpoint_of_a_trial_is_evaluated_with_the_settings_of_the_trial(copied, tmp_path):
+    (copied / POINT / "checkpoints").mkdir()
+    checkpoint = copied / POINT / "checkpoints" / "encoder.safetensors"
+    shutil.copy(copied / POINT / "encoder.safetensors", checkpoint)
+    results = raysweep.evaluate(checkpoint, set={"knn_k": 3}, output=tmp_path, name="one", local=True)
+    assert results.trials == ["random,seed=0", POINT]
+    assert results.frame().set_index("trial").loc[POINT, "strength"] == 0.25
+
+
+def test_an_encoder_that_changed_since_is_not_evaluated(copied):
+    results = raysweep.evaluate(copied, set={"baseline": False}, name="before", local=True)
+    before = results.frame().set_index("trial")
+    shutil.rmtree(results.directory / POINT)
+    other = POINT.replace("seed=0", "seed=1")
+    shutil.copy(copied / other / "encoder.safetensors", copied / POINT / "encoder.safetensors")
+    after = raysweep.resume(results.directory, local=True)
+    assert after.failed.keys() == {POINT}
+    assert "has changed since this evaluation was planned; start another evaluation" in after.failed[POINT]
+    kept = before.drop(POINT)["linear/test_accuracy"]
+    assert after.frame().set_index("trial")["linear/test_accuracy"].drop(POINT, errors="ignore").equals(kept)
+
+
+def test_drawn_values_keep_their_short_names_and_figures(few, tmp_path):
+    space = {
+        "base": {**BASE, **few, "usl_epochs": 0},
+        "search": {"strength": {"uniform": [0, 1]}, "seed": [0]},
+        "tune": {"num_samples": 3},
+    }
+    sweep = raysweep.run(space, output=tmp_path, name="drawn", local=True)
+    results = raysweep.evaluate(sweep.directory, set={"knn_k": 3}, local=True)
+    names = results.summary()["point"]
+    assert all(len(name.removeprefix("strength=")) <= 6 for name in names if name != "random")
+
+
 def images_folder(root, bright=0):
     """Write a dataset of two classes with 12 training and 4 test images each."""
     draws = np.random.default_rng(0)

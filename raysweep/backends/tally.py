@@ -196,5 +196,8 @@ def shortened(text: str, width: int) -> str:
 
 
 def weight(trial: Trial) -> float:
-    """Return a trial's cost: its pretraining epochs, plus one for the evaluation."""
-    return trial.settings.pretrain_epochs + 1.0
+    """Return a trial's cost: its pretraining epochs, plus one for the evaluation.
+
+    A trial of an evaluation does not pretrain, although its settings say for how long its encoder was pretrained.
+    """
+    return 1.0 if trial.source is not None else trial.settings.pretrain_epochs + 1.0

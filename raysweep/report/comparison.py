@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_of
-from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, wrapped
+from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
 from raysweep.report.heatmaps import MOST_ROWS, headed, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, dot_style, legend_columns, seeds_and_bars
 from raysweep.report.points import LEAST_SEEDS, PERCENT, Point, estimate, rank_points, shown_scores
@@ -44,9 +44,8 @@ def draw_comparison(
     sweeps = list(dict.fromkeys(point.sweep for point in points))
     rows, words = most_rows(points, metric, mode)
     away = differences_of(groups, scores[0])
-    width = 3.2 + 3.4 * (len(scores) + bool(away))
-    figure = Figure(figsize=(width, 1.8 + 0.3 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(scores) + bool(away), squeeze=False, sharey=True)[0]
+    size = (3.4, 1.2 + 0.3 * len(rows))
+    figure, panels = panel_grid(len(scores) + bool(away), size, margin=(3.2, 0.6), sharey=True)
     for axes, score in zip(panels, scores, strict=False):
         for place, point in enumerate(rows):
             number = sweeps.index(point.sweep)
@@ -68,7 +67,7 @@ def draw_comparison(
     figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}{adjusted}"), fontsize=11)
     if sweeps != [""]:
         entries = legend_of(points, sweeps)
-        add_legend(figure, entries, ncols=legend_columns(entries, width), **BELOW)
+        add_legend(figure, entries, ncols=legend_columns(entries, figure.get_figwidth()), **BELOW)
     return figure
 
 

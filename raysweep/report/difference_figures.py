@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raysweep.report.drawing import Figure, add_legend, own_style
+from raysweep.report.drawing import Figure, add_legend, own_style, panel_grid
 from raysweep.report.figures import best_lines, lines_of
 from raysweep.report.heatmaps import headed, is_numeric, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, MOST_ENTRIES, dodge, legend_columns, scale_axis
@@ -51,9 +51,8 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
     numeric = is_numeric(values)
     values = sorted(values) if numeric else values
     lines, kept = best_lines(sweep, lines_of(points, name, values), MOST_ENTRIES)
-    width = 4.2 * len(scores)
-    figure = Figure(figsize=(width, 4.0 + 0.18 * len(lines)), layout="constrained")
-    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+    figure, panels = panel_grid(len(scores), (4.2, 3.6), margin=(0, 0.4 + 0.18 * len(lines)))
+    for axes, score in zip(panels, scores, strict=True):
         scale_axis(axes, name, values, numeric)
         places = {value: float(value) if numeric else float(n) for n, value in enumerate(values)}
         axes.axhline(0, color="0.4", linestyle="--", linewidth=1)
@@ -72,7 +71,7 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
         label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True) if label
     }
     if len(lines) > 1:
-        add_legend(figure, entries, ncols=legend_columns(entries, width), **BELOW)
+        add_legend(figure, entries, ncols=legend_columns(entries, figure.get_figwidth()), **BELOW)
     return figure
 
 

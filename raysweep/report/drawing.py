@@ -31,6 +31,8 @@ STEERING = ("MPLBACKEND", "MATPLOTLIBRC", "MPLCONFIGDIR")
 """The environment variables that Matplotlib reads when it is imported."""
 LONGEST = 48
 """Most characters of a line of text in a figure that has no comma at which it can be broken."""
+MOST_IN_A_ROW = 4
+"""Most panels of a figure side by side. A wider figure would be too small to read on a page."""
 MOST_WRAPPED = 6
 """Most lines of a text in a figure."""
 
@@ -131,6 +133,8 @@ __all__ = [
     "label_powers_of_ten",
     "literal",
     "own_style",
+    "panel_grid",
+    "panels_in_a_row",
     "save",
     "wrapped",
 ]
@@ -158,6 +162,35 @@ def own_style() -> Iterator[None]:
         matplotlib.rcParams.update({name: defaults[name] for name in defaults if name != "backend"})
         matplotlib.rcParams["text.parse_math"] = False  # a dollar sign in a name does not begin mathematics
         yield
+
+
+def panels_in_a_row(count: int) -> int:
+    """Return how many of `count` panels stand side by side."""
+    return min(count, MOST_IN_A_ROW)
+
+
+def panel_grid(
+    count: int, size: tuple[float, float], margin: tuple[float, float] = (0.0, 0.0), sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with `count` panels, at most `MOST_IN_A_ROW` in a row.
+
+    Args:
+        count: The number of panels, at least 1.
+        size: The width and the height of a panel in inches.
+        margin: The width and the height in inches that the figure has beside its panels.
+        sharey: Whether all panels have the same y axis.
+
+    Example:
+        `panel_grid(6, (4.2, 3.6))` gives a figure of 16.8 × 7.2 inches with four panels above two.
+    """
+    columns = panels_in_a_row(count)
+    rows = -(-count // columns)
+    width, height = margin[0] + columns * size[0], margin[1] + rows * size[1]
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
 
 
 def save(figure: Figure, form: str = "png", dpi: int = 150) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.report.control_styles import DASHES, TINTS, in_order, label_of
-from raysweep.report.drawing import Figure, add_legend, own_style
+from raysweep.report.drawing import Figure, add_legend, own_style, panel_grid, panels_in_a_row
 from raysweep.report.heatmaps import headed, is_numeric, title
 from raysweep.report.marks import (
     BELOW,
@@ -67,11 +67,11 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     every = lines_of([point for point in points if not point.baseline], name, values)
     lines, words = best_lines(sweep, every, MOST_ENTRIES - len(set(names.values())))
     labels = [*(lines if len(lines) > 1 else ()), *names.values()]
-    width = 4.2 * len(scores)
+    width = 4.2 * panels_in_a_row(len(scores))
     columns = legend_columns(labels, width) if labels else 1
     rows = math.ceil(sum(len(wrapped_lines(label)) for label in labels) / columns)
-    figure = Figure(figsize=(width, 4.0 + 0.18 * rows), layout="constrained")
-    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+    figure, panels = panel_grid(len(scores), (4.2, 3.6), margin=(0, 0.4 + 0.18 * rows))
+    for axes, score in zip(panels, scores, strict=True):
         scale_axis(axes, name, values, numeric)
         places = {value: float(value) if numeric else float(n) for n, value in enumerate(values)}
         for place, (label, line) in enumerate(lines.items()):

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from raysweep.report.control_styles import BAR_DASHES, BAR_WORDS, in_order, label_of
-from raysweep.report.drawing import Figure, Normalize, colormaps, literal, own_style, wrapped
+from raysweep.report.drawing import (
+    Figure,
+    Normalize,
+    colormaps,
+    literal,
+    own_style,
+    panel_grid,
+    panels_in_a_row,
+    wrapped,
+)
 from raysweep.report.points import LEAST_SEEDS, PERCENT, Estimate, Point, estimate, mean_of, shown_scores
 from raysweep.space import Sweep
 
@@ -55,8 +64,8 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     width, height = max(4.0, 0.72 * len(x_values) + 1.4), max(2.8, 0.5 * len(y_values) + 1.6)
     if below > 1.2:  # such long labels need extra room
         height += 0.6 * below
-    figure = Figure(figsize=(width * len(scores) + beside, height), layout="constrained")
-    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
+    figure, panels = panel_grid(len(scores), (width, height), margin=(beside, 0), sharey=True)
+    for place, (axes, score) in enumerate(zip(panels, scores, strict=True)):
         grid: list[list[Estimate | None]] = [[None] * len(x_values) for _ in y_values]
         for point in trained:
             row, column = y_values.index(point.varied[names[1]]), x_values.index(point.varied[names[0]])
@@ -79,7 +88,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         axes.set_xticks(range(len(x_values)), [number(value) for value in x_values])
         axes.set_yticks(range(len(y_values)), [number(value) for value in y_values])
         axes.set_xlabel(axis_label(names[0]))
-        if score == scores[0]:
+        if place % panels_in_a_row(len(scores)) == 0:
             axes.set_ylabel(axis_label(names[1]))
         if slanted:
             axes.tick_params(axis="x", labelrotation=35)

@@ -79,6 +79,8 @@ class Point:
     """The seeds of all its trials, including unfinished ones."""
     label: str = ""
     """The name with drawn values rounded; empty if the name has none."""
+    encoder: str = ""
+    """The digest of an evaluated encoder whose training is unknown; empty for other points."""
 
     @property
     def baseline(self) -> bool:
@@ -201,6 +203,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
                 sweep=label,
                 planned=planned[name],
                 label=labels.get(name, ""),
+                encoder=unknown_encoder(members[0]),
             )
         )
     return points
@@ -219,10 +222,26 @@ def controls_of(
     return results
 
 
-def experiment_key(settings: Settings) -> tuple[Any, ...]:
-    """Return a key of an experiment. It is equal for settings that differ only where they have no effect."""
+def experiment_key(settings: Settings, encoder: str = "") -> tuple[Any, ...]:
+    """Return a key of an experiment. It is equal for settings that differ only where they have no effect.
+
+    Args:
+        settings: The settings of the experiment.
+        encoder: The digest of the evaluated encoder if its training is unknown, because the settings do not tell it.
+    """
     plain = computed(settings)
-    return tuple(getattr(plain, name) for name in SETTINGS if about(name).search)
+    return (encoder, *(getattr(plain, name) for name in SETTINGS if about(name).search))
+
+
+def key_without_seed(point: Point) -> tuple[Any, ...]:
+    """Return a key of a point that is equal for the same experiment in two sweeps, whatever its seeds."""
+    return experiment_key(point.settings.model_copy(update={"seed": 0}), point.encoder)
+
+
+def unknown_encoder(trial: Trial) -> str:
+    """Return the digest of the encoder that a trial evaluates, if the settings do not say how it was trained."""
+    is_unknown = trial.source is not None and not trial.baseline and not trial.settings.pretrain_epochs
+    return trial.source.digest if trial.source is not None and is_unknown else ""
 
 
 def lend_baselines(points: Sequence[Point]) -> list[Point]:

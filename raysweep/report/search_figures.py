@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raysweep.report.control_styles import TINTS, in_order, label_of
-from raysweep.report.drawing import Figure, Normalize, add_legend, colormaps, own_style
+from raysweep.report.drawing import Figure, Normalize, add_legend, colormaps, own_style, panel_grid
 from raysweep.report.figures import draw_baseline, shown
 from raysweep.report.heatmaps import axis_label, headed, is_numeric, title
 from raysweep.report.marks import BELOW, clip, dot_style, scale_axis, seeds_and_bars
@@ -30,7 +30,7 @@ MOST_TICKS = 8
 
 def is_drawn(sweep: Sweep) -> bool:
     """Return whether the values of any setting are drawn at random or proposed, so that points form no grid."""
-    return any("grid" not in spec for space in sweep.search for name, spec in space.items() if name != "seed")
+    return any(kind != "grid" for name, kind in sweep.distributions if name != "seed")
 
 
 @own_style()
@@ -58,8 +58,7 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
     colour_by = strongest(trained, [each for each in sweep.searched if each != name], scores[0])
     tints = [scaled(p.varied[colour_by], [q.varied[colour_by] for q in trained]) if colour_by else 0.3 for p in trained]
     colours = colormaps[COLOUR_MAP](tints)
-    figure = Figure(figsize=(4.2 * len(scores) + (0.8 if colour_by else 0), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(scores), squeeze=False)[0]
+    figure, panels = panel_grid(len(scores), (4.2, 3.8), margin=(0.8 if colour_by else 0, 0.4))
     for axes, score in zip(panels, scores, strict=True):
         scale_axis(axes, name, values, numeric)
         for point, colour in zip(trained, colours, strict=True):
@@ -202,8 +201,7 @@ def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     scores = shown_scores(trained)
     if len(names) < 2 or len(trained) < LEAST_FOR_IMPORTANCE or not scores or find_spec("optuna") is None:
         return None
-    figure = Figure(figsize=(1.8 + 3.2 * len(scores), 1.6 + 0.35 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
+    figure, panels = panel_grid(len(scores), (3.2, 1.0 + 0.35 * len(names)), margin=(1.8, 0.6), sharey=True)
     order: list[str] = []
     for axes, score in zip(panels, scores, strict=True):
         shares = importances(trained, names, score)

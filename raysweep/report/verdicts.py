@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about
-from raysweep.report.points import Point, experiment_key
+from raysweep.report.points import Point, key_without_seed
 from raysweep.report.statistics import Difference, Shape, compare_pairs, compare_shape, compare_with_control, fit_blocks
 from raysweep.results.result import Result
 
@@ -101,7 +101,7 @@ def make_family(score: str, points: Sequence[Point], best: Sequence[Point], sett
     """Compare the points that have the score. `best` holds the best point, or nothing."""
     first_of: dict[Any, Point] = {}
     known_as = {
-        point.title: first_of.setdefault(experiment_key(point.settings.model_copy(update={"seed": 0})), point).title
+        point.title: first_of.setdefault(key_without_seed(point), point).title
         for point in points
         if point.scores(score)
     }
@@ -210,5 +210,4 @@ def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
 
 def same_experiment(first: Point, second: Point) -> bool:
     """Return whether two points are the same experiment, which happens if they are from two sweeps."""
-    keys = [experiment_key(point.settings.model_copy(update={"seed": 0})) for point in (first, second)]
-    return keys[0] == keys[1]
+    return key_without_seed(first) == key_without_seed(second)

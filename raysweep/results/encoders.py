@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -77,20 +78,29 @@ def evaluated_encoder(trial: Trial, file: Path | None) -> Any:
         file: The file with the weights; None builds a control from the seed.
 
     Raises:
-        InputError: The file is missing or damaged, or the control needs the images of pretraining.
+        InputError: The file is missing, damaged or another one than planned, or the control needs the images of
+            pretraining.
     """
     from raysweep.models.building import build_encoder
 
     assert trial.source is not None
     encoder = build_encoder(trial.settings, trial.source.channels, trial.source.image_size)
     if file is not None:
-        encoder.load_state_dict(load_encoder(file).weights)
+        saved = load_encoder(file)
+        if trial.source.digest not in ("", digest_of(saved.file.read_bytes())):
+            raise InputError(f"{saved.file}: has changed since this evaluation was planned; start another evaluation")
+        encoder.load_state_dict(saved.weights)
     elif hasattr(encoder, "fit"):
         raise InputError(
             f"{trial.control}: encoder {trial.settings.encoder} is fitted on the images of pretraining, which an "
             "evaluation does not read; add the control to the sweep"
         )
     return encoder
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 digest of a file's content, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def to_safetensors(weights: dict[str, Tensor], description: dict[str, Any]) -> bytes:

@@ -181,9 +181,25 @@ def fetch_encoder(uri: str) -> Path:
     if local is None:
         hint = "give a trial's directory, its encoder.safetensors or a training checkpoint"
         raise InputError(f"{folder}: has no {files[0]}; {hint}")
-    trial = (parent if is_file else path.rstrip("/")).removesuffix("/checkpoints")
+    trial = trial_place(uri).partition("?")[0]
     fetch_plugins(f"{trial.rpartition('/')[0]}{mark}{query}")
     return local
+
+
+def trial_place(place: str) -> str:
+    """Return the directory of the trial to which an encoder belongs, as a path or a URI with its options.
+
+    Args:
+        place: The path or the URI of the trial's directory, of its encoder's file or of a training checkpoint.
+
+    Example:
+        `trial_place("runs/s/seed=0/checkpoints/00000004.pt")` gives `runs/s/seed=0`.
+    """
+    path, mark, query = place.partition("?") if is_uri(place) else (place, "", "")
+    path = path.rstrip("/")
+    if path.endswith((".pt", ".safetensors")):
+        path = path.rpartition("/")[0].removesuffix("/checkpoints")
+    return f"{path}{mark}{query}"
 
 
 def fetch_plugins(uri: str) -> None:

@@ -33,8 +33,8 @@ def image_grid(rows: Sequence[NDArray[np.float32]], scale: int) -> NDArray[np.ui
 def confusion_picture(matrix: NDArray[np.integer], class_names: Sequence[str]) -> NDArray[np.uint8]:
     """Draw a confusion matrix as a picture (H, W, 3), one row per true class.
 
-    A cell is the darker, the more images of its true class have the predicted class of its column. With up to 20
-    classes, the names of the classes stand beside the rows, and cells show percentages of their row.
+    A dark cell means that many images of the row's class were predicted as the column's class. With up to 20 classes,
+    the names of the classes stand beside the rows, and cells show percentages of their row.
 
     Args:
         matrix: (C, C), the number of images by true class (row) and predicted class (column).

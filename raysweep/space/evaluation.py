@@ -47,6 +47,7 @@ def build_evaluation(
     seeds: bool = False,
     recorded: bool = False,
     plugins: tuple[Plugin, ...] = (),
+    trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = (),
 ) -> Sweep:
     """Check a search space of evaluation settings and expand it: every encoder under every combination of settings.
 
@@ -59,6 +60,7 @@ def build_evaluation(
         seeds: Whether the seed of the evaluation may be set.
         recorded: Whether a results directory holds this evaluation; see `raysweep.space.build`.
         plugins: The plugins of the evaluation, which the caller has read and activated.
+        trained_search: The search of the sweep that trained the encoders.
 
     Raises:
         InputError: The search space is invalid. The message is one line.
@@ -78,14 +80,14 @@ def build_evaluation(
     )
     trials, sources = expand_evaluation(points, content.base, search, where, strict=not recorded)
     wanted = controls if content.controls is None else content.controls
-    made = list(make_evaluated_controls(trials, sources, wanted, encoders))
+    control_trials = list(make_evaluated_controls(trials, sources, wanted, encoders))
     for name in content.controls or ():
-        if not any(control.control == name for control in made) and not recorded:
+        if not any(trial.control == name for trial in control_trials) and not recorded:
             raise InputError(
                 f"{where}: baseline: {name}: no trained encoder is this control; valid: {', '.join(BUILT)}"
             )
-    kinds = tuple(name for name in wanted if any(control.control == name for control in made))
-    every = (*made, *trials)
+    kinds = tuple(name for name in wanted if any(trial.control == name for trial in control_trials))
+    every = (*control_trials, *trials)
     sweep = Sweep(
         name=content.name,
         base=content.base,
@@ -97,6 +99,7 @@ def build_evaluation(
         examples=every,
         plugins=plugins,
         encoders=tuple(encoders),
+        trained_search=trained_search,
     )
     check_metric(sweep, where)
     return sweep
@@ -111,7 +114,22 @@ def rebuild(content: Mapping[str, Any], where: str, plugins: tuple[Plugin, ...] 
     if "encoders" not in content:
         return build(content, {}, where, recorded=True, plugins=plugins)
     encoders = read_encoders(content["encoders"], f"{where}: encoders")
-    return build_evaluation(content, {}, where, encoders, recorded=True, plugins=plugins)
+    trained_search = read_trained_search(content["encoders"].get("search", []), f"{where}: encoders: search")
+    return build_evaluation(content, {}, where, encoders, recorded=True, plugins=plugins, trained_search=trained_search)
+
+
+def read_trained_search(value: Any, where: str) -> tuple[Mapping[str, Mapping[str, Any]], ...]:
+    """Return the search of the sweep that trained the encoders; evaluations of older versions have none.
+
+    Raises:
+        InputError: The entry is damaged.
+    """
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected a list, not {value!r}")
+    spaces = [mapping(space, where) for space in value]
+    if not all(isinstance(spec, Mapping) and spec for space in spaces for spec in space.values()):
+        raise InputError(f"{where}: expected distributions, not {value!r}")
+    return tuple(spaces)
 
 
 def read_encoders(value: Any, where: str) -> list[Trial]:
@@ -127,20 +145,20 @@ def read_encoders(value: Any, where: str) -> list[Trial]:
     trials = []
     for entry in entries:
         entry = mapping(entry, f"{where}: trials")
-        own = mapping(entry.get("settings"), f"{where}: settings")
-        settings = make_settings(with_present_names({**common, **own}), where)
+        differing = mapping(entry.get("settings"), f"{where}: settings")
+        settings = make_settings(with_present_names({**common, **differing}), where)
         names, file = entry.get("varied"), entry.get("file")
         channels, image_size = entry.get("channels"), entry.get("image_size")
         if not isinstance(names, list) or not all(name in SETTINGS for name in names):
             raise InputError(f"{where}: varied: expected a list of settings, not {names!r}")
         sizes_fit = all(type(size) is int and size > 0 for size in (channels, image_size))
-        if not isinstance(file, str) or not sizes_fit:
-            raise InputError(f"{where}: expected a file, channels and image_size, not {entry!r}")
+        digest = entry.get("digest", "")  # older evaluations have none
+        if not isinstance(file, str) or not isinstance(digest, str) or not sizes_fit:
+            raise InputError(f"{where}: expected a file, channels, image_size and digest, not {entry!r}")
         name, control = str(entry.get("trial")), str(entry.get("control") or "")
         varied = FrozenDict({each: getattr(settings, each) for each in names})
-        trials.append(
-            Trial(name, name, settings, varied, control, EncoderSource(file, int(channels or 0), int(image_size or 0)))
-        )
+        source = EncoderSource(file, int(channels or 0), int(image_size or 0), digest)
+        trials.append(Trial(name, name, settings, varied, control, source))
     return trials
 
 
@@ -241,19 +259,19 @@ def make_evaluated_controls(
     yielded = set()
     for control in controls:
         for trial in trials:
-            made, original = make_control(trial, control), make_control(sources[trial.name], control)
-            if made is None or made.name in yielded:
+            control_trial, original = make_control(trial, control), make_control(sources[trial.name], control)
+            if control_trial is None or control_trial.name in yielded:
                 continue
             assert trial.source is not None
             trained = None if original is None else kept.get(original.name)
-            if trained is not None and same_network(trained.settings, made.settings):
+            if trained is not None and same_network(trained.settings, control_trial.settings):
                 source = trained.source
             elif control in BUILT:
-                source = replace(trial.source, file="")
+                source = replace(trial.source, file="", digest="")
             else:
                 continue
-            yielded.add(made.name)
-            yield replace(made, source=source)
+            yielded.add(control_trial.name)
+            yield replace(control_trial, source=source)
 
 
 def same_network(one: Settings, other: Settings) -> bool:

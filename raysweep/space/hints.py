@@ -1,4 +1,4 @@
-"""Suggestions for what people write who know other tools: names of settings, and several values at once."""
+"""Suggestions for users of other tools, who write other names of settings or several values at once."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 """For a name that other tools use: the names of the settings here, the most likely one first."""
 
 
-def own_names(given: str) -> tuple[str, ...]:
+def names_here(given: str) -> tuple[str, ...]:
     """Return the names that a setting called `given` elsewhere has here. The result is empty if none is known.
 
     Example:
-        `own_names("lr")` gives `("usl_lr", "le_lr")`, and `own_names("gpu")` gives `("resources.gpu",)`.
+        `names_here("lr")` gives `("usl_lr", "le_lr")`, and `names_here("gpu")` gives `("resources.gpu",)`.
     """
     name = given.strip().lower().replace("-", "_")
     if name in OTHER_NAMES:
@@ -54,7 +54,7 @@ def suggest_setting(given: str, value: object = None) -> str:
         given: The unknown name.
         value: Its value if it was given with `--set`.
     """
-    names = own_names(given)
+    names = names_here(given)
     if not names:
         return suggest(given, SETTINGS)
     written = [repr(name) if value is None or name in SETTINGS else f"--set {name}={value}" for name in names]
@@ -70,7 +70,7 @@ def suggest_flag(given: str, value: str, flags: Iterable[str]) -> str:
         flags: The flags of the command.
     """
     flags = list(flags)
-    names = [name for name in own_names(given.lstrip("-")) if f"--{name}" in flags or "." in name]
+    names = [name for name in names_here(given.lstrip("-")) if f"--{name}" in flags or "." in name]
     if names and "--set" in flags:
         written = [f"--set {name}={value or 'VALUE'}" if "." in name else f"--{name}" for name in names]
         return f", did you mean {' or '.join(written)}?"

@@ -19,9 +19,7 @@ def short_names(sweep: Sweep) -> dict[str, str]:
     Drawn values have four significant digits. If two points would then have the same name, both keep their exact names.
     The values of a grid are never rounded.
     """
-    drawn = {
-        name for space in sweep.search for name, spec in space.items() if next(iter(spec)) in ("uniform", "loguniform")
-    }
+    drawn = {name for name, kind in sweep.distributions if kind in ("uniform", "loguniform")}
     points = {trial.point: trial for trial in sweep.trials}
     names = {point: short_name(trial, drawn) for point, trial in points.items()}
     counts = Counter(names.values())

@@ -163,6 +163,8 @@ class EncoderSource:
     """The number of channels of its images."""
     image_size: int
     """The side of its images in pixels."""
+    digest: str = ""
+    """The SHA-256 digest of the file when the evaluation was planned; empty for a control that is built."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,14 @@ class Sweep:
     """The plugins that declare parts of the sweep."""
     encoders: tuple[Trial, ...] = ()
     """The trials whose encoders an evaluation reads, each with its `source`; empty for a sweep that pretrains."""
+    trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
+    """The search of the sweep that trained the encoders of an evaluation."""
+
+    @property
+    def distributions(self) -> list[tuple[str, str]]:
+        """Each searched setting with its kind of distribution, such as `grid` or `uniform`, pretraining included."""
+        spaces = (*self.search, *self.trained_search)
+        return [(name, next(iter(spec))) for space in spaces for name, spec in space.items()]
 
     @property
     def total(self) -> int:
@@ -312,23 +322,25 @@ class Sweep:
             "baseline": written(self.baseline),
             "tune": self.tune.model_dump(),
             "resources": self.resources.model_dump(),
-            **({"encoders": written_encoders(self.encoders)} if self.encoders else {}),
+            **({"encoders": written_encoders(self.encoders, self.trained_search)} if self.encoders else {}),
         }
 
 
-def written_encoders(encoders: Sequence[Trial]) -> dict[str, Any]:
-    """Return the trials whose encoders are evaluated as plain data: their common settings, and what differs."""
+def written_encoders(encoders: Sequence[Trial], search: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the trials whose encoders are evaluated as plain data: their common settings, and what differs.
+
+    The `search` of the sweep that trained them is kept, so that reports know which values were drawn.
+    """
     every = [trial.settings.model_dump() for trial in encoders]
     common = {name: value for name, value in every[0].items() if all(other[name] == value for other in every)}
     entries = []
     for trial, settings in zip(encoders, every, strict=True):
         assert trial.source is not None
-        own = {name: value for name, value in settings.items() if name not in common}
-        varied = list(trial.varied)
-        entries.append(
-            {"trial": trial.name, "control": trial.control, "varied": varied, "settings": own, **asdict(trial.source)}
-        )
-    return {"settings": common, "trials": entries}
+        entry = {"trial": trial.name, "control": trial.control, "varied": list(trial.varied)}
+        differing = {name: value for name, value in settings.items() if name not in common}
+        entries.append({**entry, "settings": differing, **asdict(trial.source)})
+    spaces = [{name: dict(spec) for name, spec in space.items()} for space in search]
+    return {"settings": common, **({"search": spaces} if spaces else {}), "trials": entries}
 
 
 class FrozenDict(dict[str, Any]):

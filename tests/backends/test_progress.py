@@ -12,6 +12,7 @@ from raysweep.backends.display import ProgressDisplay
 from raysweep.backends.live_table import LiveTable
 from raysweep.backends.tally import Tally
 from raysweep.results.result import make_result
+from raysweep.space import EncoderSource
 from raysweep.trial_progress import Status
 
 SWEEP = space.build(
@@ -123,6 +124,15 @@ def test_the_time_left_follows_from_the_seconds_and_weights_of_ended_trials():
     tally.begin(random)  # from now on two trials run at a time
     tally.progress(second, Status(0.0))
     assert tally.seconds_left() == pytest.approx(24 * 12 / 6 / 2)
+
+
+def test_a_trial_of_an_evaluation_weighs_one_whatever_its_encoder_took():
+    source = EncoderSource("encoder.safetensors", 1, 8)
+    trials = tuple(replace(trial, source=source) for trial in SWEEP.trials)
+    tally = Tally(replace(SWEEP, trials=trials), [])
+    tally.begin(trials[0])
+    tally.end(replace(result(trials[0]), wall_s=3.0))
+    assert tally.seconds_left() == pytest.approx(3 * (len(trials) - 1))
 
 
 def test_the_best_point_stands_beside_the_random_encoder():
