@@ -32,6 +32,8 @@ class Ranking:
     """How well one measure ranks the points of one evaluation protocol."""
 
     measure: str
+    count: int
+    """The number of points that have the measure; LiDAR, for example, needs an augmentation strength above 0."""
     agreement: Estimate
     """Kendall's τ between the measure and the test score over points: mean and interval over seeds."""
     chosen: Point
@@ -39,7 +41,7 @@ class Ranking:
     score: float
     """The mean test score of the chosen point."""
     loss: float
-    """The mean test score of the best point minus that of the chosen point."""
+    """The mean test score of the best point, which may lack the measure, minus that of the chosen point."""
 
 
 def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]:
@@ -73,9 +75,9 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
         agreement = estimate(values)
         if agreement is not None:
             chosen = max(measured, key=lambda point: fmean(map(scale, point.values(measure))))
-            best = max(fmean(point.values(score)) for point in measured)
+            best = max(fmean(point.values(score)) for point in points)
             reached = fmean(chosen.values(score))
-            ranked.append(Ranking(measure, agreement, chosen, reached, best - reached))
+            ranked.append(Ranking(measure, len(measured), agreement, chosen, reached, best - reached))
     return ranked
 
 
@@ -97,9 +99,16 @@ def tau(points: Sequence[Point], measure: str, scale: Scale, score: str, seed: i
 
 
 def words_of(ranking: Ranking) -> list[str]:
-    """Return the cells of a ranking: measure, τ with its interval, chosen point, its score, and what it loses."""
+    """Return the cells of a ranking: measure, number of points, τ with its interval, chosen point, score and loss."""
     value = ranking.agreement
     text = f"{value.mean:+.2f}"
     if value.low is not None and value.high is not None and value.n >= LEAST_SEEDS:
         text += f" [{max(-1, value.low):+.2f}, {min(1, value.high):+.2f}]"
-    return [ranking.measure, text, ranking.chosen.title, f"{ranking.score:.4f}", f"{ranking.loss:.4f}"]
+    return [
+        ranking.measure,
+        str(ranking.count),
+        text,
+        ranking.chosen.title,
+        f"{ranking.score:.4f}",
+        f"{ranking.loss:.4f}",
+    ]

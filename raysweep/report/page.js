@@ -1,6 +1,6 @@
 "use strict";
 // The state of the page is in the address, so that a link shows the same view:
-// #filter=alpha=0.1&sort=-linear/test_accuracy&metric=pretrain/loss
+// #filter=seed=0&point=alpha=0.1&sort=-linear/test_accuracy&metric=pretrain/loss
 const MOST_NAMED = 30; // with more points than this, the curves have no legend
 const data = JSON.parse(document.getElementById("data").textContent);
 const tables = [...document.querySelectorAll("table.data")];
@@ -47,14 +47,29 @@ function showSorted(key) {
   }
 }
 
-// Hide the rows that do not contain every word of the filter.
-function showFiltered(text) {
+// A word such as alpha=0.1 must be a whole part of a name, so that it does not show alpha=0.15. Other words may be anywhere.
+function contains(content, word) {
+  if (!word.includes("=")) return content.includes(word);
+  for (let at = content.indexOf(word); at >= 0; at = content.indexOf(word, at + 1)) {
+    const [before, after] = [content[at - 1] || " ", content[at + word.length] || " "];
+    if (" ,/".includes(before) && " ,".includes(after)) return true;
+  }
+  return false;
+}
+
+// Hide the rows that do not contain every word of the filter, and those of other points than the chosen one.
+// A point is shown if the row of one of its trials is.
+function showFiltered(text, chosen) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const table of tables) {
+  const shownPoints = new Set();
+  for (const table of [...tables].reverse()) {
     const rows = [...table.tBodies[0].rows];
     for (const row of rows) {
       const content = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
-      row.hidden = !words.every((word) => content.includes(word));
+      const point = row.dataset.point;
+      const fits = words.every((word) => contains(content, word)) || shownPoints.has(point);
+      row.hidden = !fits || (chosen !== "" && point !== chosen);
+      if (table.id === "trials" && !row.hidden) shownPoints.add(point);
     }
     const left = rows.filter((row) => !row.hidden).length;
     document.getElementById(table.id + "-count").textContent = left < rows.length ? `${left} of ${rows.length}` : left;
@@ -77,12 +92,14 @@ function showCurves(metric) {
   const points = new Map(lines.map(([trial]) => [data.points[trial], data.colors[trial]]));
   const legend = document.getElementById("legend");
   legend.replaceChildren();
+  const chosen = readState().get("point") || "";
   for (const [point, color] of points.size <= MOST_NAMED ? points : []) {
     const entry = document.createElement("button");
-    entry.textContent = point;
+    entry.textContent = data.labels[point] || point;
     entry.style.setProperty("--color", color);
-    entry.title = "filter by this point";
-    entry.addEventListener("click", () => setState("filter", filter.value === point ? "" : point));
+    entry.title = point === chosen ? "show all points" : "show only this point";
+    entry.ariaPressed = point === chosen;
+    entry.addEventListener("click", () => setState("point", point === chosen ? "" : point));
     legend.append(entry);
   }
 }
@@ -91,7 +108,7 @@ function show() {
   const state = readState();
   const text = state.get("filter") || "";
   if (filter.value !== text) filter.value = text;
-  showFiltered(text);
+  showFiltered(text, state.get("point") || "");
   showSorted(state.get("sort") || "");
   if (source !== null) {
     const metric = state.get("metric");

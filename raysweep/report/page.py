@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.config import METRICS, SETTINGS, about, default_of
 from raysweep.errors import masked, printable
 from raysweep.report.contents import Report
-from raysweep.report.page_curves import bokeh_script, read_curves, script_data
+from raysweep.report.page_curves import bokeh_script, point_title, read_curves, script_data
 from raysweep.report.page_pictures import figures_in, pictures_of
 from raysweep.report.points import COLUMNS, LEAST_SEEDS, PERCENT, estimate, shown_scores
 from raysweep.report.sentences import METHOD, NAMES, numbers, verdict
@@ -109,7 +109,9 @@ def page(report: Report, directory: Path) -> str:
             left_out=max(0, len(rows) - MOST_TRIALS),
             figures=figures_in(directory),
             metrics={name: METRICS.get(name, "") for name in ordered(curves)},
-            data=embedded(script_data(trials, curves)) if curves else "",
+            titles=[printable(point.exact_title) for point in report.points],
+            trial_points=[point_title(label, trial) for label, trial in trials],
+            data=embedded(script_data(trials, curves, short_titles(report))) if curves else "",
             pictures=pictures_of(report),
             origins=[origin_of(report, number, rows) for number in range(len(report.members))],
             failed=ended(results, "failed"),
@@ -149,6 +151,11 @@ def points_table(report: Report) -> Table:
     return Table(header, rows, [number for number, point in enumerate(report.points) if point.title in best])
 
 
+def short_titles(report: Report) -> dict[str, str]:
+    """Return the short titles of the points whose drawn values are rounded, by their exact titles."""
+    return {printable(point.exact_title): point.title for point in report.points if point.title != point.exact_title}
+
+
 def trials_table(report: Report, rows: Sequence[tuple[str, Trial, dict[str, Any]]]) -> Table:
     """Return the table of the trials: status, what varies, metrics, time and error. Empty columns are left out."""
     varied = dict.fromkeys([*(name for member in report.members for name in member.sweep.searched), "seed"])
@@ -177,8 +184,8 @@ def origin_of(report: Report, number: int, rows: Sequence[tuple[str, Trial, dict
     A setting without effect in a trial does not count there. Controls count only if there are no other trials.
     """
     member = report.members[number]
-    own_rows = [(trial, row) for label, trial, row in rows if label == member.label]
-    points = [row for trial, row in own_rows if not trial.baseline] or [row for _, row in own_rows]
+    of_member = [(trial, row) for label, trial, row in rows if label == member.label]
+    points = [row for trial, row in of_member if not trial.baseline] or [row for _, row in of_member]
     varied, common = [], []
     for name in SETTINGS:
         values = list(dict.fromkeys(exact(row[name]) for row in points if name in row))

@@ -163,14 +163,26 @@ def bokeh_script() -> str:
     return str(script)
 
 
-def script_data(trials: Sequence[tuple[str, Trial]], curves: Curves) -> dict[str, Any]:
-    """Return what the page's script needs to draw the curves of `trials`, each given with the name of its sweep."""
+def point_title(sweep: str, trial: Trial) -> str:
+    """Return the exact name of a trial's point, with the sweep in front if several sweeps are compared."""
+    return printable(f"{sweep}/{trial.point}" if sweep else trial.point)
+
+
+def script_data(trials: Sequence[tuple[str, Trial]], curves: Curves, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the page's script needs to draw the curves.
+
+    Args:
+        trials: The trials, each with the name of its sweep.
+        curves: Their curves.
+        labels: The short names of points by their exact titles, for points that have one.
+    """
     metrics = list(curves)
     return {
         "plot": plot(),
         "first": first_metric(metrics),
         "names": [printable(f"{sweep}/{trial.name}" if sweep else trial.name) for sweep, trial in trials],
-        "points": [printable(f"{sweep}/{trial.point}" if sweep else trial.point) for sweep, trial in trials],
+        "points": [point_title(sweep, trial) for sweep, trial in trials],
+        "labels": {title: printable(label) for title, label in labels.items()},
         "colors": colours_of(trials),
         **compact(curves),
     }

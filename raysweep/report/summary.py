@@ -185,14 +185,21 @@ def choosing_section(report: Report) -> list[str]:
     for group in report.groups:
         rows = [words_of(ranking) for ranking in rankings(group, report.scores[0], searched)] if report.scores else []
         if rows:
-            columns = ["measure", f"Kendall's τ ({PERCENT})", "chosen point", report.scores[0], "below the best by"]
+            columns = [
+                "measure",
+                "points",
+                f"Kendall's τ ({PERCENT})",
+                "chosen point",
+                report.scores[0],
+                "below the best by",
+            ]
             tables.append(markdown(columns, rows))
     if not tables:
         return []
     reading = (
         f"τ compares the order of the points by each measure with their order by {report.scores[0]}: 1 means the same "
         "order, 0 no relation, -1 the reverse. It is the mean over seeds, with its Student-t interval over seeds. On "
-        "another task the order may be another one. LiDAR of the trunk is the measure with the best documented "
+        "another task the order may differ. LiDAR of the trunk is the measure with the best documented "
         "agreement (Thilak et al. 2024); none of them replaces labels."
     )
     return ["## Choosing without labels", reading, *tables]

@@ -54,12 +54,30 @@ def test_agreement_choice_and_loss_of_each_measure(tmp_path):
     assert found["pretrain/loss"].loss == pytest.approx(max(means.values()) - means["usl_lr=0.0001"])
 
 
+def test_the_loss_of_a_choice_counts_a_best_point_without_the_measure(tmp_path):
+    def best_lacks_lidar(trial):
+        values = noisy(trial)
+        if trial.settings.usl_lr == 1e-1:
+            del values["label_free/trunk_lidar"]
+            values |= dict.fromkeys(COLUMNS, 0.9)
+        return values
+
+    store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, best_lacks_lidar)
+    [group] = read(store, sweep).groups
+    ranking = rankings(group, COLUMNS[1], sweep.searched)[0]
+    assert (ranking.measure, ranking.count) == ("label_free/trunk_lidar", 3)
+    assert ranking.loss == pytest.approx(0.9 - ranking.score)
+    assert ranking.loss > 0.3
+
+
 def test_the_summary_has_the_table_and_says_how_to_read_it(tmp_path):
     store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, noisy)
     text = summary_md(read(store, sweep))
     section = text.partition("## Choosing without labels")[2].partition("\n## ")[0]
-    assert "| measure | Kendall's τ (95 %) | chosen point | linear/test_accuracy | below the best by |" in section
-    assert "| label_free/trunk_lidar | +" in section
+    assert (
+        "| measure | points | Kendall's τ (95 %) | chosen point | linear/test_accuracy | below the best by |" in section
+    )
+    assert "| label_free/trunk_lidar | 4 | +" in section
     assert "none of them replaces labels" in section
 
 

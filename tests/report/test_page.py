@@ -91,7 +91,7 @@ def root(few, tmp_path_factory):
     dataset.symlink_to(few["dataset"].removeprefix("folder:"))
     grid = [
         "--set",
-        "alpha=[0.1, 1]",
+        "alpha=[0.1, 0.15]",
         "--set",
         "seed=[0, 1]",
         "--set",
@@ -123,7 +123,7 @@ def test_page_has_sentences_tables_figures_curves_pictures_and_settings(root):
     assert [row[0] for row in rows] == [result["trial"] for result in results]
     expected = [float(result["linear/test_accuracy"]) for result in results]
     assert [float(row[column]) for row in rows] == pytest.approx(expected, rel=1e-5)
-    assert [row[0] for row in page.rows["points"]] == ["point", "random", "alpha=0.1", "alpha=1.0"]
+    assert [row[0] for row in page.rows["points"]] == ["point", "random", "alpha=0.1", "alpha=0.15"]
     pictures = [values["src"] for values in page.attributes("img")]
     figures = [b64encode(path.read_bytes()).decode() for path in sorted((root / "figures").glob("*.png"))]
     assert [uri.removeprefix("data:image/png;base64,") for uri in pictures[: len(figures)]] == figures
@@ -228,18 +228,22 @@ def test_report_opens_the_page(opens, root, monkeypatch):
     assert process.stderr == said
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-def test_page_sorts_and_filters_in_a_browser_without_the_network(root, tmp_path):
-    address = (root / "report.html").as_uri() + "#filter=alpha=0.1&sort=-linear/test_accuracy&metric=pretrain/rec_loss"
+def browse(root, state, folder):
+    """Open the page of the sweep in `root` in headless Chromium, with the state that its address keeps."""
     quiet = ["--disable-background-networking", "--disable-component-update", "--no-first-run", "--disable-sync"]
-    process = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}",
-         f"--log-net-log={tmp_path / 'net.json'}", "--enable-logging=stderr", "--virtual-time-budget=20000",
-         "--dump-dom", address],
+    return subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={folder / 'profile'}",
+         f"--log-net-log={folder / 'net.json'}", "--enable-logging=stderr", "--virtual-time-budget=20000",
+         "--dump-dom", f"{(root / 'report.html').as_uri()}#{state}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_page_sorts_and_filters_in_a_browser_without_the_network(root, tmp_path):
+    process = browse(root, "filter=alpha=0.1&sort=-linear/test_accuracy&metric=pretrain/rec_loss", tmp_path)
     page = Page(process.stdout)
-    header, *rows = page.rows["trials"]
+    header, *rows = page.rows["trials"]  # alpha=0.15 contains the text alpha=0.1, and is another value
     scores = [float(row[header.index("linear/test_accuracy")]) for row in rows]
     assert {row[0] for row in rows} == {"alpha=0.1,seed=0", "alpha=0.1,seed=1"}
     assert scores == sorted(scores, reverse=True)
@@ -252,3 +256,13 @@ def test_page_sorts_and_filters_in_a_browser_without_the_network(root, tmp_path)
     requests = set(re.findall(r'"url":"(\w+)://([^/"]*)', (tmp_path / "net.json").read_text()))
     hosts = {host for scheme, host in requests if scheme in ("http", "https", "ws", "wss")}
     assert not [host for host in hosts if not host.endswith(CHROMIUM)]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_chosen_point_and_a_filter_of_trials_agree_in_both_tables(root, tmp_path):
+    page = Page(browse(root, "point=alpha=0.15", tmp_path).stdout)
+    assert {row[0] for row in page.rows["trials"][1:]} == {"alpha=0.15,seed=0", "alpha=0.15,seed=1"}
+    assert [row[0] for row in page.rows["points"]] == ["point", "alpha=0.15"]
+    page = Page(browse(root, "filter=seed=1+finished", tmp_path).stdout)
+    assert [row[0] for row in page.rows["points"]] == ["point", "random", "alpha=0.1", "alpha=0.15"]
+    assert {row[0] for row in page.rows["trials"][1:]} == {"random,seed=1", "alpha=0.1,seed=1", "alpha=0.15,seed=1"}
