@@ -28,10 +28,18 @@ def few_shot_accuracies(
         queries: (M, D) features to classify.
         labels: (M,) the true labels of the queries.
         classes: number of classes.
-        draws: for each draw, the positions of its images in the bank.
+        draws: for each draw, the positions of its images in the bank, int64 on the device of the bank.
+
+    Returns:
+        The accuracy of each draw, in [0, 1].
 
     Raises:
         Diverged: features are so large that their squares overflow.
+
+    Example:
+        >>> bank, labels = torch.eye(4), torch.tensor([0, 1, 0, 1])
+        >>> few_shot_accuracies(bank, labels, bank[:2], labels[:2], classes=2, draws=[torch.tensor([0, 1])])
+        [1.0]
     """
     center = bank.mean(0)
     means, finite = [], torch.ones((), dtype=torch.bool, device=bank.device)

@@ -45,8 +45,16 @@ def knn_accuracies(
         ks: numbers of neighbours, each at most N.
         temperature: > 0.
 
+    Returns:
+        The accuracy for each number in `ks`, in [0, 1].
+
     Raises:
         Diverged: features are so large that their squares overflow.
+
+    Example:
+        >>> bank, labels = torch.eye(3), torch.tensor([0, 1, 2])
+        >>> knn_accuracies(bank, labels, bank, labels, classes=3, ks=[1, 3], temperature=0.07)
+        [1.0, 1.0]
     """
     assert max(ks) <= len(bank), "numbers of neighbours are checked against the bank before a trial starts"
     bank, finite = normalize(bank)
@@ -56,7 +64,7 @@ def knn_accuracies(
         finite &= part_finite
         similarities = directions @ bank.T
         for number, k in enumerate(ks):
-            # A search for each k. The first k of more neighbours may be others, where similarities are equal.
+            # Each k needs its own search: the first k of a longer list may be other images if similarities are equal.
             similarity, index = similarities.topk(k, dim=1)  # the nearest first
             # Only ratios of votes matter. The nearest neighbour gets weight 1, so that no temperature makes all weights
             # 0. float64 is needed, because a valid temperature may be 0 in float32.

@@ -23,6 +23,8 @@ LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10
 """Number of images and of views of each. The paper uses 10 or 50 views, and more images than features."""
 DELTA = 1e-4
 """The regularisation of the within-image covariance in LiDAR, as in the paper."""
+LIDAR_WIDEST = 8192
+"""LiDAR is left out for a wider layer. It needs two matrices of width² numbers: 1 GB at this width."""
 RANKS = (4, 100)
 """The ranks of the eigenvalues to which α-ReQ fits its power law, as in the authors' code; the paper names no range."""
 LAYERS = ("embedding", "trunk")
@@ -74,12 +76,13 @@ def lidar(views: Tensor) -> float:
     Example:
         >>> lidar(torch.randn(100, 10, 8))  # near 8: no direction tells images apart better than another one
     """
-    views = views.double()
-    images, count, width = views.shape
-    means = views.mean(1)
+    within = views.to(torch.float64, copy=True)  # the steps below change it in place, because it can take 1 GB
+    images, count, width = within.shape
+    means = within.mean(1)
     between = (means - means.mean(0)) / images**0.5
-    within = (views - means[:, None]).reshape(-1, width) / (images * count) ** 0.5
+    within = within.sub_(means[:, None]).div_((images * count) ** 0.5).reshape(-1, width)
     covariance = within.T @ within
+    del within
     covariance.diagonal().add_(DELTA)
     # The nonzero eigenvalues are those of the smaller matrix (L^-1 B)^T (L^-1 B), where Σw = L L^T and Σb = B B^T.
     factor = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), between.T, upper=False)
@@ -92,7 +95,13 @@ def lidar(views: Tensor) -> float:
 
 
 def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """Yield each measure of the embedding and of the trunk, on training images of the evaluated dataset."""
+    """Yield each measure of the embedding and of the trunk, on training images of the evaluated dataset.
+
+    LiDAR is left out at strength 0, and for a layer that is wider than `LIDAR_WIDEST`.
+
+    Raises:
+        Diverged: A feature is not finite, or too large.
+    """
     fit = evaluation.splits["fit"]
     chosen = fixed_subset(len(fit.index), IMAGES).to(evaluation.device)
     for layer in LAYERS:
@@ -102,25 +111,30 @@ def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
         if alpha is not None:
             yield f"label_free/{layer}_alpha_req", alpha
     if evaluation.settings.strength > 0:
-        for layer, views in features_of_views(evaluation).items():
-            yield f"label_free/{layer}_lidar", lidar(views)
+        layers = tuple(layer for layer in LAYERS if evaluation.features(layer)["fit"].shape[1] <= LIDAR_WIDEST)
+        views = features_of_views(evaluation, layers)
+        for layer in layers:
+            yield f"label_free/{layer}_lidar", lidar(views.pop(layer))
 
 
-def features_of_views(evaluation: Evaluation) -> dict[str, Tensor]:
-    """Return the features (n, q, D) of augmented views of fixed training images, for each layer.
+def features_of_views(evaluation: Evaluation, layers: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the features (n, q, D) of augmented views of fixed training images, for each of these layers.
 
     The views are drawn as in pretraining: first views and second views in turn.
+
+    Raises:
+        Diverged: A feature is not finite, or too large.
     """
     fit, settings = evaluation.splits["fit"], evaluation.settings
     chosen = fit.index.index_select(0, fixed_subset(len(fit.index), LIDAR_IMAGES).to(evaluation.device))
     draws = generator(settings.seed, "views without labels")
-    views: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
+    views: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for view in range(LIDAR_VIEWS):
 
         def read(images: Tensor, number: int = view % 2) -> list[Tensor]:
             seen = augment(images, settings, draws, only_view(number, len(images)))
-            return read_layers(evaluation.encoder, seen, LAYERS)
+            return read_layers(evaluation.encoder, seen, layers)
 
-        for layer, features in zip(LAYERS, compute(evaluation.encoder, fit.images, chosen, read), strict=True):
+        for layer, features in zip(layers, compute(evaluation.encoder, fit.images, chosen, read), strict=True):
             views[layer].append(features)
-    return {layer: torch.stack(every, 1) for layer, every in views.items()}
+    return {layer: torch.stack(views.pop(layer), 1) for layer in layers}

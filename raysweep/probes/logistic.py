@@ -30,10 +30,17 @@ def logistic_scores(
         strengths: values of C, the inverse of the strength of the L2 penalty.
 
     Returns:
-        `logistic/val_accuracy` (if there are validation images), `logistic/test_accuracy` and the chosen `logistic/c`.
+        `logistic/val_accuracy` (if there are validation images) and `logistic/test_accuracy`, both in [0, 1], and the
+        chosen `logistic/c`.
 
     Raises:
         Diverged: the weights are not finite.
+
+    Example:
+        >>> x, y = np.eye(2, dtype=np.float32), np.arange(2)
+        >>> splits = ("fit", "val", "test")
+        >>> logistic_scores(dict.fromkeys(splits, x), dict.fromkeys(splits, y), [1.0])["logistic/test_accuracy"]
+        1.0
     """
     models = {strength: fitted(features["fit"], labels["fit"], strength) for strength in strengths}
     scores: dict[str, float] = {}

@@ -59,7 +59,7 @@ class MLP:
         self._loss = torch.zeros((), dtype=torch.float64, device=self.mean.device)
 
     def train_step(self, features: Mapping[str, Tensor], target: Tensor, index: Tensor) -> None:
-        """Train on the features at the positions `index` of the single layer; their labels are `target`."""
+        """Train on one batch of the single layer; see `raysweep.probes.linear.Classifiers.train_step`."""
         (layer,) = features.values()
         loss = F.cross_entropy(self.logits(layer.index_select(0, index)), target)
         self.optimizer.zero_grad()

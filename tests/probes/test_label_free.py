@@ -33,7 +33,9 @@ def test_lidar_agrees_with_the_published_equations(images, count, width):
     views = (
         rng.normal(size=(images, 1, width)) * np.linspace(0.1, 2, width) + rng.normal(size=(images, count, width)) / 3
     )
-    assert lidar(torch.from_numpy(views)) == pytest.approx(published_lidar(views), rel=1e-6)
+    tensor = torch.from_numpy(views)
+    assert lidar(tensor) == pytest.approx(published_lidar(views), rel=1e-6)
+    assert torch.equal(tensor, torch.from_numpy(views.copy())), "the features stay as they are"
 
 
 def test_lidar_counts_the_directions_that_tell_images_apart():

@@ -31,7 +31,9 @@ POINT = "point"
 
 
 def check_study(sweep: Sweep, store: Store) -> None:
-    """Check that the study of a sweep can be kept, without creating the study.
+    """Check that the study of a new sweep can be kept, without creating the study.
+
+    A resume is not checked, because it does not depend on the study; see `open_study`.
 
     Args:
         sweep: The sweep.
@@ -41,7 +43,7 @@ def check_study(sweep: Sweep, store: Store) -> None:
         InputError: The database cannot be used, or it has a study of another sweep with this sweep's name.
     """
     url = sweep.tune.storage
-    if url is None:
+    if url is None or sweep_id(store) is not None:
         return
     file = database_file(url)
     if file is None or file.exists():
@@ -93,6 +95,19 @@ def find_study(url: str, storage: RDBStorage, store: Store) -> StudySummary | No
     return None
 
 
+def open_study(sweep: Sweep, store: Store) -> StudyWriter | None:
+    """Return the writer of a sweep's study. If the study cannot be used, warn and return None.
+
+    The proposals and a resume do not depend on the study, so the sweep continues without it.
+    """
+    try:
+        return StudyWriter(sweep, store)
+    except (InputError, SQLAlchemyError, optuna.exceptions.OptunaError) as fault:
+        reason = str(fault) if isinstance(fault, InputError) else f"the Optuna study: {describe_error(fault)}"
+        warnings.warn(f"{masked(reason)}; the sweep continues without a study", stacklevel=2)
+        return None
+
+
 class StudyWriter:
     """Writes the points of a sweep into its study.
 
@@ -122,7 +137,8 @@ class StudyWriter:
             with warnings.catch_warnings():  # the dashboard shows the name, and nothing depends on it
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.study.set_metric_names([str(sweep.metric)])
-        self.written = {trial.user_attrs[POINT]: (trial.number, trial.state) for trial in self.study.trials}
+        trials = [trial for trial in self.study.trials if POINT in trial.user_attrs]  # another program may add trials
+        self.written = {trial.user_attrs[POINT]: (trial.number, trial.state) for trial in trials}
         """For each point: the number of its newest trial of Optuna, and the state of that trial."""
         self.is_failing = False
         """Whether the last attempt to write failed."""

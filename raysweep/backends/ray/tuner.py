@@ -105,9 +105,9 @@ def run(sweep_run: SweepRun) -> Sweep:
     broken: Counter[str] = Counter()
     study = None
     if sweep.tune.storage is not None:
-        from raysweep.backends.ray.study import StudyWriter  # Optuna need not be installed
+        from raysweep.backends.ray.study import open_study  # Optuna need not be installed
 
-        study = StudyWriter(sweep, results)
+        study = open_study(sweep, results)
     while True:
         scheduler = make_scheduler(sweep)
         if scheduler is not None:
