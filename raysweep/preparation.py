@@ -232,7 +232,7 @@ def check_resumable(store: Store, sweep: Sweep) -> None:
 
 
 def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets | None = None) -> None:
-    """Raise InputError if a kept result was evaluated otherwise than the rest would be: other data, another version.
+    """Raise InputError if a kept result was evaluated on other data or with another version than the remaining trials.
 
     Without `datasets`, the data are taken to be those of the results.
     """
@@ -303,11 +303,11 @@ def dataset_of(settings: Settings) -> Dataset:
         pretraining=False,
         parameters=parts.dataset[name].arguments(settings) if name in parts.dataset else None,
     )
-    own = [parts.policy[policy] for policy in settings.policies if parts.policy[policy].plugin]
-    if own:
+    plugin_policies = [parts.policy[policy] for policy in settings.policies if parts.policy[policy].plugin]
+    if plugin_policies:
         from raysweep.part_checks import check_policies
 
-        check_policies(own, settings, dataset)
+        check_policies(plugin_policies, settings, dataset)
     return dataset
 
 

@@ -113,7 +113,7 @@ class State:
 
 
 class Untrained(nn.Module):
-    """Stands in the place of the method for an encoder that is not trained, or not any more."""
+    """An encoder without a method: it is never trained, or its training has ended."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
