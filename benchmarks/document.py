@@ -109,13 +109,11 @@ def overhead(content: Content) -> str:
     def share(name: str) -> str:
         return f"{100 * records[name]:.2f} %"
 
-    body = [
-        ("the dataset that two workers share, MiB", f"{shared:.1f}"),
-        ("the two workers at their largest, resident, MiB", workers),
-        ("TensorBoard, share of a trial's time", share("TensorBoard's share by its calls")),
-        ("checkpoints, one every 30 s, share of a trial's time", share("checkpoints' share, one every 30 s")),
-    ]
-    return f"{tables}\n\n{rows(['', 'measured'], body)}"
+    tensorboard, checkpoints = share("TensorBoard's share by its calls"), share("checkpoints' share, one every 30 s")
+    return (
+        f"{tables}\n\nTwo workers share a dataset of {shared:.1f} MiB and take {workers} MiB at most. TensorBoard "
+        f"takes {tensorboard} of a trial's\ntime, and checkpoints every 30 s take {checkpoints}."
+    )
 
 
 def draw() -> str:
