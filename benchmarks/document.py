@@ -90,7 +90,6 @@ def lightly(content: Content) -> str:
 OVERHEAD_ROWS = {
     "total, s": "whole sweep, s",
     "each further trial, overhead s": "overhead of each trial after the first, s",
-    "from the last trial's end to the command's, s": "from the last trial's end to the command's, s",
 }
 """The rows of the table of overheads: their names in the file, and on the page."""
 
