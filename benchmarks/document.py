@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import check
 import matplotlib as mpl
 import measure
 
@@ -64,14 +63,6 @@ def table(name: str, make: Callable[[Content], str]) -> str:
     return NOT_MEASURED if content is None else f"{make(content)}\n\n{source(content)}"
 
 
-def targets() -> str:
-    """List all targets with their verdicts."""
-    return rows(
-        ["target", "asked", "measured", ""],
-        [(target.words, target.asked(), *check.verdict(target)) for target in check.TARGETS],
-    )
-
-
 def sweep(content: Content) -> str:
     """Show the seconds from start to exit, and how many times faster raysweep is."""
     faster = content["times faster than the plain script"]
@@ -81,22 +72,6 @@ def sweep(content: Content) -> str:
             (name, spread(entry), spread(faster[name]) if name in faster else "–")
             for name, entry in content["seconds"].items()
         ],
-    )
-
-
-def within_plain(content: Content) -> str:
-    """Show where the trials of the plain script spend their time."""
-    trials = content["trials of the last turn"]["plain script"]
-    total = {name: sum(entry[name] for entry in trials) / len(trials) for name in ("pretraining_s", "linear_s")}
-    ours = {
-        name: sum(entry["wall_s"] for entry in runs) / len(runs)
-        for name, runs in content["trials of the last turn"].items()
-        if name != "plain script"
-    }
-    words = "; ".join(f"{name}, {seconds:.1f} s" for name, seconds in ours.items())
-    return (
-        f"A mean trial of the plain script pretrains for {total['pretraining_s']:.1f} s and evaluates for "
-        f"{total['linear_s']:.1f} s.\nA whole mean trial takes: {words}."
     )
 
 
@@ -112,102 +87,9 @@ def lightly(content: Content) -> str:
     )
 
 
-def epoch(content: Content) -> str:
-    """Show ratios, rates, and shares of the machine's peak."""
-    head = [
-        "",
-        "epoch / bare step",
-        "within an experiment",
-        "images/s",
-        "GFLOP/s of the bare step",
-        "share of the peak",
-    ]
-    share = "share of the matrix products' rate"
-    body = []
-    for name, case in content["cases"].items():
-        within = case["epoch within an experiment over bare"]
-        if within is None:
-            continue
-        body.append(
-            (
-                name,
-                spread(case["epoch over bare"]),
-                f"{within:.3f}",
-                f"{case['images per second']['median']:.0f}",
-                f"{case['GFLOP per second']:.4g}",
-                f"{100 * case[share]:.0f} %" if share in case else "–",
-            )
-        )
-    rates = content["matrix products, GFLOP per second"]
-    peak = ", ".join(f"{name} {max(entry.values()):.4g}" for name, entry in rates.items())
-    return f"{rows(head, body)}\n\nMatrix products on one thread reach, in GFLOP per second: {peak}."
-
-
-def augmentation(content: Content) -> str:
-    """Show microseconds per image."""
-    cases = content["cases"]
-    names = list(next(iter(cases.values()))["microseconds per image"])
-    body = []
-    for name, case in cases.items():
-        each = [spread(case["microseconds per image"][entry]) for entry in names]
-        body.append((name, *each, " and ".join(f"{entry['median']:.1f}" for entry in case["times faster"].values())))
-    return rows(["µs per image", *names, "times faster"], body)
-
-
-def linear(content: Content) -> str:
-    """Show the seconds of 300 epochs."""
-    body = [
-        (
-            f"{name}, {case['work']['images']} images",
-            *map(spread, case["seconds"].values()),
-            spread(case["times faster"]),
-        )
-        for name, case in content["cases"].items()
-    ]
-    first = next(iter(content["cases"].values()))
-    few = first["work"]["epochs measured of those encoded anew, then scaled"]
-    note = f"We measured {few} epochs of encoding anew, and scaled the time to {first['work']['epochs']} epochs."
-    return rows(["seconds", *first["seconds"], "times faster"], body) + f"\n\n{note}"
-
-
-def means(content: Content) -> str:
-    """Show how many times faster each change is than the unchanged step."""
-    cases = {shape: case["times faster than as it is"] for shape, case in content["cases"].items()}
-    names = dict.fromkeys(name for entry in cases.values() for name in entry)
-    tables = rows(
-        ["changed", *cases],
-        [(name, *(spread(entry[name]) if name in entry else "–" for entry in cases.values())) for name in names],
-    )
-    body = []
-    for shape, cases in content["memory"].items():
-        for precision, entry in cases.items():
-            faults = " and ".join(f"{count:.0f}" for count in entry["page faults per step"].values())
-            body.append((f"{shape}, {precision}", spread(entry["times faster"]), faults))
-    head = ["freed memory kept", "times faster", "page faults per step, given back and kept"]
-    return tables + (f"\n\n{rows(head, body)}" if body else "")
-
-
-def growth(content: Content) -> str:
-    """Show the rates by size of the batch, and by processes and threads."""
-    sections = []
-    if "batch" in content:
-        cases = content["batch"]["images per second"]
-        sizes = list(next(iter(cases.values())))
-        body = [(shape, *(f"{entry[size]['median']:.0f}" for size in sizes)) for shape, entry in cases.items()]
-        sections.append(rows(["images per second", *(f"batch {size}" for size in sizes)], body))
-    if "cores" in content:
-        cases = content["cores"]["images per second"]
-        names = list(next(iter(cases.values())))
-        body = [(shape, *(f"{entry[name]['median']:.0f}" for name in names)) for shape, entry in cases.items()]
-        sections.append(rows(["images per second in all", *names], body))
-    return "\n\n".join(sections)
-
-
 OVERHEAD_ROWS = {
     "total, s": "whole sweep, s",
-    "total / (trials' own seconds / slots)": "whole sweep / (trials' work / cores)",
     "each further trial, overhead s": "overhead of each trial after the first, s",
-    "from the last trial's end to the command's, s": "from the last trial's end to the command's, s",
 }
 """The rows of the table of overheads: their names in the file, and on the page."""
 
@@ -226,13 +108,11 @@ def overhead(content: Content) -> str:
     def share(name: str) -> str:
         return f"{100 * records[name]:.2f} %"
 
-    body = [
-        ("the dataset that two workers share, MiB", f"{shared:.1f}"),
-        ("the two workers at their largest, resident, MiB", workers),
-        ("TensorBoard, share of a trial's time", share("TensorBoard's share by its calls")),
-        ("checkpoints, one every 30 s, share of a trial's time", share("checkpoints' share, one every 30 s")),
-    ]
-    return f"{tables}\n\n{rows(['', 'measured'], body)}"
+    tensorboard, checkpoints = share("TensorBoard's share by its calls"), share("checkpoints' share, one every 30 s")
+    return (
+        f"{tables}\n\nTwo workers share a dataset of {shared:.1f} MiB and take {workers} MiB at most. TensorBoard "
+        f"takes {tensorboard} of a trial's\ntime, and checkpoints every 30 s take {checkpoints}."
+    )
 
 
 def draw() -> str:
@@ -275,17 +155,11 @@ FILES = ("sweep-digits", "sweep-cifar", "lightly", "epoch", "augmentation", "lin
 
 TABLES: dict[str, Callable[[], str]] = {
     "machines": machines,
-    "targets": targets,
     "figure": draw,
-    "sweep-digits": lambda: table("sweep-digits", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
-    "sweep-cifar": lambda: table("sweep-cifar", lambda entry: f"{sweep(entry)}\n\n{within_plain(entry)}"),
+    "sweep-digits": lambda: table("sweep-digits", sweep),
+    "sweep-cifar": lambda: table("sweep-cifar", sweep),
     "lightly": lambda: table("lightly", lightly),
-    "epoch": lambda: table("epoch", epoch),
-    "augmentation": lambda: table("augmentation", augmentation),
-    "linear": lambda: table("linear", linear),
-    "means": lambda: table("means", means),
     "overhead": lambda: table("overhead", overhead),
-    "growth": lambda: table("growth", growth),
 }
 
 
