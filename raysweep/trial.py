@@ -322,7 +322,8 @@ class TrialRun:
     def _log(self, metrics: dict[str, float], step: int) -> None:
         """Keep the newest value of each metric, and write it to TensorBoard."""
         self.metrics.update(metrics)
-        self.events.scalars(metrics, step)
+        if metrics:
+            self.events.scalars(metrics, step)
 
     def _measure(self) -> tuple[dict[str, float], torch.Tensor]:
         """Return the online measures, and the embeddings that they were computed from."""
