@@ -299,8 +299,8 @@ def finetune(
     finetune_weight_decay: Annotated[float, Field(ge=0), "Decoupled weight decay (AdamW) in fine-tuning."] = 0.0,
     finetune_augment: Annotated[
         Literal["none", "crop", "crop_mirror"],
-        "Augmentation in fine-tuning. `crop`: each image is shifted by up to 1/8 of its side. `crop_mirror`: it is also "
-        "mirrored with probability 1/2, as He et al. 2016 train on CIFAR-10; digits and letters do not bear this.",
+        "Augmentation in fine-tuning. `crop`: each image is shifted by up to 1/8 of its side. `crop_mirror`: the image "
+        "is also mirrored with probability 1/2, as He et al. 2016 train on CIFAR-10; digits and letters must not be.",
     ] = "none",
     standardize: Standardize = True,
     labels_per_class: LabelsPerClass = None,

@@ -192,8 +192,8 @@ Standardize = Annotated[
 LabelsPerClass = Annotated[
     int | None,
     Field(ge=1),
-    "Train the linear probe, the MLP, logistic regression and fine-tuning on this many labelled images per class, drawn "
-    "by `seed`. None means all.",
+    "Train the linear probe, the MLP, logistic regression and fine-tuning on this many labelled images per class, "
+    "drawn by `seed`. None means all.",
 ]
 
 
