@@ -42,7 +42,7 @@ class CachedFeatures:
 
         Layers that are not in the cache are extracted in one pass and written to it.
         """
-        if not self.data or not len(index):
+        if not self.data or not len(index) or not parts.trains(self.settings):  # pixels are as large as their features
             return features.extract_layers(encoder, images, index, layers)
         common = self._identity(encoder, images, index)
         keys = {layer: hashed([*common, layer]) for layer in layers}

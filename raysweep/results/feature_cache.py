@@ -83,7 +83,9 @@ class FeatureCache:
         try:
             with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size - DIGEST_BYTES
-                is_whole = 0 < size <= self.most and size % (rows * NUMBER_BYTES) == 0
+                if size > self.most:  # the bound was lowered, and the next write removes the file
+                    return None
+                is_whole = size > 0 and size % (rows * NUMBER_BYTES) == 0
                 digest = file.read(DIGEST_BYTES)
                 features = np.empty((rows, size // (rows * NUMBER_BYTES) if is_whole else 0), np.float32)
                 is_whole = is_whole and file.readinto(bytes_of(features)) == size  # type: ignore[attr-defined]
