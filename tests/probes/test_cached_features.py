@@ -148,6 +148,7 @@ def test_trials_on_ray_use_the_cache_of_their_node(copied, tmp_path):
 # ---- the key ---------------------------------------------------------------------------------------------------------
 
 IMAGES = torch.from_numpy(DATASETS["digits", 8, None].train_images)
+FIFTY = torch.arange(50)
 OFFSET = """
 import torch
 import raysweep
@@ -171,7 +172,7 @@ def shifted(channels, image_size):
 def test_whatever_changes_the_features_changes_the_key(tmp_path):
     cache = FeatureCache(tmp_path, 10**9)
 
-    def count(change=lambda encoder: None, index=torch.arange(50), data="d", layers=("trunk",), **settings):
+    def count(change=lambda encoder: None, index=FIFTY, data="d", layers=("trunk",), **settings):
         """Extract features through the cache and return the number of its files."""
         chosen = make_settings({"usl_epochs": 0, **settings}, "x")
         encoder = build_encoder(chosen, 1, 8)
@@ -190,11 +191,11 @@ def test_whatever_changes_the_features_changes_the_key(tmp_path):
     assert count(strength=1.0, val_fraction=0.3, le_epochs=7) == 1, "settings that change no feature"
     assert count(seed=1) == 2
     assert count(change=nudge) == 3
-    assert count(index=torch.arange(50).flip(0)) == 4
+    assert count(index=FIFTY.flip(0)) == 4
     assert count(index=torch.arange(49)) == 5
     assert count(data="e") == 6
     assert count(layers=("layer2", "trunk", "embedding")) == 8, "the trunk is read"
-    assert count(encoder="resnet18") == 9
+    assert count(init="kaiming") == 9
     assert count(data="") == 9, "a dataset without a digest is not known by its content"
     assert count(index=torch.arange(0)) == 9
     threads = torch.get_num_threads()
