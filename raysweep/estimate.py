@@ -162,9 +162,9 @@ def time_fine_tuning(settings: Settings, state: State, data: TrialData, device: 
     arguments = {**part.arguments(settings), "finetune_epochs": 1 + MOST_STEPS, "standardize": False}
     tuning = part.function(evaluation, **arguments)
     drawn = evaluation.drawn(arguments["labels_per_class"])
-    count = len(evaluation.labels("fit") if drawn is None else drawn)
+    count, batch_size = len(evaluation.labels("fit") if drawn is None else drawn), int(arguments["finetune_batch_size"])
     with suppress(Diverged):
-        return seconds_of_step(tuning.run(), device) * math.ceil(count / arguments["finetune_batch_size"])
+        return seconds_of_step(tuning.run(), device) * math.ceil(count / batch_size)
     return 0.0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raysweep import parts
-from raysweep.augment.operations import to_float
+from raysweep.augment.operations import to_device, to_float
 from raysweep.errors import Diverged
 from raysweep.models.building import build_encoder, seeded
 from raysweep.probes.features import batch_of, standard_scale
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(settings: Settings, encoder: Any, classes: int) -> Classifier:
-    """Return a copy of an encoder with a new linear classifier, on the encoder's device.
+    """Return a copy of an encoder with a new linear classifier, on the CPU.
 
     The copy is built anew, because an encoder that was trained in several processes has batch normalisation that waits
     for the other processes. The head takes no part.
@@ -60,9 +60,7 @@ def build_classifier(settings: Settings, encoder: Any, classes: int) -> Classifi
     copied.head = nn.Identity()
     copied.requires_grad_(True)
     with seeded(settings.seed, "finetune"):
-        network = Classifier(copied, classes)
-    device = next(encoder.parameters()).device
-    return network.to(device)
+        return Classifier(copied, classes)
 
 
 def batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -96,12 +94,14 @@ def random_crops(images: Tensor, draws: torch.Generator, is_mirrored: bool) -> T
     """
     count, size, device = len(images), images.shape[-1], images.device
     pad = max(1, size // CROP_SHARE)
-    top, left = torch.randint(2 * pad + 1, (2, count), generator=draws).to(device)
-    rows = top[:, None] + torch.arange(size, device=device)
-    columns = left[:, None] + torch.arange(size, device=device)
-    if is_mirrored:
-        mirrored = (torch.rand(count, generator=draws) < 0.5).to(device)
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    corners = torch.randint(2 * pad + 1, (2, count, 1), generator=draws)
+    mirrored = (
+        torch.rand((count, 1), generator=draws) < 0.5 if is_mirrored else torch.zeros((count, 1), dtype=torch.bool)
+    )
+    (top, left), mirrored = to_device(device, corners, mirrored)
+    rows = top + torch.arange(size, device=device)
+    columns = left + torch.arange(size, device=device)
+    columns = torch.where(mirrored, columns.flip(1), columns)
     padded = F.pad(images, (pad, pad, pad, pad))
     image = torch.arange(count, device=device)
     return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -144,7 +144,8 @@ class FineTuning:
         self.is_applicable = parts.trains(evaluation.settings)
         if not self.is_applicable:
             return
-        self.network = build_classifier(evaluation.settings, evaluation.encoder, evaluation.classes)
+        network = build_classifier(evaluation.settings, evaluation.encoder, evaluation.classes)
+        self.network = network.to(evaluation.device)
         weights = list(self.network.parameters())
         self.optimizer = without_compiler(torch.optim.AdamW)(weights, lr=lr, weight_decay=weight_decay, fused=True)
         self.draws = generator(self.seed, "finetune order")
@@ -179,9 +180,8 @@ class FineTuning:
             if self.order is None:
                 self.order = torch.randperm(len(index), generator=self.draws)
                 self.loss.zero_()
-            batches = batches_of(self.order, self.batch_size)
+            batches = batches_of(self.order.to(index.device), self.batch_size)
             for chosen in batches[self.batch :]:
-                chosen = chosen.to(index.device)
                 images = fit.images.index_select(0, index[chosen])
                 with seeded(self.seed, f"finetune {self.step} {self.batch}"):  # for an encoder with dropout
                     loss = F.cross_entropy(self.network(self._prepared(images)), labels[chosen])

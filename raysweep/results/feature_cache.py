@@ -189,7 +189,7 @@ def cache_words(settings: Settings) -> str:
 
 def bytes_of(features: NDArray[np.float32]) -> Any:
     """Return the memory of contiguous features as bytes, without a copy."""
-    return memoryview(features.reshape(-1)).cast("B")
+    return features.reshape(-1).view("uint8").data
 
 
 def digest_of(key: str, features: NDArray[np.float32]) -> bytes:
