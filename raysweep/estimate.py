@@ -16,6 +16,7 @@ from raysweep.config import SETTINGS, Settings
 from raysweep.data.selection import Datasets, TrialData, data_of
 from raysweep.data.splits import fit_and_val
 from raysweep.errors import Diverged
+from raysweep.probes.evaluation import Evaluation
 from raysweep.probes.features import batch_of, extract_layers
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.linear import LinearProbes, train_classifiers
@@ -29,7 +30,7 @@ ENOUGH_SECONDS, MOST_STEPS = 1.0, 8
 """A part of a trial is timed until it took this long or had this many steps, after one step that does not count."""
 FIXED_SECONDS = 1.0
 """Seconds of a trial that do not depend on epochs, such as its files, kNN and k-means; 0.9 measured for digits."""
-UNTIMED = ("seed", "split_seed", "usl_epochs", "le_epochs", "data_dir")
+UNTIMED = ("seed", "split_seed", "usl_epochs", "le_epochs", "finetune_epochs", "data_dir")
 """Settings that do not change the time of a step."""
 
 
@@ -48,7 +49,7 @@ class Estimate:
 
 
 def estimate(sweep: Sweep, datasets: Datasets, local: bool) -> Estimate:
-    """Time a few steps of pretraining, of the extraction of features and of the linear probe, for each kind of trial.
+    """Time a few steps of pretraining, of the features, of the linear probe and of fine-tuning, for each kind of trial.
 
     Trials of one kind agree in all settings except seeds, epochs and real numbers, which hardly change the time of a
     step. Linear probes of single blocks and the probes that are off by default are not timed, and `FIXED_SECONDS`
@@ -95,12 +96,15 @@ class Costs:
     """The features of all images of the evaluation, once."""
     probe_epoch: float
     """An epoch of the linear probe."""
+    finetune_epoch: float = 0.0
+    """An epoch of fine-tuning."""
 
     def seconds(self, settings: Settings) -> float:
         """Return the seconds of a trial with these settings."""
         probe_epochs = int(getattr(settings, "le_epochs"))  # noqa: B009  # a part declares it
         pretraining = self.epoch * settings.pretrain_epochs
-        return FIXED_SECONDS + pretraining + self.features + self.probe_epoch * probe_epochs
+        tuning = self.finetune_epoch * int(getattr(settings, "finetune_epochs"))  # noqa: B009
+        return FIXED_SECONDS + pretraining + self.features + self.probe_epoch * probe_epochs + tuning
 
 
 def time_steps(trial: Trial, data: TrialData, gpu: bool) -> Costs:
@@ -119,7 +123,7 @@ def time_steps(trial: Trial, data: TrialData, gpu: bool) -> Costs:
         with suppress(Diverged):  # the trial will report it; here only the time matters
             epoch = seconds_of_step(steps, device) * (len(images) // settings.batch_size)
     features, probe_epoch = time_evaluation(settings, state, data, device)
-    return Costs(epoch, features, probe_epoch)
+    return Costs(epoch, features, probe_epoch, time_fine_tuning(settings, state, data, device))
 
 
 def time_evaluation(settings: Settings, state: State, data: TrialData, device: torch.device) -> tuple[float, float]:
@@ -147,6 +151,22 @@ def time_evaluation(settings: Settings, state: State, data: TrialData, device: t
     epochs = train_classifiers(probes, sample, labels, epochs=1 + MOST_STEPS, batch_size=batch_size)
     step = seconds_of_step(epochs, device)
     return per_image * (len(fit.index) + len(val.index) + test), step * math.ceil(labelled / batch_size)
+
+
+def time_fine_tuning(settings: Settings, state: State, data: TrialData, device: torch.device) -> float:
+    """Return the seconds of an epoch of fine-tuning, 0 without it."""
+    part = parts.probe["finetune"]
+    if part not in parts.probes_in_use(settings) or not parts.trains(settings):
+        return 0.0
+    images = data.pretrain, resident(data.pretrain, device)
+    evaluation = Evaluation(settings, state.encoder, data.probe, images, device)
+    arguments = {**part.arguments(settings), "finetune_epochs": 1 + MOST_STEPS, "standardize": False}
+    tuning = part.function(evaluation, **arguments)
+    drawn = evaluation.drawn(arguments["labels_per_class"])
+    count, batch_size = len(evaluation.labels("fit") if drawn is None else drawn), int(arguments["finetune_batch_size"])
+    with suppress(Diverged):
+        return seconds_of_step(tuning.run(), device) * math.ceil(count / batch_size)
+    return 0.0
 
 
 def seconds_of_step(steps: Iterator[object], device: torch.device) -> float:

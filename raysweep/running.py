@@ -16,6 +16,7 @@ from raysweep.backends.stopping import Stopping
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
 from raysweep.preparation import importing_report
 from raysweep.results.encoders import ENCODER
+from raysweep.results.feature_cache import cache_words
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, shown_place
 from raysweep.space import Sweep
@@ -153,6 +154,9 @@ def run_trials(
             sweep = tuner.run(sweep_run)
         if stopping.number is not None:
             raise interrupted(store, where, stopping.number)
+    cached = cache_words(sweep.examples[0].settings) if sweep.encoders else ""
+    if cached:
+        progress.tell(cached)
     if not store.present():
         raise ResultsLost(
             f"{shown_place(store)}: the results directory was removed, renamed or replaced while its trials ran, so "

@@ -23,6 +23,7 @@ from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, sa
 from raysweep.results.curves import write_curves
 from raysweep.results.encoders import evaluated_encoder, keep_encoder
 from raysweep.results.events import Events
+from raysweep.results.feature_cache import cache_of
 from raysweep.results.result import (
     Result,
     check_settings,
@@ -193,8 +194,10 @@ class TrialRun:
             self.state = frozen_state(trial.settings, evaluated_encoder(trial, encoder), self.device)
         else:
             self.state = fresh_state(trial.settings, channels, size, self.device, data.classes)
+        # A trial of a sweep reads the features of its encoder once, so only an evaluation keeps them.
+        cache = cache_of(trial.settings) if self.is_evaluation else None
         self.evaluation = Evaluation(
-            trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device
+            trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device, cache
         )
         self.watched = fixed_subset(len(self.images), WATCHED_IMAGES).to(self.device)
         self.metrics: dict[str, float] = {}
@@ -322,7 +325,8 @@ class TrialRun:
     def _log(self, metrics: dict[str, float], step: int) -> None:
         """Keep the newest value of each metric, and write it to TensorBoard."""
         self.metrics.update(metrics)
-        self.events.scalars(metrics, step)
+        if metrics:
+            self.events.scalars(metrics, step)
 
     def _measure(self) -> tuple[dict[str, float], torch.Tensor]:
         """Return the online measures, and the embeddings that they were computed from."""

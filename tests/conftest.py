@@ -26,6 +26,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep the user's caches out of the tests, also for the processes that the tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYSWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def run_sweep(tmp_path):
     """A function that runs the real command in an empty directory without Ray, and returns the completed process."""

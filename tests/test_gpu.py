@@ -18,7 +18,9 @@ from raysweep import parts
 from raysweep.augment import affine, mask, noise, simclr
 from raysweep.augment.operations import packed, unpacked
 from raysweep.config import Settings
+from raysweep.probes.evaluation import Evaluation
 from raysweep.probes.features import extract_layers
+from raysweep.probes.finetune import FineTuning
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.probes.probes import counted_specs
@@ -26,7 +28,7 @@ from raysweep.training import loop
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
 from tests.support.images import augment, random_images, seeded
-from tests.support.trials import Killed, run, trial_of
+from tests.support.trials import Killed, few_digits, run, trial_of
 
 META = torch.device("meta")
 NO_GPU = "no GPU is visible"
@@ -170,6 +172,21 @@ def test_an_epoch_of_linear_probes_sends_the_order_and_reads_the_losses():
             assert traffic.since() == (1, 1)
         probes.accuracy(features, labels)
         assert traffic.since() == (0, 1)
+
+
+@pytest.mark.parametrize(("augment", "sent"), [("none", 1), ("crop_mirror", 1 + 6)])
+def test_an_epoch_of_fine_tuning_sends_the_order_and_the_crops_and_reads_the_loss(augment, sent):
+    dataset = few_digits(train=30, test=20)
+    encoder = fresh_state(settings_of(), 1, 8, torch.device("cpu")).encoder
+    images = dataset.train_images, torch.from_numpy(dataset.train_images).to(META)
+    evaluation = Evaluation(settings_of(val_fraction=0), encoder, dataset, images, META)
+    arguments = {"batch_size": 5, "lr": 1e-3, "weight_decay": 0.0, "standardize": False, "labels_per_class": None}
+    tuning = FineTuning(evaluation, epochs=2, augment=augment, **arguments)
+    tuning.optimizer = torch.optim.Adam(tuning.network.parameters())
+    with Traffic() as traffic:
+        for _ in tuning.run():
+            if tuning.batch == 0 and tuning.progress < 1:
+                assert traffic.since() == (sent, 2), "the host reads the loss, and whether the weights are finite"
 
 
 def test_features_and_neighbours_stay_on_the_device():

@@ -157,6 +157,15 @@ CUT = {
     "with labels": {"usl_type": "supervised", "probe_every": 2},
     "with a teacher": {"usl_type": "byol", "head": "mlp", "blur": True, "solarize_probability_second": 0.2},
     "pca": {"encoder": "pca", "usl_epochs": 0, "le_epochs": 30},
+    "fine-tuning": {
+        "usl_type": "simclr",
+        "encoder": "normed",
+        "usl_epochs": 1,
+        "finetune": True,
+        "finetune_epochs": 2,
+        "finetune_batch_size": 16,
+        "finetune_augment": "crop_mirror",
+    },
     "an MLP": {"encoder": "pixels", "mlp_probe": True, "mlp_width": 16, "few_shot": [1], "le_epochs": 12},
 }
 

@@ -211,6 +211,17 @@ class Settings(BaseModel):
         About("Test images in TensorBoard's projector. 0 means none.", group="Evaluation", search=False),
     ] = 500
 
+    cache_gb: Annotated[
+        float,
+        Field(ge=0),
+        About(
+            "Largest size in GB of the features that `raysweep evaluate` keeps in `$RAYSWEEP_CACHE/features` (default "
+            "`~/.cache/raysweep`) on each machine, so that no features are extracted twice. 0 keeps none.",
+            group="Evaluation",
+            search=False,
+        ),
+    ] = 10.0
+
     @field_validator("policy", mode="before")
     @classmethod
     def _one_policy(cls, value: Any) -> Any:

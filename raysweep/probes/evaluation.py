@@ -14,9 +14,11 @@ from raysweep import parts
 from raysweep.config import Settings
 from raysweep.data.dataset import Dataset, Images
 from raysweep.data.splits import SplitPart, draw_labels, fit_and_val
+from raysweep.probes.cached_features import CachedFeatures
 from raysweep.probes.features import extract, extract_layers, fixed_subset
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.probes import TrainedProbe
+from raysweep.results.feature_cache import FeatureCache
 from raysweep.training.compute import resident
 
 ONLINE_BANK, ONLINE_QUERIES = 2048, 1024
@@ -64,10 +66,17 @@ class Evaluation:
         dataset: the labelled images.
         pretrain: the images of pretraining as a NumPy array, and as a tensor on the device.
         device: the training device.
+        cache: the cache of features on disk; None: features are not kept.
     """
 
     def __init__(
-        self, settings: Settings, encoder: Any, dataset: Dataset, pretrain: tuple[Images, Tensor], device: torch.device
+        self,
+        settings: Settings,
+        encoder: Any,
+        dataset: Dataset,
+        pretrain: tuple[Images, Tensor],
+        device: torch.device,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.settings, self.encoder, self.device = settings, encoder, device
         self.classes = len(dataset.classes)
@@ -81,6 +90,7 @@ class Evaluation:
         """Values for TensorBoard only, with their steps: one for each probe of a grid."""
         self.confusion: Tensor | None = None
         """(classes, classes) int64: test images by true and predicted class, once the linear probe is trained."""
+        self._cached = CachedFeatures(cache, settings, dataset.digest) if cache is not None else None
         self._features: Features = {}
         self._is_scored = False
         """Whether the probes without training are done."""
@@ -123,15 +133,16 @@ class Evaluation:
         return {split: {layer: features[layer] for layer in layers} for split, features in taken.items()}
 
     def extract(self, layers: tuple[str, ...] | None = None) -> None:
-        """Extract the features of every split in the layers, in one pass, unless they are present.
+        """Extract the features of every split in the layers, in one pass, unless they are present or in the cache.
 
         None stands for all layers that the probes read first.
         """
         layers = self._first_layers() if layers is None else layers
         if self._features and all(layer in self._features["fit"] for layer in layers):
             return
+        compute_layers = extract_layers if self._cached is None else self._cached.extract
         self._features = {
-            name: extract_layers(self.encoder, split.images, split.index, layers) for name, split in self.splits.items()
+            name: compute_layers(self.encoder, split.images, split.index, layers) for name, split in self.splits.items()
         }
 
     def _first_layers(self) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from raysweep import parts
 from raysweep.parts import Metric, Remark, probe
 from raysweep.probes.lists import number_list, numbers_in
 from raysweep.probes.probes import (
@@ -266,6 +267,54 @@ def mlp(
         batch_size=le_batch_size,
         lr=le_lr,
         weight_decay=le_weight_decay,
+        standardize=standardize,
+        labels_per_class=labels_per_class,
+    )
+
+
+def reports_fine_tuning(split: str, settings: Any) -> bool:
+    """Return whether a trial reports the accuracy of fine-tuning on a split. The pixels have nothing to tune."""
+    return parts.trains(settings) and (split == "test" or settings.val_fraction > 0)
+
+
+@probe(
+    trains=True,
+    keeps_features=True,
+    switch="finetune",
+    reads=lambda settings: ("trunk",) if settings.standardize and parts.trains(settings) else (),
+    metrics=lambda: split_accuracies("finetune/", "Fine-tuned encoder", reports_fine_tuning),
+)
+def finetune(
+    evaluation: Evaluation,
+    *,
+    finetune: Annotated[
+        bool,
+        "Also evaluate by fine-tuning: a copy of the whole encoder, with a linear classifier on its trunk, is trained "
+        "with labels. It takes as long as pretraining with labels for `finetune_epochs`.",
+        Remark(searchable=False),
+    ] = False,
+    finetune_epochs: Annotated[int, Field(ge=1), "Epochs of fine-tuning."] = 30,
+    finetune_lr: Annotated[float, Field(gt=0), "AdamW's learning rate in fine-tuning. It stays constant."] = 3e-4,
+    finetune_batch_size: Annotated[int, Field(ge=2), "Batch size of fine-tuning."] = 250,
+    finetune_weight_decay: Annotated[float, Field(ge=0), "Decoupled weight decay (AdamW) in fine-tuning."] = 0.0,
+    finetune_augment: Annotated[
+        Literal["none", "crop", "crop_mirror"],
+        "Augmentation in fine-tuning. `crop`: each image is shifted by up to 1/8 of its side. `crop_mirror`: the image "
+        "is also mirrored with probability 1/2, as He et al. 2016 train on CIFAR-10; digits and letters must not be.",
+    ] = "none",
+    standardize: Standardize = True,
+    labels_per_class: LabelsPerClass = None,
+) -> TrainedProbe:
+    """The whole encoder, trained with labels from its pretrained weights."""
+    from raysweep.probes.finetune import FineTuning
+
+    return FineTuning(
+        evaluation,
+        epochs=finetune_epochs,
+        batch_size=finetune_batch_size,
+        lr=finetune_lr,
+        weight_decay=finetune_weight_decay,
+        augment=finetune_augment,
         standardize=standardize,
         labels_per_class=labels_per_class,
     )

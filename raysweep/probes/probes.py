@@ -187,13 +187,13 @@ WeightDecay = Annotated[
 Standardize = Annotated[
     bool,
     "Scale the features of the linear probe, the MLP and logistic regression to mean 0 and variance 1 over the fit "
-    "split (train without validation).",
+    "split (train without validation). In fine-tuning the scale stays that of the encoder before.",
 ]
 LabelsPerClass = Annotated[
     int | None,
     Field(ge=1),
-    "Train the linear probe, the MLP and logistic regression on this many labelled images per class, drawn by `seed`. "
-    "None means all.",
+    "Train the linear probe, the MLP, logistic regression and fine-tuning on this many labelled images per class, "
+    "drawn by `seed`. None means all.",
 ]
 
 

@@ -13,7 +13,7 @@ from raysweep.report.control_styles import DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, add_legend, own_style, wrapped
 from raysweep.report.heatmaps import headed
 from raysweep.report.marks import BELOW, COLOURS, add_seeds, at_most, clip, legend_columns, seeds_and_bars
-from raysweep.report.points import Point, block_scores, shown_scores
+from raysweep.report.points import Point, block_scores, has_block_scores
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     Returns:
         The figure; None if no point has such accuracies.
     """
-    points = [point for point in points if shown_scores([point], block_scores())]
+    points = [point for point in points if has_block_scores(point)]
     if not points:
         return None
     controls = in_order(point for point in points if point.baseline)

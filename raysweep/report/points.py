@@ -33,6 +33,11 @@ def block_scores() -> tuple[str, ...]:
     return tuple(f"linear/layer{block}/test_accuracy" for block in range(1, parts.most_blocks() + 1))
 
 
+def has_block_scores(point: Point) -> bool:
+    """Return whether a point has scores of linear probes on single blocks."""
+    return any(point.values(name) for name in block_scores())
+
+
 def further_scores() -> tuple[str, ...]:
     """Return the scores on the test split of the probes that are off by default. Tables show them after the others."""
     return tuple(

@@ -277,7 +277,7 @@ def compared(difference: Difference) -> str:
 def verdict(difference: Difference | None, than: str) -> str:
     """Return the verdict of a difference in a table; `than` is what the point is compared with."""
     if difference is None or difference.mean is None:
-        return "no shared seed"
+        return "no seed has both"
     if difference.low is None:
         return no_verdict(difference).lower()
     if is_above(difference):
@@ -288,7 +288,7 @@ def verdict(difference: Difference | None, than: str) -> str:
 def no_verdict(difference: Difference) -> str:
     """Say why a difference has no interval."""
     if difference.mean is None:
-        return "They share no seed"
+        return "No seed has both scores"
     return few_seeds(difference.n) if difference.n < LEAST_SEEDS else "Without spread there is no interval"
 
 

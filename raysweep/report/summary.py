@@ -8,7 +8,16 @@ from raysweep import parts
 from raysweep.errors import printable
 from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
-from raysweep.report.points import COLUMNS, LEAST_SEEDS, PERCENT, Point, block_scores, estimate, shown_scores
+from raysweep.report.points import (
+    COLUMNS,
+    LEAST_SEEDS,
+    PERCENT,
+    Point,
+    block_scores,
+    estimate,
+    has_block_scores,
+    shown_scores,
+)
 from raysweep.report.sentences import METHOD, NAMES, listed, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
@@ -223,7 +232,7 @@ def score_columns(scores: Sequence[str]) -> list[str]:
 
 def blocks_section(report: Report) -> list[str]:
     """Return the section about the linear probes on the encoder's blocks; empty without such probes."""
-    points = [point for point in report.points if shown_scores([point], block_scores())]
+    points = [point for point in report.points if has_block_scores(point)]
     if not points:
         return []
     rows = [

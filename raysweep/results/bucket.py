@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl, urlsplit
 from raysweep.config import suggest
 from raysweep.errors import URI_OPTIONS, InputError, masked
 from raysweep.results.credentials import SCHEMES, credentials, hidden, refusal_of_credentials, refuse_password
-from raysweep.system.places import expanded
+from raysweep.system.places import cache_directory
 
 PATIENCE = 60.0  # seconds after the first failure during which a request is retried
 PAUSE = 1.0  # seconds before the first retry; each later pause is twice as long
@@ -106,8 +106,7 @@ class Bucket:
         """
         where = f"{self.scheme}://{self.name}?{self.query} {s3_endpoint() if self.scheme == 's3' else ''}"
         store = f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
-        cache = os.environ.get("RAYSWEEP_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/raysweep"
-        return Path(expanded(cache)).absolute() / purpose / store / (self.prefix + self.inside).lstrip("/")
+        return cache_directory() / purpose / store / (self.prefix + self.inside).lstrip("/")
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:

@@ -95,6 +95,7 @@ def group_of(metric: str) -> str:
         "logistic": "Logistic regression",
         "few_shot": "Few-shot",
         "mlp": "MLP probe",
+        "finetune": "Fine-tuning",
     }
     first, *rest = metric.split("/")
     if first == "linear" and len(rest) > 1:
@@ -112,6 +113,7 @@ GROUPS = (
     "Logistic regression",
     "Few-shot",
     "MLP probe",
+    "Fine-tuning",
     "Linear probes on blocks",
     "Measures without labels",
     "Other",

@@ -41,6 +41,18 @@ def expanded(path: str) -> str:
     return known
 
 
+def cache_directory() -> Path:
+    """Return the directory of this user's caches: `$RAYSWEEP_CACHE`, by default `~/.cache/raysweep`.
+
+    `$XDG_CACHE_HOME` replaces `~/.cache`. The directory need not exist.
+
+    Raises:
+        InputError: The user has no home directory.
+    """
+    given = os.environ.get("RAYSWEEP_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/raysweep"
+    return Path(expanded(given)).absolute()
+
+
 def substitute_home() -> Path:
     """Return the directory that serves as home for a user without one."""
     return Path(tempfile.gettempdir(), f"home-{os.getuid()}-raysweep")

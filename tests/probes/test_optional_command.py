@@ -60,3 +60,33 @@ def test_a_sweep_and_its_evaluation_give_the_same_scores_from_one_extraction(run
     again = json.loads((root / "evaluations" / "again" / "seed=0" / "result.json").read_text())["metrics"]
     assert again == {name: scores[name] for name in again}
     assert again.keys() == {name for name in scores if not name.startswith(("pretrain/", "online/"))}
+
+
+def test_fine_tuning_in_a_sweep_and_its_evaluation_leaves_out_what_has_no_weights(run_sweep, tmp_path, few):
+    settings = {"finetune": True, "finetune_epochs": 1, "finetune_batch_size": 20, "finetune_augment": "crop"}
+    base = {**few, **QUICK, **settings}
+    controls = ["random", "pixels", "pca"]
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"name": "s", "base": base, "baseline": controls}))
+    process = run_sweep("space.yaml", "--local")
+    assert process.returncode == 0, process.stderr
+    root = tmp_path / "runs" / "s"
+    files = {path.parent.name: json.loads(path.read_text()) for path in root.glob("*/result.json")}
+    tuned = {name: result["metrics"].get("finetune/test_accuracy") for name, result in files.items()}
+    assert {name for name, score in tuned.items() if score is not None} == {"seed=0", "random,seed=0"}
+    assert len({result["fingerprint"] for result in files.values()}) == 1
+    summary = (root / "summary.md").read_text()
+    assert "| no seed has both |" in summary, "the pixels have no accuracy of fine-tuning"
+    assert "share no seed" not in summary
+    assert "every block" not in summary, "no probe reads single blocks"
+    assert not (root / "figures" / "layers.png").exists()
+
+    words = ["--set", "finetune=true", "--set", "finetune_epochs=[1,2]", "--set", "baseline=[random,pixels]"]
+    process = here("raysweep", "evaluate", "runs/s", *words, "--local", "--name", "again", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    again = {
+        path.parent.name: json.loads(path.read_text())["metrics"].get("finetune/test_accuracy")
+        for path in (root / "evaluations" / "again").glob("*/result.json")
+    }
+    assert again["finetune_epochs=1,seed=0"] == tuned["seed=0"]
+    assert again["random,finetune_epochs=1,seed=0"] == tuned["random,seed=0"]
+    assert again["pixels,finetune_epochs=2,seed=0"] is None

@@ -280,7 +280,7 @@ def test_every_setting_says_when_it_has_an_effect_and_has_one_somewhere():
     variants += [Settings(policy=policy, blur=True) for policy in parts.policy]
     variants += [Settings(optimizer=optimizer, weight_decay=0.1) for optimizer in parts.optimizer]
     variants += [Settings(schedule=schedule) for schedule in parts.schedule]
-    variants += [Settings(knn_grid="1", logistic=True, few_shot="1", mlp_probe=True, label_free=True)]
+    variants += [Settings(knn_grid="1", logistic=True, few_shot="1", mlp_probe=True, finetune=True, label_free=True)]
     for name in SETTINGS:
         assert any(has_effect(name, variant) for variant in variants), name
 
