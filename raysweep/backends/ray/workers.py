@@ -125,7 +125,7 @@ def train_worker(config: dict[str, Any]) -> None:
     import torch
 
     from raysweep.training.distributed import join
-    from raysweep.trial import follow_trial
+    from raysweep.training.follower import follow_trial
 
     options, relay, context = config["options"], config["relay"], None
 
