@@ -73,12 +73,13 @@ def plan(
     return sweep
 
 
-def estimate(sweep: Sweep, *, local: bool = False) -> Estimate:
+def estimate(sweep: Sweep, *, local: bool = False, share: bool = True) -> Estimate:
     """Load the data of a sweep, time a few steps of each kind of trial on this machine, and estimate the sweep's time.
 
     Args:
         sweep: the sweep, from `plan`.
         local: whether the trials would run one after the other in one process.
+        share: whether trials would share pretrainings.
 
     Raises:
         InputError: a dataset cannot be loaded or does not fit the settings.
@@ -86,7 +87,7 @@ def estimate(sweep: Sweep, *, local: bool = False) -> Estimate:
     datasets = preparation.load_datasets(sweep, {})
     from raysweep import estimate as timing
 
-    return timing.estimate(sweep, datasets, local)
+    return timing.estimate(sweep, datasets, local, share)
 
 
 def run(

@@ -88,9 +88,8 @@ def run_new(
             store.push()
         count = len(sweep.encoders)
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
-        progress.tell(
-            f"{store.place}: {counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep, where.share)}, {words}"
-        )
+        trials = f"{counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep, where.share)}"
+        progress.tell(f"{store.place}: {trials}, {words}")
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)

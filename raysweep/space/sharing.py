@@ -132,6 +132,17 @@ def hands_out(trial: Trial, pretraining: Pretraining, others: Sequence[Trial]) -
     return HandsOut(pretraining.digest, tuple(epochs), tuple(variants.values()))
 
 
+def taking_over(sweep: Sweep) -> frozenset[str]:
+    """Return the names of the trials of a sweep that take over the pretraining of another trial."""
+    if not can_share(sweep):
+        return frozenset()
+    names = set()
+    for pretraining in pretrainings_of(sweep.trials):
+        leader = max(pretraining.trials, key=lambda trial: trial.settings.pretrain_epochs)
+        names |= {trial.name for trial in pretraining.trials if trial is not leader}
+    return frozenset(names)
+
+
 def count_pretrainings(sweep: Sweep, share: bool = True) -> int:
     """Return how often a sweep pretrains.
 
@@ -139,7 +150,5 @@ def count_pretrainings(sweep: Sweep, share: bool = True) -> int:
         sweep: The sweep.
         share: Whether trials share pretrainings where they can.
     """
-    pretrainings = pretrainings_of(sweep.trials)
-    if share and can_share(sweep):
-        return len(pretrainings)
-    return sum(len(each.trials) for each in pretrainings)
+    count = sum(1 for trial in sweep.trials if trial.source is None and trial.settings.pretrain_epochs)
+    return count - len(taking_over(sweep)) if share else count
