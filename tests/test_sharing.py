@@ -16,7 +16,8 @@ from raysweep.results.events import read_events
 from raysweep.results.handout import FOLDER, Handout, remove_unneeded
 from raysweep.results.store import Store
 from raysweep.running import pretrainings
-from raysweep.space.sharing import HandsOut, TakesOver, can_share, pretrainings_of, taking_over
+from raysweep.space.model import Tune
+from raysweep.space.sharing import HandsOut, TakesOver, can_share, online_key, pretrainings_of, taking_over
 from tests.support.commands import alone as run_alone
 from tests.support.commands import on_ray
 from tests.support.trials import CLOCK, TINY, few_digits, read_encoder
@@ -103,10 +104,6 @@ def test_other_validation_images_and_another_dataset_share_the_pretraining(tmp_p
     assert_same(shared, alone, sweep)
 
 
-class Broken(Exception):
-    pass
-
-
 class StopAfter(SilentTrials):
     """Ends the sweep as a process that dies, at a report of a trial."""
 
@@ -119,7 +116,7 @@ class StopAfter(SilentTrials):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("epoch", [1, 3, 5])
+@pytest.mark.parametrize("epoch", [1, 4])
 def test_a_pretraining_that_breaks_off_continues_and_the_others_take_it_over(epoch, tmp_path):
     """The checkpoint holds the online measures for the other trials as well."""
     sweep = sweep_of(tune={"checkpoint_seconds": 0})
@@ -151,14 +148,15 @@ def test_a_trial_that_took_over_and_broke_off_continues(tmp_path):
 
 @pytest.mark.parametrize("name", ["00000005.pt", "00000005.events", "00000005.json"])
 def test_a_damaged_state_is_not_taken_over(name, tmp_path):
-    """The next trial then pretrains."""
+    """The next trial then pretrains. Without the file that names the hashes, the first trial hands it out again."""
     sweep = sweep_of({"labels_per_class": [2, 5]})
     with pytest.raises(KeyboardInterrupt):
         sweep_run(tmp_path / "x", sweep, progress=StopAfter(lambda trial, status: status.phase == "linear probe"))
     (file,) = (tmp_path / "x" / FOLDER).glob(f"*/{name}")
     file.write_bytes(file.read_bytes()[:-5])
     shared = sweep_run(tmp_path / "x", sweep)
-    assert [result.pretrained_by for result in shared.results(sweep)] == ["", ""]
+    again = sweep.trials[0].name if name.endswith(".json") else ""
+    assert [result.pretrained_by for result in shared.results(sweep)] == ["", again]
     assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep)
 
 
@@ -205,9 +203,9 @@ def test_the_digest_does_not_depend_on_the_working_directory(tmp_path, monkeypat
     assert [each.digest for each in pretrainings_of(sweep_of().trials)] == [each.digest for each in before]
 
 
-@pytest.mark.parametrize("tune", [{"scheduler": "asha"}, {"scheduler": "median"}])
-def test_with_a_scheduler_nothing_is_shared(tune):
-    sweep = sweep_of(tune=tune)
+@pytest.mark.parametrize("tune", [{"scheduler": "asha"}, {"scheduler": "median"}, {"searcher": "optuna"}])
+def test_with_a_scheduler_or_a_searcher_nothing_is_shared(tune):
+    sweep = dataclasses.replace(sweep_of(), tune=Tune(**tune))
     assert not can_share(sweep)
     assert not taking_over(sweep)
 
@@ -238,8 +236,6 @@ def test_trials_wait_for_a_running_pretraining_and_no_other_trial_waits(tmp_path
 
 
 def handout_keys(start):
-    from raysweep.space.sharing import online_key
-
     return [online_key(start.trial.settings), *(online_key(other.settings) for other in start.role.variants)]
 
 
