@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from raysweep import parts, space
 from raysweep.backends import local
@@ -18,9 +19,10 @@ from raysweep.results.store import Store
 from raysweep.running import pretrainings
 from raysweep.space.model import Tune
 from raysweep.space.sharing import HandsOut, TakesOver, can_share, online_key, pretrainings_of, taking_over
+from raysweep.training.state import fresh_state
 from tests.support.commands import alone as run_alone
 from tests.support.commands import on_ray
-from tests.support.trials import CLOCK, TINY, few_digits, read_encoder
+from tests.support.trials import CLOCK, TINY, few_digits, read_encoder, trial_of
 
 BASE = {**TINY, "usl_epochs": 5, "probe_every": 2, "images_every": 2, "le_epochs": 2}
 SEARCH = {"labels_per_class": [2, 5], "probe_layer": ["trunk", "embedding"]}
@@ -41,6 +43,10 @@ def sweep_run(folder, sweep, share=True, pending=None, datasets=DATASETS, progre
     progress = progress or SilentTrials()
     local.run(SweepRun(sweep, pending, [], store, datasets, progress, Stopping(store), share))
     return store
+
+
+def make_method(settings):
+    return fresh_state(settings, 1, 8, torch.device("cpu"), 10).method
 
 
 def events_of(directory):
@@ -102,6 +108,41 @@ def test_other_validation_images_and_another_dataset_share_the_pretraining(tmp_p
     shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
     assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
     assert_same(shared, alone, sweep)
+
+
+LENGTHS = {
+    "constant": {"usl_type": "ae_parallel"},
+    "random blocks": {"layerwise": "random"},
+    "no decay": {"usl_type": "simsiam", "schedule": "wsd", "warmup_epochs": 1, "decay_epochs": 0},
+}
+
+
+@pytest.mark.parametrize("way", LENGTHS)
+def test_a_shorter_pretraining_is_the_beginning_of_a_longer_one(way, tmp_path):
+    """Also where the shorter one measures at its end, and the longer one does not at that epoch."""
+    sweep = sweep_of({"usl_epochs": [1, 3, 4], "probe_layer": ["trunk", "embedding"]}, **LENGTHS[way])
+    shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
+    assert_same(shared, alone, sweep)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"usl_type": "byol"},
+        {"schedule": "cosine", "warmup_epochs": 1},
+        {"schedule": "wsd", "warmup_epochs": 0, "decay_epochs": 1},
+        {"layerwise": "greedy"},
+    ],
+)
+def test_what_depends_on_the_number_of_epochs_is_not_shared_between_them(base):
+    assert not taking_over(sweep_of({"usl_epochs": [1, 3]}, **base))
+
+
+def test_a_method_with_a_step_that_knows_the_progress_does_not_ignore_the_length():
+    for name, part in parts.method.items():
+        module = make_method(trial_of(usl_type=name).settings)
+        assert part.traits["ignores_length"] == (not hasattr(module, "after_step")), name
 
 
 class StopAfter(SilentTrials):

@@ -1,4 +1,4 @@
-"""Trials that share one pretraining, because they differ only in what decides their evaluation."""
+"""Trials that share one pretraining, because they differ only in their evaluation, or in when they end it."""
 
 from __future__ import annotations
 
@@ -91,9 +91,24 @@ def pretrainings_of(trials: Iterable[Trial]) -> list[Pretraining]:
             if dataset not in names:
                 names[dataset] = [name for name in SETTINGS if not is_evaluation(name, [trial])]
             values = computed(trial.settings)
-            key = FrozenDict({name: getattr(values, name) for name in names[dataset]})
+            decides = [name for name in names[dataset] if name != "usl_epochs" or not ignores_length(trial.settings)]
+            key = FrozenDict({name: getattr(values, name) for name in decides})
             groups.setdefault(key, []).append(trial)
     return [Pretraining(digest_of(key), tuple(members)) for key, members in groups.items()]
+
+
+def ignores_length(settings: Settings) -> bool:
+    """Return whether the first epochs of pretraining are the same however large `usl_epochs` is.
+
+    Then a shorter pretraining is the beginning of a longer one. In greedy layer-wise training it is not, because the
+    second block starts after `usl_epochs`.
+    """
+    constant = parts.schedule[settings.schedule].traits["ignores_length"]
+    if callable(constant):
+        constant = constant(settings)
+    return bool(
+        constant and parts.method[settings.usl_type].traits["ignores_length"] and settings.layerwise != "greedy"
+    )
 
 
 def digest_of(values: Mapping[str, Any]) -> str:
