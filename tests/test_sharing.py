@@ -20,8 +20,10 @@ from raysweep.running import pretrainings
 from raysweep.space.model import Tune
 from raysweep.space.sharing import HandsOut, TakesOver, can_share, online_key, pretrainings_of, taking_over
 from raysweep.training.state import fresh_state
+from tests.support import PATIENCE
+from tests.support.cluster import wait_for
 from tests.support.commands import alone as run_alone
-from tests.support.commands import on_ray
+from tests.support.commands import on_ray, start
 from tests.support.trials import CLOCK, TINY, few_digits, read_encoder, trial_of
 
 BASE = {**TINY, "usl_epochs": 5, "probe_every": 2, "images_every": 2, "le_epochs": 2}
@@ -142,7 +144,7 @@ def test_what_depends_on_the_number_of_epochs_is_not_shared_between_them(base):
 def test_a_method_with_a_step_that_knows_the_progress_does_not_ignore_the_length():
     for name, part in parts.method.items():
         module = make_method(trial_of(usl_type=name).settings)
-        assert part.traits["ignores_length"] == (not hasattr(module, "after_step")), name
+        assert part.traits["prefix"] == (not hasattr(module, "after_step")), name
 
 
 class StopAfter(SilentTrials):
@@ -323,3 +325,35 @@ def test_on_ray_the_results_are_the_same(few, tmp_path):
     assert sum(not result.pretrained_by for result in shared.results(sweep)) == 2
     assert_same(shared, alone, sweep)
     assert not (shared.root / FOLDER).exists()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_resumes_with_the_same_results(few, tmp_path):
+    """Killed in the middle of the shared pretraining, and again after its state is there."""
+    space_file, *more = arguments(few, tmp_path, "--local", "--set", "tune.checkpoint_seconds=0", "--usl_epochs", "30")
+    store = Store(tmp_path / "runs" / "x")
+    process = start(space_file, *more, cwd=tmp_path)
+    wait_for(lambda: list(store.root.glob("*/checkpoints/*.json")), process)
+    process.kill()
+    process.wait(PATIENCE)
+    assert not list(store.root.glob(f"{FOLDER}/*/*.json")), "the pretraining has not ended"
+    process = start("--resume", str(store.root), "--local", cwd=tmp_path)
+    wait_for(lambda: list(store.root.glob(f"{FOLDER}/*/*.json")), process)
+    process.kill()
+    process.wait(PATIENCE)
+    assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 0
+    run_alone(space_file, *more[1:], "--no-share", "--name", "y", cwd=tmp_path)
+    (shared, sweep), (alone, _) = Store.open(store.root), Store.open(tmp_path / "runs" / "y")
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 2
+    assert_same(shared, alone, sweep)
+    assert not (store.root / FOLDER).exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_died_between_its_last_result_and_the_removal_of_the_state_removes_it(few, tmp_path):
+    run_alone(*arguments(few, tmp_path), cwd=tmp_path)
+    store, sweep = Store.open(tmp_path / "runs" / "x")
+    digest = pretrainings_of(sweep.trials)[0].digest
+    Handout(store, digest).write(2, {}, b"", [])
+    assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 0
+    assert not (store.root / FOLDER).exists()
