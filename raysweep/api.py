@@ -21,6 +21,7 @@ from raysweep.config import Settings
 from raysweep.evaluations import PlannedEvaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
+from raysweep.results.handout import remove_unneeded
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
@@ -76,12 +77,13 @@ def plan(
     return sweep
 
 
-def estimate(sweep: Sweep, *, local: bool = False) -> Estimate:
+def estimate(sweep: Sweep, *, local: bool = False, share: bool = True) -> Estimate:
     """Load the data of a sweep, time a few steps of each kind of trial on this machine, and estimate the sweep's time.
 
     Args:
         sweep: the sweep, from `plan`.
         local: whether the trials would run one after the other in one process.
+        share: whether trials would share pretrainings.
 
     Raises:
         InputError: a dataset cannot be loaded or does not fit the settings.
@@ -92,7 +94,7 @@ def estimate(sweep: Sweep, *, local: bool = False) -> Estimate:
     datasets = preparation.load_datasets(sweep, {})
     from raysweep import estimate as timing
 
-    return timing.estimate(sweep, datasets, local)
+    return timing.estimate(sweep, datasets, local, share)
 
 
 def run(
@@ -244,6 +246,7 @@ def resume(
             if changed:
                 store.extend(sweep, preparation.provenance())
                 describe_for_tensorboard(store, sweep)
+            remove_unneeded(store, sweep)
             done = "the trial has" if len(kept) == 1 else f"all {len(kept)} trials have"
             progress.tell(f"{store.place}: {done} finished")
             return conclude(store, sweep)

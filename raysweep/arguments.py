@@ -151,6 +151,11 @@ def add_sweep_arguments(parser: Parser) -> None:
     )
     add_way_of_running(parser)
     parser.add_argument(
+        "--no-share",
+        action="store_true",
+        help="let every trial pretrain, also those that differ only in their evaluation (default: they share it)",
+    )
+    parser.add_argument(
         "--estimate",
         action="store_true",
         help="with --dry-run: load the data, time a few steps on this machine, and print how long the sweep would take",

@@ -82,7 +82,8 @@ def where_of(parsed: argparse.Namespace) -> api.Where:
         raise InputError(f"--local runs without Ray and takes no --address {parsed.address}")
     if parsed.verbose and not parsed.dry_run:
         raise InputError("--verbose is for --dry-run, which then prints every setting")
-    return api.Where(parsed.local, parsed.address, lambda store: resume_of(store, parsed))
+    share = not getattr(parsed, "no_share", False)  # an evaluation pretrains nothing and has no such flag
+    return api.Where(parsed.local, parsed.address, lambda store: resume_of(store, parsed), share=share)
 
 
 def sweep_command(parsed: argparse.Namespace) -> int:
@@ -105,7 +106,8 @@ def sweep_command(parsed: argparse.Namespace) -> int:
         return show_plan(sweep, {trial.name for trial in before.trials}, parsed)
     if parsed.dry_run:
         sweep = api.plan(source, overrides, **options)
-        return show_plan(sweep, None, parsed, api.estimate(sweep, local=parsed.local) if parsed.estimate else None)
+        timed = api.estimate(sweep, local=parsed.local, share=where.share) if parsed.estimate else None
+        return show_plan(sweep, None, parsed, timed)
 
     from raysweep.backends.display import ConsoleProgress
 
@@ -136,7 +138,8 @@ def show_plan(
     sweep: Sweep, known: Collection[str] | None, parsed: argparse.Namespace, estimate: Estimate | None = None
 ) -> int:
     """Print what would run. For a resume, mark the trials that are not `known`."""
-    for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose, estimate):
+    share = not getattr(parsed, "no_share", False)
+    for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose, estimate, share):
         print(line)
     return FINISHED
 
@@ -145,6 +148,7 @@ def resume_of(store: Store, parsed: argparse.Namespace) -> str:
     """Return the command that resumes a sweep, with the options of this call."""
     options = ["--local"] if parsed.local else []
     options += ["--address", parsed.address] if parsed.address is not None else []
+    options += ["--no-share"] if getattr(parsed, "no_share", False) else []
     return resume_command(shown_place(store), *options)
 
 

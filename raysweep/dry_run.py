@@ -11,6 +11,7 @@ from raysweep.config import Settings
 from raysweep.space import Resources, Sweep, to_yaml
 from raysweep.space.hints import long_defaults
 from raysweep.space.model import Tune
+from raysweep.space.sharing import taking_over
 from raysweep.system.terminal import counted, duration
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def lines_of(
-    sweep: Sweep, known: Collection[str] | None, local: bool, verbose: bool, estimate: Estimate | None = None
+    sweep: Sweep,
+    known: Collection[str] | None,
+    local: bool,
+    verbose: bool,
+    estimate: Estimate | None = None,
+    share: bool = True,
 ) -> Iterator[str]:
     """Yield the lines of a dry run. Together they are a search-space file of the sweep, with comments.
 
@@ -28,6 +34,7 @@ def lines_of(
         local: Whether the trials would run in one process.
         verbose: Whether to write every setting. Otherwise settings that have their defaults are left out.
         estimate: How long the sweep would take; None if nobody asked.
+        share: Whether trials share pretrainings.
     """
     content = sweep.to_dict() if verbose else brief(sweep)
     text = to_yaml(content)
@@ -37,7 +44,7 @@ def lines_of(
     yield text
     if not verbose:
         yield "# All other settings have their defaults; --verbose shows them."
-    yield from (f"# {line}" for line in plan(sweep, local))
+    yield from (f"# {line}" for line in plan(sweep, local, share))
     if estimate is not None:
         yield from (f"# {line}" for line in words_of(estimate))
     yield f"# {counted(sweep.total, 'trial')}:"
@@ -66,16 +73,17 @@ def brief(sweep: Sweep) -> dict[str, Any]:
     return {name: value for name, value in content.items() if value or name == "name"}
 
 
-def plan(sweep: Sweep, local: bool) -> Iterator[str]:
+def plan(sweep: Sweep, local: bool, share: bool = True) -> Iterator[str]:
     """Yield what the sweep would do, in words: pretrainings, epochs, and what each trial gets."""
     if sweep.encoders:
         yield f"Plan: {counted(len(sweep.encoders), 'encoder')}, without pretraining."
-    every = [trial.settings for trial in sweep.examples if trial.source is None]
-    trained = [settings for settings in every if settings.pretrain_epochs]
-    epochs = [settings.pretrain_epochs for settings in trained]
+    taking = taking_over(sweep) if share else frozenset()
+    trained = [trial for trial in sweep.examples if trial.source is None and trial.settings.pretrain_epochs]
+    epochs = [trial.settings.pretrain_epochs for trial in trained if trial.name not in taking]
     if epochs and sweep.tune.searcher == "none":
         total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
-        yield f"Plan: {counted(len(epochs), 'trial')} with pretraining, {epochs_in_words(epochs)} each{total}."
+        shared = f" that share {counted(len(epochs), 'pretraining')}" if taking else " with pretraining"
+        yield f"Plan: {counted(len(trained), 'trial')}{shared}, {epochs_in_words(epochs)} each{total}."
     elif epochs:
         yield f"Plan: {epochs_in_words(epochs)} of pretraining for each trial."
     resources = sweep.resources

@@ -21,6 +21,7 @@ from raysweep.probes.features import batch_of, extract_layers
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.space import Sweep, Trial
+from raysweep.space.sharing import taking_over
 from raysweep.system.cpus import allowed_cpus
 from raysweep.training.compute import device_of, fixed_threads, resident
 from raysweep.training.loop import pretrain
@@ -48,7 +49,7 @@ class Estimate:
     """The number of trials at a time."""
 
 
-def estimate(sweep: Sweep, datasets: Datasets, local: bool) -> Estimate:
+def estimate(sweep: Sweep, datasets: Datasets, local: bool, share: bool = True) -> Estimate:
     """Time a few steps of pretraining, of the features, of the linear probe and of fine-tuning, for each kind of trial.
 
     Trials of one kind agree in all settings except seeds, epochs and real numbers, which hardly change the time of a
@@ -59,16 +60,18 @@ def estimate(sweep: Sweep, datasets: Datasets, local: bool) -> Estimate:
         sweep: The sweep. If a searcher proposes its points, examples stand for them.
         datasets: Its data, loaded.
         local: Whether the trials run one after the other in one process.
+        share: Whether trials share pretrainings. A shared pretraining counts once.
     """
     resources = sweep.resources
     with fixed_threads(resources.cpu):
         costs: dict[tuple[object, ...], Costs] = {}
         seconds = []
+        taking = taking_over(sweep) if share else frozenset()
         for trial in sweep.examples:
             kind = kind_of(trial.settings)
             if kind not in costs:
                 costs[kind] = time_steps(trial, data_of(trial, datasets), resources.gpu > 0)
-            seconds.append(costs[kind].seconds(trial.settings))
+            seconds.append(costs[kind].seconds(trial.settings, pretrains=trial.name not in taking))
     at_once = 1 if local else max(1, allowed_cpus().count // (resources.cpu * resources.workers))
     if resources.gpu > 0 and not local:
         at_once = max(1, min(at_once, int(torch.cuda.device_count() / (resources.gpu * resources.workers))))
@@ -99,10 +102,10 @@ class Costs:
     finetune_epoch: float = 0.0
     """An epoch of fine-tuning."""
 
-    def seconds(self, settings: Settings) -> float:
-        """Return the seconds of a trial with these settings."""
+    def seconds(self, settings: Settings, pretrains: bool = True) -> float:
+        """Return the seconds of a trial with these settings. A trial that takes over a state does not pretrain."""
         probe_epochs = int(getattr(settings, "le_epochs"))  # noqa: B009  # a part declares it
-        pretraining = self.epoch * settings.pretrain_epochs
+        pretraining = self.epoch * settings.pretrain_epochs if pretrains else 0.0
         tuning = self.finetune_epoch * int(getattr(settings, "finetune_epochs"))  # noqa: B009
         return FIXED_SECONDS + pretraining + self.features + self.probe_epoch * probe_epochs + tuning
 

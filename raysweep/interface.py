@@ -57,6 +57,7 @@ def run(
     address: str | None = None,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
+    share: bool = True,
     progress: Shown = "auto",
 ) -> Results:
     """Run a new sweep.
@@ -76,6 +77,7 @@ def run(
         plugins: Files or installed modules with parts of your own. The search space may list more of them.
         parts: Functions and classes that a decorator such as `raysweep.loss` declared, for example in a notebook. They
             are sent to the workers by value.
+        share: Whether trials that differ only in their evaluation share one pretraining. The results are the same.
         progress: True shows the progress, False shows nothing, and "auto" shows it in a notebook and on a terminal.
 
     Returns:
@@ -88,7 +90,7 @@ def run(
         >>> results = raysweep.run({"base": {"usl_epochs": 10}, "search": {"alpha": [0.1, 1], "seed": [0, 1, 2]}})
         >>> results.summary()
     """
-    where = place_of_run(local, address, parts)
+    where = place_of_run(local, address, parts, share)
     with lasting_process(local):
         return results_of(
             lambda: api.run(
@@ -114,6 +116,7 @@ def resume(
     address: str | None = None,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
+    share: bool = True,
     progress: Shown = "auto",
 ) -> Results:
     """Resume an existing sweep: run the trials that have not finished, and the trials of new points.
@@ -126,6 +129,7 @@ def resume(
         address: See `run`.
         plugins: Files or modules with further parts. The results directory already holds the sweep's own.
         parts: The parts that were passed to `run`. They are needed again if another process started the sweep.
+        share: See `run`.
         progress: See `run`.
 
     Returns:
@@ -137,7 +141,7 @@ def resume(
     Example:
         >>> results = raysweep.resume("runs/alpha", set={"seed": [0, 1, 2, 3]})
     """
-    where = place_of_run(local, address, parts)
+    where = place_of_run(local, address, parts, share)
     with lasting_process(local):
         return results_of(
             lambda: api.resume(
@@ -266,7 +270,9 @@ def checked_place(place: object) -> str:
     return str(place)
 
 
-def place_of_run(local: bool, address: str | None, parts: Sequence[Callable[..., Any]]) -> api.Where:
+def place_of_run(
+    local: bool, address: str | None, parts: Sequence[Callable[..., Any]], share: bool = True
+) -> api.Where:
     """Return where a sweep runs, and the command that resumes it."""
     if local and address is not None:
         raise InputError(f"local=True runs without Ray and takes no address {address!r}")
@@ -275,7 +281,7 @@ def place_of_run(local: bool, address: str | None, parts: Sequence[Callable[...,
         names = ", ".join(part.__name__ for part in parts)
         return f"raysweep.resume({store.place!r}{f', parts=[{names}]' if names else ''})"
 
-    return api.Where(local, address, resume_command, owns_process=False)
+    return api.Where(local, address, resume_command, owns_process=False, share=share)
 
 
 def progress_of(shown: Shown) -> Progress:

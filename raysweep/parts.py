@@ -246,23 +246,24 @@ loss = Table("loss", ("raysweep.methods.losses",), zero_on_equal_views=False)
 
 `zero_on_equal_views` says that the loss is least, and zero, where both views of every image have the same embedding, so
 that it trains nothing without augmentation."""
-method = Table("method", ("raysweep.methods.methods",), views=2, layerwise=False, reads_labels=False, batch_norm=False)
+METHODS = ("raysweep.methods.methods",)
+method = Table("method", METHODS, views=2, layerwise=False, reads_labels=False, batch_norm=False, prefix=False)
 """`(encoder, *, …)` gives the `nn.Module` that is trained; `raysweep.methods.method.Method` says what it must have.
 
 `views` is the number of views of each image, and `layerwise` says whether it can train an encoder block by block. A
 method with `reads_labels` gets the number of classes as a second positional argument, and the labels of each batch.
 `batch_norm` says whether it has batch normalisation outside of the encoder and head; it may be a function of the
-settings."""
+settings. `prefix` says that the first epochs are the same however many follow; such a module has no `after_step`."""
 optimizer = Table("optimizer", ("raysweep.training.optimizers",), check=None)
 """`(weights, lr, *, …)` gives a `torch.optim.Optimizer` of a list of parameters.
 
 `check` is a function of the settings that raises ValueError where they do not fit together."""
-schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, check=None)
+schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, check=None, prefix=False)
 """`(step, steps, epoch_steps, *, …)` gives the factor of the learning rate for a step, counted from 0.
 
 `steps` is the number of all steps, and `epoch_steps` the number of steps of an epoch. `constant` says that the factor
 is always 1, so that pretraining leaves the learning rate alone. For `check` see `optimizer`. A schedule that declares
-the metric `pretrain/lr` has it reported."""
+the metric `pretrain/lr` has it reported. `prefix` is that of a method; it may be a function of the settings."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 
@@ -313,11 +314,6 @@ def declared_parameters(kinds: tuple[str, ...] = tuple(TABLES)) -> dict[str, Par
                 parameters.setdefault(name, parameter)
                 owners.setdefault(name, part)
     return parameters
-
-
-def changes_data(name: str) -> bool:
-    """Whether the setting `name` decides which images a trial reads."""
-    return name in ("dataset", "probe_dataset", "image_size") or name in declared_parameters(("dataset",))
 
 
 def most_blocks() -> int:

@@ -17,10 +17,12 @@ from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterru
 from raysweep.preparation import importing_report
 from raysweep.results.encoders import ENCODER
 from raysweep.results.feature_cache import cache_words
+from raysweep.results.handout import remove_unneeded
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, shown_place
 from raysweep.space import Sweep
 from raysweep.space.hints import long_defaults
+from raysweep.space.sharing import count_pretrainings
 from raysweep.system.files import write_atomically
 from raysweep.system.places import settle_ray_directory, shown_path
 from raysweep.system.terminal import counted
@@ -51,6 +53,8 @@ class Where:
     """The command that resumes the sweep, for messages."""
     owns_process: bool = True
     """Whether this process ends after the sweep: True for a command, False for a notebook."""
+    share: bool = True
+    """Whether trials share a pretraining where this changes no result."""
 
 
 DEFAULT = Where()
@@ -85,15 +89,16 @@ def run_new(
         describe_for_tensorboard(store, sweep)
         count = len(sweep.encoders)
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
-        progress.tell(f"{store.place}: {counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep)}, {words}")
+        trials = f"{counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep, where.share)}"
+        progress.tell(f"{store.place}: {trials}, {words}")
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
 
 
-def pretrainings(sweep: Sweep) -> str:
-    """Return the number of pretrainings in words if only some trials pretrain, else an empty text."""
-    count = sum(1 for trial in sweep.trials if trial.source is None and trial.settings.pretrain_epochs)
+def pretrainings(sweep: Sweep, share: bool) -> str:
+    """Return the number of pretrainings in words if it is not that of the trials, else an empty text."""
+    count = count_pretrainings(sweep, share)
     is_told = 0 < count < sweep.total and sweep.tune.searcher == "none"
     return f", {counted(count, 'pretraining')}" if is_told else ""
 
@@ -143,7 +148,7 @@ def run_trials(
     pending = [trial for trial in sweep.trials if trial.name not in done]
     stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store), where.owns_process)
     with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
-        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping)
+        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping, where.share)
         if where.local:
             from raysweep.backends import local
 
@@ -154,6 +159,7 @@ def run_trials(
             sweep = tuner.run(sweep_run)
         if stopping.number is not None:
             raise interrupted(store, where, stopping.number)
+        remove_unneeded(store, sweep)
     cached = cache_words(sweep.examples[0].settings) if sweep.encoders else ""
     if cached:
         progress.tell(cached)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, has_effect
-from raysweep.data.selection import Datasets, TrialData, data_of, select_data
+from raysweep.config import PROTOCOL_VERSION, Collapse, has_effect
+from raysweep.data.selection import Datasets, TrialData, data_of
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
 from raysweep.probes.evaluation import Evaluation
@@ -40,6 +40,7 @@ from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.loop import last_fall, pretrain
 from raysweep.training.state import broadcast_state, fresh_state, frozen_state
 from raysweep.trial_progress import End, Progress, Report, Saved, Stop
+from raysweep.trial_sharing import ALONE, Sharing, Taken
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 50  # a checkpoint takes at most 2 % of the time
@@ -60,6 +61,7 @@ def run_trial(
     saved: Saved = lambda: None,
     context: DistributedContext = SINGLE_PROCESS,
     encoder: Path | None = None,
+    sharing: Sharing = ALONE,
 ) -> Result | None:
     """Run a trial, or resume it from its newest checkpoint, and write its `curves.csv` and `result.json`.
 
@@ -80,8 +82,10 @@ def run_trial(
         report: called with the progress.
         stop: see `Stop`. A trial that stops returns None, and resumes from its checkpoint when it is run again.
         saved: see `Saved`.
-        context: the processes of a data-parallel trial. This one is the main process; the others run `follow_trial`.
+        context: the processes of a data-parallel trial. This one is the main process; the others run
+            `raysweep.training.follower.follow_trial`.
         encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
+        sharing: the trial's part in a pretraining that it shares with other trials.
     """
     assert context.is_main
     set_result_aside(directory, trial.name)
@@ -98,7 +102,7 @@ def run_trial(
         warnings.simplefilter("default", RuntimeWarning)
         try:
             data = data_of(trial, datasets)
-            run = TrialRun(trial, data, directory, attempt, gpu, caught, context, encoder)
+            run = TrialRun(trial, data, directory, attempt, gpu, caught, context, encoder, sharing)
             end = run.run(checkpoint_seconds, None if trial.baseline else collapse, report, stop, saved)
         except Exception:
             note_traceback(directory)
@@ -115,8 +119,9 @@ def run_trial(
         metrics=run.metrics,
         wall_s=run.seconds(),
         device=str(run.device),
-        precision=precision_of(trial.settings, run.device.type) if run.trains else "",
+        precision=run.precision if run.trains else "",
         warnings=run.warnings(),
+        pretrained_by=run.pretrained_by,
     )
     write_curves(directory)
     write_result(directory, result)
@@ -125,32 +130,6 @@ def run_trial(
         remove_checkpoints(directory)
     saved()
     return result
-
-
-def follow_trial(
-    settings: Settings, datasets: Datasets, context: DistributedContext, *, threads: int, gpu: bool
-) -> None:
-    """Training loop for ranks above 0. Only rank 0, which runs `run_trial`, evaluates and writes results.
-
-    Args:
-        settings: the settings of the trial.
-        datasets: see `run_trial`.
-        context: the processes of the trial, of which this one is not the main process.
-        threads: the number of threads of this process.
-        gpu: see `run_trial`.
-    """
-    assert not context.is_main
-    if not context.meet():
-        return
-    with fixed_threads(threads), kept_memory(), suppress(Diverged):  # the main process reports it
-        data = select_data(settings, datasets)
-        device = device_of(gpu)
-        channels, size = data.pretrain.shape[1:3]
-        state = fresh_state(settings, channels, size, device, data.classes)
-        broadcast_state(state, context)
-        labels = resident(data.labels, device) if data.labels is not None else None
-        for _ in pretrain(settings, state, resident(data.pretrain, device), context=context, labels=labels):
-            pass
 
 
 class TrialRun:
@@ -165,6 +144,7 @@ class TrialRun:
         caught: the list into which warnings are recorded.
         context: the processes of a data-parallel trial, of which this one is the main process.
         encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
+        sharing: see `run_trial`.
     """
 
     def __init__(
@@ -177,6 +157,7 @@ class TrialRun:
         caught: list[warnings.WarningMessage],
         context: DistributedContext = SINGLE_PROCESS,
         encoder: Path | None = None,
+        sharing: Sharing = ALONE,
     ) -> None:
         self.started = self.last_save = time.perf_counter()
         self.save_cost = 0.0
@@ -207,14 +188,24 @@ class TrialRun:
         """Number of evaluations in a row in which the embedding was collapsed."""
         self.seconds_before = 0.0
         self.earlier_warnings: list[str] = []
+        self.precision = precision_of(trial.settings, self.device.type)
+        self.pretrained_by = ""
+        """The trial whose pretraining this one took over; empty if it pretrains itself."""
+        self.sharing = sharing
+        self.taken: Taken | None = None
+        sharing.begin(self.state.encoder, data, self.images, self.device)
         saved = load_checkpoint(directory)
         if saved is not None:
             self._load(saved)
+        elif (taken := sharing.take()) is not None:
+            self._take_over(taken)
         elif hasattr(self.state.encoder, "fit") and not self.is_evaluation:
             self.state.encoder.fit(self.images)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
             self.events.hyperparameters(trial.varied)
+        if self.taken is not None:
+            self.events.copy(self.taken.records)
         context.meet()
         broadcast_state(self.state, context)
 
@@ -272,42 +263,53 @@ class TrialRun:
     def steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[Progress | End | None]:
         """The rest of the trial. It may be saved wherever this yields. None is in the middle of an epoch."""
         settings, state = self.settings, self.state
-        total = settings.pretrain_epochs + 1  # the evaluation counts as one epoch
-        if settings.pretrain_epochs and settings.probe_every and state.epoch == state.step == 0:
+        if self.taken is not None:
+            yield from self._end_epoch(self.taken.last, collapse)
+            self.taken = None
+        elif settings.pretrain_epochs and settings.probe_every and state.epoch == state.step == 0:
             self._measure_untrained()
         with closing(pretrain(settings, state, self.images, pause, self.context, self.labels)) as epochs:
             for metrics in epochs:
                 if metrics is None:
                     yield None
                     continue
-                last = state.epoch == settings.pretrain_epochs
-                self.losses.append(metrics["pretrain/loss"])
-                if last and settings.layerwise == "none":  # the loss of layerwise training restarts with each block
-                    metrics |= last_fall(self.losses)
-                self._log(metrics, state.epoch)
-                evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
-                if evaluated and last:  # the evaluation reads these features too
-                    self.evaluation.extract()
-                if evaluated:
-                    measures, z = self._measure()
-                    self._log(measures, state.epoch)
-                    if last:
-                        write_embedding(self.events, z, state.epoch)
-                if settings.images_every and (state.epoch % settings.images_every == 0 or last):
-                    tag, picture = draw_views(settings, state, self.images[self.watched[:GRID_IMAGES]])
-                    self.events.images(tag, picture, state.epoch)
-                if evaluated and collapse is not None:
-                    self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
-                    if self.collapsed >= collapse.evaluations:
-                        yield End("stopped", collapse.words(self.metrics, state.epoch))
-                phase = (self.evaluation.first_phase, (0, 0)) if last else ("pretraining", (state.epoch, total - 1))
-                yield Progress(state.epoch / total, state.epoch, evaluated, self.metrics, self.seconds(), *phase)
+                self.sharing.hand_out(self.directory, state.epoch, metrics, self._content)
+                yield from self._end_epoch(metrics, collapse)
         yield from self._evaluate()
+
+    def _end_epoch(self, metrics: dict[str, float], collapse: Collapse | None) -> Iterator[Progress | End]:
+        """Log the metrics of an epoch of pretraining, and measure and draw what is due after it."""
+        settings, state, total = self.settings, self.state, self.settings.pretrain_epochs + 1
+        last = state.epoch == settings.pretrain_epochs
+        self.losses.append(metrics["pretrain/loss"])
+        if last and settings.layerwise == "none":  # the loss of layerwise training restarts with each block
+            metrics = metrics | last_fall(self.losses)
+        self._log(metrics, state.epoch)
+        evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
+        if evaluated and last:  # the evaluation reads these features too
+            self.evaluation.extract()
+        if evaluated:
+            measures, z = self._measure()
+            self._log(measures, state.epoch)
+            if last:
+                write_embedding(self.events, z, state.epoch)
+            else:
+                self.sharing.measure(state.epoch)
+        if settings.images_every and (state.epoch % settings.images_every == 0 or last):
+            tag, picture = draw_views(settings, state, self.images[self.watched[:GRID_IMAGES]])
+            self.events.images(tag, picture, state.epoch)
+        if evaluated and collapse is not None:
+            self.collapsed = self.collapsed + 1 if collapse.holds(self.metrics) else 0
+            if self.collapsed >= collapse.evaluations:
+                yield End("stopped", collapse.words(self.metrics, state.epoch))
+        phase = (self.evaluation.first_phase, (0, 0)) if last else ("pretraining", (state.epoch, total - 1))
+        share = 0.0 if self.pretrained_by else state.epoch / total
+        yield Progress(share, state.epoch, evaluated, self.metrics, self.seconds(), *phase)
 
     def _evaluate(self) -> Iterator[Progress]:
         """Let the probes evaluate the frozen encoder; then keep its weights."""
         trained = self.settings.pretrain_epochs
-        before = 0 if self.is_evaluation else trained
+        before = 0 if self.is_evaluation or self.pretrained_by else trained  # the evaluation counts as one epoch
         for scores in self.evaluation.run(trained):
             self._log(dict(scores.metrics), scores.step)
             for values, step in self.evaluation.extra_scalars:
@@ -340,23 +342,41 @@ class TrialRun:
         # The first steps may be what makes the features of an encoder finite, so this alone fails no trial.
         with suppress(Diverged):
             self.events.scalars(self._measure()[0], 0)
+            self.sharing.measure(0)
+            return
+        self.sharing.load_state_dict({})  # the measures of the other trials may not diverge
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint of everything that a resumed trial needs."""
         content = {
+            **self._content(),
             "version": PROTOCOL_VERSION,
             "settings": self.settings.model_dump(),
+            "evaluation": self.evaluation.state_dict(),
+            "events": self.events.positions(),
+            "wall_s": self.seconds(),
+            "sharing": self.sharing.state_dict(),
+            "pretrained_by": self.pretrained_by,
+        }
+        save_checkpoint(directory, content)
+
+    def _content(self) -> dict[str, Any]:
+        """Return what a checkpoint and a state that is handed out have in common."""
+        return {
             "state": self.state.state_dict(),
             "collapsed": self.collapsed,
             "losses": self.losses,
-            "evaluation": self.evaluation.state_dict(),
-            "events": self.events.positions(),
             "metrics": self.metrics,
             "warnings": self.warnings(),
-            "wall_s": self.seconds(),
-            "precision": precision_of(self.settings, self.device.type),
+            "precision": self.precision,
         }
-        save_checkpoint(directory, content)
+
+    def _take_over(self, taken: Taken) -> None:
+        """Continue from the state of a pretraining that another trial has handed out."""
+        self.taken, self.pretrained_by, self.precision = taken, taken.trial, taken.precision
+        self.state.load_state_dict(taken.state)
+        self.collapsed, self.losses, self.metrics = taken.collapsed, taken.losses, taken.metrics
+        self.earlier_warnings = taken.warnings
 
     def _load(self, saved: dict[str, Any]) -> None:
         """Load what `save` wrote, except the positions of the event files."""
@@ -371,7 +391,11 @@ class TrialRun:
         self.evaluation.load_state_dict(saved["evaluation"])
         self.metrics, self.seconds_before = saved["metrics"], saved["wall_s"]
         self.earlier_warnings = saved["warnings"]
-        was, now = saved["precision"], precision_of(self.settings, self.device.type)
+        self.pretrained_by = saved.get("pretrained_by", "")
+        self.sharing.load_state_dict(saved.get("sharing", {}))
+        was, now = saved["precision"], self.precision
+        if self.pretrained_by:
+            self.precision = was
         if was not in (None, now) and self.state.epoch < self.settings.pretrain_epochs:
             done = f"{self.state.epoch} of its pretraining epochs"
             warnings.warn(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from raysweep.backends.handout import PretrainingQueue, failure
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.data.selection import data_of
 from raysweep.results.encoders import source_file
 from raysweep.results.mirror import Replaced
-from raysweep.results.result import describe_error
+from raysweep.results.result import Result, describe_error
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.space import Sweep, Trial
+from raysweep.space.sharing import Role
 from raysweep.trial import run_trial
 from raysweep.trial_progress import Progress
+from raysweep.trial_sharing import sharing_of
 
 
 def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
@@ -25,14 +28,27 @@ def run(sweep_run: SweepRun) -> Sweep:
     Their results are bit for bit the same as on Ray. A trial that raises is recorded as failed, with its traceback in
     its `error.txt`, and the next one runs. If the sweep must end early, the running trial is saved first.
     """
-    for trial in sweep_run.pending:
-        if sweep_run.stopping.asked() or not run_one(sweep_run, trial):
+    queue = PretrainingQueue(sweep_run.pending, sweep_run.store, sweep_run.shares)
+    while not queue.is_empty() and not sweep_run.stopping.asked():
+        start = queue.next()
+        assert start is not None, "no trial runs, so none has to wait"
+        result = run_one(sweep_run, start.trial, start.role)
+        if result is None:
             break
+        for stranded in queue.ended(start.trial, result.status == "failed"):
+            sweep_run.progress.begin(stranded)
+            sweep_run.progress.end(fail(sweep_run, stranded, failure(start.trial.name, result.error)))
     return sweep_run.sweep
 
 
-def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
-    """Run one trial. Return whether the next one may run."""
+def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Result | None:
+    """Run one trial. Return its result; None if the next trial may not run.
+
+    Args:
+        sweep_run: The run of the sweep.
+        trial: The trial.
+        role: Its part in a shared pretraining.
+    """
     sweep, store, progress = sweep_run.sweep, sweep_run.store, sweep_run.progress
     progress.begin(trial)
     try:
@@ -54,18 +70,23 @@ def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
                 stop=sweep_run.stopping.asked,
                 saved=push,
                 encoder=source_file(store, trial),
+                sharing=sharing_of(trial, role, store, sweep_run.datasets),
             )
     except Replaced:  # another process has taken the trial over and records how it ends
         result = None
     except Exception as fault:
         if not store.present():
-            return False  # the command reports it
+            return None  # the command reports it
         # The trial's traceback is in its error.txt. An existing result stays valid, whatever failed after it.
         result = store.result(trial.name)
         if result is None:
-            digest = data_of(trial, sweep_run.datasets).probe.digest
-            result = record_failure(store, trial, digest, describe_error(fault))
-    if result is None:
-        return False
-    progress.end(result)
-    return True
+            result = fail(sweep_run, trial, describe_error(fault))
+    if result is not None:
+        progress.end(result)
+    return result
+
+
+def fail(sweep_run: SweepRun, trial: Trial, error: str) -> Result:
+    """Record that a trial failed, and why."""
+    digest = data_of(trial, sweep_run.datasets).probe.digest
+    return record_failure(sweep_run.store, trial, digest, error)

@@ -15,6 +15,7 @@ from raysweep.data.selection import Datasets
 from raysweep.results.result import Result
 from raysweep.results.store import Store
 from raysweep.space import Sweep, Trial
+from raysweep.space.sharing import can_share
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,10 @@ class SweepRun:
     """The display of the progress of trials."""
     stopping: Stopping
     """Tells when the sweep must end early."""
+    share: bool = True
+    """Whether trials share pretrainings where they can."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether trials of this sweep share pretrainings."""
+        return self.share and can_share(self.sweep)

@@ -83,6 +83,11 @@ def is_read(name: str, settings: Settings) -> bool:
     return name in parts.parameters_read(settings)
 
 
+def changes_data(name: str) -> bool:
+    """Return whether the setting `name` decides which images a trial reads."""
+    return name in ("dataset", "probe_dataset", "image_size") or name in parts.declared_parameters(("dataset",))
+
+
 def words_of(name: str, declaring: list[Part]) -> str:
     """Return in words when a parameter has an effect, for messages and docs."""
     members: dict[str, list[Part]] = defaultdict(list)

@@ -13,6 +13,7 @@ from scipy import stats
 
 from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
+from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
 from raysweep.results.result import Result, complete_protocol, protocol_difference
 from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_settings, make_control, short_names
@@ -165,7 +166,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
     """Raise InputError if two results differ in an evaluation setting that the sweep does not vary."""
     varied = set(sweep.searched)
-    if any(map(parts.changes_data, varied)):
+    if any(map(changes_data, varied)):
         varied |= {"probe_dataset", "probe_data", "image_size"}
     for result in results[1:]:
         check_alike(results[0], result, results[0].trial, result.trial, varied)

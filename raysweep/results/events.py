@@ -106,6 +106,11 @@ class Events:
                 start.hparams[name].string_value = str(value).encode(errors="backslashreplace").decode()
         self._write(session(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)))
 
+    def copy(self, records: bytes) -> None:
+        """Write records that `pretraining_records` returned."""
+        self._file.write(records)
+        self._file.flush()
+
     def end(self, finished: bool) -> None:
         """Write the trial's final state for HParams."""
         self._write(session_end("STATUS_SUCCESS" if finished else "STATUS_FAILURE"))

@@ -69,7 +69,9 @@ class Result:
     protocol: dict[str, Plain]
     fingerprint: str
     wall_s: Annotated[Number, Field(ge=0)]
-    """Run time in seconds, summed over all attempts. An attempt that broke off counts up to its last checkpoint."""
+    """Run time in seconds, summed over all attempts. An attempt that broke off counts up to its last checkpoint.
+
+    The time of a pretraining that the trial took over is in the result of the trial `pretrained_by`."""
     attempts: Count
     device: str
     warnings: list[str] = field(default_factory=list)
@@ -77,6 +79,8 @@ class Result:
     """The linear probe whose score counts, as `Head` writes it; empty if there was only one probe."""
     precision: str = ""
     """The precision at the end of pretraining, with `auto` resolved; empty if unknown."""
+    pretrained_by: str = ""
+    """The trial of the same sweep whose pretraining this trial took over; empty if it pretrained itself."""
 
 
 RESULT = TypeAdapter(Result)
@@ -95,6 +99,7 @@ def make_result(
     warnings: list[str],
     linear_probe: str = "",
     precision: str = "",
+    pretrained_by: str = "",
 ) -> Result:
     """Build the result of a trial that ran in `directory`; `probe_digest` identifies the probe dataset."""
     assert (error is None) == (status == "finished")
@@ -116,6 +121,7 @@ def make_result(
         warnings=warnings,
         linear_probe=linear_probe,
         precision=precision,
+        pretrained_by=pretrained_by,
     )
 
 

@@ -23,6 +23,7 @@ from raysweep.config import (
     shown,
     suggest,
 )
+from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
 from raysweep.space.expansion import MAX_TRIALS, distinct
 from raysweep.space.model import Resources, Sweep, Trial, Tune
@@ -161,7 +162,7 @@ def check_searcher(tune: Tune, search: tuple[Mapping[str, Mapping[str, Any]], ..
 def check_comparable(search: tuple[Mapping[str, Mapping[str, Any]], ...], who: str, where: str) -> None:
     """Raise InputError if points that are evaluated differently would be compared."""
     for name in varying(search):
-        if about(name).protocol or parts.changes_data(name):
+        if about(name).protocol or changes_data(name):
             raise InputError(
                 f"{where}: search.{name}: {who} compares scores, but scores with different {name} are not comparable; "
                 "leave one of the two out"

@@ -14,9 +14,10 @@ from raysweep.augment.views import augment
 from raysweep.config import Settings
 from raysweep.data.selection import select_data
 from raysweep.training.distributed import SINGLE_PROCESS, join
+from raysweep.training.follower import follow_trial
 from raysweep.training.loop import pretrain
 from raysweep.training.state import broadcast_state, fresh_state
-from raysweep.trial import follow_trial, run_trial
+from raysweep.trial import run_trial
 
 pytestmark = pytest.mark.cluster
 

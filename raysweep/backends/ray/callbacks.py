@@ -105,6 +105,8 @@ class Watch(tune.Callback):
         self.earlier = earlier
         self.running: dict[str, Trial] = {}
         """The running trials, by name."""
+        self.failed: dict[str, str] = {}
+        """Why trials have failed, by name."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing to pickle. Tune pickles its callbacks to restore a run, which never happens here."""
@@ -150,6 +152,11 @@ class Watch(tune.Callback):
         if result is None:
             result = record_failure(self.results, failed, self._digest(failed), broke_off(trial))
         self._end(result)
+
+    def fail(self, trial: Trial, error: str) -> None:
+        """Record that a trial failed that could not start, and why."""
+        self.view.begin(trial)
+        self._end(record_failure(self.results, trial, self._digest(trial), error))
 
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
         """Handle the trials that were running when one of Ray's errors ended the run of Tune.
@@ -218,6 +225,8 @@ class Watch(tune.Callback):
 
     def _end(self, result: Result) -> None:
         self.done.add(result.trial)
+        if result.status == "failed":
+            self.failed[result.trial] = str(result.error)
         if self.ended is not None:
             self.ended[result.trial] = result
             self.ending()

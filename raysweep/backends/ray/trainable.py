@@ -20,6 +20,7 @@ from raysweep.results.mirror import Replaced
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work
 from raysweep.space import Trial
+from raysweep.space.sharing import Role
 from raysweep.system.memory import keep_memory
 
 if TYPE_CHECKING:  # it imports torch, which the driver does not need
@@ -79,7 +80,7 @@ def trial_function(config: Mapping[str, Any], datasets: Datasets, options: Trial
     A trial that a scheduler compares with others reports every online evaluation, and waits for the decision. If the
     trial must stop, Ray ends this thread inside the report by SystemExit, once it needs the worker for another trial.
     """
-    attempt(config["trial"], datasets, options, tune.report)
+    attempt(config["trial"], datasets, options, tune.report, role=config.get("role"))
 
 
 def attempt(
@@ -88,6 +89,7 @@ def attempt(
     options: TrialOptions,
     tell: Callable[[dict[str, Any]], None],
     context: DistributedContext | None = None,
+    role: Role | None = None,
 ) -> None:
     """Run a trial in this process, which is the main process if there are several.
 
@@ -97,10 +99,12 @@ def attempt(
         options: The options of the run.
         tell: A function that passes reports on to Tune.
         context: The processes of the trial; None means only this one.
+        role: The trial's part in a shared pretraining; None if it shares none.
     """
     from raysweep.training.distributed import SINGLE_PROCESS
     from raysweep.trial import run_trial
     from raysweep.trial_progress import Progress
+    from raysweep.trial_sharing import sharing_of
 
     options.load_plugins()
 
@@ -140,6 +144,7 @@ def attempt(
             saved=push,
             context=context or SINGLE_PROCESS,
             encoder=source_file(results, trial),
+            sharing=sharing_of(trial, role, results, datasets),
         )
     tell({"share": 1.0})
 

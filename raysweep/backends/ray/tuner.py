@@ -14,10 +14,12 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.ray import capacity
 from raysweep.backends.ray.callbacks import Stop, Watch
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.cluster import check_bucket, check_shared, connect, own_session
+from raysweep.backends.ray.handout import Dispenser
 from raysweep.backends.ray.health import HeadWatch
 from raysweep.backends.ray.schedulers import ByEvaluation, make_scheduler, recall_evaluations
 from raysweep.backends.ray.trainable import TrialOptions, trial_function
@@ -26,6 +28,7 @@ from raysweep.plugins import Plugin
 from raysweep.results.credentials import hidden_credentials
 from raysweep.results.store import Store
 from raysweep.space import Sweep, Trial
+from raysweep.space.sharing import taking_over
 from raysweep.system.files import existing_ancestor
 from raysweep.system.temporary import temporary_directory
 
@@ -123,7 +126,7 @@ def run(sweep_run: SweepRun) -> Sweep:
             proposer = Proposer(queue, stopping)
         try:
             with HeadWatch(stopping, lambda: not seen.running, own_session() is not None):
-                run_parts(trainable, sweep, pending, scheduler, proposer, stop, callbacks)
+                run_parts(trainable, sweep_run, sweep, pending, scheduler, proposer, stop, callbacks)
         except RuntimeError as fault:  # Tune raises this for any of Ray's errors that it does not expect
             if not isinstance(fault.__cause__, RayError) or not seen.running:
                 raise
@@ -156,6 +159,7 @@ def pickled(plugins: Sequence[Plugin]) -> bytes:
 
 def run_parts(
     trainable: Any,
+    sweep_run: SweepRun,
     sweep: Sweep,
     pending: list[Trial],
     scheduler: ByEvaluation | None,
@@ -163,13 +167,19 @@ def run_parts(
     stop: Stop,
     callbacks: Sequence[tune.Callback],
 ) -> None:
-    """Run the pending trials in runs of about `PART` trials, or in one run if trials are compared with one another."""
+    """Run the pending trials in runs of about `PART` trials, or in one run if trials are compared with one another.
+
+    If trials share pretrainings, a dispenser gives Tune the trials of each run, instead of a grid.
+    """
     alone = scheduler is None and proposer is None
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
-    for start in range(0, max(len(pending), 1), size):
+    shares = sweep_run.shares and bool(taking_over(sweep))
+    for part in cut(pending, size, shares) if alone else [pending]:
         if stop.stopping.asked():
             break
-        part = pending[start : start + size]
+        if shares:
+            queue = PretrainingQueue(part, sweep_run.store, share=True, ahead=slots(sweep))
+            proposer = Dispenser(queue, stop.stopping, stop.watch.failed, stop.watch.fail)
         # Tune's own state is never read again. On the disk of the results it would fail with them if the disk is full.
         with temporary_directory() as state, hidden_credentials():
             make_tuner(trainable, sweep, part, state, scheduler, proposer, stop, callbacks).fit()

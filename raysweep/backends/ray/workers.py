@@ -35,7 +35,13 @@ def run_parallel_trial(
     with temporary_directory() as state, ThreadPoolExecutor(1) as thread:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"trial": config["trial"], "datasets": datasets, "relay": relay, "options": options},
+            train_loop_config={
+                "trial": config["trial"],
+                "role": config.get("role"),
+                "datasets": datasets,
+                "relay": relay,
+                "options": options,
+            },
             torch_config=TorchConfig(backend="nccl" if options.gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers, use_gpu=options.gpu, resources_per_worker=each, placement_strategy="PACK"
@@ -125,7 +131,7 @@ def train_worker(config: dict[str, Any]) -> None:
     import torch
 
     from raysweep.training.distributed import join
-    from raysweep.trial import follow_trial
+    from raysweep.training.follower import follow_trial
 
     options, relay, context = config["options"], config["relay"], None
 
@@ -140,7 +146,7 @@ def train_worker(config: dict[str, Any]) -> None:
         datasets = ray.get(config["datasets"][0])
         if context.is_main:
             with suppress(SystemExit):
-                attempt(config["trial"], datasets, options, tell, context)
+                attempt(config["trial"], datasets, options, tell, context, config["role"])
         else:
             options.load_plugins()
             settings = config["trial"].settings

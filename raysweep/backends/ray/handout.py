@@ -1,0 +1,63 @@
+"""Trials on Ray that wait for a shared pretraining: they start after it, so that no worker waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from raysweep.backends.handout import PretrainingQueue, failure
+from raysweep.backends.stopping import Stopping
+from raysweep.space import Trial
+
+
+class Dispenser(Searcher):
+    """Gives Tune the next trial of a queue whenever Tune has room.
+
+    Tune starts the trials of a grid as they come. Only a searcher can say that no trial may start yet.
+
+    Args:
+        queue: The trials.
+        stopping: Tells when the sweep must end early.
+        failed: Why trials have failed in this run, by name; the mapping grows while the sweep runs.
+        fail: Records that a trial failed that could not start, and why.
+    """
+
+    def __init__(
+        self, queue: PretrainingQueue, stopping: Stopping, failed: Mapping[str, str], fail: Callable[[Trial, str], None]
+    ) -> None:
+        super().__init__()
+        self.queue, self.stopping, self.failed, self.fail = queue, stopping, failed, fail
+        self.running: dict[str, Trial] = {}
+        """The trials that run, by Tune's id."""
+        self.over: list[Trial] = []
+        """The trials that have ended since Tune last asked for a trial."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing to pickle. Tune pickles searchers to restore a run, which never happens here."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial; None if all have to wait; FINISHED if there is none or the sweep must end."""
+        over, self.over = self.over, []
+        for trial in over:
+            error = self.failed.get(trial.name)
+            for stranded in self.queue.ended(trial, error is not None):
+                self.fail(stranded, failure(trial.name, error))
+        if self.stopping.asked() or self.queue.is_empty():
+            return Searcher.FINISHED
+        start = self.queue.next()
+        if start is None:
+            return None
+        self.running[trial_id] = start.trial
+        return {"trial": start.trial, "role": start.role}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Note that the trial has ended. How it ended is read later, when it is recorded."""
+        trial = self.running.pop(trial_id, None)
+        if trial is not None:
+            self.over.append(trial)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing, because the store has all state."""

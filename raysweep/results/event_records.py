@@ -1,0 +1,97 @@
+"""Copying the TensorBoard records of a pretraining from the trial that pretrained to the trials that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
+
+from raysweep.results.events import PNG
+
+AROUND = 16
+"""Number of bytes of a record beside its content: the size (8), the checksum of the size (4), and of the content."""
+
+
+def records_of(directory: Path) -> bytes:
+    """Return what a trial has written for TensorBoard so far, without what belongs to this trial alone.
+
+    The versions of the files and the hyperparameters are left out. The other records are returned as they are, one
+    after the other.
+
+    Args:
+        directory: The directory of the trial, whose event files are complete.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    kept = []
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        for record in split(path.read_bytes()):
+            event = event_in(record)
+            if event is None or not (event.HasField("file_version") or of_hyperparameters(event)):
+                kept.append(record)
+    return b"".join(kept)
+
+
+def with_scalar(records: bytes, tag: str, beside: str, values: Mapping[int, float | None]) -> bytes:
+    """Replace one metric in records.
+
+    Args:
+        records: What `records_of` returned.
+        tag: The name of the metric.
+        beside: The name of a metric that is written together with it. The metric comes last in each such record.
+        values: The value of the metric for each step; None if it has none.
+
+    Returns:
+        The records in which every record with the metric `beside` has the value of its step, or no value for None.
+    """
+
+    def replaced(event: Event) -> Event:
+        kept = [value for value in event.summary.value if value.tag != tag]
+        value = values[event.step]
+        more = [] if value is None else [Summary.Value(tag=tag, simple_value=value)]
+        return Event(wall_time=event.wall_time, step=event.step, summary=Summary(value=[*kept, *more]))
+
+    return b"".join(changed(record, beside, replaced) for record in split(records))
+
+
+def changed(record: bytes, tag: str, change: Callable[[Event], Event]) -> bytes:
+    """Return a record, changed if it holds a value of the metric `tag`."""
+    event = event_in(record)
+    if event is None or all(value.tag != tag for value in event.summary.value):
+        return record
+    content = change(event).SerializeToString()
+    size = len(content).to_bytes(8, "little")
+    return b"".join((size, checksum(size), content, checksum(content)))
+
+
+def checksum(content: bytes) -> bytes:
+    """Return the checksum of TensorBoard's files."""
+    code: int = masked_crc32c(content)
+    return code.to_bytes(4, "little")
+
+
+def split(records: bytes) -> Iterator[bytes]:
+    """Yield each record. A truncated record at the end is left out."""
+    start = 0
+    while start + AROUND <= len(records):
+        end = start + AROUND + int.from_bytes(records[start : start + 8], "little")
+        if end > len(records):
+            return
+        yield records[start:end]
+        start = end
+
+
+def event_in(record: bytes) -> Event | None:
+    """Return the event of a record; None for a picture, which is long and of no interest here."""
+    content = record[AROUND - 4 : -4]
+    return None if PNG in content else Event.FromString(content)
+
+
+def of_hyperparameters(event: Event) -> bool:
+    """Return whether an event starts or ends the trial in HParams."""
+    return any(value.metadata.plugin_data.plugin_name == PLUGIN_NAME for value in event.summary.value)

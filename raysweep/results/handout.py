@@ -1,0 +1,156 @@
+"""Files through which trials of a sweep share a pretraining: its state, which one trial hands out to others.
+
+    DIR/NAME/pretraining/DIGEST/00000400.pt      the state after epoch 400, as in a checkpoint
+    DIR/NAME/pretraining/DIGEST/00000400.events  the TensorBoard records of the pretraining before its last epoch
+    DIR/NAME/pretraining/DIGEST/00000400.json    the hashes of both, written last
+
+The files are in the results directory, or in its bucket without a local copy, so that trials on every node read them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.results.checkpoints import to_bytes
+from raysweep.results.store import Store
+from raysweep.space import Sweep
+from raysweep.space.sharing import pretrainings_of
+from raysweep.system.files import check_held, discard, read_regular, write_atomically
+
+FOLDER = "pretraining"
+"""The directory of handed-out states in a results directory."""
+NAME = re.compile(r"\.?[0-9]{8}\.(pt|events|json)(\..+)?")
+"""Names of the files, including temporary files of a process that was killed while writing."""
+DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Handout:
+    """The handed-out states of one pretraining.
+
+    Args:
+        store: The results directory of the sweep.
+        digest: The digest of the pretraining.
+    """
+
+    store: Store
+    digest: str
+
+    def write(self, epoch: int, state: dict[str, Any], events: bytes, covered: Collection[str]) -> None:
+        """Hand out the state after an epoch, unless that was done before.
+
+        Args:
+            epoch: The number of finished epochs of pretraining.
+            state: Tensors and plain values.
+            events: The TensorBoard records of the pretraining.
+            covered: The keys (`raysweep.space.sharing.online_key`) of the trials that can take the state over.
+
+        Raises:
+            OSError: The files cannot be written.
+        """
+        if self.covered(epoch) is not None:  # another trial may be reading the files
+            return
+        content = to_bytes(state)
+        manifest = {"state": digest_of(content), "events": digest_of(events), "covered": sorted(covered)}
+        self._write(f"{epoch:08}.pt", content)
+        self._write(f"{epoch:08}.events", events)
+        self._write(f"{epoch:08}.json", json.dumps(manifest).encode())
+
+    def covered(self, epoch: int) -> frozenset[str] | None:
+        """Return the keys of the trials that can take over the state after an epoch; None if it is not complete.
+
+        A bucket or a disk that does not answer counts as not complete.
+        """
+        manifest = self._manifest(epoch)
+        return None if manifest is None else frozenset(manifest["covered"])
+
+    def read(self, epoch: int) -> tuple[dict[str, Any], bytes] | None:
+        """Return the state after an epoch, on the CPU, and the TensorBoard records; None if it is not intact."""
+        import torch
+
+        manifest = self._manifest(epoch)
+        try:
+            content, events = self._read(f"{epoch:08}.pt"), self._read(f"{epoch:08}.events")
+        except (OSError, ValueError):
+            return None
+        if manifest is None or (digest_of(content), digest_of(events)) != (manifest["state"], manifest["events"]):
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state, events
+
+    def remove(self) -> None:
+        """Remove the files; raises OSError if that fails."""
+        if self.store.bucket is not None:
+            bucket = self.store.bucket / FOLDER / self.digest
+            for name in sorted(bucket.files(), reverse=True):
+                bucket.remove(name)
+            return
+        check_held(self.store.root)
+        folder = self.store.root / FOLDER / self.digest
+        for file in sorted(folder.glob("*"), reverse=True):
+            if NAME.fullmatch(file.name):
+                discard(file)
+        with suppress(OSError):  # they may hold files of the user
+            folder.rmdir()
+            folder.parent.rmdir()
+
+    def _manifest(self, epoch: int) -> dict[str, Any] | None:
+        try:
+            manifest: Any = json.loads(self._read(f"{epoch:08}.json"))
+        except (OSError, ValueError):
+            return None
+        is_sound = isinstance(manifest, dict) and {"state", "events", "covered"} <= manifest.keys()
+        return manifest if is_sound and isinstance(manifest["covered"], list) else None
+
+    def _write(self, name: str, content: bytes) -> None:
+        if self.store.bucket is not None:
+            (self.store.bucket / FOLDER / self.digest).write(name, content)
+            return
+        folder = self.store.root / FOLDER / self.digest
+        for directory in (folder.parent, folder):  # the results directory itself may be gone, and stays so
+            directory.mkdir(exist_ok=True)
+        write_atomically(folder / name, content)
+
+    def _read(self, name: str) -> bytes:
+        if self.store.bucket is None:
+            folder = self.store.root / FOLDER / self.digest
+            if name not in os.listdir(folder):  # NFS may remember for a while that a file was missing, but not this
+                raise FileNotFoundError(errno.ENOENT, "there is no such file", str(folder / name))
+            return read_regular(folder / name)
+        bucket = self.store.bucket / FOLDER / self.digest
+        if name.endswith(".json") and not bucket.has(name):  # `read` would try again and again if the object is missing
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", name)
+        return bucket.read(name)
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of some bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def remove_unneeded(store: Store, sweep: Sweep) -> None:
+    """Remove the states that no unfinished trial of a sweep needs, such as those of a process that was killed.
+
+    Raises:
+        OSError: The files cannot be listed or removed.
+    """
+    if store.bucket is not None:
+        names = {name.partition("/")[0] for name in (store.bucket / FOLDER).files()}
+    else:
+        names = {path.name for path in (store.root / FOLDER).glob("*")}
+    if not names:
+        return
+    done = {result.trial for result in store.results(sweep, skip_damaged=True) if result.status != "failed"}
+    needed = {each.digest for each in pretrainings_of(trial for trial in sweep.trials if trial.name not in done)}
+    for name in names - needed:
+        if DIGEST.fullmatch(name):
+            Handout(store, name).remove()

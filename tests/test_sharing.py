@@ -1,0 +1,359 @@
+"""Trials that share a pretraining give the results of the trials alone, bit for bit."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from raysweep import parts, space
+from raysweep.backends import local
+from raysweep.backends.handout import PretrainingQueue, cut
+from raysweep.backends.progress import SilentTrials
+from raysweep.backends.stopping import Stopping
+from raysweep.backends.sweep_run import SweepRun
+from raysweep.results.event_records import split
+from raysweep.results.events import read_events
+from raysweep.results.handout import FOLDER, Handout, remove_unneeded
+from raysweep.results.store import Store
+from raysweep.running import pretrainings
+from raysweep.space.model import Tune
+from raysweep.space.sharing import HandsOut, TakesOver, can_share, online_key, pretrainings_of, taking_over
+from raysweep.training.state import fresh_state
+from tests.support import PATIENCE
+from tests.support.cluster import wait_for
+from tests.support.commands import alone as run_alone
+from tests.support.commands import on_ray, start
+from tests.support.trials import CLOCK, TINY, few_digits, read_encoder, trial_of
+
+BASE = {**TINY, "usl_epochs": 5, "probe_every": 2, "images_every": 2, "le_epochs": 2}
+SEARCH = {"labels_per_class": [2, 5], "probe_layer": ["trunk", "embedding"]}
+DATASETS = {("digits", 8, None): few_digits(train=100, test=40)}
+
+
+def sweep_of(search=SEARCH, tune=None, **base):
+    raw = {"name": "x", "base": {**BASE, **base}, "search": search, "tune": tune or {}, "baseline": False}
+    return space.build(raw, {}, "test")
+
+
+def sweep_run(folder, sweep, share=True, pending=None, datasets=DATASETS, progress=None):
+    """Run a sweep in this process and return its results directory."""
+    store = Store(folder)
+    if not folder.exists():
+        store.create(sweep, {})
+    pending = list(sweep.trials) if pending is None else pending
+    progress = progress or SilentTrials()
+    local.run(SweepRun(sweep, pending, [], store, datasets, progress, Stopping(store), share))
+    return store
+
+
+def make_method(settings):
+    return fresh_state(settings, 1, 8, torch.device("cpu"), 10).method
+
+
+def events_of(directory):
+    """Return every event of a trial in its order, without times and what belongs to one trial alone."""
+    events = []
+    for event in read_events(directory, lambda content: True):
+        for value in event.summary.value:
+            if value.tag != CLOCK and value.metadata.plugin_data.plugin_name != "hparams":
+                events.append((event.step, value.tag, value.SerializeToString(deterministic=True)))
+    return events
+
+
+def content_of(store, trial):
+    """Return what a trial has left that must not depend on whether it shares."""
+    result = dataclasses.asdict(store.result(trial))
+    for name in ("wall_s", "pretrained_by", "attempts"):
+        del result[name]
+    result["metrics"] = [(name, value) for name, value in result["metrics"].items() if name != CLOCK]
+    directory = store.trial(trial)
+    lines = [line.split(",") for line in (directory / "curves.csv").read_text().splitlines()]
+    clock = lines[0].index(CLOCK)
+    curves = [line[:clock] + line[clock + 1 :] for line in lines]
+    encoder = (directory / "encoder.safetensors").read_bytes()
+    return {"result": result, "curves": curves, "encoder": encoder, "events": events_of(directory)}
+
+
+def assert_same(one, other, sweep):
+    for trial in sweep.trials:
+        mine, its = content_of(one, trial.name), content_of(other, trial.name)
+        for name in mine:
+            assert mine[name] == its[name], f"{trial.name}: {name}"
+
+
+WAYS = {
+    **{name: {"usl_type": name} for name in parts.method if name != "supervised"},
+    "greedy": {"layerwise": "greedy", "usl_epochs": 2, "probe_every": 3},
+    "random": {"layerwise": "random", "usl_epochs": 1, "probe_every": 3},
+    "supervised": {"usl_type": "supervised", "strength": 0.0},
+    "wsd": {"usl_type": "simclr", "schedule": "wsd", "warmup_epochs": 1, "decay_epochs": 2},
+    "nothing measured": {"probe_every": 0},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_shared_is_alone_bit_for_bit(way, tmp_path):
+    """Once for each method and each way of layer-wise training."""
+    sweep = sweep_of(**WAYS[way])
+    shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
+    leader = sweep.trials[0].name
+    assert [store_result.pretrained_by for store_result in shared.results(sweep)] == ["", leader, leader, leader]
+    assert_same(shared, alone, sweep)
+    assert not list(tmp_path.glob(f"*/{FOLDER}")), "the state is removed"
+
+
+def test_other_validation_images_and_another_dataset_share_the_pretraining(tmp_path):
+    """The online measures of each trial are of its own validation images."""
+    search = {"val_fraction": [0.1, 0.3, 0], "knn_k": [3, 5]}
+    sweep = sweep_of(search)
+    shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
+    assert_same(shared, alone, sweep)
+
+
+LENGTHS = {
+    "constant": {"usl_type": "ae_parallel"},
+    "random blocks": {"layerwise": "random"},
+    "no decay": {"usl_type": "simsiam", "schedule": "wsd", "warmup_epochs": 1, "decay_epochs": 0},
+}
+
+
+@pytest.mark.parametrize("way", LENGTHS)
+def test_a_shorter_pretraining_is_the_beginning_of_a_longer_one(way, tmp_path):
+    """Also where the shorter one measures at its end, and the longer one does not at that epoch."""
+    sweep = sweep_of({"usl_epochs": [1, 3, 4], "probe_layer": ["trunk", "embedding"]}, **LENGTHS[way])
+    shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
+    assert_same(shared, alone, sweep)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"usl_type": "byol"},
+        {"schedule": "cosine", "warmup_epochs": 1},
+        {"schedule": "wsd", "warmup_epochs": 0, "decay_epochs": 1},
+        {"layerwise": "greedy"},
+    ],
+)
+def test_what_depends_on_the_number_of_epochs_is_not_shared_between_them(base):
+    assert not taking_over(sweep_of({"usl_epochs": [1, 3]}, **base))
+
+
+def test_a_method_with_a_step_that_knows_the_progress_does_not_ignore_the_length():
+    for name, part in parts.method.items():
+        module = make_method(trial_of(usl_type=name).settings)
+        assert part.traits["prefix"] == (not hasattr(module, "after_step")), name
+
+
+class StopAfter(SilentTrials):
+    """Ends the sweep as a process that dies, at a report of a trial."""
+
+    def __init__(self, holds):
+        self.holds, self.seen = holds, []
+
+    def progress(self, trial, status):
+        self.seen.append((trial.name, status.phase, status.epoch))
+        if self.holds(trial, status):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_a_pretraining_that_breaks_off_continues_and_the_others_take_it_over(epoch, tmp_path):
+    """The checkpoint holds the online measures for the other trials as well."""
+    sweep = sweep_of(tune={"checkpoint_seconds": 0})
+    with pytest.raises(KeyboardInterrupt):
+        sweep_run(tmp_path / "x", sweep, progress=StopAfter(lambda trial, status: status.epoch == epoch))
+    shared = sweep_run(tmp_path / "x", sweep)
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
+    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep)
+
+
+def test_a_trial_that_took_over_and_broke_off_continues(tmp_path):
+    sweep = sweep_of(tune={"checkpoint_seconds": 0})
+    second = sweep.trials[1]
+    with pytest.raises(KeyboardInterrupt):
+        sweep_run(
+            tmp_path / "x",
+            sweep,
+            progress=StopAfter(lambda trial, status: trial is second and status.phase == "linear probe"),
+        )
+    assert (tmp_path / "x" / FOLDER).is_dir()
+    done = [trial for trial in sweep.trials if Store(tmp_path / "x").result(trial.name) is not None]
+    assert [trial.name for trial in done] == [sweep.trials[0].name]
+    shared = sweep_run(tmp_path / "x", sweep, pending=list(sweep.trials[1:]))
+    assert {result.pretrained_by for result in shared.results(sweep)} == {"", sweep.trials[0].name}
+    assert shared.result(second.name).attempts == 2
+    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep)
+    assert not (tmp_path / "x" / FOLDER).exists()
+
+
+@pytest.mark.parametrize("name", ["00000005.pt", "00000005.events", "00000005.json"])
+def test_a_damaged_state_is_not_taken_over(name, tmp_path):
+    """The next trial then pretrains. Without the file that names the hashes, the first trial hands it out again."""
+    sweep = sweep_of({"labels_per_class": [2, 5]})
+    with pytest.raises(KeyboardInterrupt):
+        sweep_run(tmp_path / "x", sweep, progress=StopAfter(lambda trial, status: status.phase == "linear probe"))
+    (file,) = (tmp_path / "x" / FOLDER).glob(f"*/{name}")
+    file.write_bytes(file.read_bytes()[:-5])
+    shared = sweep_run(tmp_path / "x", sweep)
+    again = sweep.trials[0].name if name.endswith(".json") else ""
+    assert [result.pretrained_by for result in shared.results(sweep)] == ["", again]
+    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep)
+
+
+def test_states_that_no_unfinished_trial_needs_are_removed(tmp_path):
+    """For example after a process died between the last result and the removal."""
+    sweep = sweep_of()
+    store = sweep_run(tmp_path / "x", sweep)
+    (needless,) = pretrainings_of(sweep.trials)
+    Handout(store, needless.digest).write(5, {}, b"", [])
+    (store.root / FOLDER / "notes").mkdir()
+    remove_unneeded(store, sweep)
+    assert [path.name for path in (store.root / FOLDER).iterdir()] == ["notes"]
+
+
+def test_a_pretraining_that_diverges_fails_every_trial_that_shares_it(tmp_path):
+    sweep = sweep_of({**SEARCH, "usl_lr": [1e-4, 1e30]})
+    store = sweep_run(tmp_path / "x", sweep)
+    failed = [result for result in store.results(sweep) if result.status == "failed"]
+    assert [result.settings["usl_lr"] for result in failed] == [1e30] * 4
+    first, *others = failed
+    assert "pretraining epoch 1" in first.error
+    for result in others:
+        assert result.error == f"its pretraining failed, which it shares with {first.trial}: {first.error}"
+    assert sum(result.status == "finished" for result in store.results(sweep)) == 4
+
+
+def test_what_decides_a_pretraining():
+    """Seeds and settings of pretraining do, settings of the evaluation do not."""
+    grid = {"alpha": [0.1, 1], "labels_per_class": [2, 5], "probe_layer": ["trunk", "embedding"], "seed": [0, 1]}
+    sweep = sweep_of(grid)
+    groups = pretrainings_of(sweep.trials)
+    assert [len(group.trials) for group in groups] == [4] * 4
+    assert len({group.digest for group in groups}) == 4
+    for group in groups:
+        assert len({(trial.settings.alpha, trial.settings.seed) for trial in group.trials}) == 1
+    assert len(taking_over(sweep)) == 12
+    assert pretrainings(sweep, share=True) == ", 4 pretrainings"
+    assert pretrainings(sweep, share=False) == ""
+
+
+def test_the_digest_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    before = pretrainings_of(sweep_of().trials)
+    monkeypatch.chdir(tmp_path)
+    assert [each.digest for each in pretrainings_of(sweep_of().trials)] == [each.digest for each in before]
+
+
+@pytest.mark.parametrize("tune", [{"scheduler": "asha"}, {"scheduler": "median"}, {"searcher": "optuna"}])
+def test_with_a_scheduler_or_a_searcher_nothing_is_shared(tune):
+    sweep = dataclasses.replace(sweep_of(), tune=Tune(**tune))
+    assert not can_share(sweep)
+    assert not taking_over(sweep)
+
+
+def test_trials_wait_for_a_running_pretraining_and_no_other_trial_waits(tmp_path):
+    """As on a cluster with three workers."""
+    sweep = sweep_of({"alpha": [0.1, 1], "labels_per_class": [2, 5]})
+    store = Store(tmp_path / "x")
+    store.create(sweep, {})
+    queue = PretrainingQueue(sweep.trials, store, share=True, ahead=2)
+    first, second = queue.next(), queue.next()
+    assert (first.trial.settings.alpha, second.trial.settings.alpha) == (0.1, 1.0)
+    assert isinstance(first.role, HandsOut)
+    assert queue.next() is None, "both others wait"
+    assert not queue.is_empty()
+    handout = Handout(store, second.role.digest)
+    handout.write(5, {}, b"", [*handout_keys(second)])
+    queue.open[1].looked.clear()
+    third = queue.next()
+    assert third.trial.settings.alpha == 1.0
+    assert third.role == TakesOver(second.role.digest)
+    assert queue.ended(third.trial, failed=False) == []
+    assert handout.covered(5) is not None, "the trial that pretrained still runs"
+    assert queue.ended(second.trial, failed=False) == []
+    assert handout.covered(5) is None, "all trials have ended"
+    assert [trial.settings.labels_per_class for trial in queue.ended(first.trial, failed=True)] == [5]
+    assert queue.is_empty()
+
+
+def handout_keys(start):
+    return [online_key(start.trial.settings), *(online_key(other.settings) for other in start.role.variants)]
+
+
+def test_a_pretraining_is_never_cut_into_two_parts():
+    sweep = sweep_of({"labels_per_class": [2, 5], "alpha": [0.1, 0.5, 1]})
+    cuts = list(cut(sweep.trials, 3, share=True))
+    assert [[trial.settings.alpha for trial in part] for part in cuts] == [[0.1, 0.1], [0.5, 0.5], [1, 1]]
+    assert [len(part) for part in cut(sweep.trials, 4, share=False)] == [4, 2]
+
+
+def test_records_are_split_where_they_end():
+    assert list(split(b"")) == []
+    record = (3).to_bytes(8, "little") + b"abcd" + b"xyz" + b"efgh"
+    assert list(split(record + record + record[:-1])) == [record, record]
+
+
+def arguments(few, folder, *more):
+    """Return the arguments of a small sweep whose trials share two pretrainings."""
+    file = folder / "space.yaml"
+    base = {**BASE, **few, "usl_epochs": 2}
+    search = {"labels_per_class": [1, 2], "probe_layer": ["trunk", "embedding"], "alpha": [0.1, 1]}
+    file.write_text(json.dumps({"name": "x", "base": base, "search": search}))
+    return [str(file), *more]
+
+
+def test_the_command_says_how_many_pretrainings_there_are_and_no_share_turns_sharing_off(few, tmp_path):
+    process = run_alone(*arguments(few, tmp_path), cwd=tmp_path)
+    assert process.returncode == 0
+    assert "8 trials, 2 pretrainings, one at a time" in process.stdout + process.stderr
+    process = run_alone(*arguments(few, tmp_path, "--no-share", "--name", "y"), cwd=tmp_path)
+    assert "8 trials, one at a time" in process.stdout + process.stderr
+    (shared, sweep), (alone, _) = Store.open(tmp_path / "runs" / "x"), Store.open(tmp_path / "runs" / "y")
+    assert not any(result.pretrained_by for result in alone.results(sweep))
+    assert_same(shared, alone, sweep)
+    assert read_encoder(shared.trial(sweep.trials[0].name))["architecture"] == "conv6"
+
+
+def test_on_ray_the_results_are_the_same(few, tmp_path):
+    process = on_ray(*arguments(few, tmp_path), cwd=tmp_path)
+    assert process.returncode == 0
+    assert "8 trials, 2 pretrainings, " in process.stdout + process.stderr
+    run_alone(*arguments(few, tmp_path, "--no-share", "--name", "y"), cwd=tmp_path)
+    (shared, sweep), (alone, _) = Store.open(tmp_path / "runs" / "x"), Store.open(tmp_path / "runs" / "y")
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 2
+    assert_same(shared, alone, sweep)
+    assert not (shared.root / FOLDER).exists()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_resumes_with_the_same_results(few, tmp_path):
+    """Killed in the middle of the shared pretraining, and again after its state is there."""
+    space_file, *more = arguments(few, tmp_path, "--local", "--set", "tune.checkpoint_seconds=0", "--usl_epochs", "30")
+    store = Store(tmp_path / "runs" / "x")
+    process = start(space_file, *more, cwd=tmp_path)
+    wait_for(lambda: list(store.root.glob("*/checkpoints/*.json")), process)
+    process.kill()
+    process.wait(PATIENCE)
+    assert not list(store.root.glob(f"{FOLDER}/*/*.json")), "the pretraining has not ended"
+    process = start("--resume", str(store.root), "--local", cwd=tmp_path)
+    wait_for(lambda: list(store.root.glob(f"{FOLDER}/*/*.json")), process)
+    process.kill()
+    process.wait(PATIENCE)
+    assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 0
+    run_alone(space_file, *more[1:], "--no-share", "--name", "y", cwd=tmp_path)
+    (shared, sweep), (alone, _) = Store.open(store.root), Store.open(tmp_path / "runs" / "y")
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 2
+    assert_same(shared, alone, sweep)
+    assert not (store.root / FOLDER).exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_died_between_its_last_result_and_the_removal_of_the_state_removes_it(few, tmp_path):
+    run_alone(*arguments(few, tmp_path), cwd=tmp_path)
+    store, sweep = Store.open(tmp_path / "runs" / "x")
+    digest = pretrainings_of(sweep.trials)[0].digest
+    Handout(store, digest).write(2, {}, b"", [])
+    assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 0
+    assert not (store.root / FOLDER).exists()
