@@ -9,16 +9,17 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
+from raysweep.report.statistics import fit_blocks
 from raysweep.results.result import Result, complete_protocol, protocol_difference
 from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_settings, make_control, short_names
 
 CONFIDENCE = 0.95
-PERCENT = f"{CONFIDENCE * 100:.0f} %"
 LEAST_SEEDS = 3
 """With fewer seeds than this there is no verdict, and no interval is shown."""
 NO_SPREAD = 1e-9
@@ -26,6 +27,21 @@ NO_SPREAD = 1e-9
 LINEAR = "linear/test_accuracy"
 SCORES = (LINEAR, "knn/test_accuracy", "kmeans/accuracy")
 COLUMNS = ("linear/val_accuracy", *SCORES)
+
+
+def confidence(looks: int = 1) -> float:
+    """Return the confidence of every interval: `CONFIDENCE`, or more in a race, whose looks divide the error."""
+    return 1 - (1 - CONFIDENCE) / looks
+
+
+def percent(points: Iterable[Point] = ()) -> str:
+    """Return the confidence of the intervals of these points in words: `95 %`, or more in a race of seeds."""
+    return f"{100 * confidence(looks_of(points)):.5g} %"
+
+
+def looks_of(points: Iterable[Point]) -> int:
+    """Return the number of looks that share the familywise error: 1, or more in a race of seeds."""
+    return max((point.looks for point in points), default=1)
 
 
 def block_scores() -> tuple[str, ...]:
@@ -55,7 +71,7 @@ class Estimate:
     """The standard deviation over seeds, with n − 1 degrees of freedom; None for one seed."""
     low: float | None
     high: float | None
-    """`low` and `high` are the bounds of the mean's Student-t interval at `CONFIDENCE`; None for one seed."""
+    """`low` and `high` are the bounds of the mean's Student-t interval at `confidence`; None for one seed."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,8 @@ class Point:
     """The seeds of all its trials, including unfinished ones."""
     label: str = ""
     """The name with drawn values rounded; empty if the name has none."""
+    looks: int = 1
+    """The number of looks that share the familywise error; 1 unless the seeds of its sweep are a race."""
 
     @property
     def baseline(self) -> bool:
@@ -123,6 +141,10 @@ class Point:
         """Return the metric of every seed that has it."""
         return list(self.scores(metric).values())
 
+    def estimate(self, metric: str) -> Estimate | None:
+        """Return the mean of the metric with its interval; None without the metric."""
+        return estimate(self.values(metric), self.looks)
+
     def control_scores(self, control: str, metric: str) -> dict[int, float]:
         """Return the metric of a control by seed; empty without that control."""
         return metric_by_seed(self.controls.get(control, {}), metric)
@@ -142,8 +164,13 @@ def differences(first: Mapping[int, float], second: Mapping[int, float]) -> list
     return [value - second[seed] for seed, value in first.items() if seed in second]
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return mean, standard deviation and interval of independent values; None without values."""
+def estimate(values: Sequence[float], looks: int = 1) -> Estimate | None:
+    """Return mean, standard deviation and interval of independent values; None without values.
+
+    Args:
+        values: The values.
+        looks: The number of looks that share the error of the interval.
+    """
     n = len(values)
     if n == 0:
         return None
@@ -151,7 +178,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if n == 1:
         return Estimate(1, mean, None, None, None)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
+    half = float(stats.t.ppf((1 + confidence(looks)) / 2, n - 1)) * std / math.sqrt(n)
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
@@ -260,8 +287,9 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
 
     A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
     bad ones. Points are ranked by their mean over the seeds that all of them have, or over all their seeds if there is
-    no such seed. Scores of different protocols are not comparable, so a sweep that varies the evaluation has several
-    best points. Without a metric no point competes.
+    no such seed. In a race of seeds they are ranked by their means in the block model, which uses all seeds and adjusts
+    for those that a point lacks. Scores of different protocols are not comparable, so a sweep that varies the
+    evaluation has several best points. Without a metric no point competes.
 
     Args:
         points: points and controls; controls never compete.
@@ -278,12 +306,22 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
 def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
     """Return the points of one protocol, best first."""
     scores = {point.title: point.scores(metric) for point in group}
+    if looks_of(group) > 1:
+        effects = fit_blocks(matrix([point.scores(metric) for point in group])).effects
+        order = np.argsort(-effects if mode == "max" else effects, kind="stable")
+        return [group[index] for index in order]
     shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
     means = {
         title: fmean(value for seed, value in by_seed.items() if seed in shared or not shared)
         for title, by_seed in scores.items()
     }
     return sorted(group, key=lambda point: means[point.title], reverse=mode == "max")
+
+
+def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
+    """Return scores by seed as an array (points, seeds), with sorted seeds; NaN where a point lacks a seed."""
+    seeds = sorted({seed for by_seed in scores for seed in by_seed})
+    return np.array([[by_seed.get(seed, np.nan) for seed in seeds] for by_seed in scores], dtype=float)
 
 
 def mean_of(point: Point, metric: str) -> float:

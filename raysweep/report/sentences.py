@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from raysweep import parts
-from raysweep.report.points import LEAST_SEEDS, PERCENT, SCORES, Point, mean_of
+from raysweep.report.points import LEAST_SEEDS, SCORES, Point, looks_of, mean_of, percent
 from raysweep.report.statistics import Difference, seeds_needed
 from raysweep.report.verdicts import Family, Group, same_experiment
 from raysweep.system.terminal import counted
@@ -200,7 +200,8 @@ def next_steps(group: Group, family: Family) -> list[str]:
     unclear = [(point, difference) for point, difference in rivals if not difference.differs]
     if unclear and family.variance is not None:
         rival, difference = unclear[0]
-        count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS)
+        looks = looks_of(group.points)
+        count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS, looks)
         if count is None:
             lines.append(
                 f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}; "
@@ -334,13 +335,26 @@ def listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-METHOD = (
-    f"Scores are modelled as point + seed + residual. Intervals are at {PERCENT} and adjusted for all comparisons of a "
-    "table: Dunnett's method adjusts the differences from a control, and Tukey's method adjusts the differences "
-    "between points. Both use the residual spread of all points together. A test compares the spreads of the points. "
-    "If the result is unclear, each interval uses the larger of the pooled spread and the spread of its two points. "
-    "If the spreads clearly differ, each pair has the spread of its differences, and Holm's method adjusts them. A "
-    "simulated sweep of seven equal points shows a false difference in at most 5 % of cases, or in up to 11 % with "
-    "three seeds and very unequal spreads. Each score is adjusted alone. All seeds share one division of the images. "
-    "So the intervals cover differences between runs, and not the choice of the test images."
-)
+def method(points: Sequence[Point]) -> str:
+    """Say how the intervals and verdicts about these points are computed."""
+    looks = looks_of(points)
+    race = (
+        ""
+        if looks == 1
+        else f" The seeds were a race: after every round a look at the results decided which points get more seeds. Up "
+        f"to {looks} looks divide the error of 5 % equally (Bonferroni), so every interval is at {percent(points)}, "
+        f"and every p-value is multiplied by {looks}. Points that got more seeds than others are ranked by their means "
+        "adjusted for the seeds that the others lack. The mean of a point that left the race early tends to lie a "
+        "little too far from the best one."
+    )
+    return (
+        f"Scores are modelled as point + seed + residual. Intervals are at {percent(points)} and adjusted for all "
+        "comparisons of a table: Dunnett's method adjusts the differences from a control, and Tukey's method adjusts "
+        "the differences between points. Both use the residual spread of all points together. A test compares the "
+        "spreads of the points. If the result is unclear, each interval uses the larger of the pooled spread and the "
+        "spread of its two points. If the spreads clearly differ, each pair has the spread of its differences, and "
+        "Holm's method adjusts them. A simulated sweep of seven equal points shows a false difference in at most 5 % "
+        "of cases, or in up to 11 % with three seeds and very unequal spreads. Each score is adjusted alone. All seeds "
+        "share one division of the images. So the intervals cover differences between runs, and not the choice of the "
+        f"test images.{race}"
+    )
