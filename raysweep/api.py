@@ -224,7 +224,7 @@ def resume(
         store.check_settings_of_attempts(sweep)
         store.set_damaged_aside(sweep)
         kept = [result for result in store.results(sweep) if result.status != "failed"]
-        if len(kept) == sweep.total:
+        if len(kept) == sweep.total and not sweep.races:
             if changed:
                 store.extend(sweep, preparation.provenance())
                 describe_for_tensorboard(store, sweep)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from raysweep.config import Settings
-from raysweep.space import Resources, Sweep, to_yaml
+from raysweep.space import Resources, Sweep, race_words, to_yaml
 from raysweep.space.hints import long_defaults
 from raysweep.space.model import Tune
 from raysweep.system.terminal import counted, duration
@@ -73,7 +73,9 @@ def plan(sweep: Sweep, local: bool) -> Iterator[str]:
     every = [trial.settings for trial in sweep.examples if trial.source is None]
     trained = [settings for settings in every if settings.pretrain_epochs]
     epochs = [settings.pretrain_epochs for settings in trained]
-    if epochs and sweep.tune.searcher == "none":
+    if sweep.race is not None and not sweep.encoders:
+        yield f"Plan: {race_words(sweep)}. The first ones are listed; more seeds go to points that are not separated."
+    elif epochs and sweep.tune.searcher == "none":
         each = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
         total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
         yield f"Plan: {counted(len(epochs), 'trial')} with pretraining, {each} epochs each{total}."

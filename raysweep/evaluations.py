@@ -101,6 +101,7 @@ def plan_for_sweep(
     evaluation = space.build_evaluation(
         with_defaults(raw, sweep, where), overrides, where, encoders, controls=controls, plugins=plugins
     )
+    evaluation = replace(evaluation, race=sweep.race)  # its intervals allow for seeds that were added after looks
     return PlannedEvaluation(evaluation, store.place, digests=evaluated_before(store, sweep, encoders))
 
 

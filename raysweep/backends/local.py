@@ -25,10 +25,13 @@ def run(sweep_run: SweepRun) -> Sweep:
     Their results are bit for bit the same as on Ray. A trial that raises is recorded as failed, with its traceback in
     its `error.txt`, and the next one runs. If the sweep must end early, the running trial is saved first.
     """
-    for trial in sweep_run.pending:
-        if sweep_run.stopping.asked() or not run_one(sweep_run, trial):
-            break
-    return sweep_run.sweep
+    sweep, pending = sweep_run.sweep, sweep_run.pending
+    while pending:
+        for trial in pending:
+            if sweep_run.stopping.asked() or not run_one(sweep_run, trial):
+                return sweep
+        sweep, pending = sweep_run.next_round(sweep)
+    return sweep
 
 
 def run_one(sweep_run: SweepRun, trial: Trial) -> bool:

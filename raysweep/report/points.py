@@ -17,7 +17,17 @@ from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.errors import InputError
 from raysweep.report.statistics import fit_blocks
 from raysweep.results.result import Result, complete_protocol, protocol_difference
-from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_settings, make_control, short_names
+from raysweep.space import (
+    CONTROLS,
+    RANDOM,
+    Sweep,
+    Trial,
+    complete_rounds,
+    computed,
+    control_settings,
+    make_control,
+    short_names,
+)
 
 CONFIDENCE = 0.95
 LEAST_SEEDS = 3
@@ -202,15 +212,16 @@ def check_alike(one: Result, other: Result, name: str, other_name: str, varied: 
         )
 
 
-def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Point]:
+def gather(sweep: Sweep, results: Sequence[Result], label: str = "", looks: int | None = None) -> list[Point]:
     """Return the points with finished results, in the order of the sweep.
 
-    `label` is the sweep's name in a comparison of several sweeps.
+    In a comparison of several sweeps, `label` is the sweep's name, and `looks` the largest number of looks of a sweep.
+    The last round of a race of seeds is left out until all its trials have ended.
     """
     finished = {result.trial: result for result in results if result.status == "finished"}
     trials: dict[str, list[Trial]] = {}
     planned: dict[str, list[int]] = {}
-    for trial in sweep.trials:
+    for trial in complete_rounds(sweep, {result.trial for result in results}).trials:
         planned.setdefault(trial.point, []).append(trial.settings.seed)
         if trial.name in finished:
             trials.setdefault(trial.point, []).append(trial)
@@ -228,6 +239,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
                 sweep=label,
                 planned=planned[name],
                 label=labels.get(name, ""),
+                looks=looks or sweep.looks,
             )
         )
     return points

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from raysweep import parts
 from raysweep.report.points import LEAST_SEEDS, SCORES, Point, looks_of, mean_of, percent
+from raysweep.report.race_words import NAMES as NAMES
+from raysweep.report.race_words import listed as listed
 from raysweep.report.statistics import Difference, seeds_needed
 from raysweep.report.verdicts import Family, Group, same_experiment
 from raysweep.system.terminal import counted
@@ -14,8 +16,6 @@ MOST_NAMED = 3
 """A sentence names up to this many points, and gives the number of the others."""
 MOST_SEEDS = 50
 """More seeds than this are not recommended."""
-NAMES = {"random": "the random encoder", "pixels": "raw pixels", "pca": "PCA", "supervised": "supervised training"}
-"""The controls in a sentence."""
 STILL_FALLING = 0.05
 """A loss has not levelled off if more than this fraction of its whole fall was in the last tenth of the epochs."""
 LOW_RANK = 0.05
@@ -328,11 +328,6 @@ def shortened(names: Sequence[str]) -> str:
     if len(names) > MOST_NAMED + 1:
         names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} others"]
     return listed(names)
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return words for a sentence: `a`, `a and b`, `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def method(points: Sequence[Point]) -> str:

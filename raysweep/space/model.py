@@ -153,6 +153,39 @@ class Resources(BaseModel):
         return value
 
 
+class Race(BaseModel):
+    """The seeds of a sweep as a race: the entry `seeds` of a search space."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    _types = field_validator("*", mode="before")(check_type)
+
+    most: Annotated[int, Field(ge=3), About("Most seeds of a point. A verdict needs three seeds.")]
+    least: Annotated[int, Field(ge=2), About("Seeds with which every point starts: 0, 1, 2, …")] = 3
+    until: Annotated[
+        Literal["separated"],
+        About(
+            "What ends the race: the best point is separated from every other point and from its controls, or these "
+            "points have all their seeds."
+        ),
+    ] = "separated"
+
+    @property
+    def looks(self) -> int:
+        """The largest number of looks at the results. A look at fewer than three seeds tests nothing."""
+        return self.most - max(self.least, 3) + 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a race, after the first one."""
+
+    seeds: int
+    """The number of seeds that its points have after the round."""
+    points: tuple[str, ...]
+    """The names of the points and controls that get more seeds."""
+
+
 @dataclass(frozen=True)
 class EncoderSource:
     """The encoder that a trial of an evaluation reads, instead of pretraining one."""
@@ -220,6 +253,10 @@ class Proposal:
     """The values of the point's searched settings, without the seed."""
 
 
+RaceEnd = Literal["", "settled", "most", "budget", "incomparable"]
+"""Why a race ended: all comparisons are settled; the open ones have all seeds; the time is over; no two compete."""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A checked search space."""
@@ -239,6 +276,22 @@ class Sweep:
     """The plugins that declare parts of the sweep."""
     encoders: tuple[Trial, ...] = ()
     """The trials whose encoders an evaluation reads, each with its `source`; empty for a sweep that pretrains."""
+    race: Race | None = None
+    """How the seeds race; None if every point has the same seeds. An evaluation has the race of its encoders."""
+    rounds: tuple[Round, ...] = ()
+    """The rounds of the race so far, after the first one. `trials` contains their trials."""
+    race_end: RaceEnd = ""
+    """Why the race has ended; empty while it goes on."""
+
+    @property
+    def races(self) -> bool:
+        """Whether seeds may still be added to points."""
+        return self.race is not None and not self.encoders and self.race_end in ("", "budget")
+
+    @property
+    def looks(self) -> int:
+        """The number of looks at the results that divide the error of the verdicts; 1 without a race."""
+        return self.race.looks if self.race is not None else 1
 
     @property
     def total(self) -> int:
@@ -302,12 +355,14 @@ class Sweep:
         The `base` of an evaluation has only the settings that were given, because the others belong to its encoders.
         """
         everywhere = set.intersection(*(set(space) for space in self.search))
+        everywhere |= {"seed"} if self.race is not None else set()
         resolved = make_settings(self.base, self.name).model_dump()
         origins = [plugin.origin for plugin in self.plugins if plugin.origin]
         return {
             "name": self.name,
             **({"plugins": origins} if origins else {}),
             "base": dict(self.base) if self.encoders else {n: v for n, v in resolved.items() if n not in everywhere},
+            **({"seeds": self.race.model_dump()} if self.race is not None else {}),
             "search": [{name: dict(spec) for name, spec in space.items()} for space in self.search],
             "baseline": written(self.baseline),
             "tune": self.tune.model_dump(),
