@@ -51,14 +51,12 @@ class Tally:
         self.started = time.monotonic()
 
     def extend(self, sweep: Sweep) -> None:
-        """The sweep has more trials than before. A point with new seeds has no mean until they have finished."""
+        """The sweep has more trials than before. A point keeps its mean until its new seeds have finished."""
         self.sweep = sweep
         new = [trial for trial in sweep.trials if trial.name not in self.weights]
         self.weights |= {trial.name: weight(trial) for trial in new}
         self.whole += sum(map(weight, new))
         self.planned = Counter(trial.point for trial in sweep.trials)
-        for trial in new:
-            self.means.pop(trial.point, None)
 
     def begin(self, trial: Trial) -> None:
         """A worker has started the trial."""
