@@ -41,15 +41,15 @@ def run(race, scores, metric, truth):
         truth: the true means, shape (1 + points,).
     """
     counts = np.full(len(scores), race.least)
-    seen = [False, False]
+    seen, divisor = [False, False], 2 * race.looks  # the tables of the pairs and of the control
     while True:
         present = np.arange(race.most) < counts[:, None]
         width = counts.max()
         values = np.where(present, scores, np.nan)[:, :width]
         effects = fit_blocks(np.where(present, metric, np.nan)[1:, :width]).effects
         best = int(np.argsort(-effects, kind="stable")[0])
-        pairs = compare_pairs(values[1:], looks=race.looks)
-        control = compare_with_control(values, 0, race.looks)
+        pairs = compare_pairs(values[1:], divisor=divisor)
+        control = compare_with_control(values, 0, divisor)
         seen[0] |= any(pairs[i, j].differs for i, j in pairs if truth[1 + i] == truth[1 + j])
         seen[1] |= any(each.differs for row, each in control.items() if truth[row] == truth[0])
         rivals = [1 + i + j - best for i, j in pairs if best in (i, j) and is_open(pairs[i, j])]

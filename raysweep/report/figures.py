@@ -25,7 +25,7 @@ from raysweep.report.marks import (
     seeds_and_bars,
     wrapped_lines,
 )
-from raysweep.report.points import LEAST_SEEDS, Point, looks_of, mean_of, rank_points, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Point, divisor_of, mean_of, rank_points, shown_scores
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def draw_line(
     style = "-" if joined else ""
     axes.plot([x for x, _ in scores], means, linestyle=style, color=colour, marker=marker, markersize=4, label=label)
     for x, values in scores:
-        add_seeds(axes, x, values, colour, looks_of(line))
+        add_seeds(axes, x, values, colour, divisor_of(line))
 
 
 def draw_controls(

@@ -39,12 +39,12 @@ def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Poin
     return [point for point in points if point in kept], which
 
 
-def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str, looks: int) -> None:
+def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str, divisor: int) -> None:
     """Draw each seed as a dot at `x`, and the interval of the mean for `LEAST_SEEDS` seeds or more.
 
-    Nothing is drawn for a single seed, because its dot would hide the mean. `looks` is that of the points.
+    Nothing is drawn for a single seed, because its dot would hide the mean. `divisor` is that of the points.
     """
-    value = estimate(values, looks)
+    value = estimate(values, divisor)
     if value is not None and value.n > 1:
         if value.high is not None and value.n >= LEAST_SEEDS:
             axes.errorbar(x, value.mean, yerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)

@@ -39,19 +39,19 @@ SCORES = (LINEAR, "knn/test_accuracy", "kmeans/accuracy")
 COLUMNS = ("linear/val_accuracy", *SCORES)
 
 
-def confidence(looks: int = 1) -> float:
-    """Return the confidence of every interval: `CONFIDENCE`, or more in a race, whose looks divide the error."""
-    return 1 - (1 - CONFIDENCE) / looks
+def confidence(divisor: int = 1) -> float:
+    """Return the confidence of every interval: `CONFIDENCE`, or more in a race, which divides the error."""
+    return 1 - (1 - CONFIDENCE) / divisor
 
 
 def percent(points: Iterable[Point] = ()) -> str:
     """Return the confidence of the intervals of these points in words: `95 %`, or more in a race of seeds."""
-    return f"{100 * confidence(looks_of(points)):.5g} %"
+    return f"{100 * confidence(divisor_of(points)):.5g} %"
 
 
-def looks_of(points: Iterable[Point]) -> int:
-    """Return the number of looks that share the familywise error: 1, or more in a race of seeds."""
-    return max((point.looks for point in points), default=1)
+def divisor_of(points: Iterable[Point]) -> int:
+    """Return the number by which the familywise error is divided: 1, or more in a race of seeds."""
+    return max((point.divisor for point in points), default=1)
 
 
 def block_scores() -> tuple[str, ...]:
@@ -105,8 +105,8 @@ class Point:
     """The seeds of all its trials, including unfinished ones."""
     label: str = ""
     """The name with drawn values rounded; empty if the name has none."""
-    looks: int = 1
-    """The number of looks that share the familywise error; 1 unless the seeds of its sweep are a race."""
+    divisor: int = 1
+    """The number by which the familywise error is divided; 1 unless the seeds of its sweep are a race."""
 
     @property
     def baseline(self) -> bool:
@@ -153,7 +153,7 @@ class Point:
 
     def estimate(self, metric: str) -> Estimate | None:
         """Return the mean of the metric with its interval; None without the metric."""
-        return estimate(self.values(metric), self.looks)
+        return estimate(self.values(metric), self.divisor)
 
     def control_scores(self, control: str, metric: str) -> dict[int, float]:
         """Return the metric of a control by seed; empty without that control."""
@@ -174,12 +174,12 @@ def differences(first: Mapping[int, float], second: Mapping[int, float]) -> list
     return [value - second[seed] for seed, value in first.items() if seed in second]
 
 
-def estimate(values: Sequence[float], looks: int = 1) -> Estimate | None:
+def estimate(values: Sequence[float], divisor: int = 1) -> Estimate | None:
     """Return mean, standard deviation and interval of independent values; None without values.
 
     Args:
         values: The values.
-        looks: The number of looks that share the error of the interval.
+        divisor: The number by which the error of the interval is divided.
     """
     n = len(values)
     if n == 0:
@@ -188,7 +188,7 @@ def estimate(values: Sequence[float], looks: int = 1) -> Estimate | None:
     if n == 1:
         return Estimate(1, mean, None, None, None)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + confidence(looks)) / 2, n - 1)) * std / math.sqrt(n)
+    half = float(stats.t.ppf((1 + confidence(divisor)) / 2, n - 1)) * std / math.sqrt(n)
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
@@ -212,10 +212,11 @@ def check_alike(one: Result, other: Result, name: str, other_name: str, varied: 
         )
 
 
-def gather(sweep: Sweep, results: Sequence[Result], label: str = "", looks: int | None = None) -> list[Point]:
+def gather(sweep: Sweep, results: Sequence[Result], label: str = "", divisor: int | None = None) -> list[Point]:
     """Return the points with finished results, in the order of the sweep.
 
-    In a comparison of several sweeps, `label` is the sweep's name, and `looks` the largest number of looks of a sweep.
+    In a comparison of several sweeps, `label` is the sweep's name, and `divisor` the largest one of all
+    sweeps.
     The last round of a race of seeds is left out until all its trials have ended.
     """
     finished = {result.trial: result for result in results if result.status == "finished"}
@@ -239,7 +240,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "", looks: int 
                 sweep=label,
                 planned=planned[name],
                 label=labels.get(name, ""),
-                looks=looks or sweep.looks,
+                divisor=divisor or sweep.divisor,
             )
         )
     return points
@@ -318,7 +319,7 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
 def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
     """Return the points of one protocol, best first."""
     scores = {point.title: point.scores(metric) for point in group}
-    if looks_of(group) > 1:
+    if divisor_of(group) > 1:
         effects = fit_blocks(matrix([point.scores(metric) for point in group])).effects
         order = np.argsort(-effects if mode == "max" else effects, kind="stable")
         return [group[index] for index in order]

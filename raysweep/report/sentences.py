@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from raysweep import parts
-from raysweep.report.points import LEAST_SEEDS, SCORES, Point, looks_of, mean_of, percent
+from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of, mean_of, percent
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
 from raysweep.report.statistics import Difference, seeds_needed
@@ -200,8 +200,8 @@ def next_steps(group: Group, family: Family) -> list[str]:
     unclear = [(point, difference) for point, difference in rivals if not difference.differs]
     if unclear and family.variance is not None:
         rival, difference = unclear[0]
-        looks = looks_of(group.points)
-        count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS, looks)
+        divisor = divisor_of(group.points)
+        count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS, divisor)
         if count is None:
             lines.append(
                 f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}; "
@@ -332,15 +332,15 @@ def shortened(names: Sequence[str]) -> str:
 
 def method(points: Sequence[Point]) -> str:
     """Say how the intervals and verdicts about these points are computed."""
-    looks = looks_of(points)
+    divisor = divisor_of(points)
     race = (
         ""
-        if looks == 1
-        else f" The seeds were a race: after every round a look at the results decided which points get more seeds. Up "
-        f"to {looks} looks divide the error of 5 % equally (Bonferroni), so every interval is at {percent(points)}, "
-        f"and every p-value is multiplied by {looks}. Points that got more seeds than others are ranked by their means "
-        "adjusted for the seeds that the others lack. The mean of a point that left the race early tends to lie a "
-        "little too far from the best one."
+        if divisor == 1
+        else " The seeds were a race: after every round a look at the results decided which points get more seeds. The "
+        "looks, and the tables of pairs and of each control, divide the error of 5 % into "
+        f"{divisor} equal parts (Bonferroni). So every interval is at {percent(points)}, and every p-value is "
+        f"multiplied by {divisor}. The points are ranked by their means adjusted for the seeds that some of them lack. "
+        "The mean of a point that left the race early tends to lie a little too far from the best one."
     )
     return (
         f"Scores are modelled as point + seed + residual. Intervals are at {percent(points)} and adjusted for all "

@@ -34,13 +34,13 @@ class Shape:
     p_falls: float | None
     p_curved: float | None
     """The p-values of Page's test in both directions and of the quadratic contrast. Each is multiplied by three, the
-    number of tests, and by the number of looks of a race. It is at most 1. None where a test is impossible."""
+    number of tests, and by the divisor of a race. It is at most 1. None where a test is impossible."""
     within: float | None
     """For "flat", the largest absolute bound of the intervals of all pairs: no two values differ by more. Else None."""
     pairs: dict[tuple[int, int], Difference]
 
 
-def compare_shape(values: Array, better: Literal["max", "min"] = "max", looks: int = 1) -> Shape:
+def compare_shape(values: Array, better: Literal["max", "min"] = "max", divisor: int = 1) -> Shape:
     """Test whether the score rises, falls or has an optimum over the ordered values of one setting.
 
     Three tests share the familywise error by Bonferroni: Page's trend test in both directions (Page 1963, "Ordered
@@ -54,10 +54,10 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max", looks: i
         values: scores, shape (values in order, blocks), NaN where a cell is missing. Blocks are seeds, or combinations
             of seeds and other settings.
         better: "max" where high scores are good.
-        looks: the number of looks that share the error (see `raysweep.report.statistics`). P-values are multiplied by
-            it, and the intervals of `pairs` have the corresponding level.
+        divisor: the error is divided by this number (see `raysweep.report.statistics`). P-values are multiplied by it,
+            and the intervals of `pairs` have the corresponding level.
     """
-    fit, pairs = fit_blocks(values), compare_pairs(values, looks=looks)
+    fit, pairs = fit_blocks(values), compare_pairs(values, divisor=divisor)
     sign, last = (1 if better == "max" else -1), len(values) - 1
     best = int(np.nanargmax(sign * fit.effects)) if np.isfinite(fit.effects).any() else None
     blocks = values[:, ~np.isnan(values).any(0)].T
@@ -65,9 +65,9 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max", looks: i
         return Shape("unknown", best, None, None, None, None, pairs)
     ranks = stats.rankdata(blocks, axis=1)
     p_rises, p_falls = (
-        min(1.0, 3 * looks * float(stats.page_trend_test(x, True).pvalue)) for x in (ranks, ranks[:, ::-1])
+        min(1.0, 3 * divisor * float(stats.page_trend_test(x, True).pvalue)) for x in (ranks, ranks[:, ::-1])
     )
-    curvature, p_curved = _curvature(values, fit, blocks, looks)
+    curvature, p_curved = _curvature(values, fit, blocks, divisor)
     ends = [pairs[0, best].differs, pairs[best, last].differs] if 0 < best < last else [False]
     bounds = [abs(x) for pair in pairs.values() for x in (pair.low, pair.high) if x is not None]
     kind: Kind = "flat" if bounds else "unknown"
@@ -78,7 +78,7 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max", looks: i
     return Shape(kind, best, p_rises, p_falls, p_curved, max(bounds) if kind == "flat" else None, pairs)
 
 
-def _curvature(values: Array, fit: BlockFit, blocks: Array, looks: int) -> tuple[float, float | None]:
+def _curvature(values: Array, fit: BlockFit, blocks: Array, divisor: int) -> tuple[float, float | None]:
     """Return the quadratic contrast, and its two-sided p-value times the number of tests, three at each look.
 
     The spread test decides about the standard error as in the comparison of points.
@@ -90,6 +90,6 @@ def _curvature(values: Array, fit: BlockFit, blocks: Array, looks: int) -> tuple
         return estimate, None
     if p < SPREAD_LEVEL:
         by_block = blocks @ contrast
-        return float(by_block.mean()), min(1.0, 3 * looks * float(stats.ttest_1samp(by_block, 0).pvalue))
+        return float(by_block.mean()), min(1.0, 3 * divisor * float(stats.ttest_1samp(by_block, 0).pvalue))
     variance = max(float(contrast @ covariance @ contrast) for covariance in fit.covariances(p))
-    return estimate, min(1.0, 6 * looks * float(special.stdtr(fit.df, -abs(estimate) / np.sqrt(variance))))
+    return estimate, min(1.0, 6 * divisor * float(special.stdtr(fit.df, -abs(estimate) / np.sqrt(variance))))

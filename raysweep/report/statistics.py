@@ -12,9 +12,10 @@ A simulation chose the levels. With 7 equal points the familywise error, the cha
 5 % for equal spreads. Where one point has 5 times the spread of the others, or the spread rises from 1 to 4, the error
 is up to 11 % with 3 seeds, 8 % with 5 and 5 % with 10. Pooled intervals alone reach 24 % with any number of seeds.
 
-A race of seeds looks at its results several times. Its looks divide the familywise error equally: with `looks` planned
-looks, every interval and test has the level `ALPHA / looks`. By Bonferroni's inequality the chance of any false
-difference at any look is then at most the error of one look at `ALPHA`. Looks with equal levels are Pocock's design
+A race of seeds looks at its results several times, at the pairs of points and at the differences from each control. The
+looks and these tables divide the familywise error equally: every interval and test has the level `ALPHA / divisor`, and
+`divisor` is the planned number of looks times the number of tables. By Bonferroni's inequality the chance of any false
+difference at any look is then at most the error of one look at one table. Looks with equal levels are Pocock's design
 (1977, "Group sequential methods in the design and analysis of clinical trials"). His levels are less strict, but they
 hold for one comparison with a known spread.
 """
@@ -247,9 +248,9 @@ def _dunnett_critical(covariance: bytes, points: int, df: int, alpha: float = AL
     return exact + critical(normal @ np.linalg.cholesky(matrix).T, variances) - critical(normal, 2)
 
 
-def _compare(values: Array, first: Indices, second: Indices, method: Method, looks: int) -> list[Difference]:
+def _compare(values: Array, first: Indices, second: Indices, method: Method, divisor: int) -> list[Difference]:
     """Return the differences of points, first minus second. `method` is used unless the spreads clearly differ."""
-    fit, p, alpha = fit_blocks(values), spread_test(values) or 1.0, ALPHA / looks
+    fit, p, alpha = fit_blocks(values), spread_test(values) or 1.0, ALPHA / divisor
     paired = values[first] - values[second]
     n = (~np.isnan(paired)).sum(1)
     mean = np.where(n > 0, fit.effects[first] - fit.effects[second], np.nan)
@@ -291,7 +292,7 @@ def _holm(paired: Array, n: Indices, alpha: float) -> tuple[Array, Array]:
     return mean, half
 
 
-def compare_with_control(values: Array, control: int, looks: int = 1) -> dict[int, Difference]:
+def compare_with_control(values: Array, control: int, divisor: int = 1) -> dict[int, Difference]:
     """Return every other point minus the control, by the index of the other point.
 
     The pooled intervals are Dunnett's (1955, "A multiple comparison procedure for comparing several treatments with a
@@ -301,14 +302,14 @@ def compare_with_control(values: Array, control: int, looks: int = 1) -> dict[in
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
         control: the index of the control.
-        looks: the number of looks that share the error; 1 unless the seeds are a race.
+        divisor: the error is divided by this number; 1 unless the seeds are a race.
     """
     others = np.delete(np.arange(len(values)), control)
-    differences = _compare(values, others, np.full(len(others), control), "dunnett", looks)
+    differences = _compare(values, others, np.full(len(others), control), "dunnett", divisor)
     return dict(zip(others.tolist(), differences, strict=True))
 
 
-def compare_pairs(values: Array, only: int | None = None, looks: int = 1) -> dict[tuple[int, int], Difference]:
+def compare_pairs(values: Array, only: int | None = None, divisor: int = 1) -> dict[tuple[int, int], Difference]:
     """Return the first minus the second point of every pair of points, by their indices, the lower index first.
 
     The pooled intervals are Tukey's (studentised range). With missing cells they are Tukey and Kramer's (Kramer 1956).
@@ -316,16 +317,16 @@ def compare_pairs(values: Array, only: int | None = None, looks: int = 1) -> dic
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
         only: return the pairs with this point only; Tukey's intervals are adjusted for all pairs nevertheless.
-        looks: see `compare_with_control`.
+        divisor: see `compare_with_control`.
     """
     pairs = np.transpose(np.triu_indices(len(values), 1))
     first, second = pairs[(pairs == only).any(axis=1) | (only is None)].T
     keys = zip(first.tolist(), second.tolist(), strict=True)
-    return dict(zip(keys, _compare(values, first, second, "tukey", looks), strict=True))
+    return dict(zip(keys, _compare(values, first, second, "tukey", divisor), strict=True))
 
 
 def seeds_needed(
-    difference: float, residual_variance: float, points: int, most: int = 50, looks: int = 1
+    difference: float, residual_variance: float, points: int, most: int = 50, divisor: int = 1
 ) -> int | None:
     """Return the least number of seeds with which a pooled Tukey interval would exclude zero; None above `most`.
 
@@ -337,10 +338,10 @@ def seeds_needed(
         residual_variance: the variance of single scores, as `fit_blocks` estimates it.
         points: the number of points, at least 2, with complete cells.
         most: the largest number of seeds to consider.
-        looks: see `compare_with_control`.
+        divisor: see `compare_with_control`.
     """
     for seeds in range(FEWEST_SEEDS, most + 1):
-        critical = _quadrature_critical("tukey", points, (points - 1) * (seeds - 1), ALPHA / looks)
+        critical = _quadrature_critical("tukey", points, (points - 1) * (seeds - 1), ALPHA / divisor)
         if abs(difference) > critical * np.sqrt(2 * residual_variance / seeds):
             return seeds
     return None

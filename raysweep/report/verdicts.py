@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about
-from raysweep.report.points import Point, experiment_key, looks_of, matrix
+from raysweep.report.points import Point, divisor_of, experiment_key, matrix
 from raysweep.report.shapes import Shape, compare_shape
 from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
 from raysweep.results.result import Result
@@ -134,7 +134,7 @@ def pairs_of(
     only = titles.index(best[0]) if best and len(points) > MOST_PAIRED else None
     if len(points) < 2 or (len(points) > MOST_PAIRED and only is None):
         return {}
-    pairs = compare_pairs(values, only, looks_of(points))
+    pairs = compare_pairs(values, only, divisor_of(points))
     return {(titles[first], titles[second]): difference for (first, second), difference in pairs.items()}
 
 
@@ -159,7 +159,7 @@ def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[
         for point in members:
             shared |= point.control_scores(control, score)
         values = matrix([shared, *(point.scores(score) for point in members)])
-        compared = compare_with_control(values, 0, looks_of(members))
+        compared = compare_with_control(values, 0, divisor_of(members))
         result |= {members[row - 1].title: difference for row, difference in compared.items()}
     return result
 
@@ -185,7 +185,7 @@ def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Seq
         for seed, value in point.scores(score).items():
             blocks.setdefault((others, seed), {})[point.varied[name]] = value
     cells = [[block.get(value, np.nan) for block in blocks.values()] for value in values]
-    return compare_shape(np.array(cells, dtype=float), looks=looks_of(points)), values
+    return compare_shape(np.array(cells, dtype=float), divisor=divisor_of(points)), values
 
 
 def is_plain_number(value: Any) -> bool:

@@ -289,9 +289,12 @@ class Sweep:
         return self.race is not None and not self.encoders and self.race_end in ("", "budget")
 
     @property
-    def looks(self) -> int:
-        """The number of looks at the results that divide the error of the verdicts; 1 without a race."""
-        return self.race.looks if self.race is not None else 1
+    def divisor(self) -> int:
+        """The number by which the error of the verdicts is divided: looks times tables in a race, else 1.
+
+        The tables are that of the pairs of points, and one for each control.
+        """
+        return self.race.looks * (1 + len(self.baseline)) if self.race is not None else 1
 
     @property
     def total(self) -> int:

@@ -18,12 +18,12 @@ from raysweep.report.statistics import fit_blocks
 class Simulation:
     """Verdicts about tables of shape (tables, points, seeds), all with the same missing cells (NaN).
 
-    `looks` is the number of looks that share the familywise error.
+    The familywise error is divided by `divisor`.
     """
 
-    def __init__(self, tables, looks=1):
+    def __init__(self, tables, divisor=1):
         self.tables = tables
-        self.alpha = statistics.ALPHA / looks
+        self.alpha = statistics.ALPHA / divisor
         self.points = tables.shape[1]
         present = ~np.isnan(tables[0])
         self.design = fit_blocks(tables[0]).design

@@ -14,7 +14,8 @@ from raysweep.report import building, racing, statistics
 from raysweep.report.points import confidence, estimate, percent
 from raysweep.report.shapes import compare_shape
 from raysweep.report.statistics import compare_pairs, compare_with_control
-from raysweep.results.result import begin_attempt, make_result, write_result
+from raysweep.results.attempts import begin_attempt
+from raysweep.results.result import make_result, write_result
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import write_race
 from raysweep.space import Race
@@ -47,16 +48,15 @@ def false_differences(spread):
     tables = tables + np.asarray(spread)[:, None] * random.standard_normal((TABLES, POINTS + 1, LONG.most))
     pairs, controls = np.zeros(TABLES, bool), np.zeros(TABLES, bool)
     for seeds in range(LONG.least, LONG.most + 1):
-        pairs |= Simulation(tables[:, 1:, :seeds], LONG.looks).pairs.any(0)
-        controls |= Simulation(tables[:, :, :seeds], LONG.looks).from_control(0).any(0)
+        pairs |= Simulation(tables[:, 1:, :seeds], LONG.looks * 2).pairs.any(0)
+        controls |= Simulation(tables[:, :, :seeds], LONG.looks * 2).from_control(0).any(0)
     return pairs, controls
 
 
 def test_equal_points_show_a_false_difference_at_any_look_in_at_most_5_percent_of_races():
     pairs, controls = false_differences(np.ones(POINTS + 1))
-    assert pairs.mean() <= 0.05 + MARGIN
-    assert controls.mean() <= 0.05 + MARGIN
-    assert pairs.mean() > 0.005, "the correction is not useless"
+    assert (pairs | controls).mean() <= 0.05 + MARGIN
+    assert (pairs | controls).mean() > 0.01, "the correction is not far too strict"
 
 
 def test_without_the_correction_looks_show_more_false_differences():
@@ -73,12 +73,12 @@ def test_a_race_with_a_true_effect_needs_fewer_trials_than_all_seeds(benchmark):
     assert all(each.separated and each.best == 0 for each in outcomes)
 
 
-@pytest.mark.parametrize("looks", [1, 8])
-def test_the_looks_divide_the_error_of_every_interval_and_test(looks):
-    alpha, points, seeds = 0.05 / looks, 5, 6
+@pytest.mark.parametrize("divisor", [1, 8])
+def test_every_interval_and_test_has_its_part_of_the_error(divisor):
+    alpha, points, seeds = 0.05 / divisor, 5, 6
     values = np.random.default_rng(0).standard_normal((points, seeds)) + np.arange(points)[:, None] / 2
     fit = statistics.fit_blocks(values)
-    pair = compare_pairs(values, looks=looks)[0, 1]
+    pair = compare_pairs(values, divisor=divisor)[0, 1]
     error = math.sqrt(2 * fit.variance / seeds)
     critical = stats.studentized_range.isf(alpha, points, fit.df) / math.sqrt(2)
     if (statistics.spread_test(values) or 1) >= statistics.DOUBT_LEVEL:
@@ -87,13 +87,13 @@ def test_the_looks_divide_the_error_of_every_interval_and_test(looks):
     assert critical == pytest.approx(stats.studentized_range.isf(alpha, points, fit.df) / math.sqrt(2), abs=1e-3)
     expected = stats.dunnett(*values[1:], control=values[0], random_state=0).confidence_interval(1 - alpha)
     assert np.isfinite(expected.low).all()
-    assert compare_shape(values, looks=looks).p_rises == pytest.approx(
-        min(1, 3 * looks * stats.page_trend_test(values.T).pvalue)
+    assert compare_shape(values, divisor=divisor).p_rises == pytest.approx(
+        min(1, 3 * divisor * stats.page_trend_test(values.T).pvalue)
     )
     interval = stats.t.interval(1 - alpha, seeds - 1, values[0].mean(), stats.sem(values[0]))
-    assert (estimate(values[0], looks).low, estimate(values[0], looks).high) == pytest.approx(interval)
-    assert confidence(looks) == pytest.approx(1 - alpha)
-    assert compare_with_control(values, 0, looks)[1].low <= compare_with_control(values, 0)[1].low
+    assert (estimate(values[0], divisor).low, estimate(values[0], divisor).high) == pytest.approx(interval)
+    assert confidence(divisor) == pytest.approx(1 - alpha)
+    assert compare_with_control(values, 0, divisor)[1].low <= compare_with_control(values, 0)[1].low
 
 
 def scores_of_race(race, names, truth, state):
@@ -125,7 +125,8 @@ def test_the_simulated_rule_is_the_rule_of_the_report(truth, state, benchmark, t
     assert sum(not trial.baseline for trial in ended.trials) == simulated.trials
     assert (ended.race_end == "settled") == simulated.separated
     assert report.ranked[0][0].name == names[1 + simulated.best]
-    assert Store.open(store.root)[1] == ended, "the record restores the race"
+    again = Store.open(store.root)[1]
+    assert (again.trials, again.rounds, again.race_end) == (ended.trials, ended.rounds, ended.race_end)
 
 
 def race_to_the_end(store, sweep, metrics):
@@ -134,7 +135,7 @@ def race_to_the_end(store, sweep, metrics):
         sweep = racing.decide(building.read(store, sweep))
         write_race(store.root, sweep)
         if sweep.race_end:
-            return building.build_report(store, sweep)
+            return building.read(store, sweep)
         for trial in sweep.trials:
             if store.result(trial.name) is None:
                 finish(store, trial, metrics(trial))
@@ -160,6 +161,7 @@ def test_only_points_that_are_not_separated_get_more_seeds_and_the_summary_says_
 
     store, sweep = fill_with(tmp_path, raw, metrics)
     report = race_to_the_end(store, sweep, metrics)
+    building.build_report(*Store.open(store.root))
     counts = {point.name: len(point.by_seed) for point in report.points}
     assert counts == {"random": 3, "alpha=0.1": 5, "alpha=1.0": 5, "alpha=10.0": 3}
     assert report.in_words()[-1] == (
@@ -168,13 +170,13 @@ def test_only_points_that_are_not_separated_get_more_seeds_and_the_summary_says_
         "their seeds (16 of at most 20 trials)."
     )
     summary = (store.root / "summary.md").read_text()
-    assert "Up to 3 looks divide the error of 5 % equally (Bonferroni)" in summary
-    assert percent(report.points) == "98.333 %"
+    assert "divide the error of 5 % into 6 equal parts (Bonferroni). So every interval is at 99.167 %" in summary
+    assert percent(report.points) == "99.167 %"
     assert "95 %" not in summary, "every interval has the level of the race"
     assert "95 %" not in (store.root / "report.html").read_text().partition("<script")[0]
     for name in ("summary.csv", "differences.csv"):
         header = (store.root / name).read_text().splitlines()[0]
-        assert "98.333_low" in header
+        assert "99.167_low" in header
         assert "95" not in header
 
 
