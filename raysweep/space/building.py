@@ -97,14 +97,14 @@ def build(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
         for space in spaces
     )
-    if tune.searcher != "none":
-        check_searcher(tune, search, where)
-    elif tune.storage is not None:
-        raise InputError(f"{where}: tune.storage: keeps the study of a searcher; it needs tune.searcher: optuna")
     seeded = search
     if content.race is not None:
         check_race(content.race, tune, base, search, where)
         seeded = tuple({**space, "seed": {"grid": list(range(content.race.least))}} for space in search)
+    if tune.searcher != "none":
+        check_searcher(tune, search, where)
+    elif tune.storage is not None:
+        raise InputError(f"{where}: tune.storage: keeps the study of a searcher; it needs tune.searcher: optuna")
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
     examples = tuple(expand(resolved, seeded, samples, controls, where, strict=not recorded))
     if not recorded:
