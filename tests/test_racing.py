@@ -1,5 +1,7 @@
 """Racing seeds through the real command: rounds, resume after an interrupt, the time budget, and refusals."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -34,14 +36,16 @@ LOCAL = api.Where(local=True)
 SAME = ("race.json", "results.csv", "summary.md", "differences.csv")
 
 
+CLOCKS = ("pretrain/images_per_s", "wall_s", "attempts")
+"""The columns of `results.csv` that differ from run to run."""
+
+
 def content(root, name):
-    """Return a file of a results directory, without the durations of trials."""
+    """Return the content of a file of a results directory, without the columns in `CLOCKS`."""
+    text = (root / name).read_text()
     if name != "results.csv":
-        lines = (root / name).read_text().splitlines()
-        return [line for line in lines if " s, " not in line]
-    header, *rows = (root / name).read_text().splitlines()
-    clock = header.split(",").index("wall_s")
-    return [header, *(row.split(",")[:clock] for row in rows)]
+        return text
+    return [{key: row[key] for key in row if key not in CLOCKS} for row in csv.DictReader(io.StringIO(text))]
 
 
 class Interrupting(Silence, SilentTrials):
