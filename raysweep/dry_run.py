@@ -39,7 +39,8 @@ def lines_of(
         yield "# All other settings have their defaults; --verbose shows them."
     yield from (f"# {line}" for line in plan(sweep, local))
     if estimate is not None:
-        yield f"# {words_of(estimate)}"
+        first = " This is the first round of the race." if sweep.race is not None and not sweep.encoders else ""
+        yield f"# {words_of(estimate)}{first}"
     yield f"# {counted(sweep.total, 'trial')}:"
     for trial in sweep.trials:
         yield trial.name if known is None or trial.name in known else f"{trial.name}  # new"

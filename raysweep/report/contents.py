@@ -95,7 +95,10 @@ class Report:
                 lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
             else:
                 lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
-        return [*lines, *(line for member in self.members for line in race_sentences(member.sweep, MOST_RACERS))]
+        for member in self.members:
+            prefix = f"{member.label}: " if self.several else ""
+            lines += [f"{prefix}{line}" for line in race_sentences(member.sweep, MOST_RACERS)]
+        return lines
 
     def counts(self) -> str:
         """Return how many trials have ended, in words: `20 finished, 3 stopped early, 1 failed`."""

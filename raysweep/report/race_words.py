@@ -15,7 +15,7 @@ ENDS = {
     "compared with",
     "most": "The race ended because the points that are not separated from the best one have all their seeds",
     "budget": "The time budget stopped the race; a resume continues it",
-    "incomparable": "The race ended because no point has finished all its seeds",
+    "incomparable": "The race ended because no two points can be compared",
     "": "The race has not ended; a resume continues it",
 }
 

@@ -48,6 +48,11 @@ def open_points(group: Group, score: str) -> list[str]:
     return [best.name, *rivals, *controls] if rivals or controls else []
 
 
+def compares(group: Group) -> bool:
+    """Return whether the best point of a group has another point or a control to be compared with."""
+    return len(group.ranked) > 1 or (len(group.ranked) == 1 and bool(group.ranked[0].controls))
+
+
 def decide(report: Report) -> Sweep:
     """Return the sweep of a race after a look at its complete rounds: with one more round, or with its end.
 
@@ -66,7 +71,8 @@ def decide(report: Report) -> Sweep:
     )
     count = sweep.rounds[-1].seeds if sweep.rounds else race.least
     if not names:
-        return replace(sweep, race_end="settled" if any(group.ranked for group in report.groups) else "incomparable")
+        is_settled = bool(report.scores) and any(map(compares, report.groups))
+        return replace(sweep, race_end="settled" if is_settled else "incomparable")
     if count >= race.most:
         return replace(sweep, race_end="most")
     return add_round(sweep, Round(count + 1, tuple(names)))
@@ -85,5 +91,5 @@ END_WORDS = {
     "settled": "the race has ended: the best point is separated from every other point and control",
     "most": "the race has ended: the points that are not separated have all their seeds",
     "budget": "the race was stopped by its time budget",
-    "incomparable": "the race has ended: no point has finished all its seeds",
+    "incomparable": "the race has ended: no two points can be compared",
 }
