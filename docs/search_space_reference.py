@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raysweep.config import METRICS, About, Settings, choices
-from raysweep.space import Resources
+from raysweep.space import Race, Resources
 from raysweep.space.model import Tune
 
 HEAD = """# Reference of settings and metrics
@@ -34,6 +34,8 @@ def type_of(field: FieldInfo) -> str:
 
 def default_of(field: FieldInfo) -> str:
     """A field's default as YAML writes it."""
+    if field.is_required():
+        return "must be given"
     value = field.default
     return "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
@@ -63,7 +65,7 @@ def reference() -> str:
         parts += [f"### {group}", table(Settings, group)]
     metrics = ["| metric | what it is | may be `tune.metric` |", "| --- | --- | --- |"]
     metrics += [f"| `{name}` | {text} | {'yes' if name in choices() else 'no'} |" for name, text in METRICS.items()]
-    parts += ["## tune", table(Tune), "## resources", table(Resources)]
+    parts += ["## seeds", table(Race), "## tune", table(Tune), "## resources", table(Resources)]
     steps = (
         "TensorBoard shows each metric over the epochs of pretraining or of its probe. Metrics that read test images "
         "cannot choose."

@@ -37,7 +37,7 @@ from raysweep.running import (
 )
 from raysweep.running import Outcome as Outcome
 from raysweep.running import Where as Where
-from raysweep.space import Sweep
+from raysweep.space import Sweep, race_words
 from raysweep.system.terminal import counted
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def resume(
         store.check_settings_of_attempts(sweep)
         store.set_damaged_aside(sweep)
         kept = [result for result in store.results(sweep) if result.status != "failed"]
-        if len(kept) == sweep.total:
+        if len(kept) == sweep.total and not sweep.races:
             if changed:
                 store.extend(sweep, preparation.provenance())
                 describe_for_tensorboard(store, sweep)
@@ -261,7 +261,8 @@ def resume(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
             )
         new = f" ({added} new)" if added else ""
-        progress.tell(f"{store.place}: {counted(sweep.total, 'trial')}{new}, {len(kept)} finished before, {words}")
+        planned = race_words(sweep) if sweep.races else counted(sweep.total, "trial")
+        progress.tell(f"{store.place}: {planned}{new}, {len(kept)} finished before, {words}")
         with explaining(store, where):
             return finish(run_trials(sweep, store, datasets, kept, where, progress), store, where)
 

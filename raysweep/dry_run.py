@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from raysweep.config import Settings
-from raysweep.space import Resources, Sweep, to_yaml
+from raysweep.space import Resources, Sweep, race_words, to_yaml
 from raysweep.space.hints import long_defaults
 from raysweep.space.model import Tune
 from raysweep.space.sharing import taking_over
@@ -47,6 +47,8 @@ def lines_of(
     yield from (f"# {line}" for line in plan(sweep, local, share))
     if estimate is not None:
         yield from (f"# {line}" for line in words_of(estimate))
+        if sweep.race is not None and not sweep.encoders:
+            yield "# This is the first round of the race."
     yield f"# {counted(sweep.total, 'trial')}:"
     for trial in sweep.trials:
         yield trial.name if known is None or trial.name in known else f"{trial.name}  # new"
@@ -80,7 +82,9 @@ def plan(sweep: Sweep, local: bool, share: bool = True) -> Iterator[str]:
     taking = taking_over(sweep) if share else frozenset()
     trained = [trial for trial in sweep.examples if trial.source is None and trial.settings.pretrain_epochs]
     epochs = [trial.settings.pretrain_epochs for trial in trained if trial.name not in taking]
-    if epochs and sweep.tune.searcher == "none":
+    if sweep.race is not None and not sweep.encoders:
+        yield f"Plan: {race_words(sweep)}. The first ones are listed; more seeds go to points that are not separated."
+    elif epochs and sweep.tune.searcher == "none":
         total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
         shared = f" that share {counted(len(epochs), 'pretraining')}" if taking else " with pretraining"
         yield f"Plan: {counted(len(trained), 'trial')}{shared}, {epochs_in_words(epochs)} each{total}."

@@ -109,6 +109,7 @@ def plan_for_sweep(
         plugins=plugins,
         trained_search=sweep.search,
     )
+    evaluation = replace(evaluation, race=sweep.race)  # its intervals allow for seeds that were added after looks
     return PlannedEvaluation(evaluation, store.place, digests=evaluated_before(store, sweep, encoders))
 
 

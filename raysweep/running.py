@@ -6,12 +6,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from raysweep import preparation
-from raysweep.backends.progress import Progress
+from raysweep.backends.progress import Progress, TrialProgress
 from raysweep.backends.stopping import Stopping
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
 from raysweep.preparation import importing_report
@@ -20,7 +21,8 @@ from raysweep.results.feature_cache import cache_words
 from raysweep.results.handout import remove_unneeded
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, shown_place
-from raysweep.space import Sweep
+from raysweep.results.sweep_file import write_race
+from raysweep.space import Sweep, Trial, race_words
 from raysweep.space.hints import long_defaults
 from raysweep.space.sharing import count_pretrainings
 from raysweep.system.files import write_atomically
@@ -28,6 +30,7 @@ from raysweep.system.places import settle_ray_directory, shown_path
 from raysweep.system.terminal import counted
 
 if TYPE_CHECKING:
+    from raysweep.backends.sweep_run import SweepRun
     from raysweep.data.selection import Datasets
     from raysweep.report.contents import Report
 
@@ -89,8 +92,8 @@ def run_new(
         describe_for_tensorboard(store, sweep)
         count = len(sweep.encoders)
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
-        trials = f"{counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep, where.share)}"
-        progress.tell(f"{store.place}: {trials}, {words}")
+        planned = f"{counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep, where.share)}"
+        progress.tell(f"{store.place}: {race_words(sweep) if sweep.races else planned}, {words}")
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
@@ -141,22 +144,23 @@ def prepare(
 def run_trials(
     sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], where: Where, progress: Progress
 ) -> Sweep:
-    """Run the trials that have no result in `kept`; returns the sweep with the points that were proposed meanwhile."""
+    """Run the trials that have no result in `kept`, and the further rounds of a race of seeds.
+
+    Returns:
+        The sweep with the points that were proposed and the rounds that were added meanwhile.
+    """
     from raysweep.backends.sweep_run import SweepRun
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
     stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store), where.owns_process)
     with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
-        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping, where.share)
-        if where.local:
-            from raysweep.backends import local
-
-            sweep = local.run(sweep_run)
-        else:
-            from raysweep.backends.ray import tuner
-
-            sweep = tuner.run(sweep_run)
+        next_round = partial(add_next_round, store, trials, stopping)
+        if not pending:  # the race was interrupted between two rounds
+            sweep, pending = next_round(sweep)
+        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping, next_round, where.share)
+        if pending or sweep.race is None:
+            sweep = run_on_backend(sweep_run, where)
         if stopping.number is not None:
             raise interrupted(store, where, stopping.number)
         remove_unneeded(store, sweep)
@@ -170,7 +174,43 @@ def run_trials(
         )
     if stopping.since is not None and sweep.tune.time_budget is not None:
         progress.warn(f"the time budget of {sweep.tune.time_budget:g} s is used up")
+        if sweep.races:
+            sweep = replace(sweep, race_end="budget")
+            write_race(store.root, sweep)
     return sweep
+
+
+def run_on_backend(sweep_run: SweepRun, where: Where) -> Sweep:
+    """Run the pending trials in this process or on Ray; see `raysweep.backends.sweep_run`."""
+    if where.local:
+        from raysweep.backends import local
+
+        return local.run(sweep_run)
+    from raysweep.backends.ray import tuner
+
+    return tuner.run(sweep_run)
+
+
+def add_next_round(store: Store, shown: TrialProgress, stopping: Stopping, sweep: Sweep) -> tuple[Sweep, list[Trial]]:
+    """Look at the results of a race of seeds, and record and return its next round or its end.
+
+    Returns:
+        The sweep, and the trials of its next round. There are none without a race, while trials have not ended, or if
+        the race has ended.
+    """
+    if not sweep.races or stopping.asked():
+        return sweep, []
+    ended = {result.trial for result in store.results(sweep)}
+    if len(ended) < len(sweep.trials):
+        return sweep, []
+    from raysweep.report import building, racing  # SciPy takes time, which other sweeps spend while trials run
+
+    grown = racing.decide(building.read(store, sweep))
+    write_race(store.root, grown)
+    store.push()
+    shown.note(racing.round_words(grown))
+    shown.extend(grown)
+    return grown, [trial for trial in grown.trials if trial.name not in ended]
 
 
 def finish(sweep: Sweep, store: Store, where: Where) -> Outcome:

@@ -82,8 +82,7 @@ def run_trial(
         report: called with the progress.
         stop: see `Stop`. A trial that stops returns None, and resumes from its checkpoint when it is run again.
         saved: see `Saved`.
-        context: the processes of a data-parallel trial. This one is the main process; the others run
-            `raysweep.training.follower.follow_trial`.
+        context: the processes of a data-parallel trial. This one is the main process; the others run `follow_trial`.
         encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
         sharing: the trial's part in a pretraining that it shares with other trials.
     """
@@ -175,8 +174,7 @@ class TrialRun:
             self.state = frozen_state(trial.settings, evaluated_encoder(trial, encoder), self.device)
         else:
             self.state = fresh_state(trial.settings, channels, size, self.device, data.classes)
-        # A trial of a sweep reads the features of its encoder once, so only an evaluation keeps them.
-        cache = cache_of(trial.settings) if self.is_evaluation else None
+        cache = cache_of(trial.settings) if self.is_evaluation else None  # a sweep reads an encoder's features once
         self.evaluation = Evaluation(
             trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device, cache
         )
@@ -189,8 +187,7 @@ class TrialRun:
         self.seconds_before = 0.0
         self.earlier_warnings: list[str] = []
         self.precision = precision_of(trial.settings, self.device.type)
-        self.pretrained_by = ""
-        """The trial whose pretraining this one took over; empty if it pretrains itself."""
+        self.pretrained_by = ""  # the trial whose pretraining this one took over
         self.sharing = sharing
         self.taken: Taken | None = None
         sharing.begin(self.state.encoder, data, self.images, self.device)

@@ -122,6 +122,10 @@ class ProgressDisplay:
             self.has_estimate = True
             self.note(f"{start}{result.trial}{end}  ({self.tally.state()})")
 
+    def extend(self, sweep: Sweep) -> None:
+        """The sweep has more trials than before."""
+        self.tally.extend(sweep)
+
     def note(self, text: str) -> None:
         """Show one line that stays."""
         self.last_output = time.monotonic()

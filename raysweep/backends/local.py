@@ -28,17 +28,22 @@ def run(sweep_run: SweepRun) -> Sweep:
     Their results are bit for bit the same as on Ray. A trial that raises is recorded as failed, with its traceback in
     its `error.txt`, and the next one runs. If the sweep must end early, the running trial is saved first.
     """
-    queue = PretrainingQueue(sweep_run.pending, sweep_run.store, sweep_run.shares)
-    while not queue.is_empty() and not sweep_run.stopping.asked():
-        start = queue.next()
-        assert start is not None, "no trial runs, so none has to wait"
-        result = run_one(sweep_run, start.trial, start.role)
-        if result is None:
-            break
-        for stranded in queue.ended(start.trial, result.status == "failed"):
-            sweep_run.progress.begin(stranded)
-            sweep_run.progress.end(fail(sweep_run, stranded, failure(start.trial.name, result.error)))
-    return sweep_run.sweep
+    sweep, pending = sweep_run.sweep, sweep_run.pending
+    while pending:
+        queue = PretrainingQueue(pending, sweep_run.store, sweep_run.shares)
+        while not queue.is_empty():
+            if sweep_run.stopping.asked():
+                return sweep
+            start = queue.next()
+            assert start is not None, "no trial runs, so none has to wait"
+            result = run_one(sweep_run, start.trial, start.role)
+            if result is None:
+                return sweep
+            for stranded in queue.ended(start.trial, result.status == "failed"):
+                sweep_run.progress.begin(stranded)
+                sweep_run.progress.end(fail(sweep_run, stranded, failure(start.trial.name, result.error)))
+        sweep, pending = sweep_run.next_round(sweep)
+    return sweep
 
 
 def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Result | None:

@@ -124,6 +124,10 @@ class NotebookTrials:
             self.notes.append(f"{result.trial}  {self.tally.outcome(result)}")
         self._update()
 
+    def extend(self, sweep: Sweep) -> None:
+        """The sweep has more trials than before."""
+        self.tally.extend(sweep)
+
     def note(self, text: str) -> None:
         """Show one line that stays."""
         self.notes.append(text)

@@ -33,6 +33,9 @@ class TrialProgress(Protocol):
     def end(self, result: Result) -> None:
         """The trial has ended."""
 
+    def extend(self, sweep: Sweep) -> None:
+        """The sweep has more trials than before, because a race of seeds has a new round."""
+
     def note(self, text: str) -> None:
         """Show one line that stays."""
 
@@ -77,6 +80,9 @@ class SilentTrials:
         """Show nothing."""
 
     def end(self, result: Result) -> None:
+        """Show nothing."""
+
+    def extend(self, sweep: Sweep) -> None:
         """Show nothing."""
 
     def note(self, text: str) -> None:

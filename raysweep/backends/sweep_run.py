@@ -7,6 +7,7 @@ returns the sweep, which includes the points that a searcher has proposed in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from raysweep.backends.progress import TrialProgress
@@ -33,6 +34,9 @@ class SweepRun:
     """The display of the progress of trials."""
     stopping: Stopping
     """Tells when the sweep must end early."""
+    next_round: Callable[[Sweep], tuple[Sweep, list[Trial]]] = lambda sweep: (sweep, [])
+    """Returns the sweep with the next round of a race of seeds, and the trials of that round, when all trials of the
+    sweep have ended. There are no such trials without a race, or if the race or the sweep must end."""
     share: bool = True
     """Whether trials share pretrainings where they can."""
 

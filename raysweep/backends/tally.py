@@ -50,6 +50,14 @@ class Tally:
             self._count(result)
         self.started = time.monotonic()
 
+    def extend(self, sweep: Sweep) -> None:
+        """The sweep has more trials than before. A point keeps its mean until its new seeds have finished."""
+        self.sweep = sweep
+        new = [trial for trial in sweep.trials if trial.name not in self.weights]
+        self.weights |= {trial.name: weight(trial) for trial in new}
+        self.whole += sum(map(weight, new))
+        self.planned = Counter(trial.point for trial in sweep.trials)
+
     def begin(self, trial: Trial) -> None:
         """A worker has started the trial."""
         if trial.name not in self.weights:

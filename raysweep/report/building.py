@@ -50,7 +50,8 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     everything = [(f"{member.label}/{result.trial}", result) for member in members for result in member.results]
     for name, result in everything[1:]:
         check_alike(everything[0][1], result, everything[0][0], name)
-    points = [point for member in members for point in gather(member.sweep, member.results, member.label)]
+    divisor = max(member.sweep.divisor for member in members)
+    points = [point for member in members for point in gather(member.sweep, member.results, member.label, divisor)]
     choices = {(member.sweep.metric, member.sweep.mode) for member in members}
     metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
     name = "+".join(member.label.replace(os.sep, "-") for member in members)

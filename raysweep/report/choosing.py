@@ -9,7 +9,7 @@ from statistics import fmean
 from scipy import stats
 
 from raysweep.config import SETTINGS, about
-from raysweep.report.points import LEAST_SEEDS, Estimate, Point, estimate
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
 from raysweep.report.verdicts import Group
 
 LEAST_POINTS = 3
@@ -72,7 +72,7 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
         values = [
             each for seed in seeds_of(measured) if (each := tau(measured, measure, scale, score, seed)) is not None
         ]
-        agreement = estimate(values)
+        agreement = estimate(values, divisor_of(points))
         if agreement is not None:
             chosen = max(measured, key=lambda point: fmean(map(scale, point.values(measure))))
             best = max(fmean(point.values(score)) for point in points)

@@ -9,7 +9,7 @@ from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
 from raysweep.report.heatmaps import MOST_ROWS, headed, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, dot_style, legend_columns, seeds_and_bars
-from raysweep.report.points import LEAST_SEEDS, PERCENT, Point, estimate, rank_points, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, percent, rank_points, shown_scores
 from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Group
 from raysweep.space import RANDOM
@@ -50,7 +50,8 @@ def draw_comparison(
         for place, point in enumerate(rows):
             number = sweeps.index(point.sweep)
             colour = COLOURS[number % len(COLOURS)] if point.sweep or not point.baseline else TINTS[point.control]
-            draw_row(axes, place, point.values(score), colour, MARKERS[number % len(MARKERS)])
+            marker = MARKERS[number % len(MARKERS)]
+            draw_row(axes, place, point.estimate(score), point.values(score), colour, marker)
         if len({point.protocol for point in points}) == 1:
             draw_control_means(axes, rows, score, sweeps)
         axes.set_title(title(score), fontsize=10)
@@ -63,7 +64,7 @@ def draw_comparison(
         panels[-1].set_title(f"{title(scores[0])}\nminus the random encoder", fontsize=10)
     panels[0].set_yticks(range(len(rows)), [wrapped(row_label(point), 48) for point in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    adjusted = f"\nlast panel: adjusted {PERCENT} intervals" if away else ""
+    adjusted = f"\nlast panel: adjusted {percent(points)} intervals" if away else ""
     figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}{adjusted}"), fontsize=11)
     if sweeps != [""]:
         entries = legend_of(points, sweeps)
@@ -90,9 +91,8 @@ def most_rows(points: Sequence[Point], metric: str | None, mode: str) -> tuple[l
     return rows, f"; {len(kept)} of {len(trained)} points, {f'the best by mean {metric}' if ranked else 'the first'}"
 
 
-def draw_row(axes: Axes, place: int, values: Sequence[float], colour: str, marker: str) -> None:
-    """Draw mean, interval and seeds of one point at the height `place`."""
-    value = estimate(values)
+def draw_row(axes: Axes, place: int, value: Estimate | None, values: Sequence[float], colour: str, marker: str) -> None:
+    """Draw mean, interval and seeds of one point at the height `place`. `value` is the mean of `values`."""
     if value is None:
         return
     axes.plot(value.mean, place, marker, color=colour, markersize=6, linestyle="", zorder=2)
@@ -105,7 +105,7 @@ def draw_row(axes: Axes, place: int, values: Sequence[float], colour: str, marke
 def draw_control_means(axes: Axes, points: Sequence[Point], score: str, sweeps: Sequence[str]) -> None:
     """Draw the mean of each control as a line through all rows. Dashes of several sweeps alternate."""
     for point in points:
-        value = estimate(point.values(score)) if point.baseline else None
+        value = point.estimate(score) if point.baseline else None
         if value is not None:
             number, length = sweeps.index(point.sweep), DASH_LENGTHS[point.control]
             dashes: Any = (length * number, (length, length * max(1, len(sweeps) - 1)))

@@ -12,11 +12,15 @@ from pathlib import Path
 from raysweep.config import METRICS
 from raysweep.errors import printable
 from raysweep.report.points import COLUMNS, SCORES, Point, rank_points, shown_scores
+from raysweep.report.race_words import race_sentences
 from raysweep.report.sentences import cautions, conclusions, named, shortened
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
 from raysweep.results.store import Store
 from raysweep.space import Sweep, short_names
+
+MOST_RACERS = 5
+"""Most points whose numbers of seeds are named after a race."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,9 @@ class Report:
                 lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
             else:
                 lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
+        for member in self.members:
+            prefix = f"{member.label}: " if self.several else ""
+            lines += [f"{prefix}{line}" for line in race_sentences(member.sweep, MOST_RACERS)]
         return lines
 
     def counts(self) -> str:

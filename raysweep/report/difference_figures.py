@@ -9,7 +9,7 @@ from raysweep.report.drawing import Figure, add_legend, own_style, panel_grid
 from raysweep.report.figures import best_lines, lines_of
 from raysweep.report.heatmaps import headed, is_numeric, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, MOST_ENTRIES, dodge, legend_columns, scale_axis
-from raysweep.report.points import PERCENT
+from raysweep.report.points import percent
 from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Group
 from raysweep.space import Sweep
@@ -65,7 +65,7 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
         axes.set_title(title(score), fontsize=10)
         axes.set_ylabel("difference of accuracy")
         axes.grid(alpha=0.25)
-    words = f"minus the random encoder, mean over seeds; bars: adjusted {PERCENT} intervals"
+    words = f"minus the random encoder, mean over seeds; bars: adjusted {percent(points)} intervals"
     figure.suptitle(headed(sweep.name, words + kept), fontsize=11)
     entries = {
         label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True) if label

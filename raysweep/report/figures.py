@@ -25,7 +25,7 @@ from raysweep.report.marks import (
     seeds_and_bars,
     wrapped_lines,
 )
-from raysweep.report.points import LEAST_SEEDS, Point, estimate, mean_of, rank_points, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Point, divisor_of, mean_of, rank_points, shown_scores
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def draw_line(
     style = "-" if joined else ""
     axes.plot([x for x, _ in scores], means, linestyle=style, color=colour, marker=marker, markersize=4, label=label)
     for x, values in scores:
-        add_seeds(axes, x, values, colour)
+        add_seeds(axes, x, values, colour, divisor_of(line))
 
 
 def draw_controls(
@@ -179,7 +179,7 @@ def draw_controls(
 
 def draw_baseline(axes: Axes, point: Point, score: str, colour: str, label: str) -> None:
     """Draw a control: its mean as a horizontal line, its interval as a band."""
-    value = estimate(point.values(score))
+    value = point.estimate(score)
     if value is None:
         return
     axes.axhline(value.mean, color=colour, linestyle=DASHES[point.control], linewidth=1, label=label)

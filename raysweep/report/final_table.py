@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raysweep.errors import printable
 from raysweep.report.contents import Report
-from raysweep.report.points import COLUMNS, LINEAR, PERCENT, Point, estimate, shown_scores
+from raysweep.report.points import COLUMNS, LINEAR, Point, percent, shown_scores
 from raysweep.report.sentences import numbers
 from raysweep.report.tables import cell, name_columns, names_of
 from raysweep.report.verdicts import Family
@@ -64,7 +64,7 @@ def summary_table(report: Report, width: int) -> tuple[Table, list[str]]:
 
     best = {ranked[0].title for ranked in report.ranked}
     # Names are `Text`, because rich would read brackets in plain strings as its markup and omit them.
-    title = Text(f"{report.name}: mean over seeds ± half of the {PERCENT} interval", style="table.title")
+    title = Text(f"{report.name}: mean over seeds ± half of the {percent(report.points)} interval", style="table.title")
     table = Table(title=title)
     for name, most in zip(name_columns(report), widths, strict=True):
         table.add_column(name, width=most, overflow="fold")
@@ -84,7 +84,7 @@ def number_columns(report: Report) -> list[Column]:
     columns = [Column("n", "n", [str(len(point.by_seed)) for point in points])]
     for name in shown_scores(points, COLUMNS):
         header = name.replace("_", " ").replace("/", "\n")
-        columns.append(Column(name, header, [cell(estimate(point.values(name))) for point in points]))
+        columns.append(Column(name, header, [cell(point.estimate(name)) for point in points]))
     if report.scores:
         score = report.scores[0]
         families = {point.title: group.families[score] for group in report.groups for point in group.points}

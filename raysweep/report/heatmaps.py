@@ -20,7 +20,7 @@ from raysweep.report.drawing import (
     panels_in_a_row,
     wrapped,
 )
-from raysweep.report.points import LEAST_SEEDS, PERCENT, Estimate, Point, estimate, mean_of, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, mean_of, percent, shown_scores
 from raysweep.space import Sweep
 
 MOST_ROWS = 60
@@ -69,7 +69,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         grid: list[list[Estimate | None]] = [[None] * len(x_values) for _ in y_values]
         for point in trained:
             row, column = y_values.index(point.varied[names[1]]), x_values.index(point.varied[names[0]])
-            grid[row][column] = estimate(point.values(score))
+            grid[row][column] = point.estimate(score)
         means = np.array([[math.nan if value is None else value.mean for value in row] for row in grid])
         controls: dict[str, list[float]] = {}
         for point in in_order(point for point in points if point.baseline and point.values(score)):
@@ -102,7 +102,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
             shown += f"\n{label_of(control)} ({BAR_WORDS[control]}): {', '.join(numbers)}"
         axes.set_title(title(score) + shown, fontsize=10)
     several = any(len(point.by_seed) >= LEAST_SEEDS for point in trained)
-    half = f" (± half of its {PERCENT} interval)" if several else ""
+    half = f" (± half of its {percent(trained)} interval)" if several else ""
     figure.suptitle(headed(sweep.name, f"mean over {seeds(trained)}{half}"), fontsize=11)
     return figure
 

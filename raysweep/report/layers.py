@@ -81,4 +81,4 @@ def draw_blocks(axes: Axes, point: Point, colour: str, marker: str, dashes: Any,
     means = [float(np.mean(values)) for _, values in scores]
     axes.plot([x for x, _ in scores], means, linestyle=dashes, color=colour, marker=marker, markersize=4, label=label)
     for x, values in scores if marker else ():
-        add_seeds(axes, x, values, colour)
+        add_seeds(axes, x, values, colour, point.divisor)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from raysweep.report.colours import COLOURS as COLOURS
 from raysweep.report.drawing import label_powers_of_ten, wrapped
 from raysweep.report.heatmaps import axis_label, seeds
-from raysweep.report.points import LEAST_SEEDS, PERCENT, Point, estimate, rank_points
+from raysweep.report.points import LEAST_SEEDS, Point, estimate, percent, rank_points
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Poin
     return [point for point in points if point in kept], which
 
 
-def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str) -> None:
+def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str, divisor: int) -> None:
     """Draw each seed as a dot at `x`, and the interval of the mean for `LEAST_SEEDS` seeds or more.
 
-    Nothing is drawn for a single seed, because its dot would hide the mean.
+    Nothing is drawn for a single seed, because its dot would hide the mean. `divisor` is that of the points.
     """
-    value = estimate(values)
+    value = estimate(values, divisor)
     if value is not None and value.n > 1:
         if value.high is not None and value.n >= LEAST_SEEDS:
             axes.errorbar(x, value.mean, yerr=value.high - value.mean, color=colour, capsize=3, linewidth=1.2)
@@ -109,7 +109,7 @@ def clip(axes: Axes) -> None:
 def seeds_and_bars(points: Sequence[Point]) -> str:
     """Return the number of seeds in words, and what the dots, bars and bands of the figure mean."""
     most = max(len(point.by_seed) for point in points)
-    bars = f", bars and bands: {PERCENT} interval of the mean" if most >= LEAST_SEEDS else ""
+    bars = f", bars and bands: {percent(points)} interval of the mean" if most >= LEAST_SEEDS else ""
     return seeds(points) + (f" (dots){bars}" if most > 1 else "")
 
 

@@ -22,9 +22,9 @@ from raysweep.errors import masked, printable
 from raysweep.report.contents import Report
 from raysweep.report.page_curves import bokeh_script, point_title, read_curves, script_data
 from raysweep.report.page_pictures import figures_in, pictures_of
-from raysweep.report.points import COLUMNS, LEAST_SEEDS, PERCENT, estimate, shown_scores
-from raysweep.report.sentences import METHOD, NAMES, numbers, verdict
-from raysweep.report.summary import READING, controls_of, notes, warnings_of
+from raysweep.report.points import COLUMNS, LEAST_SEEDS, percent, shown_scores
+from raysweep.report.sentences import NAMES, method, numbers, verdict
+from raysweep.report.summary import controls_of, notes, reading, warnings_of
 from raysweep.report.tables import cell, encoded, name_columns, names_of, trial_rows
 from raysweep.results.result import Result
 from raysweep.results.sweep_file import history
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 MOST_TRIALS = 2000
 """Most trials in the table and in the curves. Browsers become slow with more rows."""
-AVERAGES = (
-    f"Mean over seeds ± half of the {PERCENT} Student-t interval of the mean; fewer than {LEAST_SEEDS} seeds have no "
-    "interval."
-)
 MOST_SHOWN = 12
 """Most values of a varied setting that are listed."""
 
@@ -100,9 +96,9 @@ def page(report: Report, directory: Path) -> str:
             report=report,
             sentences=report.in_words(),
             notes=[*report.doubts(), *notes(report)],
-            reading=READING,
-            method=METHOD if report.groups and not report.single else "",
-            averages=AVERAGES,
+            reading=reading(report),
+            method=method(report.points) if report.groups and not report.single else "",
+            averages=averages(report),
             time=duration(report.seconds()),
             points=points_table(report),
             trials=trials_table(report, rows[:MOST_TRIALS]),
@@ -125,6 +121,14 @@ def page(report: Report, directory: Path) -> str:
     )
 
 
+def averages(report: Report) -> str:
+    """Say what the numbers in the table of the points are."""
+    return (
+        f"Mean over seeds ± half of the {percent(report.points)} Student-t interval of the mean; fewer than "
+        f"{LEAST_SEEDS} seeds have no interval."
+    )
+
+
 def ordered(curves: Any) -> list[str]:
     """Return the metrics that have curves, in the order of the tables, and then those that no part declares."""
     return [*(name for name in METRICS if name in curves), *(name for name in curves if name not in METRICS)]
@@ -141,7 +145,7 @@ def points_table(report: Report) -> Table:
     rows = []
     for point in report.points:
         row = [*names_of(report, point), str(len(point.by_seed))]
-        row += [cell(estimate(point.values(score))) for score in scores]
+        row += [cell(point.estimate(score)) for score in scores]
         for score, control in pairs:
             family = families.get(point.title, {}).get(score)
             difference = family.from_control(point, control) if family is not None else None

@@ -9,17 +9,28 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
+from raysweep.report.statistics import fit_blocks
 from raysweep.results.result import Result, complete_protocol, protocol_difference
-from raysweep.space import CONTROLS, RANDOM, Sweep, Trial, computed, control_settings, make_control, short_names
+from raysweep.space import (
+    CONTROLS,
+    RANDOM,
+    Sweep,
+    Trial,
+    complete_rounds,
+    computed,
+    control_settings,
+    make_control,
+    short_names,
+)
 
 CONFIDENCE = 0.95
-PERCENT = f"{CONFIDENCE * 100:.0f} %"
 LEAST_SEEDS = 3
 """With fewer seeds than this there is no verdict, and no interval is shown."""
 NO_SPREAD = 1e-9
@@ -27,6 +38,21 @@ NO_SPREAD = 1e-9
 LINEAR = "linear/test_accuracy"
 SCORES = (LINEAR, "knn/test_accuracy", "kmeans/accuracy")
 COLUMNS = ("linear/val_accuracy", *SCORES)
+
+
+def confidence(divisor: int = 1) -> float:
+    """Return the confidence of every interval: `CONFIDENCE`, or more in a race, which divides the error."""
+    return 1 - (1 - CONFIDENCE) / divisor
+
+
+def percent(points: Iterable[Point] = ()) -> str:
+    """Return the confidence of the intervals of these points in words: `95 %`, or more in a race of seeds."""
+    return f"{100 * confidence(divisor_of(points)):.5g} %"
+
+
+def divisor_of(points: Iterable[Point]) -> int:
+    """Return the number by which the familywise error is divided: 1, or more in a race of seeds."""
+    return max((point.divisor for point in points), default=1)
 
 
 def block_scores() -> tuple[str, ...]:
@@ -61,7 +87,7 @@ class Estimate:
     """The standard deviation over seeds, with n − 1 degrees of freedom; None for one seed."""
     low: float | None
     high: float | None
-    """`low` and `high` are the bounds of the mean's Student-t interval at `CONFIDENCE`; None for one seed."""
+    """`low` and `high` are the bounds of the mean's Student-t interval at `confidence`; None for one seed."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +113,8 @@ class Point:
     """The name with drawn values rounded; empty if the name has none."""
     encoder: str = ""
     """The digest of an evaluated encoder whose training is unknown; empty for other points."""
+    divisor: int = 1
+    """The number by which the familywise error is divided; 1 unless the seeds of its sweep are a race."""
 
     @property
     def baseline(self) -> bool:
@@ -131,6 +159,10 @@ class Point:
         """Return the metric of every seed that has it."""
         return list(self.scores(metric).values())
 
+    def estimate(self, metric: str) -> Estimate | None:
+        """Return the mean of the metric with its interval; None without the metric."""
+        return estimate(self.values(metric), self.divisor)
+
     def control_scores(self, control: str, metric: str) -> dict[int, float]:
         """Return the metric of a control by seed; empty without that control."""
         return metric_by_seed(self.controls.get(control, {}), metric)
@@ -150,8 +182,13 @@ def differences(first: Mapping[int, float], second: Mapping[int, float]) -> list
     return [value - second[seed] for seed, value in first.items() if seed in second]
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return mean, standard deviation and interval of independent values; None without values."""
+def estimate(values: Sequence[float], divisor: int = 1) -> Estimate | None:
+    """Return mean, standard deviation and interval of independent values; None without values.
+
+    Args:
+        values: The values.
+        divisor: The number by which the error of the interval is divided.
+    """
     n = len(values)
     if n == 0:
         return None
@@ -159,7 +196,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if n == 1:
         return Estimate(1, mean, None, None, None)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
+    half = float(stats.t.ppf((1 + confidence(divisor)) / 2, n - 1)) * std / math.sqrt(n)
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
@@ -183,15 +220,17 @@ def check_alike(one: Result, other: Result, name: str, other_name: str, varied: 
         )
 
 
-def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Point]:
+def gather(sweep: Sweep, results: Sequence[Result], label: str = "", divisor: int | None = None) -> list[Point]:
     """Return the points with finished results, in the order of the sweep.
 
-    `label` is the sweep's name in a comparison of several sweeps.
+    In a comparison of several sweeps, `label` is the sweep's name, and `divisor` the largest one of all
+    sweeps.
+    The last round of a race of seeds is left out until all its trials have ended.
     """
     finished = {result.trial: result for result in results if result.status == "finished"}
     trials: dict[str, list[Trial]] = {}
     planned: dict[str, list[int]] = {}
-    for trial in sweep.trials:
+    for trial in complete_rounds(sweep, {result.trial for result in results}).trials:
         planned.setdefault(trial.point, []).append(trial.settings.seed)
         if trial.name in finished:
             trials.setdefault(trial.point, []).append(trial)
@@ -210,6 +249,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
                 planned=planned[name],
                 label=labels.get(name, ""),
                 encoder=unknown_encoder(members[0]),
+                divisor=divisor or sweep.divisor,
             )
         )
     return points
@@ -285,8 +325,9 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
 
     A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
     bad ones. Points are ranked by their mean over the seeds that all of them have, or over all their seeds if there is
-    no such seed. Scores of different protocols are not comparable, so a sweep that varies the evaluation has several
-    best points. Without a metric no point competes.
+    no such seed. In a race of seeds they are ranked by their means in the block model, which uses all seeds and adjusts
+    for those that a point lacks. Scores of different protocols are not comparable, so a sweep that varies the
+    evaluation has several best points. Without a metric no point competes.
 
     Args:
         points: points and controls; controls never compete.
@@ -303,12 +344,22 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
 def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
     """Return the points of one protocol, best first."""
     scores = {point.title: point.scores(metric) for point in group}
+    if divisor_of(group) > 1:
+        effects = fit_blocks(matrix([point.scores(metric) for point in group])).effects
+        order = np.argsort(-effects if mode == "max" else effects, kind="stable")
+        return [group[index] for index in order]
     shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
     means = {
         title: fmean(value for seed, value in by_seed.items() if seed in shared or not shared)
         for title, by_seed in scores.items()
     }
     return sorted(group, key=lambda point: means[point.title], reverse=mode == "max")
+
+
+def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
+    """Return scores by seed as an array (points, seeds), with sorted seeds; NaN where a point lacks a seed."""
+    seeds = sorted({seed for by_seed in scores for seed in by_seed})
+    return np.array([[by_seed.get(seed, np.nan) for seed in seeds] for by_seed in scores], dtype=float)
 
 
 def mean_of(point: Point, metric: str) -> float:

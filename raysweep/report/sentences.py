@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from raysweep import parts
-from raysweep.report.points import LEAST_SEEDS, PERCENT, SCORES, Point, mean_of
+from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of, mean_of, percent
+from raysweep.report.race_words import NAMES as NAMES
+from raysweep.report.race_words import listed as listed
 from raysweep.report.statistics import Difference, seeds_needed
 from raysweep.report.verdicts import Family, Group, same_experiment
 from raysweep.system.terminal import counted
@@ -14,8 +16,6 @@ MOST_NAMED = 3
 """A sentence names up to this many points, and gives the number of the others."""
 MOST_SEEDS = 50
 """More seeds than this are not recommended."""
-NAMES = {"random": "the random encoder", "pixels": "raw pixels", "pca": "PCA", "supervised": "supervised training"}
-"""The controls in a sentence."""
 STILL_FALLING = 0.05
 """A loss has not levelled off if more than this fraction of its whole fall was in the last tenth of the epochs."""
 LOW_RANK = 0.05
@@ -200,7 +200,8 @@ def next_steps(group: Group, family: Family) -> list[str]:
     unclear = [(point, difference) for point, difference in rivals if not difference.differs]
     if unclear and family.variance is not None:
         rival, difference = unclear[0]
-        count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS)
+        divisor = divisor_of(group.points)
+        count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS, divisor)
         if count is None:
             lines.append(
                 f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}; "
@@ -329,18 +330,26 @@ def shortened(names: Sequence[str]) -> str:
     return listed(names)
 
 
-def listed(words: Sequence[str]) -> str:
-    """Return words for a sentence: `a`, `a and b`, `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-METHOD = (
-    f"Scores are modelled as point + seed + residual. Intervals are at {PERCENT} and adjusted for all comparisons of a "
-    "table: Dunnett's method adjusts the differences from a control, and Tukey's method adjusts the differences "
-    "between points. Both use the residual spread of all points together. A test compares the spreads of the points. "
-    "If the result is unclear, each interval uses the larger of the pooled spread and the spread of its two points. "
-    "If the spreads clearly differ, each pair has the spread of its differences, and Holm's method adjusts them. A "
-    "simulated sweep of seven equal points shows a false difference in at most 5 % of cases, or in up to 11 % with "
-    "three seeds and very unequal spreads. Each score is adjusted alone. All seeds share one division of the images. "
-    "So the intervals cover differences between runs, and not the choice of the test images."
-)
+def method(points: Sequence[Point]) -> str:
+    """Say how the intervals and verdicts about these points are computed."""
+    divisor = divisor_of(points)
+    race = (
+        ""
+        if divisor == 1
+        else " The seeds were a race: after every round a look at the results decided which points get more seeds. The "
+        "looks, and the tables of pairs and of each control, divide the error of 5 % into "
+        f"{divisor} equal parts (Bonferroni). So every interval is at {percent(points)}, and every p-value is "
+        f"multiplied by {divisor}. The points are ranked by their means adjusted for the seeds that some of them lack. "
+        "The mean of a point that left the race early tends to lie a little too far from the best one."
+    )
+    return (
+        f"Scores are modelled as point + seed + residual. Intervals are at {percent(points)} and adjusted for all "
+        "comparisons of a table: Dunnett's method adjusts the differences from a control, and Tukey's method adjusts "
+        "the differences between points. Both use the residual spread of all points together. A test compares the "
+        "spreads of the points. If the result is unclear, each interval uses the larger of the pooled spread and the "
+        "spread of its two points. If the spreads clearly differ, each pair has the spread of its differences, and "
+        "Holm's method adjusts them. A simulated sweep of seven equal points shows a false difference in at most 5 % "
+        "of cases, or in up to 11 % with three seeds and very unequal spreads. Each score is adjusted alone. All seeds "
+        "share one division of the images. So the intervals cover differences between runs, and not the choice of the "
+        f"test images.{race}"
+    )

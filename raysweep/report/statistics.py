@@ -11,6 +11,13 @@ paired difference gives 2. A test of equal spread decides which standard error a
 A simulation chose the levels. With 7 equal points the familywise error, the chance of any false difference, is at most
 5 % for equal spreads. Where one point has 5 times the spread of the others, or the spread rises from 1 to 4, the error
 is up to 11 % with 3 seeds, 8 % with 5 and 5 % with 10. Pooled intervals alone reach 24 % with any number of seeds.
+
+A race of seeds looks at its results several times, at the pairs of points and at the differences from each control. The
+looks and these tables divide the familywise error equally: every interval and test has the level `ALPHA / divisor`, and
+`divisor` is the planned number of looks times the number of tables. By Bonferroni's inequality the chance of any false
+difference at any look is then at most the error of one look at one table. Looks with equal levels are Pocock's design
+(1977, "Group sequential methods in the design and analysis of clinical trials"). His levels are less strict, but they
+hold for one comparison with a known spread.
 """
 
 from __future__ import annotations
@@ -29,7 +36,6 @@ from scipy.sparse import csgraph
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Method = Literal["dunnett", "tukey", "holm"]
-Kind = Literal["optimum", "rises", "falls", "flat", "unknown"]
 
 ALPHA = 0.05
 """The familywise error."""
@@ -57,23 +63,6 @@ class Difference:
     def differs(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How the score depends on one numeric setting; `pairs` is the result of `compare_pairs`."""
-
-    kind: Kind
-    best: int | None
-    """The index of the value with the best estimated score; None without scores."""
-    p_rises: float | None
-    p_falls: float | None
-    p_curved: float | None
-    """The p-values of Page's test in both directions and of the quadratic contrast. Each is multiplied by three, the
-    number of tests, and is at most 1. None where a test is impossible."""
-    within: float | None
-    """For "flat", the largest absolute bound of the intervals of all pairs: no two values differ by more. Else None."""
-    pairs: dict[tuple[int, int], Difference]
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,14 +199,14 @@ def spread_test(values: Array) -> float | None:
     return float((1 + above) / (1 + len(even)))
 
 
-def _root(excess: Callable[[float], float], differences: int, df: int) -> float:
-    """Return the critical value for `ALPHA`, which lies between Student's t without and with Bonferroni."""
-    low, high = stats.t.isf([ALPHA / 2, ALPHA / 2 / differences], df)
+def _root(excess: Callable[[float], float], differences: int, df: int, alpha: float) -> float:
+    """Return the critical value for the error `alpha`, which lies between Student's t without and with Bonferroni."""
+    low, high = stats.t.isf([alpha / 2, alpha / 2 / differences], df)
     return float(optimize.brentq(excess, low * 0.99, high * 1.01, xtol=1e-6))
 
 
 @lru_cache(maxsize=256)
-def _quadrature_critical(method: Method, points: int, df: int) -> float:
+def _quadrature_critical(method: Method, points: int, df: int, alpha: float = ALPHA) -> float:
     """Return the critical value for differences of independent means of equal variance, in standard errors.
 
     Gauss-Legendre quadrature integrates over the estimated spread s and over the mean z that the differences share: the
@@ -233,35 +222,35 @@ def _quadrature_critical(method: Method, points: int, df: int) -> float:
         reach = np.sqrt(2) * critical * s[:, None]
         above = special.ndtr(z + reach) if method == "dunnett" else special.ndtr(z)
         inside = (above - special.ndtr(z - reach)) ** (points - 1) * (1 if method == "dunnett" else points)
-        return float(density / density.sum() @ inside @ normal) - (1 - ALPHA)
+        return float(density / density.sum() @ inside @ normal) - (1 - alpha)
 
-    return _root(excess, points - 1 if method == "dunnett" else points * (points - 1) // 2, df)
+    return _root(excess, points - 1 if method == "dunnett" else points * (points - 1) // 2, df, alpha)
 
 
 @lru_cache(maxsize=256)
-def _dunnett_critical(covariance: bytes, points: int, df: int) -> float:
+def _dunnett_critical(covariance: bytes, points: int, df: int, alpha: float = ALPHA) -> float:
     """Return Dunnett's critical value for any covariance of the means, up to a factor; the first mean is the control's.
 
     With missing cells the means are simulated, with a fixed random state; the integral over the spread is exact. The
     same random numbers also give a critical value for complete cells. Its error is known, and is subtracted.
     """
     matrix = np.frombuffer(covariance).reshape(points, points)
-    exact = _quadrature_critical("dunnett", points, df)
+    exact = _quadrature_critical("dunnett", points, df, alpha)
     if np.allclose(matrix, np.eye(points) * matrix[0, 0]):
         return exact
     normal = np.random.default_rng(0).standard_normal((2**14, points))
 
     def critical(means: Array, variances: Array | int) -> float:
         largest = df / 2 * ((means[:, 1:] - means[:, :1]) ** 2 / variances).max(1)
-        return _root(lambda c: float(special.gammainc(df / 2, largest / c**2).mean()) - ALPHA, 10 * points, df)
+        return _root(lambda c: float(special.gammainc(df / 2, largest / c**2).mean()) - alpha, 10 * points, df, alpha)
 
     variances = _of_differences(matrix, np.arange(1, points), 0)
     return exact + critical(normal @ np.linalg.cholesky(matrix).T, variances) - critical(normal, 2)
 
 
-def _compare(values: Array, first: Indices, second: Indices, method: Method) -> list[Difference]:
+def _compare(values: Array, first: Indices, second: Indices, method: Method, divisor: int) -> list[Difference]:
     """Return the differences of points, first minus second. `method` is used unless the spreads clearly differ."""
-    fit, p = fit_blocks(values), spread_test(values) or 1.0
+    fit, p, alpha = fit_blocks(values), spread_test(values) or 1.0, ALPHA / divisor
     paired = values[first] - values[second]
     n = (~np.isnan(paired)).sum(1)
     mean = np.where(n > 0, fit.effects[first] - fit.effects[second], np.nan)
@@ -269,21 +258,21 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method) -> 
     judged = np.flatnonzero(n >= FEWEST_SEEDS)
     if len(judged) and fit.spreads and p < SPREAD_LEVEL:
         method = "holm"
-        mean[judged], half[judged] = _holm(paired[judged], n[judged])
+        mean[judged], half[judged] = _holm(paired[judged], n[judged], alpha)
     elif len(judged) and fit.spreads:
         i, j = first[judged], second[judged]
         variance = np.max([_of_differences(covariance, i, j) for covariance in fit.covariances(p)], 0)
         if method == "tukey":
-            critical = _quadrature_critical("tukey", len(np.union1d(i, j)), fit.df)
+            critical = _quadrature_critical("tukey", len(np.union1d(i, j)), fit.df, alpha)
         else:
             weights = fit.design.weights[np.concatenate([j[:1], i])]
-            critical = _dunnett_critical((weights @ weights.T).tobytes(), len(weights), fit.df)
+            critical = _dunnett_critical((weights @ weights.T).tobytes(), len(weights), fit.df, alpha)
         half[judged] = critical * np.sqrt(variance)
     means, lows, highs = ([None if math.isnan(x) else x for x in y.tolist()] for y in (mean, mean - half, mean + half))
     return [Difference(*row, method) for row in zip(n.tolist(), means, lows, highs, strict=True)]
 
 
-def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
+def _holm(paired: Array, n: Indices, alpha: float) -> tuple[Array, Array]:
     """Return the means of paired differences, shape (differences, seeds), and the half-widths of their intervals.
 
     Each interval has the level at which Holm tests its difference (1979, "A simple sequentially rejective multiple test
@@ -295,7 +284,7 @@ def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
     tested = np.flatnonzero(np.nanmax(paired, 1) - np.nanmin(paired, 1) >= NO_SPREAD)
     p = 2 * special.stdtr(n[tested] - 1, -np.abs(mean[tested]) / error[tested])
     order = np.argsort(p, kind="stable")
-    levels = ALPHA / np.arange(len(tested), 0, -1)
+    levels = alpha / np.arange(len(tested), 0, -1)
     for stop in np.flatnonzero(p[order] >= levels)[:1]:
         levels[stop:] = levels[stop]
     chosen = tested[order]
@@ -303,7 +292,7 @@ def _holm(paired: Array, n: Indices) -> tuple[Array, Array]:
     return mean, half
 
 
-def compare_with_control(values: Array, control: int) -> dict[int, Difference]:
+def compare_with_control(values: Array, control: int, divisor: int = 1) -> dict[int, Difference]:
     """Return every other point minus the control, by the index of the other point.
 
     The pooled intervals are Dunnett's (1955, "A multiple comparison procedure for comparing several treatments with a
@@ -313,12 +302,14 @@ def compare_with_control(values: Array, control: int) -> dict[int, Difference]:
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
         control: the index of the control.
+        divisor: the error is divided by this number; 1 unless the seeds are a race.
     """
     others = np.delete(np.arange(len(values)), control)
-    return dict(zip(others.tolist(), _compare(values, others, np.full(len(others), control), "dunnett"), strict=True))
+    differences = _compare(values, others, np.full(len(others), control), "dunnett", divisor)
+    return dict(zip(others.tolist(), differences, strict=True))
 
 
-def compare_pairs(values: Array, only: int | None = None) -> dict[tuple[int, int], Difference]:
+def compare_pairs(values: Array, only: int | None = None, divisor: int = 1) -> dict[tuple[int, int], Difference]:
     """Return the first minus the second point of every pair of points, by their indices, the lower index first.
 
     The pooled intervals are Tukey's (studentised range). With missing cells they are Tukey and Kramer's (Kramer 1956).
@@ -326,62 +317,17 @@ def compare_pairs(values: Array, only: int | None = None) -> dict[tuple[int, int
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
         only: return the pairs with this point only; Tukey's intervals are adjusted for all pairs nevertheless.
+        divisor: see `compare_with_control`.
     """
     pairs = np.transpose(np.triu_indices(len(values), 1))
     first, second = pairs[(pairs == only).any(axis=1) | (only is None)].T
     keys = zip(first.tolist(), second.tolist(), strict=True)
-    return dict(zip(keys, _compare(values, first, second, "tukey"), strict=True))
+    return dict(zip(keys, _compare(values, first, second, "tukey", divisor), strict=True))
 
 
-def compare_shape(values: Array, better: Literal["max", "min"] = "max") -> Shape:
-    """Test whether the score rises, falls or has an optimum over the ordered values of one setting.
-
-    Three tests share the familywise error by Bonferroni: Page's trend test in both directions (Page 1963, "Ordered
-    hypotheses for multiple treatments"), which uses the complete blocks, and the quadratic contrast over the positions
-    of the values in the block model. "optimum" means that the best value is an inner one, that the contrast is
-    significant with the sign of an optimum, and that the best value differs from both end values in `compare_pairs`.
-    It precedes "rises" and "falls", which do not depend on `better`. "flat" means that nothing is shown. "unknown"
-    means fewer than three values or three complete blocks, or that nothing is shown and no pair has an interval.
-
-    Args:
-        values: scores, shape (values in order, blocks), NaN where a cell is missing. Blocks are seeds, or combinations
-            of seeds and other settings.
-        better: "max" where high scores are good.
-    """
-    fit, pairs = fit_blocks(values), compare_pairs(values)
-    sign, last = (1 if better == "max" else -1), len(values) - 1
-    best = int(np.nanargmax(sign * fit.effects)) if np.isfinite(fit.effects).any() else None
-    blocks = values[:, ~np.isnan(values).any(0)].T
-    if last < 2 or len(blocks) < FEWEST_SEEDS or best is None:
-        return Shape("unknown", best, None, None, None, None, pairs)
-    ranks = stats.rankdata(blocks, axis=1)
-    p_rises, p_falls = (min(1.0, 3 * float(stats.page_trend_test(x, True).pvalue)) for x in (ranks, ranks[:, ::-1]))
-    curvature, p_curved = _curvature(values, fit, blocks)
-    ends = [pairs[0, best].differs, pairs[best, last].differs] if 0 < best < last else [False]
-    bounds = [abs(x) for pair in pairs.values() for x in (pair.low, pair.high) if x is not None]
-    kind: Kind = "flat" if bounds else "unknown"
-    if all(ends) and p_curved is not None and p_curved < ALPHA and sign * curvature < 0:
-        kind = "optimum"
-    elif min(p_rises, p_falls) < ALPHA:
-        kind = "rises" if p_rises < p_falls else "falls"
-    return Shape(kind, best, p_rises, p_falls, p_curved, max(bounds) if kind == "flat" else None, pairs)
-
-
-def _curvature(values: Array, fit: BlockFit, blocks: Array) -> tuple[float, float | None]:
-    """Return the quadratic contrast and three times its two-sided p-value. The spread test decides as in `_compare`."""
-    position = np.arange(len(values)) - (len(values) - 1) / 2
-    contrast = position**2 - (position**2).mean()
-    estimate, p = float(contrast @ fit.effects), spread_test(values) or 1.0
-    if not fit.spreads:
-        return estimate, None
-    if p < SPREAD_LEVEL:
-        by_block = blocks @ contrast
-        return float(by_block.mean()), min(1.0, 3 * float(stats.ttest_1samp(by_block, 0).pvalue))
-    variance = max(float(contrast @ covariance @ contrast) for covariance in fit.covariances(p))
-    return estimate, min(1.0, 6 * float(special.stdtr(fit.df, -abs(estimate) / np.sqrt(variance))))
-
-
-def seeds_needed(difference: float, residual_variance: float, points: int, most: int = 50) -> int | None:
+def seeds_needed(
+    difference: float, residual_variance: float, points: int, most: int = 50, divisor: int = 1
+) -> int | None:
     """Return the least number of seeds with which a pooled Tukey interval would exclude zero; None above `most`.
 
     This assumes that the estimates stay the same. If the true difference is `difference`, that many seeds show it with
@@ -392,9 +338,10 @@ def seeds_needed(difference: float, residual_variance: float, points: int, most:
         residual_variance: the variance of single scores, as `fit_blocks` estimates it.
         points: the number of points, at least 2, with complete cells.
         most: the largest number of seeds to consider.
+        divisor: see `compare_with_control`.
     """
     for seeds in range(FEWEST_SEEDS, most + 1):
-        critical = _quadrature_critical("tukey", points, (points - 1) * (seeds - 1))
+        critical = _quadrature_critical("tukey", points, (points - 1) * (seeds - 1), ALPHA / divisor)
         if abs(difference) > critical * np.sqrt(2 * residual_variance / seeds):
             return seeds
     return None

@@ -8,17 +8,8 @@ from raysweep import parts
 from raysweep.errors import printable
 from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
-from raysweep.report.points import (
-    COLUMNS,
-    LEAST_SEEDS,
-    PERCENT,
-    Point,
-    block_scores,
-    estimate,
-    has_block_scores,
-    shown_scores,
-)
-from raysweep.report.sentences import METHOD, NAMES, listed, numbers, verdict
+from raysweep.report.points import COLUMNS, LEAST_SEEDS, Point, block_scores, has_block_scores, percent, shown_scores
+from raysweep.report.sentences import NAMES, listed, method, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
 from raysweep.report.verdicts import MOST_PAIRED, Group
@@ -26,10 +17,6 @@ from raysweep.results.result import Result
 
 MOST_WARNINGS = 20
 """Most warnings that are listed; for the others only their number is given."""
-READING = (
-    f"All scores are accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted {PERCENT} interval "
-    "follows it in brackets."
-)
 STOPPED = "Trials that were stopped early have no test score and are in no mean."
 SATURATED = 0.97
 """A random encoder with a higher accuracy leaves no room for differences."""
@@ -41,22 +28,30 @@ def summary_md(report: Report) -> str:
     text = [f"# {report.name}"]
     if words:
         text.append("\n".join(f"- {printable(line)}" for line in words))
-        text += [] if report.single else [READING]
+        text += [] if report.single else [reading(report)]
     remarks = [*report.doubts(), *notes(report)]
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
     text += ["## Scores", *overview(report)]
     columns = shown_scores(report.points, COLUMNS)
     rows = [
-        [*names_of(report, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in columns)]
+        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name)) for name in columns)]
         for point in report.points
     ]
     text.append(markdown([*name_columns(report), "n", *columns], rows))
     text += [section for control in controls_of(report) for section in control_section(report, control)]
     text += best_section(report) + choosing_section(report) + blocks_section(report) + list(ended_sections(report))
     if report.groups and not report.single:
-        text += ["## Method", METHOD]
+        text += ["## Method", method(report.points)]
     return "\n\n".join(text) + "\n"
+
+
+def reading(report: Report) -> str:
+    """Say how the sentences and tables of differences are read."""
+    return (
+        "All scores are accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted "
+        f"{percent(report.points)} interval follows it in brackets."
+    )
 
 
 def overview(report: Report) -> list[str]:
@@ -72,8 +67,8 @@ def overview(report: Report) -> list[str]:
     if report.single:
         return lines
     reading = (
-        f"Mean over seeds ± half of the {PERCENT} Student-t interval of the mean, for each point alone; fewer than "
-        f"{LEAST_SEEDS} seeds have no interval."
+        f"Mean over seeds ± half of the {percent(report.points)} Student-t interval of the mean, for each point alone; "
+        f"fewer than {LEAST_SEEDS} seeds have no interval."
     )
     if not report.several:
         return [f"{lines[0]} {reading}"]
@@ -137,7 +132,7 @@ def notes(report: Report) -> list[str]:
 
 def mean_above(point: Point, score: str, least: float) -> bool:
     """Return whether the mean of a score is above `least`."""
-    value = estimate(point.values(score))
+    value = point.estimate(score)
     return value is not None and value.mean > least
 
 
@@ -197,7 +192,7 @@ def choosing_section(report: Report) -> list[str]:
             columns = [
                 "measure",
                 "points",
-                f"Kendall's τ ({PERCENT})",
+                f"Kendall's τ ({percent(report.points)})",
                 "chosen point",
                 report.scores[0],
                 "below the best by",
@@ -236,7 +231,7 @@ def blocks_section(report: Report) -> list[str]:
     if not points:
         return []
     rows = [
-        [*names_of(report, point), len(point.by_seed), *(cell(estimate(point.values(name))) for name in block_scores())]
+        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name)) for name in block_scores())]
         for point in points
     ]
     header = [*name_columns(report), "n", *(f"block {block}" for block in range(1, parts.most_blocks() + 1))]

@@ -10,14 +10,12 @@ from typing import Any
 from raysweep.config import METRICS, SETTINGS, about, has_effect
 from raysweep.errors import printable
 from raysweep.report.contents import Report
-from raysweep.report.points import LEAST_SEEDS, Estimate, Point, differences, estimate
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, confidence, differences, divisor_of, estimate
 from raysweep.report.sentences import verdict
 from raysweep.report.statistics import Difference
 from raysweep.results.result import Result, attempts
 from raysweep.results.store import Store
 from raysweep.space import Sweep
-
-DIFFERENCE_COLUMNS = ("mean", "adjusted95_low", "adjusted95_high", "unadjusted95_low", "unadjusted95_high")
 
 
 def encoded(text: str) -> bytes:
@@ -68,12 +66,30 @@ def trial_rows(store: Store, sweep: Sweep, results: Sequence[Result]) -> tuple[l
     return header, rows
 
 
-def interval_columns(name: str, value: Estimate | None) -> dict[str, Any]:
+def level(divisor: int) -> str:
+    """Return the confidence of the intervals as a part of a column's name: `95`, or `99.375` for a divisor of 8."""
+    return f"{100 * confidence(divisor):.5g}"
+
+
+def mean_names(divisor: int) -> tuple[str, ...]:
+    """Return the names of the columns of a mean: itself, the standard deviation, and the bounds of the interval."""
+    return ("mean", "std", f"ci{level(divisor)}_low", f"ci{level(divisor)}_high")
+
+
+def difference_names(divisor: int) -> tuple[str, ...]:
+    """Return the names of the columns of a difference: its mean, and the bounds of both intervals."""
+    return (
+        "mean",
+        *(f"{kind}{level(divisor)}_{end}" for kind in ("adjusted", "unadjusted") for end in ("low", "high")),
+    )
+
+
+def interval_columns(name: str, value: Estimate | None, divisor: int) -> dict[str, Any]:
     """Return an estimate as columns of a CSV; empty for None."""
     if value is None:
         return {}
-    columns = {"mean": value.mean, "std": value.std, "ci95_low": value.low, "ci95_high": value.high}
-    return {f"{name} {part}": number for part, number in columns.items()}
+    columns = zip(mean_names(divisor), (value.mean, value.std, value.low, value.high), strict=True)
+    return {f"{name} {part}": number for part, number in columns}
 
 
 def summary_csv(report: Report) -> str:
@@ -83,10 +99,11 @@ def summary_csv(report: Report) -> str:
 
 def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the columns and a row for each point; see `summary_csv`. A row omits what its point lacks."""
+    divisor = divisor_of(report.points)
     metrics = [name for name in METRICS if any(point.values(name) for point in report.points)]
     varied = [*differing(report)] if report.several else [*report.members[0].sweep.searched]
     header = [*(["sweep"] if report.several else []), "point", *varied, "n"]
-    header += [f"{metric} {part}" for metric in metrics for part in ("mean", "std", "ci95_low", "ci95_high")]
+    header += [f"{metric} {part}" for metric in metrics for part in mean_names(divisor)]
     families = {point.title: group.families for group in report.groups for point in group.points}
     controls = {
         (score, control): None
@@ -94,19 +111,19 @@ def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
         for score, f in group.families.items()
         for control in f.controls
     }
-    header += [f"{score} minus {control} {part}" for score, control in controls for part in DIFFERENCE_COLUMNS]
+    header += [f"{score} minus {control} {part}" for score, control in controls for part in difference_names(divisor)]
     rows = []
     for point in report.points:
         row: dict[str, Any] = {"sweep": point.sweep, "point": point.name, "n": len(point.by_seed)}
         row |= {name: effective(point, name) for name in varied} if report.several else point.varied
         for metric in metrics:
-            row |= interval_columns(metric, estimate(point.values(metric)))
+            row |= interval_columns(metric, point.estimate(metric), divisor)
         for score, control in controls:
             family = families.get(point.title, {}).get(score)
             difference = family.from_control(point, control) if family is not None else None
             if difference is not None:
-                alone = estimate(differences(point.scores(score), point.control_scores(control, score)))
-                row |= difference_columns(f"{score} minus {control} ", difference, alone)
+                alone = estimate(point.differences(score, control), divisor)
+                row |= difference_columns(f"{score} minus {control} ", difference, alone, divisor)
         rows.append({key: value for key, value in row.items() if key in header})
     return header, rows
 
@@ -137,7 +154,7 @@ def differences_csv(report: Report) -> str:
     Points of different protocols are not paired. If there are more than `MOST_PAIRED` points, only the pairs with the
     best point are listed.
     """
-    rows = []
+    rows, divisor = [], divisor_of(report.points)
     for group in report.groups:
         by_title = {point.title: point for point in group.points}
         titles = dict.fromkeys(pair for score in report.scores for pair in group.families[score].pairs)
@@ -146,19 +163,23 @@ def differences_csv(report: Report) -> str:
             for score in report.scores:
                 difference = group.families[score].pairs.get((first, second))
                 if difference is not None and difference.mean is not None:
-                    alone = estimate(differences(one.scores(score), other.scores(score)))
+                    alone = estimate(differences(one.scores(score), other.scores(score)), divisor)
                     row = {"first": one.exact_title, "second": other.exact_title, "score": score, "n": difference.n}
                     rows.append(
-                        {**row, **difference_columns("", difference, alone), "verdict": verdict(difference, "second")}
+                        {
+                            **row,
+                            **difference_columns("", difference, alone, divisor),
+                            "verdict": verdict(difference, "second"),
+                        }
                     )
-    return to_csv(["first", "second", "score", "n", *DIFFERENCE_COLUMNS, "verdict"], rows)
+    return to_csv(["first", "second", "score", "n", *difference_names(divisor), "verdict"], rows)
 
 
-def difference_columns(prefix: str, difference: Difference, alone: Estimate | None) -> dict[str, Any]:
+def difference_columns(prefix: str, difference: Difference, alone: Estimate | None, divisor: int) -> dict[str, Any]:
     """Return a difference as columns of a CSV: its adjusted interval, and its paired, unadjusted Student-t interval."""
     low, high = (alone.low, alone.high) if alone is not None else (None, None)
     values = (difference.mean, difference.low, difference.high, low, high)
-    return {f"{prefix}{name}": value for name, value in zip(DIFFERENCE_COLUMNS, values, strict=True)}
+    return {f"{prefix}{name}": value for name, value in zip(difference_names(divisor), values, strict=True)}
 
 
 def cell(value: Estimate | None) -> str:

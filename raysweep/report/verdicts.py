@@ -1,7 +1,8 @@
 """The comparisons of a report: adjusted differences between points, from controls and along a setting.
 
 A *family* consists of one score of all points that share an evaluation protocol. All differences of a family are
-adjusted together, so that all its intervals hold at once with a probability of 95 %.
+adjusted together, so that all its intervals hold at once with a probability of 95 %, or more in a race (see
+`raysweep.report.statistics`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about
-from raysweep.report.points import Point, key_without_seed
-from raysweep.report.statistics import Difference, Shape, compare_pairs, compare_shape, compare_with_control, fit_blocks
+from raysweep.report.points import Point, divisor_of, key_without_seed, matrix
+from raysweep.report.shapes import Shape, compare_shape
+from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
 from raysweep.results.result import Result
 
 MOST_PAIRED = 50
@@ -132,7 +134,7 @@ def pairs_of(
     only = titles.index(best[0]) if best and len(points) > MOST_PAIRED else None
     if len(points) < 2 or (len(points) > MOST_PAIRED and only is None):
         return {}
-    pairs = compare_pairs(values, only)
+    pairs = compare_pairs(values, only, divisor_of(points))
     return {(titles[first], titles[second]): difference for (first, second), difference in pairs.items()}
 
 
@@ -157,7 +159,7 @@ def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[
         for point in members:
             shared |= point.control_scores(control, score)
         values = matrix([shared, *(point.scores(score) for point in members)])
-        compared = compare_with_control(values, 0)
+        compared = compare_with_control(values, 0, divisor_of(members))
         result |= {members[row - 1].title: difference for row, difference in compared.items()}
     return result
 
@@ -183,7 +185,7 @@ def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Seq
         for seed, value in point.scores(score).items():
             blocks.setdefault((others, seed), {})[point.varied[name]] = value
     cells = [[block.get(value, np.nan) for block in blocks.values()] for value in values]
-    return compare_shape(np.array(cells, dtype=float)), values
+    return compare_shape(np.array(cells, dtype=float), divisor=divisor_of(points)), values
 
 
 def is_plain_number(value: Any) -> bool:
@@ -200,12 +202,6 @@ def negated(difference: Difference) -> Difference:
         low=None if high is None else -high,
         high=None if low is None else -low,
     )
-
-
-def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:
-    """Return scores by seed as an array (points, seeds), with sorted seeds; NaN where a point lacks a seed."""
-    seeds = sorted({seed for by_seed in scores for seed in by_seed})
-    return np.array([[by_seed.get(seed, np.nan) for seed in seeds] for by_seed in scores], dtype=float)
 
 
 def same_experiment(first: Point, second: Point) -> bool:

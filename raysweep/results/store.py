@@ -3,7 +3,7 @@
 Ray, `--local` and the report all use it. Ray's own state is never needed for a resume and is stored elsewhere.
     DIR/NAME/sweep.yaml                      the resolved sweep, and what made it
     DIR/NAME/plugins/*.py                    the text of the plugins
-    DIR/NAME/proposals.json                  the points that a searcher has proposed, in their order
+    DIR/NAME/proposals.json, race.json       the points that a searcher has proposed; the rounds of a race of seeds
     DIR/NAME/events.out.tfevents.*           TensorBoard's layout, HParams columns and text page of the sweep
     DIR/NAME/TRIAL/attempt.json              the number of the attempt, and its process
     DIR/NAME/TRIAL/checkpoints/00000012.pt   the 12th state saved, and its .json with the hash, written last
@@ -45,7 +45,7 @@ from raysweep.results.result import (
     read_result,
     set_result_aside,
 )
-from raysweep.results.sweep_file import PLUGINS, PROPOSALS, history, read_plugins, with_proposals, write_sweep
+from raysweep.results.sweep_file import PLUGINS, PROPOSALS, RACE, history, read_plugins, with_proposals, write_sweep
 from raysweep.space import Proposal, Sweep, check_name, read, rebuild
 from raysweep.system.files import (
     check_held,
@@ -134,7 +134,7 @@ class Store:
         store = cls(place, copies)
         if store.bucket is not None and store._mirror is not None:
             store.bucket.check(write=False)
-            store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS) or name.startswith(f"{PLUGINS}/"))
+            store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS, RACE) or name.startswith(f"{PLUGINS}/"))
         path = store.root / "sweep.yaml"
         if not path.is_file():
             what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"

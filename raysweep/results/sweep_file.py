@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
 from raysweep.results.result import Count, Plain, brief
-from raysweep.space import Proposal, Sweep, mapping, propose, read, to_yaml
-from raysweep.system.files import read_json, write_atomically
+from raysweep.space import Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
+from raysweep.space.race_settings import RaceEnd
+from raysweep.system.files import read_json, write_atomically, write_json
 
 PLUGINS = "plugins"
 """The folder of a results directory with the text of every plugin."""
 PROPOSALS = "proposals.json"
+RACE = "race.json"
+"""The rounds of a race of seeds."""
 LONGEST_PROPOSALS = 2**27
 """Size limit for reading `proposals.json`, in bytes: enough for 100,000 points."""
 
@@ -27,6 +31,20 @@ class ProposedPoint(BaseModel):
 
     space: Count
     values: dict[str, Plain]
+
+
+class RecordedRound(BaseModel):
+    """One round in `race.json`."""
+
+    seeds: Count
+    points: list[str]
+
+
+class RecordedRace(BaseModel):
+    """The content of `race.json`."""
+
+    rounds: list[RecordedRound]
+    end: RaceEnd
 
 
 class ProposedPoints(BaseModel):
@@ -139,7 +157,9 @@ def read_proposals(root: Path) -> list[Proposal]:
 
 
 def with_proposals(root: Path, sweep: Sweep) -> Sweep:
-    """Add the trials of the points that the searcher has proposed so far; without a searcher, return the sweep as is.
+    """Add the trials of the points that the searcher has proposed so far, or of the rounds of a race of seeds.
+
+    A sweep without a searcher and without a race is returned as it is.
 
     Raises:
         InputError: A point does not belong to the sweep, for example because `sweep.yaml` was edited by hand.
@@ -150,4 +170,26 @@ def with_proposals(root: Path, sweep: Sweep) -> Sweep:
             path = root / PROPOSALS
             raise InputError(f"{path}: point {number} does not belong to this sweep: {point.values}; start a new sweep")
         sweep = grown
-    return sweep
+    return with_rounds(root, sweep) if sweep.race is not None and not sweep.encoders else sweep
+
+
+def with_rounds(root: Path, sweep: Sweep) -> Sweep:
+    """Add the recorded rounds of a race, and why it ended; raises InputError if the record is damaged."""
+    path = root / RACE
+    try:
+        recorded = RecordedRace.model_validate(read_json(path, LONGEST_PROPOSALS))
+    except FileNotFoundError:
+        return sweep
+    except ValueError as fault:
+        raise InputError(
+            f"{path}: is damaged ({brief(fault)}); the race cannot be resumed without its rounds: put the file back, "
+            f"or start a new sweep"
+        ) from None
+    for each in recorded.rounds:
+        sweep = add_round(sweep, Round(each.seeds, tuple(each.points)), str(path))
+    return replace(sweep, race_end=recorded.end)
+
+
+def write_race(root: Path, sweep: Sweep) -> None:
+    """Write the rounds of a race and why it ended. Call this before any trial of a new round runs."""
+    write_json(root / RACE, {"rounds": [asdict(each) for each in sweep.rounds], "end": sweep.race_end})

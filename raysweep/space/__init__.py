@@ -8,6 +8,8 @@ from raysweep.space.expansion import computed, control_settings, draw, make_cont
 from raysweep.space.extension import extend
 from raysweep.space.labels import short_names
 from raysweep.space.model import EncoderSource, FrozenDict, Proposal, Resources, Sweep, Trial
+from raysweep.space.race import add_round, complete_rounds, race_words
+from raysweep.space.race_settings import Race, Round
 from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
 
 __all__ = [
@@ -16,12 +18,16 @@ __all__ = [
     "EncoderSource",
     "FrozenDict",
     "Proposal",
+    "Race",
     "Resources",
+    "Round",
     "Sweep",
     "Trial",
+    "add_round",
     "build",
     "build_evaluation",
     "check_name",
+    "complete_rounds",
     "computed",
     "control_settings",
     "draw",
@@ -31,6 +37,7 @@ __all__ = [
     "parse_assignments",
     "parse_value",
     "propose",
+    "race_words",
     "read",
     "rebuild",
     "reported_metric",

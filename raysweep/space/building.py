@@ -34,6 +34,8 @@ from raysweep.space.controls import read_controls
 from raysweep.space.expansion import expand
 from raysweep.space.hints import suggest_setting
 from raysweep.space.model import Resources, Sweep, Tune
+from raysweep.space.race import check_race, check_racers
+from raysweep.space.race_settings import Race
 from raysweep.space.reading import mapping
 from raysweep.space.storage import database_url
 
@@ -56,6 +58,8 @@ class Content:
     """The controls that the entry `baseline` lists; None if there is no such entry."""
     tune: Tune
     resources: Resources
+    race: Race | None
+    """The entry `seeds`; None if there is none."""
 
 
 def build(
@@ -94,12 +98,16 @@ def build(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
         for space in spaces
     )
+    seeded = search
+    if content.race is not None:
+        check_race(content.race, tune, base, search, where)
+        seeded = tuple({**space, "seed": {"grid": list(range(content.race.least))}} for space in search)
     if tune.searcher != "none":
         check_searcher(tune, search, where)
     elif tune.storage is not None:
         raise InputError(f"{where}: tune.storage: keeps the study of a searcher; it needs tune.searcher: optuna")
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
-    examples = tuple(expand(resolved, search, samples, controls, where, strict=not recorded))
+    examples = tuple(expand(resolved, seeded, samples, controls, where, strict=not recorded))
     if not recorded:
         changed = [key for key in base if getattr(resolved, key) != default_of(key)]
         check_meant([*overrides, *changed], examples, where)
@@ -109,8 +117,10 @@ def build(
     if tune.searcher != "none":  # a control that all points share is known before any point is proposed
         points = {control: {trial.point for trial in examples if trial.control == control} for control in controls}
         trials = tuple(trial for trial in examples if trial.baseline and len(points[trial.control]) == 1)
-    sweep = Sweep(content.name, base, search, controls, tune, resources, trials, examples, plugins)
+    sweep = Sweep(content.name, base, search, controls, tune, resources, trials, examples, plugins, race=content.race)
     check_metric(sweep, where)
+    if content.race is not None:
+        check_racers(sweep, where)
     check_scheduler(sweep, where)
     watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)
     if tune.collapse_stop is not None and not watched:
@@ -137,7 +147,7 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
     Raises:
         InputError: A key is unknown, or an entry has the wrong form.
     """
-    valid = ("name", "plugins", "base", "search", "baseline", "tune", "resources", *RECORDS)
+    valid = ("name", "plugins", "base", "search", "seeds", "baseline", "tune", "resources", *RECORDS)
     for key in raw:
         if key not in valid:
             hint = (
@@ -151,6 +161,7 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
     sections = {
         "tune": mapping(raw.get("tune"), f"{where}: tune"),
         "resources": mapping(raw.get("resources"), f"{where}: resources"),
+        "seeds": mapping(raw.get("seeds"), f"{where}: seeds"),
     }
     has_baseline, baseline = "baseline" in raw, raw.get("baseline")
 
@@ -184,7 +195,9 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
     if tune.storage is not None:
         tune = tune.model_copy(update={"storage": database_url(tune.storage, f"{where}: tune.storage")})
     resources = check_model(Resources, sections["resources"], f"{where}: resources")
-    return Content(name, base, spaces, controls, tune, resources)
+    has_race = raw.get("seeds") is not None or bool(sections["seeds"])
+    race = check_model(Race, sections["seeds"], f"{where}: seeds") if has_race else None
+    return Content(name, base, spaces, controls, tune, resources, race)
 
 
 def listed(spec: Any) -> list[Any]:

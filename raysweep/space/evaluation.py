@@ -100,6 +100,7 @@ def build_evaluation(
         plugins=plugins,
         encoders=tuple(encoders),
         trained_search=trained_search,
+        race=content.race if recorded else None,
     )
     check_metric(sweep, where)
     return sweep
@@ -188,6 +189,8 @@ def check_run(content: Content, where: str) -> None:
     for name, entry in Tune.model_fields.items():
         if name not in TUNE and getattr(content.tune, name) != entry.default:
             raise InputError(f"{where}: tune.{name}: has no effect on an evaluation, which runs its whole grid")
+    if content.race is not None:
+        raise InputError(f"{where}: seeds: an evaluation has the seeds of its encoders; leave it out")
     if content.resources.workers != Resources.model_fields["workers"].default:
         raise InputError(f"{where}: resources.workers: an evaluation runs in one process; give it more with cpu")
     metric = content.tune.metric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from raysweep.config import SETTINGS, about, make_settings
@@ -28,6 +29,8 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
         InputError: A setting changed, or moved between `base` and `search`, so that the trials would not form one
             sweep.
     """
+    if sweep.race is not None or by.race is not None:
+        return resumed_race(sweep, by, where)
     was, now = make_settings(sweep.base, where), make_settings(by.base, where)
     existing, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
     base = now.model_dump()
@@ -68,6 +71,26 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
     controls = written(ordered([*sweep.baseline, *by.baseline]))
     raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": controls}
     return build(raw, {}, where, plugins=by.plugins)
+
+
+def resumed_race(sweep: Sweep, by: Sweep, where: str) -> Sweep:
+    """Return the race with the `tune`, the `resources` and the settings of `by` that change no score.
+
+    Raises:
+        InputError: something changed that the correction of the race depends on.
+    """
+    before, after = sweep.to_dict(), by.to_dict()
+    for name, was, now in (
+        *((key, before.get(key), after.get(key)) for key in ("seeds", "search", "baseline")),
+        *((f"tune.{key}", before["tune"][key], after["tune"][key]) for key in ("metric", "mode")),
+        *((key, before["base"].get(key), after["base"].get(key)) for key in SETTINGS if about(key).search),
+    ):
+        if was != now:
+            raise InputError(
+                f"{where}: {name}: cannot change in a race of seeds, whose correction counts its looks at the points "
+                "that it started with; start a new sweep"
+            )
+    return replace(by, name=sweep.name)
 
 
 def with_seed(spaces: Iterable[Mapping[str, Mapping[str, Any]]], seed: int) -> list[Mapping[str, Mapping[str, Any]]]:

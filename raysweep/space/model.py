@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from raysweep.config import About, Collapse, Settings, check_type, make_settings, metrics_by_name
 from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
+from raysweep.space.race_settings import Race, RaceEnd, Round
 
 
 class Tune(BaseModel):
@@ -243,12 +244,31 @@ class Sweep:
     """The trials whose encoders an evaluation reads, each with its `source`; empty for a sweep that pretrains."""
     trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
     """The search of the sweep that trained the encoders of an evaluation."""
+    race: Race | None = None
+    """How the seeds race; None if every point has the same seeds. An evaluation has the race of its encoders."""
+    rounds: tuple[Round, ...] = ()
+    """The rounds of the race so far, after the first one. `trials` contains their trials."""
+    race_end: RaceEnd = ""
+    """Why the race has ended; empty while it goes on."""
 
     @property
     def distributions(self) -> list[tuple[str, str]]:
         """Each searched setting with its kind of distribution, such as `grid` or `uniform`, pretraining included."""
         spaces = (*self.search, *self.trained_search)
         return [(name, next(iter(spec))) for space in spaces for name, spec in space.items()]
+
+    @property
+    def races(self) -> bool:
+        """Whether seeds may still be added to points."""
+        return self.race is not None and not self.encoders and self.race_end in ("", "budget")
+
+    @property
+    def divisor(self) -> int:
+        """The number by which the error of the verdicts is divided: looks times tables in a race, else 1.
+
+        The tables are that of the pairs of points, and one for each control.
+        """
+        return self.race.looks * (1 + len(self.baseline)) if self.race is not None else 1
 
     @property
     def total(self) -> int:
@@ -312,12 +332,14 @@ class Sweep:
         The `base` of an evaluation has only the settings that were given, because the others belong to its encoders.
         """
         everywhere = set.intersection(*(set(space) for space in self.search))
+        everywhere |= {"seed"} if self.race is not None else set()
         resolved = make_settings(self.base, self.name).model_dump()
         origins = [plugin.origin for plugin in self.plugins if plugin.origin]
         return {
             "name": self.name,
             **({"plugins": origins} if origins else {}),
             "base": dict(self.base) if self.encoders else {n: v for n, v in resolved.items() if n not in everywhere},
+            **({"seeds": self.race.model_dump()} if self.race is not None else {}),
             "search": [{name: dict(spec) for name, spec in space.items()} for space in self.search],
             "baseline": written(self.baseline),
             "tune": self.tune.model_dump(),

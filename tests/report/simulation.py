@@ -16,10 +16,14 @@ from raysweep.report.statistics import fit_blocks
 
 
 class Simulation:
-    """Verdicts about tables of shape (tables, points, seeds), all with the same missing cells (NaN)."""
+    """Verdicts about tables of shape (tables, points, seeds), all with the same missing cells (NaN).
 
-    def __init__(self, tables):
+    The familywise error is divided by `divisor`.
+    """
+
+    def __init__(self, tables, divisor=1):
         self.tables = tables
+        self.alpha = statistics.ALPHA / divisor
         self.points = tables.shape[1]
         present = ~np.isnan(tables[0])
         self.design = fit_blocks(tables[0]).design
@@ -60,7 +64,7 @@ class Simulation:
             t = np.nanmean(paired, 2) / np.nanstd(paired, 2, ddof=1) * np.sqrt(shared)
         p = np.where(judged, 2 * special.stdtr(shared - 1, -np.abs(t)).T, 1.0)
         order = p.argsort(0)
-        levels = statistics.ALPHA / np.arange(judged.sum(), 0, -1)
+        levels = self.alpha / np.arange(judged.sum(), 0, -1)
         levels = np.r_[levels, np.zeros(len(first) - len(levels))][:, None]
         rejected = np.logical_and.accumulate(np.take_along_axis(p, order, 0) < levels)
         holm = np.zeros_like(judged & rejected)
@@ -72,7 +76,7 @@ class Simulation:
         others = np.delete(np.arange(self.points), control)
         controls = np.full(len(others), control)
         weights = self.design.weights[[control, *others[self.judged(others, controls)]]]
-        critical = statistics._dunnett_critical((weights @ weights.T).tobytes(), len(weights), self.df)
+        critical = statistics._dunnett_critical((weights @ weights.T).tobytes(), len(weights), self.df, self.alpha)
         return self.differ(others, controls, critical)
 
     @cached_property
@@ -81,7 +85,7 @@ class Simulation:
         first, second = np.triu_indices(self.points, 1)
         judged = self.judged(first, second)
         points = len(np.union1d(first[judged], second[judged]))
-        return self.differ(first, second, statistics._quadrature_critical("tukey", points, self.df))
+        return self.differ(first, second, statistics._quadrature_critical("tukey", points, self.df, self.alpha))
 
     def p_of_trends(self):
         """Three times the p-values of Page's test that the scores rise, and that they fall, shape (2, tables)."""

@@ -9,14 +9,8 @@ from scipy import optimize, stats
 from statsmodels.regression.linear_model import OLS
 
 from raysweep.report import statistics
-from raysweep.report.statistics import (
-    compare_pairs,
-    compare_shape,
-    compare_with_control,
-    fit_blocks,
-    seeds_needed,
-    spread_test,
-)
+from raysweep.report.shapes import compare_shape
+from raysweep.report.statistics import compare_pairs, compare_with_control, fit_blocks, seeds_needed, spread_test
 from tests.report.simulation import Simulation
 
 POINTS = 7

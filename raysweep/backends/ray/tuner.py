@@ -72,7 +72,7 @@ def run(sweep_run: SweepRun) -> Sweep:
     A trial that raises or whose worker dies is restarted up to `max_failures` times and resumes from its own
     checkpoint. After that it is recorded as failed. Tune ends its whole run when Ray's memory monitor kills a worker;
     then a new run of Tune continues with the remaining trials. If the sweep must end early, the running trials are
-    saved first.
+    saved first. A race of seeds continues with its next round as soon as all trials of the present one have ended.
     """
     sweep, pending, kept, results = sweep_run.sweep, sweep_run.pending, sweep_run.kept, sweep_run.store
     datasets, stopping = sweep_run.datasets, sweep_run.stopping
@@ -132,14 +132,21 @@ def run(sweep_run: SweepRun) -> Sweep:
                 raise
             seen.break_off(fault.__cause__, broken, sweep.tune.max_failures)
         else:
-            return sweep if proposer is None else proposer.queue.sweep
+            if proposer is not None:
+                return proposer.queue.sweep
+            sweep, pending = sweep_run.next_round(sweep)
+            if not pending:
+                return sweep
+            continue
         if proposer is not None:
             sweep = proposer.queue.sweep
             pending = list(sweep.trials)
         over = seen.done if ended is None else ended.keys()
         pending = [trial for trial in pending if trial.name not in over]
         if not pending and proposer is None:
-            return sweep
+            sweep, pending = sweep_run.next_round(sweep)
+            if not pending:
+                return sweep
 
 
 def pickled(plugins: Sequence[Plugin]) -> bytes:

@@ -1,0 +1,121 @@
+"""Simulates races of seeds: how often any look shows a false difference, and how many trials a race needs.
+
+    python benchmarks/racing.py --races 2000
+
+Scores are point + seed + residual, with normal seeds and residuals. The unit is the standard deviation of a residual.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.report.racing import is_open
+from raysweep.report.statistics import compare_pairs, compare_with_control, fit_blocks
+from raysweep.space import Race
+
+
+@dataclass(frozen=True)
+class Raced:
+    """The outcome of one simulated race."""
+
+    trials: int
+    """The number of trials of the points, without those of the control."""
+    false_pair: bool
+    """Whether any look showed a difference between two points whose true means are equal."""
+    false_control: bool
+    """Whether any look showed a difference from the control of a point whose true mean is that of the control."""
+    separated: bool
+    """Whether the race ended with the best point separated from every other point and from the control."""
+    best: int
+    """The index of the point that was best at the end."""
+
+
+def run(race, scores, metric, truth):
+    """Race the points of one table with the rule of `raysweep.report.racing`.
+
+    Args:
+        race: the numbers of seeds.
+        scores: the scores that the verdicts are about, shape (1 + points, most); the first row is the control.
+        metric: the metric that ranks the points, of the same shape.
+        truth: the true means, shape (1 + points,).
+    """
+    counts = np.full(len(scores), race.least)
+    seen, divisor = [False, False], 2 * race.looks  # the tables of the pairs and of the control
+    while True:
+        present = np.arange(race.most) < counts[:, None]
+        width = counts.max()
+        values = np.where(present, scores, np.nan)[:, :width]
+        effects = fit_blocks(np.where(present, metric, np.nan)[1:, :width]).effects
+        best = int(np.argsort(-effects, kind="stable")[0])
+        pairs = compare_pairs(values[1:], divisor=divisor)
+        control = compare_with_control(values, 0, divisor)
+        seen[0] |= any(pairs[i, j].differs for i, j in pairs if truth[1 + i] == truth[1 + j])
+        seen[1] |= any(each.differs for row, each in control.items() if truth[row] == truth[0])
+        rivals = [1 + i + j - best for i, j in pairs if best in (i, j) and is_open(pairs[i, j])]
+        unclear = [1 + best, *rivals, *([0] if is_open(control[1 + best]) else [])]
+        widest = int(counts[1:].max())
+        if len(unclear) == 1 or widest == race.most:
+            return Raced(int(counts[1:].sum()), *seen, len(unclear) == 1, best)
+        counts[unclear] = widest + 1
+
+
+def simulate(race, truth, spread=1.0, agreement=0.7, races=1000, state=0):
+    """Return the outcomes of simulated races.
+
+    Args:
+        race: the numbers of seeds.
+        truth: the true means, the control's first.
+        spread: the standard deviation of the residuals of each point, or one for all.
+        agreement: the correlation of the residuals of the metric that ranks the points with those of the score.
+        races: the number of races.
+        state: the state of the random numbers.
+    """
+    random, truth = np.random.default_rng(state), np.asarray(truth, dtype=float)
+    sizes = np.broadcast_to(spread, truth.shape)[:, None]
+    outcomes = []
+    for _ in range(races):
+        seeds = random.standard_normal((2, 1, race.most))
+        residuals = random.standard_normal((2, len(truth), race.most))
+        residuals[1] = agreement * residuals[0] + np.sqrt(1 - agreement**2) * residuals[1]
+        scores, metric = truth[:, None] + seeds + sizes * residuals
+        outcomes.append(run(race, scores, metric, truth))
+    return outcomes
+
+
+def line(name, race, outcomes):
+    """Return a line of the printed table."""
+    share = {key: np.mean([getattr(each, key) for each in outcomes]) for key in ("false_pair", "false_control")}
+    either = np.mean([each.false_pair or each.false_control for each in outcomes])
+    trials, separated = (np.mean([getattr(each, key) for each in outcomes]) for key in ("trials", "separated"))
+    error = np.sqrt(0.05 * 0.95 / len(outcomes))
+    return (
+        f"{name:44s} looks {race.looks:2d}  false pair {share['false_pair']:.3f}  "
+        f"false control {share['false_control']:.3f}  either {either:.3f} (5 % ± {error:.3f})  "
+        f"trials {trials:5.1f}  separated {separated:.2f}"
+    )
+
+
+CASES = {
+    "7 equal points and an equal control": [0.0] * 8,
+    "7 equal points 3 above the control": [-3.0] + [0.0] * 7,
+    "one of 7 points is 3 above the others": [-3.0, 3.0] + [0.0] * 6,
+    "one of 7 points is 6 above the others": [-3.0, 6.0] + [0.0] * 6,
+    "2 good, 5 others 4 below": [-6.0, 0.0, 0.0] + [-4.0] * 5,
+    "points 1.5 apart": [-3.0, *np.arange(7) * 1.5],
+}
+
+
+def main():
+    """Print a line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--races", type=int, default=1000)
+    parser.add_argument("--most", type=int, default=10)
+    arguments = parser.parse_args()
+    race = Race(most=arguments.most)
+    for name, truth in CASES.items():
+        print(line(name, race, simulate(race, truth, races=arguments.races)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Racing seeds through the real command: rounds, resume after an interrupt, the time budget, and refusals."""
+
+import csv
+import io
+import json
+
+import pytest
+
+import raysweep
+from raysweep import api
+from raysweep.backends.progress import Silence, SilentTrials
+from raysweep.errors import InputError, SweepInterrupted
+from raysweep.results.store import Store
+from tests.support.commands import on_ray
+
+RACE = ["--set", "seeds.most=4", "--set", "alpha=[0.01, 10]", "--set", "baseline=true"]
+QUICK = ["--usl_epochs", "1", "--le_epochs", "2", "--probe_every", "0", "--images_every", "0"]
+
+
+@pytest.fixture(scope="module")
+def space_of(few):
+    """The content of a search-space file with two points, of which each pretrains for one epoch on few images."""
+    base = {**few, "usl_epochs": 1, "le_epochs": 2, "probe_every": 0, "images_every": 0}
+    search = {"alpha": [0.01, 10]}
+    return {"name": "race", "base": base, "search": search, "seeds": {"most": 5, "until": "separated"},
+            "baseline": True}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(space_of, tmp_path_factory):
+    """The results directory of the race, which ran without Ray to its end."""
+    return Store(api.run(space_of, output=str(tmp_path_factory.mktemp("race")), where=LOCAL).store.root)
+
+
+LOCAL = api.Where(local=True)
+SAME = ("race.json", "results.csv", "summary.md", "differences.csv")
+
+
+CLOCKS = ("pretrain/images_per_s", "wall_s", "attempts")
+"""The columns of `results.csv` that differ from run to run."""
+
+
+def content(root, name):
+    """Return the content of a file of a results directory, without the columns in `CLOCKS`."""
+    text = (root / name).read_text()
+    if name != "results.csv":
+        return text
+    return [{key: row[key] for key in row if key not in CLOCKS} for row in csv.DictReader(io.StringIO(text))]
+
+
+class Interrupting(Silence, SilentTrials):
+    """A display in which the user interrupts the race at one of its moments.
+
+    Args:
+        moment: The round that has just been recorded ("round"), or the end of the first trial of a round ("trial").
+    """
+
+    def __init__(self, moment):
+        self.moment, self.rounds = moment, 0
+
+    def trials(self, sweep, kept):
+        return self
+
+    def extend(self, sweep):
+        self.rounds += 1
+        if self.moment == "round":
+            raise KeyboardInterrupt
+
+    def end(self, result):
+        if self.moment == "trial" and self.rounds:
+            raise KeyboardInterrupt
+
+
+def test_a_race_adds_seeds_until_nothing_is_open(undisturbed):
+    recorded = json.loads((undisturbed.root / "race.json").read_text())
+    assert recorded["end"] in ("settled", "most")
+    assert [each["seeds"] for each in recorded["rounds"]] == list(range(4, 4 + len(recorded["rounds"])))
+    _, sweep = Store.open(undisturbed.root)
+    for trial in sweep.trials:
+        assert undisturbed.result(trial.name).status == "finished"
+    seeds = {point: max(t.settings.seed for t in sweep.trials if t.point == point) for point in sweep.proposed}
+    for number, each in enumerate(recorded["rounds"], 1):
+        assert all(seeds[name] >= 2 + number for name in each["points"] if name in seeds)
+    summary = (undisturbed.root / "summary.md").read_text()
+    assert "Every point started with 3 seeds" in summary
+    assert "The race ended because" in summary
+
+
+@pytest.mark.parametrize("moment", ["round", "trial"])
+def test_an_interrupted_race_resumes_with_the_same_decisions_and_results(moment, space_of, undisturbed, tmp_path):
+    if not json.loads((undisturbed.root / "race.json").read_text())["rounds"]:
+        pytest.skip("the first round settled the race")
+    with pytest.raises(SweepInterrupted):
+        api.run(space_of, output=str(tmp_path), where=LOCAL, progress=Interrupting(moment))
+    root = tmp_path / "race"
+    assert json.loads((root / "race.json").read_text())["end"] == ""
+    assert "The race has not ended; a resume continues it" in "".join(raysweep.open(root).conclusions())
+    outcome = api.resume(str(root), where=LOCAL)
+    assert outcome.sweep.race_end
+    for name in SAME:
+        assert content(root, name) == content(undisturbed.root, name), name
+
+
+def test_a_race_on_ray_makes_the_same_decisions(space_of, undisturbed, tmp_path):
+    pytest.importorskip("ray")
+    file = tmp_path / "race.yaml"
+    file.write_text(json.dumps(space_of))
+    process = on_ray(file, "--output", tmp_path / "out", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "2 points and 1 control, 3 seeds each, at most 5; 9 to 15 trials" in process.stdout
+    root = tmp_path / "out" / "race"
+    assert content(root, "race.json") == content(undisturbed.root, "race.json")
+    assert content(root, "differences.csv") == content(undisturbed.root, "differences.csv")
+
+
+def test_the_time_budget_ends_a_race_and_a_resume_continues_it(space_of, undisturbed, tmp_path):
+    short = {**space_of, "tune": {"time_budget": 1e-3}}
+    outcome = api.run(short, output=str(tmp_path), where=LOCAL)
+    assert outcome.sweep.race_end == "budget"
+    assert json.loads((tmp_path / "race" / "race.json").read_text())["end"] == "budget"
+    outcome = api.resume(str(tmp_path / "race"), None, {"tune.time_budget": None}, where=LOCAL)
+    assert content(tmp_path / "race", "race.json") == content(undisturbed.root, "race.json")
+    assert api.resume(str(tmp_path / "race"), where=LOCAL).sweep.race_end == outcome.sweep.race_end
+
+
+def test_a_race_refuses_other_points_and_another_correction(space_of, undisturbed):
+    place = str(undisturbed.root)
+    for changed, name in (({"alpha": [0.01, 1, 10]}, "search"), ({"seeds.most": 6}, "seeds"), ({"le_epochs": 3}, "le")):
+        with pytest.raises(InputError, match=f"{name}.*: cannot change in a race of seeds") as refusal:
+            api.plan_resume(place, None, changed, LOCAL)
+        assert "\n" not in str(refusal.value)
+
+
+def test_an_evaluation_of_a_race_keeps_its_correction(undisturbed):
+    planned = api.evaluation(str(undisturbed.root), None, {"knn_k": 3}, LOCAL)
+    assert planned.sweep.divisor == Store.open(undisturbed.root)[1].divisor == 6
+    assert not planned.sweep.races
+    with pytest.raises(InputError, match="seeds: an evaluation has the seeds of its encoders"):
+        api.evaluation(str(undisturbed.root), {"seeds": {"most": 4}}, {}, LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["seed=[0,1]"], "seeds: gives every point the seeds 0, 1, 2, …; leave the setting seed out"),
+        (["seed=3"], "leave the setting seed out"),
+        (["seeds.least=1"], "seeds: least"),
+        (["seeds.least=5"], "seeds: least: 5 is above most: 4"),
+        (["seeds.most=2"], "seeds: most"),
+        (["seeds.mots=4"], "seeds"),
+        (["seeds.until=never"], "seeds: until"),
+        (["tune.scheduler=asha"], "seeds: adds trials, and tune.scheduler: asha stops some"),
+        (["tune.searcher=optuna", "tune.num_samples=2"], "seeds: needs all points from the start"),
+        (["alpha=1", "baseline=false"], "seeds: one point has nothing to race with"),
+        (["val_fraction=0"], "seeds: a race needs a best point"),
+    ],
+)
+def test_what_a_race_cannot_do_is_refused_in_one_line(changes, message, refused):
+    words = [word for change in changes for word in ("--set", change)]
+    given = {change.partition("=")[0] for change in changes}
+    race = [w for pair in zip(RACE[::2], RACE[1::2]) if pair[1].partition("=")[0] not in given for w in pair]
+    assert message in refused("--dataset", "digits", *QUICK, *race, *words, "--dry-run")
+
+
+def test_drawn_points_are_refused(tmp_path):
+    space = {"search": {"alpha": {"uniform": [0, 1]}}, "seeds": {"most": 4}, "tune": {"num_samples": 3}}
+    with pytest.raises(InputError, match="seeds: needs points that are not drawn at random"):
+        api.plan(space, {})
+
+
+def test_a_dry_run_says_how_many_trials_a_race_may_have(run_sweep):
+    lines = run_sweep("--dataset", "digits", *QUICK, *RACE, "--dry-run").stdout
+    assert "2 points and 1 control, 3 seeds each, at most 4; 9 to 12 trials" in lines
+    assert "seeds:\n  most: 4\n" in lines
