@@ -75,7 +75,7 @@ def cosine(
     return final_lr + (1 - final_lr) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
-@schedule(metrics=RATE, check=check_epochs)
+@schedule(metrics=RATE, check=check_epochs, reads_total=lambda s: s.decay_epochs > 0)
 def wsd(
     step: int,
     steps: int,
