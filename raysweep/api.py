@@ -21,6 +21,7 @@ from raysweep.config import Settings
 from raysweep.evaluations import PlannedEvaluation, plan_evaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
+from raysweep.results.continuing import with_continuations
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
@@ -242,7 +243,9 @@ def resume(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
             )
         new = f" ({added} new)" if added else ""
-        progress.tell(f"{store.place}: {counted(sweep.total, 'trial')}{new}, {len(kept)} finished before, {words}")
+        sweep, continued = with_continuations(store, sweep, kept)
+        trials = f"{counted(sweep.total, 'trial')}{new}{continued}"
+        progress.tell(f"{store.place}: {trials}, {len(kept)} finished before, {words}")
         with explaining(store, where):
             return finish(run_trials(sweep, store, datasets, kept, where, progress), store, where)
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, sa
 from raysweep.results.curves import write_curves
 from raysweep.results.encoders import evaluated_encoder, keep_encoder
 from raysweep.results.events import Events
+from raysweep.results.final_state import continued_state, keep_final_state
 from raysweep.results.result import (
     Result,
     check_settings,
@@ -59,6 +61,7 @@ def run_trial(
     saved: Saved = lambda: None,
     context: DistributedContext = SINGLE_PROCESS,
     encoder: Path | None = None,
+    shorter: Path | None = None,
 ) -> Result | None:
     """Run a trial, or resume it from its newest checkpoint, and write its `curves.csv` and `result.json`.
 
@@ -81,6 +84,8 @@ def run_trial(
         saved: see `Saved`.
         context: the processes of a data-parallel trial. This one is the main process; the others run `follow_trial`.
         encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
+        shorter: the directory of the shorter trial from whose final state this one continues; None if it starts from
+            the beginning.
     """
     assert context.is_main
     set_result_aside(directory, trial.name)
@@ -97,7 +102,7 @@ def run_trial(
         warnings.simplefilter("default", RuntimeWarning)
         try:
             data = data_of(trial, datasets)
-            run = TrialRun(trial, data, directory, attempt, gpu, caught, context, encoder)
+            run = TrialRun(trial, data, directory, attempt, gpu, caught, context, encoder, shorter)
             end = run.run(checkpoint_seconds, None if trial.baseline else collapse, report, stop, saved)
         except Exception:
             note_traceback(directory)
@@ -115,6 +120,7 @@ def run_trial(
         wall_s=run.seconds(),
         device=str(run.device),
         precision=precision_of(trial.settings, run.device.type) if run.trains else "",
+        continues=run.continues,
         warnings=run.warnings(),
     )
     write_curves(directory)
@@ -164,6 +170,7 @@ class TrialRun:
         caught: the list into which warnings are recorded.
         context: the processes of a data-parallel trial, of which this one is the main process.
         encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
+        shorter: see `run_trial`.
     """
 
     def __init__(
@@ -176,6 +183,7 @@ class TrialRun:
         caught: list[warnings.WarningMessage],
         context: DistributedContext = SINGLE_PROCESS,
         encoder: Path | None = None,
+        shorter: Path | None = None,
     ) -> None:
         self.started = self.last_save = time.perf_counter()
         self.save_cost = 0.0
@@ -204,14 +212,20 @@ class TrialRun:
         """Number of evaluations in a row in which the embedding was collapsed."""
         self.seconds_before = 0.0
         self.earlier_warnings: list[str] = []
+        self.data, self.continues = data.digest, ""
         saved = load_checkpoint(directory)
-        if saved is not None:
-            self._load(saved)
+        begun = continued_state(shorter, trial, self.data) if saved is None else None
+        self.unlogged: list[dict[str, float]] = begun["epoch_metrics"] if begun is not None else []
+        """The metrics of the last epoch of the trial that this one continues, until they are written."""
+        if saved is not None or begun is not None:
+            self._load(saved or begun or {})
         elif hasattr(self.state.encoder, "fit") and not self.is_evaluation:
             self.state.encoder.fit(self.images)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
             self.events.hyperparameters(trial.varied)
+        if begun is not None:
+            self.events.append(begun["events"])
         context.meet()
         broadcast_state(self.state, context)
 
@@ -273,11 +287,13 @@ class TrialRun:
         if settings.pretrain_epochs and settings.probe_every and state.epoch == state.step == 0:
             self._measure_untrained()
         with closing(pretrain(settings, state, self.images, pause, self.context, self.labels)) as epochs:
-            for metrics in epochs:
+            for metrics in chain(self.unlogged, epochs):
                 if metrics is None:
                     yield None
                     continue
                 last = state.epoch == settings.pretrain_epochs
+                if last and settings.keep == "final_state":
+                    keep_final_state(self.directory, self.content(), metrics, self.events, self.data, collapse)
                 self.losses.append(metrics["pretrain/loss"])
                 if last and settings.layerwise == "none":  # the loss of layerwise training restarts with each block
                     metrics |= last_fall(self.losses)
@@ -338,8 +354,12 @@ class TrialRun:
             self.events.scalars(self._measure()[0], 0)
 
     def save(self, directory: Path) -> None:
-        """Write a checkpoint of everything that a resumed trial needs."""
-        content = {
+        """Write a checkpoint."""
+        save_checkpoint(directory, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """Return everything that a resumed trial needs."""
+        return {
             "version": PROTOCOL_VERSION,
             "settings": self.settings.model_dump(),
             "state": self.state.state_dict(),
@@ -351,8 +371,8 @@ class TrialRun:
             "warnings": self.warnings(),
             "wall_s": self.seconds(),
             "precision": precision_of(self.settings, self.device.type),
+            "continues": self.continues,
         }
-        save_checkpoint(directory, content)
 
     def _load(self, saved: dict[str, Any]) -> None:
         """Load what `save` wrote, except the positions of the event files."""
@@ -366,7 +386,7 @@ class TrialRun:
         self.collapsed, self.losses = saved["collapsed"], saved["losses"]
         self.evaluation.load_state_dict(saved["evaluation"])
         self.metrics, self.seconds_before = saved["metrics"], saved["wall_s"]
-        self.earlier_warnings = saved["warnings"]
+        self.earlier_warnings, self.continues = saved["warnings"], saved.get("continues", "")
         was, now = saved["precision"], precision_of(self.settings, self.device.type)
         if was not in (None, now) and self.state.epoch < self.settings.pretrain_epochs:
             done = f"{self.state.epoch} of its pretraining epochs"

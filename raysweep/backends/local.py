@@ -5,6 +5,7 @@ from __future__ import annotations
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.data.selection import data_of
 from raysweep.results.encoders import source_file
+from raysweep.results.final_state import final_state_of
 from raysweep.results.mirror import Replaced
 from raysweep.results.result import describe_error
 from raysweep.results.store import PUSH_SECONDS, Store
@@ -54,6 +55,7 @@ def run_one(sweep_run: SweepRun, trial: Trial) -> bool:
                 stop=sweep_run.stopping.asked,
                 saved=push,
                 encoder=source_file(store, trial),
+                shorter=final_state_of(store, trial),
             )
     except Replaced:  # another process has taken the trial over and records how it ends
         result = None

@@ -205,6 +205,16 @@ class Settings(BaseModel):
         About("Epochs between two pictures in TensorBoard. 0 means none.", PRETRAINED, "Evaluation", search=False),
     ] = 50
 
+    keep: Annotated[
+        Literal["encoder", "final_state"],
+        About(
+            "What a finished trial keeps: `encoder`, or `final_state`, its encoder and the state of its training, which "
+            "a trial with more `usl_epochs` continues.",
+            PRETRAINED,
+            search=False,
+        ),
+    ] = "encoder"
+
     projector_images: Annotated[
         int,
         Field(ge=0),

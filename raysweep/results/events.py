@@ -27,6 +27,7 @@ from raysweep.system.files import replacing
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how every picture begins
 PATTERN = "events.out.tfevents.{:04}.raysweep"
+SESSION = (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
 BINS = 30
 """Number of bins of a histogram, as many as in TensorBoard's own summaries."""
 
@@ -56,6 +57,20 @@ class Events:
         self._file = open(directory / PATTERN.format(attempt), "wb")  # noqa: SIM115 - closed by close()
         self._writer = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def records(self) -> bytes:
+        """Return the events so far as records of an event file, without the marks of a file's and a trial's start."""
+        buffer = io.BytesIO()
+        writer = RecordWriter(buffer)
+        for event in read_events(self._directory, lambda content: True):
+            if event.summary.value and event.summary.value[0].tag not in SESSION:
+                writer.write(event.SerializeToString())
+        return buffer.getvalue()
+
+    def append(self, records: bytes) -> None:
+        """Write records that `records` of another trial returned."""
+        self._file.write(records)
+        self._file.flush()
 
     def positions(self) -> dict[str, int]:
         """Return the current size of each of the trial's event files, in bytes."""

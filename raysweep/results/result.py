@@ -77,6 +77,11 @@ class Result:
     """The linear probe whose score counts, as `Head` writes it; empty if there was only one probe."""
     precision: str = ""
     """The precision at the end of pretraining, with `auto` resolved; empty if unknown."""
+    continues: str = ""
+    """The shorter trial whose final state the trial continued; empty if it pretrained from the beginning.
+
+    `wall_s` then includes the pretraining of the shorter trial.
+    """
 
 
 RESULT = TypeAdapter(Result)
@@ -95,6 +100,7 @@ def make_result(
     warnings: list[str],
     linear_probe: str = "",
     precision: str = "",
+    continues: str = "",
 ) -> Result:
     """Build the result of a trial that ran in `directory`; `probe_digest` identifies the probe dataset."""
     assert (error is None) == (status == "finished")
@@ -116,6 +122,7 @@ def make_result(
         warnings=warnings,
         linear_probe=linear_probe,
         precision=precision,
+        continues=continues,
     )
 
 

@@ -16,6 +16,7 @@ from raysweep.config import Collapse
 from raysweep.data.selection import Datasets
 from raysweep.plugins import activate
 from raysweep.results.encoders import source_file
+from raysweep.results.final_state import final_state_of
 from raysweep.results.mirror import Replaced
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work
@@ -140,6 +141,7 @@ def attempt(
             saved=push,
             context=context or SINGLE_PROCESS,
             encoder=source_file(results, trial),
+            shorter=final_state_of(results, trial),
         )
     tell({"share": 1.0})
 
