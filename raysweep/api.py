@@ -187,8 +187,8 @@ def plan_resume(
         InputError: `resume` would refuse to resume the sweep, for a reason that needs neither data nor Ray.
     """
     store, before, sweep = _planned(place, source, overrides, where, extra)
-    preparation.check_resumable(store, sweep)
-    return before, sweep
+    kept = preparation.check_resumable(store, sweep)
+    return before, with_continuations(store, sweep, kept)[0]
 
 
 def resume(

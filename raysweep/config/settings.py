@@ -208,8 +208,8 @@ class Settings(BaseModel):
     keep: Annotated[
         Literal["encoder", "final_state"],
         About(
-            "What a finished trial keeps: `encoder`, or `final_state`, its encoder and the state of its training, which "
-            "a trial with more `usl_epochs` continues.",
+            "What a finished trial keeps: `encoder`, or `final_state`, which is its encoder and the whole state of its "
+            "training, so that a trial with more `usl_epochs` can continue it.",
             PRETRAINED,
             search=False,
         ),

@@ -70,8 +70,9 @@ def keep_final_state(
     import torch
 
     check_held(directory)
-    records = torch.frombuffer(bytearray(events.records()), dtype=torch.uint8)
-    saved = to_bytes({**content, "epoch_metrics": [dict(metrics)], "events": records})
+    records = bytearray(events.records())  # as a tensor, because a file with only tensors and plain values runs no code
+    written = torch.frombuffer(records, dtype=torch.uint8) if records else torch.empty(0, dtype=torch.uint8)
+    saved = to_bytes({**content, "epoch_metrics": [dict(metrics)], "events": written})
     manifest = Manifest(
         sha256=hashlib.sha256(saved).hexdigest(),
         protocol=PROTOCOL_VERSION,
