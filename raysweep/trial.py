@@ -214,7 +214,8 @@ class TrialRun:
         self.earlier_warnings: list[str] = []
         self.data, self.continues = data.digest, ""
         saved = load_checkpoint(directory)
-        begun = continued_state(shorter, trial, self.data) if saved is None else None
+        now = precision_of(trial.settings, self.device.type)
+        begun = continued_state(shorter, trial, self.data, now) if saved is None else None
         self.unlogged: list[dict[str, float]] = begun["epoch_metrics"] if begun is not None else []
         """The metrics of the last epoch of the trial that this one continues, until they are written."""
         if saved is not None or begun is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raysweep.results.events import SESSION, read_events
+from raysweep.results.final_state import continued_state
 from tests.support.commands import alone, result, scores
 from tests.support.trials import CLOCK, Killed, run_on_half, trial_of
 
@@ -236,3 +237,12 @@ def test_fewer_epochs_in_the_file_are_refused(tmp_path, space_file):
     told = alone(space_file({}, usl_epochs=1), "--resume", tmp_path / "runs" / "x", cwd=tmp_path)
     assert told.returncode == 2
     assert "usl_epochs: is 1, but the sweep was started with 2" in told.stderr
+
+
+def test_a_final_state_in_another_precision_is_left(tmp_path, kept):
+    longer = trial(2, **FAST)
+    assert continued_state(kept[0], longer, "x", "fp32")["continues"] == "short"
+    with pytest.warns(
+        UserWarning, match="was computed in fp32, but this machine computes in bf16; the trial pretrained"
+    ):
+        assert continued_state(kept[0], longer, "x", "bf16") is None

@@ -134,7 +134,7 @@ def final_state_of(store: Store, trial: Trial) -> Path | None:
     return directory
 
 
-def continued_state(directory: Path | None, trial: Trial, data: str) -> dict[str, Any] | None:
+def continued_state(directory: Path | None, trial: Trial, data: str, precision: str) -> dict[str, Any] | None:
     """Return the content of a checkpoint of a trial, made from the final state of a shorter trial.
 
     It also has `epoch_metrics`, a list with the metrics of the last epoch so far, and its `events` are the records of
@@ -144,6 +144,7 @@ def continued_state(directory: Path | None, trial: Trial, data: str) -> dict[str
         directory: The directory of the shorter trial; None if there is none.
         trial: The longer trial.
         data: The digest of its dataset of pretraining.
+        precision: The precision in which it pretrains, `fp32` or `bf16`.
 
     Returns:
         The content; None if the trial starts from the beginning, with a warning if it should have continued.
@@ -164,11 +165,15 @@ def continued_state(directory: Path | None, trial: Trial, data: str) -> dict[str
         why = "is damaged" if hashlib.sha256(content).hexdigest() != manifest.sha256 else None
         why = why or misfit(manifest, trial.settings)
         why = why or ("was kept with other images or labels" if manifest.data != data else None)
+    saved: dict[str, Any] = {}
+    if why is None:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        was = saved["precision"]
+        why = None if was == precision else f"was computed in {was}, but this machine computes in {precision}"
     if why is not None:
         warnings.warn(
             f"the final state of {directory.name} {why}; the trial pretrained from the beginning", stacklevel=2
         )
         return None
-    saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     events = saved["events"].numpy().tobytes()
     return {**saved, "settings": trial.settings.model_dump(), "events": events, "continues": directory.name}
