@@ -293,7 +293,7 @@ def clocked() -> Iterator[dict[str, list[float]]]:
     """Time every recording call of the trials in the block; yield the seconds by kind."""
     import raysweep.trial
     from raysweep.results import events
-    from raysweep.trial import TrialRun
+    from raysweep.trial_run import TrialRun
 
     clock: dict[str, list[float]] = {"scalars": [], "pictures": [], "projector": [], "save": []}
 

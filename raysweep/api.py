@@ -21,6 +21,7 @@ from raysweep.config import Settings
 from raysweep.evaluations import PlannedEvaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
+from raysweep.results.continuing import with_continuations
 from raysweep.results.handout import remove_unneeded
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
@@ -201,8 +202,8 @@ def plan_resume(
         InputError: `resume` would refuse to resume the sweep, for a reason that needs neither data nor Ray.
     """
     store, before, sweep = _planned(place, source, overrides, where, extra)
-    preparation.check_resumable(store, sweep)
-    return before, sweep
+    kept = preparation.check_resumable(store, sweep)
+    return before, with_continuations(store, sweep, kept)[0]
 
 
 def resume(
@@ -261,6 +262,9 @@ def resume(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
             )
         new = f" ({added} new)" if added else ""
+        sweep, continued = with_continuations(store, sweep, kept)
+        trials = f"{counted(sweep.total, 'trial')}{new}{continued}"
+        progress.tell(f"{store.place}: {trials}, {len(kept)} finished before, {words}")
         planned = race_words(sweep) if sweep.races else counted(sweep.total, "trial")
         progress.tell(f"{store.place}: {planned}{new}, {len(kept)} finished before, {words}")
         with explaining(store, where):

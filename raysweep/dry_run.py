@@ -51,7 +51,9 @@ def lines_of(
             yield "# This is the first round of the race."
     yield f"# {counted(sweep.total, 'trial')}:"
     for trial in sweep.trials:
-        yield trial.name if known is None or trial.name in known else f"{trial.name}  # new"
+        notes = [] if known is None or trial.name in known else ["new"]
+        notes += [f"continues {trial.continues}"] if trial.continues else []
+        yield f"{trial.name}  # {', '.join(notes)}" if notes else trial.name
     left = sweep.tune.num_samples - len(sweep.proposed)
     if sweep.tune.searcher != "none" and left > 0:
         seeds = ", ".join(map(str, sweep.seeds))

@@ -246,24 +246,24 @@ loss = Table("loss", ("raysweep.methods.losses",), zero_on_equal_views=False)
 
 `zero_on_equal_views` says that the loss is least, and zero, where both views of every image have the same embedding, so
 that it trains nothing without augmentation."""
-METHODS = ("raysweep.methods.methods",)
-method = Table("method", METHODS, views=2, layerwise=False, reads_labels=False, batch_norm=False, prefix=False)
+_traits: dict[str, Any] = {"views": 2, "layerwise": False, "reads_labels": False, "batch_norm": False}
+method = Table("method", ("raysweep.methods.methods",), **_traits, reads_total=True)
 """`(encoder, *, …)` gives the `nn.Module` that is trained; `raysweep.methods.method.Method` says what it must have.
 
-`views` is the number of views of each image, and `layerwise` says whether it can train an encoder block by block. A
-method with `reads_labels` gets the number of classes as a second positional argument, and the labels of each batch.
-`batch_norm` says whether it has batch normalisation outside of the encoder and head; it may be a function of the
-settings. `prefix` says that the first epochs are the same however many follow; such a module has no `after_step`."""
+`views` is the number of views of each image, and `layerwise` says whether it can train an encoder block by block. With
+`reads_labels` it gets the number of classes as a second positional argument, and the labels of each batch. `batch_norm`
+says whether it has batch normalisation outside of the encoder and head. `reads_total=False` says that no step depends
+on the number of all epochs. The last two may be functions of the settings."""
 optimizer = Table("optimizer", ("raysweep.training.optimizers",), check=None)
 """`(weights, lr, *, …)` gives a `torch.optim.Optimizer` of a list of parameters.
 
 `check` is a function of the settings that raises ValueError where they do not fit together."""
-schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, check=None, prefix=False)
+schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, reads_total=True, check=None)
 """`(step, steps, epoch_steps, *, …)` gives the factor of the learning rate for a step, counted from 0.
 
 `steps` is the number of all steps, and `epoch_steps` the number of steps of an epoch. `constant` says that the factor
-is always 1, so that pretraining leaves the learning rate alone. For `check` see `optimizer`. A schedule that declares
-the metric `pretrain/lr` has it reported. `prefix` is that of a method; it may be a function of the settings."""
+is always 1, so that pretraining leaves the learning rate alone. `reads_total=False` says that `steps` changes no
+factor; it may be a function. For `check` see `optimizer`. A schedule with the metric `pretrain/lr` has it reported."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 

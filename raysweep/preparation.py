@@ -220,8 +220,12 @@ def extended(
     return with_proposals(store.root, space.extend(existing, asked, f"{name} for {shown_place(store)}"))
 
 
-def check_resumable(store: Store, sweep: Sweep) -> None:
-    """Raise InputError if the existing trials do not fit the sweep that would be resumed; nothing is written there."""
+def check_resumable(store: Store, sweep: Sweep) -> list[Result]:
+    """The results that a resume would keep; nothing is written there.
+
+    Raises:
+        InputError: the existing trials do not fit the sweep that would be resumed.
+    """
     store.pull()
     store.check_settings_of_attempts(sweep)
     kept = [result for result in store.results(sweep, skip_damaged=True) if result.status != "failed"]
@@ -229,6 +233,7 @@ def check_resumable(store: Store, sweep: Sweep) -> None:
         check_version(store.root, store.place)
         recorded_datasets(store.root)
         check_kept(sweep, kept)
+    return kept
 
 
 def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets | None = None) -> None:

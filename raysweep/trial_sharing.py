@@ -9,7 +9,6 @@ pretrains computes them for the others too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from raysweep.data.selection import Datasets, TrialData, data_of
 from raysweep.errors import Diverged
 from raysweep.probes.evaluation import Evaluation
 from raysweep.results.event_records import records_of, with_scalar
-from raysweep.results.handout import Handout
+from raysweep.results.handout import TAKEN, Handout, Taken
 from raysweep.results.store import Store
 from raysweep.space import Trial
 from raysweep.space.sharing import HandsOut, Role, TakesOver, online_key
@@ -31,33 +30,6 @@ MEASURED = "pretrain/rankme"
 """The metric that every online measurement has, just before the accuracy of kNN."""
 Measured = dict[str, dict[int, float | None]]
 """For each key of `online_key`: by epoch, the accuracy of kNN, or None without validation images."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """The state of a pretraining that a trial has taken over."""
-
-    trial: str
-    """The trial that pretrained."""
-    state: dict[str, Any]
-    """The training state after the last epoch."""
-    collapsed: int
-    """Number of evaluations in a row in which the embedding was collapsed."""
-    losses: list[float]
-    """The loss of each epoch before the last one."""
-    metrics: dict[str, float]
-    """The newest value of each metric before the last epoch was logged."""
-    last: dict[str, float]
-    """The metrics of the last epoch."""
-    records: bytes
-    """The TensorBoard records before the last epoch was logged."""
-    warnings: list[str]
-    precision: str
-    """The precision of pretraining."""
-
-
-TAKEN = ("trial", "state", "collapsed", "losses", "last", "warnings", "precision")
-"""The fields of `Taken` that are the same for all trials."""
 
 
 class Sharing:

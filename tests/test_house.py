@@ -15,8 +15,8 @@ PACKAGE = ROOT / "raysweep"
 # An entry may import earlier entries, but no later ones.
 ORDER = [
     "errors", "system", "declarations", "parts", "config", "plugins", "space", "data", "randomness", "augment",
-    "models", "methods", "training", "results", "probes", "trial_progress", "trial_sharing", "trial", "estimate",
-    "part_checks", "portable", "report", "backends", "preparation", "evaluations", "running", "api", "sweep_results",
+    "models", "methods", "training", "results", "probes", "trial_progress", "trial_sharing", "trial_run", "trial",
+    "estimate", "part_checks", "portable", "report", "backends", "preparation", "evaluations", "running", "api", "sweep_results",
     "interface", "dry_run", "overview", "arguments", "printing", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "system/places", "config", "space", "results/store", "results/credentials", "cli")

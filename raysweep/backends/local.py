@@ -6,6 +6,7 @@ from raysweep.backends.handout import PretrainingQueue, failure
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.data.selection import data_of
 from raysweep.results.encoders import source_file
+from raysweep.results.final_state import final_state_of
 from raysweep.results.mirror import Replaced
 from raysweep.results.result import Result, describe_error
 from raysweep.results.store import PUSH_SECONDS, Store
@@ -76,6 +77,7 @@ def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Resu
                 saved=push,
                 encoder=source_file(store, trial),
                 sharing=sharing_of(trial, role, store, sweep_run.datasets),
+                shorter=final_state_of(store, trial),
             )
     except Replaced:  # another process has taken the trial over and records how it ends
         result = None

@@ -205,6 +205,16 @@ class Settings(BaseModel):
         About("Epochs between two pictures in TensorBoard. 0 means none.", PRETRAINED, "Evaluation", search=False),
     ] = 50
 
+    keep: Annotated[
+        Literal["encoder", "final_state"],
+        About(
+            "What a finished trial keeps: `encoder`, or `final_state`, which is its encoder and the whole state of its "
+            "training, so that a trial with more `usl_epochs` can continue it.",
+            PRETRAINED,
+            search=False,
+        ),
+    ] = "encoder"
+
     projector_images: Annotated[
         int,
         Field(ge=0),

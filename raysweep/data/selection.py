@@ -30,6 +30,8 @@ class TrialData:
     probe: Dataset
     labels: Labels | None = None
     """The labels of `pretrain`, if the method reads them."""
+    digest: str = ""
+    """The digest of the dataset that has `pretrain`."""
 
     @property
     def classes(self) -> int:
@@ -48,9 +50,9 @@ def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> T
     images = pretrain.pretrain_images
     labels = pretrain.pretrain_labels if reads_labels(settings) else None
     if settings.evaluated_dataset == settings.dataset:
-        return TrialData(images, pretrain, labels)
+        return TrialData(images, pretrain, labels, pretrain.digest)
     probe = select_dataset(settings, settings.evaluated_dataset, size, images.shape[1], datasets, load)
-    return TrialData(images, probe, labels)
+    return TrialData(images, probe, labels, pretrain.digest)
 
 
 def data_of(trial: Trial, datasets: Datasets, load: bool = False) -> TrialData:

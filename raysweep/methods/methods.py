@@ -56,7 +56,7 @@ TRAINING = Condition(
 )
 
 
-@method(views=1, layerwise=True, metrics={"pretrain/rec_loss": REC_LOSS}, prefix=True)
+@method(views=1, layerwise=True, reads_total=False, metrics={"pretrain/rec_loss": REC_LOSS})
 def ae_single(encoder: Any, *, denoising: Denoising = False) -> nn.Module:
     """An autoencoder on one view of each image."""
     from raysweep.methods.method import ReconstructionAndEmbedding
@@ -64,7 +64,9 @@ def ae_single(encoder: Any, *, denoising: Denoising = False) -> nn.Module:
     return ReconstructionAndEmbedding(encoder, views=1, reconstructs=True, denoising=denoising)
 
 
-@method(views=2, layerwise=True, metrics={"pretrain/rec_loss": REC_LOSS, "pretrain/emb_loss": EMB_LOSS}, prefix=True)
+@method(
+    views=2, layerwise=True, reads_total=False, metrics={"pretrain/rec_loss": REC_LOSS, "pretrain/emb_loss": EMB_LOSS}
+)
 def ae_parallel(
     encoder: Any,
     *,
@@ -84,7 +86,7 @@ def ae_parallel(
     return ReconstructionAndEmbedding(encoder, views=2, reconstructs=True, denoising=denoising, loss=loss, alpha=alpha)
 
 
-@method(views=2, layerwise=True, metrics={"pretrain/emb_loss": EMB_LOSS}, prefix=True)
+@method(views=2, layerwise=True, reads_total=False, metrics={"pretrain/emb_loss": EMB_LOSS})
 def simclr(encoder: Any, *, temperature: Temperature = 0.5) -> nn.Module:
     """SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent alone, without reconstruction."""
     from raysweep.methods.method import ReconstructionAndEmbedding
@@ -92,7 +94,7 @@ def simclr(encoder: Any, *, temperature: Temperature = 0.5) -> nn.Module:
     return ReconstructionAndEmbedding(encoder, views=2, loss=partial(losses.nt_xent, temperature=temperature))
 
 
-@method(views=2, layerwise=True, metrics={"pretrain/emb_loss": EMB_LOSS}, prefix=True)
+@method(views=2, layerwise=True, reads_total=False, metrics={"pretrain/emb_loss": EMB_LOSS})
 def barlow_twins(encoder: Any, *, barlow_lambda: BarlowLambda = 0.005) -> nn.Module:
     """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): its loss alone, without reconstruction."""
     from raysweep.methods.method import ReconstructionAndEmbedding
@@ -101,7 +103,7 @@ def barlow_twins(encoder: Any, *, barlow_lambda: BarlowLambda = 0.005) -> nn.Mod
     return ReconstructionAndEmbedding(encoder, views=2, loss=loss, separate_views=True)
 
 
-@method(views=2, layerwise=True, metrics={"pretrain/emb_loss": EMB_LOSS, **VICREG_LOSSES}, prefix=True)
+@method(views=2, layerwise=True, reads_total=False, metrics={"pretrain/emb_loss": EMB_LOSS, **VICREG_LOSSES})
 def vicreg(
     encoder: Any,
     *,
@@ -122,7 +124,12 @@ def vicreg(
     return ReconstructionAndEmbedding(encoder, views=2, loss=loss, separate_views=True)
 
 
-@method(views=2, metrics={"pretrain/emb_loss": EMB_LOSS}, batch_norm=lambda s: s.predictor_batch_norm)
+@method(
+    views=2,
+    metrics={"pretrain/emb_loss": EMB_LOSS},
+    batch_norm=lambda s: s.predictor_batch_norm,
+    reads_total=lambda s: s.teacher_momentum < 1,  # the momentum rises to 1 over all epochs
+)
 def byol(
     encoder: Any,
     *,
@@ -140,7 +147,9 @@ def byol(
     return Byol(encoder, momentum=teacher_momentum, width=predictor_width, batch_norm=predictor_batch_norm)
 
 
-@method(views=2, metrics={"pretrain/emb_loss": EMB_LOSS}, batch_norm=lambda s: s.predictor_batch_norm, prefix=True)
+@method(
+    views=2, metrics={"pretrain/emb_loss": EMB_LOSS}, batch_norm=lambda s: s.predictor_batch_norm, reads_total=False
+)
 def simsiam(
     encoder: Any, *, predictor_width: PredictorWidth = 512, predictor_batch_norm: PredictorBatchNorm = True
 ) -> nn.Module:
@@ -150,7 +159,7 @@ def simsiam(
     return SimSiam(encoder, width=predictor_width, batch_norm=predictor_batch_norm)
 
 
-@method(views=1, reads_labels=True, prefix=True)
+@method(views=1, reads_labels=True, reads_total=False)
 def supervised(encoder: Any, classes: int) -> nn.Module:
     """Training with labels: the cross-entropy of a linear classifier on the features. The head is not trained."""
     from raysweep.methods.supervised import Supervised

@@ -27,6 +27,7 @@ from raysweep.system.files import replacing
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how every picture begins
 PATTERN = "events.out.tfevents.{:04}.raysweep"
+SESSION = (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
 BINS = 30
 """Number of bins of a histogram, as many as in TensorBoard's own summaries."""
 
@@ -106,8 +107,8 @@ class Events:
                 start.hparams[name].string_value = str(value).encode(errors="backslashreplace").decode()
         self._write(session(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)))
 
-    def copy(self, records: bytes) -> None:
-        """Write records that `pretraining_records` returned."""
+    def append(self, records: bytes) -> None:
+        """Write records of another trial, as `raysweep.results.event_records.records_of` returns them."""
         self._file.write(records)
         self._file.flush()
 

@@ -34,6 +34,35 @@ DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
+class Taken:
+    """The state of a pretraining that a trial takes over from another trial, or continues."""
+
+    trial: str
+    """The trial that pretrained."""
+    state: dict[str, Any]
+    """The training state after the last epoch."""
+    collapsed: int
+    """Number of evaluations in a row in which the embedding was collapsed."""
+    losses: list[float]
+    """The loss of each epoch before the last one."""
+    metrics: dict[str, float]
+    """The newest value of each metric before the last epoch was logged."""
+    last: dict[str, float]
+    """The metrics of the last epoch."""
+    records: bytes
+    """The TensorBoard records before the last epoch was logged."""
+    warnings: list[str]
+    precision: str
+    """The precision of pretraining."""
+    wall_s: float | None = None
+    """If the trial continues a shorter one: the seconds that the shorter one took. Else None."""
+
+
+TAKEN = ("trial", "state", "collapsed", "losses", "last", "warnings", "precision")
+"""The fields of `Taken` that are the same for all trials."""
+
+
+@dataclass(frozen=True)
 class Handout:
     """The handed-out states of one pretraining.
 

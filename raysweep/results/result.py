@@ -81,6 +81,11 @@ class Result:
     """The precision at the end of pretraining, with `auto` resolved; empty if unknown."""
     pretrained_by: str = ""
     """The trial of the same sweep whose pretraining this trial took over; empty if it pretrained itself."""
+    continues: str = ""
+    """The shorter trial whose final state the trial continued; empty if it pretrained from the beginning.
+
+    `wall_s` then includes the pretraining of the shorter trial.
+    """
 
 
 RESULT = TypeAdapter(Result)
@@ -100,6 +105,7 @@ def make_result(
     linear_probe: str = "",
     precision: str = "",
     pretrained_by: str = "",
+    continues: str = "",
 ) -> Result:
     """Build the result of a trial that ran in `directory`; `probe_digest` identifies the probe dataset."""
     assert (error is None) == (status == "finished")
@@ -122,6 +128,7 @@ def make_result(
         linear_probe=linear_probe,
         precision=precision,
         pretrained_by=pretrained_by,
+        continues=continues,
     )
 
 

@@ -11,7 +11,7 @@ Ray, `--local` and the report all use it. Ray's own state is never needed for a 
     DIR/NAME/TRIAL/curves.csv                the metrics by step, written at the end from the event files
     DIR/NAME/TRIAL/error.txt                 the traceback of an attempt that broke off
     DIR/NAME/TRIAL/result.json               written once, at the end
-    DIR/NAME/TRIAL/encoder.safetensors       the trained encoder
+    DIR/NAME/TRIAL/encoder.safetensors       the trained encoder; results/final_state.py has two more files
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TAKE_SECONDS = 10.0
 """Seconds during which a process tries to take a name in a bucket while other processes try the same."""
 PUSH_SECONDS = 60.0
 """Longest time in seconds between two uploads of a trial's events, if no checkpoint is uploaded in between."""
-STATE = ("attempt.json", "error.txt", "result.json", "curves.csv")
+STATE = ("attempt.json", "error.txt", "result.json", "curves.csv", "final_state.json")
 """The files of a trial that a resume or a report reads."""
 
 

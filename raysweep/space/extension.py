@@ -18,7 +18,8 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
     """Extend an existing sweep by new points.
 
     The trials of `by` come first, in its order. The trials that it no longer contains follow. Controls stay, and
-    those of `by` are added. `tune`, `resources` and settings that change no score are taken from `by`.
+    those of `by` are added. `tune`, `resources` and settings that change no score are taken from `by`. A larger
+    `usl_epochs` in the base of `by` gives new trials, and their names contain it.
 
     Args:
         sweep: The existing sweep.
@@ -33,6 +34,11 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
         return resumed_race(sweep, by, where)
     was, now = make_settings(sweep.base, where), make_settings(by.base, where)
     existing, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
+    grows = now.usl_epochs > was.usl_epochs and sweep.tune.searcher == by.tune.searcher == "none"
+    named = {trial.name for trial in by.trials}
+    if grows and not all("usl_epochs" in space for space in existing):
+        search = with_epochs(search, now.usl_epochs)
+        named = {trial.name for trial in expand(now, tuple(search), by.tune.num_samples, (), where)}
     base = now.model_dump()
     for name in SETTINGS:
         if not about(name).search:
@@ -43,7 +49,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
                 f"{where}: {name}: is no longer under search, as it was when the sweep was started; keep it there, as "
                 f"'{name}: {{grid: [{getattr(now, name)}]}}', or start a new sweep"
             )
-        if all(after) and not any(before):
+        if all(after) and not any(before) and not (grows and name == "usl_epochs"):
             raise InputError(
                 f"{where}: {name}: is under search now, but when the sweep was started it was {getattr(was, name)!r} "
                 f"for all trials, and their names do not contain it; start a new sweep"
@@ -64,7 +70,6 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
             if before_ != after_:
                 raise InputError(f"{where}: {name}: cannot change in a sweep with a searcher; start a new sweep")
         search = list(by.search)
-    named = {trial.name for trial in by.trials}
     for space in existing if by.tune.searcher == "none" else ():
         if any(trial.name not in named for trial in expand(was, (space,), 1, (), where)):
             search.append(space)
@@ -96,6 +101,12 @@ def resumed_race(sweep: Sweep, by: Sweep, where: str) -> Sweep:
 def with_seed(spaces: Iterable[Mapping[str, Mapping[str, Any]]], seed: int) -> list[Mapping[str, Mapping[str, Any]]]:
     """Add the seed to each sub-space without one. As trial names contain the seed, it may move in and out of `base`."""
     return [space if "seed" in space else {**space, "seed": {"grid": [seed]}} for space in spaces]
+
+
+def with_epochs(spaces: Iterable[Mapping[str, Mapping[str, Any]]], epochs: int) -> list[Mapping[str, Any]]:
+    """Add `usl_epochs` to each sub-space without it, so that the names of its trials contain the number."""
+    grown = [space if "usl_epochs" in space else {**space, "usl_epochs": {"grid": [epochs]}} for space in spaces]
+    return [space for number, space in enumerate(grown) if space not in grown[:number]]
 
 
 def drawn(sweep: Sweep) -> Iterator[Mapping[str, Mapping[str, Any]]]:

@@ -185,6 +185,8 @@ class Trial:
     """The encoder that the trial evaluates without pretraining; None if the trial pretrains."""
     has_plugins: bool = field(default_factory=lambda: bool(active()), compare=False, repr=False)
     """Whether plugins may declare some of its settings."""
+    continues: str = field(default="", compare=False)
+    """The name of the shorter trial from whose final state the trial continues; empty if from the beginning."""
 
     @property
     def baseline(self) -> bool:
@@ -201,16 +203,23 @@ class Trial:
         With plugins every value is pickled and none is checked again, because a worker loads the plugins later.
         """
         if self.has_plugins:
-            return Trial, (self.name, self.point, self.settings, self.varied, self.control, self.source, True)
+            values = (self.name, self.point, self.settings, self.varied, self.control, self.source)
+            return Trial, (*values, True, self.continues)
         changed = self.settings.model_dump(exclude_defaults=True)
-        return unpickled, (self.name, self.point, changed, dict(self.varied), self.control, self.source)
+        return unpickled, (self.name, self.point, changed, dict(self.varied), self.control, self.source, self.continues)
 
 
 def unpickled(
-    name: str, point: str, changed: dict[str, Any], varied: dict[str, Any], control: str, source: EncoderSource | None
+    name: str,
+    point: str,
+    changed: dict[str, Any],
+    varied: dict[str, Any],
+    control: str,
+    source: EncoderSource | None,
+    continues: str,
 ) -> Trial:
     """Rebuild a pickled trial."""
-    return Trial(name, point, Settings(**changed), FrozenDict(varied), control, source)
+    return Trial(name, point, Settings(**changed), FrozenDict(varied), control, source, continues=continues)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from raysweep import parts
 from raysweep.config import PROTOCOL_VERSION, SETTINGS, Settings
+from raysweep.config.prefix import obstacle
 from raysweep.space.evaluation import is_evaluation
 from raysweep.space.expansion import computed
 from raysweep.space.model import FrozenDict, Sweep, Trial
@@ -91,22 +92,10 @@ def pretrainings_of(trials: Iterable[Trial]) -> list[Pretraining]:
             if dataset not in names:
                 names[dataset] = [name for name in SETTINGS if not is_evaluation(name, [trial])]
             values = computed(trial.settings)
-            decides = [name for name in names[dataset] if name != "usl_epochs" or not prefix(trial.settings)]
+            decides = [name for name in names[dataset] if name != "usl_epochs" or obstacle(trial.settings) is not None]
             key = FrozenDict({name: getattr(values, name) for name in decides})
             groups.setdefault(key, []).append(trial)
     return [Pretraining(digest_of(key), tuple(members)) for key, members in groups.items()]
-
-
-def prefix(settings: Settings) -> bool:
-    """Return whether the first epochs of pretraining are the same however large `usl_epochs` is.
-
-    Then a shorter pretraining is the beginning of a longer one. In greedy layer-wise training it is not, because the
-    second block starts after `usl_epochs`.
-    """
-    constant = parts.schedule[settings.schedule].traits["prefix"]
-    if callable(constant):
-        constant = constant(settings)
-    return bool(constant and parts.method[settings.usl_type].traits["prefix"] and settings.layerwise != "greedy")
 
 
 def digest_of(values: Mapping[str, Any]) -> str:

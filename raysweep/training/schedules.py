@@ -54,7 +54,7 @@ def check_epochs(settings: Settings) -> None:
         raise ValueError(f"schedule: {settings.schedule}: {words} are more than its {epochs} epochs; see usl_epochs")
 
 
-@schedule(constant=True, prefix=True)
+@schedule(constant=True)
 def constant(step: int, steps: int, epoch_steps: int) -> float:
     """The same learning rate in every step."""
     return 1.0
@@ -75,7 +75,7 @@ def cosine(
     return final_lr + (1 - final_lr) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
-@schedule(metrics=RATE, check=check_epochs, prefix=lambda settings: settings.decay_epochs == 0)
+@schedule(metrics=RATE, check=check_epochs, reads_total=lambda s: s.decay_epochs > 0)
 def wsd(
     step: int,
     steps: int,

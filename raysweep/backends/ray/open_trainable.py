@@ -26,7 +26,7 @@ from raysweep.system.temporary import temporary_directory
 from raysweep.trial_progress import Progress
 
 if TYPE_CHECKING:
-    from raysweep.trial import TrialRun
+    from raysweep.trial_run import TrialRun
 
 CHECKPOINT_EVERY = "checkpoint_every"
 """The key for the number of epochs between two checkpoints. All other keys are settings."""
@@ -73,7 +73,7 @@ def trainable(config: Mapping[str, Any]) -> None:
     threads = max(1, int(context.get_trial_resources().required_resources.get("CPU", 1)))
     trial = Trial(context.get_trial_name(), context.get_trial_name(), settings, {})
     from raysweep.training.compute import fixed_threads
-    from raysweep.trial import TrialRun
+    from raysweep.trial_run import TrialRun
 
     with temporary_directory() as folder, fixed_threads(threads), kept_memory():
         restore(folder, settings)

@@ -16,6 +16,7 @@ from raysweep.config import Collapse
 from raysweep.data.selection import Datasets
 from raysweep.plugins import activate
 from raysweep.results.encoders import source_file
+from raysweep.results.final_state import final_state_of
 from raysweep.results.mirror import Replaced
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work
@@ -145,6 +146,7 @@ def attempt(
             context=context or SINGLE_PROCESS,
             encoder=source_file(results, trial),
             sharing=sharing_of(trial, role, results, datasets),
+            shorter=final_state_of(results, trial),
         )
     tell({"share": 1.0})
 

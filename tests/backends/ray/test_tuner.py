@@ -106,7 +106,7 @@ def set_up_a_trial(config, datasets, folder):
     from ray import tune
 
     from raysweep.data.selection import select_data
-    from raysweep.trial import TrialRun
+    from raysweep.trial_run import TrialRun
 
     trial, directory = config["trial"], Path(folder, config["trial"].name)
     directory.mkdir()
