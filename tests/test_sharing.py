@@ -189,6 +189,20 @@ def test_a_trial_that_took_over_and_broke_off_continues(tmp_path):
     assert not (tmp_path / "x" / FOLDER).exists()
 
 
+def test_the_last_trial_that_is_left_takes_the_state_over(tmp_path):
+    """For example after the sweep was killed when all others had finished."""
+    sweep = sweep_of({"labels_per_class": [2, 5]})
+    with pytest.raises(KeyboardInterrupt):
+        sweep_run(
+            tmp_path / "x",
+            sweep,
+            progress=StopAfter(lambda trial, status: trial is sweep.trials[1] and status.share == 0),
+        )
+    shared = sweep_run(tmp_path / "x", sweep, pending=[sweep.trials[1]])
+    assert [result.pretrained_by for result in shared.results(sweep)] == ["", sweep.trials[0].name]
+    assert not (tmp_path / "x" / FOLDER).exists()
+
+
 @pytest.mark.parametrize("name", ["00000005.pt", "00000005.events", "00000005.json"])
 def test_a_damaged_state_is_not_taken_over(name, tmp_path):
     """The next trial then pretrains. Without the file that names the hashes, the first trial hands it out again."""
