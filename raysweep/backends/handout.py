@@ -115,7 +115,7 @@ class PretrainingQueue:
                 group.waiting = [other for other in group.waiting if other not in stranded]
         if not group.waiting and not group.running:
             self.open.remove(group)
-            if len(group.pretraining.trials) > 1 and not group.is_kept:
+            if (group.states or len(group.pretraining.trials) > 1) and not group.is_kept:
                 try:
                     Handout(self.store, group.pretraining.digest).remove()
                 except OSError as fault:  # the end of the sweep tries it again
@@ -158,7 +158,7 @@ class PretrainingQueue:
 
     def _is_ready(self, group: Group, trial: Trial) -> bool:
         """Return whether the state that the trial can take over is there."""
-        if len(group.pretraining.trials) == 1:
+        if not group.pretraining.digest:
             return False
         epoch = trial.settings.pretrain_epochs
         if epoch not in group.states:

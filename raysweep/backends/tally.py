@@ -10,6 +10,7 @@ from statistics import fmean
 from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
 from raysweep.space.controls import RANDOM
+from raysweep.space.sharing import taking_over
 from raysweep.system.terminal import duration
 from raysweep.trial_progress import Status
 
@@ -25,7 +26,8 @@ class Tally:
     def __init__(self, sweep: Sweep, kept: list[Result]) -> None:
         self.sweep = sweep
         self.metric = sweep.metric  # stored, because the property looks at all trials
-        self.weights = {trial.name: weight(trial) for trial in sweep.trials}
+        taking = taking_over(sweep)
+        self.weights = {trial.name: 1.0 if trial.name in taking else weight(trial) for trial in sweep.trials}
         self.usual = fmean(weight(trial) for trial in sweep.examples)  # weight of a trial not yet proposed
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
         # Stored, because adding it up at the end of every trial took 5 ms each time for 10,000 trials.

@@ -15,12 +15,14 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from raysweep.results.checkpoints import to_bytes
+from raysweep.results.result import describe_error
 from raysweep.results.store import Store
 from raysweep.space import Sweep
 from raysweep.space.sharing import pretrainings_of
@@ -169,17 +171,28 @@ def digest_of(content: bytes) -> str:
 def remove_unneeded(store: Store, sweep: Sweep) -> None:
     """Remove the states that no unfinished trial of a sweep needs, such as those of a process that was killed.
 
-    Raises:
-        OSError: The files cannot be listed or removed.
+    If that fails, a warning says so; the sweep has its results all the same.
     """
+    if sweep.encoders:  # an evaluation pretrains nothing
+        return
+    try:
+        present = handed_out(store)
+        for name in present - (needed_digests(store, sweep) if present else present):
+            Handout(store, name).remove()
+    except OSError as fault:
+        warnings.warn(f"shared pretrainings cannot be removed: {describe_error(fault)}", stacklevel=2)
+
+
+def handed_out(store: Store) -> set[str]:
+    """Return the digests of the pretrainings whose files are there."""
     if store.bucket is not None:
         names = {name.partition("/")[0] for name in (store.bucket / FOLDER).files()}
     else:
         names = {path.name for path in (store.root / FOLDER).glob("*")}
-    if not names:
-        return
+    return {name for name in names if DIGEST.fullmatch(name)}
+
+
+def needed_digests(store: Store, sweep: Sweep) -> set[str]:
+    """Return the digests of the pretrainings that an unfinished trial needs."""
     done = {result.trial for result in store.results(sweep, skip_damaged=True) if result.status != "failed"}
-    needed = {each.digest for each in pretrainings_of(trial for trial in sweep.trials if trial.name not in done)}
-    for name in names - needed:
-        if DIGEST.fullmatch(name):
-            Handout(store, name).remove()
+    return {each.digest for each in pretrainings_of(trial for trial in sweep.trials if trial.name not in done)}
