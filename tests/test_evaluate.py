@@ -211,7 +211,7 @@ def test_two_encoders_of_unknown_training_are_two_points(sweep, tmp_path):
         )
         means[name] = results.frame().set_index("trial").loc["seed=0", "knn/test_accuracy"]
     assert means["one"] != means["two"]
-    both = raysweep.open(tmp_path / "one", tmp_path / "two").summary().set_index(["sweep", "point"])
+    both = raysweep.open([tmp_path / "one", tmp_path / "two"]).summary().set_index(["sweep", "point"])
     for name, mean in means.items():
         row = both.loc[(name, "default")]
         assert row["knn/test_accuracy mean"] == mean
@@ -243,7 +243,7 @@ def test_an_encoder_that_changed_since_is_not_evaluated(copied):
 
 def test_drawn_values_keep_their_short_names_and_figures(few, tmp_path):
     space = {
-        "base": {**BASE, **few, "usl_epochs": 0},
+        "base": {**BASE, **few},
         "search": {"strength": {"uniform": [0, 1]}, "seed": [0]},
         "tune": {"num_samples": 3},
     }
