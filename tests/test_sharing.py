@@ -24,7 +24,7 @@ from tests.support import PATIENCE
 from tests.support.cluster import wait_for
 from tests.support.commands import alone as run_alone
 from tests.support.commands import on_ray, start
-from tests.support.trials import CLOCK, TINY, few_digits, read_encoder, trial_of
+from tests.support.trials import CLOCK, TINY, few_digits, read_encoder
 
 BASE = {**TINY, "usl_epochs": 5, "probe_every": 2, "images_every": 2, "le_epochs": 2}
 SEARCH = {"labels_per_class": [2, 5], "probe_layer": ["trunk", "embedding"]}
@@ -139,12 +139,6 @@ def test_a_shorter_pretraining_is_the_beginning_of_a_longer_one(way, tmp_path):
 )
 def test_what_depends_on_the_number_of_epochs_is_not_shared_between_them(base):
     assert not taking_over(sweep_of({"usl_epochs": [1, 3]}, **base))
-
-
-def test_a_method_with_a_step_that_knows_the_progress_does_not_ignore_the_length():
-    for name, part in parts.method.items():
-        module = make_method(trial_of(usl_type=name).settings)
-        assert part.traits["prefix"] == (not hasattr(module, "after_step")), name
 
 
 class StopAfter(SilentTrials):
