@@ -364,3 +364,14 @@ def test_a_sweep_that_died_between_its_last_result_and_the_removal_of_the_state_
     Handout(store, digest).write(2, {}, b"", [])
     assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 0
     assert not (store.root / FOLDER).exists()
+
+
+def test_on_ray_a_pretraining_that_diverges_fails_every_trial_that_shares_it(few, tmp_path):
+    space_file, *more = arguments(few, tmp_path, "--usl_lr", "1e30", "--set", "alpha=[0.1]")
+    process = on_ray(space_file, *more, cwd=tmp_path)
+    assert process.returncode == 1
+    store, sweep = Store.open(tmp_path / "runs" / "x")
+    results = store.results(sweep)
+    assert [result.status for result in results] == ["failed"] * 4
+    (first,) = (result for result in results if "shares" not in result.error)
+    assert sum(f"which it shares with {first.trial}: {first.error}" in result.error for result in results) == 3
