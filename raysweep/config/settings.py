@@ -208,12 +208,10 @@ class Settings(BaseModel):
     keep: Annotated[
         Literal["encoder", "final_state"],
         About(
-            "What a finished trial keeps: `encoder`, or `final_state`, which is its encoder and the whole state of its "
-            "training, so that a trial with more `usl_epochs` can continue it.",
-            PRETRAINED,
-            search=False,
+            "What a finished trial keeps: its encoder, or also the final state of its training, so that a trial with "
+            "more `usl_epochs` can continue it.", PRETRAINED, search=False,
         ),
-    ] = "encoder"
+    ] = "encoder"  # fmt: skip
 
     projector_images: Annotated[
         int,
@@ -226,11 +224,9 @@ class Settings(BaseModel):
         Field(ge=0),
         About(
             "Largest size in GB of the features that `raysweep evaluate` keeps in `$RAYSWEEP_CACHE/features` (default "
-            "`~/.cache/raysweep`) on each machine, so that no features are extracted twice. 0 keeps none.",
-            group="Evaluation",
-            search=False,
+            "`~/.cache/raysweep`) on each machine. 0 keeps none.", group="Evaluation", search=False,
         ),
-    ] = 10.0
+    ] = 10.0  # fmt: skip
 
     @field_validator("policy", mode="before")
     @classmethod
