@@ -26,18 +26,10 @@ from raysweep.results.handout import remove_unneeded
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
-from raysweep.running import (
-    DEFAULT,
-    conclude,
-    describe_for_tensorboard,
-    explaining,
-    finish,
-    prepare,
-    run_new,
-    run_trials,
-)
+from raysweep.running import DEFAULT, conclude, describe_for_tensorboard, explaining, finish, prepare, run_new
 from raysweep.running import Outcome as Outcome
 from raysweep.running import Where as Where
+from raysweep.running import run_trials as run_trials
 from raysweep.space import Sweep, race_words
 from raysweep.system.terminal import counted
 

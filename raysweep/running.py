@@ -158,7 +158,7 @@ def run_trials(
         next_round = partial(add_next_round, store, trials, stopping)
         if not pending:  # the race was interrupted between two rounds
             sweep, pending = next_round(sweep)
-        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping, next_round, where.share)
+        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping, where.share, next_round)
         if pending or sweep.race is None:
             sweep = run_on_backend(sweep_run, where)
         if stopping.number is not None:

@@ -241,7 +241,7 @@ def test_fewer_epochs_in_the_file_are_refused(tmp_path, space_file):
 
 def test_a_final_state_in_another_precision_is_left(tmp_path, kept):
     longer = trial(2, **FAST)
-    assert continued_state(kept[0], longer, "x", "fp32")["continues"] == "short"
+    assert continued_state(kept[0], longer, "x", "fp32").trial == "short"
     with pytest.warns(
         UserWarning, match="was computed in fp32, but this machine computes in bf16; the trial pretrained"
     ):

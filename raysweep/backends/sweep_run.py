@@ -34,11 +34,11 @@ class SweepRun:
     """The display of the progress of trials."""
     stopping: Stopping
     """Tells when the sweep must end early."""
+    share: bool = True
+    """Whether trials share pretrainings where they can."""
     next_round: Callable[[Sweep], tuple[Sweep, list[Trial]]] = lambda sweep: (sweep, [])
     """Returns the sweep with the next round of a race of seeds, and the trials of that round, when all trials of the
     sweep have ended. There are no such trials without a race, or if the race or the sweep must end."""
-    share: bool = True
-    """Whether trials share pretrainings where they can."""
 
     @property
     def shares(self) -> bool:

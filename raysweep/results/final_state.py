@@ -20,7 +20,6 @@ from raysweep.config.prefix import is_prefix
 from raysweep.errors import InputError
 from raysweep.plugins import active
 from raysweep.results.checkpoints import to_bytes
-from raysweep.results.event_records import records_of
 from raysweep.results.handout import TAKEN, Taken
 from raysweep.results.mirror import Mirror
 from raysweep.results.result import Plain
@@ -61,6 +60,8 @@ def keep_final_state(
         collapse: When an embedding counts as collapsed; None: never.
     """
     import torch
+
+    from raysweep.results.event_records import records_of  # TensorBoard takes half a second to import
 
     check_held(directory)
     records = bytearray(
