@@ -291,9 +291,8 @@ class Silent:
 @contextmanager
 def clocked() -> Iterator[dict[str, list[float]]]:
     """Time every recording call of the trials in the block; yield the seconds by kind."""
-    import raysweep.trial
+    from raysweep import trial_run
     from raysweep.results import events
-    from raysweep.trial_run import TrialRun
 
     clock: dict[str, list[float]] = {"scalars": [], "pictures": [], "projector": [], "save": []}
 
@@ -310,9 +309,9 @@ def clocked() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as stack:
         for kind, owner, name in (
             ("scalars", events.Events, "scalars"),
-            ("pictures", TrialRun, "_draw"),  # including the views
-            ("projector", TrialRun, "_project"),
-            ("save", raysweep.trial, "save_checkpoint"),
+            ("pictures", trial_run, "draw_views"),  # including the views
+            ("projector", trial_run, "project"),
+            ("save", trial_run, "save_checkpoint"),
         ):
             stack.enter_context(mock.patch.object(owner, name, timed(kind, getattr(owner, name))))
         yield clock
