@@ -26,9 +26,10 @@ from raysweep.results.handout import remove_unneeded
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
-from raysweep.running import DEFAULT, conclude, describe_for_tensorboard, explaining, finish, prepare, run_new
+from raysweep.running import DEFAULT, conclude, describe_for_tensorboard, explaining, finish, prepare, pretrainings
 from raysweep.running import Outcome as Outcome
 from raysweep.running import Where as Where
+from raysweep.running import run_new as run_new
 from raysweep.running import run_trials as run_trials
 from raysweep.space import Sweep, race_words
 from raysweep.system.terminal import counted
@@ -255,10 +256,9 @@ def resume(
             )
         new = f" ({added} new)" if added else ""
         sweep, continued = with_continuations(store, sweep, kept)
-        trials = f"{counted(sweep.total, 'trial')}{new}{continued}"
-        progress.tell(f"{store.place}: {trials}, {len(kept)} finished before, {words}")
         planned = race_words(sweep) if sweep.races else counted(sweep.total, "trial")
-        progress.tell(f"{store.place}: {planned}{new}, {len(kept)} finished before, {words}")
+        planned += f"{new}{continued}{pretrainings(sweep, where.share, {result.trial for result in kept})}"
+        progress.tell(f"{store.place}: {planned}, {len(kept)} finished before, {words}")
         with explaining(store, where):
             return finish(run_trials(sweep, store, datasets, kept, where, progress), store, where)
 

@@ -153,7 +153,8 @@ def add_sweep_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--no-share",
         action="store_true",
-        help="let every trial pretrain, also those that differ only in their evaluation (default: they share it)",
+        help="let every trial pretrain (default: trials share a pretraining that is the same, or the beginning of a "
+        "longer one)",
     )
     parser.add_argument(
         "--estimate",

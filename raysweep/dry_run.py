@@ -85,8 +85,9 @@ def plan(sweep: Sweep, local: bool, share: bool = True) -> Iterator[str]:
     trained = [trial for trial in sweep.examples if trial.source is None and trial.settings.pretrain_epochs]
     epochs = [trial.settings.pretrain_epochs for trial in trained if trial.name not in taking]
     if sweep.race is not None and not sweep.encoders:
-        yield f"Plan: {race_words(sweep)}. The first ones are listed; more seeds go to points that are not separated."
-    elif epochs and sweep.tune.searcher == "none":
+        listed = "" if sweep.rounds else " The first ones are listed."
+        yield f"Plan: {race_words(sweep)}.{listed} More seeds go to points that are not separated."
+    if epochs and sweep.tune.searcher == "none":
         total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
         shared = f" that share {counted(len(epochs), 'pretraining')}" if taking else " with pretraining"
         yield f"Plan: {counted(len(trained), 'trial')}{shared}, {epochs_in_words(epochs)} each{total}."

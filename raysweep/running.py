@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,17 +92,23 @@ def run_new(
         describe_for_tensorboard(store, sweep)
         count = len(sweep.encoders)
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
-        planned = f"{counted(sweep.total, 'trial')}{evaluated}{pretrainings(sweep, where.share)}"
-        progress.tell(f"{store.place}: {race_words(sweep) if sweep.races else planned}, {words}")
+        planned = race_words(sweep) if sweep.races else f"{counted(sweep.total, 'trial')}{evaluated}"
+        progress.tell(f"{store.place}: {planned}{pretrainings(sweep, where.share)}, {words}")
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
 
 
-def pretrainings(sweep: Sweep, share: bool) -> str:
-    """Return the number of pretrainings in words if it is not that of the trials, else an empty text."""
-    count = count_pretrainings(sweep, share)
-    is_told = 0 < count < sweep.total and sweep.tune.searcher == "none"
+def pretrainings(sweep: Sweep, share: bool, done: Collection[str] = ()) -> str:
+    """Return the number of pretrainings in words, after a comma, if it is not that of the trials, else an empty text.
+
+    Args:
+        sweep: The sweep. Of a race of seeds, the trials of its first round count.
+        share: Whether trials share pretrainings.
+        done: The names of the trials that do not run.
+    """
+    count, trials = count_pretrainings(sweep, share, done), sweep.total - len(done)
+    is_told = 0 < count < trials and sweep.tune.searcher == "none"
     return f", {counted(count, 'pretraining')}" if is_told else ""
 
 
@@ -153,6 +159,9 @@ def run_trials(
 
     done = {result.trial for result in kept}
     pending = [trial for trial in sweep.trials if trial.name not in done]
+    if pending and sweep.race is not None and not sweep.encoders and sweep.race_end:
+        sweep = replace(sweep, race_end="")  # a trial that failed before may change the verdict that ended the race
+        write_race(store.root, sweep)
     stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store), where.owns_process)
     with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
         next_round = partial(add_next_round, store, trials, stopping)

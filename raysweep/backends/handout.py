@@ -111,7 +111,8 @@ class PretrainingQueue:
         if group.leader == trial.name:
             group.leader, group.looked = "", {}
             if failed:
-                stranded = [other for other in group.waiting if not self._is_ready(group, other)]
+                able = [other for other in group.waiting if self._is_ready(group, other) or self._has_checkpoint(other)]
+                stranded = [other for other in group.waiting if other not in able]
                 group.waiting = [other for other in group.waiting if other not in stranded]
         if not group.waiting and not group.running:
             self.open.remove(group)
@@ -132,6 +133,8 @@ class PretrainingQueue:
     def _next_of(self, group: Group) -> Start | None:
         """Return a trial of the group that may start; None if there is none."""
         ready = next((trial for trial in group.waiting if self._is_ready(group, trial)), None)
+        if ready is None and group.leader:  # a trial with a checkpoint needs no state, as after a run that shared none
+            ready = next((trial for trial in group.waiting if self._has_checkpoint(trial)), None)
         if ready is not None:
             return self._start(group, ready, TakesOver(group.pretraining.digest))
         if group.leader or not group.waiting:
@@ -149,12 +152,20 @@ class PretrainingQueue:
         return Start(trial, role)
 
     def _choose_leader(self, waiting: Sequence[Trial]) -> Trial:
-        """Return the trial that pretrains: the longest; of several, one that has begun in an earlier run."""
+        """Return the trial that pretrains: the longest.
 
-        def rank(trial: Trial) -> tuple[int, bool]:
-            return trial.settings.pretrain_epochs, read_attempt(self.store.trial(trial.name)) is not None
+        Of several, one that has begun in an earlier run is best, and then one that continues a shorter trial.
+        """
+
+        def rank(trial: Trial) -> tuple[int, bool, bool]:
+            has_begun = read_attempt(self.store.trial(trial.name)) is not None
+            return trial.settings.pretrain_epochs, has_begun, bool(trial.continues)
 
         return max(waiting, key=rank)
+
+    def _has_checkpoint(self, trial: Trial) -> bool:
+        """Return whether the trial resumes from a checkpoint of its own in this directory."""
+        return any(self.store.trial(trial.name).glob("checkpoints/*.json"))
 
     def _is_ready(self, group: Group, trial: Trial) -> bool:
         """Return whether the state that the trial can take over is there."""
@@ -174,8 +185,8 @@ class PretrainingQueue:
 
 
 def failure(leader: str, error: str | None) -> str:
-    """Return why a trial fails whose pretraining failed in another trial."""
-    return f"its pretraining failed, which it shares with {leader}: {error}"
+    """Return the error of a trial that depends on a failed pretraining."""
+    return f"the pretraining that it shares with {leader} failed: {error}"
 
 
 def cut(pending: Sequence[Trial], size: int, share: bool) -> Iterator[list[Trial]]:

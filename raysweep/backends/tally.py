@@ -26,7 +26,8 @@ class Tally:
     def __init__(self, sweep: Sweep, kept: list[Result]) -> None:
         self.sweep = sweep
         self.metric = sweep.metric  # stored, because the property looks at all trials
-        taking = taking_over(sweep)
+        taking = taking_over(sweep, {result.trial for result in kept})
+        taking |= {result.trial for result in kept if result.pretrained_by}
         self.weights = {trial.name: 1.0 if trial.name in taking else weight(trial) for trial in sweep.trials}
         self.usual = fmean(weight(trial) for trial in sweep.examples)  # weight of a trial not yet proposed
         self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
@@ -55,9 +56,10 @@ class Tally:
     def extend(self, sweep: Sweep) -> None:
         """The sweep has more trials than before. A point keeps its mean until its new seeds have finished."""
         self.sweep = sweep
+        taking = taking_over(sweep, self.weights)
         new = [trial for trial in sweep.trials if trial.name not in self.weights]
-        self.weights |= {trial.name: weight(trial) for trial in new}
-        self.whole += sum(map(weight, new))
+        self.weights |= {trial.name: 1.0 if trial.name in taking else weight(trial) for trial in new}
+        self.whole += sum(self.weights[trial.name] for trial in new)
         self.planned = Counter(trial.point for trial in sweep.trials)
 
     def begin(self, trial: Trial) -> None:
@@ -72,6 +74,10 @@ class Tally:
     def progress(self, trial: Trial, status: Status) -> None:
         """The trial has reported its state."""
         now = Moment(time.monotonic(), status.share)
+        if status.phase == "pretraining" and self.weights[trial.name] < weight(trial):
+            # The trial pretrains itself, because the sweep shares nothing, or because a shared pretraining was lost.
+            self.whole += weight(trial) - self.weights[trial.name]
+            self.weights[trial.name] = weight(trial)
         self.running[trial.name] = status
         self.reports[trial.name] = (self.reports.get(trial.name, (now, now))[0], now)
 

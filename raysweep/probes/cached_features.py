@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from raysweep import parts
+from raysweep.augment import operations
 from raysweep.config import Settings
 from raysweep.probes import features
 from raysweep.results.feature_cache import FeatureCache
 
-CODE = (Path(features.__file__),)
+CODE = (Path(features.__file__), Path(operations.__file__))
 """Files that decide about features, besides those that define the encoder's modules."""
 
 
@@ -27,9 +28,10 @@ CODE = (Path(features.__file__),)
 class CachedFeatures:
     """The features of one encoder on one dataset.
 
-    The key of features contains all that decides about their bits: the weights and the code of the encoder, its
-    arguments, the images, the layer, the versions of the libraries, the device and the number of threads. So the
-    features from the cache equal extracted features bit for bit.
+    The key of features contains what decides about their bits: the weights and the code of the encoder, its arguments,
+    the images, the layer, the versions of the libraries, the device and the number of threads. So the features from the
+    cache equal extracted features bit for bit. Functions that the encoder of a plugin imports from elsewhere are not in
+    the key.
     """
 
     cache: FeatureCache

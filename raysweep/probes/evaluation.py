@@ -188,9 +188,9 @@ class Evaluation:
             if part.name in self._done:
                 continue
             probe: TrainedProbe = part.function(self, **part.arguments(self.settings))
-            if self._saved is not None:
+            if self._saved is not None and self._saved_name in (None, part.name):  # None: by an older version
                 probe.load_state_dict(self._saved)
-                self._saved = None
+            self._saved = None  # a resume may have turned off the probe that was interrupted
             self._at_work = (part.name, probe)
             for metrics in probe.run():
                 progress = (number + probe.progress) / len(trained)

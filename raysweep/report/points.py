@@ -16,7 +16,7 @@ from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint
 from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
-from raysweep.report.statistics import fit_blocks
+from raysweep.report.statistics import FEWEST_SEEDS, fit_blocks
 from raysweep.results.result import Result, complete_protocol, protocol_difference
 from raysweep.space import (
     CONTROLS,
@@ -31,10 +31,8 @@ from raysweep.space import (
 )
 
 CONFIDENCE = 0.95
-LEAST_SEEDS = 3
+LEAST_SEEDS = FEWEST_SEEDS
 """With fewer seeds than this there is no verdict, and no interval is shown."""
-NO_SPREAD = 1e-9
-"""Differences that are closer together are equal but for rounding: they are counts of images, divided."""
 LINEAR = "linear/test_accuracy"
 SCORES = (LINEAR, "knn/test_accuracy", "kmeans/accuracy")
 COLUMNS = ("linear/val_accuracy", *SCORES)
@@ -223,9 +221,8 @@ def check_alike(one: Result, other: Result, name: str, other_name: str, varied: 
 def gather(sweep: Sweep, results: Sequence[Result], label: str = "", divisor: int | None = None) -> list[Point]:
     """Return the points with finished results, in the order of the sweep.
 
-    In a comparison of several sweeps, `label` is the sweep's name, and `divisor` the largest one of all
-    sweeps.
-    The last round of a race of seeds is left out until all its trials have ended.
+    In a comparison of several sweeps, `label` is the sweep's name, and `divisor` the largest one of all sweeps. The
+    last round of a race of seeds is left out until all its trials have ended.
     """
     finished = {result.trial: result for result in results if result.status == "finished"}
     trials: dict[str, list[Trial]] = {}

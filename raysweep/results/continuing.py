@@ -70,6 +70,8 @@ def hindrance(store: Store, sweep: Sweep, shorter: Trial, longer: Trial) -> str 
         return f"tune.searcher: {sweep.tune.searcher}"
     if sweep.tune.scheduler != "fifo":
         return f"tune.scheduler: {sweep.tune.scheduler}"
+    if sweep.resources.workers > 1:
+        return f"resources.workers: {sweep.resources.workers}"
     reason = obstacle(longer.settings)
     if reason is not None:
         return reason

@@ -64,9 +64,8 @@ def keep_final_state(
     from raysweep.results.event_records import records_of  # TensorBoard takes half a second to import
 
     check_held(directory)
-    records = bytearray(
-        records_of(directory)
-    )  # as a tensor, because a file with only tensors and plain values runs no code
+    # The records are kept as a tensor, because a file with only tensors and plain values runs no code.
+    records = bytearray(records_of(directory))
     written = torch.frombuffer(records, dtype=torch.uint8) if records else torch.empty(0, dtype=torch.uint8)
     saved = to_bytes({**content, "last": dict(metrics), "events": written})
     manifest = Manifest(

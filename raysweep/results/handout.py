@@ -132,7 +132,6 @@ class Handout:
                 discard(file)
         with suppress(OSError):  # they may hold files of the user
             folder.rmdir()
-            folder.parent.rmdir()
 
     def _manifest(self, epoch: int) -> dict[str, Any] | None:
         try:
@@ -179,6 +178,9 @@ def remove_unneeded(store: Store, sweep: Sweep) -> None:
         present = handed_out(store)
         for name in present - (needed_digests(store, sweep) if present else present):
             Handout(store, name).remove()
+        if store.bucket is None:
+            with suppress(OSError):  # it may hold states that are needed, or files of the user
+                (store.root / FOLDER).rmdir()
     except OSError as fault:
         warnings.warn(f"shared pretrainings cannot be removed: {describe_error(fault)}", stacklevel=2)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from raysweep.config import About, Collapse, Settings, check_type, make_settings, metrics_by_name
+from raysweep.config import About, Collapse, Settings, check_type, fingerprint, make_settings, metrics_by_name, protocol
 from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
 from raysweep.space.race_settings import Race, RaceEnd, Round
@@ -275,9 +275,15 @@ class Sweep:
     def divisor(self) -> int:
         """The number by which the error of the verdicts is divided: looks times tables in a race, else 1.
 
-        The tables are that of the pairs of points, and one for each control.
+        For each evaluation protocol there is a table of the pairs of points, and one for each point of a control.
         """
-        return self.race.looks * (1 + len(self.baseline)) if self.race is not None else 1
+        if self.race is None:
+            return 1
+        controls: dict[str, set[str]] = {}
+        for trial in self.trials:
+            group = controls.setdefault(fingerprint(protocol(trial.settings, trial.settings.evaluated_dataset)), set())
+            group |= {trial.point} if trial.control else set()
+        return self.race.looks * sum(1 + len(group) for group in controls.values())
 
     @property
     def total(self) -> int:

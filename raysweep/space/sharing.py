@@ -1,16 +1,16 @@
-"""Trials that share one pretraining, because they differ only in their evaluation, or in when they end it."""
+"""Trials that share one pretraining: they differ only in their evaluation, or in their number of epochs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raysweep import parts
-from raysweep.config import PROTOCOL_VERSION, SETTINGS, Settings
-from raysweep.config.prefix import obstacle
+from raysweep.config import PROTOCOL_VERSION, SETTINGS, Settings, about
+from raysweep.config.prefix import SHOWN, obstacle
 from raysweep.space.evaluation import is_evaluation
 from raysweep.space.expansion import computed
 from raysweep.space.model import FrozenDict, Sweep, Trial
@@ -66,9 +66,10 @@ def can_share(sweep: Sweep) -> bool:
     """Return whether trials of the sweep may share a pretraining.
 
     They may not if a scheduler compares trials while they pretrain, or if a searcher chooses points by the results,
-    because each trial is then judged by what it reports itself.
+    because each trial is then judged by what it reports itself. Neither may the trials that run in several processes.
     """
-    return not sweep.encoders and sweep.tune.scheduler == "fifo" and sweep.tune.searcher == "none"
+    alone = sweep.tune.scheduler == "fifo" and sweep.tune.searcher == "none"
+    return not sweep.encoders and alone and sweep.resources.workers == 1
 
 
 def pretrainings_of(trials: Iterable[Trial]) -> list[Pretraining]:
@@ -90,10 +91,15 @@ def pretrainings_of(trials: Iterable[Trial]) -> list[Pretraining]:
         if trial.source is None and trial.settings.pretrain_epochs:
             dataset = trial.settings.dataset
             if dataset not in names:
-                names[dataset] = [name for name in SETTINGS if not is_evaluation(name, [trial])]
+                names[dataset] = [
+                    name
+                    for name in SETTINGS
+                    if not is_evaluation(name, [trial]) and (about(name).search or name in SHOWN)
+                ]
             values = computed(trial.settings)
             decides = [name for name in names[dataset] if name != "usl_epochs" or obstacle(trial.settings) is not None]
-            key = FrozenDict({name: getattr(values, name) for name in decides})
+            # A point may be stopped because its embedding has collapsed, and a control may not.
+            key = FrozenDict({name: getattr(values, name) for name in decides} | {"control": trial.control})
             groups.setdefault(key, []).append(trial)
     return [Pretraining(digest_of(key), tuple(members)) for key, members in groups.items()]
 
@@ -134,23 +140,30 @@ def hands_out(trial: Trial, pretraining: Pretraining, others: Sequence[Trial]) -
     return HandsOut(pretraining.digest, tuple(epochs), tuple(variants.values()))
 
 
-def taking_over(sweep: Sweep) -> frozenset[str]:
-    """Return the names of the trials of a sweep that take over the pretraining of another trial."""
+def taking_over(sweep: Sweep, done: Collection[str] = ()) -> frozenset[str]:
+    """Return the names of the trials of a sweep that take over the pretraining of another trial.
+
+    Args:
+        sweep: The sweep.
+        done: The names of the trials that do not run, because they have a result.
+    """
     if not can_share(sweep):
         return frozenset()
     names = set()
-    for pretraining in pretrainings_of(sweep.trials):
+    for pretraining in pretrainings_of(trial for trial in sweep.trials if trial.name not in done):
         leader = max(pretraining.trials, key=lambda trial: trial.settings.pretrain_epochs)
         names |= {trial.name for trial in pretraining.trials if trial is not leader}
     return frozenset(names)
 
 
-def count_pretrainings(sweep: Sweep, share: bool = True) -> int:
+def count_pretrainings(sweep: Sweep, share: bool = True, done: Collection[str] = ()) -> int:
     """Return how often a sweep pretrains.
 
     Args:
         sweep: The sweep.
         share: Whether trials share pretrainings where they can.
+        done: The names of the trials that do not run, because they have a result.
     """
-    count = sum(1 for trial in sweep.trials if trial.source is None and trial.settings.pretrain_epochs)
-    return count - len(taking_over(sweep)) if share else count
+    trials = [trial for trial in sweep.trials if trial.name not in done]
+    count = sum(1 for trial in trials if trial.source is None and trial.settings.pretrain_epochs)
+    return count - len(taking_over(sweep, done)) if share else count
