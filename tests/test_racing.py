@@ -132,11 +132,11 @@ def test_a_race_refuses_other_points_and_another_correction(space_of, undisturbe
 
 
 def test_an_evaluation_of_a_race_keeps_its_correction(undisturbed):
-    planned = api.evaluation(str(undisturbed.root), None, {"knn_k": 3}, LOCAL)
+    planned = api.plan_evaluation(str(undisturbed.root), None, {"knn_k": 3}, LOCAL)
     assert planned.sweep.divisor == Store.open(undisturbed.root)[1].divisor == 6
     assert not planned.sweep.races
     with pytest.raises(InputError, match="seeds: an evaluation has the seeds of its encoders"):
-        api.evaluation(str(undisturbed.root), {"seeds": {"most": 4}}, {}, LOCAL)
+        api.plan_evaluation(str(undisturbed.root), {"seeds": {"most": 4}}, {}, LOCAL)
 
 
 @pytest.mark.parametrize(

@@ -374,4 +374,4 @@ def test_on_ray_a_pretraining_that_diverges_fails_every_trial_that_shares_it(few
     results = store.results(sweep)
     assert [result.status for result in results] == ["failed"] * 4
     (first,) = (result for result in results if "shares" not in result.error)
-    assert sum(f"which it shares with {first.trial}: {first.error}" in result.error for result in results) == 3
+    assert sum(f"shares with {first.trial} failed: {first.error}" in result.error for result in results) == 3
