@@ -142,7 +142,7 @@ def test_a_killed_evaluation_resumes_with_the_same_results(copied, tmp_path):
     process.communicate()
     process = here("run_sweep.py", "--resume", place, "--local", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert " finished before" in process.stdout
+    assert process.stdout.count(" finished before") == 1
     whole = raysweep.evaluate(copied, set={"le_epochs": 30, "baseline": False}, name="whole", local=True)
     assert scores(raysweep.open(place).frame()).equals(scores(whole.frame()))
     process = here("run_sweep.py", "--resume", place, "--set", "knn_k=3", "--local", cwd=tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 
@@ -121,6 +122,17 @@ def test_the_time_budget_ends_a_race_and_a_resume_continues_it(space_of, undistu
     outcome = api.resume(str(tmp_path / "race"), None, {"tune.time_budget": None}, where=LOCAL)
     assert content(tmp_path / "race", "race.json") == content(undisturbed.root, "race.json")
     assert api.resume(str(tmp_path / "race"), where=LOCAL).sweep.race_end == outcome.sweep.race_end
+
+
+def test_a_race_that_has_ended_decides_again_if_one_of_its_trials_must_run_again(undisturbed, tmp_path):
+    root = tmp_path / "race"
+    shutil.copytree(undisturbed.root, root)
+    shutil.rmtree(root / next(trial.name for trial in Store.open(root)[1].trials if not trial.baseline))
+    race = json.loads((root / "race.json").read_text())
+    (root / "race.json").write_text(json.dumps({**race, "end": "incomparable"}))
+    api.resume(str(root), where=LOCAL)
+    assert content(root, "race.json") == content(undisturbed.root, "race.json")
+    assert content(root, "differences.csv") == content(undisturbed.root, "differences.csv")
 
 
 def test_a_race_refuses_other_points_and_another_correction(space_of, undisturbed):
