@@ -16,7 +16,9 @@ from PIL import Image
 import raysweep
 from raysweep.backends.ray.session import session
 from raysweep.report import building
+from raysweep.report.search_figures import is_drawn
 from raysweep.results.encoders import save_encoder
+from raysweep.results.store import Store
 from tests.support import ROOT
 from tests.support.cluster import wait_for
 from tests.support.commands import begun, here
@@ -249,8 +251,11 @@ def test_drawn_values_keep_their_short_names_and_figures(few, tmp_path):
     }
     sweep = raysweep.run(space, output=tmp_path, name="drawn", local=True)
     results = raysweep.evaluate(sweep.directory, set={"knn_k": 3}, local=True)
-    names = results.summary()["point"]
-    assert all(len(name.removeprefix("strength=")) <= 6 for name in names if name != "random")
+    report = building.read(*Store.open(results.directory))
+    drawn = [point.short_name.removeprefix("strength=") for point in report.points if not point.baseline]
+    assert len(drawn) == 3
+    assert all(len(value) <= 6 for value in drawn), "four significant digits"
+    assert is_drawn(report.members[0].sweep), "the figures are those of a search"
 
 
 def images_folder(root, bright=0):
