@@ -53,7 +53,7 @@ def plan(
 
     Args:
         source: a search space; None: only what `overrides` says.
-        overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        overrides: settings by name (a list becomes a grid), `baseline`, `tune.NAME`, `seeds.NAME`, `resources.NAME`.
         where: how it is to run.
         plugins: files or installed modules with parts; the search space may list more of them.
         parts: decorated functions and classes, which are passed to the workers by value.

@@ -57,7 +57,7 @@ def build_sweep(
 
     Args:
         source: a search-space file, its content, or a sweep; None: only what `overrides` says.
-        overrides: settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        overrides: settings by name (a list becomes a grid), `baseline`, `tune.NAME`, `seeds.NAME`, `resources.NAME`.
         given: plugins that the caller names; the search space may list more of them.
         existing: the existing sweep that this one extends; its plugins are used, and must not have changed.
 

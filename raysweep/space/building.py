@@ -74,7 +74,7 @@ def build(
 
     Args:
         raw: The file's content.
-        overrides: Settings by name (a list becomes a grid), `baseline`, and `tune.NAME` or `resources.NAME`.
+        overrides: Settings by name (a list becomes a grid), `baseline`, `tune.NAME`, `seeds.NAME`, `resources.NAME`.
         where: The start of every message.
         recorded: Whether a results directory holds this sweep. Then it was found to be meaningful when it was begun,
             perhaps by an older version that refused less, and this is not checked again.
