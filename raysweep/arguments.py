@@ -141,7 +141,8 @@ def add_sweep_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="override a setting, baseline, tune.NAME, seeds.NAME or resources.NAME; a list becomes a grid: seed=[0,1,2]",
+        help="override a setting, baseline, tune.NAME, seeds.NAME or resources.NAME; a list becomes a grid: "
+        "seed=[0,1,2]",
     )
     parser.add_argument(
         "--resume",
