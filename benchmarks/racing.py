@@ -24,7 +24,7 @@ class Raced:
     false_pair: bool
     """Whether any look showed a difference between two points whose true means are equal."""
     false_control: bool
-    """Whether any look showed a difference from the control of a point whose true mean is that of the control."""
+    """Whether any look showed a difference between the control and a point with the same true mean."""
     separated: bool
     """Whether the race ended with the best point separated from every other point and from the control."""
     best: int

@@ -72,3 +72,11 @@ def few(tmp_path_factory):
         directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{number}.png")
     return {"dataset": f"folder:{folder}", "image_size": 8, "batch_size": 20, "knn_k": 5}
+
+
+@pytest.fixture(scope="module")
+def no_figures():
+    """Write no figures in the tests of a module. They take most of the time of a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raysweep.report.building.figures_of", lambda report: {})
+        yield

@@ -39,12 +39,7 @@ SPACE = {
 POINT = "strength=0.25,seed=0"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_figures():
-    """Write no figures, which take most of the time of a report."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "figures_of", lambda report: {})
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from raysweep.probes import features
 from raysweep.results.feature_cache import FeatureCache
 
 CODE = (Path(features.__file__), Path(operations.__file__))
-"""Files that decide about features, besides those that define the encoder's modules."""
+"""The files whose code prepares images and reads layers. Changed code may give other features."""
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ WeightDecay = Annotated[
 Standardize = Annotated[
     bool,
     "Scale the features of the linear probe, the MLP and logistic regression to mean 0 and variance 1 over the fit "
-    "split (train without validation). In fine-tuning the scale stays that of the encoder before.",
+    "split (train without validation). Fine-tuning computes this scale once, before it changes the encoder.",
 ]
 LabelsPerClass = Annotated[
     int | None,

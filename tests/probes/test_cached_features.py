@@ -14,7 +14,6 @@ from raysweep.models.building import build_encoder
 from raysweep.probes import features as features_module
 from raysweep.probes.cached_features import CachedFeatures
 from raysweep.probes.features import extract_layers
-from raysweep.report import building
 from raysweep.results.feature_cache import FeatureCache
 from tests.support.commands import here
 from tests.support.trials import DATASETS
@@ -24,12 +23,7 @@ PROTOCOLS = ("--set", "labels_per_class=[1,2]", "--set", "knn_k=[1,3]")
 """Four protocols that read the same layers."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures():
-    """Write no figures, which take most of the time of a report."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "figures_of", lambda report: {})
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
