@@ -76,10 +76,17 @@ def dodge(axes: Axes, positions: Sequence[float], place: int, lines: int, every:
     return [float(value) for value in scale.inverted().transform(shown + step * width)]
 
 
-def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> None:
+def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, is_even: bool = False) -> None:
     """Label the x axis, and make it logarithmic if the values span a factor of 100 or more.
 
     If zero is among the values, the axis is linear up to the smallest positive value.
+
+    Args:
+        axes: The axes.
+        name: The setting.
+        values: Its values.
+        numeric: Whether they are numbers.
+        is_even: Whether they were drawn evenly from a range. Then the axis is linear.
     """
     axes.set_xlabel(axis_label(name))
     if not numeric:
@@ -92,7 +99,7 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> N
         )
         return
     positive = [value for value in values if value > 0]
-    if positive and max(positive) / min(positive) >= 100 and min(values) >= 0:
+    if positive and max(positive) / min(positive) >= 100 and min(values) >= 0 and not is_even:
         if len(positive) == len(values):
             axes.set_xscale("log")
         else:

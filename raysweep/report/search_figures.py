@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,11 +56,14 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
     numeric = is_numeric(values)
     values = sorted(values) if numeric else values
     colour_by = strongest(trained, [each for each in sweep.searched if each != name], scores[0])
-    tints = [scaled(p.varied[colour_by], [q.varied[colour_by] for q in trained]) if colour_by else 0.3 for p in trained]
+    tints = [0.3] * len(trained)
+    if colour_by:
+        shades, is_even = [point.varied[colour_by] for point in trained], colour_by in sweep.evenly_drawn
+        tints = [scaled(value, shades, is_even) for value in shades]
     colours = colormaps[COLOUR_MAP](tints)
     figure, panels = panel_grid(len(scores), (4.2, 3.8), margin=(0.8 if colour_by else 0, 0.4))
     for axes, score in zip(panels, scores, strict=True):
-        scale_axis(axes, name, values, numeric)
+        scale_axis(axes, name, values, numeric, name in sweep.evenly_drawn)
         for point, colour in zip(trained, colours, strict=True):
             if point.values(score):
                 x = point.varied[name] if numeric else values.index(point.varied[name])
@@ -75,7 +78,7 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
         clip(axes)
         axes.grid(alpha=0.25)
     if colour_by:
-        add_colour_bar(figure, panels, [point.varied[colour_by] for point in trained], axis_label(colour_by))
+        add_colour_bar(figure, panels, quarter_values(shades, is_even), axis_label(colour_by))
     colour = f", colour: {axis_label(colour_by)}" if colour_by else ""
     figure.suptitle(headed(sweep.name, f"a filled dot for each point{colour}; {seeds_and_bars(points)}"), fontsize=11)
     entries = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
@@ -96,12 +99,15 @@ def strongest(points: Sequence[Point], names: Sequence[str], score: str) -> str 
     return max(strengths, key=lambda name: strengths[name]) if strengths else None
 
 
-def is_logarithmic(values: Sequence[float]) -> bool:
-    """Return whether values are shown on a logarithmic scale: if they are positive and span a factor of 100."""
-    return min(values) > 0 and max(values) / min(values) >= 100
+def is_logarithmic(values: Sequence[float], is_even: bool) -> bool:
+    """Return whether values are shown on a logarithmic scale: if they are positive and span a factor of 100.
+
+    Values that were drawn evenly from a range (`is_even`) have a linear scale.
+    """
+    return not is_even and min(values) > 0 and max(values) / min(values) >= 100
 
 
-def scaled(value: Any, values: Sequence[Any]) -> float:
+def scaled(value: Any, values: Sequence[Any], is_even: bool) -> float:
     """Return the place of a value among `values` in [0, 1]: by size for numbers, else by first occurrence."""
     if not is_numeric(values):
         different = list(dict.fromkeys(values))
@@ -109,23 +115,23 @@ def scaled(value: Any, values: Sequence[Any]) -> float:
     low, high = min(values), max(values)
     if low == high:
         return 0.5
-    if is_logarithmic(values):
+    if is_logarithmic(values, is_even):
         return math.log(value / low) / math.log(high / low)
     return float((value - low) / (high - low))
 
 
-def add_colour_bar(figure: Figure, panels: Any, values: Sequence[float], label: str) -> None:
-    """Add a colour bar for values, with their numbers at five places."""
+def add_colour_bar(figure: Figure, panels: Any, quarters: Sequence[float], label: str) -> None:
+    """Add a colour bar with numbers at five places, which `quarter_values` returns."""
     image = panels[-1].scatter([], [], c=[], norm=Normalize(0, 1), cmap=COLOUR_MAP)
     bar = figure.colorbar(image, ax=list(panels), ticks=[0, 0.25, 0.5, 0.75, 1])
-    bar.ax.set_yticklabels([shown(float(value)) for value in quarter_values(values)])
+    bar.ax.set_yticklabels([shown(float(value)) for value in quarters])
     bar.set_label(label)
 
 
-def quarter_values(values: Sequence[float]) -> list[float]:
+def quarter_values(values: Sequence[float], is_even: bool) -> list[float]:
     """Return the values at 0, 1/4, 1/2, 3/4 and 1 of the scale of `values`."""
     low, high = float(min(values)), float(max(values))
-    if is_logarithmic(values):
+    if is_logarithmic(values, is_even):
         return [low * (high / low) ** share for share in (0, 0.25, 0.5, 0.75, 1)]
     return [low + (high - low) * share for share in (0, 0.25, 0.5, 0.75, 1)]
 
@@ -152,13 +158,14 @@ def draw_parallel(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     columns[score] = [mean_of(point, score) for point in complete]
     figure = Figure(figsize=(1.5 + 1.6 * len(columns), 4.4), layout="constrained")
     axes = figure.subplots()
-    tints = [scaled(value, columns[score]) for value in columns[score]]
+    even = {*sweep.evenly_drawn, score}
+    tints = [scaled(value, columns[score], is_even=True) for value in columns[score]]
     for row, tint in enumerate(tints):
-        places = [scaled(values[row], values) for values in columns.values()]
+        places = [scaled(values[row], values, name in even) for name, values in columns.items()]
         axes.plot(range(len(columns)), places, color=colormaps[COLOUR_MAP](tint), linewidth=1.2, alpha=0.8)
-    for place, values in enumerate(columns.values()):
+    for place, (name, values) in enumerate(columns.items()):
         axes.axvline(place, color="0.3", linewidth=0.8)
-        ticks = tick_places(values)
+        ticks = tick_places(values, name in even)
         for height, words in ticks:
             axes.text(place, height, f" {words}", fontsize=7, va="center", bbox={"facecolor": "white", "pad": 0.6,
                       "edgecolor": "none", "alpha": 0.7})  # fmt: skip
@@ -173,16 +180,16 @@ def draw_parallel(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     return figure
 
 
-def tick_places(values: Sequence[Any]) -> list[tuple[float, str]]:
+def tick_places(values: Sequence[Any], is_even: bool) -> list[tuple[float, str]]:
     """Return the heights in [0, 1] at which an axis of the parallel coordinates names values, and their words."""
     if is_numeric(values):
         if len(set(values)) <= MOST_TICKS:
-            return [(scaled(value, values), shown(value)) for value in dict.fromkeys(values)]
+            return [(scaled(value, values, is_even), shown(value)) for value in dict.fromkeys(values)]
         return [(share, shown(float(f"{value:.3g}"))) for share, value in zip((0, 0.25, 0.5, 0.75, 1),
-                quarter_values(values), strict=True)]  # fmt: skip
+                quarter_values(values, is_even), strict=True)]  # fmt: skip
     different = list(dict.fromkeys(values))
     step = math.ceil(len(different) / MOST_TICKS)
-    return [(scaled(value, values), str(value)[:24]) for value in different[::step]]
+    return [(scaled(value, values, is_even), str(value)[:24]) for value in different[::step]]
 
 
 @own_style()
@@ -204,7 +211,7 @@ def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     figure, panels = panel_grid(len(scores), (3.2, 1.0 + 0.35 * len(names)), margin=(1.8, 0.6), sharey=True)
     order: list[str] = []
     for axes, score in zip(panels, scores, strict=True):
-        shares = importances(trained, names, score)
+        shares = importances(trained, names, score, sweep.evenly_drawn)
         order = order or sorted(names, key=lambda name: shares[name])
         axes.barh([axis_label(name) for name in order], [shares[name] for name in order], color="#0072B2")
         noise = seed_share(trained, score)
@@ -217,13 +224,22 @@ def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     return figure
 
 
-def importances(points: Sequence[Point], names: Sequence[str], score: str) -> dict[str, float]:
-    """Return for each setting the share of the variance between points that it explains alone, in [0, 1]."""
+def importances(
+    points: Sequence[Point], names: Sequence[str], score: str, even: Collection[str] = ()
+) -> dict[str, float]:
+    """Return for each setting the share of the variance between points that it explains alone, in [0, 1].
+
+    Args:
+        points: The points.
+        names: The settings.
+        score: The score.
+        even: The settings whose values were drawn evenly from a range.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     columns: Mapping[str, list[Any]] = {name: [point.varied[name] for point in points] for name in names}
-    distributions = {name: distribution_of(values) for name, values in columns.items()}
+    distributions = {name: distribution_of(values, name in even) for name, values in columns.items()}
     study = optuna.create_study()
     for row, point in enumerate(points):
         if point.values(score):
@@ -237,13 +253,13 @@ def importances(points: Sequence[Point], names: Sequence[str], score: str) -> di
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(names)))
 
 
-def distribution_of(values: Sequence[Any]) -> Any:
+def distribution_of(values: Sequence[Any], is_even: bool) -> Any:
     """Return the range of a setting as Optuna describes it."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if not is_numeric(values):
         return CategoricalDistribution(list(dict.fromkeys(map(str, values))))
-    return FloatDistribution(float(min(values)), float(max(values)), log=is_logarithmic(values))
+    return FloatDistribution(float(min(values)), float(max(values)), log=is_logarithmic(values, is_even))
 
 
 def seed_share(points: Sequence[Point], score: str) -> float | None:

@@ -267,6 +267,12 @@ class Sweep:
         return [(name, next(iter(spec))) for space in spaces for name, spec in space.items()]
 
     @property
+    def evenly_drawn(self) -> frozenset[str]:
+        """The settings whose values are drawn evenly from a range, so that a linear scale suits them."""
+        even = {name for name, kind in self.distributions if kind in ("uniform", "randint")}
+        return frozenset(even - {name for name, kind in self.distributions if kind not in ("uniform", "randint")})
+
+    @property
     def races(self) -> bool:
         """Whether seeds may still be added to points."""
         return self.race is not None and not self.encoders and self.race_end in ("", "budget")

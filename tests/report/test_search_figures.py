@@ -1,6 +1,7 @@
 """Figures of searches whose points form no grid, and the choice of figures by what a sweep varies."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,19 @@ def test_a_scatter_plot_has_a_dot_for_each_point_and_a_colour_for_the_setting_th
     assert [text.get_text() for text in by_policy.get_xticklabels()] == sorted({"simclr", "noise"}, reverse=True) or (
         {text.get_text() for text in by_policy.get_xticklabels()} == {"simclr", "noise"}
     )
+
+
+def test_values_that_were_drawn_evenly_have_a_linear_scale(drawn):
+    _, sweep, report = drawn
+    assert sweep.evenly_drawn == {"strength"}
+    first, *others = report.points
+    assert first.control == "random"
+    smallest = replace(others[0], varied={**others[0].varied, "strength": 1e-6})
+    points = [first, smallest, *others[1:]]
+    scales = {name: draw_scatter(sweep, points, name).axes[0].get_xscale() for name in ("strength", "usl_lr")}
+    assert scales == {"strength": "linear", "usl_lr": "log"}
+    words = [text.get_text().strip() for text in draw_parallel(sweep, points).axes[0].texts]
+    assert any(0.4 < float(word) < 0.6 for word in words[5:10]), "the middle of the axis of the strengths"
 
 
 def test_parallel_coordinates_have_a_line_for_each_point_that_has_all_settings(tmp_path, drawn):
