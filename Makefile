@@ -20,7 +20,7 @@ test-all: $(VENV)/installed-test
 
 # One after the other on a machine that does nothing else. The last one fails where a target is missed.
 bench: $(VENV)/installed-bench
-	for name in sweeps epoch augmentation linear means growth overhead; do \
+	for name in sweeps sharing evaluate epoch augmentation linear means growth overhead; do \
 	    echo "== $$name"; $(VENV)/bin/python benchmarks/$$name.py || exit 1; \
 	done
 	$(VENV)/bin/python benchmarks/document.py

@@ -103,6 +103,14 @@ TARGETS = (
     Target("32×32×3 sweep, times faster than the plain script, default precision", "sweep-cifar", True, 2.2, sweep),
     Target("… fp32, the precision of the plain script", "sweep-cifar", True, 2.2, sweep_in("fp32"), False),
     Target("… bf16", "sweep-cifar", True, 2.2, sweep_in("bf16"), False),
+    Target("shared pretrainings, times faster than --no-share", "sharing", True, 5, lambda c: c["faster"]["median"]),
+    Target(
+        "evaluation of a sweep's encoders, share of the sweep's time",
+        "evaluate",
+        False,
+        0.1,
+        lambda content: content["share of the sweep"]["median"],
+    ),
     Target("epoch over bare step, 32×32×3", "epoch", False, 1.10, epoch("32×32×3")),
     Target("epoch over bare step, 8×8×1", "epoch", False, 1.25, epoch("8×8×1")),
     *(

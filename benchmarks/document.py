@@ -115,6 +115,29 @@ def overhead(content: Content) -> str:
     )
 
 
+def sharing(content: Content) -> str:
+    """Show the seconds of a sweep whose trials share pretrainings, and of the same sweep without."""
+    words = {"alone": "each trial pretrains (`--no-share`)", "shared": "trials share pretrainings (default)"}
+    return rows(
+        [f"{content['trials']} trials", "seconds from start to exit", "times faster"],
+        [
+            (words[kind], spread(content["seconds"][kind]), spread(content["faster"]) if kind == "shared" else "–")
+            for kind in ("alone", "shared")
+        ],
+    )
+
+
+def evaluations(content: Content) -> str:
+    """Show the seconds of a sweep and of evaluations of its encoders."""
+    sweep = content["seconds"]["sweep"]["median"]
+    names = ["first evaluation", "second evaluation"]
+    body = [("the sweep", content["encoders"], "–", spread(content["seconds"]["sweep"]), "–")]
+    for name, trials, extractions in zip(names, content["evaluations"], content["extractions"], strict=True):
+        entry = content["seconds"][name]
+        body.append((name, trials, extractions, spread(entry), f"{100 * entry['median'] / sweep:.1f} %"))
+    return rows(["", "trials", "extractions of features", "seconds from start to exit", "of the sweep"], body)
+
+
 def draw() -> str:
     """Draw the figure of whole sweeps if they were measured; return its Markdown for the page."""
     measured = [
@@ -150,7 +173,10 @@ def draw() -> str:
     return "![seconds of whole sweeps](figures/performance-sweeps.png)"
 
 
-FILES = ("sweep-digits", "sweep-cifar", "lightly", "epoch", "augmentation", "linear", "means", "overhead", "growth")
+FILES = (
+    *("sweep-digits", "sweep-cifar", "lightly", "sharing", "evaluate", "epoch", "augmentation", "linear", "means"),
+    *("overhead", "growth"),
+)
 """The files of results that the tables show."""
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -159,6 +185,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "sweep-digits": lambda: table("sweep-digits", sweep),
     "sweep-cifar": lambda: table("sweep-cifar", sweep),
     "lightly": lambda: table("lightly", lightly),
+    "sharing": lambda: table("sharing", sharing),
+    "evaluate": lambda: table("evaluate", evaluations),
     "overhead": lambda: table("overhead", overhead),
 }
 

@@ -71,6 +71,22 @@ def own_session() -> Path | None:
     return _own_session
 
 
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Shut down the Ray that this process started while the block runs, which must not use Ray.
+
+    Ray needs two seconds to end its processes, and it would wait half a second more at the exit of this process.
+    """
+    thread = threading.Thread(target=ray.shutdown) if own_session() is not None else None
+    if thread is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        if thread is not None:
+            thread.join()
+
+
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
     """Connect to the cluster at `address` or RAY_ADDRESS, or start Ray on this machine. Return the plan in words.
 

@@ -21,6 +21,8 @@ def prepare_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if address is None:  # a dead server on this machine does not return, but Ray would look for it for a minute
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+        # Ray would start a worker for each CPU ahead and wait for it. Trials need workers with another environment.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 
 def import_folder() -> Path:
