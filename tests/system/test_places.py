@@ -1,6 +1,8 @@
 """The home directory, `~`, the token file and Ray's directory on machines where they are unusual."""
 
+import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,6 +20,11 @@ QUICK = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--loc
 STRANGER = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
 """Runs a command as a user unknown to the machine, as containers do."""
 TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def data(few):
+    """Return the arguments that choose a few images."""
+    return [word for name, value in few.items() for word in (f"--{name}", str(value))]
 
 
 def can(*command):
@@ -44,7 +51,7 @@ def ray_directory(monkeypatch):
     return choose
 
 
-def test_a_tilde_is_the_home_directory_in_every_argument(tmp_path):
+def test_a_tilde_is_the_home_directory_in_every_argument(few, no_figures, tmp_path):
     home, folder = tmp_path / "home", tmp_path / "folder"
     home.mkdir()
     folder.mkdir()
@@ -53,14 +60,16 @@ def test_a_tilde_is_the_home_directory_in_every_argument(tmp_path):
         process = here(program, *arguments, cwd=folder, HOME=str(home))
         assert process.returncode == 0, process.stderr
 
-    (home / "s.yaml").write_text("base: {usl_type: simclr, usl_epochs: 0, le_epochs: 1}\nsearch: {seed: [0]}\n")
+    base = {**few, "usl_type": "simclr", "usl_epochs": 0, "le_epochs": 1}
+    (home / "s.yaml").write_text(json.dumps({"base": base, "search": {"seed": [0]}}))
     run("run_sweep.py", "~/s.yaml", "--local", "--name=x", "--output=~/runs", "--set", "data_dir=~/data")
     run("run_sweep.py", "--resume=~/runs/x", "--local", "--seed", "1")
     run("raysweep", "report", "~/runs/x")
     run("run_sweep.py", "~/s.yaml", "--local", "--name=y", "--output", "~/runs")
     run("raysweep", "report", "~/runs/x", "~/runs/y", "-o", "~/both")
     run("raysweep", "export", "~/runs/x/seed=0", "-o~/encoder.pt")
-    run("raysweep", "embed", "~/runs/x/seed=0/encoder.safetensors", "~/both/figures", "--output=~/features.npz")
+    shutil.copytree(Path(few["dataset"].removeprefix("folder:"), "test", "1"), home / "images")
+    run("raysweep", "embed", "~/runs/x/seed=0/encoder.safetensors", "~/images", "--output=~/features.npz")
     run("raysweep", "preview", "~/s.yaml", "-o", "~/views.png")
     assert list(folder.iterdir()) == []
     assert f"data_dir: {home}/data" in (home / "runs" / "x" / "sweep.yaml").read_text()
@@ -85,11 +94,11 @@ def test_the_home_of_nobody_is_refused_in_one_line(run_sweep, tmp_path, argument
 
 
 @pytest.mark.parametrize("home", [None, "", "relative"])
-def test_a_sweep_runs_for_a_user_who_has_no_home_and_no_name(tmp_path, home):
+def test_a_sweep_runs_for_a_user_who_has_no_home_and_no_name(few, tmp_path, home):
     if not can(*STRANGER, "true"):
         pytest.skip("needs user namespaces (unshare --user)")
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), **({} if home is None else {"HOME": home})}
-    program = [*STRANGER, sys.executable, str(ROOT / "run_sweep.py"), *QUICK]
+    program = [*STRANGER, sys.executable, str(ROOT / "run_sweep.py"), *QUICK, *data(few)]
 
     def run(*arguments):
         return subprocess.run(
@@ -113,12 +122,13 @@ def test_a_sweep_runs_for_a_user_who_has_no_home_and_no_name(tmp_path, home):
 
 
 @pytest.mark.slow
-def test_ray_starts_for_a_user_who_has_no_home_and_no_name(tmp_path):
+def test_ray_starts_for_a_user_who_has_no_home_and_no_name(few, tmp_path):
     if not can(*STRANGER, "true"):
         pytest.skip("needs user namespaces (unshare --user)")
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}  # this TMPDIR is too long for Ray
+    environment |= {name: os.environ[name] for name in ("RAY_prestart_worker_first_driver", "RAY_worker_niceness")}
     arguments = [each for each in QUICK if each != "--local"]
-    program = [*STRANGER, sys.executable, str(ROOT / "run_sweep.py"), *arguments]
+    program = [*STRANGER, sys.executable, str(ROOT / "run_sweep.py"), *arguments, *data(few)]
     process = subprocess.run(
         program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
