@@ -12,7 +12,6 @@ import numpy as np
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.decomposition import PCA
 from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
@@ -83,6 +82,8 @@ def projector(
 
 def principal_components(features: NDArray[np.floating[Any]], count: int) -> NDArray[np.floating[Any]]:
     """Return the first principal components of features (N, D): (N, min(count, N, D)), deterministic."""
+    from sklearn.decomposition import PCA  # the import takes a second, which the first training step need not wait for
+
     # Randomised SVD (Halko et al. 2011, doi 10.1137/090771806): the exact one of 10,000 × 8,192 takes minutes.
     pca = PCA(min(count, *features.shape), svd_solver="randomized", random_state=0)
     with np.errstate(divide="ignore", invalid="ignore"):  # explained variance ratios (unused) if all variance is zero
