@@ -132,10 +132,11 @@ def evaluations(content: Content) -> str:
     sweep = content["seconds"]["sweep"]["median"]
     names = ["first evaluation", "second evaluation"]
     body = [("the sweep", content["encoders"], "–", spread(content["seconds"]["sweep"]), "–")]
-    for name, trials, extractions in zip(names, content["evaluations"], content["extractions"], strict=True):
+    for name, trials, files in zip(names, content["evaluations"], content["new files of features"], strict=True):
         entry = content["seconds"][name]
-        body.append((name, trials, extractions, spread(entry), f"{100 * entry['median'] / sweep:.1f} %"))
-    return rows(["", "trials", "extractions of features", "seconds from start to exit", "of the sweep"], body)
+        body.append((name, trials, files, spread(entry), f"{100 * entry['median'] / sweep:.1f} %"))
+    head = ["", "trials", "extractions (one for each encoder and split)", "seconds from start to exit", "of the sweep"]
+    return rows(head, body)
 
 
 def draw() -> str:

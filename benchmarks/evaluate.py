@@ -36,16 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         root, cache = Path(folder, "runs", "x"), Path(folder, "cache")
         options = ["--exp_type", "alpha", "--dataset", "digits", "--name", "x", *(QUICK if given.quick else EPOCHS)]
         seconds = {"sweep": [run("sweep", *options, folder=folder, cache=cache)]}
-        extractions = []
+        files: list[int] = []
         for name, setting in PROTOCOLS.items():
             words = ["evaluate", root, "--set", setting, "--name", name]
             seconds[f"{name} evaluation"] = [run(*words, folder=folder, cache=cache)]
-            extractions.append(len(list(cache.glob("features/*.features"))))
+            files.append(len(list(cache.glob("features/*.features"))) - sum(files))
         content = {
             "quick": given.quick,
             "encoders": len(list(root.glob("*/encoder.safetensors"))),
             "evaluations": [len(list(root.glob(f"evaluations/{name}/*/result.json"))) for name in PROTOCOLS],
-            "extractions": extractions,
+            "new files of features": files,  # one for each encoder and split
             "seconds": {name: measure.summary(values) for name, values in seconds.items()},
             "share of the sweep": measure.ratio(seconds["first evaluation"], seconds["sweep"]),
         }
