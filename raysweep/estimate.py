@@ -131,9 +131,8 @@ def time_steps(trial: Trial, data: TrialData, gpu: bool) -> Costs:
 
 def time_evaluation(settings: Settings, state: State, data: TrialData, device: torch.device) -> tuple[float, float]:
     """Return the seconds for the features of all images of the evaluation, and for an epoch of the linear probe."""
-    fit, val = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
-    test = 0 if data.probe.test_images is None else len(data.probe.test_images)
-    images = resident(fit.images[fit.index[: batch_of(fit.images.shape[-1])]], device)
+    every = data.probe.train_images
+    images = resident(every[: batch_of(every.shape[-1])], device)
     index, layers = torch.arange(len(images), device=device), parts.layers_read(settings)
     extracted = extract_layers(state.encoder, images, index, layers)
 
@@ -143,6 +142,10 @@ def time_evaluation(settings: Settings, state: State, data: TrialData, device: t
             yield
 
     per_image = seconds_of_step(extractions(), device) / len(images)
+    if not settings.probe_labels:
+        return per_image * len(every), 0.0
+    fit, val = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
+    test = 0 if data.probe.test_images is None else len(data.probe.test_images)
     probe = parts.probe["linear"].arguments(settings)
     classes, batch_size, per_class = len(data.probe.classes), probe["le_batch_size"], probe["labels_per_class"]
     labelled = len(fit.index) if per_class is None else classes * per_class

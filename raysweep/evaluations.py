@@ -11,7 +11,7 @@ from raysweep import parts, space
 from raysweep.config import make_settings
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate, active, merged, with_existing
-from raysweep.preparation import Space, read_space
+from raysweep.preparation import Space, built_for_data, read_space
 from raysweep.results.bucket import Bucket
 from raysweep.results.credentials import is_uri, join, resolve
 from raysweep.results.encoders import (
@@ -27,7 +27,7 @@ from raysweep.results.encoders import (
 from raysweep.results.mirror import local_encoder, trial_place
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import recorded_datasets
-from raysweep.space import EncoderSource, FrozenDict, Sweep, Trial, reported_metric
+from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial, reported_metric
 
 EVALUATIONS = "evaluations"
 """The folder of a sweep's results directory that holds its evaluations."""
@@ -81,8 +81,7 @@ def plan_evaluation(
         trial = next((trial for trial in sweep.trials if trial.name == name), None)
         if trial is not None:
             plugins = with_existing(sweep.plugins, extra)
-            raw = with_defaults(raw, sweep, where)
-            return plan_for_one(place, trial, raw, where, overrides, plugins, sweep.search)
+            return plan_for_one(place, trial, raw, where, overrides, plugins, sweep)
     activate(extra)
     return plan_for_one(place, None, raw, where, overrides, extra)
 
@@ -100,16 +99,22 @@ def plan_for_sweep(
     if not encoders:
         raise InputError(f"{place}: no trial has kept an encoder ({ENCODER}) yet, so there is nothing to evaluate")
     controls = sweep.baseline or (space.RANDOM,)
-    evaluation = space.build_evaluation(
-        with_defaults(raw, sweep, where),
-        overrides,
-        where,
-        encoders,
-        controls=controls,
-        plugins=plugins,
-        trained_search=sweep.search,
-    )
+
+    def build_with(given: Mapping[str, Any]) -> Sweep:
+        return space.build_evaluation(
+            with_defaults(raw, given, sweep, where),
+            given,
+            where,
+            encoders,
+            controls=controls,
+            plugins=plugins,
+            trained_search=sweep.search,
+        )
+
+    evaluation = built_for_data(build_with, overrides)
     evaluation = replace(evaluation, race=sweep.race)  # its intervals allow for seeds that were added after looks
+    if not evaluation.examples[0].settings.probe_labels:
+        evaluation = replace(evaluation, agreement=agreement_in(store, sweep, evaluation.metric))
     return PlannedEvaluation(evaluation, store.place, digests=evaluated_before(store, sweep, encoders))
 
 
@@ -120,9 +125,9 @@ def plan_for_one(
     where: str,
     overrides: Mapping[str, Any],
     plugins: Sequence[Plugin],
-    search: tuple[Mapping[str, Mapping[str, Any]], ...] = (),
+    sweep: Sweep | None = None,
 ) -> PlannedEvaluation:
-    """Plan the evaluation of one encoder, which `trial` trained if its sweep is known; see `plan_evaluation`."""
+    """Plan the evaluation of one encoder, which `trial` of `sweep` trained if they are known; see `plan_evaluation`."""
     from raysweep.portable import build
 
     saved = load_encoder(encoder_file(local_encoder(place)))
@@ -134,17 +139,20 @@ def plan_for_one(
     content = content_of(saved)
     source = EncoderSource(ENCODER, saved.channels, saved.image_size, digest_of(content))
     encoder = replace(trial, control="", source=source)
-    evaluation = space.build_evaluation(
-        raw,
-        overrides,
-        where,
-        [encoder],
-        controls=(space.RANDOM,),
-        seeds=True,
-        plugins=tuple(plugins),
-        trained_search=search,
-    )
-    return PlannedEvaluation(evaluation, None, encoder=content)
+
+    def build_with(given: Mapping[str, Any]) -> Sweep:
+        return space.build_evaluation(
+            raw if sweep is None else with_defaults(raw, given, sweep, where),
+            given,
+            where,
+            [encoder],
+            controls=(space.RANDOM,),
+            seeds=True,
+            plugins=tuple(plugins),
+            trained_search=() if sweep is None else sweep.search,
+        )
+
+    return PlannedEvaluation(built_for_data(build_with, overrides), None, encoder=content)
 
 
 def is_sweep(place: str) -> bool:
@@ -206,13 +214,21 @@ def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> d
     return known
 
 
-def with_defaults(raw: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str, Any]:
+def agreement_in(store: Store, sweep: Sweep, measure: str | None) -> Agreement | None:
+    """Return how well a measure without labels ranked the points of a sweep by its score; None if nothing says it."""
+    from raysweep.report import building, choosing  # SciPy takes time
+
+    return choosing.agreement(building.read(store, sweep, skip_damaged=True), measure)
+
+
+def with_defaults(raw: Mapping[str, Any], overrides: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str, Any]:
     """Return a search space that takes the metric, its mode and the resources of a trial from the sweep.
 
-    What the search space itself gives has priority.
+    What the search space itself gives has priority. A metric that the evaluation does not report is left out.
     """
+    has_labels = {**space.mapping(raw.get("base"), f"{where}: base"), **overrides}.get("probe_labels") is not False
     defaults: dict[str, dict[str, Any]] = {
-        "tune": {"metric": reported_metric(sweep.tune.metric)},
+        "tune": {"metric": reported_metric(sweep.tune.metric, has_labels)},
         "resources": {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu},
     }
     if defaults["tune"]["metric"] is not None:

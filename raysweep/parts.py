@@ -264,11 +264,11 @@ schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, r
 `steps` is the number of all steps, and `epoch_steps` the number of steps of an epoch. `constant` says that the factor
 is always 1, so that pretraining leaves the learning rate alone. `reads_total=False` says that `steps` changes no
 factor; it may be a function. For `check` see `optimizer`. A schedule with the metric `pretrain/lr` has it reported."""
-dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0)
+dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0, labelled=True)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 
 `size` and `channels` are those of its images, `images` is the number of labelled images, for the check of memory, and
-`unlabelled` the number of images that only pretraining reads."""
+`unlabelled` the number of images that only pretraining reads. `labelled=False` says that no image has a label."""
 probe = Table(
     "probe",
     ("raysweep.probes.probes", "raysweep.probes.optional"),
@@ -278,16 +278,18 @@ probe = Table(
     check=None,
     check_fit=None,
     reads=None,
+    needs_labels=True,
 )
 """`(evaluation, *, …)` yields pairs of a metric's name and its value; see `raysweep.probes.probes`.
 
-`trains` says that the part returns a `raysweep.probes.probes.TrainedProbe` instead. `keeps_features` says that such a
-probe does not change the features; it then runs before the others, so that they need not be extracted again. `switch`
-is the parameter that turns the probe on, where its value is true, not 0 and not none. None: the probe evaluates every
-trial. `check` is a function of the settings that raises ValueError where they do not fit together. `check_fit` is a
-function of the settings, the labels of the fit split and the names of the classes that raises InputError if the probe
-needs more images. `reads` is a function of the settings that gives the names of the layers that the probe reads, where
-a parameter does not name the layer."""
+`needs_labels=False` says that the probe reads only the features of `fit`, so that it also evaluates images without
+labels. `trains` says that the part returns a `raysweep.probes.probes.TrainedProbe` instead. `keeps_features` says that
+such a probe does not change the features; it then runs before the others, so that they need not be extracted again.
+`switch` is the parameter that turns the probe on, where its value is true, not 0 and not none. None: the probe
+evaluates every trial. `check` is a function of the settings that raises ValueError where they do not fit together.
+`check_fit` is a function of the settings, the labels of the fit split and the names of the classes that raises
+InputError if the probe needs more images. `reads` is a function of the settings that gives the names of the layers that
+the probe reads, where a parameter does not name the layer."""
 
 TABLES: Mapping[str, Table] = {
     table.kind: table for table in (encoder, method, loss, head, optimizer, schedule, policy, dataset, probe)
@@ -344,9 +346,8 @@ def in_use(settings: Settings) -> Iterator[Part]:
 
 def probes_in_use(settings: Settings) -> list[Part]:
     """The probes that evaluate a trial with these settings."""
-    return [
-        part for part in probe.values() if part.traits["switch"] is None or getattr(settings, part.traits["switch"])
-    ]
+    able = [part for part in probe.values() if settings.probe_labels or not part.traits["needs_labels"]]
+    return [part for part in able if part.traits["switch"] is None or getattr(settings, part.traits["switch"])]
 
 
 def optional_parameters() -> set[str]:

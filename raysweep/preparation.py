@@ -70,7 +70,34 @@ def build_sweep(
     activate(plugins)
     if isinstance(source, Sweep) and not overrides and plugins == source.plugins:
         return source
-    return space.build(raw, overrides, where, plugins=plugins)
+    return built_for_data(lambda given: space.build(raw, given, where, plugins=plugins), overrides)
+
+
+def built_for_data(build: Callable[[Mapping[str, Any]], Sweep], overrides: Mapping[str, Any]) -> Sweep:
+    """Return a sweep that reads labels if the evaluated images have them.
+
+    Images without labels need a probe that needs none. Without such a probe, `check_paths` refuses the sweep.
+
+    Args:
+        build: Builds the sweep from overrides; see `build_sweep`.
+        overrides: The overrides that the user gives.
+
+    Raises:
+        InputError: The sweep is invalid, or only some of its evaluated datasets have labels.
+    """
+    from raysweep.data.folders import lacks_labels
+
+    sweep = build(overrides)
+    every = [trial.settings for trial in sweep.examples]
+    names = dict.fromkeys(settings.evaluated_dataset for settings in every)
+    unlabelled = [name for name in names if lacks_labels(name)]
+    able = any(not part.traits["needs_labels"] for settings in every for part in parts.probes_in_use(settings))
+    if not unlabelled or not able or not every[0].probe_labels:
+        return sweep
+    if len(unlabelled) < len(names):
+        labelled = next(name for name in names if name not in unlabelled)
+        raise InputError(f"probe_dataset: {unlabelled[0]} has no labels, and {labelled} has; evaluate them separately")
+    return build({**overrides, "probe_labels": False})
 
 
 def read_space(source: Space | None, default: str) -> tuple[Mapping[str, Any], str, tuple[Plugin, ...]]:
@@ -113,8 +140,9 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
     for name, trial in trained.items() if is_evaluated else ():
         if not has_labels(name):
             refuse_unlabelled(trial)
+    needy = {trial.settings.evaluated_dataset for trial in sweep.examples if trial.settings.probe_labels}
     for name in dict.fromkeys(trial.settings.evaluated_dataset for trial in sweep.examples):
-        check_exists(name, labelled=is_evaluated)
+        check_exists(name, labelled=is_evaluated and name in needy)
         check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
 
 

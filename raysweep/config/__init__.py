@@ -3,12 +3,14 @@
 from raysweep.config.description import About
 from raysweep.config.metrics import (
     METRICS,
+    RANKME,
     Collapse,
     choices,
     has_metric,
     is_objective,
     metrics_by_name,
     online_metrics,
+    usual_choice,
 )
 from raysweep.config.older import with_present_names
 from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
@@ -33,6 +35,7 @@ __all__ = [
     "METRICS",
     "NUMBER",
     "PROTOCOL_VERSION",
+    "RANKME",
     "SETTINGS",
     "TRUNK",
     "WHOLE_NUMBER",
@@ -57,5 +60,6 @@ __all__ = [
     "read_number",
     "shown",
     "suggest",
+    "usual_choice",
     "with_present_names",
 ]

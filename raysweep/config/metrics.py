@@ -27,6 +27,8 @@ LOSS = Metric(
     lowest=-float("inf"),
     is_reported=is_pretrained,
 )
+RANKME = "label_free/embedding_rankme"
+"""RankMe of the embedding of evaluated images, which the probe `label_free` reports."""
 LAST_FALL = Metric(
     "Fraction of the loss's whole fall that happened in the last tenth of the epochs; near 0 if the loss levelled off.",
     lowest=-float("inf"),
@@ -45,7 +47,7 @@ WATCHED = {
         "kNN accuracy during pretraining, on fixed subsets: neighbours from the fit split, queries from validation.",
         better="max",
         highest=1.0,
-        is_reported=lambda settings: is_watched(settings) and settings.val_fraction > 0,
+        is_reported=lambda settings: is_watched(settings) and settings.val_fraction > 0 and settings.probe_labels,
     ),
 }
 
@@ -83,6 +85,16 @@ METRICS = MetricTexts()
 def is_objective(name: str) -> bool:
     """Return whether the metric is the loss of pretraining, or one of its terms, which the methods declare."""
     return name == "pretrain/loss" or any(name in part.metrics for part in parts.method.values())
+
+
+def usual_choice(settings: Settings) -> str | None:
+    """Return the metric by which the best point is chosen if `tune.metric` does not say it; None if there is none.
+
+    Without labels it is RankMe of the embedding; docs/evaluate.md says why.
+    """
+    if settings.probe_labels:
+        return "linear/val_accuracy" if settings.val_fraction > 0 else None
+    return RANKME if any(RANKME in part.metrics for part in parts.probes_in_use(settings)) else None
 
 
 def choices() -> tuple[str, ...]:

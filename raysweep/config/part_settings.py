@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+from pydantic import WrapValidator
 from pydantic.fields import FieldInfo
 
 from raysweep import parts
@@ -45,6 +46,11 @@ def one_of(values: Iterable[str]) -> Any:
     """Return the type whose values are these texts."""
     texts: Any = tuple(values)
     return Literal[texts]
+
+
+def in_a_family(table: parts.Table) -> WrapValidator:
+    """Return a check that also accepts names that the table does not list; `Settings` then reads the part itself."""
+    return WrapValidator(lambda value, check: value if table.is_in_family(value) else check(value))
 
 
 def make_field(kind: Any, marks: Iterable[Any], default: Any) -> FieldInfo:

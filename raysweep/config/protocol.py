@@ -18,6 +18,10 @@ score of kNN at temperatures below 0.02.
 """
 
 
+NEWER = ("probe_labels",)
+"""Settings that are in a protocol only if they differ from their defaults, because older fingerprints lack them."""
+
+
 def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     """Return what decides whether two scores may be compared: settings of the evaluation, its data, the version.
 
@@ -29,7 +33,7 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     The parameters of a probe that is off by default are left out at their defaults. So the fingerprints of trials
     without it stay as they were before the probe existed.
     """
-    optional = parts.optional_parameters()
+    optional = {*parts.optional_parameters(), *NEWER}
     chosen = {
         name: getattr(settings, name) if has_effect(name, settings) else default_of(name)
         for name in SETTINGS

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WrapValidator, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from raysweep import parts
-from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LAYERED, PRETRAINED, TRAINABLE, VALIDATED
+from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LABELLED, LAYERED, PRETRAINED, TRAINABLE, VALIDATED
 from raysweep.config.description import About
-from raysweep.config.part_settings import ANCHORS, field_of_parameter, make_field, one_of
+from raysweep.config.part_settings import ANCHORS, field_of_parameter, in_a_family, make_field, one_of
 from raysweep.config.validation import check_model, check_type
 from raysweep.config.values import NUMBERS, suggest
 from raysweep.errors import InputError
@@ -150,8 +150,15 @@ class Settings(BaseModel):
         ),
     ] = "digits"
     probe_dataset: Annotated[
-        str | None, About("Labelled images for the evaluation. None means `dataset`.", group="Data", protocol=True)
+        str | None, About("Images for the evaluation. None means `dataset`.", group="Data", protocol=True)
     ] = None
+    probe_labels: Annotated[
+        bool,
+        About(
+            "Whether the evaluation reads labels. raysweep sets it to false for images without labels; then only "
+            "probes that need no labels run.", group="Data", protocol=True, search=False,
+        ),
+    ] = True  # fmt: skip
     image_size: Annotated[
         int | None,
         Field(ge=8, le=512),
@@ -174,10 +181,9 @@ class Settings(BaseModel):
         About(
             "Fraction of each class of the train split that is kept for validation; 0 means no validation. A dataset "
             "with a `val/` folder is validated on that folder, unless this is 0.",
-            group="Evaluation",
-            protocol=True,
+            LABELLED, "Evaluation", protocol=True,
         ),
-    ] = 0.1
+    ] = 0.1  # fmt: skip
     split_seed: Annotated[
         int,
         Field(ge=0, le=2**31 - 1),
@@ -330,11 +336,6 @@ def complete_settings() -> None:
     Settings.model_fields.clear()
     Settings.model_fields.update(fields)
     Settings.model_rebuild(force=True)
-
-
-def in_a_family(table: parts.Table) -> WrapValidator:
-    """Return a check that also accepts names that the table does not list; `_consistent` reads the part itself."""
-    return WrapValidator(lambda value, check: value if table.is_in_family(value) else check(value))
 
 
 CORE_FIELDS: Mapping[str, FieldInfo] = dict(Settings.model_fields)

@@ -158,6 +158,17 @@ def has_labels(spec: str) -> bool:
     return train is not None and bool(layout.class_folders(train))
 
 
+def lacks_labels(spec: str) -> bool:
+    """Return whether a dataset has no labels to evaluate with, by its declaration or the names of its files.
+
+    Raises:
+        InputError: The splits of an existing folder cannot be told apart.
+    """
+    if not spec.startswith(FOLDER):
+        return spec in parts.dataset and not parts.dataset[spec].traits["labelled"]
+    return spec != FOLDER and folder_path(spec).is_dir() and not has_labels(spec)
+
+
 def check_name(spec: str) -> None:
     """Check the name of a dataset, without looking at its files.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from raysweep import parts
 from raysweep.config import FOLDER
 from raysweep.errors import InputError
 
@@ -232,13 +233,18 @@ def has_val_folder(spec: str) -> bool:
 
 def no_classes(spec: str) -> str:
     """Return the message that a dataset has no labels to evaluate with, and what to do."""
+    able = [part.traits["switch"] for part in parts.probe.values() if not part.traits["needs_labels"]]
+    without = f"set {able[0]}=true for measures that need no labels"
     if not spec.startswith(FOLDER):
-        return f"{spec} has no classes to evaluate on; name a labelled probe_dataset"
+        return (
+            f"{spec} has no classes to evaluate on; name a labelled probe_dataset, or {without} and declare the "
+            "dataset with labelled=False"
+        )
     root = folder_path(spec).absolute()
     meant = root.parent if root.name == "train" else None  # PATH may be one folder too deep or too shallow
     meant = next((path for path in sorted(root.iterdir()) if (path / "train").is_dir()), meant)
     hint = f" (or did you mean {FOLDER}{meant}?)" if meant is not None else ""
     return (
         f"dataset {spec!r} has no classes to evaluate on: put the class folders under train/, as "
-        f"train/<class>/*{hint}, or name a labelled probe_dataset"
+        f"train/<class>/*{hint}, or name a labelled probe_dataset, or {without}"
     )

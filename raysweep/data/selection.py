@@ -162,6 +162,10 @@ def check_data(settings: Settings, data: TrialData) -> None:
 
 def check_evaluation(settings: Settings, data: TrialData) -> None:
     """Raise InputError if the evaluation needs more than the data holds."""
+    if not settings.probe_labels:
+        if len(data.probe.train_images) < 2:
+            raise InputError(f"{settings.evaluated_dataset} has a single image; an evaluation needs two")
+        return
     if not data.probe.labelled:
         raise InputError(no_classes(settings.evaluated_dataset))
     if len(data.probe.classes) < 2:

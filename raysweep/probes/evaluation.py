@@ -36,8 +36,8 @@ class Split:
     """(N, C, H, W) uint8. The split is a subset of these images."""
     index: Tensor
     """(M,) int64. The positions of the split's images."""
-    labels: Tensor
-    """(M,) int64. The labels of the split's images."""
+    labels: Tensor | None
+    """(M,) int64. The labels of the split's images; None if the evaluation reads no labels."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Evaluation:
     Args:
         settings: the experiment.
         encoder: the encoder, frozen while it is evaluated.
-        dataset: the labelled images.
+        dataset: the images, and their labels unless the evaluation reads none.
         pretrain: the images of pretraining as a NumPy array, and as a tensor on the device.
         device: the training device.
         cache: the cache of features on disk; None: features are not kept.
@@ -82,8 +82,12 @@ class Evaluation:
         self.classes = len(dataset.classes)
         self.class_names = dataset.classes
         self.splits = make_splits(settings, dataset, pretrain, device)
-        self.online_fit = fixed_subset(len(self.splits["fit"].index), ONLINE_BANK).to(device)
-        self.online_val = fixed_subset(len(self.splits["val"].index), ONLINE_QUERIES).to(device)
+        self.online = {
+            name: fixed_subset(len(self.splits[name].index), most).to(device)
+            for name, most in (("fit", ONLINE_BANK), ("val", ONLINE_QUERIES))
+            if settings.probe_labels
+        }
+        """The positions of the images for kNN during pretraining, by split; empty without labels."""
         self.best_linear_probe = ""
         """The name of the best linear probe on the validation images, if there are several."""
         self.extra_scalars: list[tuple[dict[str, float], int]] = []
@@ -109,7 +113,9 @@ class Evaluation:
 
     def labels(self, split: str) -> Tensor:
         """Return the labels (N,) of a split: `fit`, `val` or `test`."""
-        return self.splits[split].labels
+        labels = self.splits[split].labels
+        assert labels is not None
+        return labels
 
     def drawn(self, labels_per_class: int | None) -> Tensor | None:
         """Return the positions in the fit split of `labels_per_class` images of each class; None means all images."""
@@ -119,7 +125,10 @@ class Evaluation:
         return torch.from_numpy(index).to(self.device)
 
     def features(self, layer: str) -> dict[str, Tensor]:
-        """Return the features (N, D) of each split in a layer. They are extracted once and must not be changed."""
+        """Return the features (N, D) of each split in a layer. They are extracted once and must not be changed.
+
+        Without labels there is only the split `fit`.
+        """
         self.extract((layer,))
         return {split: layers[layer] for split, layers in self._features.items()}
 
@@ -150,26 +159,26 @@ class Evaluation:
         return parts.layers_read(self.settings)
 
     def online_accuracy(self) -> float | None:
-        """Return the kNN accuracy on fixed subsets during pretraining, or None without validation images."""
-        if not len(self.online_val):
+        """Return the kNN accuracy on fixed subsets during pretraining, or None without validation images or labels."""
+        if not self.online or not len(self.online["val"]):
             return None
         arguments = parts.probe["knn"].arguments(self.settings)
         return knn_accuracy(
-            *self._chosen("fit", self.online_fit, arguments["probe_layer"]),
-            *self._chosen("val", self.online_val, arguments["probe_layer"]),
+            *self._chosen("fit", arguments["probe_layer"]),
+            *self._chosen("val", arguments["probe_layer"]),
             classes=self.classes,
-            k=min(arguments["knn_k"], len(self.online_fit)),
+            k=min(arguments["knn_k"], len(self.online["fit"])),
             temperature=arguments["knn_temperature"],
         )
 
-    def _chosen(self, name: str, chosen: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-        """Return features and labels of chosen images of a split."""
-        split = self.splits[name]
+    def _chosen(self, name: str, layer: str) -> tuple[Tensor, Tensor]:
+        """Return features and labels of the images of a split that kNN reads during pretraining."""
+        split, chosen = self.splits[name], self.online[name]
         if self._features:
             features = self._features[name][layer].index_select(0, chosen)
         else:
             features = extract(self.encoder, split.images, split.index[chosen], layer)
-        return features, split.labels[chosen]
+        return features, self.labels(name)[chosen]
 
     def run(self, trained_epochs: int) -> Iterator[Scores]:
         """Run all probes. Probes without training come first, because the others may change the features.
@@ -235,12 +244,15 @@ def make_splits(
 ) -> dict[str, Split]:
     """Bring the splits of the evaluated dataset to the device.
 
-    The images stay in the memory that other trials share; a split is an index into them.
+    The images stay in the memory that other trials share; a split is an index into them. Without labels, all training
+    images are the split `fit`, and there is no other split.
     """
-    assert dataset.test_labels is not None
-    assert dataset.test_images is not None
     array, tensor = pretrain
     train = tensor if dataset.train_images is array else resident(dataset.train_images, device)
+    if not settings.probe_labels:
+        return {"fit": Split(train, torch.arange(len(train), device=device), None)}
+    assert dataset.test_labels is not None
+    assert dataset.test_images is not None
 
     def split(part: SplitPart) -> Split:
         images = train if part.images is dataset.train_images else resident(part.images, device)

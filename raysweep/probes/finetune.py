@@ -171,7 +171,7 @@ class FineTuning:
             self.network.scale.copy_(scale)
             self._is_scaled = True
         fit = self.evaluation.splits["fit"]
-        index, labels = fit.index, fit.labels
+        index, labels = fit.index, self.evaluation.labels("fit")
         drawn = self.evaluation.drawn(self.labels_per_class)
         if drawn is not None:
             index, labels = index[drawn], labels[drawn]
@@ -221,10 +221,11 @@ class FineTuning:
         self.network.eval()
         right = torch.zeros((), dtype=torch.int64, device=split.index.device)
         size = batch_of(split.images.shape[-1])
-        for index, labels in zip(split.index.split(size), split.labels.split(size), strict=True):
+        every = self.evaluation.labels(name)
+        for index, labels in zip(split.index.split(size), every.split(size), strict=True):
             images = to_float(split.images.index_select(0, index)).contiguous(memory_format=torch.channels_last)
             right += (self.network(images).argmax(1) == labels).sum()
-        return int(right) / len(split.labels)
+        return int(right) / len(every)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which training resumes bit for bit, also inside an epoch."""

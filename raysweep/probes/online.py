@@ -41,7 +41,7 @@ def online_measures(
         state: the state, which stays as it is.
         images: (N, C, H, W) uint8, the images of pretraining.
         watched: (M,) int64, the positions of the images that are embedded.
-        evaluation: the labelled images for kNN.
+        evaluation: the images for kNN, and their labels.
 
     Returns:
         The measures by metric, and the embeddings (M, D).
@@ -96,13 +96,15 @@ def write_confusion(events: Events, evaluation: Evaluation, step: int) -> None:
 
 
 def project(directory: Path, settings: Settings, evaluation: Evaluation) -> None:
-    """Write the features of some test images for TensorBoard's projector."""
+    """Write the features of some test images for TensorBoard's projector, with their labels."""
+    if not settings.probe_labels:
+        return
     split = evaluation.splits["test"]
     layer = parts.probe["knn"].arguments(settings)["probe_layer"]
     features = evaluation.features(layer)["test"]
     chosen = fixed_subset(len(features), settings.projector_images).to(features.device)
     if len(chosen):
         images = split.images[split.index[chosen]]
-        arrays = (values.cpu().numpy() for values in (features[chosen], split.labels[chosen], images))
+        arrays = (values.cpu().numpy() for values in (features[chosen], evaluation.labels("test")[chosen], images))
         chosen_features, labels, pictures = arrays
         projector(directory, chosen_features, labels, evaluation.class_names, pictures)

@@ -340,7 +340,9 @@ def label_free_metrics() -> dict[str, Metric]:
     return metrics
 
 
-@probe(switch="label_free", reads=lambda settings: ("embedding", "trunk"), metrics=label_free_metrics)
+@probe(
+    switch="label_free", needs_labels=False, reads=lambda settings: ("embedding", "trunk"), metrics=label_free_metrics
+)
 def label_free(
     evaluation: Evaluation,
     *,

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from raysweep.report.drawing import Figure
 
 
-def read(store: Store, sweep: Sweep) -> Report:
-    """Read the results that one sweep has so far.
+def read(store: Store, sweep: Sweep, skip_damaged: bool = False) -> Report:
+    """Read the results that one sweep has so far; `skip_damaged` leaves out damaged ones.
 
     Raises:
         InputError: two results differ in an evaluation setting that the sweep does not vary.
     """
-    results = store.results(sweep)
+    results = store.results(sweep, skip_damaged=skip_damaged)
     check_comparable(sweep, results)
     points = gather(sweep, results)
     return Report(sweep.name, [Member(store, sweep, results, "")], points, sweep.metric, sweep.mode)
@@ -186,10 +186,11 @@ def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
         return {"comparison": partial(comparison.draw_comparison, *compared)}
     drawings: dict[str, Callable[[], Figure | None]] = {}
     sweep = report.members[0].sweep
-    shown = shown_scores(report.points)
+    shown = shown_scores(report.points) if report.has_labels else []
+    groups = report.groups if report.has_labels else ()  # no measure says that a point beats the random encoder
     categories = [name for name in sweep.searched if is_category(name, report.points)]
     if categories:
-        drawings["comparison"] = partial(comparison.draw_comparison, *compared, report.groups)
+        drawings["comparison"] = partial(comparison.draw_comparison, *compared, groups)
     if search_figures.is_drawn(sweep):
         for name in sweep.searched:
             drawings[name] = partial(search_figures.draw_scatter, sweep, report.points, name)
@@ -199,7 +200,7 @@ def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
         for name in sweep.searched:
             if name not in categories:
                 drawings[name] = partial(figures.draw, sweep, report.points, name)
-                drawings[f"{name}_minus_random"] = partial(draw_differences, sweep, report.groups, shown, name)
+                drawings[f"{name}_minus_random"] = partial(draw_differences, sweep, groups, shown, name)
     pair = heatmap_settings(sweep)
     if pair is not None:
         drawings["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from scipy import stats
 
 from raysweep.config import SETTINGS, about
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
 from raysweep.report.verdicts import Group
+from raysweep.space import Agreement
+
+if TYPE_CHECKING:
+    from raysweep.report.contents import Report
 
 LEAST_POINTS = 3
 """With fewer points than this, there is nothing to rank."""
@@ -63,11 +68,8 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
                        for name in result.metrics)  # fmt: skip
     if len(points) < LEAST_POINTS or not has_measures:
         return []
-    differ = any(about(name).objective for name in searched if name in SETTINGS)
     ranked = []
-    for measure, scale in MEASURES.items():
-        if measure == "pretrain/loss" and differ:
-            continue
+    for measure, scale in usable(points, searched).items():
         measured = [point for point in points if point.values(measure)]
         values = [
             each for seed in seeds_of(measured) if (each := tau(measured, measure, scale, score, seed)) is not None
@@ -79,6 +81,33 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
             reached = fmean(chosen.values(score))
             ranked.append(Ranking(measure, len(measured), agreement, chosen, reached, best - reached))
     return ranked
+
+
+def usable(points: Sequence[Point], searched: Sequence[str]) -> dict[str, Scale]:
+    """Return the measures that any point has, each with its scale.
+
+    Losses are left out if the sweep varies a setting that changes what the loss measures.
+    """
+    differ = any(about(name).objective for name in searched if name in SETTINGS)
+    return {
+        measure: scale
+        for measure, scale in MEASURES.items()
+        if any(point.values(measure) for point in points) and not (measure == "pretrain/loss" and differ)
+    }
+
+
+def agreement(report: Report, measure: str | None) -> Agreement | None:
+    """Return how well a measure without labels ranks the points of a sweep; None if nothing says it."""
+    if len(report.groups) != 1 or not report.test_score:
+        return None
+    group, searched = report.groups[0], report.searched
+    ranking = next((each for each in rankings(group, report.test_score, searched) if each.measure == measure), None)
+    if ranking is None:
+        return None
+    value, dataset = ranking.agreement, group.points[0].settings.evaluated_dataset
+    return Agreement(
+        ranking.measure, report.test_score, dataset, ranking.count, value.n, value.mean, value.low, value.high
+    )
 
 
 def seeds_of(points: Sequence[Point]) -> list[int]:
@@ -98,16 +127,20 @@ def tau(points: Sequence[Point], measure: str, scale: Scale, score: str, seed: i
     return float(stats.kendalltau(*zip(*pairs, strict=True)).statistic)
 
 
+def tau_words(tau: float, low: float | None, high: float | None, seeds: int) -> str:
+    """Return Kendall's τ and its interval, which needs `LEAST_SEEDS` seeds: `+0.67 [+0.10, +1.00]`."""
+    if low is None or high is None or seeds < LEAST_SEEDS:
+        return f"{tau:+.2f}"
+    return f"{tau:+.2f} [{max(-1, low):+.2f}, {min(1, high):+.2f}]"
+
+
 def words_of(ranking: Ranking) -> list[str]:
     """Return the cells of a ranking: measure, number of points, τ with its interval, chosen point, score and loss."""
     value = ranking.agreement
-    text = f"{value.mean:+.2f}"
-    if value.low is not None and value.high is not None and value.n >= LEAST_SEEDS:
-        text += f" [{max(-1, value.low):+.2f}, {min(1, value.high):+.2f}]"
     return [
         ranking.measure,
         str(ranking.count),
-        text,
+        tau_words(value.mean, value.low, value.high, value.n),
         ranking.chosen.title,
         f"{ranking.score:.4f}",
         f"{ranking.loss:.4f}",

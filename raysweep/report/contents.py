@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from raysweep.config import METRICS
+from raysweep.config import METRICS, metrics_by_name
 from raysweep.errors import printable
-from raysweep.report.points import COLUMNS, SCORES, Point, rank_points, shown_scores
+from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, rank_points, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.sentences import cautions, conclusions, named, shortened
+from raysweep.report.unlabelled import CAUTION, agreement_sentences, choice_sentences
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
 from raysweep.results.store import Store
@@ -59,6 +60,16 @@ class Report:
         return not self.several and self.members[0].sweep.total == 1
 
     @cached_property
+    def has_labels(self) -> bool:
+        """Whether the points were evaluated with labels."""
+        return have_labels(self.points)
+
+    @property
+    def searched(self) -> list[str]:
+        """The settings that any of the sweeps varies."""
+        return list(dict.fromkeys(name for member in self.members for name in member.sweep.searched))
+
+    @cached_property
     def ranked(self) -> list[list[Point]]:
         """The points that compete, best first: a list for each evaluation protocol."""
         return rank_points(self.points, self.metric, self.mode)
@@ -67,14 +78,26 @@ class Report:
     def groups(self) -> list[Group]:
         """The verdicts: a group of points for each evaluation protocol. All sentences and tables use these groups."""
         settings = () if self.several else self.members[0].sweep.searched
-        scores = [*self.scores, *(name for name in shown_scores(self.points, COLUMNS) if name not in self.scores)]
-        return judge(self.points, self.ranked, scores, settings)
+        shown = shown_scores(self.points, COLUMNS) if self.has_labels else []
+        return judge(self.points, self.ranked, list(dict.fromkeys([*self.compared, *shown])), settings)
 
     @cached_property
     def scores(self) -> list[str]:
-        """The test scores that any point has. The score of the chosen metric comes first."""
+        """The test scores that any point has, first the score of the chosen metric. Without labels it is empty."""
+        if not self.has_labels:
+            return []
         chosen = str(self.metric).replace("val_accuracy", "test_accuracy")
         return shown_scores(self.points, list(dict.fromkeys([*([chosen] if chosen in METRICS else []), *SCORES])))
+
+    @property
+    def compared(self) -> list[str]:
+        """The metrics in which points are compared with each other: the scores, or the metric that chooses."""
+        return self.scores if self.has_labels or self.metric is None else [self.metric]
+
+    @property
+    def test_score(self) -> str:
+        """The first score that reads test images; empty without one."""
+        return next((name for name in self.scores if metrics_by_name()[name].uses_test), "")
 
     def in_words(self, scores: int | None = None) -> list[str]:
         """Return the conclusions as sentences, about the first `scores` test scores, or about all of them for None."""
@@ -87,17 +110,24 @@ class Report:
             differ = self.several and all(member.sweep.metric for member in self.members)
             if differ:
                 return ["No point is called best: the sweeps do not choose by the same metric."]
-            return ["No point is called best: there is no validation split to choose by."]
+            lacks = "there is no validation split to choose by" if self.has_labels else (
+                "the images have no labels; set tune.metric to a measure that is to choose"
+            )  # fmt: skip
+            return [f"No point is called best: {lacks}."]
         lines = []
         is_evaluation = any(member.sweep.encoders for member in self.members)
         for group in self.groups:
-            if group.ranked:
+            if group.ranked and not self.has_labels:
+                lines += choice_sentences(group, self.metric, self.searched, is_evaluation)
+            elif group.ranked:
                 lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
             else:
                 lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
+        lines += [CAUTION] if any(group.ranked[1:] for group in self.groups) and not self.has_labels else []
         for member in self.members:
             prefix = f"{member.label}: " if self.several else ""
-            lines += [f"{prefix}{line}" for line in race_sentences(member.sweep, MOST_RACERS)]
+            words = race_sentences(member.sweep, MOST_RACERS) if self.has_labels else agreement_sentences(member.sweep)
+            lines += [f"{prefix}{line}" for line in words]
         return lines
 
     def counts(self) -> str:

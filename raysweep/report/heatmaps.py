@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from raysweep.config import metrics_by_name
 from raysweep.report.control_styles import BAR_DASHES, BAR_WORDS, in_order, label_of
 from raysweep.report.drawing import (
     Figure,
@@ -136,6 +137,11 @@ def headed(name: str, words: str) -> str:
 def title(score: str) -> str:
     """Return a metric's name in words."""
     return score.replace("_", " ").replace("/", " ")
+
+
+def unit(score: str) -> str:
+    """Return what a metric measures, for an axis: `accuracy` if it is at most 1, else `measure`."""
+    return "accuracy" if metrics_by_name()[score].highest == 1 else "measure"
 
 
 def axis_label(name: str) -> str:

@@ -364,7 +364,21 @@ def mean_of(point: Point, metric: str) -> float:
     return float(np.mean(point.values(metric)))
 
 
+def have_labels(points: Iterable[Point]) -> bool:
+    """Return whether the points were evaluated with labels."""
+    return all(point.settings.probe_labels for point in points)
+
+
+def measures() -> tuple[str, ...]:
+    """Return the metrics of the probes that need no labels."""
+    return tuple(name for part in parts.probe.values() if not part.traits["needs_labels"] for name in part.metrics)
+
+
 def shown_scores(points: Sequence[Point], names: Sequence[str] = SCORES) -> list[str]:
-    """Return the metrics in `names` that any point has, and after them the further scores that any point has."""
+    """Return the metrics in `names` that any point has, and after them the further scores that any point has.
+
+    Points that were evaluated without labels have measures in place of scores.
+    """
+    names = names if have_labels(points) else measures()
     reported = {name for point in points for result in point.by_seed.values() for name in result.metrics}
     return [name for name in dict.fromkeys((*names, *further_scores())) if name in reported]

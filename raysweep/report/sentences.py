@@ -330,8 +330,8 @@ def shortened(names: Sequence[str]) -> str:
     return listed(names)
 
 
-def method(points: Sequence[Point]) -> str:
-    """Say how the intervals and verdicts about these points are computed."""
+def method(points: Sequence[Point], labels: bool = True) -> str:
+    """Say how the intervals and verdicts about these points are computed; `labels` says whether they have labels."""
     divisor = divisor_of(points)
     race = (
         ""
@@ -342,14 +342,21 @@ def method(points: Sequence[Point]) -> str:
         f"multiplied by {divisor}. The points are ranked by their means adjusted for the seeds that some of them lack. "
         "The mean of a point that left the race early tends to lie a little too far from the best one."
     )
+    images = (
+        " All seeds share one division of the images. So the intervals cover differences between runs, and not the "
+        "choice of the test images."
+        if labels
+        else " All seeds share the images. So the intervals cover differences between runs, and not the choice of the "
+        "images."
+    )
     return (
-        f"Scores are modelled as point + seed + residual. Intervals are at {percent(points)} and adjusted for all "
-        "comparisons of a table: Dunnett's method adjusts the differences from a control, and Tukey's method adjusts "
-        "the differences between points. Both use the residual spread of all points together. A test compares the "
-        "spreads of the points. If the result is unclear, each interval uses the larger of the pooled spread and the "
-        "spread of its two points. If the spreads clearly differ, each pair has the spread of its differences, and "
-        "Holm's method adjusts them. A simulated sweep of seven equal points shows a false difference in at most 5 % "
-        "of cases, or in up to 11 % with three seeds and very unequal spreads. Each score is adjusted alone. All seeds "
-        "share one division of the images. So the intervals cover differences between runs, and not the choice of the "
-        f"test images.{race}"
+        f"{'Scores' if labels else 'Measures'} are modelled as point + seed + residual. Intervals are at "
+        f"{percent(points)} and adjusted for all comparisons of a table: Dunnett's method adjusts the differences from "
+        "a control, and Tukey's method adjusts the differences between points. Both use the residual spread of all "
+        "points together. A test compares the spreads of the points. If the result is unclear, each interval uses the "
+        "larger of the pooled spread and the spread of its two points. If the spreads clearly differ, each pair has "
+        "the spread of its differences, and Holm's method adjusts them. A simulated sweep of seven equal points shows "
+        "a false difference in at most 5 % of cases, or in up to 11 % with three seeds and very unequal spreads. Each "
+        f"{'score' if labels else 'measure'} is adjusted alone."
+        f"{images}{race}"
     )

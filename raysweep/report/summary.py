@@ -12,6 +12,7 @@ from raysweep.report.points import COLUMNS, LEAST_SEEDS, Point, block_scores, ha
 from raysweep.report.sentences import NAMES, listed, method, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
+from raysweep.report.unlabelled import READING
 from raysweep.report.verdicts import MOST_PAIRED, Group
 from raysweep.results.result import Result
 
@@ -32,7 +33,7 @@ def summary_md(report: Report) -> str:
     remarks = [*report.doubts(), *notes(report)]
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
-    text += ["## Scores", *overview(report)]
+    text += ["## Scores" if report.has_labels else "## Measures without labels", *overview(report)]
     columns = shown_scores(report.points, COLUMNS)
     rows = [
         [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name)) for name in columns)]
@@ -42,12 +43,14 @@ def summary_md(report: Report) -> str:
     text += [section for control in controls_of(report) for section in control_section(report, control)]
     text += best_section(report) + choosing_section(report) + blocks_section(report) + list(ended_sections(report))
     if report.groups and not report.single:
-        text += ["## Method", method(report.points)]
+        text += ["## Method", method(report.points, report.has_labels)]
     return "\n\n".join(text) + "\n"
 
 
 def reading(report: Report) -> str:
     """Say how the sentences and tables of differences are read."""
+    if not report.has_labels:
+        return READING
     return (
         "All scores are accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted "
         f"{percent(report.points)} interval follows it in brackets."
@@ -160,51 +163,53 @@ def control_section(report: Report, control: str) -> list[str]:
 def best_section(report: Report) -> list[str]:
     """Return the section with the difference of every other point from the best point, for each protocol."""
     tables = []
-    for group in report.groups:
+    word = "best" if report.has_labels else "chosen"
+    for group in report.groups if report.compared else ():
         if not group.ranked or len(group.points) < 2:
             continue
         best = group.ranked[0]
         rows = []
         for point in group.points:
             if point is not best:
-                differences = [group.families[score].between(point, best) for score in report.scores]
-                rows.append([*names_of(report, point), *cells(differences, "best")])
+                differences = [group.families[score].between(point, best) for score in report.compared]
+                rows.append([*names_of(report, point), *cells(differences, word)])
         several = len(report.groups) > 1
         tables += [
             *([f"Each point minus {best.title}:"] if several else []),
-            markdown([*name_columns(report), "n", *score_columns(report.scores)], rows),
+            markdown([*name_columns(report), "n", *score_columns(report.compared)], rows),
         ]
     if not tables:
         return []
     which = (
-        "only the pairs with the best point" if max(map(paired, report.groups)) > MOST_PAIRED else "all pairs of points"
+        f"only the pairs with the {word} point"
+        if max(map(paired, report.groups)) > MOST_PAIRED
+        else "all pairs of points"
     )
-    return ["## Difference from the best point", f"`differences.csv` has {which}.", *tables]
+    return [f"## Difference from the {word} point", f"`differences.csv` has {which}.", *tables]
 
 
 def choosing_section(report: Report) -> list[str]:
     """Return the section that compares measures without labels with the first test score; empty without them."""
-    searched = list(dict.fromkeys(name for member in report.members for name in member.sweep.searched))
-    tables = []
-    for group in report.groups:
-        rows = [words_of(ranking) for ranking in rankings(group, report.scores[0], searched)] if report.scores else []
+    score, tables = report.test_score, []
+    for group in report.groups if score else ():
+        rows = [words_of(ranking) for ranking in rankings(group, score, report.searched)]
         if rows:
             columns = [
                 "measure",
                 "points",
                 f"Kendall's τ ({percent(report.points)})",
                 "chosen point",
-                report.scores[0],
+                score,
                 "below the best by",
             ]
             tables.append(markdown(columns, rows))
     if not tables:
         return []
     reading = (
-        f"τ compares the order of the points by each measure with their order by {report.scores[0]}: 1 means the same "
+        f"τ compares the order of the points by each measure with their order by {score}: 1 means the same "
         "order, 0 no relation, -1 the reverse. It is the mean over seeds, with its Student-t interval over seeds. On "
-        "another task the order may differ. LiDAR of the trunk is the measure with the best documented "
-        "agreement (Thilak et al. 2024); none of them replaces labels."
+        "another task the order may differ. On images without labels, raysweep chooses by RankMe of the embedding "
+        "(Garrido et al. 2023); none of the measures replaces labels."
     )
     return ["## Choosing without labels", reading, *tables]
 

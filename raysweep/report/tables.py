@@ -109,7 +109,7 @@ def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
         (score, control): None
         for group in report.groups
         for score, f in group.families.items()
-        for control in f.controls
+        for control in (f.controls if report.has_labels else ())
     }
     header += [f"{score} minus {control} {part}" for score, control in controls for part in difference_names(divisor)]
     rows = []
@@ -157,10 +157,10 @@ def differences_csv(report: Report) -> str:
     rows, divisor = [], divisor_of(report.points)
     for group in report.groups:
         by_title = {point.title: point for point in group.points}
-        titles = dict.fromkeys(pair for score in report.scores for pair in group.families[score].pairs)
+        titles = dict.fromkeys(pair for score in report.compared for pair in group.families[score].pairs)
         for first, second in titles:
             one, other = by_title[first], by_title[second]
-            for score in report.scores:
+            for score in report.compared:
                 difference = group.families[score].pairs.get((first, second))
                 if difference is not None and difference.mean is not None:
                     alone = estimate(differences(one.scores(score), other.scores(score)), divisor)

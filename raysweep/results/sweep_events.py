@@ -120,7 +120,7 @@ GROUPS = (
 )
 """The titles of the groups, in their order."""
 OPEN = frozenset(GROUPS[:4])
-"""The groups that are open at first."""
+"""The groups that are open at first. Without a linear probe, all groups are open."""
 
 
 def metrics_by_group(trials: Iterable[Trial]) -> dict[str, list[str]]:
@@ -160,7 +160,7 @@ def layout(groups: Mapping[str, Iterable[str]]) -> Layout:
             Category(
                 title=title,
                 chart=[Chart(title=name, multiline=MultilineChartContent(tag=[f"{name}$"])) for name in names],
-                closed=title not in OPEN,
+                closed=title not in OPEN and "Linear probe" in groups,
             )
             for title, names in groups.items()
         ]

@@ -3,11 +3,12 @@
 from raysweep.space.building import build
 from raysweep.space.checking import check_name
 from raysweep.space.controls import CONTROLS, RANDOM
+from raysweep.space.encoder_entry import Agreement, EncoderSource
 from raysweep.space.evaluation import build_evaluation, rebuild, reported_metric
 from raysweep.space.expansion import computed, control_settings, draw, make_control, propose, shorten
 from raysweep.space.extension import extend
 from raysweep.space.labels import short_names
-from raysweep.space.model import EncoderSource, FrozenDict, Proposal, Resources, Sweep, Trial
+from raysweep.space.model import FrozenDict, Proposal, Resources, Sweep, Trial
 from raysweep.space.race import add_round, complete_rounds, race_words
 from raysweep.space.race_settings import Race, Round
 from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
@@ -15,6 +16,7 @@ from raysweep.space.reading import mapping, parse_assignments, parse_value, read
 __all__ = [
     "CONTROLS",
     "RANDOM",
+    "Agreement",
     "EncoderSource",
     "FrozenDict",
     "Proposal",

@@ -22,6 +22,7 @@ from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.checking import (
     SCHEDULER_SETTINGS,
+    check_labels,
     check_meant,
     check_metric,
     check_name,
@@ -91,13 +92,16 @@ def build(
             f"{where}: describes an evaluation of trained encoders; give it to raysweep evaluate, or resume it"
         )
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
-    if is_layerwise and not any("per_layer" in space for space in (base, *spaces)):
+    has_labels = base.get("probe_labels", True)
+    if is_layerwise and has_labels and not any("per_layer" in space for space in (base, *spaces)):
         base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike
     resolved = make_settings(base, f"{where}: base" if raw.get("base") else where)
     search = tuple(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
         for space in spaces
     )
+    if not recorded:
+        check_labels(resolved, base, spaces, where)
     seeded = search
     if content.race is not None:
         check_race(content.race, tune, base, search, where)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from raysweep import parts
 from raysweep.config import (
     METRICS,
@@ -23,13 +25,14 @@ from raysweep.config.conditions import PRETRAINED
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.building import Content, build, check_distribution, read_content
-from raysweep.space.checking import check_metric
+from raysweep.space.checking import check_labels, check_metric
 from raysweep.space.controls import RANDOM
+from raysweep.space.encoder_entry import Agreement, EncoderSource
 from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_trial, point_name
-from raysweep.space.model import EncoderSource, FrozenDict, Resources, Sweep, Trial, Tune
+from raysweep.space.model import FrozenDict, Resources, Sweep, Trial, Tune
 from raysweep.space.reading import mapping
 
-DATA = ("probe_dataset", "data_dir", "skip_bad_images")
+DATA = ("probe_dataset", "probe_labels", "data_dir", "skip_bad_images")
 """The settings of the data that an evaluation may change."""
 BUILT = (RANDOM, "pixels")
 """The controls that can be built without a file."""
@@ -48,6 +51,7 @@ def build_evaluation(
     recorded: bool = False,
     plugins: tuple[Plugin, ...] = (),
     trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = (),
+    agreement: Agreement | None = None,
 ) -> Sweep:
     """Check a search space of evaluation settings and expand it: every encoder under every combination of settings.
 
@@ -61,6 +65,7 @@ def build_evaluation(
         recorded: Whether a results directory holds this evaluation; see `raysweep.space.build`.
         plugins: The plugins of the evaluation, which the caller has read and activated.
         trained_search: The search of the sweep that trained the encoders.
+        agreement: See `Sweep.agreement`.
 
     Raises:
         InputError: The search space is invalid. The message is one line.
@@ -74,6 +79,9 @@ def build_evaluation(
             prefix = f"--set {name}" if name in overrides else f"{where}: {name}"
             check_setting(name, points, seeds, prefix)
         check_run(content, where)
+        check_labels(evaluated(points[0].settings, content.base, where), content.base, content.spaces, where)
+    if not all(encoder.settings.probe_labels for encoder in encoders):
+        content.base.setdefault("probe_labels", True)  # how the encoders were evaluated before does not matter
     search = tuple(
         {key: check_grid(key, spec, points[0], content.base, where) for key, spec in space.items()}
         for space in content.spaces
@@ -100,6 +108,7 @@ def build_evaluation(
         plugins=plugins,
         encoders=tuple(encoders),
         trained_search=trained_search,
+        agreement=agreement,
         race=content.race if recorded else None,
     )
     check_metric(sweep, where)
@@ -115,8 +124,16 @@ def rebuild(content: Mapping[str, Any], where: str, plugins: tuple[Plugin, ...] 
     if "encoders" not in content:
         return build(content, {}, where, recorded=True, plugins=plugins)
     encoders = read_encoders(content["encoders"], f"{where}: encoders")
-    trained_search = read_trained_search(content["encoders"].get("search", []), f"{where}: encoders: search")
-    return build_evaluation(content, {}, where, encoders, recorded=True, plugins=plugins, trained_search=trained_search)
+    return build_evaluation(
+        content,
+        {},
+        where,
+        encoders,
+        recorded=True,
+        plugins=plugins,
+        trained_search=read_trained_search(content["encoders"].get("search", []), f"{where}: encoders: search"),
+        agreement=read_agreement(content["encoders"].get("agreement"), f"{where}: encoders: agreement"),
+    )
 
 
 def read_trained_search(value: Any, where: str) -> tuple[Mapping[str, Mapping[str, Any]], ...]:
@@ -131,6 +148,18 @@ def read_trained_search(value: Any, where: str) -> tuple[Mapping[str, Mapping[st
     if not all(isinstance(spec, Mapping) and spec for space in spaces for spec in space.values()):
         raise InputError(f"{where}: expected distributions, not {value!r}")
     return tuple(spaces)
+
+
+def read_agreement(value: Any, where: str) -> Agreement | None:
+    """Return the agreement that `written_encoders` wrote, or None if there is none.
+
+    Raises:
+        InputError: The entry is damaged.
+    """
+    try:
+        return TypeAdapter(Agreement | None).validate_python(value)
+    except ValidationError:
+        raise InputError(f"{where}: is damaged: {value!r}") from None
 
 
 def read_encoders(value: Any, where: str) -> list[Trial]:
@@ -284,7 +313,8 @@ def same_network(one: Settings, other: Settings) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
-def reported_metric(metric: str | None) -> str | None:
-    """Return the metric if an evaluation reports it, else None."""
-    known = metric in metrics_by_name() and any(metric in part.metrics for part in parts.probe.values())
+def reported_metric(metric: str | None, labels: bool) -> str | None:
+    """Return the metric if an evaluation reports it, else None; `labels` says whether the evaluation reads labels."""
+    able = [part for part in parts.probe.values() if labels or not part.traits["needs_labels"]]
+    known = metric in metrics_by_name() and any(metric in part.metrics for part in able)
     return metric if known else None

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from raysweep.config import About, Collapse, Settings, check_type, fingerprint, make_settings, metrics_by_name, protocol
+from raysweep.config import (
+    About,
+    Collapse,
+    Settings,
+    check_type,
+    fingerprint,
+    make_settings,
+    metrics_by_name,
+    protocol,
+    usual_choice,
+)
 from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
+from raysweep.space.encoder_entry import Agreement, EncoderSource, written_encoders
 from raysweep.space.race_settings import Race, RaceEnd, Round
 
 
@@ -25,8 +36,9 @@ class Tune(BaseModel):
         str | None,
         About(
             "Metric by which the display, the summary and a searcher choose the best point. With none it is "
-            "`linear/val_accuracy`, and without a validation split no point is called best. A scheduler also compares "
-            "trials by it; with none it uses `online/knn_val_accuracy`."
+            "`linear/val_accuracy`, or `label_free/embedding_rankme` for images without labels. Without a validation "
+            "split no point is called best. A scheduler also compares trials by it; with none it uses "
+            "`online/knn_val_accuracy`."
         ),
     ] = None
     mode: Annotated[
@@ -155,20 +167,6 @@ class Resources(BaseModel):
 
 
 @dataclass(frozen=True)
-class EncoderSource:
-    """The encoder that a trial of an evaluation reads, instead of pretraining one."""
-
-    file: str
-    """The encoder's file, relative to the results directory; empty for a control that is built from its seed."""
-    channels: int
-    """The number of channels of its images."""
-    image_size: int
-    """The side of its images in pixels."""
-    digest: str = ""
-    """The SHA-256 digest of the file when the evaluation was planned; empty for a control that is built."""
-
-
-@dataclass(frozen=True)
 class Trial:
     """One point of the sweep with one seed."""
 
@@ -253,6 +251,8 @@ class Sweep:
     """The trials whose encoders an evaluation reads, each with its `source`; empty for a sweep that pretrains."""
     trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
     """The search of the sweep that trained the encoders of an evaluation."""
+    agreement: Agreement | None = None
+    """How well the measure that chooses without labels ranked the points of the sweep that trained the encoders."""
     race: Race | None = None
     """How the seeds race; None if every point has the same seeds. An evaluation has the race of its encoders."""
     rounds: tuple[Round, ...] = ()
@@ -312,10 +312,11 @@ class Sweep:
 
     @property
     def metric(self) -> str | None:
-        """The metric that defines "best"; None without a validation split."""
-        if self.tune.metric is None and all(trial.settings.val_fraction > 0 for trial in self.examples):
-            return "linear/val_accuracy"
-        return self.tune.metric
+        """The metric that defines "best"; None if there is none, for example without a validation split."""
+        if self.tune.metric is not None:
+            return self.tune.metric
+        usual = {usual_choice(trial.settings) for trial in self.examples}
+        return usual.pop() if len(usual) == 1 else None
 
     @property
     def mode(self) -> str:
@@ -356,6 +357,7 @@ class Sweep:
         everywhere |= {"seed"} if self.race is not None else set()
         resolved = make_settings(self.base, self.name).model_dump()
         origins = [plugin.origin for plugin in self.plugins if plugin.origin]
+        trained = written_encoders(self.encoders, self.trained_search, self.agreement) if self.encoders else None
         return {
             "name": self.name,
             **({"plugins": origins} if origins else {}),
@@ -365,25 +367,8 @@ class Sweep:
             "baseline": written(self.baseline),
             "tune": self.tune.model_dump(),
             "resources": self.resources.model_dump(),
-            **({"encoders": written_encoders(self.encoders, self.trained_search)} if self.encoders else {}),
+            **({"encoders": trained} if trained is not None else {}),
         }
-
-
-def written_encoders(encoders: Sequence[Trial], search: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the trials whose encoders are evaluated as plain data: their common settings, and what differs.
-
-    The `search` of the sweep that trained them is kept, so that reports know which values were drawn.
-    """
-    every = [trial.settings.model_dump() for trial in encoders]
-    common = {name: value for name, value in every[0].items() if all(other[name] == value for other in every)}
-    entries = []
-    for trial, settings in zip(encoders, every, strict=True):
-        assert trial.source is not None
-        entry = {"trial": trial.name, "control": trial.control, "varied": list(trial.varied)}
-        differing = {name: value for name, value in settings.items() if name not in common}
-        entries.append({**entry, "settings": differing, **asdict(trial.source)})
-    spaces = [{name: dict(spec) for name, spec in space.items()} for space in search]
-    return {"settings": common, **({"search": spaces} if spaces else {}), "trials": entries}
 
 
 class FrozenDict(dict[str, Any]):

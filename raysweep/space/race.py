@@ -38,6 +38,9 @@ def check_racers(sweep: Sweep, where: str) -> None:
     points, controls = names_of_points(sweep)
     if len(points) < 2 and not controls:
         raise InputError(f"{where}: seeds: one point has nothing to race with; search two values, or add a baseline")
+    if not all(trial.settings.probe_labels for trial in sweep.trials):
+        raise InputError(f"{where}: seeds: a race compares scores, which need labels, and the evaluated images have "
+                         "none; set seed to a list instead")  # fmt: skip
     if sweep.metric is None:
         raise InputError(f"{where}: seeds: a race needs a best point; set val_fraction above 0, or tune.metric")
     if largest(sweep) > MAX_TRIALS:
