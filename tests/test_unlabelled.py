@@ -184,7 +184,13 @@ def test_the_evaluation_on_ray_is_the_same(sweep, images, evaluated, tmp_path):
     pytest.importorskip("ray")
     shutil.copytree(sweep, tmp_path / "s", ignore=shutil.ignore_patterns("evaluations"))
     with session():
-        process = here("raysweep", "evaluate", tmp_path / "s", *asked(images, "tune.max_concurrent=1"), cwd=tmp_path)
+        process = here(
+            "raysweep",
+            "evaluate",
+            tmp_path / "s",
+            *asked(images, "tune.max_concurrent=1", "baseline=false"),
+            cwd=tmp_path,
+        )
     assert process.returncode == 0, process.stderr
     root = tmp_path / "s" / "evaluations" / "evaluation"
     for trial in TRAINED:

@@ -78,7 +78,7 @@ def test_the_summary_has_the_table_and_says_how_to_read_it(tmp_path):
         "| measure | points | Kendall's τ (95 %) | chosen point | linear/test_accuracy | below the best by |" in section
     )
     assert "| label_free/trunk_lidar | 4 | +" in section
-    assert "none of them replaces labels" in section
+    assert "none of the measures replaces labels" in section
 
 
 @pytest.mark.parametrize("name", ["temperature", "batch_size"])

@@ -1,0 +1,156 @@
+"""The sentences, tables and figures about points whose evaluated images have no labels, from constructed results."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from raysweep.report.building import build_tables, drawings_of, read
+from raysweep.report.final_table import summary_table
+from raysweep.report.summary import summary_md
+from raysweep.report.tables import differences_csv, summary_csv
+from raysweep.results.sweep_events import layout, metrics_by_group
+from tests.report.test_report import fill_with
+
+RANKME = "label_free/embedding_rankme"
+BASE = {"probe_labels": False, "label_free": True}
+SEARCH = {"strength": [0.25, 0.5, 1], "seed": [0, 1, 2]}
+
+
+def measured(trial):
+    """Return measures: RankMe chooses strength 0.5, LiDAR of the trunk chooses 1, and α-ReQ of the trunk 0.25."""
+    strength = trial.settings.strength
+    noise = 0.01 * np.sin(10 * strength + 100 * trial.settings.seed)
+    return {
+        RANKME: 20 - 10 * abs(strength - 0.5) + noise,
+        "label_free/embedding_lidar": 5 - abs(strength - 0.5) + noise,
+        "label_free/trunk_lidar": 10 + strength + noise,
+        "label_free/trunk_alpha_req": 1 + strength + noise,
+    }
+
+
+def report_of(tmp_path, metrics_of=measured, **raw):
+    store, sweep = fill_with(tmp_path, {"name": "u", "base": BASE, "search": SEARCH, **raw}, metrics_of)
+    return read(store, sweep)
+
+
+def test_the_sentences_name_the_choice_and_the_choices_of_other_measures(tmp_path):
+    first, second, third, *rest = report_of(tmp_path, baseline=True).in_words()
+    assert first.startswith(f"{RANKME} chooses strength=0.5 (")
+    assert first.endswith(", mean of 3 seeds).")
+    assert second.startswith(f"In {RANKME} it is above every other ranked point; the closest is strength=0.25, +2.4")
+    assert third == (
+        "label_free/embedding_lidar chooses the same point; label_free/trunk_lidar chooses strength=1.0; "
+        "label_free/trunk_alpha_req chooses strength=0.25."
+    )
+    assert [line.partition(",")[0] for line in rest] == ["The images have no labels"]
+    assert not any("beats" in line or "accura" in line for line in (first, second, third, *rest))
+
+
+@pytest.mark.parametrize(("seeds", "words"), [([0], "One seed cannot tell"), ([0, 1], "Two seeds cannot tell")])
+def test_few_seeds_give_a_choice_without_a_verdict(tmp_path, seeds, words):
+    report = report_of(tmp_path, search={**SEARCH, "seed": seeds})
+    first, second, third = report.in_words()[:3]
+    assert first.startswith(f"{RANKME} chooses strength=0.5 (")
+    assert second == f"{words} which differences are real."
+    assert third.startswith("Next: run at least three seeds")
+
+
+def test_the_choice_of_a_point_is_the_greatest_mean_over_seeds(tmp_path):
+    rng = np.random.default_rng(3)
+    drawn = {}
+
+    def metrics(trial):
+        drawn.setdefault(trial.point, []).append(value := float(rng.uniform(1, 50)))
+        return measured(trial) | {RANKME: value}
+
+    report = report_of(tmp_path, metrics)
+    best = max(drawn, key=lambda point: np.mean(drawn[point]))
+    assert report.in_words()[0] == f"{RANKME} chooses {best} ({np.mean(drawn[best]):.4f}, mean of 3 seeds)."
+    assert [ranked[0].name for ranked in report.ranked] == [best]
+
+
+def test_other_methods_and_widths_are_named_as_a_reason_to_doubt(tmp_path):
+    search = {"usl_type": ["simclr", "byol"], "embedding_dim": [8, 16], "seed": [0, 1, 2]}
+    words = report_of(tmp_path, search=search).in_words()
+    assert "RankMe is meant for runs of one method, and the points differ in usl_type and embedding_dim." in words
+    assert not any("meant for runs" in line for line in report_of(tmp_path / "same").in_words())
+
+
+def test_a_single_point_is_no_choice(tmp_path):
+    report = report_of(tmp_path, search={"seed": [0, 1, 2]}, baseline=True)
+    mean = np.mean([measured(trial)[RANKME] for trial in report.members[0].sweep.trials if not trial.baseline])
+    assert report.in_words() == [
+        f"default is the only point that can be ranked ({RANKME} {mean:.4f}, mean of 3 seeds)."
+    ]
+
+
+def test_a_single_trial_is_described_by_its_measures(tmp_path):
+    assert report_of(tmp_path, search={}).in_words()[0].startswith(f"{RANKME} 19.99")
+
+
+def test_equal_measures_are_called_equal(tmp_path):
+    words = report_of(tmp_path, lambda trial: measured(trial) | {RANKME: 7.0}).in_words()
+    assert f"But all 3 points are equal in {RANKME}, seed by seed." in words
+
+
+def test_tables_have_measures_and_the_differences_of_the_metric_that_chooses(tmp_path):
+    report = report_of(tmp_path, baseline=["random", "pixels"])
+    text = summary_md(report)
+    assert "## Measures without labels" in text
+    assert "## Difference from the chosen point" in text
+    assert "Difference from the random" not in text
+    assert "above chosen" not in text
+    assert "accurac" not in text
+    columns = next(csv.reader(io.StringIO(summary_csv(report))))
+    assert f"{RANKME} mean" in columns
+    assert not any(" minus " in name for name in columns)
+    rows = list(csv.DictReader(io.StringIO(differences_csv(report))))
+    assert {row["score"] for row in rows} == {RANKME}
+    assert len(rows) == 3
+    table, left_out = summary_table(report, 300)
+    assert [column.header for column in table.columns][1] == "n"
+    assert not left_out
+    assert len(table.columns) == 6
+
+
+def test_figures_show_measures_beyond_one(tmp_path):
+    report = report_of(tmp_path, baseline=True)
+    drawn = {name: draw() for name, draw in drawings_of(report).items()}
+    assert [name for name, figure in drawn.items() if figure is not None] == ["strength"]
+    panels = drawn["strength"].axes
+    assert panels[0].get_title() == "label free embedding rankme"
+    assert {panel.get_ylabel() for panel in panels} == {"measure"}
+    assert panels[0].get_ylim()[1] > 20
+
+
+def test_searches_and_heatmaps_show_measures_too(tmp_path):
+    search = {"strength": [0.25, 0.5, 1], "usl_lr": [1e-4, 1e-3], "seed": [0, 1, 2]}
+    drawn = drawings_of(report_of(tmp_path / "grid", search=search))
+    assert drawn["strength_x_usl_lr"]().axes[0].get_title().startswith("label free embedding rankme")
+    search = {"strength": {"uniform": [0.1, 1]}, "usl_lr": {"loguniform": [1e-4, 1e-2]}}
+    drawn = drawings_of(report_of(tmp_path / "drawn", search=search, tune={"num_samples": 10}))
+    assert drawn["strength"]().axes[0].get_ylabel() == "measure"
+    assert drawn["parallel_coordinates"]() is not None
+    search = {"usl_type": ["simclr", "byol"], "seed": [0, 1, 2]}
+    figure = drawings_of(report_of(tmp_path / "kinds", search=search, baseline=True))["comparison"]()
+    assert {axes.get_xlabel() for axes in figure.axes} == {"measure"}
+
+
+def test_tensorboard_opens_the_measures(tmp_path):
+    store, sweep = fill_with(tmp_path, {"name": "u", "base": BASE, "search": SEARCH}, measured)
+    build_tables(store, sweep)
+    groups = metrics_by_group(sweep.examples)
+    assert set(groups) == {"Loss", "Rank and spread of the embedding", "Measures without labels", "Other"}
+    assert not any(category.closed for category in layout(groups).category)
+
+
+def test_the_measures_can_choose_among_labelled_points_without_being_scored_by_themselves(tmp_path):
+    def scored(trial):
+        scores = {"linear/test_accuracy": 0.5 + 0.1 * trial.settings.strength, "linear/val_accuracy": 0.5}
+        return measured(trial) | scores
+
+    raw = {"base": {"label_free": True}, "tune": {"metric": RANKME}}
+    section = summary_md(report_of(tmp_path, scored, **raw)).partition("## Choosing without labels")[2]
+    assert "linear/test_accuracy | below the best by |" in section
