@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -76,15 +77,20 @@ def leaving() -> Iterator[None]:
     """Shut down the Ray that this process started while the block runs, which must not use Ray.
 
     Ray needs two seconds to end its processes, and it would wait half a second more at the exit of this process.
+    Meanwhile the garbage collector frees no older object: Ray ends the process if a reference to one of its objects is
+    freed while it shuts down in another thread.
     """
-    thread = threading.Thread(target=ray.shutdown) if own_session() is not None else None
-    if thread is not None:
-        thread.start()
+    if own_session() is None:
+        yield
+        return
+    thread = threading.Thread(target=ray.shutdown)
+    gc.freeze()
+    thread.start()
     try:
         yield
     finally:
-        if thread is not None:
-            thread.join()
+        thread.join()
+        gc.unfreeze()
 
 
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
