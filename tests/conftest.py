@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.support.commands import here
+from tests.support.shared_ray import HELPERS, end_shared_ray
 
 # Keep Ray from starting workers ahead. Trials do not use them, and they cost 0.7 s of a core per sweep.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -32,6 +33,19 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_shared_ray_at_last():
+    yield
+    end_shared_ray()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_shared_ray(request):
+    """End the Ray that tests share before the tests of a module that does not use it."""
+    if not any(hasattr(request.module, name) for name in HELPERS):
+        end_shared_ray()
 
 
 @pytest.fixture

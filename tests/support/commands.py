@@ -19,6 +19,7 @@ from raysweep import cli
 from raysweep.backends.ray.session import session
 from tests.support import PATIENCE, ROOT
 from tests.support.cluster import wait_for
+from tests.support.shared_ray import end_shared_ray, start_shared_ray
 
 QUICK = ["--usl_epochs", "2", "--le_epochs", "3", "--probe_every", "1", "--images_every", "2"]
 CPUS = max(1, (os.cpu_count() or 1) // 2)  # per trial: two or three trials at a time on any machine
@@ -44,8 +45,8 @@ STOPPING = "stopping: trials are saving checkpoints; press Ctrl-C again to quit 
 def here(program, *arguments, cwd, **environment):
     """Run the real command in this process, where torch is already imported; a subprocess takes 4 s of a core for that.
 
-    Use this for a command that runs to its end without Ray. For a command on Ray, use `on_ray`. `program` is
-    `run_sweep.py` or `raysweep`.
+    Use this for a command that runs to its end without Ray. For a command on Ray, use `on_shared_ray` or `on_ray`.
+    `program` is `run_sweep.py` or `raysweep`.
     """
     argv, out, err = [str(ROOT / program), *map(str, arguments)], io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
@@ -65,11 +66,31 @@ def here(program, *arguments, cwd, **environment):
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 
-def on_ray(*arguments, cwd, **environment):
-    """Run the real command in this process on a Ray of its own.
+def flags(settings):
+    """Return settings as arguments of a command."""
+    return [f"--{name}={value}" for name, value in settings.items()]
 
-    A subprocess would import everything again, which takes 8 s of a core.
+
+def on_shared_ray(*arguments, cwd, **environment):
+    """Run the real command in this process on the Ray that tests share, which has two CPUs.
+
+    Use this for every command whose result does not depend on the start or the end of Ray, on the environment of its
+    workers, or on the words of the plan. `environment` reaches only the command, not the workers. A test may kill the
+    workers of its trials, but not Ray's own processes.
     """
+    start_shared_ray()
+    with session():
+        return here("run_sweep.py", *arguments, cwd=cwd, **environment)
+
+
+def on_ray(*arguments, cwd, **environment):
+    """Run the real command in this process on a Ray that starts and ends with it, which takes 5 s of a core.
+
+    Use this for a command that is refused before Ray starts, that needs an environment for its workers or an address,
+    or that must start Ray itself; else use `on_shared_ray`. A subprocess would import everything again, which takes
+    another 4 s of a core.
+    """
+    end_shared_ray()
     with session():
         return here("run_sweep.py", *arguments, cwd=cwd, **environment)
 
