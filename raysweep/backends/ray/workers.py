@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ def run_parallel_trial(
 ) -> None:
     """Run one trial in several workers (the function trainable). Reports of the main worker are passed on to Tune."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # Ray's watcher tells the workers that a node is going to be taken away. They would not listen, and its process
+    # takes 2 s of a core to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     each = resources_of_a_worker(config["trial"], options.token, resources)
     free_resources(each)  # an earlier attempt whose process was killed may still hold its resources
     relay: Any = ray.remote(num_cpus=0)(ReportRelay).remote()
