@@ -4,47 +4,53 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from tests.support import PATIENCE
-from tests.support.cluster import wait_for
+from tests.support import PATIENCE, ROOT, forked
 from tests.support.commands import (
     GRID,
-    LONG,
     QUICK,
-    ROOT,
     STEPS,
+    STOPPING,
     TRIALS,
     alone,
     begun,
-    checkpoints,
-    command,
     here,
-    interrupt,
     on_ray,
+    on_shared_ray,
     result,
+    resume_command,
     scores,
-    start,
 )
+from tests.support.gate import Gate
+
+
+def attempt_of(trial):
+    """Return what a trial has recorded about its last attempt."""
+    return json.loads((trial / "attempt.json").read_text())
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Write no figures in this process. They take most of the time of a report."""
+    monkeypatch.setattr("raysweep.report.building.figures_of", lambda report: {})
 
 
 @pytest.fixture(scope="module")
-def grid(few):
+def grid(few_flags):
     """The arguments of a small α sweep."""
-    return [*GRID, *(word for name, value in few.items() for word in (f"--{name}", str(value)))]
+    return [*GRID, *few_flags]
 
 
 @pytest.fixture(scope="module")
 def alpha(tmp_path_factory, grid):
     """The completed process and the directory of the α sweep on Ray."""
     folder = tmp_path_factory.mktemp("alpha")
-    return command(*grid, cwd=folder), folder / "runs" / "alpha"
+    return forked.run(ROOT / "run_sweep.py", *grid, cwd=folder), folder / "runs" / "alpha"
 
 
 def test_every_trial_finishes_in_a_directory_of_its_own(alpha):
@@ -93,7 +99,7 @@ def test_what_is_shown_is_progress_and_results_and_no_chatter(alpha):
 
 def test_workers_are_reused(alpha):
     _, root = alpha
-    pids = [json.loads((root / name / "attempt.json").read_text())["pid"] for name in TRIALS]
+    pids = [attempt_of(root / name)["pid"] for name in TRIALS]
     assert len(set(pids)) <= 3 < len(pids)
 
 
@@ -113,35 +119,12 @@ def test_tensorboard_reads_curves_images_and_hyperparameters(alpha):
         assert values["seed"].number_value == settings["seed"]
 
 
-def test_local_gives_the_same_bits_as_ray(alpha, grid, tmp_path):
+def test_local_gives_the_same_bits_as_ray(alpha, grid, without_figures, tmp_path):
     _, root = alpha
     process = alone(*grid, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     for name in TRIALS:
         assert scores(tmp_path / "runs" / "alpha", name) == scores(root, name)
-
-
-def test_resume_keeps_what_is_finished_and_runs_the_rest(alpha):
-    _, root = alpha
-    before = {name: scores(root, name) for name in TRIALS}
-    lost = TRIALS[3]
-    (root / lost / "result.json").unlink()
-    kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in TRIALS if name != lost}
-    process = on_ray("--resume", root, cwd=root.parent)
-    assert process.returncode == 0, process.stderr
-    assert "5 finished before" in process.stdout
-    assert process.stderr == ""
-    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
-    assert {name: scores(root, name) for name in TRIALS} == before
-    events = EventAccumulator(str(root / lost), size_guidance={"scalars": 0}).Reload()
-    assert [e.step for e in events.Scalars("pretrain/loss")] == [1, 2]
-
-
-def test_resume_of_a_finished_sweep_runs_nothing(alpha):
-    _, root = alpha
-    process = here("run_sweep.py", "--resume", root, cwd=root.parent)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[0] == f"{root}: all 6 trials have finished"
 
 
 def test_report_rebuilds_what_was_deleted(alpha):
@@ -155,39 +138,63 @@ def test_report_rebuilds_what_was_deleted(alpha):
     assert [path.read_bytes() for path in outputs] == before
 
 
+def test_resume_keeps_what_is_finished_and_runs_the_rest_in_parts(alpha, without_figures, monkeypatch):
+    from raysweep.backends.ray import tuner
+
+    monkeypatch.setattr(tuner, "PART", 2)
+    monkeypatch.setattr(tuner, "slots", lambda sweep: 0)
+    _, root = alpha
+    before = {name: scores(root, name) for name in TRIALS}
+    lost = TRIALS[3:]
+    for name in lost:
+        (root / name / "result.json").unlink()
+    kept = {name: (root / name / "result.json").stat().st_mtime_ns for name in TRIALS if name not in lost}
+    process = on_shared_ray("--resume", root, "--set", "tune.max_concurrent=1", cwd=root.parent)
+    assert process.returncode == 0, process.stderr
+    assert "3 finished before" in process.stdout
+    assert process.stderr == ""
+    assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept
+    assert {name: scores(root, name) for name in TRIALS} == before
+    for name in lost:
+        events = EventAccumulator(str(root / name), size_guidance={"scalars": 0}).Reload()
+        assert [e.step for e in events.Scalars("pretrain/loss")] == [1, 2]
+        assert result(root, name)["attempts"] == 2, "each trial runs once more"
+    pids = [attempt_of(root / name)["pid"] for name in lost]
+    assert pids[0] == pids[1] != pids[2], "each part starts new workers"
+
+
+def test_resume_of_a_finished_sweep_runs_nothing(alpha, without_figures):
+    _, root = alpha
+    process = here("run_sweep.py", "--resume", root, cwd=root.parent)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[0] == f"{root}: all 6 trials have finished"
+
+
 @pytest.mark.slow
-def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
+def test_killed_workers_and_a_diverging_trial_among_others(few_flags, without_figures, tmp_path):
     """In one sweep, seed 0 is killed once, seed 1 is killed once too often, and a third trial diverges."""
-    epochs = ["--usl_epochs", "6"]
-    undisturbed = alone(*STEPS, *epochs, "--output", "undisturbed", cwd=tmp_path)
+    epochs = [*few_flags, *STEPS, "--usl_epochs", "6"]
+    undisturbed = alone(*epochs, "--output", "undisturbed", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
     (tmp_path / "space.yaml").write_text(
-        "search: [{usl_type: ae_parallel, seed: [0, 1]}, {usl_type: simclr, usl_lr: 1e18, seed: 0}]\n"
+        "search: [{usl_type: simclr, usl_lr: 1e18, seed: 0}, {usl_type: ae_parallel, seed: [0, 1]}]\n"
     )
-    process = start("space.yaml", *STEPS, *epochs, "--set", "tune.max_failures=1", cwd=tmp_path)
-    root = tmp_path / "runs" / "long"
+    root, gate = tmp_path / "runs" / "long", Gate(tmp_path, step=10)
     killed, often, diverged = (
         "usl_type=ae_parallel,seed=0",
         "usl_type=ae_parallel,seed=1",
         "usl_type=simclr,usl_lr=1e+18,seed=0",
     )
-    # The trial, its attempt, and the number of checkpoints to wait for.
-    kills = [(killed, 1, 2), (often, 1, 0), (often, 2, 0)]
 
-    def due():
-        return [
-            kill for kill in kills if begun(root / kill[0], kill[1]) and len(checkpoints(root / kill[0])) >= kill[2]
-        ]
+    def kill():
+        for trial, attempt in ((often, 1), (often, 2), (killed, 1)):
+            os.kill(held(gate, root / trial, attempt), signal.SIGKILL)
 
-    while kills:
-        wait_for(due, process)
-        for kill in due():
-            os.kill(json.loads((root / kill[0] / "attempt.json").read_text())["pid"], signal.SIGKILL)
-            kills.remove(kill)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1, err
+    with gate.meanwhile(kill):
+        process = on_shared_ray("space.yaml", *epochs, *gate.arguments, "--set", "tune.max_failures=1", cwd=tmp_path)
+    assert process.returncode == 1, process.stderr
 
-    assert f"{killed}: attempt 1 broke off; resuming from its last checkpoint" in out
+    assert f"{killed}: attempt 1 broke off; resuming from its last checkpoint" in process.stdout
     assert (result(root, killed)["status"], result(root, killed)["attempts"]) == ("finished", 2)
     assert scores(root, killed) == scores(tmp_path / "undisturbed" / "long", "seed=0")
     events = EventAccumulator(str(root / killed), size_guidance={"scalars": 0}).Reload()
@@ -197,15 +204,27 @@ def test_killed_workers_and_a_diverging_trial_among_others(tmp_path):
     assert (failed["status"], failed["attempts"]) == ("failed", 1), "a second attempt would diverge again"
     assert "in pretraining epoch" in failed["error"]
     assert failed["error"] in (root / "summary.md").read_text()
-    assert err.splitlines() == [
-        f"failed: {often}: its process died (killed, out of memory, or its node was lost)",
+    assert process.stderr.splitlines() == [
         f"failed: {diverged}: {failed['error']}",
+        f"failed: {often}: its process died (killed, out of memory, or its node was lost)",
     ]
 
 
-def test_ctrl_c_without_ray_does_the_same(tmp_path):
-    process = start(*LONG, "--local", cwd=tmp_path)
-    interrupt(process, tmp_path / "runs" / "long" / "seed=0", "--local")
+def held(gate, trial, attempt):
+    """Wait until the gate holds this attempt of a trial, and return the id of its process."""
+    return gate.until(lambda: begun(trial, attempt) and {attempt_of(trial)["pid"]}.intersection(gate.wait())).pop()
+
+
+def test_ctrl_c_without_ray_saves_and_a_resume_finishes(few_flags, without_figures, tmp_path):
+    gate = Gate(tmp_path, step=10)
+    options = [*few_flags, *gate.arguments, *STEPS, "--usl_epochs", "6", "--local"]
+    process = forked.start(ROOT / "run_sweep.py", *options, cwd=tmp_path)
+    gate.wait(process)
+    process.send_signal(signal.SIGINT)
+    gate.open()
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err.splitlines() == [STOPPING, f"interrupted; resume with: {resume_command('runs/long', '--local')}"]
     text = (tmp_path / "runs" / "long" / "sweep.yaml").read_text()
     (tmp_path / "runs" / "long" / "sweep.yaml").write_text(text.replace("usl_lr: 0.0001", "usl_lr: 0.5"))
     changed = alone("--resume", "runs/long", cwd=tmp_path)
@@ -216,36 +235,8 @@ def test_ctrl_c_without_ray_does_the_same(tmp_path):
     assert completed.returncode == 0, completed.stderr
 
 
-@pytest.mark.slow
-def test_a_long_sweep_runs_in_parts(tmp_path):
-    program = (
-        "import sys\n"
-        "from raysweep.backends.ray import authentication\n"
-        "authentication.present_token(None)  # before Ray is imported\n"
-        "from raysweep import cli\n"
-        "from raysweep.backends.ray import tuner\n"
-        "tuner.PART, tuner.slots = 2, lambda sweep: 0\n"
-        "sys.exit(cli.main())"
-    )
-    options = ["--usl_epochs", "0", "--le_epochs", "1", "--set", "seed=[0,1,2]", "--name", "x"]
-    options += ["--set", "tune.max_concurrent=1"]
-    completed = subprocess.run(
-        [sys.executable, "-c", program, "sweep", *options],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert completed.returncode == 0, completed.stderr
-    assert [result(tmp_path / "runs" / "x", f"seed={seed}")["attempts"] for seed in range(3)] == [1] * 3
-    pids = [json.loads((tmp_path / "runs" / "x" / f"seed={n}" / "attempt.json").read_text())["pid"] for n in range(3)]
-    assert pids[0] == pids[1] != pids[2], "each part starts new workers"
-
-
 def test_a_request_that_no_node_can_meet_is_refused(tmp_path):
-    process = on_ray(*QUICK, "--usl_type", "simclr", "--set", "resources.cpu=1000", cwd=tmp_path)
+    process = on_shared_ray(*QUICK, "--usl_type", "simclr", "--set", "resources.cpu=1000", cwd=tmp_path)
     assert process.returncode == 2
     assert "needs 1000 cpu" in process.stderr
     assert len(process.stderr.splitlines()) == 1
