@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -114,13 +115,18 @@ def wait_for(what, process, seconds=PATIENCE):
 
 def descendants(pid):
     """Return all descendants of a process as a mapping from pid to name."""
-    processes = {}
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+    children, names = defaultdict(list), {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
         with suppress(FileNotFoundError, ProcessLookupError):
-            for child in map(int, children.read_text().split()):
-                processes[child] = Path(f"/proc/{child}/comm").read_text().strip()
-                processes |= descendants(child)
-    return processes
+            before, _, fields = Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")
+            names[int(entry)] = before.partition("(")[2]
+            children[int(fields.split()[1])].append(int(entry))
+    below, left = {}, [pid]
+    while left:
+        for child in children[left.pop()]:
+            below[child] = names[child]
+            left.append(child)
+    return below
 
 
 def raylets(pid):
