@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -20,15 +21,24 @@ from raysweep.running import pretrainings
 from raysweep.space.model import Tune
 from raysweep.space.sharing import HandsOut, TakesOver, can_share, online_key, pretrainings_of, taking_over
 from raysweep.training.state import fresh_state
-from tests.support import PATIENCE
-from tests.support.cluster import wait_for
 from tests.support.commands import alone as run_alone
-from tests.support.commands import on_ray, start
+from tests.support.commands import on_ray
+from tests.support.kills import run_killed
 from tests.support.trials import CLOCK, TINY, few_digits, read_encoder
 
-BASE = {**TINY, "usl_epochs": 5, "probe_every": 2, "images_every": 2, "le_epochs": 2}
-SEARCH = {"labels_per_class": [2, 5], "probe_layer": ["trunk", "embedding"]}
-DATASETS = {("digits", 8, None): few_digits(train=100, test=40)}
+BASE = {
+    **TINY,
+    "batch_size": 30,
+    "le_batch_size": 30,
+    "usl_epochs": 3,
+    "probe_every": 2,
+    "images_every": 2,
+    "le_epochs": 2,
+}
+SEARCH = {"labels_per_class": [1, 2], "probe_layer": ["trunk", "embedding"]}
+LAYERS = {"probe_layer": ["trunk", "embedding"]}
+"""Two trials that share a pretraining and have other online measures."""
+DATASETS = {("digits", 8, None): few_digits(train=60, test=20)}
 
 
 def sweep_of(search=SEARCH, tune=None, **base):
@@ -75,8 +85,8 @@ def content_of(store, trial):
     return {"result": result, "curves": curves, "encoder": encoder, "events": events_of(directory)}
 
 
-def assert_same(one, other, sweep):
-    for trial in sweep.trials:
+def assert_same(one, other, trials):
+    for trial in trials:
         mine, its = content_of(one, trial.name), content_of(other, trial.name)
         for name in mine:
             assert mine[name] == its[name], f"{trial.name}: {name}"
@@ -95,37 +105,37 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_shared_is_alone_bit_for_bit(way, tmp_path):
     """Once for each method and each way of layer-wise training."""
-    sweep = sweep_of(**WAYS[way])
+    sweep = sweep_of(SEARCH if way == "ae_parallel" else LAYERS, **WAYS[way])
     shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
-    leader = sweep.trials[0].name
-    assert [store_result.pretrained_by for store_result in shared.results(sweep)] == ["", leader, leader, leader]
-    assert_same(shared, alone, sweep)
+    leader, *others = sweep.trials
+    assert [each.pretrained_by for each in shared.results(sweep)] == ["", *(leader.name for _ in others)]
+    assert_same(shared, alone, sweep.trials)
     assert not list(tmp_path.glob(f"*/{FOLDER}/*")), "the state is removed"
 
 
 def test_other_validation_images_and_another_dataset_share_the_pretraining(tmp_path):
     """The online measures of each trial are of its own validation images."""
-    search = {"val_fraction": [0.1, 0.3, 0], "knn_k": [3, 5]}
-    sweep = sweep_of(search)
+    sweep = sweep_of([{"val_fraction": [0.1, 0.3, 0]}, {"knn_k": [3]}])
     shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
     assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
-    assert_same(shared, alone, sweep)
+    assert_same(shared, alone, sweep.trials)
 
 
 LENGTHS = {
-    "constant": {"usl_type": "ae_parallel"},
-    "random blocks": {"layerwise": "random"},
-    "no decay": {"usl_type": "simsiam", "schedule": "wsd", "warmup_epochs": 1, "decay_epochs": 0},
+    "constant": (LAYERS, {"usl_type": "ae_parallel"}),
+    "random blocks": ({}, {"layerwise": "random"}),
+    "no decay": ({}, {"usl_type": "simsiam", "schedule": "wsd", "warmup_epochs": 1, "decay_epochs": 0}),
 }
 
 
 @pytest.mark.parametrize("way", LENGTHS)
 def test_a_shorter_pretraining_is_the_beginning_of_a_longer_one(way, tmp_path):
     """Also where the shorter one measures at its end, and the longer one does not at that epoch."""
-    sweep = sweep_of({"usl_epochs": [1, 3, 4], "probe_layer": ["trunk", "embedding"]}, **LENGTHS[way])
+    search, base = LENGTHS[way]
+    sweep = sweep_of({"usl_epochs": [1, 2, 3], **search}, **base)
     shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)
     assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
-    assert_same(shared, alone, sweep)
+    assert_same(shared, alone, sweep.trials)
 
 
 @pytest.mark.parametrize(
@@ -153,15 +163,15 @@ class StopAfter(SilentTrials):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("epoch", [1, 4])
+@pytest.mark.parametrize("epoch", [1, 2])
 def test_a_pretraining_that_breaks_off_continues_and_the_others_take_it_over(epoch, tmp_path):
     """The checkpoint holds the online measures for the other trials as well."""
-    sweep = sweep_of(tune={"checkpoint_seconds": 0})
+    sweep = sweep_of(LAYERS, tune={"checkpoint_seconds": 0})
     with pytest.raises(KeyboardInterrupt):
         sweep_run(tmp_path / "x", sweep, progress=StopAfter(lambda trial, status: status.epoch == epoch))
     shared = sweep_run(tmp_path / "x", sweep)
     assert sum(not result.pretrained_by for result in shared.results(sweep)) == 1
-    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep)
+    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep.trials)
 
 
 def test_a_trial_that_took_over_and_broke_off_continues(tmp_path):
@@ -179,13 +189,13 @@ def test_a_trial_that_took_over_and_broke_off_continues(tmp_path):
     shared = sweep_run(tmp_path / "x", sweep, pending=list(sweep.trials[1:]))
     assert {result.pretrained_by for result in shared.results(sweep)} == {"", sweep.trials[0].name}
     assert shared.result(second.name).attempts == 2
-    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep)
+    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep.trials)
     assert not list((tmp_path / "x" / FOLDER).glob("*"))
 
 
 def test_the_last_trial_that_is_left_takes_the_state_over(tmp_path):
     """For example after the sweep was killed when all others had finished."""
-    sweep = sweep_of({"labels_per_class": [2, 5]})
+    sweep = sweep_of({"labels_per_class": [1, 2]})
     with pytest.raises(KeyboardInterrupt):
         sweep_run(
             tmp_path / "x",
@@ -197,10 +207,10 @@ def test_the_last_trial_that_is_left_takes_the_state_over(tmp_path):
     assert not list((tmp_path / "x" / FOLDER).glob("*"))
 
 
-@pytest.mark.parametrize("name", ["00000005.pt", "00000005.events", "00000005.json"])
+@pytest.mark.parametrize("name", ["00000003.pt", "00000003.events", "00000003.json"])
 def test_a_damaged_state_is_not_taken_over(name, tmp_path):
     """The next trial then pretrains. Without the file that names the hashes, the first trial hands it out again."""
-    sweep = sweep_of({"labels_per_class": [2, 5]})
+    sweep = sweep_of({"labels_per_class": [1, 2]})
     with pytest.raises(KeyboardInterrupt):
         sweep_run(tmp_path / "x", sweep, progress=StopAfter(lambda trial, status: status.phase == "linear probe"))
     (file,) = (tmp_path / "x" / FOLDER).glob(f"*/{name}")
@@ -208,35 +218,12 @@ def test_a_damaged_state_is_not_taken_over(name, tmp_path):
     shared = sweep_run(tmp_path / "x", sweep)
     again = sweep.trials[0].name if name.endswith(".json") else ""
     assert [result.pretrained_by for result in shared.results(sweep)] == ["", again]
-    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep)
-
-
-def test_states_that_no_unfinished_trial_needs_are_removed(tmp_path):
-    """For example after a process died between the last result and the removal."""
-    sweep = sweep_of()
-    store = sweep_run(tmp_path / "x", sweep)
-    (needless,) = pretrainings_of(sweep.trials)
-    Handout(store, needless.digest).write(5, {}, b"", [])
-    (store.root / FOLDER / "notes").mkdir()
-    remove_unneeded(store, sweep)
-    assert [path.name for path in (store.root / FOLDER).iterdir()] == ["notes"]
-
-
-def test_a_pretraining_that_diverges_fails_every_trial_that_shares_it(tmp_path):
-    sweep = sweep_of({**SEARCH, "usl_lr": [1e-4, 1e30]})
-    store = sweep_run(tmp_path / "x", sweep)
-    failed = [result for result in store.results(sweep) if result.status == "failed"]
-    assert [result.settings["usl_lr"] for result in failed] == [1e30] * 4
-    first, *others = failed
-    assert "pretraining epoch 1" in first.error
-    for result in others:
-        assert result.error == f"the pretraining that it shares with {first.trial} failed: {first.error}"
-    assert sum(result.status == "finished" for result in store.results(sweep)) == 4
+    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep.trials)
 
 
 def test_what_decides_a_pretraining():
     """Seeds and settings of pretraining do, settings of the evaluation do not."""
-    grid = {"alpha": [0.1, 1], "labels_per_class": [2, 5], "probe_layer": ["trunk", "embedding"], "seed": [0, 1]}
+    grid = {"alpha": [0.1, 1], "labels_per_class": [1, 2], "probe_layer": ["trunk", "embedding"], "seed": [0, 1]}
     sweep = sweep_of(grid)
     groups = pretrainings_of(sweep.trials)
     assert [len(group.trials) for group in groups] == [4] * 4
@@ -263,7 +250,7 @@ def test_with_a_scheduler_or_a_searcher_nothing_is_shared(tune):
 
 def test_trials_wait_for_a_running_pretraining_and_no_other_trial_waits(tmp_path):
     """As on a cluster with three workers."""
-    sweep = sweep_of({"alpha": [0.1, 1], "labels_per_class": [2, 5]})
+    sweep = sweep_of({"alpha": [0.1, 1], "labels_per_class": [1, 2]})
     store = Store(tmp_path / "x")
     store.create(sweep, {})
     queue = PretrainingQueue(sweep.trials, store, share=True, ahead=2)
@@ -273,16 +260,16 @@ def test_trials_wait_for_a_running_pretraining_and_no_other_trial_waits(tmp_path
     assert queue.next() is None, "both others wait"
     assert not queue.is_empty()
     handout = Handout(store, second.role.digest)
-    handout.write(5, {}, b"", [*handout_keys(second)])
+    handout.write(3, {}, b"", [*handout_keys(second)])
     queue.open[1].looked.clear()
     third = queue.next()
     assert third.trial.settings.alpha == 1.0
     assert third.role == TakesOver(second.role.digest)
     assert queue.ended(third.trial, failed=False) == []
-    assert handout.covered(5) is not None, "the trial that pretrained still runs"
+    assert handout.covered(3) is not None, "the trial that pretrained still runs"
     assert queue.ended(second.trial, failed=False) == []
-    assert handout.covered(5) is None, "all trials have ended"
-    assert [trial.settings.labels_per_class for trial in queue.ended(first.trial, failed=True)] == [5]
+    assert handout.covered(3) is None, "all trials have ended"
+    assert [trial.settings.labels_per_class for trial in queue.ended(first.trial, failed=True)] == [2]
     assert queue.is_empty()
 
 
@@ -291,7 +278,7 @@ def handout_keys(start):
 
 
 def test_a_pretraining_is_never_cut_into_two_parts():
-    sweep = sweep_of({"labels_per_class": [2, 5], "alpha": [0.1, 0.5, 1]})
+    sweep = sweep_of({"labels_per_class": [1, 2], "alpha": [0.1, 0.5, 1]})
     cuts = list(cut(sweep.trials, 3, share=True))
     assert [[trial.settings.alpha for trial in part] for part in cuts] == [[0.1, 0.1], [0.5, 0.5], [1, 1]]
     assert [len(part) for part in cut(sweep.trials, 4, share=False)] == [4, 2]
@@ -304,74 +291,94 @@ def test_records_are_split_where_they_end():
 
 
 def arguments(few, folder, *more):
-    """Return the arguments of a small sweep whose trials share two pretrainings."""
+    """Return the arguments of a small sweep whose trials share three pretrainings, one of which diverges."""
     file = folder / "space.yaml"
     base = {**BASE, **few, "usl_epochs": 2}
-    search = {"labels_per_class": [1, 2], "probe_layer": ["trunk", "embedding"], "alpha": [0.1, 1]}
+    shared = {"labels_per_class": [1, 2], "probe_layer": ["trunk", "embedding"]}
+    search = [{**shared, "alpha": [0.1, 1]}, {**shared, "usl_lr": [1e30]}]
     file.write_text(json.dumps({"name": "x", "base": base, "search": search}))
     return [str(file), *more]
 
 
-def test_the_command_says_how_many_pretrainings_there_are_and_no_share_turns_sharing_off(few, tmp_path):
-    process = run_alone(*arguments(few, tmp_path), cwd=tmp_path)
-    assert process.returncode == 0
-    assert "8 trials, 2 pretrainings, one at a time" in process.stdout + process.stderr
-    process = run_alone(*arguments(few, tmp_path, "--no-share", "--name", "y"), cwd=tmp_path)
-    assert "8 trials, one at a time" in process.stdout + process.stderr
-    (shared, sweep), (alone, _) = Store.open(tmp_path / "runs" / "x"), Store.open(tmp_path / "runs" / "y")
-    assert not any(result.pretrained_by for result in alone.results(sweep))
-    assert_same(shared, alone, sweep)
-    assert read_encoder(shared.trial(sweep.trials[0].name))["architecture"] == "conv6"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The directory of these sweeps. Their settings have absolute paths, which are equal in one directory."""
+    return tmp_path_factory.mktemp("sharing")
 
 
-def test_on_ray_the_results_are_the_same(few, tmp_path):
-    process = on_ray(*arguments(few, tmp_path), cwd=tmp_path)
-    assert process.returncode == 0
-    assert "8 trials, 2 pretrainings, " in process.stdout + process.stderr
-    run_alone(*arguments(few, tmp_path, "--no-share", "--name", "y"), cwd=tmp_path)
-    (shared, sweep), (alone, _) = Store.open(tmp_path / "runs" / "x"), Store.open(tmp_path / "runs" / "y")
-    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 2
-    assert_same(shared, alone, sweep)
-    assert not (shared.root / FOLDER).exists()
+@pytest.fixture(scope="module")
+def shared(few, folder):
+    """The sweep without Ray, through the real command: its completed process and its directory."""
+    return run_alone(*arguments(few, folder), cwd=folder), Store(folder / "runs" / "x")
 
 
-@pytest.mark.slow
-def test_a_killed_sweep_resumes_with_the_same_results(few, tmp_path):
-    """Killed in the middle of the shared pretraining, and again after its state is there."""
-    space_file, *more = arguments(few, tmp_path, "--local", "--set", "tune.checkpoint_seconds=0", "--usl_epochs", "20")
-    store = Store(tmp_path / "runs" / "x")
-    process = start(space_file, *more, cwd=tmp_path)
-    wait_for(lambda: list(store.root.glob("*/checkpoints/*.json")), process)
-    process.kill()
-    process.wait(PATIENCE)
-    process = start("--resume", str(store.root), "--local", cwd=tmp_path)
-    wait_for(lambda: list(store.root.glob(f"{FOLDER}/*/*.json")), process)
-    process.kill()
-    process.wait(PATIENCE)
-    assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 0
-    run_alone(space_file, *more[1:], "--no-share", "--name", "y", cwd=tmp_path)
-    (shared, sweep), (alone, _) = Store.open(store.root), Store.open(tmp_path / "runs" / "y")
-    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 2
-    assert_same(shared, alone, sweep)
+@pytest.fixture(scope="module")
+def alone(few, folder):
+    """The same without sharing."""
+    process = run_alone(*arguments(few, folder, "--no-share", "--name", "alone"), cwd=folder)
+    return process, Store(folder / "runs" / "alone")
+
+
+def assert_as_alone(store, alone):
+    """Check that finished trials are as they are alone, and that a pretraining that diverges fails all its trials."""
+    sweep = Store.open(store.root)[1]
+    sound = [trial for trial in sweep.trials if trial.settings.usl_lr < 1]
+    assert len(sound) == 8
+    assert sum(not store.result(trial.name).pretrained_by for trial in sound) == 2
+    assert_same(store, alone, sound)
+    failed = [result for result in store.results(sweep) if result.settings["usl_lr"] == 1e30]
+    assert [result.status for result in failed] == ["failed"] * 4
+    (first,) = (result for result in failed if "shares" not in result.error)
+    assert "pretraining epoch 1" in first.error
+    for result in failed:
+        if result is not first:
+            assert result.error == f"the pretraining that it shares with {first.trial} failed: {first.error}"
     assert not (store.root / FOLDER).exists()
 
 
+def test_the_command_says_how_many_pretrainings_there_are_and_no_share_turns_sharing_off(shared, alone):
+    (process, store), (other, others) = shared, alone
+    assert (process.returncode, other.returncode) == (1, 1)
+    assert "12 trials, 3 pretrainings, one at a time" in process.stdout + process.stderr
+    assert "12 trials, one at a time" in other.stdout + other.stderr
+    sweep = Store.open(others.root)[1]
+    assert not any(result.pretrained_by for result in others.results(sweep))
+    assert_as_alone(store, others)
+    assert read_encoder(store.trial(sweep.trials[0].name))["architecture"] == "conv6"
+
+
+def test_on_ray_the_results_are_the_same(few, folder, alone):
+    process = on_ray(*arguments(few, folder, "--name", "ray"), cwd=folder)
+    assert process.returncode == 1
+    assert "12 trials, 3 pretrainings, " in process.stdout + process.stderr
+    assert_as_alone(Store(folder / "runs" / "ray"), alone[1])
+
+
 @pytest.mark.slow
-def test_a_sweep_that_died_between_its_last_result_and_the_removal_of_the_state_removes_it(few, tmp_path):
-    run_alone(*arguments(few, tmp_path), cwd=tmp_path)
-    store, sweep = Store.open(tmp_path / "runs" / "x")
+def test_a_killed_sweep_resumes_with_the_same_results(few, folder, alone):
+    """Killed in the middle of the shared pretraining, and again after its state is there."""
+    words = arguments(few, folder, "--local", "--set", "tune.checkpoint_seconds=0", "--name", "killed")
+    store = Store(folder / "runs" / "killed")
+    first = f"trial == {Store.open(alone[1].root)[1].trials[0].name!r}"
+    run_killed(f"{first} and phase == 'pretraining' and epoch == 1", "sweep", *words, cwd=folder)
+    assert list(store.root.glob("*/checkpoints/*.json"))
+    run_killed(f"{first} and phase == 'linear probe'", "sweep", "--resume", store.root, "--local", cwd=folder)
+    assert list(store.root.glob(f"{FOLDER}/*/*.json"))
+    assert run_alone("--resume", str(store.root), cwd=folder).returncode == 1
+    assert store.result(Store.open(store.root)[1].trials[0].name).attempts == 3
+    assert_as_alone(store, alone[1])
+
+
+def test_states_that_no_unfinished_trial_needs_are_removed(shared, tmp_path):
+    """For example after a process died between the last result and the removal."""
+    shutil.copytree(shared[1].root, tmp_path / "x")
+    store, sweep = Store.open(tmp_path / "x")
     digest = pretrainings_of(sweep.trials)[0].digest
     Handout(store, digest).write(2, {}, b"", [])
-    assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 0
+    (store.root / FOLDER / "notes").mkdir()
+    remove_unneeded(store, sweep)
+    assert [path.name for path in (store.root / FOLDER).iterdir()] == ["notes"]
+    (store.root / FOLDER / "notes").rmdir()
+    Handout(store, digest).write(2, {}, b"", [])
+    assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 1
     assert not (store.root / FOLDER).exists()
-
-
-def test_on_ray_a_pretraining_that_diverges_fails_every_trial_that_shares_it(few, tmp_path):
-    space_file, *more = arguments(few, tmp_path, "--usl_lr", "1e30", "--set", "alpha=[0.1]")
-    process = on_ray(space_file, *more, cwd=tmp_path)
-    assert process.returncode == 1
-    store, sweep = Store.open(tmp_path / "runs" / "x")
-    results = store.results(sweep)
-    assert [result.status for result in results] == ["failed"] * 4
-    (first,) = (result for result in results if "shares" not in result.error)
-    assert sum(f"shares with {first.trial} failed: {first.error}" in result.error for result in results) == 3
