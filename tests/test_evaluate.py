@@ -4,9 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,15 +18,14 @@ from raysweep.report.search_figures import is_drawn
 from raysweep.results.encoders import save_encoder
 from raysweep.results.store import Store
 from tests.support import ROOT
-from tests.support.cluster import wait_for
-from tests.support.commands import begun, here
+from tests.support.commands import here
+from tests.support.kills import run_killed
 from tests.support.networks import make_encoder
 
 QUIET = {"le_epochs": 2, "probe_every": 0, "images_every": 0, "projector_images": 0}
 BASE = {"usl_type": "simclr", "usl_epochs": 1, **QUIET}
 SPACE = {
     "name": "s",
-    "base": BASE,
     "search": [
         {"strength": [0.25, 1], "seed": [0, 1]},
         {"usl_type": ["byol"], "seed": [0]},
@@ -36,7 +33,7 @@ SPACE = {
     ],
     "baseline": ["random", "pca"],
 }
-POINT = "strength=0.25,seed=0"
+POINT, OTHER = "strength=0.25,seed=0", "strength=0.25,seed=1"
 
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -48,8 +45,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sweep(folder):
-    return raysweep.run(SPACE, output=folder, local=True)
+def base(few):
+    """The settings that all trials share."""
+    return {**BASE, **few}
+
+
+@pytest.fixture(scope="module")
+def sweep(folder, base):
+    return raysweep.run({**SPACE, "base": base}, output=folder, local=True)
 
 
 @pytest.fixture
@@ -57,6 +60,22 @@ def copied(sweep, tmp_path):
     """Copy the finished sweep, without its evaluations."""
     shutil.copytree(sweep.directory, tmp_path / "s", ignore=shutil.ignore_patterns("evaluations"))
     return tmp_path / "s"
+
+
+@pytest.fixture
+def seeds(copied):
+    """Copy three trained encoders of the finished sweep and the controls."""
+    for name in ("usl_type=byol,seed=0", "usl_type=ae_parallel,layerwise=greedy,seed=0", OTHER):
+        shutil.rmtree(copied / name)
+    return copied
+
+
+@pytest.fixture
+def part(seeds):
+    """Copy two trained encoders of the finished sweep and two controls, all with the seed 0."""
+    for name in ("strength=1.0", "random", "pca"):
+        shutil.rmtree(seeds / f"{name},seed=1")
+    return seeds
 
 
 def evaluate(*arguments, cwd):
@@ -91,17 +110,17 @@ def test_unchanged_settings_give_the_scores_of_the_sweep_bit_for_bit(sweep):
     assert same.summary()["linear/test_accuracy minus random mean"].equals(
         sweep.summary()["linear/test_accuracy minus random mean"]
     )
-    images = torch.rand(3, 1, 8, 8)
+    images = torch.rand(3, 3, 8, 8)
     assert torch.equal(same.encoder(POINT)(images), sweep.encoder(POINT)(images))
     assert not (same.directory / POINT / "encoder.safetensors").exists()
 
 
-def test_a_grid_gives_the_scores_of_sweeps_with_these_settings(sweep, folder, tmp_path):
+def test_a_grid_gives_the_scores_of_sweeps_with_these_settings(seeds, base, tmp_path):
     grid = {"labels_per_class": [2, None], "probe_layer": ["layer3", "trunk"]}
-    process = evaluate(sweep.directory, *settings({**grid, "baseline": "random"}), "--name", "grid", cwd=tmp_path)
+    process = evaluate(seeds, *settings({**grid, "baseline": "random"}), "--name", "grid", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert "32 trials of 10 trained encoders, one at a time" in process.stdout
-    results = raysweep.open(sweep.directory / "evaluations" / "grid")
+    assert "20 trials of 7 trained encoders, one at a time" in process.stdout
+    results = raysweep.open(seeds / "evaluations" / "grid")
     frame = results.frame().set_index("trial")
     assert "strength=0.25,labels_per_class=2,probe_layer=layer3,seed=0" in frame.index
     assert "random,labels_per_class=None,probe_layer=trunk,seed=1" in frame.index
@@ -111,7 +130,7 @@ def test_a_grid_gives_the_scores_of_sweeps_with_these_settings(sweep, folder, tm
     assert results.frame()["fingerprint"].nunique() == 4
 
     other = {"labels_per_class": 2, "probe_layer": "layer3", "strength": 0.25, "seed": 0, "per_layer": True}
-    alone = raysweep.run({"base": {**BASE, **other}, "baseline": True}, output=tmp_path, name="alone", local=True)
+    alone = raysweep.run({"base": {**base, **other}, "baseline": True}, output=tmp_path, name="alone", local=True)
     expected = scores(alone.frame()).set_index("trial").loc["seed=0"].drop("point")
     shown = scores(results.frame()).set_index("trial").loc["strength=0.25,labels_per_class=2,probe_layer=layer3,seed=0"]
     assert expected.equals(shown[expected.index])
@@ -129,32 +148,41 @@ def settings(values):
     return [word for name, value in values.items() for word in ("--set", f"{name}={json.dumps(value)}")]
 
 
-def test_a_killed_evaluation_resumes_with_the_same_results(copied, tmp_path):
-    words = ["--set", "le_epochs=30", "--set", "tune.checkpoint_seconds=0", "--set", "baseline=false", "--local"]
-    program = [sys.executable, "-m", "raysweep", "evaluate", copied, *words, "--name", "killed"]
-    process = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
-    place = copied / "evaluations" / "killed"
-    wait_for(lambda: begun(place / "strength=1.0,seed=0"), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def test_a_killed_evaluation_resumes_with_the_same_results(part, tmp_path):
+    words = ["--set", "le_epochs=3", "--set", "tune.checkpoint_seconds=0", "--set", "baseline=false", "--local"]
+    moment = "trial == 'strength=1.0,seed=0' and phase == 'linear probe' and epoch == 2"
+    run_killed(moment, "evaluate", part, *words, "--name", "killed", cwd=tmp_path)
+    place = part / "evaluations" / "killed"
+    assert list(place.glob("strength=1.0,seed=0/checkpoints/*.json"))
     process = here("run_sweep.py", "--resume", place, "--local", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count(" finished before") == 1
-    whole = raysweep.evaluate(copied, set={"le_epochs": 30, "baseline": False}, name="whole", local=True)
+    whole = raysweep.evaluate(part, set={"le_epochs": 3, "baseline": False}, name="whole", local=True)
     assert scores(raysweep.open(place).frame()).equals(scores(whole.frame()))
+    assert raysweep.open(place).frame().set_index("trial").loc["strength=1.0,seed=0", "attempts"] == 2
     process = here("run_sweep.py", "--resume", place, "--set", "knn_k=3", "--local", cwd=tmp_path)
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
     assert "an evaluation takes no new settings" in process.stderr
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_results(copied, tmp_path):
-    values = {"knn_k": [3, 20], "baseline": "random"}
+def test_ray_gives_the_same_results_and_keeps_the_features(part, tmp_path):
+    def files():
+        return {path: path.stat().st_ino for path in Path(os.environ["RAYSWEEP_CACHE"], "features").glob("*")}
+
+    values = {"knn_k": [3, 20], "baseline": "random", "val_fraction": 0.3}  # no other test has this split
+    before = files()
     with session():
-        process = here("raysweep", "evaluate", copied, *settings(values), "--name", "ray", cwd=tmp_path)
+        words = [*settings(values), "--set", "tune.max_concurrent=1"]
+        process = here("raysweep", "evaluate", part, *words, "--name", "ray", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    local = raysweep.evaluate(copied, set=values, name="local", local=True)
-    assert scores(raysweep.open(copied / "evaluations" / "ray").frame()).equals(scores(local.frame()))
+    on_ray = scores(raysweep.open(part / "evaluations" / "ray").frame())
+    after = files()
+    assert len(after) > len(before)
+    for name, more in (("cached", {}), ("extracted", {"cache_gb": 0})):
+        local = raysweep.evaluate(part, set={**values, **more}, name=name, local=True)
+        assert on_ray.equals(scores(local.frame()))
+    assert files() == after, "a process with as many threads reads these files"
 
 
 def test_a_sweep_is_evaluated_as_far_as_it_is(copied):
@@ -225,12 +253,11 @@ def test_a_training_checkpoint_of_a_trial_is_evaluated_with_the_settings_of_the_
     assert results.frame().set_index("trial").loc[POINT, "strength"] == 0.25
 
 
-def test_an_encoder_that_changed_since_is_not_evaluated(copied):
-    results = raysweep.evaluate(copied, set={"baseline": False}, name="before", local=True)
+def test_an_encoder_that_changed_since_is_not_evaluated(part):
+    results = raysweep.evaluate(part, set={"baseline": False}, name="before", local=True)
     before = results.frame().set_index("trial")
     shutil.rmtree(results.directory / POINT)
-    other = POINT.replace("seed=0", "seed=1")
-    shutil.copy(copied / other / "encoder.safetensors", copied / POINT / "encoder.safetensors")
+    shutil.copy(part / "strength=1.0,seed=0" / "encoder.safetensors", part / POINT / "encoder.safetensors")
     after = raysweep.resume(results.directory, local=True)
     assert after.failed.keys() == {POINT}
     assert "has changed since this evaluation was planned; start another evaluation" in after.failed[POINT]
@@ -238,12 +265,8 @@ def test_an_encoder_that_changed_since_is_not_evaluated(copied):
     assert after.frame().set_index("trial")["linear/test_accuracy"].drop(POINT, errors="ignore").equals(kept)
 
 
-def test_drawn_values_keep_their_short_names_and_figures(few, tmp_path):
-    space = {
-        "base": {**BASE, **few},
-        "search": {"strength": {"uniform": [0, 1]}, "seed": [0]},
-        "tune": {"num_samples": 3},
-    }
+def test_drawn_values_keep_their_short_names_and_figures(base, tmp_path):
+    space = {"base": base, "search": {"strength": {"uniform": [0, 1]}, "seed": [0]}, "tune": {"num_samples": 3}}
     sweep = raysweep.run(space, output=tmp_path, name="drawn", local=True)
     results = raysweep.evaluate(sweep.directory, set={"knn_k": 3}, local=True)
     report = building.read(*Store.open(results.directory))
@@ -274,17 +297,17 @@ def test_images_that_changed_are_refused(tmp_path):
     assert process.returncode == 0, process.stderr
 
 
-def test_the_encoder_of_a_plugin_is_built_from_the_stored_text(tmp_path):
+def test_the_encoder_of_a_plugin_is_built_from_the_stored_text(base, tmp_path):
     plugin = tmp_path / "my_encoder.py"
     shutil.copy(ROOT / "examples" / plugin.name, plugin)
-    space = {"base": {**BASE, "encoder": "mlp", "width": 32}, "plugins": [str(plugin)]}
+    space = {"base": {**base, "encoder": "mlp", "width": 32}, "plugins": [str(plugin)]}
     sweep = raysweep.run(space, output=tmp_path, name="s", local=True)
     plugin.unlink()
-    process = evaluate("s", "--set", "knn_k=[3,20]", cwd=tmp_path)
+    process = evaluate("s", "--set", "knn_k=[3,5]", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     results = raysweep.open(tmp_path / "s" / "evaluations" / "evaluation")
     ours, theirs = (each.frame().set_index("trial")["linear/test_accuracy"] for each in (results, sweep))
-    assert ours["knn_k=20,seed=0"] == theirs["seed=0"]
+    assert ours["knn_k=5,seed=0"] == theirs["seed=0"]
     assert (results.directory / "plugins" / "my_encoder.py").is_file()
 
 
@@ -294,7 +317,7 @@ def refused(process, message, root):
     assert process.stderr.startswith("error: ")
     assert process.stderr.count("\n") == 1
     assert message in process.stderr
-    assert not [path for path in root.rglob("evaluations/*") if path.name not in ("same", "grid")]
+    assert not [path for path in root.rglob("evaluations/*") if path.name != "same"]
 
 
 @pytest.mark.parametrize(
@@ -317,15 +340,15 @@ def refused(process, message, root):
         (["drawn.yaml"], "search.knn_temperature: an evaluation runs every combination; write {grid: [...]}"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(copied, tmp_path, words, message):
+def test_bad_input_is_refused_in_one_line(sweep, tmp_path, words, message):
     (tmp_path / "space.yaml").write_text("search: {strength: [0, 1]}")
     (tmp_path / "drawn.yaml").write_text("search: {knn_temperature: {uniform: [0.05, 0.2]}}")
-    refused(evaluate(copied, *words, cwd=tmp_path), message, copied)
+    refused(evaluate(sweep.directory, *words, cwd=tmp_path), message, sweep.directory)
 
 
-def test_bad_encoders_and_names_are_refused_in_one_line(copied, tmp_path):
+def test_bad_encoders_and_names_are_refused_in_one_line(part, tmp_path):
     (tmp_path / "empty").mkdir()
-    shutil.copy(copied / "sweep.yaml", tmp_path / "empty")
+    shutil.copy(part / "sweep.yaml", tmp_path / "empty")
     refused(evaluate("empty", cwd=tmp_path), "empty: no trial has kept an encoder", tmp_path)
     refused(evaluate("nowhere", cwd=tmp_path), "nowhere: no such checkpoint", tmp_path)
 
@@ -336,19 +359,19 @@ def test_bad_encoders_and_names_are_refused_in_one_line(copied, tmp_path):
     process = evaluate("encoder.safetensors", *words, cwd=tmp_path)
     refused(process, "probe_layer: resnet18 has no layer 'layer3'", tmp_path)
 
-    evaluate(copied, "--name", "once", "--set", "baseline=false", cwd=tmp_path)
-    process = evaluate(copied, "--name", "once", cwd=tmp_path)
+    evaluate(part, "--name", "once", "--set", "baseline=false", cwd=tmp_path)
+    process = evaluate(part, "--name", "once", cwd=tmp_path)
     assert process.returncode == 2
     assert "evaluations/once exists; choose another name" in process.stderr
-    process = evaluate(copied / "evaluations" / "once", cwd=tmp_path)
+    process = evaluate(part / "evaluations" / "once", cwd=tmp_path)
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
     assert "is an evaluation itself" in process.stderr
-    process = here("run_sweep.py", copied / "evaluations" / "once" / "sweep.yaml", cwd=tmp_path)
+    process = here("run_sweep.py", part / "evaluations" / "once" / "sweep.yaml", cwd=tmp_path)
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
-    shutil.rmtree(copied / "evaluations")
+    shutil.rmtree(part / "evaluations")
 
-    file = copied / POINT / "encoder.safetensors"
+    file = part / POINT / "encoder.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     refused(
-        evaluate(copied, cwd=tmp_path), f"{POINT}/encoder.safetensors: is not a safetensors file, or is damaged", copied
+        evaluate(part, cwd=tmp_path), f"{POINT}/encoder.safetensors: is not a safetensors file, or is damaged", part
     )

@@ -8,7 +8,6 @@ import torch
 
 import raysweep
 from raysweep import plugins
-from raysweep.backends.ray.session import session
 from raysweep.config import make_settings
 from raysweep.models.building import build_encoder
 from raysweep.probes import features as features_module
@@ -125,18 +124,6 @@ def test_a_sweep_keeps_no_features(few, tmp_path, monkeypatch):
     monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
     raysweep.run({"base": {**few, **QUICK, "usl_epochs": 0}}, output=tmp_path, name="s", local=True)
     assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.slow
-def test_trials_on_ray_use_the_cache_of_their_node(copied, tmp_path):
-    with session():
-        process = here("raysweep", "evaluate", "s", "--set", "baseline=false", "--name", "ray", cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    files = {path: path.stat().st_ino for path in (tmp_path / "cache" / "features").iterdir()}
-    assert files
-    evaluate("--set", "baseline=false", "--name", "local", cwd=tmp_path)
-    assert results_of(copied, "ray") == results_of(copied, "local")
-    assert {path: path.stat().st_ino for path in files} == files, "a process with as many threads reads these files"
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------------
