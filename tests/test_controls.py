@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysweep import api, space
+from raysweep import space
+from raysweep.report import building
 from raysweep.report.comparison import draw_comparison
 from raysweep.report.figures import draw
 from raysweep.report.heatmaps import draw_heatmap
 from raysweep.report.layers import draw_layers
+from raysweep.results.store import Store
 from raysweep.space.controls import CONTROLS
-from tests.support.commands import alone, here, on_ray, result
+from tests.support.commands import alone, here, on_ray, result, scores
 
 SPACE = """
 name: four
@@ -33,6 +35,12 @@ def four(tmp_path_factory, few):
     folder = tmp_path_factory.mktemp("controls")
     (folder / "space.yaml").write_text(SPACE.replace("FEW", json.dumps(few)[1:-1]))
     return alone("space.yaml", cwd=folder), folder / "runs" / "four"
+
+
+@pytest.fixture(scope="module")
+def report(four):
+    """The report of this sweep."""
+    return building.read(*Store.open(four[1]))
 
 
 def rows_of(path):
@@ -66,9 +74,8 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_every_control_is_drawn_with_its_own_label_and_line(four):
+def test_every_control_is_drawn_with_its_own_label_and_line(four, report):
     _, root = four
-    report = api.rebuild_report(str(root)).report
     sweep = report.members[0].sweep
     labels = ["random encoder", "pixels", "pca", "supervised"]
     figure = draw(sweep, report.points, "strength")
@@ -88,9 +95,8 @@ def test_every_control_is_drawn_with_its_own_label_and_line(four):
     assert (root / "figures" / "strength.png").stat().st_size > 0
 
 
-def test_a_point_knows_the_results_of_its_controls(four):
-    _, root = four
-    points = api.rebuild_report(str(root)).report.points
+def test_a_point_knows_the_results_of_its_controls(report):
+    points = report.points
     trained = [point for point in points if not point.control]
     for point in trained:
         assert list(point.controls) == list(CONTROLS)
@@ -125,9 +131,10 @@ def test_an_encoder_file_of_pca_is_embedded_and_exported_by_the_commands(four, t
     np.testing.assert_allclose(np.load(tmp_path / "pixels.npz")["features"], expected, atol=1e-6)
 
 
-def test_a_resume_adds_controls_to_a_sweep(tmp_path):
-    brief = ["--usl_epochs", "1", "--le_epochs", "1", "--probe_every", "0", "--name", "x"]
-    assert alone(*brief, "--set", "baseline=true", cwd=tmp_path).returncode == 0
+def test_a_resume_adds_controls_to_a_sweep(few, tmp_path):
+    brief = {**few, "usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "projector_images": 0, "name": "x"}
+    words = [word for name, value in brief.items() for word in (f"--{name}", str(value))]
+    assert alone(*words, "--set", "baseline=true", cwd=tmp_path).returncode == 0
     root = tmp_path / "runs" / "x"
     before = result(root, "random,seed=0")
     process = alone("--resume", "runs/x", "--set", "baseline=[random,pixels]", cwd=tmp_path)
@@ -139,30 +146,30 @@ def test_a_resume_adds_controls_to_a_sweep(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_ray_and_in_two_processes_controls_have_the_same_scores(tmp_path):
-    brief = ["--usl_epochs", "2", "--le_epochs", "2", "--probe_every", "1", "--precision", "fp32"]
-    controls = ["--set", "baseline=[random,pixels,pca,supervised]", "--name"]
-    process = on_ray(*brief, "--set", "resources.workers=2", *controls, "two", cwd=tmp_path)
+def test_on_ray_controls_have_the_same_scores(four):
+    """For controls in several processes, see `tests/training/test_distributed.py`."""
+    _, root = four
+    chosen = ("strength=0.2", "temperature=0.1", "seed=0", "tune.max_concurrent=1")
+    words = [word for each in chosen for word in ("--set", each)]
+    process = on_ray("space.yaml", *words, "--name", "ray", cwd=root.parents[1])
     assert process.returncode == 0, process.stderr
-    assert alone(*brief, *controls, "one", cwd=tmp_path).returncode == 0
-    for control in CONTROLS:
-        two, one = (result(tmp_path / "runs" / name, f"{control},seed=0") for name in ("two", "one"))
-        assert (two["status"], two["warnings"]) == ("finished", one["warnings"])
-        if control == "supervised":
-            assert two["metrics"]["pretrain/loss"] == pytest.approx(one["metrics"]["pretrain/loss"], rel=1e-4)
-        else:
-            assert two["metrics"] == one["metrics"]
+    other = root.parent / "ray"
+    for trial in (f"{control},seed=0" for control in CONTROLS):
+        for name in ("status", "warnings", "fingerprint"):
+            assert result(other, trial)[name] == result(root, trial)[name]
+        assert scores(other, trial) == scores(root, trial)
 
 
-def test_encoders_without_training_are_points_beside_networks(tmp_path):
-    (tmp_path / "space.yaml").write_text(
-        """
+MIXED = """
 name: mixed
-base: {usl_type: simclr, usl_epochs: 1, le_epochs: 1, probe_every: 0, projector_images: 0, embedding_dim: 8}
+base: {usl_type: simclr, usl_epochs: 1, le_epochs: 1, probe_every: 0, projector_images: 0, embedding_dim: 8, FEW}
 search: [{encoder: [pixels, pca]}, {encoder: [conv6], strength: [0, 0.5]}]
 baseline: [random, supervised]
 """
-    )
+
+
+def test_encoders_without_training_are_points_beside_networks(few, tmp_path):
+    (tmp_path / "space.yaml").write_text(MIXED.replace("FEW", json.dumps(few)[1:-1]))
     names = [
         "random,encoder=conv6,seed=0",
         "supervised,encoder=conv6,seed=0",
@@ -179,7 +186,7 @@ baseline: [random, supervised]
         (alone_trial,) = space.build({"base": {"encoder": name, "embedding_dim": 8}}, {}, "x").trials
         assert alone_trial.settings.usl_epochs == 0
     assert "pretrain/loss" in result(root, "encoder=conv6,strength=0.5,seed=0")["metrics"]
-    assert api.rebuild_report(str(root)).report.in_words()
+    assert building.read(*Store.open(root)).in_words()
 
 
 def make_unlabelled(root):

@@ -1,7 +1,7 @@
 """Pretraining in several processes computes the same as pretraining in one."""
 
-import os
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +12,14 @@ from raysweep import space
 from raysweep.augment.operations import all_views, to_float
 from raysweep.augment.views import augment
 from raysweep.config import Settings
-from raysweep.data.selection import select_data
+from raysweep.results.result import read_result
 from raysweep.training.distributed import SINGLE_PROCESS, join
 from raysweep.training.follower import follow_trial
 from raysweep.training.loop import pretrain
 from raysweep.training.state import broadcast_state, fresh_state
 from raysweep.trial import run_trial
+from tests.support import ROOT, forked
+from tests.support.trials import few_digits
 
 pytestmark = pytest.mark.cluster
 
@@ -31,9 +33,14 @@ PARALLEL = {
     "barlow twins": {"usl_type": "barlow_twins"},
     "vicreg": {"usl_type": "vicreg"},
 }
+BLOCKWISE = {
+    "greedy": ("parallel, barlow", "parallel, denoising", "autoencoder", "denoising autoencoder", "simclr", "vicreg"),
+    "random": ("parallel, mse", "autoencoder", "simclr"),
+}
+"""The losses of a block are those of the whole encoder, so each kind of loss is here once."""
 METHODS = {
     **PARALLEL,
-    **{f"{way}, {name}": {**case, "layerwise": way} for way in ("greedy", "random") for name, case in PARALLEL.items()},
+    **{f"{way}, {name}": {**PARALLEL[name], "layerwise": way} for way, names in BLOCKWISE.items() for name in names},
     # PyTorch synchronises batch normalisation between GPUs only, so the predictor and the head have none here.
     "byol": {"usl_type": "byol", "predictor_batch_norm": False},
     "simsiam": {"usl_type": "simsiam", "predictor_batch_norm": False},
@@ -55,8 +62,13 @@ BATCH = 11  # no number of processes in these tests divides it
 
 EXPERIMENT = {"usl_epochs": 3, "le_epochs": 2, "batch_size": 50, "images_every": 0, "projector_images": 0}
 TRIAL = space.build({"base": {**EXPERIMENT, "precision": "fp32", "alpha": 0.7}}, {}, "test").trials[0]
-DATASETS = {}
-select_data(TRIAL.settings, DATASETS, load=True)
+CONTROLLED = {**EXPERIMENT, "usl_epochs": 2, "precision": "fp32", "probe_every": 1, "embedding_dim": 16}
+CONTROLS = [
+    trial
+    for trial in space.build({"base": CONTROLLED, "baseline": list(space.controls.CONTROLS)}, {}, "test").trials
+    if trial.control
+]
+DATASETS = {("digits", 8, None): few_digits(train=600, test=200)}
 
 
 def settings_of(name, **changes):
@@ -64,12 +76,12 @@ def settings_of(name, **changes):
 
 
 def images_of(count):
-    return torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def gradients(settings, ranks):
     """For each optimizer, return the losses of one batch and the gradients of all parameters, in float64."""
-    state = fresh_state(settings, 3, 16, torch.device("cpu"))
+    state = fresh_state(settings, 3, 8, torch.device("cpu"))
     for module in state.modules().values():
         module.double()
     share, images = ranks.shard(BATCH), images_of(BATCH)
@@ -94,7 +106,7 @@ def gradients(settings, ranks):
 def trained(settings, ranks):
     """Train, with one interruption by the leader in the middle of an epoch; return the state and its metrics."""
     images = images_of(3 * BATCH)
-    state = fresh_state(settings, 3, 16, torch.device("cpu"))
+    state = fresh_state(settings, 3, 8, torch.device("cpu"))
     metrics = []
 
     def run(pause):
@@ -109,19 +121,19 @@ def trained(settings, ranks):
     assert (state.epoch, state.step) == (1, 2), "all processes leave at the same step as the leader"
     saved = state.state_dict()
     if not ranks.is_main:  # only the leader's state counts
-        state = fresh_state(settings, 3, 16, torch.device("cpu"))
+        state = fresh_state(settings, 3, 8, torch.device("cpu"))
     broadcast_state(state, ranks)
     run(lambda: False)
     return metrics, saved["sums"], list(state.encoder.state_dict().values())
 
 
-def small_trial(directory, ranks, pauses=None):
+def small_trial(directory, ranks, pauses=None, trial=TRIAL):
     """Run a small trial in `directory` and return its result. It leaves after `pauses` checks whether to leave."""
     if not ranks.is_main:
-        return follow_trial(TRIAL.settings, DATASETS, ranks, threads=1, gpu=False)
+        return follow_trial(trial.settings, DATASETS, ranks, threads=1, gpu=False)
     asked = iter(range(10**9))
     leave = (lambda: next(asked) >= pauses) if pauses is not None else (lambda: False)
-    return run_trial(TRIAL, DATASETS, directory, threads=1, gpu=False, stop=leave, context=ranks)
+    return run_trial(trial, DATASETS, directory, threads=1, gpu=False, stop=leave, context=ranks)
 
 
 def work(rank, size, folder, results):
@@ -131,17 +143,25 @@ def work(rank, size, folder, results):
     values = {name: gradients(settings_of(name), ranks) for name in METHODS}
     after = {name: trained(settings_of(name, **changes), ranks) for name, changes in TRAINED.items()}
     assert small_trial(folder / "trial", ranks, pauses=6) is None
+    for trial in CONTROLS:
+        small_trial(folder / trial.control, ranks, trial=trial)
     if rank == 0:
         torch.save((values, after), results)
     dist.destroy_process_group()
+
+
+def fork(size, folder):
+    """Let `size` processes work. They are forks of this process, which has imported torch and computed nothing."""
+    mp.start_processes(work, (size, Path(folder), Path(folder, "results")), nprocs=size, start_method="fork")
 
 
 @pytest.fixture(scope="module", params=[2])
 def folder(request, tmp_path_factory):
     """The directory in which `request.param` processes have worked."""
     directory = tmp_path_factory.mktemp("processes")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(work, (request.param, directory, directory / "results"), nprocs=request.param)
+    program = f"from tests.training.test_distributed import fork; fork({request.param}, {str(directory)!r})"
+    process = forked.run("-c", program, cwd=ROOT, GLOO_SOCKET_IFNAME="lo")
+    assert process.returncode == 0, process.stderr
     return directory
 
 
@@ -173,6 +193,17 @@ def test_a_trial_that_several_processes_left_is_finished_by_one(folder, tmp_path
     expected = {name: value for name, value in whole.metrics.items() if name != "pretrain/images_per_s"}
     assert {name: trial_result.metrics[name] for name in expected} == pytest.approx(expected, rel=0.01, abs=0.03)
     assert trial_result.metrics["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("trial", CONTROLS, ids=lambda trial: trial.control)
+def test_a_control_has_the_same_scores(folder, tmp_path, trial):
+    several = read_result(folder / trial.control)
+    one = small_trial(tmp_path, SINGLE_PROCESS, trial=trial)
+    assert (several.status, several.warnings) == ("finished", one.warnings)
+    if trial.control == "supervised":
+        assert several.metrics["pretrain/loss"] == pytest.approx(one.metrics["pretrain/loss"], rel=1e-4)
+    else:
+        assert several.metrics == one.metrics
 
 
 def test_training_is_that_of_one_process_though_it_leaves_in_the_middle(together):
