@@ -1,8 +1,11 @@
 """The Python interface, through real sweeps of the digits."""
 
+import json
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pandas
@@ -14,12 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import raysweep
 from raysweep.errors import InputError
 from raysweep.portable import load
-from tests.support import ROOT
+from tests.support import ROOT, forked
 
 BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1, "probe_every": 1, "images_every": 0}
-SPACE = {"name": "s", "base": BASE, "search": {"strength": [0.25, 1], "seed": [0, 1]}, "baseline": True}
+SPACE = {"name": "s", "search": {"strength": [0.25, 1], "seed": [0, 1]}, "baseline": True}
 ONE = {"name": "one", "base": {**BASE, "usl_epochs": 1}}
 TRIAL = "strength=0.25,seed=1"
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +33,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(folder):
-    return raysweep.run(SPACE, output=folder, local=True)
+def space(few):
+    return {**SPACE, "base": {**BASE, **few}}
 
 
-def in_python(program, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def results(folder, space):
+    return raysweep.run(space, output=folder, local=True)
 
 
 def test_the_import_is_light_and_lists_every_public_name(tmp_path):
@@ -46,7 +50,7 @@ assert set(raysweep.__all__) <= set(dir(raysweep))
 heavy = {"torch", "ray", "numpy", "pandas", "pydantic", "matplotlib", "yaml"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)
 """
-    process = in_python(program, cwd=tmp_path)
+    process = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     for name in raysweep.__all__:
         public = getattr(raysweep, name)
@@ -125,7 +129,7 @@ def test_a_figure_that_does_not_exist_is_refused(results):
 
 def test_the_encoder_gives_the_features_of_the_trial(results):
     encoder = results.encoder(TRIAL)
-    images = torch.rand(3, 1, 8, 8)
+    images = torch.rand(3, 3, 8, 8)
     assert not encoder.training
     with torch.inference_mode():
         features = encoder(images)
@@ -144,9 +148,24 @@ def test_how_results_show_themselves(results):
     assert results.failed == {}
 
 
-def test_several_sweeps_are_compared_like_by_the_command(results, folder):
+@contextmanager
+def at_reports(act):
+    """Call `act(trial, status)` whenever a trial of a sweep in this process reports its state."""
+
+    class Acting(raysweep.interface.WarningsOnly):
+        def trials(self, sweep, kept):
+            trials = super().trials(sweep, kept)
+            trials.progress = act
+            return trials
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raysweep.interface, "WarningsOnly", Acting)
+        yield
+
+
+def test_several_sweeps_are_compared_like_by_the_command(results, folder, few, space):
     given = {"strength": (0.5,), "seed": range(2), "usl_epochs": 1}
-    other = raysweep.run(SPACE, output=folder, name="t", set=given, local=True)
+    other = raysweep.run(space, output=folder, name="t", set=given, local=True)
     assert list(other.frame()["strength"].dropna()) == [0.5, 0.5]
     both = raysweep.open([results.directory, other.directory])
     assert len(both.frame()) == len(both.trials) == 6 + 4
@@ -154,18 +173,18 @@ def test_several_sweeps_are_compared_like_by_the_command(results, folder):
     assert set(both.curves("pretrain/loss")["sweep"]) == {"s", "t"}
     assert both.figure("comparison").axes
     with torch.inference_mode():
-        image = torch.rand(1, 1, 8, 8)
+        image = torch.rand(1, 3, 8, 8)
         assert torch.equal(both.encoder(f"s/{TRIAL}")(image), results.encoder(TRIAL)(image))
     with pytest.raises(InputError, match="`places` has the directory of each"):
         _ = both.directory
     with pytest.raises(InputError, match="is given twice"):
         raysweep.open([results.directory, results.directory])
-    evaluated_otherwise = raysweep.run(ONE, output=folder, set={"knn_k": 3, "usl_epochs": 0}, local=True)
+    evaluated_otherwise = raysweep.run(ONE, output=folder, set={**few, "knn_k": 3, "usl_epochs": 0}, local=True)
     with pytest.raises(InputError, match="knn_k"):
         raysweep.open([results.directory, evaluated_otherwise.directory])
 
 
-def test_a_running_sweep_can_be_read_by_another_process_which_writes_nothing(tmp_path):
+def test_a_running_sweep_can_be_read_by_another_process_which_writes_nothing(few, tmp_path):
     program = """
 import sys
 import raysweep
@@ -177,22 +196,14 @@ assert results.conclusions() == [] and len(results.summary()) == 0 and results._
 """
     seen = []
 
-    class Reading(raysweep.interface.WarningsOnly):
-        def trials(self, sweep, kept):
-            trials = super().trials(sweep, kept)
+    def read(trial, status):
+        if not seen and len(list((tmp_path / "one").glob("*/events*"))) and status.share > 0.5:
+            before = snapshot(tmp_path)
+            seen.append(forked.run("-c", program, tmp_path / "one", cwd=ROOT))
+            assert snapshot(tmp_path) == before
 
-            def progress(trial, status):
-                if not seen and len(list((tmp_path / "one").glob("*/events*"))) and status.share > 0.5:
-                    before = snapshot(tmp_path)
-                    seen.append(in_python(program, tmp_path / "one", cwd=ROOT))
-                    assert snapshot(tmp_path) == before
-
-            trials.progress = progress
-            return trials
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raysweep.interface, "WarningsOnly", Reading)
-        raysweep.run(ONE, output=tmp_path, set={"usl_epochs": 4}, local=True)
+    with at_reports(read):
+        raysweep.run(ONE, output=tmp_path, set={**few, "usl_epochs": 4}, local=True)
     assert seen
     assert seen[0].returncode == 0, seen[0].stderr
 
@@ -201,57 +212,49 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
-def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(tmp_path):
-    program = """
-import signal, sys, threading, time
-from pathlib import Path
-import raysweep
+def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(few, tmp_path):
+    def press(trial, status):
+        if trial.settings.seed == 1 and status.epoch == 1:
+            signal.raise_signal(signal.SIGINT)
 
-def interrupt():
-    while not list(Path(sys.argv[1]).glob("one/seed=1/events*")):
-        time.sleep(0.05)
-    signal.raise_signal(signal.SIGINT)  # the main thread runs the handler
-
-threading.Thread(target=interrupt, daemon=True).start()
-handler = signal.getsignal(signal.SIGINT)
-space = {"name": "one", "base": {"usl_epochs": 6, "le_epochs": 1}, "search": {"seed": [0, 1]}}
-results = raysweep.run(space, output=sys.argv[1], local=True)
-assert signal.getsignal(signal.SIGINT) is handler
-statuses = results.frame().set_index("trial")["status"]
-assert statuses["seed=0"] == "finished" and statuses["seed=1"] == "unfinished", statuses
-assert list(Path(sys.argv[1]).glob("one/seed=1/checkpoints/*.json"))
-"""
-    process = in_python(program, tmp_path, cwd=ROOT)
-    assert process.returncode == 0, process.stderr
-    assert f"interrupted; resume with: raysweep.resume('{tmp_path}/one')" in process.stderr
+    handler = signal.getsignal(signal.SIGINT)
+    space = {"name": "one", "base": {**few, "usl_epochs": 3, "le_epochs": 1}, "search": {"seed": [0, 1]}}
+    with at_reports(press), pytest.warns(UserWarning, match="interrupted") as caught:
+        results = raysweep.run(space, output=tmp_path, local=True)
+    line = f"interrupted; resume with: raysweep.resume('{tmp_path}/one')"
+    assert line in [str(warning.message) for warning in caught]
+    assert signal.getsignal(signal.SIGINT) is handler
+    statuses = results.frame().set_index("trial")["status"]
+    assert statuses.to_dict() == {"seed=0": "finished", "seed=1": "unfinished"}
+    assert list(tmp_path.glob("one/seed=1/checkpoints/*.json"))
     resumed = raysweep.resume(tmp_path / "one", local=True)
     assert set(resumed.frame()["status"]) == {"finished"}
 
 
-def test_sigterm_saves_the_trials_and_then_ends_the_process_as_before(tmp_path):
+def test_sigterm_saves_the_trials_and_then_ends_the_process_as_before(few, tmp_path):
     program = """
-import signal, sys, threading, time
-from pathlib import Path
+import json, signal, sys
 import raysweep
+from raysweep.backends.progress import SilentTrials
 
-def terminate():
-    while not list(Path(sys.argv[1]).glob("one/seed=0/events*")):
-        time.sleep(0.05)
-    signal.raise_signal(signal.SIGTERM)
+def terminate(self, trial, status):
+    if status.epoch == 1:
+        signal.raise_signal(signal.SIGTERM)
 
-threading.Thread(target=terminate, daemon=True).start()
-raysweep.run({"name": "one", "base": {"usl_epochs": 100, "le_epochs": 1}}, output=sys.argv[1], local=True)
+SilentTrials.progress = terminate
+space = {"name": "one", "base": {"usl_epochs": 9, "le_epochs": 1, **json.loads(sys.argv[2])}}
+raysweep.run(space, output=sys.argv[1], local=True)
 print("continues")
 """
-    process = in_python(program, tmp_path, cwd=ROOT)
+    process = forked.run("-c", program, tmp_path, json.dumps(few), cwd=ROOT)
     assert (process.returncode, process.stdout) == (-15, ""), process.stderr
     assert list(tmp_path.glob("one/seed=0/checkpoints/*.json"))
 
 
-def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_torch(tmp_path):
+def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_torch(few, tmp_path):
     returned = []
     before = torch.get_num_threads()
-    thread = threading.Thread(target=lambda: returned.append(raysweep.run(ONE, output=tmp_path, local=True)))
+    thread = threading.Thread(target=lambda: returned.append(raysweep.run(ONE, output=tmp_path, set=few, local=True)))
     thread.start()
     thread.join()
     assert len(returned[0].frame()) == 1
@@ -289,8 +292,8 @@ def test_an_existing_name_is_refused(results, folder):
         raysweep.run(ONE, output=folder, name="s", local=True)
 
 
-def test_values_of_numpy_are_plain_values(tmp_path):
-    given = {"strength": np.float32(0.5), "seed": np.arange(2), "usl_epochs": np.int64(0)}
+def test_values_of_numpy_are_plain_values(few, tmp_path):
+    given = {**few, "strength": np.float32(0.5), "seed": np.arange(2), "usl_epochs": np.int64(0)}
     results = raysweep.run(ONE, output=tmp_path, set=given, local=True)
     assert list(results.frame()["seed"]) == [0, 1]
 
