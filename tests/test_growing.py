@@ -12,15 +12,17 @@ from raysweep.results.final_state import continued_state
 from tests.support.commands import alone, result, scores
 from tests.support.trials import CLOCK, Killed, run_on_half, trial_of
 
-SHORT, LONG = 3, 5
+SHORT, LONG = 1, 3
 EVERY = {"probe_every": 2, "images_every": 2, "precision": "fp32", "embedding_dim": 8, "le_epochs": 2, "usl_lr": 0.003}
 CASES = [
     {"usl_type": "ae_parallel"},
-    {"usl_type": "ae_parallel", "probe_every": 3, "images_every": 3},
-    {"usl_type": "simclr", "optimizer": "sgd", "schedule": "wsd", "warmup_epochs": 2, "decay_epochs": 0},
+    {"usl_type": "ae_parallel", "probe_every": 1, "images_every": 1},
+    {"usl_type": "simclr", "optimizer": "sgd", "schedule": "wsd", "warmup_epochs": 1, "decay_epochs": 0},
     {"usl_type": "byol", "teacher_momentum": 1.0},
     {"usl_type": "ae_parallel", "layerwise": "random"},
 ]
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 INEXACT = [
     {"usl_type": "byol"},
     {"usl_type": "simclr", "layerwise": "greedy"},
@@ -203,33 +205,33 @@ def test_a_longer_list_of_epochs_continues_the_longest_shorter_trial(tmp_path, s
     assert result(root, "usl_epochs=2,seed=0")["continues"] == ""
 
 
-@pytest.mark.parametrize(
-    ("base", "changed", "reason"),
-    [
-        ({"schedule": "cosine", "warmup_epochs": 0}, {}, "schedule: cosine"),
-        ({"usl_type": "byol"}, {}, "usl_type: byol"),
-        ({"layerwise": "greedy"}, {}, "layerwise: greedy"),
-        (
-            {},
-            {"probe_every": 2},
-            "the final state of seed=0 belongs to a pretraining that differs in more than usl_epochs",
-        ),
-        ({}, {"lost": "final_state.json"}, "the final state of seed=0 is missing"),
-        ({}, {"lost": "final_state.pt"}, "the final state of seed=0 is missing"),
-    ],
-)
-def test_the_plan_says_why_a_trial_starts_from_the_beginning(tmp_path, space_file, base, changed, reason):
-    alone(space_file({}, usl_epochs=1, keep="final_state", **base), cwd=tmp_path)
+def test_the_plan_says_why_a_trial_starts_from_the_beginning(tmp_path, space_file):
+    search = [
+        {"schedule": ["cosine"]},
+        {"usl_type": ["byol"]},
+        {"layerwise": ["greedy"]},
+        {"temperature": [0.1, 0.2, 0.3]},
+    ]
+    alone(space_file(search, usl_epochs=1, warmup_epochs=0, keep="final_state"), cwd=tmp_path)
     root = tmp_path / "runs" / "x"
-    lost = changed.pop("lost", None) if (changed := dict(changed)) else None
-    if lost is not None:
-        (root / "seed=0" / lost).unlink()
-    told = alone(space_file({}, usl_epochs=2, **base, **changed), "--resume", root, cwd=tmp_path)
-    line = (
-        f"{root}: 3 trials (1 new), 1 from the beginning ({reason}), 2 finished before, one at a time in this process"
+    (root / "temperature=0.1,seed=0" / "final_state.json").unlink()
+    (root / "temperature=0.2,seed=0" / "final_state.pt").unlink()
+    told = alone(space_file(search, usl_epochs=2, warmup_epochs=0, probe_every=2), "--resume", root, cwd=tmp_path)
+    reasons = (
+        "schedule: cosine",
+        "usl_type: byol",
+        "layerwise: greedy",
+        "the final state of temperature=0.1,seed=0 is missing",
+        "the final state of temperature=0.2,seed=0 is missing",
+        "the final state of temperature=0.3,seed=0 belongs to a pretraining that differs in more than usl_epochs",
     )
-    assert line in (told.stdout + told.stderr).splitlines()
-    assert result(root, "usl_epochs=2,seed=0")["continues"] == ""
+    words = ", ".join(f"1 from the beginning ({reason})" for reason in reasons)
+    (line,) = [line for line in (told.stdout + told.stderr).splitlines() if "from the beginning" in line]
+    assert line.startswith(f"{root}: ")
+    assert f" trials (6 new), {words}, " in line
+    assert line.endswith(" finished before, one at a time in this process")
+    longer = [json.loads(path.read_text()) for path in root.glob("*usl_epochs=2*/result.json")]
+    assert [result["continues"] for result in longer] == [""] * 6
 
 
 def test_fewer_epochs_in_the_file_are_refused(tmp_path, space_file):
