@@ -9,8 +9,12 @@ from tests.support.notebooks import client_of
 pytestmark = pytest.mark.slow
 
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
-SIZES = "EPOCHS, PROBE_EPOCHS, ALPHAS, SEEDS = 1, 2, [0.1, 10], [0, 1]"
-"""What the test computes: it replaces the cell `sizes`, which has the same variables."""
+SIZES = """
+EPOCHS, PROBE_EPOCHS, ALPHAS, SEEDS = 1, 2, [0.1, 10], [0, 1]
+import ray
+ray.init(address='local', include_dashboard=False, log_to_driver=False)
+"""
+"""What the test computes: it replaces the cell `sizes`, which has the same variables. Both sweeps share one Ray."""
 
 
 @pytest.fixture(scope="module")

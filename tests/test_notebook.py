@@ -1,5 +1,6 @@
 """Sweeps in a real kernel of a notebook."""
 
+import json
 import os
 import threading
 import time
@@ -12,27 +13,27 @@ from tests.support.notebooks import client_of
 pytestmark = pytest.mark.slow
 
 SWEEP = """
-space = {"name": "s", "base": {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1}}
+space = {"name": "s", "base": {"usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1, FEW}}
 """
 CELLS = {
     "first": SWEEP + "import raysweep\nfirst = raysweep.run(space)\nfirst",
-    "second": "second = raysweep.run(space)\nimport ray\nprint(ray.is_initialized())",
-    "figure": "second.figure('pretrain/loss')",
+    "figure": "import ray\nprint(ray.is_initialized())\nfirst.figure('pretrain/loss')",
     "own": "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
     "try:\n    raysweep.run(space, set={'resources.cpu': 2}, progress=False)\n"
     "except raysweep.RaysweepError as fault:\n    print(fault)\n"
-    "third = raysweep.run(space)\nprint(ray.is_initialized())\nray.shutdown()",
+    "second = raysweep.run(space)\nprint(ray.is_initialized())\nray.shutdown()",
     "interrupted": "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
-    "    long = raysweep.run(space, set={'usl_epochs': 400, 'probe_every': 1}, name='long', local=True)\n"
+    "    long = raysweep.run(space, set={'usl_epochs': 100000, 'probe_every': 0}, name='long', local=True)\n"
     "print(caught[0].message)\nlong.frame()['status'].tolist()",
 }
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory):
+def cells(tmp_path_factory, few):
     """The outputs of each cell, in one kernel."""
     folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
+    sources = [source.replace("FEW", json.dumps(few)[1:-1]) for source in CELLS.values()]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     client, environment = client_of(notebook, folder)
     thread = threading.Thread(target=interrupt, args=(client, folder), daemon=True)
     with client.setup_kernel(env=environment):
@@ -46,7 +47,6 @@ def interrupt(client, folder):
     """Interrupt the cell of the long sweep once its trial trains, as the button of a notebook does."""
     while not list(folder.glob("runs/long/*/events*")):
         time.sleep(0.1)
-    time.sleep(1)
     os.kill(client.km.provisioner.process.pid, 2)
 
 
@@ -63,11 +63,11 @@ def test_two_sweeps_run_in_one_kernel_and_progress_is_one_display(cells):
     assert "runs/s: 1 trial" in progress
     assert "[1/1] 0 running, 0 waiting" in progress
     assert "1 of 1 trials finished" in table
-    assert len(shown(cells["second"], "text/html")) == 1
-    assert text(cells["second"]) == "False\n", "Ray ended with the sweep"
+    assert len(shown(cells["own"], "text/html")) == 1
 
 
-def test_a_figure_is_shown(cells):
+def test_a_figure_is_shown_and_ray_has_ended_with_the_sweep(cells):
+    assert text(cells["figure"]) == "False\n"
     assert len(shown(cells["figure"], "image/png")) == 1
 
 
