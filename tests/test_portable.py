@@ -28,25 +28,9 @@ from raysweep.probes.features import extract
 from raysweep.results.checkpoints import save_checkpoint, to_bytes
 from raysweep.results.encoders import save_encoder
 from raysweep.training.state import fresh_state
-from tests.support import PATIENCE, ROOT
+from tests.support import ROOT, forked
 from tests.support.networks import embed, make_encoder
 from tests.support.trials import read_encoder
-
-
-def command(where, *arguments, **options):
-    """Run the real command in a separate process."""
-    process = subprocess.run(
-        [sys.executable, "-m", "raysweep", *arguments],
-        cwd=where,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        **options,
-    )
-    assert "Traceback" not in process.stderr, process.stderr
-    return process
 
 
 @pytest.fixture
@@ -136,8 +120,8 @@ def test_features_do_not_depend_on_the_batches_and_come_out_alike_again(tmp_path
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """The last 240 of 320 images give 31 MB of features."""
-    trained(tmp_path / "trial", size=64)
+    """The last 240 of 320 images give 63 MB of features, which are their pixels."""
+    trained(tmp_path / "trial", size=256, architecture="pixels")
     (tmp_path / "images").mkdir()
     for number in range(320):
         Image.new("L", (8, 8), number % 256).save(tmp_path / "images" / f"{number:03}.png")
@@ -152,22 +136,16 @@ portable.embed(Path("trial"), Path("images"), Path("f.npz"), batch_size=8, progr
 note()
 print((peaks[-1] - peaks[9]) / 1024)
 """
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert np.load(tmp_path / "f.npz")["features"].shape == (320, 512 * 8 * 8)
+    process = forked.run("-c", program, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert np.load(tmp_path / "f.npz")["features"].shape == (320, 256 * 256)
     assert float(process.stdout) < 10, "memory grew by 10 MiB or more"
 
 
 def test_the_command_embeds_a_folder(tmp_path):
     trained(tmp_path / "trial")
     make_images(tmp_path / "images")
-    process = command(tmp_path, "embed", "trial", "images", "-o", "f.npz")
+    process = forked.run("-m", "raysweep", "embed", "trial", "images", "-o", "f.npz", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout == "f.npz: trunk features of 11 images, 512 each\n"
     assert np.load(tmp_path / "f.npz")["features"].shape == (11, 512)
@@ -240,15 +218,16 @@ def test_a_training_checkpoint_gives_its_encoder(tmp_path, settings, channels, s
     assert not loaded.training
 
 
-def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep):
+@pytest.mark.usefixtures("no_figures")
+def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep, few):
     """`embed` and `export` read the file that a sweep writes."""
     options = ["--usl_epochs", "1", "--le_epochs", "1", "--local", "--name", "x", "--output", tmp_path]
-    assert run_sweep(*options).returncode == 0
+    assert run_sweep(*(f"--{name}={value}" for name, value in few.items()), *options).returncode == 0
     trial = tmp_path / "x" / "seed=0"
     encoder = portable.load(trial)
     saved = read_encoder(trial)
     assert all(torch.equal(weight, saved["encoder"][name]) for name, weight in encoder.state_dict().items())
-    assert (encoder.channels, encoder.image_size) == (1, 8)
+    assert (encoder.channels, encoder.image_size) == (3, 8)
     with pytest.raises(
         InputError, match=r"has no encoder\.safetensors; give one of the trials in it, such as .*seed=0"
     ):
@@ -318,7 +297,8 @@ def shown(tmp_path_factory):
         folders.append(folder)
     program = "import os, runpy, sys\nsys.modules['raysweep'] = None\n"
     program += "for folder in sys.argv[1:]:\n    os.chdir(folder)\n    runpy.run_path('shown.py')\n"
-    subprocess.run([sys.executable, "-c", program, *map(str, folders)], check=True)
+    process = forked.run("-c", program, *folders, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
     return dict(zip(SHOWN, zip(encoders, folders)))
 
 
@@ -497,20 +477,30 @@ def test_weights_that_are_nan_are_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "nan.pt"]
 
 
-@pytest.mark.parametrize("arguments", [["embed", "trial", "images", "-o", "f.npz"], ["export", "trial", "-o", "e.pt"]])
-def test_a_full_disk_leaves_nothing_behind(tmp_path, arguments):
-    """A file-size limit simulates a full disk."""
+@pytest.fixture
+def _full_disk():
+    """Let files of this process have at most 500 kB, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def _large(tmp_path):
+    """Create an encoder and images whose files are larger than that."""
     trained(tmp_path / "trial", channels=3, size=32)
     (make_images(tmp_path / "images", 60) / "notes.txt").unlink()  # it would cause a warning
+
+
+@pytest.mark.usefixtures("_large", "_full_disk")
+@pytest.mark.parametrize("arguments", [["embed", "trial", "images", "-o", "f.npz"], ["export", "trial", "-o", "e.pt"]])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, here, arguments):
     before = listing(tmp_path)
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-
-    process = command(tmp_path, *arguments, preexec_fn=limit)
-    assert process.returncode == 2, process
-    assert "cannot be written: File too large" in process.stderr
-    assert process.stderr.count("\n") == 1
+    status, _, err = here(*arguments)
+    assert status == 2, err
+    assert "cannot be written: File too large" in err
+    assert err.count("\n") == 1
     assert listing(tmp_path) == before
 
 
