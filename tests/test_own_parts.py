@@ -12,9 +12,18 @@ from tests.support import ROOT
 from tests.support.commands import here
 
 QUICK = {"le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0, "precision": "fp32"}
-BASE = {**QUICK, "usl_epochs": 1, "batch_size": 250}
+BASE = {**QUICK, "usl_epochs": 1}
 SPACE = {"name": "s", "base": BASE}
 LOSS = (ROOT / "examples" / "my_loss.py").read_text()
+
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.fixture
+def space(few):
+    """A sweep of one trial on few images."""
+    return {**SPACE, "base": {**BASE, **few}}
 
 
 @pytest.fixture(autouse=True)
@@ -51,18 +60,18 @@ def readable(results):
     return results.frame()
 
 
-def test_sweeps_with_other_parts_follow_one_another_in_one_process(tmp_path):
+def test_sweeps_with_other_parts_follow_one_another_in_one_process(space, tmp_path):
     (tmp_path / "mine.py").write_text(LOSS)
     where = {"output": tmp_path, "local": True}
     cosine = {"emb_loss": "cosine", "sharpness": 2}
-    from_file = raysweep.run(SPACE, name="file", plugins=[tmp_path / "mine.py"], set=cosine, **where)
-    plain = raysweep.run(SPACE, name="plain", **where)
+    from_file = raysweep.run(space, name="file", plugins=[tmp_path / "mine.py"], set=cosine, **where)
+    plain = raysweep.run(space, name="plain", **where)
     assert "cosine" not in parts.loss, "the second sweep has only its own parts"
     with pytest.raises(raysweep.RaysweepError, match="sharpness: unknown setting"):
-        raysweep.run(SPACE, set={"sharpness": 2}, **where)
-    first = raysweep.run(SPACE, name="first", parts=[declare(1)], set={"emb_loss": "gap"}, **where)
+        raysweep.run(space, set={"sharpness": 2}, **where)
+    first = raysweep.run(space, name="first", parts=[declare(1)], set={"emb_loss": "gap"}, **where)
     edited = declare(2)
-    second = raysweep.run(SPACE, name="second", parts=[edited], set={"emb_loss": "gap"}, **where)
+    second = raysweep.run(space, name="second", parts=[edited], set={"emb_loss": "gap"}, **where)
 
     (tmp_path / "mine.py").unlink()
     losses = {}
@@ -83,14 +92,14 @@ def test_sweeps_with_other_parts_follow_one_another_in_one_process(tmp_path):
 @raysweep.loss
 def pressing(z1, z2):
     """The mean squared difference. In training, it presses Ctrl-C."""
-    if len(z1) == BASE["batch_size"]:
+    if len(z1) > 8:  # the check of the part before the sweep has eight images
         signal.raise_signal(signal.SIGINT)
     return (z1 - z2).square().mean()
 
 
-def test_the_words_of_an_interrupt_name_the_parts(tmp_path):
+def test_the_words_of_an_interrupt_name_the_parts(space, tmp_path):
     with pytest.warns(UserWarning, match="interrupted") as caught:
-        results = raysweep.run(SPACE, output=tmp_path, parts=[pressing], set={"emb_loss": "pressing"}, local=True)
+        results = raysweep.run(space, output=tmp_path, parts=[pressing], set={"emb_loss": "pressing"}, local=True)
     words = f"interrupted; resume with: raysweep.resume('{tmp_path}/s', parts=[pressing])"
     assert words in [str(warning.message) for warning in caught]
     assert list(results.frame()["status"]) == ["unfinished"]
@@ -150,9 +159,9 @@ def test_an_unknown_model_of_timm_is_one_line_of_the_command(tmp_path):
     assert "timm/nonsense" in process.stderr
 
 
-def test_sweep_yaml_has_the_source_of_a_part_by_value(tmp_path):
+def test_sweep_yaml_has_the_source_of_a_part_by_value(space, tmp_path):
     results = raysweep.run(
-        SPACE, output=tmp_path, parts=[declare(1)], set={"emb_loss": "gap", "usl_epochs": 1}, local=True
+        space, output=tmp_path, parts=[declare(1)], set={"emb_loss": "gap", "usl_epochs": 1}, local=True
     )
     (entry,) = yaml.safe_load((results.directory / "sweep.yaml").read_text())["parts"]
     assert "gap_weight * (z1 - z2).abs().mean()" in entry["source"]

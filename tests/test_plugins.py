@@ -30,6 +30,9 @@ def gap(z1, z2, *, gap_power: Annotated[float, "Exponent of the difference."] = 
 HEAD = "import raysweep, torch\nfrom torch import nn\nfrom typing import Annotated\n"
 
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
 def small(settings):
     return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
