@@ -1,28 +1,31 @@
 """The real command on several Ray nodes, each with its own raylet. One node does not see the others' disk."""
 
+import inspect
 import json
 import logging
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
+from contextlib import suppress
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support import PATIENCE, ROOT
+from tests.support import PATIENCE, ROOT, forked
 from tests.support.cluster import RAY, cluster, descendants, lose, wait_for
-from tests.support.commands import result
+from tests.support.commands import alone, flags, result, scores
+from tests.support.copies import place_in_memory
+from tests.support.gate import Gate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
+BRIEF = {"le_epochs": 1, "images_every": 0, "projector_images": 0}
 NO_CUDA = "resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU"
 WAITING = "no node that is up has room for a trial: waiting until one joins\n"
 LOST = "its process died (killed, out of memory, or its node was lost)"
+CONTROLLER = "Ray Train's controller died (killed, out of memory, or its node was lost)"
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +48,10 @@ def server():
 
 @pytest.fixture(scope="module")
 def ray(folder, server):
-    """A cluster of one node with a logical GPU; tests may join more nodes."""
+    """A cluster of one node with two cores and a logical GPU; tests may join more nodes."""
     credentials = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     environment = {**credentials, "AWS_ENDPOINT_URL": server, "RAYSWEEP_CACHE": str(folder / "private" / "cache")}
-    with cluster(folder, "--num-cpus=6", "--num-gpus=1", **environment) as one:
+    with cluster(folder, "--num-cpus=2", "--num-gpus=1", **environment) as one:
         yield one
 
 
@@ -61,14 +64,14 @@ def second(ray, folder):
         subprocess.run([*within, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs to mount a file system for a process alone (unshare --mount)")
-    return ray.join("--num-cpus=6", "--num-gpus=1", within=within)
+    return ray.join("--num-cpus=2", "--num-gpus=1", within=within)
 
 
 def start(ray, *arguments, cwd, **environment):
     """Start the real command on the cluster; its output goes to the files `out` and `err`."""
-    program = [sys.executable, str(ROOT / "run_sweep.py"), *BRIEF, "--name", "x", "--address", ray.address, *arguments]
+    program = [ROOT / "run_sweep.py", "--name", "x", "--address", ray.address, *arguments]
     with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
-        return subprocess.Popen(program, cwd=cwd, env={**ray.environment, **environment}, stdout=out, stderr=err)
+        return forked.start(*program, cwd=cwd, environment={**ray.environment, **environment}, stdout=out, stderr=err)
 
 
 def ended(process, cwd):
@@ -78,132 +81,116 @@ def ended(process, cwd):
 
 
 def attempt(trial):
+    """Return what a trial has recorded about its last attempt."""
     return json.loads((trial / "attempt.json").read_text())
 
 
-def runs_on(trial, node):
-    """Return whether the trial is running on the node."""
-    return (trial / "attempt.json").exists() and attempt(trial)["pid"] in descendants(node.pid)
-
-
-def freeze(trial, process):
-    """Suspend a running trial once it has a checkpoint, so that it has not ended when its node dies."""
-    wait_for(lambda: list(trial.glob("checkpoints/*.json")), process)
-    os.kill(attempt(trial)["pid"], signal.SIGSTOP)
-
-
 def steps(trial):
-    events = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
-    return [event.step for event in events.Scalars("pretrain/loss")]
-
-
-def test_trials_of_lost_nodes_go_on_from_their_checkpoints_on_nodes_that_join(ray, tmp_path):
-    one = ray.join("--num-cpus=1", "--num-gpus=2")
-    sweep = ["--usl_epochs", "6", "--set", "seed=[0, 1]", "--set", "resources.gpu=2"]
-    sweep += ["--set", "tune.checkpoint_seconds=0"]
-    process = start(ray, *sweep, cwd=tmp_path)
-    root = tmp_path / "runs" / "x"
-    first, waiting = root / "seed=0", root / "seed=1"
-    wait_for(lambda: runs_on(first, one), process)
-    freeze(first, process)
-    assert not waiting.exists()
-
-    other = ray.join("--num-cpus=1", "--num-gpus=2")
-    wait_for(lambda: runs_on(waiting, other), process)
-    freeze(waiting, process)
-
-    for node in (one, other):
-        lose(node)
-    wait_for(lambda: WAITING in (tmp_path / "out").read_text(), process)
-
-    last = ray.join("--num-cpus=2", "--num-gpus=4")
-    on_last = set()
-    while process.poll() is None:
-        on_last |= descendants(last.pid).keys()
-        time.sleep(0.1)
-    status, out, err = ended(process, tmp_path)
-    lose(last)
-    assert status == 0, err
-    assert ": 2 trials, 1 at a time, each with 2 GPUs, on 1 node\n" in out
-    for trial in (first, waiting):
-        assert f"{trial.name}: attempt 1 broke off; resuming from its last checkpoint ({LOST})" in out
-        assert attempt(trial)["pid"] in on_last
-        assert steps(trial) == list(range(1, 7))
-        trial_result = result(root, trial.name)
-        assert (trial_result["attempts"], trial_result["device"], trial_result["warnings"]) == (2, "cpu", [NO_CUDA])
-    assert out.count(WAITING) == 1
-    assert err == "1 warning(s), listed in runs/x/summary.md\n"
-
-
-def test_half_of_a_gpu_puts_two_trials_on_each(ray, second, tmp_path):
-    sweep = ["--usl_epochs", "100000", "--set", f"seed={list(range(6))}", "--set", "resources.gpu=0.5"]
-    process = start(ray, *sweep, cwd=tmp_path)
-    root = tmp_path / "runs" / "x"
-    try:
-        wait_for(lambda: len(list(root.glob("*/attempt.json"))) >= 4, process)
-        time.sleep(1)
-        begun = [attempt(path.parent) for path in root.glob("*/attempt.json")]
-        pids = descendants(second.pid)
-    finally:
-        process.kill()
-    _, out, _ = ended(process, tmp_path)
-    assert ": 6 trials, 4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n" in out
-    assert Counter((each["pid"] in pids, each["gpus"]) for each in begun) == {(True, "0"): 2, (False, "0"): 2}
-
-
-def test_each_node_receives_the_dataset_once(ray, second, tmp_path):
-    program = [sys.executable, "-m", "tests.support.copies", ray.address, str(tmp_path)]
-    environment = {**ray.environment, "RAY_AUTH_MODE": "token"}
-    process = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n")
-    notes = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    assert sorted(Counter((node, *gpus) for node, gpus, _ in notes).values()) == [2, 2], (
-        "two trials run on each GPU at the same time"
-    )
-    assert len({(node, place) for node, _, place in notes}) == 2, "the trials of a node read one copy"
-    assert len({place for _, _, place in notes}) == 2, "each node has its own copy"
-
-
-def test_a_directory_that_a_node_does_not_see_is_refused_before_anything_starts(ray, second, folder, tmp_path):
-    process = start(ray, "--output", str(folder / "private"), cwd=tmp_path)
-    status, out, err = ended(process, tmp_path)
-    assert (status, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert "does not see it; give a directory that all nodes share, such as an NFS mount, or a bucket (s3://…)" in err
-    assert not list((folder / "private").rglob("sweep.yaml"))
-
-
-def test_nodes_that_share_only_a_bucket_bring_results_together(ray, second, server, folder, tmp_path, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, ray.environment[name])
-    client = boto3.client("s3", endpoint_url=server)
-    client.create_bucket(Bucket="results")
-    sweep = ["--usl_epochs", "2", "--set", "seed=[0, 1]", "--set", "resources.gpu=1", "--output", "s3://results/runs"]
-    process = start(ray, *sweep, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "driver"))
-    status, out, err = ended(process, tmp_path)
-    assert status == 0, err
-    assert "2 at a time: 1 per GPU on 2 GPUs of 2 nodes" in out
-    keys = {each["Key"] for each in client.list_objects_v2(Bucket="results", Prefix="runs/x/")["Contents"]}
-    for name in ("encoder.safetensors", "result.json", "events.out.tfevents.0001.raysweep"):
-        assert {f"runs/x/seed={seed}/{name}" for seed in (0, 1)} <= keys
-    assert "runs/x/summary.md" in keys
-    seen = {path.parent.name for path in (folder / "private" / "cache").rglob("events.out.*")}
-    assert len(seen) == 1, "the other trial ran on the node that does not see this disk"
+    """Return the steps of every metric in TensorBoard, as a new reader sees them."""
+    read = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
+    return {tag: [point.step for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
 PLUGIN = """
+import json
 import os
+import time
 from pathlib import Path
 
 import raysweep
 
-Path("{notes}", str(os.getpid())).write_text(str(os.path.exists("{file}")))
+NOTES, FILE = Path({notes!r}), {file!r}
+
+{place_in_memory}
 
 @raysweep.loss
 def gap(z1, z2):
     return (z1 - z2).square().mean()
+
+
+@raysweep.probe(metrics={{"met/trials": raysweep.Metric("The number of trials that run at the same time.")}})
+def met(evaluation):
+    if "DRIVER" in os.environ:  # the check before the sweep
+        yield "met/trials", 0.0
+        return
+    note = dict(
+        time=time.time(),
+        pid=os.getpid(),
+        gpus=os.environ["CUDA_VISIBLE_DEVICES"],
+        sees_file=os.path.exists(FILE),
+        place=place_in_memory(evaluation.splits["fit"].images.data_ptr()),
+    )
+    begun = NOTES / f"begun-{{evaluation.settings.seed}}"
+    begun.write_text("")
+    while len(list(NOTES.glob("begun-?"))) < 4:
+        time.sleep(0.05)
+    time.sleep(1)  # a trial too many would begin now
+    note["running"] = len(list(NOTES.glob("begun-?"))) - len(list(NOTES.glob("*.json")))
+    begun.with_suffix(".json").write_text(json.dumps(note))
+    yield "met/trials", float(note["running"])
 """
+
+
+@pytest.fixture(scope="module")
+def halves(ray, second, server, folder, tmp_path_factory):
+    """A sweep whose trials take half a GPU each, on both nodes; its results go to a bucket.
+
+    Returns:
+        The output of the command, the client of the bucket, and what each trial noted, in the order of their start.
+    """
+    directory = tmp_path_factory.mktemp("halves")
+    notes, file = directory / "notes", folder / "private" / "gap.py"
+    notes.mkdir()
+    source = inspect.getsource(place_in_memory)
+    file.write_text(PLUGIN.format(notes=str(notes), file=str(file), place_in_memory=source))
+    keys = {name.lower(): ray.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    client = boto3.client("s3", endpoint_url=server, region_name=ray.environment["AWS_DEFAULT_REGION"], **keys)
+    client.create_bucket(Bucket="results")
+    # The images of all digits take more than 100 KiB, so Ray passes them through shared memory.
+    settings = {**BRIEF, "probe_every": 0, "usl_epochs": 1, "emb_loss": "gap"}
+    sweep = [*flags(settings), "--plugin", str(file), "--output", "s3://results/runs"]
+    sweep += ["--set", f"seed={list(range(5))}", "--set", "resources.gpu=0.5"]
+    process = start(ray, *sweep, cwd=directory, DRIVER="1", RAYSWEEP_CACHE=str(directory / "driver"))
+    status, out, err = ended(process, directory)
+    assert status == 0, err
+    by_seed = {int(path.stem.split("-")[1]): json.loads(path.read_text()) for path in notes.glob("*.json")}
+    return out, client, dict(sorted(by_seed.items(), key=lambda item: item[1]["time"]))
+
+
+def test_half_of_a_gpu_puts_two_trials_on_each(halves):
+    out, client, notes = halves
+    assert ": 5 trials, 4 at a time: 2 per GPU on 2 GPUs of 2 nodes\n" in out
+    assert max(note["running"] for note in notes.values()) == 4
+    first = list(notes.items())[:4]
+    assert Counter((note["sees_file"], note["gpus"]) for _, note in first) == {(True, "0"): 2, (False, "0"): 2}
+    for seed, note in notes.items():
+        recorded = client.get_object(Bucket="results", Key=f"runs/x/seed={seed}/attempt.json")["Body"].read()
+        assert {name: json.loads(recorded)[name] for name in ("pid", "gpus")} == {"pid": note["pid"], "gpus": "0"}
+
+
+def test_each_node_receives_the_dataset_once(halves):
+    *_, notes = halves
+    assert all(note["place"] for note in notes.values()), "the images are mapped, not copied"
+    assert len({(note["sees_file"], note["place"]) for note in notes.values()}) == 2, "a node's trials read one copy"
+    assert len({note["place"] for note in notes.values()}) == 2, "each node has its own copy"
+
+
+def test_nodes_that_share_only_a_bucket_bring_results_together(halves, folder):
+    _, client, notes = halves
+    keys = {each["Key"] for each in client.list_objects_v2(Bucket="results", Prefix="runs/x/")["Contents"]}
+    for name in ("encoder.safetensors", "result.json", "events.out.tfevents.0001.raysweep"):
+        assert {f"runs/x/seed={seed}/{name}" for seed in range(5)} <= keys
+    assert "runs/x/summary.md" in keys
+    seen = {path.parent.name for path in (folder / "private" / "cache").rglob("events.out.*")}
+    on_first = {f"seed={seed}" for seed, note in notes.items() if note["sees_file"]}
+    assert seen & {f"seed={seed}" for seed in notes} == on_first, "the other node does not see this disk"
+
+
+def test_a_node_that_does_not_see_a_plugin_gets_its_text(halves):
+    *_, notes = halves
+    assert {note["sees_file"] for note in notes.values()} == {True, False}, "a worker of each node has run the plugin"
+
+
 PART = """
 import os
 from pathlib import Path
@@ -219,42 +206,109 @@ def gap(z1, z2):
     return (z1 - z2).square().mean()
 """
 PROGRAM = """
+import sys
+
+sys.path.insert(0, PRIVATE)
+
 from raysweep import api
+from raysweep.errors import InputError
 from their_losses import gap
 
-base = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "emb_loss": "gap"}
-content = {"name": "x", "base": base, "search": {"seed": [0, 1]}, "resources": {"gpu": 1}}
-outcome = api.run(content, where=api.Where(address=ADDRESS), parts=[gap])
+content = {"name": "x", "base": BASE, "search": {"seed": [0, 1]}, "resources": {"gpu": 1}}
+try:
+    api.run(content, output=PRIVATE, where=api.Where(address=ADDRESS), parts=[gap])
+except InputError as fault:
+    print(fault)
+outcome = api.run(content, parts=[gap])
 assert {result.status for member in outcome.report.members for result in member.results} == {"finished"}
 """
 
 
-def notes_of(folder):
-    return {path.read_text() for path in folder.iterdir()}
-
-
-def test_a_node_that_does_not_see_a_plugin_gets_its_text(ray, second, folder, tmp_path):
-    (tmp_path / "notes").mkdir()
-    file = folder / "private" / "gap.py"
-    file.write_text(PLUGIN.format(notes=tmp_path / "notes", file=file))
-    sweep = ["--usl_epochs", "1", "--set", "seed=[0, 1]", "--set", "resources.gpu=1", "--emb_loss", "gap"]
-    process = start(ray, "--plugin", str(file), *sweep, cwd=tmp_path)
-    status, _, err = ended(process, tmp_path)
-    assert status == 0, err
-    assert notes_of(tmp_path / "notes") == {"True", "False"}, "a worker of each node has run the plugin"
-
-
-def test_a_part_of_a_module_that_a_node_lacks_is_passed_by_value(ray, second, folder, tmp_path):
-    (tmp_path / "notes").mkdir()
+@pytest.fixture(scope="module")
+def program(ray, second, folder, few, tmp_path_factory):
+    """A program that runs sweeps on both nodes: its completed process, and the notes of its part."""
+    directory = tmp_path_factory.mktemp("program")
+    (directory / "notes").mkdir()
     file = folder / "private" / "their_losses.py"
-    file.write_text(PART.format(notes=tmp_path / "notes", file=file))
-    program = [sys.executable, "-c", PROGRAM.replace("ADDRESS", repr(ray.address))]
-    paths = {"PYTHONPATH": f"{ROOT}:{file.parent}"}
-    process = subprocess.run(
-        program, cwd=tmp_path, env={**ray.environment, **paths}, capture_output=True, text=True, timeout=PATIENCE
-    )
+    file.write_text(PART.format(notes=directory / "notes", file=file))
+    base = {**few, **BRIEF, "probe_every": 0, "usl_epochs": 1, "emb_loss": "gap"}
+    program = PROGRAM
+    for name, value in {"ADDRESS": ray.address, "BASE": base, "PRIVATE": str(file.parent)}.items():
+        program = program.replace(name, repr(value))
+    process = forked.run("-c", program, cwd=directory, environment=ray.environment)
+    return process, {path.read_text() for path in (directory / "notes").iterdir()}
+
+
+def test_a_directory_that_a_node_does_not_see_is_refused_before_anything_starts(program, folder):
+    process, _ = program
+    assert len(process.stdout.splitlines()) == 1
+    assert (
+        "does not see it; give a directory that all nodes share, such as an NFS mount, or a bucket (s3://…)"
+    ) in process.stdout
+    assert not list((folder / "private").rglob("sweep.yaml"))
+
+
+def test_a_part_of_a_module_that_a_node_lacks_is_passed_by_value(program):
+    process, notes = program
     assert process.returncode == 0, process.stderr
-    assert notes_of(tmp_path / "notes") == {"True", "False"}, "a worker of each node has called the part"
+    assert notes == {"True", "False"}, "a worker of each node has called the part"
+
+
+METHOD = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--alpha", "0.01", "--precision", "fp32"]
+METHOD += ["--usl_epochs", "3", "--probe_every", "1", *flags(BRIEF)]
+# The second trial hardly learns, so its loss is larger and it is stopped after one epoch.
+STOPPED = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "grace_epochs=1", "reduction_factor=2"]
+TUNE = [*STOPPED, "max_concurrent=1", "checkpoint_seconds=0", "max_failures=3"]
+
+
+def actors(name):
+    """Return the processes of an actor class on all nodes. The kernel keeps 15 characters of a process name."""
+    return {pid for pid, comm in descendants(os.getpid()).items() if comm == f"ray::{name}"[:15]}
+
+
+def kill(pids):
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_trial_on_two_nodes_survives_its_processes_and_another_is_stopped(ray, second, tmp_path):
+    """The process of a trial is killed before it has workers, then Ray Train's controller, then a worker.
+
+    Each time the cores of the trial must become free again, because its next attempt needs all of them.
+    """
+    tune = [word for each in TUNE for word in ("--set", f"tune.{each}")]
+    two = ["--set", "resources.workers=2", "--set", "resources.cpu=2", "--set", "usl_lr=[1e-4,1e-8]"]
+    gate = Gate(tmp_path, step=6)
+    process = start(ray, *METHOD, *gate.arguments, *tune, *two, cwd=tmp_path)
+    root = tmp_path / "runs" / "x"
+    survivor, stopped = root / "usl_lr=0.0001,seed=0", root / "usl_lr=1e-08,seed=0"
+    before = wait_for(lambda: actors("TrainController"), process)
+    kill(wait_for(lambda: actors("ImplicitFunc"), process))  # Tune's name for a trial that is a function
+    controllers = wait_for(lambda: actors("TrainController") - before, process)
+    before = actors("RayTrainWorker")  # these end with the first controller
+    wait_for(lambda: actors("RayTrainWorker") - before, process)
+    kill(controllers)
+    gate.wait(process, trials=2)
+    kill([attempt(survivor)["pid"]])
+    gate.open()
+    status, out, err = ended(process, tmp_path)
+    assert status == 0, err
+    assert ": 2 trials, 1 at a time, each 2 workers with 2 cores, on 2 nodes" in out
+    broke_off = [line for line in out.splitlines() if "broke off" in line]
+    assert [line.endswith(f"; resuming from its last checkpoint ({CONTROLLER})") for line in broke_off] == [0, 1, 0]
+    assert [line.endswith(f"; resuming from its last checkpoint ({LOST})") for line in broke_off] == [1, 0, 1]
+    assert result(root, stopped.name)["status"] == "stopped"
+    whole = result(root, survivor.name)
+    assert (whole["status"], whole["attempts"], whole["warnings"]) == ("finished", 2, [])
+
+    plain = alone(*METHOD, "--name", "plain", cwd=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    # Sums over two half batches are rounded differently, which changes the last digits or the result for one image.
+    expected = scores(tmp_path / "runs" / "plain", "seed=0")
+    assert scores(root, survivor.name) == pytest.approx(expected, rel=0.01, abs=0.015)
+    assert whole["metrics"]["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
+    assert steps(survivor) == steps(tmp_path / "runs" / "plain" / "seed=0")
 
 
 def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_path):
@@ -268,7 +322,7 @@ def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_
         "none, asked for": {"RAY_AUTH_MODE": "token"},
     }.items():
         (tmp_path / case).mkdir()
-        sweeps[case] = start(ray, cwd=tmp_path / case, HOME=str(tmp_path), **environment)
+        sweeps[case] = start(ray, "--usl_epochs", "0", cwd=tmp_path / case, HOME=str(tmp_path), **environment)
     for case, process in sweeps.items():
         status, out, err = ended(process, tmp_path / case)
         assert (status, out) == (2, ""), case
@@ -281,3 +335,32 @@ def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_
     assert joining.returncode != 0
     assert "AuthenticationError" in output
     assert os.path.exists(folder / "home" / ".ray" / "auth_token")
+
+
+def test_a_trial_of_a_lost_node_goes_on_from_its_checkpoint_on_a_node_that_joins(ray, few, tmp_path):
+    """One trial runs when its node is lost, and another one waits."""
+    one, gate = ray.join("--num-cpus=1", "--num-gpus=2"), Gate(tmp_path, step=10)
+    sweep = [*flags({**few, **BRIEF, "probe_every": 0, "usl_epochs": 6}), *gate.arguments]
+    sweep += ["--set", "seed=[0, 1]", "--set", "resources.gpu=2", "--set", "tune.checkpoint_seconds=0"]
+    process = start(ray, *sweep, cwd=tmp_path)
+    root = tmp_path / "runs" / "x"
+    assert set(gate.wait(process)) <= descendants(one.pid).keys()
+    assert not (root / "seed=1").exists()
+    lose(one)
+    wait_for(lambda: WAITING in (tmp_path / "out").read_text(), process)
+
+    last = ray.join("--num-cpus=1", "--num-gpus=2")
+    assert set(gate.wait(process)) <= descendants(last.pid).keys()
+    gate.open()
+    status, out, err = ended(process, tmp_path)
+    lose(last)
+    assert status == 0, err
+    assert ": 2 trials, 1 at a time, each with 2 GPUs, on 1 node\n" in out
+    assert f"seed=0: attempt 1 broke off; resuming from its last checkpoint ({LOST})" in out
+    for trial, attempts in (("seed=0", 2), ("seed=1", 1)):
+        assert steps(root / trial)["pretrain/loss"] == list(range(1, 7))
+        trial_result = result(root, trial)
+        expected = (attempts, "cpu", [NO_CUDA])
+        assert (trial_result["attempts"], trial_result["device"], trial_result["warnings"]) == expected
+    assert out.count(WAITING) == 1
+    assert err == "1 warning(s), listed in runs/x/summary.md\n"
