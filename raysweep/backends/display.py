@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.backends.live_table import LiveTable
+from raysweep.backends.progress import retry_words
 from raysweep.backends.tally import Tally, rough, shortened
 from raysweep.errors import printable
 from raysweep.results.result import Result
@@ -103,7 +104,7 @@ class ProgressDisplay:
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:
         """The trial's worker died, and the trial resumes elsewhere."""
         self.leave(trial)
-        self.note(f"{trial.name}: attempt {attempt} broke off; resuming from its last checkpoint ({reason})")
+        self.note(retry_words(trial, attempt, reason))
 
     def leave(self, trial: Trial) -> None:
         """The trial has left its worker, to be resumed another time."""

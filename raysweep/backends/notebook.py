@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
+from raysweep.backends.progress import retry_words
 from raysweep.backends.tally import Tally
 from raysweep.errors import printable
 from raysweep.results.result import Result
@@ -110,7 +111,7 @@ class NotebookTrials:
     def retry(self, trial: Trial, attempt: int, reason: str) -> None:
         """The trial's worker died, and the trial resumes elsewhere."""
         self.tally.leave(trial)
-        self.note(f"{trial.name}: attempt {attempt} broke off; resuming from its last checkpoint ({reason})")
+        self.note(retry_words(trial, attempt, reason))
 
     def leave(self, trial: Trial) -> None:
         """The trial has left its worker, to be resumed another time."""

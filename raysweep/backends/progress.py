@@ -105,3 +105,16 @@ class Silence:
     def trials(self, sweep: Sweep, kept: list[Result]) -> SilentTrials:
         """Show nothing."""
         return SilentTrials()
+
+
+def retry_words(trial: Trial, attempt: int, reason: str) -> str:
+    """Return the message that an attempt of a trial has broken off, and that the trial runs again.
+
+    Args:
+        trial: The trial.
+        attempt: The number of the attempt; 0 if the trial's process died before its first attempt began.
+        reason: Why it broke off.
+    """
+    if not attempt:
+        return f"{trial.name}: the trial did not begin; starting it again ({reason})"
+    return f"{trial.name}: attempt {attempt} broke off; resuming from its last checkpoint ({reason})"
