@@ -3,6 +3,7 @@
 It imports little, so that Ctrl-C in the first tenth of a second already gets its one line and its exit status.
 """
 
+import gc
 import signal
 import sys
 
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # nothing is left to save, and Ray takes a moment to end
+        gc.freeze()  # the interpreter would look through all objects once more at its exit, which takes 0.8 s
 
 
 if __name__ == "__main__":
