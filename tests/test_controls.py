@@ -15,7 +15,7 @@ from raysweep.report.heatmaps import draw_heatmap
 from raysweep.report.layers import draw_layers
 from raysweep.results.store import Store
 from raysweep.space.controls import CONTROLS
-from tests.support.commands import alone, here, on_ray, result, scores
+from tests.support.commands import alone, here, on_shared_ray, result, scores
 
 SPACE = """
 name: four
@@ -151,7 +151,7 @@ def test_on_ray_controls_have_the_same_scores(four):
     _, root = four
     chosen = ("strength=0.2", "temperature=0.1", "seed=0", "tune.max_concurrent=1")
     words = [word for each in chosen for word in ("--set", each)]
-    process = on_ray("space.yaml", *words, "--name", "ray", cwd=root.parents[1])
+    process = on_shared_ray("space.yaml", *words, "--name", "ray", cwd=root.parents[1])
     assert process.returncode == 0, process.stderr
     other = root.parent / "ray"
     for trial in (f"{control},seed=0" for control in CONTROLS):

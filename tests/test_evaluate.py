@@ -21,6 +21,7 @@ from tests.support import ROOT
 from tests.support.commands import here
 from tests.support.kills import run_killed
 from tests.support.networks import make_encoder
+from tests.support.shared_ray import start_shared_ray
 
 QUIET = {"le_epochs": 2, "probe_every": 0, "images_every": 0, "projector_images": 0}
 BASE = {"usl_type": "simclr", "usl_epochs": 1, **QUIET}
@@ -172,6 +173,7 @@ def test_ray_gives_the_same_results_and_keeps_the_features(part, tmp_path):
 
     values = {"knn_k": [3, 20], "baseline": "random", "val_fraction": 0.3}  # no other test has this split
     before = files()
+    start_shared_ray()
     with session():
         words = [*settings(values), "--set", "tune.max_concurrent=1"]
         process = here("raysweep", "evaluate", part, *words, "--name", "ray", cwd=tmp_path)

@@ -12,7 +12,7 @@ from raysweep import api
 from raysweep.backends.progress import Silence, SilentTrials
 from raysweep.errors import InputError, SweepInterrupted
 from raysweep.results.store import Store
-from tests.support.commands import on_ray
+from tests.support.commands import on_shared_ray
 
 RACE = ["--set", "seeds.most=4", "--set", "alpha=[0.01, 10]", "--set", "baseline=true"]
 QUICK = ["--usl_epochs", "1", "--le_epochs", "2", "--probe_every", "0", "--images_every", "0"]
@@ -109,7 +109,7 @@ def test_a_race_on_ray_makes_the_same_decisions(space_of, undisturbed, tmp_path)
     file = tmp_path / "race.yaml"
     file.write_text(json.dumps(space_of))
     one_worker = ["--set", "tune.max_concurrent=1"]  # every round starts its workers, which takes 4 s of a core each
-    process = on_ray(file, *one_worker, "--output", tmp_path / "out", cwd=tmp_path)
+    process = on_shared_ray(file, *one_worker, "--output", tmp_path / "out", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "2 points and 1 control, 3 seeds each, at most 5; 9 to 15 trials" in process.stdout
     root = tmp_path / "out" / "race"

@@ -22,7 +22,7 @@ from raysweep.space.model import Tune
 from raysweep.space.sharing import HandsOut, TakesOver, can_share, online_key, pretrainings_of, taking_over
 from raysweep.training.state import fresh_state
 from tests.support.commands import alone as run_alone
-from tests.support.commands import on_ray
+from tests.support.commands import on_shared_ray
 from tests.support.kills import run_killed
 from tests.support.trials import CLOCK, TINY, few_digits, read_encoder
 
@@ -348,7 +348,7 @@ def test_the_command_says_how_many_pretrainings_there_are_and_no_share_turns_sha
 
 
 def test_on_ray_the_results_are_the_same(few, folder, alone):
-    process = on_ray(*arguments(few, folder, "--name", "ray"), cwd=folder)
+    process = on_shared_ray(*arguments(few, folder, "--name", "ray"), cwd=folder)
     assert process.returncode == 1
     assert "12 trials, 3 pretrainings, " in process.stdout + process.stderr
     assert_as_alone(Store(folder / "runs" / "ray"), alone[1])
