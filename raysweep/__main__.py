@@ -30,7 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # nothing is left to save, and Ray takes a moment to end
-        gc.freeze()  # the interpreter would look through all objects once more at its exit, which takes 0.8 s
+        if "ray" in sys.modules:
+            from raysweep.backends.ray.session import leave
+
+            leave()
+        gc.freeze()  # the last garbage collection of the interpreter would visit all objects, which takes 0.8 s
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -225,21 +225,11 @@ def add_next_round(store: Store, shown: TrialProgress, stopping: Stopping, sweep
 def finish(sweep: Sweep, store: Store, where: Where) -> Outcome:
     """Write the report after trials have run; if it cannot be written, the results of the trials are still present."""
     try:
-        with leaving_backend(where):
-            return conclude(store, sweep)
+        return conclude(store, sweep)
     except OSError as fault:
         raise ResultsLost(
             f"the report cannot be written: {describe_error(fault)}; resume with: {where.resume_command(store)}"
         ) from None
-
-
-def leaving_backend(where: Where) -> AbstractContextManager[None]:
-    """Return a context in which Ray ends beside the block, because nothing needs it any more."""
-    if where.local:
-        return nullcontext()
-    from raysweep.backends.ray.cluster import leaving
-
-    return leaving()
 
 
 def interrupted(store: Store, where: Where, number: int) -> SweepInterrupted:

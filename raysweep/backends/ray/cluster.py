@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -70,27 +69,6 @@ _own_session: Path | None = None
 def own_session() -> Path | None:
     """Return the directory of the Ray session that this process started; None if it uses another cluster."""
     return _own_session
-
-
-@contextmanager
-def leaving() -> Iterator[None]:
-    """Shut down the Ray that this process started while the block runs, which must not use Ray.
-
-    Ray needs two seconds to end its processes, and it would wait half a second more at the exit of this process.
-    Meanwhile the garbage collector frees no older object: Ray ends the process if a reference to one of its objects is
-    freed while it shuts down in another thread.
-    """
-    if own_session() is None:
-        yield
-        return
-    thread = threading.Thread(target=ray.shutdown)
-    gc.freeze()
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-        gc.unfreeze()
 
 
 def connect(address: str | None, resources: Resources, most: int | None = None) -> str:
