@@ -14,18 +14,26 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from raysweep.results.store import Store
 from tests.support import PATIENCE
-from tests.support.cluster import wait_for
-from tests.support.commands import alone, result, scores, start
+from tests.support.commands import alone, flags, result, scores
+from tests.support.gate import Gate
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 QUICK = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
 SEVEN = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
 NINE = [1e-6, *SEVEN, 100.0]
-STEPS = ["--usl_epochs", "6", "--le_epochs", "3", "--probe_every", "2", "--name", "x"]
+STEPS = {"usl_epochs": 6, "le_epochs": 3, "probe_every": 2, "images_every": 0, "projector_images": 0}
 
 
-def write_space(path, base=(), **search):
-    path.write_text(yaml.safe_dump({"name": "a", "base": {**QUICK, **dict(base)}, "search": search}))
-    return path
+@pytest.fixture(scope="module")
+def write_space(few):
+    """A function that writes a search space and returns its path."""
+
+    def write(path, base=(), **search):
+        path.write_text(yaml.safe_dump({"name": "a", "base": {**few, **QUICK, **dict(base)}, "search": search}))
+        return path
+
+    return write
 
 
 def rows(root):
@@ -42,7 +50,7 @@ def refused(*arguments, cwd):
 
 
 @pytest.fixture(scope="module")
-def seven(tmp_path_factory):
+def seven(tmp_path_factory, write_space, no_figures):
     """The directory of a finished sweep over seven values."""
     folder = tmp_path_factory.mktemp("seven")
     completed = alone(write_space(folder / "seven.yaml", alpha=SEVEN), cwd=folder)
@@ -50,7 +58,7 @@ def seven(tmp_path_factory):
     return folder / "runs" / "a"
 
 
-def test_a_longer_grid_runs_its_new_points_only_and_keeps_the_old(seven, tmp_path):
+def test_a_longer_grid_runs_its_new_points_only_and_keeps_the_old(seven, tmp_path, write_space):
     root = shutil.copytree(seven, tmp_path / "a")
     begun = yaml.safe_load((root / "sweep.yaml").read_text())
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
@@ -82,7 +90,7 @@ def test_a_longer_grid_runs_its_new_points_only_and_keeps_the_old(seven, tmp_pat
     assert alone("--resume", "a", "--dry-run", cwd=tmp_path).stdout.count("alpha=") == 9
 
 
-def test_what_would_make_it_another_sweep_is_refused_and_nothing_changes(seven, tmp_path):
+def test_what_would_make_it_another_sweep_is_refused_and_nothing_changes(seven, tmp_path, write_space):
     root = shutil.copytree(seven, tmp_path / "a")
     before = (root / "sweep.yaml").read_bytes()
     changed = write_space(tmp_path / "lr.yaml", base={"usl_lr": 0.01}, alpha=SEVEN)
@@ -120,17 +128,20 @@ def test_damaged_and_missing_files_are_survived(seven, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory):
-    """The directory of a sweep that was killed between two checkpoints, and the scores of an undisturbed run."""
+def broken(tmp_path_factory, few, no_figures):
+    """A copy of a sweep's directory in the fifth epoch, as a kill would leave it, and the scores at its end."""
     folder = tmp_path_factory.mktemp("broken")
-    undisturbed = alone(*STEPS, "--output", "undisturbed", cwd=folder)
+    gate, root = Gate(folder, step=18), folder / "runs" / "x"
+
+    def copy():
+        gate.wait()
+        shutil.copytree(root, folder / "killed")
+
+    arguments = [*flags({**few, **STEPS}), *gate.arguments, "--name", "x", "--set", "tune.checkpoint_seconds=0"]
+    with gate.meanwhile(copy):
+        undisturbed = alone(*arguments, cwd=folder)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    process = start(*STEPS, "--local", "--set", "tune.checkpoint_seconds=0", cwd=folder)
-    trial = folder / "runs" / "x" / "seed=0"
-    wait_for(lambda: (trial / "checkpoints" / "00000004.json").exists(), process)
-    process.kill()
-    process.wait()
-    return folder / "runs" / "x", scores(folder / "undisturbed" / "x", "seed=0")
+    return folder / "killed", scores(root, "seed=0")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".json"])

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+import raysweep
 from raysweep import space
 from raysweep.backends.ray.schedulers import EPOCH, make_scheduler, recall_evaluations
 from raysweep.results.events import Events, read_scalar
 from raysweep.results.store import Store
-from tests.support import PATIENCE
-from tests.support.cluster import wait_for
-from tests.support.commands import on_ray, result, start
+from tests.support.commands import on_shared_ray, result
+from tests.support.gate import Gate
+from tests.support.shared_ray import start_shared_ray
 from tests.support.trials import run, trial_of
 
 METRIC, NEUTRAL = "online/knn_val_accuracy", "pretrain/embedding_std"
@@ -179,28 +180,32 @@ def test_every_evaluation_is_reported_wherever_a_trial_leaves(tmp_path):
     assert [leg for leg in legs if isinstance(leg, int)] == [1, 2, 3, 4, 5], "each evaluation is reported once"
 
 
-SLOW = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--usl_epochs", "8", "--batch_size", "50"]
-BRIEF = ["--le_epochs", "1", "--images_every", "0", "--probe_every", "1", "--projector_images", "0"]
-
-
 @pytest.mark.slow
-def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path):
-    """With the real command. A smaller rate leaves a larger loss, so all trials but the first are stopped."""
-    tune = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "reduction_factor=2", "max_concurrent=1"]
-    options = [part for one in tune for part in ("--set", f"tune.{one}")]
-    process = start(
-        *(*SLOW, *BRIEF, *options, "--set", "usl_lr=[0.001,1e-5,1e-6]", "--name", "x"),
-        *("--set", "tune.checkpoint_seconds=0"),
-        cwd=tmp_path,
-    )
-    root = tmp_path / "runs" / "x"
+def test_a_resumed_asha_sweep_stops_what_the_uninterrupted_one_stops(tmp_path, few, no_figures):
+    """On Ray. A smaller rate leaves a larger loss, so all trials but the first are stopped."""
+    gate, root = Gate(tmp_path, step=9), tmp_path / "x"
+    base = {**few, "usl_type": "ae_single", "usl_epochs": 4, "le_epochs": 1, "probe_every": 1, "images_every": 0}
+    tune = {"scheduler": "asha", "metric": "pretrain/loss", "mode": "min", "reduction_factor": 2, "max_concurrent": 1}
+    space_of = {
+        "name": "x",
+        "base": {**base, "schedule": "gated", "gate": str(gate.file)},
+        "search": {"usl_lr": [0.001, 1e-5, 1e-6]},
+        "tune": tune,
+    }
+
+    def interrupt():
+        """Press Ctrl-C in the third epoch of the first trial."""
+        gate.wait()
+        signal.raise_signal(signal.SIGINT)  # the main thread handles it
+        gate.open_when_told(root)
+
+    start_shared_ray()
+    with gate.meanwhile(interrupt):
+        raysweep.run(space_of, output=tmp_path, plugins=[gate.plugin])
     first, *others = (f"usl_lr={rate},seed=0" for rate in ("0.001", "1e-05", "1e-06"))
-    wait_for(lambda: len(read_scalar(root / first, "pretrain/loss", 1)) >= 2, process)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert not (root / first / "result.json").exists()
-    resumed = on_ray("--resume", root, cwd=tmp_path)
+    assert len(read_scalar(root / first, "pretrain/loss", 1)) == 2
+    assert not list(root.glob("*/result.json"))
+    resumed = on_shared_ray("--resume", root, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((root / first / "attempt.json").read_text())["attempt"] == 2
     assert result(root, first)["status"] == "finished"

@@ -5,34 +5,41 @@ import json
 import shutil
 from statistics import mean
 
+import numpy as np
 import optuna
 import pytest
+import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
 from tests.support import ROOT
-from tests.support.commands import here, on_ray, result
+from tests.support.commands import here, on_shared_ray, result
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
-SPACE = """
-name: search
-base: {usl_epochs: 4, probe_every: 1, le_epochs: 2, usl_lr: 1e-3, projector_images: 0, images_every: 0}
-search:
-  alpha: {loguniform: [1e-3, 10]}
-  seed: {grid: [0, 1]}
-baseline: true
-tune: {scheduler: asha, reduction_factor: 2, searcher: optuna, num_samples: 4, max_concurrent: 1,
-  storage: "sqlite:///studies.db"}
-"""
+TUNE = {"scheduler": "asha", "reduction_factor": 2, "searcher": "optuna", "num_samples": 4, "max_concurrent": 1}
+SPACE = {
+    "name": "search",
+    "search": {"alpha": {"loguniform": [1e-3, 10]}, "seed": {"grid": [0, 1]}},
+    "baseline": True,
+    "tune": {**TUNE, "storage": "sqlite:///studies.db"},
+}
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def searched(tmp_path_factory, no_figures):
     """A small sweep, one trial at a time: its completed process, its directory, and its trials' results by name."""
     folder = tmp_path_factory.mktemp("search")
-    (folder / "space.yaml").write_text(SPACE)
-    process = on_ray("space.yaml", cwd=folder)
+    draws = np.random.default_rng(0)
+    for number in range(200):  # of noise, so that the classes differ by chance only, and some trials are stopped
+        place = folder / "noise" / ("test" if number < 20 else "train") / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (8, 8), dtype=np.uint8)).save(place / f"{number}.png")
+    base = {"dataset": f"folder:{folder}/noise", "image_size": 8, "batch_size": 60, "usl_epochs": 4, "probe_every": 1}
+    base |= {"le_epochs": 2, "usl_lr": 1e-3, "images_every": 0, "projector_images": 0}
+    (folder / "space.yaml").write_text(yaml.safe_dump({**SPACE, "base": base}))
+    process = on_shared_ray("space.yaml", cwd=folder)
     root = folder / "runs" / "search"
     return process, root, {path.parent.name: result(root, path.parent.name) for path in root.glob("*/result.json")}
 
@@ -122,7 +129,7 @@ def test_the_study_in_the_database_agrees_with_the_results(searched):
 
 def test_another_sweep_may_not_take_the_name_of_a_study(searched):
     _, root, _ = searched
-    process = on_ray("space.yaml", "--output", "other", cwd=root.parent.parent)
+    process = on_shared_ray("space.yaml", "--output", "other", cwd=root.parent.parent)
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert "already has a study 'search', which is not of this sweep; choose another name" in process.stderr
@@ -141,7 +148,7 @@ def test_a_resume_keeps_finished_stopped_and_proposed_and_goes_on(searched):
     report = here("raysweep", "report", root, cwd=ROOT)
     assert report.returncode == 1
     assert "3 of 10 trials have not finished" in report.stderr
-    process = on_ray("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
+    process = on_shared_ray("--resume", root, "--set", "tune.num_samples=5", cwd=root.parent)
     assert process.returncode == 0, process.stderr
     assert "12 trials (2 new), 7 finished before" in process.stdout
     assert {name: (root / name / "result.json").stat().st_mtime_ns for name in kept} == kept

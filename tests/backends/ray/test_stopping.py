@@ -7,59 +7,62 @@ import time
 
 import pytest
 
+from raysweep.results.checkpoints import load_checkpoint
 from tests.support import PATIENCE
-from tests.support.cluster import wait_for
-from tests.support.commands import STOPPING, alone, begun, here, on_ray, result, resume_command, scores, start
+from tests.support.commands import STOPPING, alone, flags, here, on_shared_ray, result, resume_command, scores, start
+from tests.support.gate import Gate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
-# 1,438 steps, 719 per epoch. A step takes at least 2 ms, and a trial looks for the mark every second. So a trial sees
-# a mark that is set when it begins before it can finish, and it saves in the middle of an epoch.
-SLOW = ["--usl_type", "simclr", "--usl_epochs", "2", "--batch_size", "2", "--le_epochs", "3", "--name", "long"]
+STEPS = 4  # in an epoch
 
 
-def interrupt(process, number, *options):
-    """Send SIGTERM, SIGHUP or SIGINT (Ctrl-C) in the middle of an epoch; the command must say how to resume."""
+@pytest.fixture(scope="module")
+def short(few):
+    """The arguments of a trial with 16 steps, 4 per epoch."""
+    settings = {**few, "usl_type": "simclr", "usl_epochs": 4, "le_epochs": 3, "probe_every": 0, "images_every": 0}
+    return [*flags(settings), "--name", "long"]
+
+
+def interrupt(process, gate, root, number, *options):
+    """Send SIGTERM or SIGINT (Ctrl-C) while a trial is held in the middle of an epoch.
+
+    The trial must save at once, and the command must say how to resume.
+    """
+    gate.wait(process)
     process.send_signal(number)
     if number == signal.SIGTERM:
         time.sleep(0.1)
         process.send_signal(number)  # a batch script that also received the signal passes it on
+    gate.open_when_told(root, process)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines() == [STOPPING, f"interrupted; resume with: {resume_command('runs/long', *options)}"]
 
 
-def test_signals_save_at_once_and_resume_gives_the_same_bits(tmp_path):
-    root = tmp_path / "runs" / "long"
-    trial = root / "seed=0"
-    for attempt, arguments, number in ((1, SLOW, signal.SIGTERM), (2, ["--resume", "runs/long"], signal.SIGINT)):
-        process = start(*arguments, cwd=tmp_path)
-        wait_for(lambda attempt=attempt: begun(trial, attempt), process)
-        interrupt(process, number)
-        assert list(trial.glob("checkpoints/*.json"))
-    completed = alone("--resume", "runs/long", cwd=tmp_path)
+def test_signals_save_at_once_and_resume_gives_the_same_bits(short, tmp_path):
+    root, resume, gate = tmp_path / "runs" / "long", ["--resume", "runs/long"], Gate(tmp_path, step=5)
+    for arguments, options, number, held in (
+        ([*short, *gate.arguments], [], signal.SIGTERM, 5),
+        (resume, [], signal.SIGINT, 9),
+        (resume, ["--local"], signal.SIGTERM, 14),
+    ):
+        gate.hold(held)
+        interrupt(start(*arguments, *options, cwd=tmp_path), gate, root, number, *options)
+        state = load_checkpoint(root / "seed=0")["state"]
+        assert (state["epoch"], state["step"]) == divmod(held + 1, STEPS)
+    completed = alone(*resume, cwd=tmp_path)
     assert completed.returncode == 0, completed.stderr
-    assert result(root, "seed=0")["attempts"] == 3
-    whole = alone(*SLOW, "--output", "undisturbed", cwd=tmp_path)
+    assert result(root, "seed=0")["attempts"] == 4
+    whole = alone(*short, "--output", "undisturbed", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     assert scores(root, "seed=0") == scores(tmp_path / "undisturbed" / "long", "seed=0")
 
 
-def test_sigterm_without_ray_does_the_same(tmp_path):
-    process = start(*SLOW, "--local", cwd=tmp_path)
-    trial = tmp_path / "runs" / "long" / "seed=0"
-    wait_for(lambda: begun(trial), process)
-    interrupt(process, signal.SIGTERM, "--local")
-    assert list(trial.glob("checkpoints/*.json"))
-    completed = alone("--resume", "runs/long", cwd=tmp_path)
-    assert completed.returncode == 0, completed.stderr
-    assert result(trial.parent, "seed=0")["attempts"] == 2
-
-
-def test_a_second_signal_stops_without_waiting(tmp_path):
-    process = start(*SLOW, "--local", cwd=tmp_path)
-    trial = tmp_path / "runs" / "long" / "seed=0"
-    wait_for(lambda: (trial / "attempt.json").exists(), process)
+def test_a_second_signal_stops_without_waiting(short, tmp_path):
+    gate = Gate(tmp_path, step=1)
+    process = start(*short, *gate.arguments, "--local", cwd=tmp_path)
+    gate.wait(process)
     process.send_signal(signal.SIGSTOP)  # both signals arrive before the process checks again
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
@@ -67,36 +70,35 @@ def test_a_second_signal_stops_without_waiting(tmp_path):
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.splitlines()[-1] == f"interrupted; resume with: {resume_command('runs/long', '--local')}"
-    assert not list(trial.glob("checkpoints/*.json"))
+    assert not list(tmp_path.glob("runs/long/seed=0/checkpoints/*.json"))
 
 
-@pytest.mark.parametrize("run", [on_ray, alone])
-def test_a_time_budget_ends_the_sweep_and_a_resume_goes_on(tmp_path, run):
-    completed = run(*SLOW, "--set", "tune.time_budget=1", "--set", "seed=[0,1,2,3]", cwd=tmp_path)
+@pytest.mark.parametrize("run", [on_shared_ray, alone])
+def test_a_time_budget_ends_the_sweep_and_a_resume_goes_on(short, tmp_path, run):
+    gate, root = Gate(tmp_path, step=1), tmp_path / "runs" / "long"
+
+    def open_after_the_budget():
+        if run is on_shared_ray:
+            gate.open_when_told(root)
+        else:  # the process that runs the trial looks at the clock after its next step
+            gate.wait()
+            time.sleep(1)
+
+    with gate.meanwhile(open_after_the_budget):
+        completed = run(*short, *gate.arguments, "--set", "tune.time_budget=1", "--set", "seed=[0,1,2,3]", cwd=tmp_path)
     assert completed.returncode == 1
     first, last = completed.stderr.splitlines()
     assert first == "the time budget of 1 s is used up"
     assert last.startswith("4 of 4 trials have not finished; resume with: ")
     assert last.endswith("run_sweep.py --resume runs/long")
-    assert not list((tmp_path / "runs" / "long").glob("*/result.json"))
+    assert not list(root.glob("*/result.json"))
     assert "Trial" not in completed.stdout, "Tune prints nothing"
 
 
-def test_collapsed_trials_are_rows_of_their_own_and_not_run_again(tmp_path):
-    rule = ["--set", "tune.collapse_stop=2", "--set", "tune.collapse_rankme=1000", "--probe_every", "1"]
-    settings = [
-        "--usl_type",
-        "simclr",
-        "--usl_epochs",
-        "5",
-        "--le_epochs",
-        "2",
-        "--name",
-        "x",
-        "--set",
-        "baseline=true",
-    ]
-    completed = alone(*settings, *rule, cwd=tmp_path)
+def test_collapsed_trials_are_rows_of_their_own_and_not_run_again(few, tmp_path):
+    rule = ["--set", "tune.collapse_stop=2", "--set", "tune.collapse_rankme=1000"]
+    settings = {**few, "usl_type": "simclr", "usl_epochs": 4, "le_epochs": 2, "probe_every": 1, "images_every": 0}
+    completed = alone(*flags(settings), *rule, "--name", "x", "--set", "baseline=true", cwd=tmp_path)
     root = tmp_path / "runs" / "x"
     assert completed.returncode == 0, completed.stderr
     assert "seed=0  the embedding collapsed" in completed.stdout

@@ -1,13 +1,11 @@
 """`raysweep.trainable` in Tuners that a user makes, on one Ray that all tests share."""
 
 import itertools
-import logging
 import math
 from pathlib import Path
 
 import pandas
 import pytest
-import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
@@ -22,23 +20,24 @@ from raysweep.results.checkpoints import load_plain
 from raysweep.training.compute import resident
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
+from tests.support.shared_ray import start_shared_ray
 
 BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1}
 METRIC = "online/knn_val_accuracy"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def base(few):
+    """The settings of a short trial."""
+    return {**few, **BASE, "images_every": 0, "projector_images": 0}
 
 
 def fit(folder, space, callbacks=(), **options):
-    """Run a Tuner of the user, and return its ResultGrid."""
+    """Run a Tuner of the user on the Ray that tests share, and return its ResultGrid."""
+    start_shared_ray()
     tuner = tune.Tuner(
         raysweep.trainable,
-        param_space={**BASE, **space},
+        param_space=space,
         tune_config=tune.TuneConfig(mode="max", reuse_actors=True, **{"metric": METRIC, **options}),
         run_config=tune.RunConfig(name="mine", storage_path=str(folder), verbose=0, callbacks=list(callbacks)),
     )
@@ -51,7 +50,7 @@ def states(path):
     return [load_plain(file) for file in files]
 
 
-def test_the_trainable_reports_every_metric_each_epoch_to_tune_and_to_trackers(tmp_path):
+def test_the_trainable_reports_every_metric_each_epoch_to_tune_and_to_trackers(tmp_path, base):
     callbacks = []
     try:
         import mlflow
@@ -63,7 +62,7 @@ def test_the_trainable_reports_every_metric_each_epoch_to_tune_and_to_trackers(t
         callbacks.append(MLflowLoggerCallback(tracking_uri=place, experiment_name="mine"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-        grid = fit(tmp_path, {"strength": tune.grid_search([0.0, 1.0])}, callbacks)
+        grid = fit(tmp_path, {**base, "strength": tune.grid_search([0.0, 1.0])}, callbacks)
         assert not grid.errors
         table = grid.get_dataframe()
         if mlflow is not None:
@@ -71,7 +70,7 @@ def test_the_trainable_reports_every_metric_each_epoch_to_tune_and_to_trackers(t
             assert sorted(run.data.metrics["linear/test_accuracy"] for run in runs) == sorted(
                 table["linear/test_accuracy"]
             )
-    alone = raysweep.run({"base": BASE, "search": {"strength": [0, 1]}}, output=tmp_path / "runs", local=True).frame()
+    alone = raysweep.run({"base": base, "search": {"strength": [0, 1]}}, output=tmp_path / "runs", local=True).frame()
     for name in ("linear/test_accuracy", "knn/test_accuracy", "kmeans/nmi", "pretrain/loss", METRIC):
         mine = dict(zip(table["config/strength"], table[name]))
         assert mine == dict(zip(alone["strength"], alone[name])), name
@@ -82,22 +81,22 @@ def test_the_trainable_reports_every_metric_each_epoch_to_tune_and_to_trackers(t
         assert log[METRIC].notna().all()
         assert [math.isnan(value) for value in log["linear/test_accuracy"]] == [True, True, False]
         with result.checkpoint.as_directory() as directory:
-            assert load(Path(directory))(torch.rand(2, 1, 8, 8)).shape == (2, 512)
+            assert load(Path(directory))(torch.rand(2, 3, 8, 8)).shape == (2, 512)
 
 
 def experiments(mlflow, place):
     return [each.experiment_id for each in mlflow.tracking.MlflowClient(place).search_experiments()]
 
 
-def test_asha_stops_a_trainable_between_epochs(tmp_path):
+def test_asha_stops_a_trainable_between_epochs(tmp_path, base):
     asha = ASHAScheduler(grace_period=1, max_t=10, reduction_factor=2)
-    grid = fit(tmp_path, {"usl_epochs": 3, "seed": tune.grid_search([0, 1, 2, 3])}, scheduler=asha)
+    grid = fit(tmp_path, {**base, "usl_epochs": 3, "seed": tune.grid_search([0, 1, 2, 3])}, scheduler=asha)
     assert not grid.errors
     epochs = sorted(grid.get_dataframe()["epoch"])
     assert epochs[0] < 3 == epochs[-1]
 
 
-def test_a_trainable_that_pbt_perturbs_continues_from_the_checkpoint_of_its_donor(tmp_path):
+def test_a_trainable_that_pbt_perturbs_continues_from_the_checkpoint_of_its_donor(tmp_path, base):
     pbt = PopulationBasedTraining(
         time_attr="training_iteration",
         perturbation_interval=2,
@@ -106,7 +105,7 @@ def test_a_trainable_that_pbt_perturbs_continues_from_the_checkpoint_of_its_dono
         hyperparam_mutations={"usl_lr": tune.loguniform(1e-4, 1e-2), "strength": tune.uniform(0.1, 1)},
         synch=True,
     )
-    space = {"usl_epochs": 4, "usl_lr": tune.grid_search([1e-6, 1e-3]), "strength": 0.5}
+    space = {**base, "usl_epochs": 4, "usl_lr": tune.grid_search([1e-6, 1e-3]), "strength": 0.5}
     grid = fit(tmp_path, space, scheduler=pbt)
     assert not grid.errors
     histories = [states(result.path) for result in grid]
@@ -142,9 +141,9 @@ def same_weights(one, other):
     return all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_optuna_searches_over_the_last_score_of_a_trainable(tmp_path):
+def test_optuna_searches_over_the_last_score_of_a_trainable(tmp_path, base):
     optuna = pytest.importorskip("ray.tune.search.optuna")
-    space = {"usl_epochs": 1, "strength": tune.uniform(0, 1), "probe_every": 0}
+    space = {**base, "usl_epochs": 1, "strength": tune.uniform(0, 1), "probe_every": 0}
     grid = fit(tmp_path, space, search_alg=optuna.OptunaSearch(seed=0), num_samples=3, metric="linear/val_accuracy")
     assert not grid.errors
     assert len(set(grid.get_dataframe()["config/strength"])) == 3
@@ -152,14 +151,14 @@ def test_optuna_searches_over_the_last_score_of_a_trainable(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:hpbandster")
-def test_bohb_pauses_a_trainable_and_continues_it(tmp_path):
+def test_bohb_pauses_a_trainable_and_continues_it(tmp_path, base):
     pytest.importorskip("ConfigSpace")
     pytest.importorskip("hpbandster")
     from ray.tune.schedulers import HyperBandForBOHB
     from ray.tune.search.bohb import TuneBOHB
 
     scheduler = HyperBandForBOHB(time_attr="training_iteration", max_t=4, reduction_factor=2)
-    space = {"usl_epochs": 3, "strength": tune.uniform(0, 1)}
+    space = {**base, "usl_epochs": 3, "strength": tune.uniform(0, 1)}
     grid = fit(tmp_path, space, scheduler=scheduler, search_alg=TuneBOHB(seed=0), num_samples=3)
     assert not grid.errors
     for result in grid:
@@ -183,7 +182,7 @@ def test_a_faulty_setting_of_a_trainable_is_one_line(config, message):
 
 
 def test_a_faulty_trainable_says_so_in_the_result_grid(tmp_path):
-    grid = fit(tmp_path, {"alpah": 1})
+    grid = fit(tmp_path, {**BASE, "alpah": 1})
     assert "InputError: trainable: unknown key 'alpah', did you mean 'alpha'" in str(grid.errors[0])
 
 

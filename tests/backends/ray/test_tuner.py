@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from raysweep import space
 from raysweep.backends.display import ProgressDisplay
-from raysweep.backends.ray import capacity, cluster, tuner
+from raysweep.backends.ray import capacity, tuner
 from raysweep.backends.ray.callbacks import Stop, Watch
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.schedulers import EPOCH, make_scheduler
@@ -26,6 +25,7 @@ from raysweep.results.store import Store
 from raysweep.system.terminal import make_console
 from tests.support import PATIENCE
 from tests.support.copies import place_in_memory
+from tests.support.shared_ray import start_shared_ray
 
 METRIC, NEUTRAL = "online/knn_val_accuracy", "pretrain/embedding_std"
 BASE = {"usl_epochs": 8, "probe_every": 2}  # evaluations after epochs 2, 4, 6 and 8
@@ -35,9 +35,7 @@ IMAGES = 90_000  # 32×32 RGB: 264 MiB
 
 @pytest.fixture(scope="module")
 def started():
-    cluster.connect(None, space.Resources())
-    yield
-    ray.shutdown()
+    start_shared_ray()
 
 
 def curve(config, folder):
