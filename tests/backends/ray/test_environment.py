@@ -1,5 +1,6 @@
 """The working directory and the environment must not influence the workers. Real commands on a real Ray."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,22 +8,30 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support import PATIENCE, ROOT
-from tests.support.cluster import descendants, wait_for
-from tests.support.commands import result, resume_command, start
+from tests.support.cluster import descendants
+from tests.support.commands import flags, on_ray, result, resume_command, start
+from tests.support.gate import Gate
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--usl_type", "simclr", "--usl_epochs", "1", "--le_epochs", "1", "--name", "x"]
 NAMES = ["statistics", "html", "numpy", "scipy", "sklearn", "PIL", "rich", "torch", "yaml", "raysweep", "ray"]
 
 
-def test_files_of_the_user_and_uv_run_do_not_reach_the_workers(tmp_path):
+@pytest.fixture(scope="module")
+def quick(few):
+    """The settings of a short trial."""
+    return {**few, "usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0}
+
+
+def test_files_of_the_user_and_uv_run_do_not_reach_the_workers(tmp_path, quick):
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text("raise ImportError('this file belongs to the user')\n")
+    command = [sys.executable, ROOT / "run_sweep.py", *flags(quick), "--name", "x"]
     completed = subprocess.run(
-        [sys.executable, "-m", "uv", "run", "--offline", "--no-project", sys.executable, ROOT / "run_sweep.py", *QUICK],
+        [sys.executable, "-m", "uv", "run", "--offline", "--no-project", *command],
         cwd=tmp_path,
         env={**os.environ, "PYTHONSAFEPATH": "1"},  # only for `-m uv`; the workers' safety does not depend on it
         capture_output=True,
@@ -36,13 +45,37 @@ def test_files_of_the_user_and_uv_run_do_not_reach_the_workers(tmp_path):
 
 
 IN_WORKERS = "import sys\nif any('default_worker' in word for word in sys.orig_argv):\n    "
+WAITING_FOR_THE_LOG = """
+import os, sys, threading, time
+from pathlib import Path
+from raysweep import cli
+from raysweep.backends.ray import cluster, health
+
+def wait():
+    while not (session := cluster.own_session()) or not any(
+        'licence' in path.read_text(errors='replace') for path in session.glob('logs/*.err')
+    ):
+        time.sleep(0.1)
+    health.START_SECONDS = 1.0
+
+threading.Thread(target=wait, daemon=True).start()
+sys.exit(cli.main())
+"""
+"""The command, which says after 1 s that no worker has started if a worker has failed, and after 45 s otherwise."""
 
 
-def test_workers_that_never_start_are_reported_with_what_ray_says(tmp_path):
+def test_workers_that_never_start_are_reported_with_what_ray_says(tmp_path, quick):
     (tmp_path / "sitecustomize.py").write_text(f"{IN_WORKERS}sys.exit('this worker has no licence')\n")
-    process = start(*QUICK, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING_FOR_THE_LOG, "sweep", *flags(quick)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     printed = []
-    while "no worker has started" not in "".join(printed):
+    while "no worker has started for 1 s" not in "".join(printed):
         line = process.stdout.readline()
         assert line, process.communicate()
         printed.append(line)
@@ -50,47 +83,78 @@ def test_workers_that_never_start_are_reported_with_what_ray_says(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == f"interrupted; resume with: {resume_command('runs/x')}"
+    assert err.splitlines()[-1].startswith("interrupted; resume with: ")
 
 
-def test_an_import_that_fails_in_a_worker_is_reported_as_that(tmp_path):
+def test_an_import_that_fails_in_a_worker_is_reported_as_that(tmp_path, quick):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "threadpoolctl.py").write_text("raise ImportError('the wrong threadpoolctl')\n")
     (tmp_path / "sitecustomize.py").write_text(f"{IN_WORKERS}sys.path.insert(0, {str(tmp_path / 'bad')!r})\n")
-    process = start(*QUICK, "--set", "tune.max_failures=0", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert err.splitlines() == ["failed: seed=0: ImportError: the wrong threadpoolctl"]
+    completed = on_ray(
+        *flags(quick), "--name", "x", "--set", "tune.max_failures=0", cwd=tmp_path, PYTHONPATH=str(tmp_path)
+    )
+    assert completed.returncode == 1
+    assert completed.stderr.splitlines() == ["failed: seed=0: ImportError: the wrong threadpoolctl"]
 
 
-def test_the_death_of_rays_head_process_leaves_checkpoints(tmp_path):
-    long = ["--usl_type", "simclr", "--usl_epochs", "400", "--batch_size", "2", "--name", "x"]
-    process = start(*long, cwd=tmp_path)
-    trial = tmp_path / "runs" / "x" / "seed=0"
-    wait_for(lambda: (trial / "attempt.json").exists(), process)
+def test_the_death_of_rays_head_process_leaves_checkpoints(tmp_path, quick):
+    gate = Gate(tmp_path, step=2)
+    process = start(*flags(quick | {"usl_epochs": 1000}), *gate.arguments, "--name", "x", cwd=tmp_path)
+    gate.wait(process)
     (head,) = [pid for pid, name in descendants(process.pid).items() if name == "gcs_server"]
     os.kill(head, signal.SIGKILL)
+    root = tmp_path / "runs" / "x"
+    gate.open_when_told(root, process)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert err.splitlines() == [
         "Ray's head process has died: trials are saving checkpoints",
         f"the sweep broke off: Ray's head process has died; resume with: {resume_command('runs/x')}",
     ]
-    assert list(trial.glob("checkpoints/*.json"))
+    assert list(root.glob("seed=0/checkpoints/*.json"))
 
 
-def test_a_running_trial_that_ray_ends_for_want_of_memory_costs_that_trial_alone(tmp_path):
+HOARDING = """
+import time
+import raysweep
+
+@raysweep.schedule
+def hoarding(step, steps, epoch_steps):
+    hoard = []
+    while 0 < step < steps - 1 and len(hoard) < 100:
+        hoard.append(bytearray(2**27))
+        time.sleep(0.05)
+    return 1.0
+"""
+
+
+def test_a_running_trial_that_ray_ends_for_want_of_memory_costs_that_trial_alone(tmp_path, quick):
+    """Ray ends the process that began last. Here this is the one that takes the memory, because it is the third."""
+    gate, root = Gate(tmp_path, step=2), tmp_path / "runs" / "x"
+    (tmp_path / "hoarding.py").write_text(HOARDING)
+    space = {
+        "name": "x",
+        "plugins": [gate.plugin, "hoarding.py"],
+        "base": {**quick, "gate": str(gate.file)},
+        "search": [{"schedule": "gated", "seed": [0, 1]}, {"schedule": "hoarding", "seed": [2]}],
+        "tune": {"max_failures": 0, "max_concurrent": 2},
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    first, killed, hoarder = "schedule=gated,seed=0", "schedule=gated,seed=1", "schedule=hoarding,seed=2"
+
+    def act():
+        gate.wait(trials=2)
+        os.kill(json.loads((root / killed / "attempt.json").read_text())["pid"], signal.SIGKILL)
+        gate.until((root / hoarder / "result.json").exists)
+
     memory = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
     total, available = int(memory["MemTotal:"]), int(memory["MemAvailable:"])
-    process = start(
-        *("--usl_type", "simclr", "--usl_epochs", "2", "--le_epochs", "1", "--batch_size", "25", "--name", "x"),
-        *("--set", "embedding_dim=[64, 1000000]", "--set", "tune.max_failures=0", "--probe_every", "0"),
-        cwd=tmp_path,
-        # The wide head takes about 8 GB for its weights, their gradients and Adam's two averages.
-        RAY_memory_usage_threshold=str((total - available + 5 * 2**20) / total),
-    )
-    _, err = process.communicate(timeout=PATIENCE)
-    wide = "embedding_dim=1000000,seed=0"
-    assert err.splitlines() == [f"failed: {wide}: out of memory: Ray ended its process as its node ran low on memory"]
-    assert process.returncode == 1
-    assert result(tmp_path / "runs" / "x", "embedding_dim=64,seed=0")["status"] == "finished"
+    threshold = (total - available + 5 * 2**20) / total  # 5 GiB more than now
+    with gate.meanwhile(act):
+        completed = on_ray("space.yaml", cwd=tmp_path, RAY_memory_usage_threshold=str(threshold))
+    assert completed.returncode == 1
+    assert completed.stderr.splitlines() == [
+        f"failed: {killed}: its process died (killed, out of memory, or its node was lost)",
+        f"failed: {hoarder}: out of memory: Ray ended its process as its node ran low on memory",
+    ]
+    assert result(root, first)["status"] == "finished"

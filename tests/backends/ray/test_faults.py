@@ -3,19 +3,29 @@
 import os
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import PATIENCE
-from tests.support.cluster import wait_for
-from tests.support.commands import alone, on_ray, result, resume_command, scores, start
+from tests.support.commands import alone, flags, on_shared_ray, result, resume_command, scores, start
+from tests.support.gate import Gate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
-BRIEF = ["--le_epochs", "3", "--probe_every", "0", "--images_every", "0", "--projector_images", "0"]
-STEPS = [*BRIEF, "--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"]
+
+@pytest.fixture(scope="module")
+def brief(few):
+    """The arguments of short trials."""
+    settings = {**few, "le_epochs": 3, "probe_every": 0, "images_every": 0, "projector_images": 0}
+    return [*flags(settings), "--set", "tune.max_failures=1"]
+
+
+@pytest.fixture(scope="module")
+def steps(brief):
+    """The arguments of a trial with 12 steps, and a checkpoint after each step."""
+    return [*brief, "--usl_epochs=3", "--set", "tune.checkpoint_seconds=0", "--name", "x"]
 
 
 @contextmanager
@@ -47,23 +57,18 @@ def fill(folder):
             return path
 
 
-def checkpoints(trial):
-    return sorted(path.name for path in trial.glob("checkpoints/*"))
-
-
 def lines(text):
     """Return the lines of the output, and check that there is no traceback."""
     assert "Traceback" not in text
     return text.splitlines()
 
 
-def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path):
+def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path, brief):
     with small(tmp_path / "disk", 48):
-        completed = on_ray(
-            *BRIEF,
+        completed = on_shared_ray(
+            *brief,
             *("--usl_epochs", "1", "--usl_type", "simclr", "--output", "disk", "--name", "x"),
-            *("--set", "embedding_dim=[64, 20000, 1000000000000]"),
-            *("--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=1"),
+            *("--set", "embedding_dim=[64, 20000, 1000000000000]", "--set", "tune.checkpoint_seconds=0"),
             cwd=tmp_path,
         )
         root = tmp_path / "disk" / "x"
@@ -78,73 +83,63 @@ def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, steps):
     """The scores of a trial without any fault."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    completed = alone(*STEPS, "--name", "x", cwd=folder)
+    completed = alone(*steps, cwd=folder)
     assert completed.returncode == 0, completed.stderr
     return scores(folder / "runs" / "x", "seed=0")
 
 
-@pytest.mark.parametrize(("disk_fault", "where"), [("full", []), ("read-only", ["--local"])])
+def finish(root, undisturbed):
+    """Resume the sweep; its trial must end as the undisturbed one."""
+    completed = alone("--resume", root, cwd=root.parent)
+    assert completed.returncode == 0, completed.stderr
+    assert result(root, "seed=0")["attempts"] > 1
+    assert scores(root, "seed=0") == undisturbed
+
+
+@pytest.mark.parametrize(("disk_fault", "run"), [("full", on_shared_ray), ("read-only", alone)])
 def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finished_later(
-    undisturbed, tmp_path, disk_fault, where
+    undisturbed, steps, tmp_path, disk_fault, run
 ):
-    disk = tmp_path / "disk"
-    with small(disk, 64):
-        process = start(*STEPS, *where, "--output", "disk", "--name", "x", cwd=tmp_path)
-        root = disk / "x"
-        wait_for(lambda: len(list(root.glob("seed=0/checkpoints/*.json"))) == 2, process)
+    disk, gate = tmp_path / "disk", Gate(tmp_path, step=6)
+    root, faults = disk / "x", ExitStack()
+
+    def break_disk():
+        gate.wait()
         if disk_fault == "full":
-            fault, words = None, "disk full: No space left on device"
-            filler = fill(disk)
+            faults.callback(fill(disk).unlink)
         else:
-            fault, words = mounted(root, "--bind", "-o", "ro", str(root)), "OSError: Read-only file system"
-            fault.__enter__()
-        try:
-            out, err = process.communicate(timeout=PATIENCE)
-            assert checkpoints(root / "seed=0")
-        finally:
-            filler.unlink() if fault is None else fault.__exit__(None, None, None)
-        assert process.returncode == 1, err
-        assert f"seed=0  FAILED: {words}" in out
-        messages = lines(err)
+            faults.enter_context(mounted(root, "--bind", "-o", "ro", str(root)))
+
+    with small(disk, 64):
+        with faults, gate.meanwhile(break_disk):
+            completed = run(*steps, *gate.arguments, "--output", "disk", cwd=tmp_path)
+        words = "disk full: No space left on device" if disk_fault == "full" else "OSError: Read-only file system"
+        assert list(root.glob("seed=0/checkpoints/*.json"))
+        assert completed.returncode == 1, completed.stderr
+        assert f"seed=0  FAILED: {words}" in completed.stdout
+        messages = lines(completed.stderr)
         assert any(line.startswith("warning: seed=0: the end of the trial cannot be recorded: ") for line in messages)
         assert messages[-1].startswith(f"the report cannot be written: {words}: ")
         assert len(messages) == 2
         assert not (root / "seed=0" / "result.json").exists()
-
-        completed = alone("--resume", "disk/x", cwd=tmp_path)
-        assert completed.returncode == 0, completed.stderr
-        assert scores(root, "seed=0") == undisturbed
+        finish(root, undisturbed)
 
 
-def test_a_full_directory_of_ray_breaks_the_sweep_off_and_it_is_finished_later(undisturbed, tmp_path):
+def test_a_full_directory_of_ray_breaks_the_sweep_off_and_it_is_finished_later(undisturbed, steps, tmp_path):
     ray_directory = Path(tempfile.mkdtemp(prefix="full-", dir="/tmp"))  # Ray needs a short path
+    gate = Gate(tmp_path, step=6)
     with small(ray_directory, 300):
-        process = start(*STEPS, "--name", "x", cwd=tmp_path, RAY_TMPDIR=str(ray_directory))
-        root = tmp_path / "runs" / "x"
-        wait_for(lambda: list(root.glob("seed=0/checkpoints/*.json")), process)
-        fill(ray_directory)
+        process = start(*steps, *gate.arguments, cwd=tmp_path, RAY_TMPDIR=str(ray_directory))
+        gate.wait(process)
+        fill(ray_directory)  # the trial is held until Tune writes there next, which ends the sweep
         _, err = process.communicate(timeout=PATIENCE)
+    gate.open()
     ray_directory.rmdir()
     assert process.returncode == 1, err
     (message,) = [line for line in lines(err) if line.startswith("the sweep broke off: ")]  # Ray adds its own lines
     assert message.startswith("the sweep broke off: disk full: No space left on device")
     assert message.endswith(f"resume with: {resume_command('runs/x')}")
-    completed = alone("--resume", "runs/x", cwd=tmp_path)
-    assert completed.returncode == 0, completed.stderr
-    assert scores(root, "seed=0") == undisturbed
-
-
-def test_a_trial_that_ray_ends_for_want_of_memory_says_so(tmp_path):
-    completed = on_ray(
-        *BRIEF,
-        *("--usl_epochs", "6", "--set", "tune.checkpoint_seconds=0", "--set", "tune.max_failures=0", "--name", "x"),
-        cwd=tmp_path,
-        RAY_memory_usage_threshold="0.001",  # any memory use is too much
-    )
-    assert completed.returncode == 1
-    failed = result(tmp_path / "runs" / "x", "seed=0")
-    assert failed["error"] == "out of memory: Ray ended its process as its node ran low on memory"
-    assert lines(completed.stderr) == [f"failed: seed=0: {failed['error']}"]
+    finish(tmp_path / "runs" / "x", undisturbed)
