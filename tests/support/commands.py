@@ -9,9 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import pytest
 
@@ -71,6 +72,20 @@ def flags(settings):
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
+@contextmanager
+def bounded():
+    """Press Ctrl-C twice if the block takes too long, so that a command that hangs fails its test."""
+    timers = [threading.Timer(PATIENCE + later, os.kill, (os.getpid(), signal.SIGINT)) for later in (0, 10)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
 def on_shared_ray(*arguments, cwd, **environment):
     """Run the real command in this process on the Ray that tests share, which has two CPUs.
 
@@ -79,7 +94,7 @@ def on_shared_ray(*arguments, cwd, **environment):
     workers of its trials, but not Ray's own processes.
     """
     start_shared_ray()
-    with session():
+    with session(), bounded():
         return here("run_sweep.py", *arguments, cwd=cwd, **environment)
 
 
@@ -91,7 +106,7 @@ def on_ray(*arguments, cwd, **environment):
     another 4 s of a core.
     """
     end_shared_ray()
-    with session():
+    with session(), bounded():
         return here("run_sweep.py", *arguments, cwd=cwd, **environment)
 
 

@@ -2,8 +2,9 @@
 
 A new Python process takes 4 s of a core to import what a sweep needs. Here a server process imports it once, and each
 program runs in a fork of the server. A fork is a process like any other: it has its own environment, working directory,
-output and session, it can be killed, and it ends as the interpreter ends. Only the start of the interpreter and the
-imports are not tested, so some tests start a program with `subprocess`.
+output and session, it can be killed, and it ends as the interpreter ends. The start of the interpreter and the imports
+are not tested, so some tests start a program with `subprocess`. Variables that Python or a library reads at its start,
+such as `PYTHONHASHSEED` and `OMP_NUM_THREADS`, have no effect in a fork.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import cache
 from importlib import import_module
 
 from tests.support import PATIENCE, ROOT
@@ -155,21 +155,32 @@ class Server:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def lives(self):
+        return self._process.poll() is None
+
     def end(self):
+        self._socket.shutdown(socket.SHUT_RDWR)  # also if a fork of this process holds a copy of the socket
         self._socket.close()
-        self._process.wait()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def encoding_of(environment):
     return environment.get("PYTHONIOENCODING") or "utf-8"
 
 
-@cache
+_servers = []
+
+
 def server():
-    """Return the server of this test process, which starts at the first call."""
-    started = Server()
-    atexit.register(started.end)
-    return started
+    """Return the server of this test process, which starts at the first call, and again if it has ended."""
+    if not _servers or not _servers[-1].lives():
+        _servers.append(Server())
+        atexit.register(_servers[-1].end)
+    return _servers[-1]
 
 
 def start(*arguments, **options):

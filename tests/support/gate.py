@@ -39,7 +39,7 @@ class Gate:
 
     def wait(self, process=None, trials=1):
         """Wait until this number of trials is held, and return the ids of their processes; see `until`."""
-        return self.until(lambda: held if len(held := self._held()) >= trials else None, process)
+        return self.until(lambda: held if len(held := self.held()) >= trials else None, process)
 
     def until(self, condition, process=None):
         """Wait until `condition()` returns a true value, and return it. Fail if the command ends before.
@@ -50,7 +50,7 @@ class Gate:
         while not (value := condition()):
             assert process is None or process.poll() is None, process.communicate()
             assert not self.is_over, "the command has ended before"
-            assert time.monotonic() < end
+            assert time.monotonic() < end, f"nothing happened for {PATIENCE} s; held: {self.held()}"
             time.sleep(0.05)
         return value
 
@@ -69,10 +69,10 @@ class Gate:
             os.kill(pid, signal.SIGKILL)
             self.file.with_name(f"{self.file.name}.{pid}").unlink()
 
-    def _held(self):
+    def held(self):
         """Return the ids of the living processes whose trials are held."""
-        pids = [path.suffix[1:] for path in self.file.parent.glob(f"{self.file.name}.*")]
-        return [int(pid) for pid in pids if Path("/proc", pid).exists()]
+        pids = [int(path.suffix[1:]) for path in self.file.parent.glob(f"{self.file.name}.*")]
+        return [pid for pid in pids if lives(pid)]
 
     @contextmanager
     def meanwhile(self, act):
@@ -94,3 +94,12 @@ class Gate:
             finally:
                 self.is_over = True
         ending.result()
+
+
+def lives(pid):
+    """Return whether a process exists and has not ended. A process that has ended exists until its parent asks."""
+    try:
+        status = Path("/proc", str(pid), "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

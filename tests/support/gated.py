@@ -7,6 +7,9 @@ from typing import Annotated
 
 import raysweep
 
+LONGEST = 900.0
+"""Longest time in seconds that a trial waits. It is longer than any test waits for something."""
+
 
 @raysweep.schedule(reads_total=False)
 def gated(
@@ -17,8 +20,10 @@ def gated(
     gate: Annotated[str, "File with the number of the step before which trials wait; without it they do not."] = "gate",
 ) -> float:
     """Return the constant factor 1. A trial that waits creates a file whose name ends with its process id."""
-    note = Path(f"{gate}.{os.getpid()}")
+    note, end = Path(f"{gate}.{os.getpid()}"), time.monotonic() + LONGEST
     while read(Path(gate)) == str(step):
+        if time.monotonic() > end:  # the test has failed and left its trials behind
+            raise TimeoutError(f"nobody opened the gate for {LONGEST} s")
         if not note.exists():
             note.touch()
         time.sleep(0.02)

@@ -191,6 +191,7 @@ def test_a_signal_before_the_first_trial_gives_one_line(tmp_path, number, later)
         [sys.executable, PROGRAM, *LONG], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while not has_signal(process.pid, "SigCgt", signal.SIGTERM):
+        assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     time.sleep(later)
     process.send_signal(number)

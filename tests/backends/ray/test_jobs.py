@@ -160,3 +160,5 @@ def test_who_has_no_token_cannot_submit(cluster):
     for token in ("", "0" * 64):
         with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error 40[13]"):
             cluster.ask("", {"entrypoint": "true"}, token)
+        with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error 40[13]"):
+            cluster.ask("", token=token)

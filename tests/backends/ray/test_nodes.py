@@ -21,7 +21,9 @@ from tests.support.copies import place_in_memory
 from tests.support.gate import Gate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+NODE = ["--num-cpus=3", "--num-gpus=1"]  # cores for three trials, so that half a GPU decides that two run
 BRIEF = {"le_epochs": 1, "images_every": 0, "projector_images": 0}
+LARGE = ["--num-cpus=1", "--num-gpus=2"]  # the only nodes for trials with two GPUs
 NO_CUDA = "resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU"
 WAITING = "no node that is up has room for a trial: waiting until one joins\n"
 LOST = "its process died (killed, out of memory, or its node was lost)"
@@ -48,23 +50,32 @@ def server():
 
 @pytest.fixture(scope="module")
 def ray(folder, server):
-    """A cluster of one node with two cores and a logical GPU; tests may join more nodes."""
+    """A cluster of one node with three cores and a logical GPU; tests may join more nodes."""
     credentials = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     environment = {**credentials, "AWS_ENDPOINT_URL": server, "RAYSWEEP_CACHE": str(folder / "private" / "cache")}
-    with cluster(folder, "--num-cpus=2", "--num-gpus=1", **environment) as one:
+    with cluster(folder, *NODE, **environment) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def second(ray, folder):
-    """A second node like the first, with a different disk at `folder/private`."""
+    """A second node like the first, with a different disk at `folder/private` if this machine allows it."""
     mount = f'mount -t tmpfs tmpfs "{folder}/private" && exec "$@"'
     within = ["unshare", "--mount", "sh", "-c", mount, "sh"]
     try:
         subprocess.run([*within, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
+        within = []
+    node = ray.join(*NODE, within=within)
+    node.has_own_disk = bool(within)
+    return node
+
+
+@pytest.fixture(scope="module")
+def own_disk(second):
+    """Skip a test if the second node has the disk of the first."""
+    if not second.has_own_disk:
         pytest.skip("needs to mount a file system for a process alone (unshare --mount)")
-    return ray.join("--num-cpus=2", "--num-gpus=1", within=within)
 
 
 def start(ray, *arguments, cwd, **environment):
@@ -132,7 +143,7 @@ def met(evaluation):
 
 
 @pytest.fixture(scope="module")
-def halves(ray, second, server, folder, tmp_path_factory):
+def halves(ray, own_disk, server, folder, tmp_path_factory):
     """A sweep whose trials take half a GPU each, on both nodes; its results go to a bucket.
 
     Returns:
@@ -225,7 +236,7 @@ assert {result.status for member in outcome.report.members for result in member.
 
 
 @pytest.fixture(scope="module")
-def program(ray, second, folder, few, tmp_path_factory):
+def program(ray, own_disk, folder, few, tmp_path_factory):
     """A program that runs sweeps on both nodes: its completed process, and the notes of its part."""
     directory = tmp_path_factory.mktemp("program")
     (directory / "notes").mkdir()
@@ -275,7 +286,8 @@ def kill(pids):
 def test_a_trial_on_two_nodes_survives_its_processes_and_another_is_stopped(ray, second, tmp_path):
     """The process of a trial is killed before it has workers, then Ray Train's controller, then a worker.
 
-    Each time the cores of the trial must become free again, because its next attempt needs all of them.
+    The last two are killed between two steps of training. Each time the cores of the trial must become free again,
+    because its next attempt needs all of them.
     """
     tune = [word for each in TUNE for word in ("--set", f"tune.{each}")]
     two = ["--set", "resources.workers=2", "--set", "resources.cpu=2", "--set", "usl_lr=[1e-4,1e-8]"]
@@ -286,21 +298,23 @@ def test_a_trial_on_two_nodes_survives_its_processes_and_another_is_stopped(ray,
     before = wait_for(lambda: actors("TrainController"), process)
     kill(wait_for(lambda: actors("ImplicitFunc"), process))  # Tune's name for a trial that is a function
     controllers = wait_for(lambda: actors("TrainController") - before, process)
-    before = actors("RayTrainWorker")  # these end with the first controller
-    wait_for(lambda: actors("RayTrainWorker") - before, process)
+    first = set(gate.wait(process, trials=2))
     kill(controllers)
-    gate.wait(process, trials=2)
+    gate.until(lambda: len(set(gate.held()) - first) == 2, process)
+    assert attempt(survivor)["attempt"] == 2
     kill([attempt(survivor)["pid"]])
     gate.open()
     status, out, err = ended(process, tmp_path)
     assert status == 0, err
     assert ": 2 trials, 1 at a time, each 2 workers with 2 cores, on 2 nodes" in out
-    broke_off = [line for line in out.splitlines() if "broke off" in line]
-    assert [line.endswith(f"; resuming from its last checkpoint ({CONTROLLER})") for line in broke_off] == [0, 1, 0]
-    assert [line.endswith(f"; resuming from its last checkpoint ({LOST})") for line in broke_off] == [1, 0, 1]
+    ends = ["the trial did not begin; starting it again", *["broke off; resuming from its last checkpoint"] * 2]
+    lines = [line for line in out.splitlines() if "died (" in line]
+    assert [end in line for end, line in zip(ends, lines, strict=True)] == [True] * 3, lines
+    assert [line.endswith(f"({CONTROLLER})") for line in lines] == [False, True, False]
+    assert [line.endswith(f"({LOST})") for line in lines] == [True, False, True]
     assert result(root, stopped.name)["status"] == "stopped"
     whole = result(root, survivor.name)
-    assert (whole["status"], whole["attempts"], whole["warnings"]) == ("finished", 2, [])
+    assert (whole["status"], whole["attempts"], whole["warnings"]) == ("finished", 3, [])
 
     plain = alone(*METHOD, "--name", "plain", cwd=tmp_path)
     assert plain.returncode == 0, plain.stderr
@@ -337,30 +351,35 @@ def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_
     assert os.path.exists(folder / "home" / ".ray" / "auth_token")
 
 
-def test_a_trial_of_a_lost_node_goes_on_from_its_checkpoint_on_a_node_that_joins(ray, few, tmp_path):
-    """One trial runs when its node is lost, and another one waits."""
-    one, gate = ray.join("--num-cpus=1", "--num-gpus=2"), Gate(tmp_path, step=10)
+def test_trials_of_lost_nodes_go_on_from_their_checkpoints_on_a_node_that_joins(ray, few, tmp_path):
+    """A trial that waits starts on a second node as soon as this joins. Then both nodes are lost."""
+    one, gate = ray.join(*LARGE), Gate(tmp_path, step=10)
     sweep = [*flags({**few, **BRIEF, "probe_every": 0, "usl_epochs": 6}), *gate.arguments]
     sweep += ["--set", "seed=[0, 1]", "--set", "resources.gpu=2", "--set", "tune.checkpoint_seconds=0"]
     process = start(ray, *sweep, cwd=tmp_path)
     root = tmp_path / "runs" / "x"
-    assert set(gate.wait(process)) <= descendants(one.pid).keys()
+    first = set(gate.wait(process))
+    assert first <= descendants(one.pid).keys()
     assert not (root / "seed=1").exists()
+    other = ray.join(*LARGE)
+    both = set(gate.wait(process, trials=2))
+    assert both - first <= descendants(other.pid).keys()
     lose(one)
+    lose(other)
     wait_for(lambda: WAITING in (tmp_path / "out").read_text(), process)
 
-    last = ray.join("--num-cpus=1", "--num-gpus=2")
+    last = ray.join(*LARGE)
     assert set(gate.wait(process)) <= descendants(last.pid).keys()
     gate.open()
     status, out, err = ended(process, tmp_path)
     lose(last)
     assert status == 0, err
     assert ": 2 trials, 1 at a time, each with 2 GPUs, on 1 node\n" in out
-    assert f"seed=0: attempt 1 broke off; resuming from its last checkpoint ({LOST})" in out
-    for trial, attempts in (("seed=0", 2), ("seed=1", 1)):
+    for trial in ("seed=0", "seed=1"):
+        assert f"{trial}: attempt 1 broke off; resuming from its last checkpoint ({LOST})" in out
         assert steps(root / trial)["pretrain/loss"] == list(range(1, 7))
         trial_result = result(root, trial)
-        expected = (attempts, "cpu", [NO_CUDA])
+        expected = (2, "cpu", [NO_CUDA])
         assert (trial_result["attempts"], trial_result["device"], trial_result["warnings"]) == expected
     assert out.count(WAITING) == 1
     assert err == "1 warning(s), listed in runs/x/summary.md\n"

@@ -1,11 +1,13 @@
 """`raysweep.trainable` in Tuners that a user makes, on one Ray that all tests share."""
 
 import itertools
+import logging
 import math
 from pathlib import Path
 
 import pandas
 import pytest
+import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
@@ -20,10 +22,17 @@ from raysweep.results.checkpoints import load_plain
 from raysweep.training.compute import resident
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
-from tests.support.shared_ray import start_shared_ray
 
 BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1}
 METRIC = "online/knn_val_accuracy"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """A Ray that the user has started, whose workers must find raysweep by themselves."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +42,7 @@ def base(few):
 
 
 def fit(folder, space, callbacks=(), **options):
-    """Run a Tuner of the user on the Ray that tests share, and return its ResultGrid."""
-    start_shared_ray()
+    """Run a Tuner of the user, and return its ResultGrid."""
     tuner = tune.Tuner(
         raysweep.trainable,
         param_space=space,
