@@ -1,7 +1,5 @@
 """Racing seeds through the real command: rounds, resume after an interrupt, the time budget, and refusals."""
 
-import csv
-import io
 import json
 import shutil
 
@@ -9,10 +7,10 @@ import pytest
 
 import raysweep
 from raysweep import api
-from raysweep.backends.progress import Silence, SilentTrials
 from raysweep.errors import InputError, SweepInterrupted
 from raysweep.results.store import Store
 from tests.support.commands import on_shared_ray
+from tests.support.racing import SAME, Interrupting, content, race_of
 
 RACE = ["--set", "seeds.most=4", "--set", "alpha=[0.01, 10]", "--set", "baseline=true"]
 QUICK = ["--usl_epochs", "1", "--le_epochs", "2", "--probe_every", "0", "--images_every", "0"]
@@ -23,10 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 @pytest.fixture(scope="module")
 def space_of(few):
     """The content of a search-space file with two points, of which each pretrains for one epoch on few images."""
-    base = {**few, "usl_epochs": 1, "le_epochs": 2, "probe_every": 0, "images_every": 0}
-    search = {"alpha": [0.01, 10]}
-    return {"name": "race", "base": base, "search": search, "seeds": {"most": 5, "until": "separated"},
-            "baseline": True}  # fmt: skip
+    return race_of(few)
 
 
 @pytest.fixture(scope="module")
@@ -36,42 +31,6 @@ def undisturbed(space_of, tmp_path_factory):
 
 
 LOCAL = api.Where(local=True)
-SAME = ("race.json", "results.csv", "summary.md", "differences.csv")
-
-
-CLOCKS = ("pretrain/images_per_s", "wall_s", "attempts")
-"""The columns of `results.csv` that differ from run to run."""
-
-
-def content(root, name):
-    """Return the content of a file of a results directory, without the columns in `CLOCKS`."""
-    text = (root / name).read_text()
-    if name != "results.csv":
-        return text
-    return [{key: row[key] for key in row if key not in CLOCKS} for row in csv.DictReader(io.StringIO(text))]
-
-
-class Interrupting(Silence, SilentTrials):
-    """A display in which the user interrupts the race at one of its moments.
-
-    Args:
-        moment: The round that has just been recorded ("round"), or the end of the first trial of a round ("trial").
-    """
-
-    def __init__(self, moment):
-        self.moment, self.rounds = moment, 0
-
-    def trials(self, sweep, kept):
-        return self
-
-    def extend(self, sweep):
-        self.rounds += 1
-        if self.moment == "round":
-            raise KeyboardInterrupt
-
-    def end(self, result):
-        if self.moment == "trial" and self.rounds:
-            raise KeyboardInterrupt
 
 
 def test_a_race_adds_seeds_until_nothing_is_open(undisturbed):

@@ -19,6 +19,7 @@ from tests.support.cluster import RAY, cluster, descendants, lose, wait_for
 from tests.support.commands import alone, flags, result, scores
 from tests.support.copies import place_in_memory
 from tests.support.gate import Gate
+from tests.support.racing import race_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 NODE = ["--num-cpus=3", "--num-gpus=1"]  # cores for three trials, so that half a GPU decides that two run
@@ -200,6 +201,31 @@ def test_nodes_that_share_only_a_bucket_bring_results_together(halves, folder):
 def test_a_node_that_does_not_see_a_plugin_gets_its_text(halves):
     *_, notes = halves
     assert {note["sees_file"] for note in notes.values()} == {True, False}, "a worker of each node has run the plugin"
+
+
+def test_a_race_on_nodes_that_share_only_a_bucket_makes_the_decisions_of_one_process(
+    ray, second, server, folder, few, tmp_path
+):
+    keys = {name.lower(): ray.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    client = boto3.client("s3", endpoint_url=server, region_name=ray.environment["AWS_DEFAULT_REGION"], **keys)
+    client.create_bucket(Bucket="races")
+    (tmp_path / "race.yaml").write_text(json.dumps(race_of(few, most=4)))
+    race = ["race.yaml", "--set", "resources.gpu=1", "--output", "s3://races/runs"]
+    process = start(ray, *race, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "driver"))
+    here = alone("race.yaml", "--name", "here", cwd=tmp_path)
+    assert here.returncode == 0, here.stderr
+    root = tmp_path / "runs" / "here"
+    status, out, err = ended(process, tmp_path)
+    assert status == 0, err
+    assert "2 at a time: 1 per GPU on 2 GPUs of 2 nodes" in out
+    rounds = json.loads((root / "race.json").read_text())["rounds"]
+    assert out.count("which are not separated yet") == len(rounds) > 0
+    for name in ("race.json", "differences.csv"):
+        written = client.get_object(Bucket="races", Key=f"runs/x/{name}")["Body"].read().decode()
+        assert written == (root / name).read_text(), name
+    trials = {path.parent.name for path in root.glob("*/result.json")}
+    seen = {path.parent.name for path in (folder / "private" / "cache").rglob("events.out.*")} & trials
+    assert 0 < len(seen) < len(trials), "the other trials ran on the node that does not see this disk"
 
 
 PART = """
