@@ -87,18 +87,18 @@ def built_for_data(build: Callable[[Mapping[str, Any]], Sweep], overrides: Mappi
     Raises:
         InputError: The sweep is invalid, or only some of its evaluated datasets have labels.
     """
-    from raysweep.data.folders import lacks_labels
+    from raysweep.data.folders import lacks_labels, needs_no_labels
 
     sweep = build(overrides)
-    every = [trial.settings for trial in sweep.examples]
-    names = dict.fromkeys(settings.evaluated_dataset for settings in every)
-    unlabelled = [name for name in names if lacks_labels(name)]
-    able = any(not part.traits["needs_labels"] for settings in every for part in parts.probes_in_use(settings))
-    if not unlabelled or not able or not every[0].probe_labels:
+    datasets = {trial.settings.evaluated_dataset: trial.settings for trial in sweep.examples}
+    unlabelled = [name for name, settings in datasets.items() if needs_no_labels(settings)]
+    if not unlabelled or not sweep.examples[0].settings.probe_labels:
         return sweep
-    if len(unlabelled) < len(names):
-        labelled = next(name for name in names if name not in unlabelled)
-        raise InputError(f"probe_dataset: {unlabelled[0]} has no labels, and {labelled} has; evaluate them separately")
+    labelled = [name for name in datasets if not lacks_labels(name)]
+    if labelled:
+        raise InputError(
+            f"probe_dataset: {unlabelled[0]} has no labels, and {labelled[0]} has; evaluate them separately"
+        )
     return build({**overrides, "probe_labels": False})
 
 

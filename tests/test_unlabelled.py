@@ -14,6 +14,7 @@ import raysweep
 from raysweep.backends.ray.session import session
 from raysweep.config import Settings, fingerprint, protocol
 from raysweep.data.loading import load
+from raysweep.errors import InputError
 from raysweep.portable import load as load_encoder
 from raysweep.probes.evaluation import Evaluation
 from raysweep.probes.label_free import label_free_scores
@@ -284,6 +285,19 @@ def test_one_encoder_is_evaluated_without_labels(sweep, images, evaluated, tmp_p
     [root] = (tmp_path / "runs").iterdir()
     assert metrics(root, TRAINED[0]) == metrics(evaluated[1], TRAINED[0])
     assert "is the only point that can be ranked" in process.stdout
+
+
+def test_the_trainable_for_another_tuner_takes_images_without_labels(images):
+    pytest.importorskip("ray")
+    from raysweep.backends.ray.open_trainable import load_data, read_config
+
+    settings, _ = read_config({"dataset": images, "batch_size": 20, "label_free": True})
+    assert not settings.probe_labels
+    assert not load_data(settings).probe.labelled
+    with pytest.raises(InputError, match="trainable: logistic: needs labels"):
+        read_config({"dataset": images, "label_free": True, "logistic": True})
+    with pytest.raises(InputError, match="set label_free=true"):
+        load_data(read_config({"dataset": images, "batch_size": 20})[0])
 
 
 def test_the_protocol_of_labelled_images_stays_as_it_was():

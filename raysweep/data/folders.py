@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from raysweep import parts
-from raysweep.config import FOLDER
+from raysweep.config import FOLDER, Settings
 from raysweep.data import layout
 from raysweep.data.dataset import Dataset, Labels, check_memory
 from raysweep.data.layout import folder_path, no_classes
@@ -167,6 +167,12 @@ def lacks_labels(spec: str) -> bool:
     if not spec.startswith(FOLDER):
         return spec in parts.dataset and not parts.dataset[spec].traits["labelled"]
     return spec != FOLDER and folder_path(spec).is_dir() and not has_labels(spec)
+
+
+def needs_no_labels(settings: Settings) -> bool:
+    """Return whether the evaluated images have no labels, and a probe that is in use needs none."""
+    able = any(not part.traits["needs_labels"] for part in parts.probes_in_use(settings))
+    return able and lacks_labels(settings.evaluated_dataset)
 
 
 def check_name(spec: str) -> None:
