@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import raysweep
+from raysweep.backends.ray.open_trainable import load_data, read_config
 from raysweep.backends.ray.session import session
 from raysweep.config import Settings, fingerprint, protocol
 from raysweep.data.loading import load
@@ -23,6 +24,7 @@ from raysweep.results.events import read_scalars
 from raysweep.results.store import Store
 from tests.report.test_choosing import counted_tau
 from tests.support.commands import here
+from tests.support.shared_ray import start_shared_ray
 
 STRENGTHS, SEEDS = ("0.25", "0.5", "1.0"), (0, 1, 2)
 TRAINED = [f"strength={strength},seed={seed}" for strength in STRENGTHS for seed in SEEDS]
@@ -182,8 +184,8 @@ def test_a_report_and_a_resume_find_everything_done(evaluated, tmp_path):
 
 
 def test_the_evaluation_on_ray_is_the_same(sweep, images, evaluated, tmp_path):
-    pytest.importorskip("ray")
     shutil.copytree(sweep, tmp_path / "s", ignore=shutil.ignore_patterns("evaluations"))
+    start_shared_ray()
     with session():
         process = here(
             "raysweep",
@@ -288,9 +290,6 @@ def test_one_encoder_is_evaluated_without_labels(sweep, images, evaluated, tmp_p
 
 
 def test_the_trainable_for_another_tuner_takes_images_without_labels(images):
-    pytest.importorskip("ray")
-    from raysweep.backends.ray.open_trainable import load_data, read_config
-
     settings, _ = read_config({"dataset": images, "batch_size": 20, "label_free": True})
     assert not settings.probe_labels
     assert not load_data(settings).probe.labelled
