@@ -204,7 +204,7 @@ def test_a_node_that_does_not_see_a_plugin_gets_its_text(halves):
 
 
 def test_a_race_on_nodes_that_share_only_a_bucket_makes_the_decisions_of_one_process(
-    ray, second, server, folder, few, tmp_path
+    ray, own_disk, server, folder, few, tmp_path
 ):
     keys = {name.lower(): ray.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     client = boto3.client("s3", endpoint_url=server, region_name=ray.environment["AWS_DEFAULT_REGION"], **keys)
