@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 BASE = {"usl_type": "ae_parallel", "dataset": "digits", "le_epochs": 100}
 GRID = {
     "alpha": [0.01, 0.1, 1.0],
-    "usl_epochs": [25, 50, 100],
+    "usl_epochs": [15, 30, 60],
     "labels_per_class": [1, 10],
     "probe_layer": ["trunk", "embedding"],
     "seed": [0, 1],
