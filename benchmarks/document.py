@@ -40,9 +40,10 @@ def spread(entry: Content, unit: str = "") -> str:
 
 
 def source(content: Content) -> str:
-    """Give the command, the date and the commit, with a warning if the file holds only a quick run."""
+    """Give the command, the processor, the date and the commit, with a warning if the file holds only a quick run."""
     machine = content["machine"]
-    words = f"`{content['command']}`, {machine['date'][:10]}, commit {machine['commit']}."
+    processor = machine["cpu"].rpartition(" (")[0] or machine["cpu"]
+    words = f"`{content['command']}`, {processor}, {machine['date'][:10]}, commit {machine['commit']}."
     return words + (" **A quick run: no measurement.**" if content.get("quick") else "")
 
 
