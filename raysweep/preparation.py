@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ Space = Path | Mapping[str, Any] | Sweep
 """A search space: a file, its content, or a checked sweep."""
 
 
+@cache  # parsing the arguments of a sweep asks three times
 def shipped_spaces() -> dict[str, Path]:
     """The search spaces that come with raysweep: inside the package once installed, beside it in a checkout.
 

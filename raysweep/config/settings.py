@@ -8,6 +8,7 @@ hyperparameters and `docs/search_space_reference.md` are derived from this one c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -317,6 +318,12 @@ class Settings(BaseModel):
         return self.usl_epochs * blocks
 
 
+@cache  # expanding a sweep of many trials asks for each description thousands of times
+def about(name: str) -> About:
+    """Return the description of the setting `name`."""
+    return next(item for item in Settings.model_fields[name].metadata if isinstance(item, About))
+
+
 def complete_settings() -> None:
     """Give `Settings` a field for every parameter that a part declares, and the valid names of the parts."""
     declared = parts.declared_parameters()
@@ -336,6 +343,7 @@ def complete_settings() -> None:
     Settings.model_fields.clear()
     Settings.model_fields.update(fields)
     Settings.model_rebuild(force=True)
+    about.cache_clear()
 
 
 CORE_FIELDS: Mapping[str, FieldInfo] = dict(Settings.model_fields)
@@ -363,22 +371,13 @@ SETTINGS = SettingNames()
 
 
 def absolute(path: str) -> str:
-    """Return the absolute path, with `~` replaced by the home directory.
-
-    Raises:
-        InputError: the user has no home directory.
-    """
+    """Return the absolute path, with `~` replaced; raises InputError if the user has no home directory."""
     return str(Path(expanded(path)).absolute())
 
 
 def default_of(name: str) -> Any:
     """Return the default of the setting `name`."""
     return Settings.model_fields[name].default
-
-
-def about(name: str) -> About:
-    """Return the description of the setting `name`."""
-    return next(item for item in Settings.model_fields[name].metadata if isinstance(item, About))
 
 
 def is_number(name: str) -> bool:

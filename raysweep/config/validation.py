@@ -16,14 +16,15 @@ from raysweep.errors import InputError
 def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """Refuse what pydantic accepts but users do not mean: numbers in other notations, true as a number, 1 as true."""
     field = cls.model_fields[str(info.field_name)]
-    kind, composed = field.annotation, any(isinstance(item, About) and item.composed for item in field.metadata)
+    kind = field.annotation
     if isinstance(value, str) and value.strip().lower() in ("none", "null") and kind in OPTIONAL:
         return None  # the documentation writes none, and YAML null
     if kind in NUMBERS and isinstance(value, bool):
         raise ValueError("expected a number")
     if kind in NUMBERS and isinstance(value, str) and re.search(r"\d", value):
         return read_number(value)
-    if kind in TEXTS and not composed and value is not None and not isinstance(value, (str, list, dict)):
+    no_text = kind in TEXTS and value is not None and not isinstance(value, (str, list, dict))
+    if no_text and not any(isinstance(item, About) and item.composed for item in field.metadata):
         raise ValueError('must be a string (put it in quotes, such as "12")')
     if kind is bool and not isinstance(value, bool):
         raise ValueError("expected True or False")

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from raysweep import parts
-from raysweep.config import SETTINGS, Settings, about, has_effect, make_settings
+from raysweep.config import SETTINGS, Settings, about, default_of, has_effect, make_settings
 from raysweep.config.part_settings import example_of
 from raysweep.errors import InputError
 from raysweep.space.controls import CONTROLS, SUPERVISED
@@ -149,8 +149,8 @@ def expand(
 
 def canonical(settings: Settings) -> Settings:
     """Set every setting without effect to its default, so that experiments that compute the same are equal."""
-    plain = {**Settings().model_dump(), **UNTRAINED}
-    update = {name: plain[name] for name in SETTINGS if not has_effect(name, settings)}
+    without = [name for name in SETTINGS if not has_effect(name, settings)]
+    update = {name: UNTRAINED.get(name, default_of(name)) for name in without}
     return settings.model_copy(update={**update, "probe_dataset": settings.evaluated_dataset})
 
 
