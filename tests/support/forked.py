@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 
@@ -235,7 +236,24 @@ def main():
     gc.freeze()  # the forks then share the memory
     question = serve(connection)
     become(question)
-    first, *rest = question["arguments"]
+    try:
+        run_program(*question["arguments"])
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):  # the program may have closed it, or nobody reads it
+            stream.flush()
+    os._exit(status)  # the interpreter would free every object, which takes 0.4 s of a core
+
+
+def run_program(first, *rest):
+    """Run a program as the interpreter does. An exception other than `SystemExit` ends the process as usual."""
     if first == "-c":
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     elif first == "-m":
