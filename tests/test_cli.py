@@ -10,10 +10,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.support import ROOT
+from tests.support import ROOT, forked
 from tests.support.commands import here
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 TINY = ["--usl_epochs", "1", "--le_epochs", "1", "--batch_size", "4", "--knn_k", "2", "--image_size", "8", "--local"]
+
+
+@pytest.fixture
+def small(few):
+    """The arguments of a sweep on a few images without pretraining."""
+    arguments = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local"]
+    return [*arguments, *(word for name, value in few.items() for word in (f"--{name}", str(value)))]
 
 
 def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")):
@@ -198,15 +207,15 @@ def test_verbose_is_refused_where_it_would_do_nothing(refused):
     assert "--verbose is for --dry-run" in refused("--exp_type", "alpha", "--verbose")
 
 
-def test_without_name_nothing_is_overwritten(run_sweep, tmp_path):
+def test_without_name_nothing_is_overwritten(run_sweep, tmp_path, small):
     for _ in range(2):
-        process = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local")
+        process = run_sweep(*small)
         assert process.returncode == 0, process.stderr
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["simclr", "simclr-2"]
 
 
-def test_the_resolved_sweep_is_a_search_space(run_sweep, tmp_path):
-    first = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "a")
+def test_the_resolved_sweep_is_a_search_space(run_sweep, tmp_path, small):
+    first = run_sweep(*small, "--name", "a")
     assert first.returncode == 0, first.stderr
     again = run_sweep("runs/a/sweep.yaml", "--local", "--name", "b")
     assert again.returncode == 0, again.stderr
@@ -214,15 +223,10 @@ def test_the_resolved_sweep_is_a_search_space(run_sweep, tmp_path):
     assert results == [True, True]
 
 
-def test_other_commands(run_sweep, tmp_path):
-    def raysweep(*arguments):
-        program = ["python", "-m", "raysweep", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    assert "did you mean 'sweep'" in raysweep("sweeep").stderr
-    assert raysweep("report", "nowhere").returncode == 2
-    assert "run a sweep" in raysweep().stdout
+def test_other_commands(tmp_path):
+    assert "did you mean 'sweep'" in here("raysweep", "sweeep", cwd=tmp_path).stderr
+    assert here("raysweep", "report", "nowhere", cwd=tmp_path).returncode == 2
+    assert "run a sweep" in forked.run("-m", "raysweep", cwd=tmp_path).stdout
 
 
 def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):
@@ -238,9 +242,8 @@ def test_other_data_at_resume_is_refused_before_training(run_sweep, tmp_path):
     assert not (tmp_path / "runs" / "x" / "seed=1" / "result.json").exists()
 
 
-def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_reported(run_sweep, tmp_path):
-    few = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x"]
-    assert run_sweep(*few, "--set", "seed=[0, 1]").returncode == 0
+def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_reported(run_sweep, tmp_path, small):
+    assert run_sweep(*small, "--name", "x", "--set", "seed=[0, 1]").returncode == 0
     root = tmp_path / "runs" / "x"
     content = yaml.safe_load((root / "sweep.yaml").read_text())
     assert content["made_by"].pop("protocol") == 3
@@ -264,9 +267,8 @@ def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_repor
     assert "1 of 2 trials have not finished" in here("raysweep", "report", "runs/x", cwd=tmp_path).stderr
 
 
-def test_a_dry_run_of_a_resume_refuses_what_the_resume_refuses_and_changes_nothing(run_sweep, tmp_path):
-    few = ["--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x"]
-    assert run_sweep(*few, "--set", "seed=[0, 1]").returncode == 0
+def test_a_dry_run_of_a_resume_refuses_what_the_resume_refuses_and_changes_nothing(run_sweep, tmp_path, small):
+    assert run_sweep(*small, "--name", "x", "--set", "seed=[0, 1]").returncode == 0
     one, two = (tmp_path / "runs" / "x" / f"seed={seed}" for seed in (0, 1))
     damaged = (one / "result.json").read_text()[:-9]
     (one / "result.json").write_text(damaged)
@@ -292,8 +294,8 @@ def test_a_dry_run_of_a_resume_refuses_what_the_resume_refuses_and_changes_nothi
         (one / "result.json").write_text(damaged)
 
 
-def test_a_results_directory_that_cannot_be_written_to_is_refused(run_sweep, tmp_path):
-    process = run_sweep("--usl_type", "simclr", "--usl_epochs", "0", "--le_epochs", "1", "--local", "--name", "x")
+def test_a_results_directory_that_cannot_be_written_to_is_refused(run_sweep, tmp_path, small):
+    process = run_sweep(*small, "--name", "x")
     assert process.returncode == 0, process.stderr
     place = str(tmp_path / "runs" / "x")
     if os.geteuid() != 0 or subprocess.run(["mount", "--bind", place, place], check=False).returncode != 0:

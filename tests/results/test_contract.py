@@ -1,8 +1,6 @@
 """Requirements on a sweep's results that hold both in a local directory and in a bucket."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +12,7 @@ from raysweep.results.result import attempts, make_result, write_result
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import history, read_proposals, with_proposals
 from raysweep.results.trial_directory import at_work, record_failure
+from tests.support import forked
 
 SWEEP = space.build({"name": "a", "base": {"usl_epochs": 0}, "search": {"seed": [0, 1]}}, {}, "a.yaml")
 SEARCHED = space.build(
@@ -80,11 +79,11 @@ def test_a_sweep_is_opened_as_it_was_created_and_extended(output, elsewhere):
         Store.open(f"{output}/none")
 
 
-def test_a_second_process_is_refused(output):
+def test_a_second_process_is_refused(output, tmp_path):
     store = created(output)
     program = "import sys; from raysweep.results.store import Store\nwith Store(sys.argv[1]).lock(): pass"
     with store.lock():
-        second = subprocess.run([sys.executable, "-c", program, store.place], capture_output=True, text=True)
+        second = forked.run("-c", program, store.place, cwd=tmp_path)
     assert second.returncode != 0
     assert "another process is running this sweep" in second.stderr
 

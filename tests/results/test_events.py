@@ -5,10 +5,9 @@ import json
 import math
 import re
 import subprocess
-import sys
 import time
 import warnings
-from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -18,9 +17,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from raysweep.results import projector as projector_module
 from raysweep.results.events import Events
 from raysweep.results.pictures import image_grid
 from raysweep.results.projector import principal_components, projector, sprite
+from tests.support import PATIENCE, forked
 
 
 def read(directory):
@@ -106,53 +107,65 @@ def projected(directory, count=20, width=60, size=8, channels=1, classes=("zero"
     return features, labels, images
 
 
-@contextmanager
-def served(logdir, plugin="projector"):
-    """Run a real TensorBoard on `logdir`; yield a function that fetches from the plugin."""
-    arguments = ["--logdir", str(logdir), "--host", "localhost", "--port", "0", "--load_fast", "false"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    try:
-        address = next(
-            addresses[0]
-            for line in process.stderr
-            if (addresses := re.findall(r"http://localhost:\d+/", line.decode()))
-        )
-
-        def fetch(route, **query):
-            url = f"{address}data/plugin/{plugin}/{route}?{urlencode(query)}"
-            with urlopen(url, timeout=60) as answer:
-                return answer.read()
-
-        yield fetch
-    finally:
-        process.terminate()
-        process.wait()
-        process.stderr.close()
+PROJECTED = "alpha=1e-05,seed=0"
 
 
-def test_a_real_tensorboard_serves_the_projector(tmp_path):
-    trial = tmp_path / "alpha=1e-05,seed=0"
-    features, labels, images = projected(trial, size=40, channels=3)
-    events = Events(trial, 1, None)
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """Run a real TensorBoard on a trial with projector files and on trials with settings.
+
+    Returns a function that fetches from a plugin, and what was projected.
+    """
+    logdir = tmp_path_factory.mktemp("board")
+    expected = projected(logdir / PROJECTED, size=40, channels=3)
+    events = Events(logdir / PROJECTED, 1, None)
     events.scalars({"x": 1.0}, 1)
     events.close()
-    with served(tmp_path) as fetch:
-        for _ in range(100):  # TensorBoard lists the runs once it has read them
-            runs = json.loads(fetch("runs"))
-            if runs:
-                break
-            time.sleep(0.1)
-        assert runs == [trial.name]
-        embedding = json.loads(fetch("info", run=trial.name))["embeddings"][0]
-        name = embedding["tensorName"]
-        assert name == "test features (20 principal components of 60)"
-        assert embedding["tensorShape"] == [20, 20]
-        assert embedding["sprite"]["singleImageDim"] == [40, 40]
-        points = np.frombuffer(fetch("tensor", run=trial.name, name=name), np.float32).reshape(20, 20)
-        header, *rows = fetch("metadata", run=trial.name, name=name).decode().splitlines()
-        sheet = Image.open(io.BytesIO(fetch("sprite_image", run=trial.name, name=name)))
+    for name, varied in ROWS.items():
+        (logdir / name).mkdir()
+        events = Events(logdir / name, 1, None)
+        events.hyperparameters(varied)
+        events.end(finished=True)
+        events.close()
+    arguments = ["--logdir", logdir, "--host", "localhost", "--port", "0", "--load_fast", "false"]
+    process = forked.start("-m", "tensorboard.main", *arguments, cwd=logdir, stdout=subprocess.DEVNULL)
+    try:
+        address = next(
+            addresses[0] for line in process.stderr if (addresses := re.findall(r"http://localhost:\d+/", line))
+        )
+
+        def fetch(plugin, route, **query):
+            url = f"{address}data/plugin/{plugin}/{route}?{urlencode(query)}"
+            with urlopen(url, timeout=PATIENCE) as answer:
+                return answer.read()
+
+        yield fetch, expected
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def once(what):
+    """Wait until `what()` returns a true value, and return it. TensorBoard lists a run once it has read it."""
+    end = time.monotonic() + PATIENCE
+    while not (value := what()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return value
+
+
+def test_a_real_tensorboard_serves_the_projector(board):
+    fetch, (features, labels, images) = board
+    asked = partial(fetch, "projector")
+    assert once(lambda: json.loads(asked("runs"))) == [PROJECTED]
+    embedding = json.loads(asked("info", run=PROJECTED))["embeddings"][0]
+    name = embedding["tensorName"]
+    assert name == "test features (20 principal components of 60)"
+    assert embedding["tensorShape"] == [20, 20]
+    assert embedding["sprite"]["singleImageDim"] == [40, 40]
+    points = np.frombuffer(asked("tensor", run=PROJECTED, name=name), np.float32).reshape(20, 20)
+    header, *rows = asked("metadata", run=PROJECTED, name=name).decode().splitlines()
+    sheet = Image.open(io.BytesIO(asked("sprite_image", run=PROJECTED, name=name)))
 
     # With all components of 20 points, the distances between points equal those between features.
     assert np.allclose(distances(points), distances(features), rtol=1e-3, atol=1e-3)
@@ -210,14 +223,16 @@ def test_few_and_collapsed_points_are_projected_without_a_warning(tmp_path, coun
     assert np.isfinite(points).all()
 
 
-@pytest.mark.parametrize(("size", "count", "side"), [(8, 5, 32), (28, 4, 28), (40, 9, 40), (96, 3, 64), (8, 70000, 30)])
-def test_thumbnails_are_of_a_size_to_see_and_fit_the_sheet(size, count, side):
+@pytest.mark.parametrize(("size", "count", "side"), [(8, 5, 32), (28, 4, 28), (40, 9, 40), (96, 3, 64), (8, 300, 28)])
+def test_thumbnails_are_of_a_size_to_see_and_fit_the_sheet(size, count, side, monkeypatch):
+    assert projector_module.SPRITE == 8192
+    monkeypatch.setattr(projector_module, "SPRITE", 512)
     images = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None] * 2, (count, 3, size, size))
     sheet, found_side = sprite(images)
     assert found_side == side
     columns = math.ceil(math.sqrt(count))
     assert sheet.size == (columns * side,) * 2
-    assert max(sheet.size) <= 8192
+    assert max(sheet.size) <= 512
     first = np.asarray(sheet)[:side, :side, 0]
     if side % size == 0:
         assert np.array_equal(first, images[0, 0].repeat(side // size, 0).repeat(side // size, 1))
@@ -247,40 +262,30 @@ ROWS = {
 """The settings that vary, for each trial."""
 
 
-def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(tmp_path):
-    for name, varied in ROWS.items():
-        (tmp_path / name).mkdir()
-        events = Events(tmp_path / name, 1, None)
-        events.hyperparameters(varied)
-        events.end(finished=True)
-        events.close()
+def test_a_real_tensorboard_sorts_by_every_setting_and_none_is_absent(board):
+    fetch, _ = board
 
-    with served(tmp_path, "hparams") as fetch:
+    def rows(**column):
+        request = {"colParams": [column] if column else [], "sliceSize": 10, "startIndex": 0}
+        request["allowedStatuses"] = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
+        answer = json.loads(fetch("hparams", "session_groups", request=json.dumps(request)))
+        return {row["name"]: row["hparams"] for row in answer.get("sessionGroups", [])}
 
-        def rows(**column):
-            request = {"colParams": [column] if column else [], "sliceSize": 10, "startIndex": 0}
-            request["allowedStatuses"] = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
-            answer = json.loads(fetch("session_groups", request=json.dumps(request)))
-            return {row["name"]: row["hparams"] for row in answer.get("sessionGroups", [])}
-
-        for _ in range(100):  # TensorBoard lists the trials once it has read them
-            if len(rows()) == len(ROWS):
-                break
-            time.sleep(0.1)
-        assert rows() == {
-            "a": {
-                "image_size": 32,
-                "denoising": True,
-                "probe_grid": "{lr: [0.0001, 0.001]}",
-                "dataset": "folder:/a\\udcff",
-                "alpha": 0.1,
-            },
-            "b": {"denoising": False, "dataset": "digits"},
-            "c": {"image_size": 8, "probe_grid": "{lr: [0.001]}"},
-        }
-        first = {"image_size": "c", "denoising": "b", "probe_grid": "a", "dataset": "b", "alpha": "a"}
-        for name, trial in first.items():
-            assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a failed request raises HTTPError
-            assert len(rows(hparam=name, order="ORDER_DESC", missingValuesFirst=True)) == len(ROWS)
-        names = {info["name"] for info in json.loads(fetch("experiment", request="{}"))["hparamInfos"]}
-        assert names == first.keys()
+    once(lambda: len(rows()) == len(ROWS))
+    assert rows() == {
+        "a": {
+            "image_size": 32,
+            "denoising": True,
+            "probe_grid": "{lr: [0.0001, 0.001]}",
+            "dataset": "folder:/a\\udcff",
+            "alpha": 0.1,
+        },
+        "b": {"denoising": False, "dataset": "digits"},
+        "c": {"image_size": 8, "probe_grid": "{lr: [0.001]}"},
+    }
+    first = {"image_size": "c", "denoising": "b", "probe_grid": "a", "dataset": "b", "alpha": "a"}
+    for name, trial in first.items():
+        assert next(iter(rows(hparam=name, order="ORDER_ASC"))) == trial  # a failed request raises HTTPError
+        assert len(rows(hparam=name, order="ORDER_DESC", missingValuesFirst=True)) == len(ROWS)
+    names = {info["name"] for info in json.loads(fetch("hparams", "experiment", request="{}"))["hparamInfos"]}
+    assert names == first.keys()

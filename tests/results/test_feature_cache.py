@@ -1,8 +1,6 @@
 """The cache of features on disk: what it keeps, removes, notices and leaves alone."""
 
 import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 
 from raysweep.config import make_settings
 from raysweep.results.feature_cache import FeatureCache, cache_of, cache_words
-from tests.support import PATIENCE, ROOT
+from tests.support import forked
 
 SIZE = 32 + 10 * 25 * 4
 """The size in bytes of a file with the features of `numbers`."""
@@ -197,16 +195,9 @@ print(hits)
 
 
 def test_processes_that_read_write_and_remove_at_the_same_time_do_not_harm_each_other(cache):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, cache.directory, str(cache.most), str(seed)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed in range(3)
-    ]
-    hits = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    arguments = ["-c", PROCESS, cache.directory, cache.most]
+    processes = [forked.start(*arguments, seed, cwd=cache.directory.parent) for seed in range(3)]
+    hits = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert all(int(count) > 0 for count in hits)
     assert cache.size() <= cache.most

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,34 +15,28 @@ from raysweep.results.result import note_traceback
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.system.files import write_json
-from tests.support import PATIENCE, ROOT
+from tests.support import ROOT, forked
+from tests.support.cluster import wait_for
 
 SWEEP = space.build({"name": "a", "search": {"seed": [0, 1]}}, {}, "s.yaml")
-LONG = ("--usl_type", "simclr", "--usl_epochs", "100000", "--probe_every", "0", "--seed", "[0,1]", "--local")
+LONG = ["--usl_type", "simclr", "--usl_epochs", "100000", "--probe_every", "0", "--images_every", "0", "--local"]
+LONG += ["--set", "seed=[0,1]", "--set", "tune.checkpoint_seconds=0", "--name", "x"]
 
 
 def listing(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def begin(folder):
+def begin(folder, few):
     """Start the real command with long trials, and return it once the first trial has saved a checkpoint."""
-    command = [sys.executable, ROOT / "run_sweep.py", *LONG[:-3], "--set", "seed=[0,1]", "--local", "--name", "x"]
-    process = subprocess.Popen(
-        [*command, "--set", "tune.checkpoint_seconds=0"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list(folder.glob("runs/x/*/checkpoints/*.json")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    data = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    process = forked.start(ROOT / "run_sweep.py", *LONG, *data, cwd=folder)
+    wait_for(lambda: list(folder.glob("runs/x/*/checkpoints/*.json")), process)
     return process
 
 
 def ended(process):
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate()
     assert process.returncode == 1, err
     assert "Traceback" not in out + err
     (line,) = err.splitlines()
@@ -52,16 +44,16 @@ def ended(process):
     assert "--resume" in line
 
 
-def test_a_removed_directory_is_not_made_again(tmp_path):
-    process = begin(tmp_path)
+def test_a_removed_directory_is_not_made_again(tmp_path, few):
+    process = begin(tmp_path, few)
     (tmp_path / "runs").rename(tmp_path / "trash")  # a rename is atomic; rmtree while files are being written is not
     shutil.rmtree(tmp_path / "trash")
     ended(process)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_renamed_directory_can_be_gone_on_with_and_one_in_its_place_is_left_alone(tmp_path):
-    process = begin(tmp_path)
+def test_a_renamed_directory_can_be_gone_on_with_and_one_in_its_place_is_left_alone(tmp_path, few):
+    process = begin(tmp_path, few)
     (tmp_path / "runs" / "x").rename(tmp_path / "runs" / "kept")
     other = Store(tmp_path / "runs" / "x").create(SWEEP, {})
     checkpoints = other.trial("seed=0") / "checkpoints"

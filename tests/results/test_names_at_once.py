@@ -1,7 +1,6 @@
 """When several processes want a name at the same moment, each new sweep and each comparison gets a different one."""
 
 import subprocess
-import sys
 
 import pytest
 import yaml
@@ -10,7 +9,7 @@ from raysweep import cli, space
 from raysweep.errors import InputError
 from raysweep.results import store
 from raysweep.results.store import Store
-from tests.support import ROOT
+from tests.support import ROOT, forked
 from tests.support.odd_files import make
 
 CREATE = """
@@ -32,17 +31,7 @@ except InputError as fault:
 
 def race(folder, count, name=""):
     """Start `count` processes that create planned sweeps at once, process N with seed N; return what each prints."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CREATE, str(number), name],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"PYTHONPATH": str(ROOT)},
-        )
-        for number in range(count)
-    ]
+    processes = [forked.start("-c", CREATE, number, name, cwd=folder, stdin=subprocess.PIPE) for number in range(count)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -66,18 +55,10 @@ def test_a_name_that_was_asked_for_goes_to_one_and_the_others_are_refused(tmp_pa
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"]
 
 
-def test_the_command_goes_on_under_the_name_that_it_got(tmp_path):
-    flags = ["--usl_epochs", "0", "--le_epochs", "1", "--local"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "run_sweep.py", *flags, "--set", f"seed={seed}"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in (0, 1)
-    ]
+def test_the_command_goes_on_under_the_name_that_it_got(few, tmp_path):
+    flags = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    flags += ["--usl_epochs", "0", "--le_epochs", "1", "--local"]
+    processes = [forked.start(ROOT / "run_sweep.py", *flags, "--set", f"seed={seed}", cwd=tmp_path) for seed in (0, 1)]
     seeds = {}
     for seed, process in enumerate(processes):
         out, err = process.communicate()

@@ -7,12 +7,11 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from raysweep.system import files
-from tests.support import ROOT
+from tests.support import ROOT, forked
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -62,34 +61,32 @@ int flock(int descriptor, int how) {
     return refused_open("flock", descriptor) ? -1 : REAL("flock", int, int)(descriptor, how);
 }
 """
+COMMAND = ROOT / "run_sweep.py"
 TINY = ("--usl_epochs", "0", "--le_epochs", "1", "--local")
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory):
+def server(tmp_path_factory):
+    """A server of forked processes that has the library preloaded."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
     folder = tmp_path_factory.mktemp("shim")
     (folder / "odd.c").write_text(SHIM)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", "odd.so", "odd.c", "-ldl"], cwd=folder, check=True)
-    return folder / "odd.so"
+    server = forked.Server(LD_PRELOAD=str(folder / "odd.so"))
+    yield server
+    server.end()
 
 
 @pytest.fixture
-def odd(shim, tmp_path):
-    """A function that runs Python in a process for which a call fails below `tmp_path`."""
+def odd(server, few, tmp_path):
+    """A function that runs Python, or a small sweep, in a process for which a call fails below `tmp_path`."""
+    sweep = [COMMAND, *TINY, *(word for name, value in few.items() for word in (f"--{name}", str(value)))]
 
-    def run(call, number, *arguments, **environment):
+    def run(call, number, *arguments):
         settings = {"ODD_DIRECTORY": str(tmp_path.resolve()), "ODD_CALL": call, "ODD_ERRNO": str(number)}
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT), **settings, **environment},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return server.run(*(arguments or sweep), cwd=tmp_path, **settings)
 
     return run
 
@@ -112,14 +109,14 @@ def test_the_library_refuses_the_calls(odd, tmp_path):
 
 
 def test_a_sweep_needs_no_chmod(odd, tmp_path):
-    process = odd("chmod", errno.EPERM, ROOT / "run_sweep.py", *TINY)
+    process = odd("chmod", errno.EPERM)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "runs" / "ae_parallel" / "seed=0" / "result.json").is_file()
     assert (tmp_path / "runs" / "ae_parallel" / "results.csv").is_file()
 
 
 def test_a_sweep_needs_no_fsync(odd, tmp_path):
-    process = odd("fsync", errno.EINVAL, ROOT / "run_sweep.py", *TINY)
+    process = odd("fsync", errno.EINVAL)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "runs" / "ae_parallel" / "seed=0" / "result.json").is_file()
 
@@ -140,14 +137,14 @@ for number in {numbers}:
 
 
 def test_an_fsync_that_fails_is_a_failure_and_leaves_no_directory_that_blocks_the_name(odd, tmp_path):
-    process = odd("fsync", errno.EIO, ROOT / "run_sweep.py", *TINY)
+    process = odd("fsync", errno.EIO)
     refused(process, "runs/ae_parallel/sweep.yaml", "Input/output error")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
 def test_a_place_without_locks_is_refused_and_nothing_is_left(odd, tmp_path, number):
-    process = odd("flock", number, ROOT / "run_sweep.py", *TINY)
+    process = odd("flock", number)
     refused(process, "cannot lock files", os.strerror(number), "choose a directory on another file system")
     assert not list(tmp_path.iterdir())
 
@@ -155,7 +152,7 @@ def test_a_place_without_locks_is_refused_and_nothing_is_left(odd, tmp_path, num
 def test_a_sweep_that_was_copied_to_a_place_without_locks_is_not_gone_on_with(odd, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "sweep.yaml").write_text("name: x\nbase: {usl_epochs: 0, le_epochs: 1}\n")
-    refused(odd("flock", errno.ENOLCK, ROOT / "run_sweep.py", "--resume", "x", "--local"), "cannot lock files")
+    refused(odd("flock", errno.ENOLCK, COMMAND, "--resume", "x", "--local"), "cannot lock files")
     assert not (tmp_path / "x" / "seed=0").exists()
 
 
@@ -172,5 +169,5 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path, umask):
 
 def test_a_link_to_nowhere_as_the_output_is_refused(odd, tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
-    refused(odd("none", 0, ROOT / "run_sweep.py", *TINY), "--output runs", "runs is not a directory")
+    refused(odd("none", 0), "--output runs", "runs is not a directory")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]

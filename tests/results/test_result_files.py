@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -18,7 +16,7 @@ from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, sa
 from raysweep.results.encoders import save_encoder
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
-from tests.support import PATIENCE, ROOT
+from tests.support import ROOT, forked
 from tests.support.commands import here
 from tests.support.odd_files import METRICS, ODD, SWEEP, make
 
@@ -373,14 +371,8 @@ def test_the_command_sets_them_aside_and_runs_the_trials_again(tmp_path):
     (directory / "attempt.json").mkdir()
     damaged = json.dumps({**json.loads(nan.read_text()), "metrics": {"linear/val_accuracy": NAN}})
     nan.write_text(damaged)
-    process = subprocess.run(  # a separate process can be killed if it hangs on the pipe
-        [sys.executable, ROOT / "run_sweep.py", "--resume", "a", "--local"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    # A separate process can be killed if it hangs on the pipe.
+    process = forked.run(ROOT / "run_sweep.py", "--resume", "a", "--local", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "2 trials, 0 finished before" in process.stdout
     for path in (directory / "result.json", nan):

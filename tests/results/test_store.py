@@ -1,8 +1,6 @@
 """The results directory: atomic writes, names, and checkpoints that survive damage."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,7 @@ from raysweep.results.result import (
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.system.files import write_atomically, write_json
+from tests.support import forked
 
 SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
 
@@ -179,9 +178,9 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
     hold = "import pathlib, sys; from raysweep.results.store import Store\n"
     hold += f"with Store(pathlib.Path({str(tmp_path)!r})).lock(): "
     with held.lock():
-        second = subprocess.run([sys.executable, "-c", hold + "pass"], capture_output=True, text=True, check=False)
+        second = forked.run("-c", hold + "pass", cwd=tmp_path)
         assert "another process is running this sweep" in second.stderr
-    died = subprocess.run([sys.executable, "-c", hold + "import os; os._exit(9)"], check=False)
+    died = forked.run("-c", hold + "import os; os._exit(9)", cwd=tmp_path)
     assert died.returncode == 9
     with held.lock():
         pass
