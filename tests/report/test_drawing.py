@@ -73,7 +73,7 @@ def folders(names):
 
 def drawn_texts(figure):
     """Return every text of a figure as it is saved."""
-    assert drawing.save(figure)
+    assert drawing.save(figure, dpi=20)
     with drawing.own_style():
         texts = [text for text in figure.findobj(Text) if text.get_text()]
     assert not [text for text in texts if text.get_parse_math() or text.get_usetex()]
@@ -288,7 +288,7 @@ PROGRAM = """
 import contextlib, hashlib, importlib, io, json, os, sys
 from pathlib import Path
 import numpy, PIL.Image, scipy.stats, yaml, pydantic, pyarrow, rich.console, rich.table
-import raysweep.cli, raysweep.report
+import raysweep.cli, raysweep.report.page  # with Bokeh, so that the forks need not import it
 
 assert "matplotlib" not in sys.modules
 
@@ -314,7 +314,8 @@ for name, (place, settings) in json.loads(sys.argv[2]).items():
         os.dup2(os.open(f"{sys.argv[3]}/{name}.err", os.O_WRONLY | os.O_CREAT), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.write(write, json.dumps(case(place, settings)).encode())
-        sys.exit()
+        sys.stderr.flush()
+        os._exit(0)  # the interpreter would free every object of the parent
     os.close(write)
     with open(read) as file:
         answer = json.loads(file.read() or "{}")

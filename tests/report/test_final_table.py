@@ -7,8 +7,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
 
 import numpy as np
@@ -19,7 +17,7 @@ from rich.console import Console
 from raysweep.report.building import build_tables, read, read_several
 from raysweep.report.final_table import summary_table
 from tests.report.test_report import COLUMNS, fill_with
-from tests.support import ROOT
+from tests.support import forked
 from tests.support.commands import alone, here
 
 DRAWN = {"alpha": {"loguniform": [1e-5, 10]}, "strength": {"uniform": [0, 1]}}
@@ -103,9 +101,9 @@ def test_values_that_rounding_would_make_equal_stay_exact(tmp_path):
     assert [point.short_name for point in report.points] == [point.name for point in report.points]
 
 
-def test_a_single_experiment_prints_its_scores_and_compares_nothing(tmp_path):
-    few = ["--usl_type", "simclr", "--usl_epochs", "1", "--le_epochs", "2", "--batch_size", "500"]
-    process = alone(*few, cwd=tmp_path)
+def test_a_single_experiment_prints_its_scores_and_compares_nothing(few, tmp_path):
+    arguments = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    process = alone("--usl_type", "simclr", "--usl_epochs", "1", "--le_epochs", "2", *arguments, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     sentence = next(line for line in lines if line.startswith("linear/val_accuracy 0."))
@@ -122,15 +120,15 @@ def test_a_terminal_of_60_columns(tmp_path):
     store, sweep = fill_with(tmp_path, {"name": "s", **SPACES["drawn"]}, scores)
     host, guest = pty.openpty()
     fcntl.ioctl(guest, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 60, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "NO_COLOR": "1"}
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     environment.pop("COLUMNS", None)
-    program = [sys.executable, "-m", "raysweep", "report", store.root.name]
-    with subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=guest) as process:
-        os.close(guest)
-        shown = b""
-        while part := read_some(host):
-            shown += part
-    assert process.returncode == 0
+    program = ["-m", "raysweep", "report", store.root.name]
+    process = forked.start(*program, cwd=tmp_path, environment=environment, stdout=guest)
+    os.close(guest)
+    shown = b""
+    while part := read_some(host):
+        shown += part
+    assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;]*m|\r", "", shown.decode())
     first, _, rest = text.partition("s: mean over seeds")
     words = " ".join(read(store, sweep).in_words(scores=1)[:1])

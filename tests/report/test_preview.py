@@ -29,14 +29,16 @@ def pixels(path):
 def find(picture, image, scale):
     """Return the upper left corners (n, 2) where `picture` has `image` (C, H, W, in [0, 1]) enlarged `scale` times."""
     image = np.broadcast_to(np.asarray(image), (3, *image.shape[1:])).transpose(1, 2, 0) * 255
+    order = np.abs(image - 128).sum(2).argsort(axis=None)  # gray pixels are rarer than black and white ones
+    places = scale * np.stack(np.unravel_index(order, image.shape[:2]), axis=1)
     image = image.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width, _ = image.shape
-    windows = picture[: picture.shape[0] - height + 1, : picture.shape[1] - width + 1]
-    corners = np.argwhere(np.abs(windows[..., 0] - image[0, 0, 0]) <= 1)
-    for row in range(0, height, scale):
-        for column in range(0, width, scale):
-            values = picture[corners[:, 0] + row, corners[:, 1] + column]
-            corners = corners[(np.abs(values - image[row, column]) <= 1).all(axis=1)]
+    row, column = places[0]
+    shifted = picture[row : picture.shape[0] - height + 1 + row, column : picture.shape[1] - width + 1 + column]
+    corners = np.argwhere((np.abs(shifted - image[row, column]) <= 1).all(axis=2))
+    for row, column in places[1:]:
+        values = picture[corners[:, 0] + row, corners[:, 1] + column]
+        corners = corners[(np.abs(values - image[row, column]) <= 1).all(axis=1)]
     exact = [np.abs(picture[y : y + height, x : x + width] - image).max() <= 1 for y, x in corners]
     return corners[exact]
 

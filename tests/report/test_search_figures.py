@@ -42,7 +42,7 @@ def drawn(tmp_path_factory):
 
 def texts(figure):
     """Return every text of a figure as it is saved."""
-    assert drawing.save(figure)
+    assert drawing.save(figure, dpi=20)
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
