@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -31,7 +30,7 @@ from raysweep.results.encoders import load_encoder
 from raysweep.results.mirror import CLAIM, Mirror
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
-from tests.support import PATIENCE, ROOT
+from tests.support import PATIENCE, ROOT, forked
 from tests.support.cluster import cluster
 from tests.support.commands import here
 
@@ -241,21 +240,14 @@ def test_wrong_credentials_are_refused(s3, uri):
     assert f"asked at {host} (AWS_ENDPOINT_URL); are the address and the credentials right?" in str(fault.value)
 
 
-def test_a_service_that_never_answers_is_refused(monkeypatch):
+def test_a_service_that_never_answers_is_refused(tmp_path):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        program = "import sys; from raysweep.cli import main; sys.exit(main(sys.argv[1:]))"
-        process = subprocess.run(
-            [sys.executable, "-c", program, "sweep", "--usl_type", "simclr", "--output", "s3://bucket/x"],
-            env={**os.environ, "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE,
-        )
+        settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        arguments = ["sweep", "--usl_type", "simclr", "--output", "s3://bucket/x"]
+        process = forked.run("-m", "raysweep", *arguments, cwd=tmp_path, **settings)
     assert process.returncode == 2
     assert process.stderr.startswith("error: s3://bucket/x: ")
     assert len(process.stderr.splitlines()) == 1
@@ -329,14 +321,7 @@ HOLD = "import sys; from raysweep.results.store import Store\nwith Store(sys.arg
 
 def holding(place, then="pass", **environment):
     """Start a process that takes the lock."""
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD + then, place],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forked.start("-c", HOLD + then, place, cwd=ROOT, **environment)
 
 
 def test_the_lock_holds_across_machines_and_ends_with_its_holder(s3, uri, tmp_path):
@@ -378,56 +363,54 @@ def test_a_dead_lock_of_another_machine_is_taken_over_after_a_while_and_a_live_o
 def test_one_that_lost_its_lock_leaves(s3, uri):
     store = Store.plan(uri, "a", "a")
     store.create(SWEEP, {})
-    slow = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            # A background job of a script inherits the setting to ignore SIGINT.
-            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "from raysweep.results import mirror; mirror.BEAT = 0.5\n"
-            + HOLD
-            + "print(flush=True); import time; time.sleep(60)",
-            store.place,
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    program = "from raysweep.results import mirror; mirror.BEAT = 0.5\n" + HOLD
+    program += "print(flush=True); import time; time.sleep(60)"
+    slow = forked.start("-c", program, store.place, cwd=ROOT)
     slow.stdout.readline()
     (lock,) = [key for key in keys(s3, uri) if ".lock" in key]
     s3.delete_object(Bucket=Bucket(uri).name, Key=f"some prefix/{lock}")
-    _, err = slow.communicate(timeout=PATIENCE)
+    _, err = slow.communicate()
     assert "another process has taken this sweep over" in err
     assert "KeyboardInterrupt" in err
 
 
-LONG = [
-    "--usl_epochs",
-    "4",
-    "--batch_size",
-    "500",
-    "--le_epochs",
-    "3",
-    "--set",
-    "tune.checkpoint_seconds=0",
-    "--set",
-    "seed=[0, 1]",
-]
-LONG += ["--images_every", "4", "--name", "long"]
+EPOCHS = 10
+LONG = ["--usl_type", "simclr", "--usl_epochs", str(EPOCHS), "--le_epochs", "3", "--probe_every", "0"]
+LONG += ["--images_every", str(EPOCHS), "--set", "tune.checkpoint_seconds=1", "--name", "long"]
+TWO_SEEDS = ["--set", "seed=[0, 1]"]
+WAITING = """
+import time
+from pathlib import Path
+import raysweep
+
+@raysweep.policy
+def waiting(images, strength, generator, part):
+    if Path({slow!r}).exists():
+        time.sleep(0.2)
+    return raysweep.to_float(images)
+"""
+"""A plugin with which a trial takes 8 s or more, without much computation, as long as a file exists."""
 OWN = {"wall_s", "attempts", "pretrain/images_per_s", "data_dir"}  # differ from run to run
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """The file that makes trials take long as long as it exists."""
+    return tmp_path_factory.mktemp("slow") / "slow"
+
+
+@pytest.fixture(scope="module")
+def long(few, slow):
+    """The arguments of a sweep that can be interrupted."""
+    plugin = slow.with_name("waiting.py")
+    plugin.write_text(WAITING.format(slow=str(slow)))
+    data = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    return [*LONG, *data, "--plugin", str(plugin), "--policy", "simclr+waiting"]
 
 
 def command(*arguments, cwd, **environment):
     """Start the real command and return the running process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "raysweep", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forked.start("-m", "raysweep", *arguments, cwd=cwd, **environment)
 
 
 def completed(*arguments, cwd, **environment):
@@ -439,10 +422,10 @@ def completed(*arguments, cwd, **environment):
 def wait_for_checkpoint(place, process):
     """Wait until the bucket holds a trial's checkpoint; fail if the process ends first."""
     end = time.monotonic() + PATIENCE
-    while not any("/checkpoints/00000003.json" in name for name in Bucket(place).files()):
+    while not any("/checkpoints/" in name and name.endswith(".json") for name in Bucket(place).files()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def rows(text):
@@ -452,40 +435,41 @@ def rows(text):
     ]
 
 
-def check_equal(place, undisturbed, tmp_path):
-    """Check that the sweep in the bucket has the undisturbed sweep's results, and each step exactly once."""
+def check_equal(place, undisturbed, tmp_path, names):
+    """Check that the trials in the bucket have the undisturbed sweep's results, and each step exactly once."""
     copy = Mirror(Bucket(place), tmp_path / "there")
     copy.pull()
-    for folder in (copy.local, undisturbed):
-        assert {path.parent.name for path in folder.glob("*/result.json")} == {"seed=0", "seed=1"}
-    assert rows((copy.local / "results.csv").read_text()) == rows((undisturbed / "results.csv").read_text())
-    for seed in ("seed=0", "seed=1"):
-        one, other = (load_encoder(folder / seed).weights for folder in (copy.local, undisturbed))
-        assert all(torch.equal(one[name], other[name]) for name in other)
-        events = EventAccumulator(f"{place}/{seed}", size_guidance={"scalars": 0}).Reload()
-        assert [event.step for event in events.Scalars("pretrain/loss")] == list(range(1, 5))
-        assert not (copy.local / seed / "checkpoints").exists()
-    attempts = [
-        json.loads((copy.local / seed / "result.json").read_text())["attempts"] for seed in ("seed=0", "seed=1")
-    ]
+    assert {path.parent.name for path in copy.local.glob("*/result.json")} == set(names)
+    expected = [row for row in rows((undisturbed / "results.csv").read_text()) if row["trial"] in names]
+    assert rows((copy.local / "results.csv").read_text()) == expected
+    assert len(expected) == len(names)
+    for name in names:
+        one, other = (load_encoder(folder / name).weights for folder in (copy.local, undisturbed))
+        assert all(torch.equal(one[weight], other[weight]) for weight in other)
+        events = EventAccumulator(f"{place}/{name}", size_guidance={"scalars": 0}).Reload()
+        assert [event.step for event in events.Scalars("pretrain/loss")] == list(range(1, EPOCHS + 1))
+        assert not (copy.local / name / "checkpoints").exists()
+    attempts = [json.loads((copy.local / name / "result.json").read_text())["attempts"] for name in names]
     assert max(attempts) == 2, "a trial resumed once, from a checkpoint"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(long, tmp_path_factory):
     """The sweep, run without interruption on a local path."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    status, _, err = completed("sweep", *LONG, "--local", cwd=folder)
+    status, _, err = completed("sweep", *long, *TWO_SEEDS, "--local", cwd=folder)
     assert status == 0, err
     return folder / "runs" / "long"
 
 
-def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, tmp_path):
+def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, long, slow, undisturbed, tmp_path):
     place = f"{uri}/long"
-    process = command("sweep", *LONG, "--local", "--output", uri, cwd=tmp_path)
+    slow.touch()
+    process = command("sweep", *long, *TWO_SEEDS, "--local", "--output", uri, cwd=tmp_path)
     wait_for_checkpoint(place, process)
     process.kill()
     process.communicate()
+    slow.unlink()
 
     resume = ["sweep", "--resume", place, "--local"]
     status, _, err = completed(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
@@ -498,13 +482,13 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, undisturbed, 
     assert status == 0, err
     assert out.startswith(f"{place}: 2 trials, ")
     assert f"TensorBoard tensorboard --logdir '{place}'" in out
-    check_equal(place, undisturbed, tmp_path)
+    check_equal(place, undisturbed, tmp_path, ["seed=0", "seed=1"])
     assert {"long/results.csv", "long/summary.md", "long/summary.csv"} < set(keys(s3, uri))
 
     opened = raysweep.open(place)
     assert list(opened.frame()["status"]) == ["finished"] * 2
     assert len(opened.curves("pretrain/loss")) == 2 * opened.frame()["usl_epochs"].max()
-    assert opened.encoder("seed=0")(torch.rand(1, 1, 8, 8)).shape[0] == 1
+    assert opened.encoder("seed=0")(torch.rand(1, 3, 8, 8)).shape[0] == 1
 
     tables = content(tmp_path / "there")
     s3.delete_object(Bucket=Bucket(uri).name, Key="some prefix/long/results.csv")
@@ -533,25 +517,27 @@ def node(s3, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, undisturbed, tmp_path):
+def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, long, slow, undisturbed, tmp_path):
     place = f"{uri}/long"
     nowhere = f"{uri}-none/x".replace("b-", "c-")
-    status, _, err = completed("sweep", *LONG, "--address", node, "--output", nowhere, cwd=tmp_path)
+    status, _, err = completed("sweep", *long, "--address", node, "--output", nowhere, cwd=tmp_path)
     assert status == 2
     assert "there is no bucket" in err
-    process = command("sweep", *LONG, "--address", node, "--output", uri, cwd=tmp_path)
+    slow.touch()
+    process = command("sweep", *long, "--address", node, "--output", uri, cwd=tmp_path)
     wait_for_checkpoint(place, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate()
+    slow.unlink()
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
         f"interrupted; resume with: {sys.executable} -m raysweep sweep --resume '{place}' --address {node}"
     )
     resume = ["sweep", "--resume", place, "--address", node]
     process = command(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
-    _, err = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate()
     assert process.returncode == 0, err
-    check_equal(place, undisturbed, tmp_path)
+    check_equal(place, undisturbed, tmp_path, ["seed=0"])
     assert list((tmp_path / "node").rglob("events.out.*"))
     for driver in ("cache", "fresh"):
         events_of_trials = [file for file in (tmp_path / driver).rglob("events.out.*") if file.parent.name != "long"]

@@ -6,8 +6,9 @@ from tests.support.commands import here
 SMALL = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
 
 
-def test_another_machine_evaluates_a_sweep_in_a_bucket(s3, uri, tmp_path, monkeypatch):
-    sweep = raysweep.run({"base": SMALL, "search": {"alpha": [0.1]}}, output=uri, name="s", local=True)
+def test_another_machine_evaluates_a_sweep_in_a_bucket(s3, uri, few, no_figures, tmp_path, monkeypatch):
+    base = {**few, "knn_k": 20, **SMALL}
+    sweep = raysweep.run({"base": base, "search": {"alpha": [0.1]}}, output=uri, name="s", local=True)
     files = {path: info for path, info in contents(s3, uri).items() if "/s/" in path}
 
     monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "other"))

@@ -6,7 +6,7 @@ from tests.results.test_bucket_evaluation import contents
 SMALL = {"usl_type": "simclr", "le_epochs": 1, "probe_every": 1, "images_every": 0, "projector_images": 0}
 
 
-def test_another_machine_continues_the_trials_of_a_sweep_in_a_bucket(s3, uri, few, tmp_path, monkeypatch):
+def test_another_machine_continues_the_trials_of_a_sweep_in_a_bucket(s3, uri, few, no_figures, tmp_path, monkeypatch):
     space = {"base": {**few, **SMALL, "keep": "final_state"}, "search": {"usl_epochs": [1]}}
     raysweep.run(space, output=uri, name="s", local=True)
     shorter = {path: info for path, info in contents(s3, uri).items() if "/usl_epochs=1,seed=0/" in path}

@@ -7,14 +7,14 @@ from raysweep import parts
 from tests.support import ROOT
 from tests.support.commands import here
 
-SMALL = {"usl_epochs": 1, "le_epochs": 1, "batch_size": 250, "probe_every": 0, "images_every": 0}
-QUICK = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+SMALL = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0}
 
 
-def test_a_resume_from_another_machine_fetches_the_plugin(s3, uri, tmp_path, monkeypatch):
+def test_a_resume_from_another_machine_fetches_the_plugin(s3, uri, few, no_figures, tmp_path, monkeypatch):
+    small = [word for name, value in {**few, **SMALL}.items() for word in ("--set", f"{name}={value}")]
     plugin = tmp_path / "my_loss.py"
     shutil.copy(ROOT / "examples" / plugin.name, plugin)
-    words = ["--plugin", plugin, "--emb_loss", "cosine", "--set", "sharpness=[1.0]", *QUICK]
+    words = ["--plugin", plugin, "--emb_loss", "cosine", "--set", "sharpness=[1.0]", *small]
     process = here("run_sweep.py", *words, "--local", "--output", uri, "--name", "p", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     text = plugin.read_text()

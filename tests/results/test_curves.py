@@ -9,14 +9,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from raysweep.config import METRICS
 from tests.support.commands import QUICK, alone, here
 
-SMALL = [*QUICK, "--batch_size", "500", "--usl_type", "simclr", "--set", "seed=[0, 1]", "--name", "x"]
+SMALL = [*QUICK, "--usl_type", "simclr", "--set", "seed=[0, 1]", "--name", "x"]
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
+def sweep(few, no_figures, tmp_path_factory):
     """The folder in which a sweep of two small trials has run."""
     folder = tmp_path_factory.mktemp("curves")
-    process = alone(*SMALL, cwd=folder)
+    data = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    process = alone(*SMALL, *data, cwd=folder)
     assert process.returncode == 0, process.stderr
     return folder
 

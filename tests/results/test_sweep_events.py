@@ -27,7 +27,7 @@ SMALL = [*QUICK, "--batch_size", "500", "--usl_type", "simclr", "--local", "--na
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
+def sweep(no_figures, tmp_path_factory):
     """The directory of a sweep of one small trial and the random encoder, which was extended by another strength."""
     folder = tmp_path_factory.mktemp("sweep")
     one = here("run_sweep.py", *SMALL, "--set", "strength=[0.5]", "--set", "baseline=random", cwd=folder)
