@@ -51,9 +51,9 @@ ODD = [
 ]
 
 
-def fill(place, search, name="odd", **base):
+def fill(place, search, name="odd", baseline=True, **base):
     """Create a finished sweep with made-up metrics; return its store and the sweep."""
-    raw = {"name": name, "base": base, "search": {**search, "seed": [0, 1]}, "baseline": True}
+    raw = {"name": name, "base": base, "search": {**search, "seed": [0, 1]}, "baseline": baseline}
     sweep = space.build(raw, {}, "test")
     store = Store.plan(place, None, sweep.name)
     store.create(sweep, {})
@@ -331,7 +331,7 @@ print(json.dumps(answers))
 
 
 def test_no_setting_of_the_user_or_the_machine_changes_a_figure(tmp_path):
-    store, sweep = fill(tmp_path / "runs", {"alpha": [1e-5, 1.0]})
+    store, sweep = fill(tmp_path / "runs", {"alpha": [1e-5, 1.0]}, baseline=False)
     build_report(store, sweep)
     expected = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (store.root / "figures").iterdir()}
     contents = {

@@ -34,9 +34,10 @@ def find(picture, image, scale):
     image = image.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width, _ = image.shape
     row, column = places[0]
-    shifted = picture[row : picture.shape[0] - height + 1 + row, column : picture.shape[1] - width + 1 + column]
-    corners = np.argwhere((np.abs(shifted - image[row, column]) <= 1).all(axis=2))
-    for row, column in places[1:]:
+    red, value = picture[..., 0], image[row, column, 0]
+    shifted = red[row : len(red) - height + 1 + row, column : red.shape[1] - width + 1 + column]
+    corners = np.argwhere((shifted >= np.int16(np.ceil(value - 1))) & (shifted <= np.int16(np.floor(value + 1))))
+    for row, column in places:
         values = picture[corners[:, 0] + row, corners[:, 1] + column]
         corners = corners[(np.abs(values - image[row, column]) <= 1).all(axis=1)]
     exact = [np.abs(picture[y : y + height, x : x + width] - image).max() <= 1 for y, x in corners]

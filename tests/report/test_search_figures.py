@@ -63,8 +63,9 @@ def test_what_a_sweep_varies_chooses_its_figures(tmp_path, drawn):
     ]  # fmt: skip
 
 
-def test_every_figure_of_a_search_is_written(drawn):
+def test_every_figure_of_a_search_is_written(drawn, monkeypatch):
     store, sweep, _ = drawn
+    monkeypatch.setattr(drawing.save, "__defaults__", ("png", 20))  # dots per inch
     assert not build_report(store, sweep).not_drawn
     names = {path.stem for path in (store.root / "figures").iterdir()}
     assert names == {"comparison", "usl_lr", "strength", "policy", "parallel_coordinates", "importance"}

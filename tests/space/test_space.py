@@ -664,7 +664,7 @@ axes = st.fixed_dictionaries(
 
 
 @given(axes, axes, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 2))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_an_extended_sweep_has_the_trials_of_both_files_the_new_ones_first(one, two, n, m, first, second, seed):
     def file(search, samples, baseline, **base):
         drawn = "loguniform" in search["alpha"]
