@@ -19,6 +19,7 @@ from raysweep.errors import Diverged
 from raysweep.probes.evaluation import Evaluation
 from raysweep.probes.features import batch_of, extract_layers
 from raysweep.probes.grid import ProbeSpec
+from raysweep.probes.label_free import LIDAR_IMAGES, LIDAR_VIEWS
 from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.space import Sweep, Trial
 from raysweep.space.sharing import taking_over
@@ -54,7 +55,8 @@ def estimate(sweep: Sweep, datasets: Datasets, local: bool, share: bool = True) 
 
     Trials of one kind agree in all settings except seeds, epochs and real numbers, which hardly change the time of a
     step. Linear probes of single blocks and the probes that are off by default are not timed, and `FIXED_SECONDS`
-    stand for kNN, k-means and the online measures. A trial with several workers is timed in one process.
+    stand for kNN, k-means and the online measures. But a view of LiDAR counts as one image more, without the time of
+    its augmentation. A trial with several workers is timed in one process.
 
     Args:
         sweep: The sweep. If a searcher proposes its points, examples stand for them.
@@ -96,7 +98,7 @@ class Costs:
     epoch: float
     """An epoch of pretraining."""
     features: float
-    """The features of all images of the evaluation, once."""
+    """The features of all images of the evaluation, once, and of the views of LiDAR."""
     probe_epoch: float
     """An epoch of the linear probe."""
     finetune_epoch: float = 0.0
@@ -131,8 +133,8 @@ def time_steps(trial: Trial, data: TrialData, gpu: bool) -> Costs:
 
 def time_evaluation(settings: Settings, state: State, data: TrialData, device: torch.device) -> tuple[float, float]:
     """Return the seconds for the features of all images of the evaluation, and for an epoch of the linear probe."""
-    every = data.probe.train_images
-    images = resident(every[: batch_of(every.shape[-1])], device)
+    train = data.probe.train_images
+    images = resident(train[: batch_of(train.shape[-1])], device)
     index, layers = torch.arange(len(images), device=device), parts.layers_read(settings)
     extracted = extract_layers(state.encoder, images, index, layers)
 
@@ -143,7 +145,7 @@ def time_evaluation(settings: Settings, state: State, data: TrialData, device: t
 
     per_image = seconds_of_step(extractions(), device) / len(images)
     if not settings.probe_labels:
-        return per_image * len(every), 0.0
+        return per_image * (len(train) + count_views(settings, len(train))), 0.0
     fit, val = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
     test = 0 if data.probe.test_images is None else len(data.probe.test_images)
     probe = parts.probe["linear"].arguments(settings)
@@ -156,7 +158,14 @@ def time_evaluation(settings: Settings, state: State, data: TrialData, device: t
     labels = torch.randint(classes, (count,), device=device)
     epochs = train_classifiers(probes, sample, labels, epochs=1 + MOST_STEPS, batch_size=batch_size)
     step = seconds_of_step(epochs, device)
-    return per_image * (len(fit.index) + len(val.index) + test), step * math.ceil(labelled / batch_size)
+    extracted_images = len(fit.index) + len(val.index) + test + count_views(settings, len(fit.index))
+    return per_image * extracted_images, step * math.ceil(labelled / batch_size)
+
+
+def count_views(settings: Settings, images: int) -> int:
+    """Return the number of augmented views whose features LiDAR computes; 0 without it. `images` can be used."""
+    is_on = parts.probe["label_free"] in parts.probes_in_use(settings) and settings.strength > 0
+    return LIDAR_VIEWS * min(images, LIDAR_IMAGES) if is_on else 0
 
 
 def time_fine_tuning(settings: Settings, state: State, data: TrialData, device: torch.device) -> float:

@@ -11,7 +11,7 @@ from raysweep import parts, space
 from raysweep.config import make_settings
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate, active, merged, with_existing
-from raysweep.preparation import Space, built_for_data, read_space
+from raysweep.preparation import Space, read_space
 from raysweep.results.bucket import Bucket
 from raysweep.results.credentials import is_uri, join, resolve
 from raysweep.results.encoders import (
@@ -27,7 +27,7 @@ from raysweep.results.encoders import (
 from raysweep.results.mirror import local_encoder, trial_place
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import recorded_datasets
-from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial, reported_metric
+from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial
 
 EVALUATIONS = "evaluations"
 """The folder of a sweep's results directory that holds its evaluations."""
@@ -90,6 +90,8 @@ def plan_for_sweep(
     place: str, raw: Mapping[str, Any], where: str, overrides: Mapping[str, Any], extra: Sequence[Plugin]
 ) -> PlannedEvaluation:
     """Plan the evaluation of every encoder that a sweep has kept so far; see `plan_evaluation`."""
+    from raysweep.data.folders import is_meant_unlabelled
+
     store, sweep = Store.open(place, copies="reports", given=extra, beside=extra)
     if sweep.encoders:
         raise InputError(f"{place}: is an evaluation itself and has no encoders; give the sweep that trained them")
@@ -98,20 +100,17 @@ def plan_for_sweep(
     encoders = [checked(store, trial) for trial in kept_encoders(store, sweep)]
     if not encoders:
         raise InputError(f"{place}: no trial has kept an encoder ({ENCODER}) yet, so there is nothing to evaluate")
-    controls = sweep.baseline or (space.RANDOM,)
-
-    def build_with(given: Mapping[str, Any]) -> Sweep:
-        return space.build_evaluation(
-            with_defaults(raw, given, sweep, where),
-            given,
-            where,
-            encoders,
-            controls=controls,
-            plugins=plugins,
-            trained_search=sweep.search,
-        )
-
-    evaluation = built_for_data(build_with, overrides)
+    evaluation = space.build_evaluation(
+        with_resources(raw, sweep, where),
+        overrides,
+        where,
+        encoders,
+        controls=sweep.baseline or (space.RANDOM,),
+        plugins=plugins,
+        trained_search=sweep.search,
+        trained_tune=sweep.tune,
+        is_unlabelled=is_meant_unlabelled,
+    )
     evaluation = replace(evaluation, race=sweep.race)  # its intervals allow for seeds that were added after looks
     if not evaluation.examples[0].settings.probe_labels:
         evaluation = replace(evaluation, agreement=agreement_in(store, sweep, evaluation.metric))
@@ -128,6 +127,7 @@ def plan_for_one(
     sweep: Sweep | None = None,
 ) -> PlannedEvaluation:
     """Plan the evaluation of one encoder, which `trial` of `sweep` trained if they are known; see `plan_evaluation`."""
+    from raysweep.data.folders import is_meant_unlabelled
     from raysweep.portable import build
 
     saved = load_encoder(encoder_file(local_encoder(place)))
@@ -139,20 +139,19 @@ def plan_for_one(
     content = content_of(saved)
     source = EncoderSource(ENCODER, saved.channels, saved.image_size, digest_of(content))
     encoder = replace(trial, control="", source=source)
-
-    def build_with(given: Mapping[str, Any]) -> Sweep:
-        return space.build_evaluation(
-            raw if sweep is None else with_defaults(raw, given, sweep, where),
-            given,
-            where,
-            [encoder],
-            controls=(space.RANDOM,),
-            seeds=True,
-            plugins=tuple(plugins),
-            trained_search=() if sweep is None else sweep.search,
-        )
-
-    return PlannedEvaluation(built_for_data(build_with, overrides), None, encoder=content)
+    evaluation = space.build_evaluation(
+        raw if sweep is None else with_resources(raw, sweep, where),
+        overrides,
+        where,
+        [encoder],
+        controls=(space.RANDOM,),
+        seeds=True,
+        plugins=tuple(plugins),
+        trained_search=() if sweep is None else sweep.search,
+        trained_tune=None if sweep is None else sweep.tune,
+        is_unlabelled=is_meant_unlabelled,
+    )
+    return PlannedEvaluation(evaluation, None, encoder=content)
 
 
 def is_sweep(place: str) -> bool:
@@ -202,7 +201,7 @@ def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> d
     """Return the digests of the datasets on which a sweep evaluated its encoders, as `digests` names them."""
     from raysweep.data.selection import dataset_name, labelled_name
 
-    known = dict(recorded_datasets(store.root))
+    digests = dict(recorded_datasets(store.root))
     results = {result.trial: result for result in store.results(sweep, skip_damaged=True)}
     for trial in encoders:
         if trial.name in results:
@@ -210,33 +209,25 @@ def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> d
             name = trial.settings.evaluated_dataset
             arguments = parts.dataset[name].arguments(trial.settings) if name in parts.dataset else {}
             name = dataset_name(labelled_name(name, arguments), trial.source.image_size, trial.source.channels)
-            known[name] = str(results[trial.name].protocol.get("probe_data"))
-    return known
+            digests[name] = str(results[trial.name].protocol.get("probe_data"))
+    return digests
 
 
-def agreement_in(store: Store, sweep: Sweep, measure: str | None) -> Agreement | None:
-    """Return how well a measure without labels ranked the points of a sweep by its score; None if nothing says it."""
+def agreement_in(store: Store, sweep: Sweep, measure: str | None) -> Agreement | str | None:
+    """Return how well a measure without labels ranked the points of a sweep by its score; see `Sweep.agreement`."""
     from raysweep.report import building, choosing  # SciPy takes time
 
-    return choosing.agreement(building.read(store, sweep, skip_damaged=True), measure)
+    try:
+        report = building.read(store, sweep, skip_damaged=True)
+    except InputError:  # this evaluation itself does not need that the sweep's results are comparable
+        return "its results were not evaluated alike"
+    return choosing.agreement(report, measure)
 
 
-def with_defaults(raw: Mapping[str, Any], overrides: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str, Any]:
-    """Return a search space that takes the metric, its mode and the resources of a trial from the sweep.
-
-    What the search space itself gives has priority. A metric that the evaluation does not report is left out.
-    """
-    has_labels = {**space.mapping(raw.get("base"), f"{where}: base"), **overrides}.get("probe_labels") is not False
-    defaults: dict[str, dict[str, Any]] = {
-        "tune": {"metric": reported_metric(sweep.tune.metric, has_labels)},
-        "resources": {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu},
-    }
-    if defaults["tune"]["metric"] is not None:
-        defaults["tune"]["mode"] = sweep.tune.mode
-    sections = {
-        name: {**values, **space.mapping(raw.get(name), f"{where}: {name}")} for name, values in defaults.items()
-    }
-    return {**raw, **sections}
+def with_resources(raw: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str, Any]:
+    """Return a search space whose trials get the resources of the sweep, unless the search space gives others."""
+    resources = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu}
+    return {**raw, "resources": {**resources, **space.mapping(raw.get("resources"), f"{where}: resources")}}
 
 
 def undocumented(saved: SavedEncoder, dataset: object, place: str) -> Trial:

@@ -346,8 +346,8 @@ def in_use(settings: Settings) -> Iterator[Part]:
 
 def probes_in_use(settings: Settings) -> list[Part]:
     """The probes that evaluate a trial with these settings."""
-    able = [part for part in probe.values() if settings.probe_labels or not part.traits["needs_labels"]]
-    return [part for part in able if part.traits["switch"] is None or getattr(settings, part.traits["switch"])]
+    possible = [part for part in probe.values() if settings.probe_labels or not part.traits["needs_labels"]]
+    return [part for part in possible if part.traits["switch"] is None or getattr(settings, part.traits["switch"])]
 
 
 def optional_parameters() -> set[str]:

@@ -72,34 +72,9 @@ def build_sweep(
     activate(plugins)
     if isinstance(source, Sweep) and not overrides and plugins == source.plugins:
         return source
-    return built_for_data(lambda given: space.build(raw, given, where, plugins=plugins), overrides)
+    from raysweep.data.folders import is_meant_unlabelled
 
-
-def built_for_data(build: Callable[[Mapping[str, Any]], Sweep], overrides: Mapping[str, Any]) -> Sweep:
-    """Return a sweep that reads labels if the evaluated images have them.
-
-    Images without labels need a probe that needs none. Without such a probe, `check_paths` refuses the sweep.
-
-    Args:
-        build: Builds the sweep from overrides; see `build_sweep`.
-        overrides: The overrides that the user gives.
-
-    Raises:
-        InputError: The sweep is invalid, or only some of its evaluated datasets have labels.
-    """
-    from raysweep.data.folders import lacks_labels, needs_no_labels
-
-    sweep = build(overrides)
-    datasets = {trial.settings.evaluated_dataset: trial.settings for trial in sweep.examples}
-    unlabelled = [name for name, settings in datasets.items() if needs_no_labels(settings)]
-    if not unlabelled or not sweep.examples[0].settings.probe_labels:
-        return sweep
-    labelled = [name for name in datasets if not lacks_labels(name)]
-    if labelled:
-        raise InputError(
-            f"probe_dataset: {unlabelled[0]} has no labels, and {labelled[0]} has; evaluate them separately"
-        )
-    return build({**overrides, "probe_labels": False})
+    return space.build(raw, overrides, where, plugins=plugins, is_unlabelled=is_meant_unlabelled)
 
 
 def read_space(source: Space | None, default: str) -> tuple[Mapping[str, Any], str, tuple[Plugin, ...]]:
@@ -132,7 +107,7 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
     Raises:
         InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
     """
-    from raysweep.data.folders import check_exists, has_labels
+    from raysweep.data.folders import check_exists, labels_all_pretraining_images
     from raysweep.data.selection import check_validation, reads_labels
 
     pretrains = [trial for trial in sweep.examples if trial.source is None]
@@ -140,11 +115,11 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
         check_exists(name)
     trained = {trial.settings.dataset: trial for trial in pretrains if reads_labels(trial.settings)}
     for name, trial in trained.items() if is_evaluated else ():
-        if not has_labels(name):
+        if not labels_all_pretraining_images(name):
             refuse_unlabelled(trial)
-    needy = {trial.settings.evaluated_dataset for trial in sweep.examples if trial.settings.probe_labels}
+    with_labels = {trial.settings.evaluated_dataset for trial in sweep.examples if trial.settings.probe_labels}
     for name in dict.fromkeys(trial.settings.evaluated_dataset for trial in sweep.examples):
-        check_exists(name, labelled=is_evaluated and name in needy)
+        check_exists(name, labelled=is_evaluated and name in with_labels)
         check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
 
 
@@ -245,9 +220,9 @@ def extended(
         if source is not None or overrides or has_new:
             raise InputError(f"{shown_place(store)}: an evaluation takes no new settings; start another one")
         return existing
-    asked = build_sweep(store.root / "sweep.yaml" if source is None else source, overrides, extra, existing)
+    by = build_sweep(store.root / "sweep.yaml" if source is None else source, overrides, extra, existing)
     name = source if isinstance(source, Path) else "command line"
-    return with_proposals(store.root, space.extend(existing, asked, f"{name} for {shown_place(store)}"))
+    return with_proposals(store.root, space.extend(existing, by, f"{name} for {shown_place(store)}"))
 
 
 def check_resumable(store: Store, sweep: Sweep) -> list[Result]:

@@ -209,10 +209,9 @@ class Results:
 
     def _repr_html_(self) -> str:
         from raysweep.report.frames import point_frame
-        from raysweep.report.points import COLUMNS, shown_scores
 
         report = self._report()
-        table, scores = point_frame(report), shown_scores(report.points, COLUMNS)
+        table, scores = point_frame(report), report.columns
         names = ("sweep", "point", "n", *(f"{score} {part}" for score in scores for part in ("mean", "std")))
         shown = table[[name for name in names if name in table]].to_html(index=False, na_rep="", float_format="%.4f")
         return f"<p>{html.escape(repr(self)[1:-1])}</p>" + (shown if len(table) else "")

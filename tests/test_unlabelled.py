@@ -11,12 +11,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import raysweep
+from raysweep import space
 from raysweep.backends.ray.open_trainable import load_data, read_config
 from raysweep.backends.ray.session import session
 from raysweep.config import Settings, fingerprint, protocol
 from raysweep.data.loading import load
 from raysweep.errors import InputError
+from raysweep.estimate import count_views
+from raysweep.evaluations import agreement_in
 from raysweep.portable import load as load_encoder
+from raysweep.preparation import build_sweep
 from raysweep.probes.evaluation import Evaluation
 from raysweep.probes.label_free import label_free_scores
 from raysweep.results.encoders import load_encoder as read_saved
@@ -204,14 +208,14 @@ def test_the_evaluation_on_ray_is_the_same(sweep, images, evaluated, tmp_path):
     ("settings", "words"),
     [
         (["label_free=false"], "has no classes to evaluate on"),
-        (["logistic=true"], "command line: logistic: needs labels, and the evaluated images have none; leave it out"),
+        (["logistic=true"], "command line: logistic: needs labels, and the evaluation reads none; leave it out"),
         (["few_shot=[1, 5]"], "few_shot: needs labels"),
         (["mlp_probe=true"], "mlp_probe: needs labels"),
         (["finetune=true"], "finetune: needs labels"),
         (["labels_per_class=5"], "labels_per_class: needs labels"),
         (["labels_per_class=[1, 5]"], "labels_per_class: needs labels"),
         (["knn_k=[1, 5]"], "knn_k: needs labels"),
-        (["tune.metric=linear/val_accuracy"], "not reported for images without labels; choose from: label_free/embed"),
+        (["tune.metric=linear/val_accuracy"], "not reported without labels; choose from: label_free/embedding_rankme"),
     ],
 )
 def test_what_needs_labels_is_refused_in_one_line(sweep, images, settings, words, tmp_path):
@@ -229,7 +233,8 @@ def test_labelled_and_unlabelled_images_are_evaluated_separately(sweep, images, 
     grid = f"probe_dataset=[digits, '{images}']"
     process = here("raysweep", "evaluate", sweep, "--local", "--set", grid, "--set", "label_free=true", cwd=tmp_path)
     assert process.returncode == 2
-    assert process.stderr == f"error: probe_dataset: {images} has no labels, and digits has; evaluate them separately\n"
+    words = f"probe_dataset: {images} has no labels, and digits has; evaluate them separately"
+    assert process.stderr == f"error: command line: {words}\n"
 
 
 def test_another_measure_can_choose(sweep, images, evaluated, tmp_path):
@@ -262,6 +267,80 @@ def test_a_sweep_on_images_without_labels_resumes_and_is_evaluated_on_labelled_o
     assert labelled.returncode == 0, labelled.stderr
     values = metrics(root / "evaluations" / "l", "strength=1.0,seed=0")
     assert {"linear/test_accuracy", "knn/test_accuracy", "kmeans/accuracy"} | MEASURES <= values.keys()
+    settings += ["--set", "logistic=true", "--set", "labels_per_class=[1, 2]", "--dry-run"]
+    more = here("raysweep", "evaluate", "runs/u", "--local", *settings, cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert "# 8 trials:" in more.stdout, "three points and the random encoder, each with both numbers of labels"
+
+
+def test_what_only_an_evaluation_with_labels_reads_does_not_tell_trials_apart(few, images, tmp_path, no_figures):
+    options = {**few, "usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "label_free": "true"}
+    flags = [f"--{name}={value}" for name, value in options.items()] + ["--local", "--name", "v"]
+    grid = ["--set", "labels_per_class=[1, 2]", "--set", "usl_lr=[0.001, 0.01]"]
+    assert here("run_sweep.py", *flags, *grid, cwd=tmp_path).returncode == 0
+    process = here("raysweep", "evaluate", "runs/v", "--local", *asked(images, "baseline=false"), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert f"{images}: evaluated without labels, so there are measures and no accuracies." in process.stdout
+    root = tmp_path / "runs" / "v" / "evaluations" / "evaluation"
+    trials = sorted(path.parent.name for path in root.glob("*/result.json"))
+    assert trials == ["usl_lr=0.001,seed=0", "usl_lr=0.01,seed=0"]
+    reasons = "its points were evaluated in different ways, whose scores cannot be compared"
+    assert Store.open(root)[1].agreement == reasons
+    again = here("raysweep", "sweep", "--resume", root, "--local", cwd=tmp_path)
+    assert "all 2 trials have finished" in again.stdout, again.stderr
+
+
+def test_a_sweep_keeps_reading_labels_or_reading_none(sweep, images, few, tmp_path):
+    before = (sweep / "sweep.yaml").read_text()
+    process = here("run_sweep.py", "--resume", sweep, "--set", "probe_labels=false", "--local", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "probe_labels: is False, but the sweep was started with True" in process.stderr
+    assert (sweep / "sweep.yaml").read_text() == before
+    raw = {"base": {"dataset": images, "label_free": True}}
+    unlabelled = build_sweep(raw, {})
+    assert not unlabelled.base["probe_labels"]
+    labelled = space.build(raw, {}, "x")  # as if the folder had class folders now
+    with pytest.raises(InputError, match=r"is True, but .* with False; .* set probe_labels=false to go on"):
+        space.extend(unlabelled, labelled, "x")
+    with pytest.raises(InputError, match=r"cannot be swept .scores with different values"):
+        build_sweep(raw, {"probe_labels": [True, False]})
+
+
+def test_a_folder_near_one_with_classes_is_not_taken_for_images_without_labels(few, tmp_path):
+    root = few["dataset"].removeprefix("folder:")
+    flags = ["--usl_epochs=1", "--label_free=true", "--local", "--dry-run"]
+    wrong = here("run_sweep.py", "--dataset", f"folder:{root}/train", *flags, cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert f"did you mean folder:{root}?" in wrong.stderr
+    assert "set label_free=true and probe_labels=false" in wrong.stderr
+    meant = here("run_sweep.py", "--dataset", f"folder:{root}/train", *flags, "--probe_labels=false", cwd=tmp_path)
+    assert meant.returncode == 0, meant.stderr
+    assert f"# folder:{root}/train: evaluated without labels" in meant.stdout
+
+
+def test_a_searcher_chooses_by_rankme_without_a_validation_split(images):
+    tune = {"searcher": "optuna", "num_samples": 3}
+    base = {"dataset": images, "label_free": True, "val_fraction": 0}
+    built = build_sweep({"base": base, "search": {"alpha": {"uniform": [0, 1]}}, "tune": tune}, {})
+    assert built.metric == RANKME
+
+
+def test_lidar_counts_in_the_estimate():
+    assert count_views(Settings(label_free=True), 60) == 600
+    assert count_views(Settings(label_free=True, probe_labels=False), 10**6) == 10_000
+    assert count_views(Settings(label_free=True, strength=0), 60) == count_views(Settings(), 60) == 0
+
+
+def test_the_agreement_with_a_sweep_that_was_not_evaluated_alike_is_unknown(sweep, tmp_path):
+    shutil.copytree(sweep, tmp_path / "s", ignore=shutil.ignore_patterns("evaluations"))
+    path = tmp_path / "s" / TRAINED[0] / "result.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"protocol": content["protocol"] | {"probe_data": "other"}}))
+    store, opened = Store.open(tmp_path / "s")
+    assert agreement_in(store, opened, RANKME) == "its results were not evaluated alike"
+    path.unlink()
+    agreement = agreement_in(store, opened, RANKME)
+    assert (agreement.points, agreement.unfinished) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +351,25 @@ def test_a_sweep_on_images_without_labels_resumes_and_is_evaluated_on_labelled_o
             ["--label_free=true", "--set", "seeds.most=5", "--set", "alpha=[0.1, 1]"],
             "a race compares scores, which need",
         ),
-        (["--label_free=true", "--set", "tune.scheduler=asha", "--probe_every=1"], "online/knn_val_accuracy, which"),
+        (
+            ["--label_free=true", "--val_fraction=0", "--set", "seeds.most=5", "--set", "alpha=[0.1, 1]"],
+            "a race compares",
+        ),
+        (
+            ["--label_free=true", "--set", "split_seed=[0, 1]"],
+            "split_seed: needs labels, and the evaluation reads none",
+        ),
+        (["--label_free=true", "--set", "val_fraction=[0, 0.1]"], "val_fraction: needs labels"),
+        (["--probe_labels=false"], "probe_labels: false: nothing would be evaluated in seed=0; set label_free=true"),
+        (
+            ["--label_free=true", "--set", "tune.metric=label_free/trunk_lidar", "--set", "strength=[0, 1]"],
+            "strength=0.0,seed=0 does not report 'label_free/trunk_lidar' (",
+        ),
+        (
+            ["--label_free=true", "--set", "tune.metric=pretrain/rankme", "--probe_every=0"],
+            "does not report 'pretrain/rankme' (",
+        ),
+        (["--label_free=true", "--set", "tune.scheduler=asha", "--probe_every=1"], "tune.metric: pretrain/rankme"),
         (["--label_free=true", "--logistic=true"], "logistic: needs labels"),
     ],
 )

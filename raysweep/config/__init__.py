@@ -6,11 +6,11 @@ from raysweep.config.metrics import (
     RANKME,
     Collapse,
     choices,
+    default_metric,
     has_metric,
     is_objective,
     metrics_by_name,
     online_metrics,
-    usual_choice,
 )
 from raysweep.config.older import with_present_names
 from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
@@ -46,6 +46,7 @@ __all__ = [
     "check_model",
     "check_type",
     "choices",
+    "default_metric",
     "default_of",
     "fingerprint",
     "has_effect",
@@ -60,6 +61,5 @@ __all__ = [
     "read_number",
     "shown",
     "suggest",
-    "usual_choice",
     "with_present_names",
 ]

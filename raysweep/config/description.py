@@ -26,3 +26,8 @@ class About:
     """Whether the setting may be swept. A setting that only names a place, or what is shown, may not."""
     must_be_used: bool = False
     """Whether a sweep in which no trial reads the setting is refused."""
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether scores may depend on the setting. Then it keeps its value in a sweep, unless it is swept."""
+        return self.search or self.protocol

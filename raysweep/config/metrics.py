@@ -87,7 +87,7 @@ def is_objective(name: str) -> bool:
     return name == "pretrain/loss" or any(name in part.metrics for part in parts.method.values())
 
 
-def usual_choice(settings: Settings) -> str | None:
+def default_metric(settings: Settings) -> str | None:
     """Return the metric by which the best point is chosen if `tune.metric` does not say it; None if there is none.
 
     Without labels it is RankMe of the embedding; docs/evaluate.md says why.

@@ -60,7 +60,7 @@ def is_prefix(shorter: Settings, longer: Settings, aside: Collection[str] = ()) 
     """
     if not 0 < shorter.usl_epochs < longer.usl_epochs or obstacle(longer) is not None:
         return False
-    compared = (name for name in SETTINGS if about(name).search or name in SHOWN)
+    compared = (name for name in SETTINGS if about(name).changes_scores or name in SHOWN)
     return not any(
         getattr(shorter, name) != getattr(longer, name) and (has_effect(name, shorter) or has_effect(name, longer))
         for name in compared

@@ -18,7 +18,7 @@ score of kNN at temperatures below 0.02.
 """
 
 
-NEWER = ("probe_labels",)
+OMITTED_AT_DEFAULT = ("probe_labels",)
 """Settings that are in a protocol only if they differ from their defaults, because older fingerprints lack them."""
 
 
@@ -33,7 +33,7 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     The parameters of a probe that is off by default are left out at their defaults. So the fingerprints of trials
     without it stay as they were before the probe existed.
     """
-    optional = {*parts.optional_parameters(), *NEWER}
+    optional = {*parts.optional_parameters(), *OMITTED_AT_DEFAULT}
     chosen = {
         name: getattr(settings, name) if has_effect(name, settings) else default_of(name)
         for name in SETTINGS

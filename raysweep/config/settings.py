@@ -223,7 +223,7 @@ class Settings(BaseModel):
     projector_images: Annotated[
         int,
         Field(ge=0),
-        About("Test images in TensorBoard's projector. 0 means none.", group="Evaluation", search=False),
+        About("Test images in TensorBoard's projector, which needs labels. 0: none.", group="Evaluation", search=False),
     ] = 500
 
     cache_gb: Annotated[

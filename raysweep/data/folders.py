@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from raysweep import parts
-from raysweep.config import FOLDER, Settings
+from raysweep.config import FOLDER
 from raysweep.data import layout
 from raysweep.data.dataset import Dataset, Labels, check_memory
-from raysweep.data.layout import folder_path, no_classes
+from raysweep.data.layout import folder_path, likely_folder, no_classes
 from raysweep.data.pixels import decode, warn_once
 from raysweep.data.splits import split_train
 from raysweep.errors import InputError
@@ -142,37 +142,35 @@ def check_exists(spec: str, labelled: bool = False) -> None:
             raise InputError(
                 f"dataset {spec!r}: neither train/<class>/ nor an image in {str(root.absolute())!r}{ignoring(ignored)}"
             )
-    if labelled and not has_labels(spec):
+    if labelled and not labels_all_pretraining_images(spec):
         raise InputError(no_classes(spec))
 
 
-def has_labels(spec: str) -> bool:
+def labels_all_pretraining_images(spec: str) -> bool:
     """Return whether all pretraining images of an existing dataset have labels, by its name or the names of its files.
 
     A named dataset may turn out to have none when it is loaded.
     """
     if not spec.startswith(FOLDER):
-        return not parts.dataset[spec].traits["unlabelled"]
+        traits = parts.dataset[spec].traits
+        return bool(traits["labelled"]) and not traits["unlabelled"]
     root = folder_path(spec)
     train = layout.layout(root.absolute(), f"dataset {spec!r}").train
     return train is not None and bool(layout.class_folders(train))
 
 
-def lacks_labels(spec: str) -> bool:
-    """Return whether a dataset has no labels to evaluate with, by its declaration or the names of its files.
+def is_meant_unlabelled(spec: str) -> bool:
+    """Return whether a dataset is meant to be evaluated without labels, by its declaration or the names of its files.
+
+    A folder without classes is not meant if a folder near it has classes, because the path is probably wrong.
 
     Raises:
         InputError: The splits of an existing folder cannot be told apart.
     """
     if not spec.startswith(FOLDER):
         return spec in parts.dataset and not parts.dataset[spec].traits["labelled"]
-    return spec != FOLDER and folder_path(spec).is_dir() and not has_labels(spec)
-
-
-def needs_no_labels(settings: Settings) -> bool:
-    """Return whether the evaluated images have no labels, and a probe that is in use needs none."""
-    able = any(not part.traits["needs_labels"] for part in parts.probes_in_use(settings))
-    return able and lacks_labels(settings.evaluated_dataset)
+    is_folder = spec != FOLDER and folder_path(spec).is_dir()
+    return is_folder and not labels_all_pretraining_images(spec) and likely_folder(spec) is None
 
 
 def check_name(spec: str) -> None:

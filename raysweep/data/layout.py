@@ -231,20 +231,32 @@ def has_val_folder(spec: str) -> bool:
     return spec.startswith(FOLDER) and layout(folder_path(spec), f"dataset {spec!r}").val is not None
 
 
+def likely_folder(spec: str) -> Path | None:
+    """Return the folder with classes that the path of a folder without classes probably means; None without one.
+
+    It is the folder around `train/`, or the first folder inside that has `train/<class>/`.
+    """
+    root = folder_path(spec).absolute()
+    for path in sorted(root.iterdir()):
+        if not path.name.startswith(".") and (path / "train").is_dir() and class_folders(path / "train"):
+            return path
+    return root.parent if root.name == "train" and class_folders(root) else None
+
+
 def no_classes(spec: str) -> str:
     """Return the message that a dataset has no labels to evaluate with, and what to do."""
-    able = [part.traits["switch"] for part in parts.probe.values() if not part.traits["needs_labels"]]
-    without = f"set {able[0]}=true for measures that need no labels"
+    switches = [part.traits["switch"] for part in parts.probe.values() if not part.traits["needs_labels"]]
+    without = f"set {switches[0]}=true"
+    measures = "for measures that need no labels"
     if not spec.startswith(FOLDER):
         return (
-            f"{spec} has no classes to evaluate on; name a labelled probe_dataset, or {without} and declare the "
-            "dataset with labelled=False"
+            f"{spec} has no classes to evaluate on; name a labelled probe_dataset, or {without} {measures} and declare "
+            "the dataset with labelled=False"
         )
-    root = folder_path(spec).absolute()
-    meant = root.parent if root.name == "train" else None  # PATH may be one folder too deep or too shallow
-    meant = next((path for path in sorted(root.iterdir()) if (path / "train").is_dir()), meant)
+    meant = likely_folder(spec)  # PATH may be one folder too deep or too shallow
     hint = f" (or did you mean {FOLDER}{meant}?)" if meant is not None else ""
+    without += "" if meant is None else " and probe_labels=false"
     return (
         f"dataset {spec!r} has no classes to evaluate on: put the class folders under train/, as "
-        f"train/<class>/*{hint}, or name a labelled probe_dataset, or {without}"
+        f"train/<class>/*{hint}, or name a labelled probe_dataset, or {without} {measures}"
     )

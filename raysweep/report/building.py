@@ -187,7 +187,7 @@ def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
     drawings: dict[str, Callable[[], Figure | None]] = {}
     sweep = report.members[0].sweep
     shown = shown_scores(report.points) if report.has_labels else []
-    groups = report.groups if report.has_labels else ()  # no measure says that a point beats the random encoder
+    groups = report.groups if report.has_labels else ()  # a measure has no difference from a control
     categories = [name for name in sweep.searched if is_category(name, report.points)]
     if categories:
         drawings["comparison"] = partial(comparison.draw_comparison, *compared, groups)

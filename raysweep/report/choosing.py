@@ -11,6 +11,7 @@ from scipy import stats
 
 from raysweep.config import SETTINGS, about
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
+from raysweep.report.sentences import named
 from raysweep.report.verdicts import Group
 from raysweep.space import Agreement
 
@@ -41,12 +42,12 @@ class Ranking:
     """The number of points that have the measure; LiDAR, for example, needs an augmentation strength above 0."""
     agreement: Estimate
     """Kendall's τ between the measure and the test score over points: mean and interval over seeds."""
-    chosen: Point
-    """The point whose mean of the measure is best."""
+    chosen: Sequence[Point]
+    """The point whose mean of the measure is best; several points if their means are equal."""
     score: float
-    """The mean test score of the chosen point."""
+    """The mean test score of the chosen points."""
     loss: float
-    """The mean test score of the best point, which may lack the measure, minus that of the chosen point."""
+    """The mean test score of the best point, which may lack the measure, minus `score`."""
 
 
 def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]:
@@ -76,11 +77,17 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
         ]
         agreement = estimate(values, divisor_of(points))
         if agreement is not None:
-            chosen = max(measured, key=lambda point: fmean(map(scale, point.values(measure))))
+            chosen = best_by(measured, measure, scale)
             best = max(fmean(point.values(score)) for point in points)
-            reached = fmean(chosen.values(score))
+            reached = fmean(fmean(point.values(score)) for point in chosen)
             ranked.append(Ranking(measure, len(measured), agreement, chosen, reached, best - reached))
     return ranked
+
+
+def best_by(points: Sequence[Point], measure: str, scale: Scale) -> list[Point]:
+    """Return the points whose mean of a measure is best: one, or several with equal means. All points have it."""
+    means = [fmean(map(scale, point.values(measure))) for point in points]
+    return [point for point, mean in zip(points, means, strict=True) if mean == max(means)]
 
 
 def usable(points: Sequence[Point], searched: Sequence[str]) -> dict[str, Scale]:
@@ -96,17 +103,35 @@ def usable(points: Sequence[Point], searched: Sequence[str]) -> dict[str, Scale]
     }
 
 
-def agreement(report: Report, measure: str | None) -> Agreement | None:
-    """Return how well a measure without labels ranks the points of a sweep; None if nothing says it."""
-    if len(report.groups) != 1 or not report.test_score:
+def agreement(report: Report, measure: str | None) -> Agreement | str | None:
+    """Return how well a measure without labels ranks the points of one sweep.
+
+    A text says why the sweep cannot tell it. The result is None if the sweep did not report the measure.
+    """
+    if measure not in MEASURES or not report.has_labels or not any(point.values(measure) for point in report.points):
         return None
-    group, searched = report.groups[0], report.searched
-    ranking = next((each for each in rankings(group, report.test_score, searched) if each.measure == measure), None)
+    if len(report.groups) != 1:
+        return "its points were evaluated in different ways, whose scores cannot be compared"
+    if not report.test_score:
+        return "it has no test score"
+    group = report.groups[0]
+    ranked = rankings(group, report.test_score, report.searched)
+    ranking = next((each for each in ranked if each.measure == measure), None)
     if ranking is None:
-        return None
+        return f"no seed has {LEAST_POINTS} points that differ in {measure} and in {report.test_score}"
     value, dataset = ranking.agreement, group.points[0].settings.evaluated_dataset
+    unfinished = sum(member.sweep.total - len(member.results) for member in report.members)
     return Agreement(
-        ranking.measure, report.test_score, dataset, ranking.count, value.n, value.mean, value.low, value.high
+        measure=ranking.measure,
+        score=report.test_score,
+        dataset=dataset,
+        points=ranking.count,
+        seeds=value.n,
+        tau=value.mean,
+        low=value.low,
+        high=value.high,
+        divisor=divisor_of(group.points),
+        unfinished=unfinished,
     )
 
 
@@ -141,7 +166,7 @@ def words_of(ranking: Ranking) -> list[str]:
         ranking.measure,
         str(ranking.count),
         tau_words(value.mean, value.low, value.high, value.n),
-        ranking.chosen.title,
+        named(ranking.chosen),
         f"{ranking.score:.4f}",
         f"{ranking.loss:.4f}",
     ]

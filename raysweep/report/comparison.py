@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
-from raysweep.report.heatmaps import MOST_ROWS, headed, title, unit
+from raysweep.report.heatmaps import MOST_ROWS, headed, kind_of_metric, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, dot_style, legend_columns, seeds_and_bars
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, percent, rank_points, shown_scores
 from raysweep.report.statistics import Difference
@@ -55,8 +55,8 @@ def draw_comparison(
         if len({point.protocol for point in points}) == 1:
             draw_control_means(axes, rows, score, sweeps)
         axes.set_title(title(score), fontsize=10)
-        axes.set_xlabel(unit(score))
-        if unit(score) == "accuracy":
+        axes.set_xlabel(kind_of_metric(score))
+        if kind_of_metric(score) == "accuracy":
             low, high = axes.get_xlim()
             axes.set_xlim(max(low, -0.02), min(high, 1.02))
         axes.grid(axis="x", alpha=0.25)

@@ -79,7 +79,8 @@ class Report:
         """The verdicts: a group of points for each evaluation protocol. All sentences and tables use these groups."""
         settings = () if self.several else self.members[0].sweep.searched
         shown = shown_scores(self.points, COLUMNS) if self.has_labels else []
-        return judge(self.points, self.ranked, list(dict.fromkeys([*self.compared, *shown])), settings)
+        scores = list(dict.fromkeys([*self.compared, *shown]))
+        return judge(self.points, self.ranked, scores, settings, with_controls=self.has_labels)
 
     @cached_property
     def scores(self) -> list[str]:
@@ -88,6 +89,14 @@ class Report:
             return []
         chosen = str(self.metric).replace("val_accuracy", "test_accuracy")
         return shown_scores(self.points, list(dict.fromkeys([*([chosen] if chosen in METRICS else []), *SCORES])))
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The metrics in the main table. Without labels, the metric that chooses is always one of them."""
+        names = shown_scores(self.points, COLUMNS)
+        is_absent = self.metric is not None and self.metric not in names and not self.has_labels
+        chooses = [self.metric] if is_absent and any(point.values(str(self.metric)) for point in self.points) else []
+        return [*map(str, chooses), *names]
 
     @property
     def compared(self) -> list[str]:
@@ -105,20 +114,20 @@ class Report:
             ended = any(not result.baseline for member in self.members for result in member.results)
             return ["No point is called best: no trial of any point finished."] if ended else []
         if self.single:
-            return [f"{words_of_score(self.points[0], shown_scores(self.points, COLUMNS))}."]
+            return [f"{words_of_score(self.points[0], self.columns)}."] if self.columns else []
         if self.metric is None:
             differ = self.several and all(member.sweep.metric for member in self.members)
             if differ:
                 return ["No point is called best: the sweeps do not choose by the same metric."]
             lacks = "there is no validation split to choose by" if self.has_labels else (
-                "the images have no labels; set tune.metric to a measure that is to choose"
+                "the points were evaluated without labels; set tune.metric to a measure that is to choose"
             )  # fmt: skip
             return [f"No point is called best: {lacks}."]
         lines = []
         is_evaluation = any(member.sweep.encoders for member in self.members)
         for group in self.groups:
             if group.ranked and not self.has_labels:
-                lines += choice_sentences(group, self.metric, self.searched, is_evaluation)
+                lines += choice_sentences(group, self.metric, self.mode, self.searched, is_evaluation)
             elif group.ranked:
                 lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
             else:

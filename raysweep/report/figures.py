@@ -11,7 +11,7 @@ import numpy as np
 
 from raysweep.report.control_styles import DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, add_legend, own_style, panel_grid, panels_in_a_row
-from raysweep.report.heatmaps import headed, is_numeric, title, unit
+from raysweep.report.heatmaps import headed, is_numeric, kind_of_metric, title
 from raysweep.report.marks import (
     BELOW,
     COLOURS,
@@ -81,7 +81,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
             draw_line(axes, positions, line, score, label, place, joined=numeric)
         draw_controls(axes, name, score, lines, [(point, names[point.name]) for point in baselines], places)
         axes.set_title(title(score), fontsize=10)
-        axes.set_ylabel(unit(score))
+        axes.set_ylabel(kind_of_metric(score))
         clip(axes, score)
         axes.grid(alpha=0.25)
     figure.suptitle(headed(sweep.name, seeds_and_bars(points) + words), fontsize=11)

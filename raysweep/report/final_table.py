@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raysweep.errors import printable
 from raysweep.report.contents import Report
-from raysweep.report.points import COLUMNS, LINEAR, Point, percent, shown_scores
+from raysweep.report.points import LINEAR, Point, percent
 from raysweep.report.sentences import numbers
 from raysweep.report.tables import cell, name_columns, names_of
 from raysweep.report.verdicts import Family
@@ -82,7 +82,7 @@ def number_columns(report: Report) -> list[Column]:
     """Return the columns after the names: the number of seeds, the scores, and the difference from the control."""
     points = report.points
     columns = [Column("n", "n", [str(len(point.by_seed)) for point in points])]
-    for name in shown_scores(points, COLUMNS):
+    for name in report.columns:
         header = name.replace("_", " ").replace("/", "\n")
         columns.append(Column(name, header, [cell(point.estimate(name)) for point in points]))
     if report.scores:

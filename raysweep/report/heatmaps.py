@@ -139,7 +139,7 @@ def title(score: str) -> str:
     return score.replace("_", " ").replace("/", " ")
 
 
-def unit(score: str) -> str:
+def kind_of_metric(score: str) -> str:
     """Return what a metric measures, for an axis: `accuracy` if it is at most 1, else `measure`."""
     return "accuracy" if metrics_by_name()[score].highest == 1 else "measure"
 

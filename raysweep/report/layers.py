@@ -13,7 +13,7 @@ from raysweep.report.control_styles import DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, add_legend, own_style, wrapped
 from raysweep.report.heatmaps import headed
 from raysweep.report.marks import BELOW, COLOURS, add_seeds, at_most, clip, legend_columns, seeds_and_bars
-from raysweep.report.points import Point, block_scores, has_block_scores
+from raysweep.report.points import LINEAR, Point, block_scores, has_block_scores
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         draw_blocks(axes, point, COLOURS[0], "o", "-", "the point")
         axes.set_title(wrapped(point.title, 32), fontsize=8)
         axes.grid(alpha=0.25)
-    clip(panels[0, 0])  # after all panels are drawn, because they share this axis
+    clip(panels[0, 0], LINEAR)  # after all panels are drawn, because they share this axis
     for axes in panels.flat[max(0, len(shown) - columns) : len(shown)]:  # the lowest panel of each column
         axes.set_xlabel("block")
         axes.tick_params(labelbottom=True)

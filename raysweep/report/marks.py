@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from raysweep.report.colours import COLOURS as COLOURS
 from raysweep.report.drawing import label_powers_of_ten, wrapped
-from raysweep.report.heatmaps import axis_label, seeds, unit
-from raysweep.report.points import LEAST_SEEDS, LINEAR, Point, estimate, percent, rank_points
+from raysweep.report.heatmaps import axis_label, kind_of_metric, seeds
+from raysweep.report.points import LEAST_SEEDS, Point, estimate, percent, rank_points
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -107,10 +107,10 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, is_e
         label_powers_of_ten(axes)
 
 
-def clip(axes: Axes, score: str = LINEAR) -> None:
+def clip(axes: Axes, score: str) -> None:
     """Limit the y axis to possible accuracies, because an interval may exceed them. Other metrics have no limit."""
     low, high = axes.get_ylim()
-    if unit(score) == "accuracy":
+    if kind_of_metric(score) == "accuracy":
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 

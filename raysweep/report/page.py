@@ -22,7 +22,7 @@ from raysweep.errors import masked, printable
 from raysweep.report.contents import Report
 from raysweep.report.page_curves import bokeh_script, point_title, read_curves, script_data
 from raysweep.report.page_pictures import figures_in, pictures_of
-from raysweep.report.points import COLUMNS, LEAST_SEEDS, percent, shown_scores
+from raysweep.report.points import LEAST_SEEDS, percent
 from raysweep.report.sentences import NAMES, method, numbers, verdict
 from raysweep.report.summary import controls_of, notes, reading, warnings_of
 from raysweep.report.tables import cell, encoded, name_columns, names_of, trial_rows
@@ -137,7 +137,7 @@ def ordered(curves: Any) -> list[str]:
 
 def points_table(report: Report) -> Table:
     """Return the table of the points: n, scores, and the differences from the controls with their verdicts."""
-    scores = shown_scores(report.points, COLUMNS)
+    scores = report.columns
     pairs = [(score, control) for score in report.scores for control in controls_of(report)]
     families = {point.title: group.families for group in report.groups for point in group.points}
     header = [*name_columns(report), "n", *scores]

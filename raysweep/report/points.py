@@ -273,7 +273,7 @@ def experiment_key(settings: Settings, encoder: str = "") -> tuple[Any, ...]:
         encoder: The digest of the evaluated encoder if its training is unknown, because the settings do not tell it.
     """
     plain = computed(settings)
-    return (encoder, *(getattr(plain, name) for name in SETTINGS if about(name).search))
+    return (encoder, *(getattr(plain, name) for name in SETTINGS if about(name).changes_scores))
 
 
 def key_without_seed(point: Point) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from scipy import stats
 from raysweep.report.control_styles import TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Normalize, add_legend, colormaps, own_style, panel_grid
 from raysweep.report.figures import draw_baseline, shown
-from raysweep.report.heatmaps import axis_label, headed, is_numeric, title, unit
+from raysweep.report.heatmaps import axis_label, headed, is_numeric, kind_of_metric, title
 from raysweep.report.marks import BELOW, clip, dot_style, scale_axis, seeds_and_bars
 from raysweep.report.points import Point, mean_of, shown_scores
 from raysweep.space import Sweep
@@ -74,7 +74,7 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
         for control in in_order(point for point in points if point.baseline):
             draw_baseline(axes, control, score, TINTS[control.control], label_of(control.control))
         axes.set_title(title(score), fontsize=10)
-        axes.set_ylabel(unit(score))
+        axes.set_ylabel(kind_of_metric(score))
         clip(axes, score)
         axes.grid(alpha=0.25)
     if colour_by:

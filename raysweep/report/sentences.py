@@ -62,10 +62,23 @@ def conclusions(group: Group, metric: str, scores: Sequence[str], is_evaluation:
 def best_sentence(group: Group, metric: str, alone: bool) -> str:
     """Say which point is best; the sentence has no full stop yet."""
     best = group.ranked[0]
-    value = f"{mean_of(best, metric):.4f}, mean of {counted(len(best.by_seed), 'seed')}"
+    value = value_words(best, metric)
     if alone:
         return f"{best.title} is the only point that can be ranked ({metric} {value})"
     return f"{best.title} is best by {metric} ({value})"
+
+
+def value_words(point: Point, metric: str) -> str:
+    """Return the mean of a metric in a point, and of how many seeds: `0.7297, mean of 5 seeds`."""
+    count = len(point.by_seed)
+    return f"{mean_of(point, metric):.4f}, {'one seed' if count == 1 else f'mean of {count} seeds'}"
+
+
+def more_seeds(is_evaluation: bool) -> str:
+    """Say how to get enough seeds for a verdict."""
+    if is_evaluation:
+        return "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."
+    return "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."
 
 
 def few_seeds_sentences(group: Group, metric: str, family: Family, is_evaluation: bool) -> list[str]:
@@ -83,9 +96,7 @@ def few_seeds_sentences(group: Group, metric: str, family: Family, is_evaluation
     ]
     if differences:
         lines.append(f"In {family.score} it differs by {listed(differences)}.")
-    if is_evaluation:
-        return [*lines, "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."]
-    return [*lines, "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."]
+    return [*lines, more_seeds(is_evaluation)]
 
 
 def all_equal(points: Sequence[Point], scores: Iterable[str]) -> bool:
@@ -130,24 +141,34 @@ def random_sentence(group: Group, families: Sequence[Family]) -> str:
     )
 
 
-def others_sentence(best: Point, others: Sequence[Point], family: Family) -> str:
-    """Say from which points the best point differs, and from which it shows no difference."""
-    score = family.score
+def others_sentence(best: Point, others: Sequence[Point], family: Family, mode: str = "max") -> str:
+    """Say from which points the best point differs, and from which it shows no difference.
+
+    Args:
+        best: The best point.
+        others: The other points that are ranked.
+        family: The comparisons in one score.
+        mode: Whether a greater ("max") or a smaller ("min") score is better.
+    """
+    score, is_less_better = family.score, mode == "min"
     if all_equal([best, *others], [score]):
         return f"But {equal_sentence(len(others) + 1, [score])}"
     differences = {point.title: family.between(best, point) for point in others}
     above = [point for point in others if is_above(differences[point.title])]
     below = [point for point in others if is_below(differences[point.title])]
     unclear = [point for point in others if point not in above and point not in below]
-    if below:
-        return f"In {score}, however, it is below {named(below)}."
+    worse, better = (below, above) if is_less_better else (above, below)
+    side, other_side = ("below", "above") if is_less_better else ("above", "below")
+    score += " (less is better)" if is_less_better else ""
+    if better:
+        return f"In {score}, however, it is {other_side} {named(better)}."
     if not unclear:
-        closest = min(above, key=lambda point: size(differences[point.title]))
+        closest = min(worse, key=lambda point: size(differences[point.title]))
         difference = numbers(differences[closest.title])
-        if len(above) == 1:
-            return f"In {score} it is above {closest.title}: {difference}."
-        return f"In {score} it is above every other ranked point; the closest is {closest.title}, {difference}."
-    ahead = f", and it is above {named(above)}" if above else ""
+        if len(worse) == 1:
+            return f"In {score} it is {side} {closest.title}: {difference}."
+        return f"In {score} it is {side} every other ranked point; the closest is {closest.title}, {difference}."
+    ahead = f", and it is {side} {named(worse)}" if worse else ""
     which = f" from {unclear[0].title}" if len(unclear) > 1 else ""
     first = f" ({numbers(differences[unclear[0].title])}{which})"
     return f"In {score} it shows no difference from {named(unclear)}{first}{ahead}."

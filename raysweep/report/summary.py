@@ -8,7 +8,7 @@ from raysweep import parts
 from raysweep.errors import printable
 from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
-from raysweep.report.points import COLUMNS, LEAST_SEEDS, Point, block_scores, has_block_scores, percent, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Point, block_scores, has_block_scores, percent
 from raysweep.report.sentences import NAMES, listed, method, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
@@ -34,7 +34,7 @@ def summary_md(report: Report) -> str:
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
     text += ["## Scores" if report.has_labels else "## Measures without labels", *overview(report)]
-    columns = shown_scores(report.points, COLUMNS)
+    columns = report.columns
     rows = [
         [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name)) for name in columns)]
         for point in report.points

@@ -109,7 +109,7 @@ def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
         (score, control): None
         for group in report.groups
         for score, f in group.families.items()
-        for control in (f.controls if report.has_labels else ())
+        for control in f.controls
     }
     header += [f"{score} minus {control} {part}" for score, control in controls for part in difference_names(divisor)]
     rows = []
@@ -137,7 +137,7 @@ def differing(report: Report) -> dict[str, list[list[Any]]]:
     """Return the settings, except the seed, that differ between points, with each sweep's values with an effect."""
     values = {}
     for name in SETTINGS:
-        if about(name).search and name != "seed":
+        if about(name).changes_scores and name != "seed":
             by_sweep: dict[str, list[Any]] = {member.label: [] for member in report.members}
             for point in report.points:
                 value = effective(point, name)

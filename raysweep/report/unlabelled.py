@@ -1,22 +1,32 @@
-"""Sentences about points whose evaluated images have no labels: the choice of a measure, and why it can be wrong."""
+"""Sentences about points that were evaluated without labels: the choice of a measure, and why it can be wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Iterator, Sequence
 
-from raysweep.config import SETTINGS, Settings
+from raysweep.config import SETTINGS, Settings, about, has_effect
 from raysweep.parts import Chooses
-from raysweep.report.choosing import LEAST_POINTS, MEASURES, Scale, tau_words, usable
-from raysweep.report.points import LEAST_SEEDS, Point, mean_of
-from raysweep.report.sentences import few_seeds, listed, others_sentence
+from raysweep.report.choosing import LEAST_POINTS, MEASURES, best_by, tau_words, usable
+from raysweep.report.points import LEAST_SEEDS, Point, confidence
+from raysweep.report.sentences import (
+    all_equal,
+    best_sentence,
+    equal_sentence,
+    few_seeds,
+    listed,
+    more_seeds,
+    named,
+    others_sentence,
+    tie_sentence,
+    value_words,
+)
 from raysweep.report.verdicts import Group, same_experiment
-from raysweep.space import Sweep
+from raysweep.space import Agreement, Sweep
 from raysweep.system.terminal import counted
 
 CAUTION = (
-    "The images have no labels, so nothing could check this choice, and it can be wrong. Label some images and "
-    "evaluate again before you rely on it."
+    "The points were evaluated without labels, so nothing could check this choice, and it can be wrong. Evaluate them "
+    "on labelled images before you rely on it."
 )
 READING = (
     "High values of RankMe and LiDAR are good, and α-ReQ is best near 1. A difference is a mean over seeds. Its "
@@ -26,72 +36,98 @@ NETWORK = ("method", "encoder", "head", "loss")
 """The kinds of parts that decide what the embedding is. RankMe compares runs in which they are the same."""
 
 
-def choice_sentences(group: Group, metric: str, searched: Sequence[str], is_evaluation: bool) -> list[str]:
+def choice_sentences(group: Group, metric: str, mode: str, searched: Sequence[str], is_evaluation: bool) -> list[str]:
     """Say which point the metric chooses, from which points it shows no difference, and what other measures choose.
 
     Args:
         group: The points, of which at least one competes.
         metric: The metric that chooses.
+        mode: Whether its greatest ("max") or its least ("min") value is best.
         searched: The settings that the sweep varies.
         is_evaluation: Whether the points are evaluations of trained encoders, whose seeds are fixed.
     """
     best = group.ranked[0]
     others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
-    count = len(best.by_seed)
-    value = f"{mean_of(best, metric):.4f}, {'one seed' if count == 1 else f'mean of {count} seeds'}"
     if not others:
-        return [f"{best.title} is the only point that can be ranked ({metric} {value})."]
-    lines = [f"{metric} chooses {best.title} ({value})."]
-    if count < LEAST_SEEDS:
-        lines.append(f"{few_seeds(count)} which differences are real.")
-        lines.append(
-            "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."
-            if is_evaluation
-            else "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."
-        )
+        return [f"{best_sentence(group, metric, alone=True)}."]
+    is_tie = all_equal([best, *others], [metric])
+    if is_tie:
+        lines = [f"{metric} chooses no point: {equal_sentence(len(others) + 1, [metric])}"]
     else:
-        lines.append(others_sentence(best, others, group.families[metric]))
-    lines += [text for text in (others_choose(group, metric, searched), method_sentence(group, metric)) if text]
-    return lines
+        lines = [f"{metric} chooses {best.title} ({value_words(best, metric)}).", tie_sentence(best, others, metric)]
+    lines.append(lacking_sentence(complete_points(group), metric))
+    if not is_tie and len(best.by_seed) < LEAST_SEEDS:
+        lines += [f"{few_seeds(len(best.by_seed))} which differences are real.", more_seeds(is_evaluation)]
+    elif not is_tie:
+        lines.append(others_sentence(best, others, group.families[metric], mode))
+    lines += [others_choose(group, metric, searched, None if is_tie else best), method_sentence(group, metric)]
+    return [line for line in lines if line]
 
 
-def others_choose(group: Group, metric: str, searched: Sequence[str]) -> str:
-    """Say which points the other measures choose; empty without other measures."""
-    best = group.ranked[0]
-    choices: dict[str, list[str]] = {}
-    for measure, scale in usable(group.points, searched).items():
-        measured = [point for point in group.points if not point.missing and point.values(measure)]
-        if measure != metric and len(measured) > 1:
-            choices.setdefault(chosen(measured, measure, scale).title, []).append(measure)
-    if not choices:
+def complete_points(group: Group) -> list[Point]:
+    """Return the points of which all planned seeds have finished."""
+    return [point for point in group.points if not point.missing]
+
+
+def lacking_sentence(points: Sequence[Point], metric: str) -> str:
+    """Say which points cannot be chosen because they lack the metric, as LiDAR lacks at strength 0; empty if none."""
+    lacking = [point for point in points if not point.values(metric)]
+    if not lacking:
         return ""
-    agreeing = choices.pop(best.title, [])
-    if not choices:
-        verb = "chooses" if len(agreeing) == 1 else "choose"
-        return f"{listed(agreeing)} {verb} the same point."
-    words = [
-        f"{listed(names)} {'chooses' if len(names) == 1 else 'choose'} {title}" for title, names in choices.items()
+    return f"{named(lacking)} {'has' if len(lacking) == 1 else 'have'} no {metric}, and could not be chosen."
+
+
+def others_choose(group: Group, metric: str, searched: Sequence[str], best: Point | None) -> str:
+    """Say which points the other measures choose, and among how many if some points lack the measure.
+
+    Args:
+        group: The points.
+        metric: The metric that chooses.
+        searched: The settings that the sweep varies.
+        best: The point that the metric chooses; None if all points are equal in it.
+    """
+    points = complete_points(group)
+    choices: dict[tuple[bool, str], list[str]] = {}
+    for measure, scale in usable(points, searched).items():
+        measured = [point for point in points if point.values(measure)]
+        if measure != metric and len(measured) > 1:
+            chosen = best_by(measured, measure, scale)
+            lacks = "" if len(measured) == len(points) else f" among {len(measured)} of {len(points)} points"
+            agrees = best is not None and [point.title for point in chosen] == [best.title]
+            words = "the same point" if agrees else named(chosen)
+            if len(chosen) > 1:
+                words = "no point, because all are equal" if len(chosen) == len(measured) else f"{words} equally"
+            choices.setdefault((not agrees, f"{words}{lacks}"), []).append(measure)
+    texts = [
+        f"{listed(names)} {'chooses' if len(names) == 1 else 'choose'} {words}"
+        for (_, words), names in sorted(choices.items(), key=lambda item: item[0][0])
     ]
-    if agreeing:
-        words.insert(0, f"{listed(agreeing)} {'chooses' if len(agreeing) == 1 else 'choose'} the same point")
-    return f"{'; '.join(words)}."
-
-
-def chosen(points: Sequence[Point], measure: str, scale: Scale) -> Point:
-    """Return the point whose mean of a measure is best. All points have the measure."""
-    return max(points, key=lambda point: fmean(map(scale, point.values(measure))))
+    return f"{'; '.join(texts)}." if texts else ""
 
 
 def method_sentence(group: Group, metric: str) -> str:
-    """Warn that RankMe compares runs of one method, if the points differ in it; else return an empty text.
+    """Warn if the points differ in something that the metric depends on besides quality; else return an empty text.
 
-    Garrido et al. 2023 (arXiv 2210.02885) say so, because the rank is not the only thing that decides about a score.
+    Garrido et al. 2023 (arXiv 2210.02885) compare the ranks of runs of one method only. LiDAR is computed on augmented
+    views.
     """
-    names = [name for name in SETTINGS if decides_embedding(name)]
-    differ = [name for name in names if len({str(getattr(point.settings, name)) for point in group.points}) > 1]
-    if not metric.endswith("rankme") or not differ:
+    if metric.endswith("rankme"):
+        differ = list(differing(group, [name for name in SETTINGS if decides_embedding(name)]))
+        words = "RankMe is meant for runs of one method"
+    elif metric.endswith("lidar"):
+        differ = list(differing(group, [name for name in SETTINGS if about(name).group == "Augmentation"]))
+        words = "LiDAR depends on the augmentation"
+    else:
         return ""
-    return f"RankMe is meant for runs of one method, and the points differ in {listed(differ)}."
+    return f"{words}, and the points differ in {listed(differ)}." if differ else ""
+
+
+def differing(group: Group, names: Sequence[str]) -> Iterator[str]:
+    """Yield the settings of which the points have several values, counting only values that have an effect."""
+    for name in names:
+        values = {str(getattr(point.settings, name)) for point in group.points if has_effect(name, point.settings)}
+        if len(values) > 1:
+            yield name
 
 
 def decides_embedding(name: str) -> bool:
@@ -104,18 +140,30 @@ def agreement_sentences(sweep: Sweep) -> list[str]:
     """Say how well the measure ranked the points of the sweep that trained the encoders, or how to find this out."""
     if not sweep.encoders:
         return []
-    known = sweep.agreement
-    if known is not None:
-        tau = tau_words(known.tau, known.low, known.high, known.seeds)
-        return [
-            f"In the sweep, on {known.dataset}, Kendall's τ between {known.measure} and {known.score} is {tau} over "
-            f"{known.points} points (mean of {counted(known.seeds, 'seed')}): 1 means the same order of the points, 0 "
-            "no relation, -1 the reverse. On other images it can differ."
-        ]
+    if isinstance(sweep.agreement, Agreement):
+        return [tau_sentence(sweep.agreement)]
     points = {trial.point for trial in sweep.encoders if not trial.baseline and trial.settings.probe_labels}
     if len(points) < LEAST_POINTS or sweep.metric not in MEASURES:
         return []
+    if sweep.agreement is not None:
+        return [f"The sweep cannot tell how well this measure ranks its points: {sweep.agreement}."]
     return [
         "Evaluate the sweep on labelled images with `label_free=true` to see how well this measure ranks its points "
         "there."
     ]
+
+
+def tau_sentence(agreement: Agreement) -> str:
+    """Return Kendall's τ between the measure and the score of the sweep, with its meaning."""
+    tau = tau_words(agreement.tau, agreement.low, agreement.high, agreement.seeds)
+    seeds = "one seed" if agreement.seeds == 1 else f"mean of {agreement.seeds} seeds"
+    if agreement.seeds >= LEAST_SEEDS:
+        seeds += f", with the {100 * confidence(agreement.divisor):.5g} % interval over seeds"
+    text = (
+        f"In the sweep, on {agreement.dataset}, Kendall's τ between {agreement.measure} and {agreement.score} is {tau} "
+        f"over {agreement.points} points ({seeds}). A τ of 1 means the same order of the points, 0 no relation, and -1 "
+        "the reverse. On other images τ can differ."
+    )
+    if agreement.unfinished:
+        text += f" When the evaluation started, {counted(agreement.unfinished, 'trial')} of the sweep had not ended."
+    return text

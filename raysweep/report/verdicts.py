@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.config import SETTINGS, about
+from raysweep.config import SETTINGS, about, default_of
 from raysweep.report.points import Point, divisor_of, key_without_seed, matrix
 from raysweep.report.shapes import Shape, compare_shape
 from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
@@ -74,7 +74,11 @@ class Group:
 
 
 def judge(
-    points: Sequence[Point], ranked: Sequence[Sequence[Point]], scores: Sequence[str], settings: Sequence[str]
+    points: Sequence[Point],
+    ranked: Sequence[Sequence[Point]],
+    scores: Sequence[str],
+    settings: Sequence[str],
+    with_controls: bool = True,
 ) -> list[Group]:
     """Return the verdicts about the points: a group for each evaluation protocol.
 
@@ -83,6 +87,7 @@ def judge(
         ranked: the points that compete, best first, a list for each protocol; see `rank_points`.
         scores: the metrics that are compared.
         settings: the searched settings.
+        with_controls: whether points are compared with controls. No measure says that a point beats a control.
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
@@ -93,14 +98,19 @@ def judge(
         Group(
             group,
             best_first.get(protocol, ()),
-            {score: make_family(score, group, best_first.get(protocol, ())[:1], settings) for score in scores},
+            {
+                score: make_family(score, group, best_first.get(protocol, ())[:1], settings, with_controls)
+                for score in scores
+            },
         )
         for protocol, group in groups.items()
     ]
 
 
-def make_family(score: str, points: Sequence[Point], best: Sequence[Point], settings: Sequence[str]) -> Family:
-    """Compare the points that have the score. `best` holds the best point, or nothing."""
+def make_family(
+    score: str, points: Sequence[Point], best: Sequence[Point], settings: Sequence[str], with_controls: bool = True
+) -> Family:
+    """Compare the points that have the score; see `judge`. `best` holds the best point, or nothing."""
     first_of: dict[Any, Point] = {}
     known_as = {
         point.title: first_of.setdefault(key_without_seed(point), point).title
@@ -112,7 +122,7 @@ def make_family(score: str, points: Sequence[Point], best: Sequence[Point], sett
     return Family(
         score,
         pairs_of(points, values, [known_as[point.title] for point in best if point.title in known_as]),
-        {name: differences_from(name, score, points) for name in controls_of(points)},
+        {name: differences_from(name, score, points) for name in (controls_of(points) if with_controls else ())},
         {name: shape for name in settings if (shape := shape_of(name, score, points)) is not None},
         fit_blocks(values).variance if points else None,
         len(points),
@@ -167,7 +177,11 @@ def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[
 def experiment_of(results: Mapping[int, Result]) -> tuple[Any, ...]:
     """Return all settings that decide what a control computes, except the seed."""
     settings = next(iter(results.values())).settings
-    return tuple((name, settings.get(name)) for name in SETTINGS if about(name).search and name != "seed")
+    return tuple(
+        (name, settings.get(name, default_of(name)))
+        for name in SETTINGS
+        if about(name).changes_scores and name != "seed"
+    )
 
 
 def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Sequence[Any]] | None:

@@ -60,7 +60,7 @@ def with_continuations(store: Store, sweep: Sweep, kept: Sequence[Result]) -> tu
 
 def without_epochs(settings: Settings) -> Settings:
     """Return settings that are equal for trials that differ only in `usl_epochs` and in what changes no score."""
-    defaults = {name: Settings.model_fields[name].default for name in SETTINGS if not about(name).search}
+    defaults = {name: Settings.model_fields[name].default for name in SETTINGS if not about(name).changes_scores}
     return settings.model_copy(update={**defaults, "usl_epochs": 0})
 
 

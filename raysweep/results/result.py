@@ -161,9 +161,9 @@ def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> 
     """
     for name in SETTINGS:
         was, says = recorded.get(name, default_of(name)), getattr(expected, name)
-        if about(name).search and was != says and not are_settings(recorded):
+        if about(name).changes_scores and was != says and not are_settings(recorded):
             raise Damaged(f"{where}: is damaged: its settings belong to no experiment")
-        if about(name).search and was != says:
+        if about(name).changes_scores and was != says:
             raise InputError(
                 f"{where}: has {name}: {was!r}, but the sweep says {says!r}; start a new sweep for other settings"
             )
@@ -197,7 +197,7 @@ def brief(fault: ValueError) -> str:
 
 def are_settings(values: Mapping[str, Any]) -> bool:
     """Return whether the values are valid settings of an experiment. Unknown settings are ignored."""
-    known = {name: values[name] for name in SETTINGS if name in values and about(name).search}
+    known = {name: values[name] for name in SETTINGS if name in values and about(name).changes_scores}
     try:
         settings = Settings.model_validate(known)
     except ValidationError:

@@ -4,7 +4,7 @@ from raysweep.space.building import build
 from raysweep.space.checking import check_name
 from raysweep.space.controls import CONTROLS, RANDOM
 from raysweep.space.encoder_entry import Agreement, EncoderSource
-from raysweep.space.evaluation import build_evaluation, rebuild, reported_metric
+from raysweep.space.evaluation import build_evaluation, rebuild
 from raysweep.space.expansion import computed, control_settings, draw, make_control, propose, shorten
 from raysweep.space.extension import extend
 from raysweep.space.labels import short_names
@@ -12,6 +12,7 @@ from raysweep.space.model import FrozenDict, Proposal, Resources, Sweep, Trial
 from raysweep.space.race import add_round, complete_rounds, race_words
 from raysweep.space.race_settings import Race, Round
 from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
+from raysweep.space.unlabelled import words_without_labels
 
 __all__ = [
     "CONTROLS",
@@ -42,8 +43,8 @@ __all__ = [
     "race_words",
     "read",
     "rebuild",
-    "reported_metric",
     "short_names",
     "shorten",
     "to_yaml",
+    "words_without_labels",
 ]

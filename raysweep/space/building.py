@@ -22,7 +22,6 @@ from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.checking import (
     SCHEDULER_SETTINGS,
-    check_labels,
     check_meant,
     check_metric,
     check_name,
@@ -39,6 +38,14 @@ from raysweep.space.race import check_race, check_racers
 from raysweep.space.race_settings import Race
 from raysweep.space.reading import mapping
 from raysweep.space.storage import database_url
+from raysweep.space.unlabelled import (
+    IsUnlabelled,
+    all_labelled,
+    check_evaluates,
+    check_labels,
+    evaluated_datasets,
+    needs_no_labels,
+)
 
 EXAMPLES = 100
 """Number of points drawn to check a search space whose points a searcher will propose."""
@@ -70,6 +77,7 @@ def build(
     *,
     recorded: bool = False,
     plugins: tuple[Plugin, ...] = (),
+    is_unlabelled: IsUnlabelled = all_labelled,
 ) -> Sweep:
     """Check a search space and expand it.
 
@@ -80,6 +88,8 @@ def build(
         recorded: Whether a results directory holds this sweep. Then it was found to be meaningful when it was begun,
             perhaps by an older version that refused less, and this is not checked again.
         plugins: The plugins of the sweep, which the caller has read and activated.
+        is_unlabelled: Says which datasets have no labels. If the evaluated ones have none, and a probe needs none, the
+            sweep is evaluated without labels.
 
     Raises:
         InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
@@ -92,14 +102,19 @@ def build(
             f"{where}: describes an evaluation of trained encoders; give it to raysweep evaluate, or resume it"
         )
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
-    has_labels = base.get("probe_labels", True)
-    if is_layerwise and has_labels and not any("per_layer" in space for space in (base, *spaces)):
-        base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike
-    resolved = make_settings(base, f"{where}: base" if raw.get("base") else where)
+    where_base = f"{where}: base" if raw.get("base") else where
+    resolved = make_settings(base, where_base)
     search = tuple(
         {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
         for space in spaces
     )
+    if not recorded and resolved.probe_labels:
+        datasets = evaluated_datasets([(resolved.dataset, resolved.probe_dataset)], search)
+        if needs_no_labels(resolved, datasets, search, is_unlabelled, where):
+            base["probe_labels"] = False
+    if is_layerwise and base.get("probe_labels", True) and not any("per_layer" in space for space in (base, *spaces)):
+        base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike
+    resolved = make_settings(base, where_base)
     if not recorded:
         check_labels(resolved, base, spaces, where)
     seeded = search
@@ -115,6 +130,7 @@ def build(
     if not recorded:
         changed = [key for key in base if getattr(resolved, key) != default_of(key)]
         check_meant([*overrides, *changed], examples, where)
+        check_evaluates(examples, where)
         check_objective(tune.metric, search, where)
     check_workers(resources, examples, where)
     trials = examples
@@ -225,7 +241,8 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict
     if name not in SETTINGS:
         raise InputError(f"{where}: unknown setting{suggest_setting(name)}")
     if not about(name).search:
-        raise InputError(f"{where}: {name} cannot be swept (it changes no score); put it under base")
+        why = "scores with different values are not comparable" if about(name).protocol else "it changes no score"
+        raise InputError(f"{where}: {name} cannot be swept ({why}); put it under base")
     if not isinstance(spec, dict):
         spec = {"grid": spec if isinstance(spec, list) else [spec]}
     if len(spec) != 1:

@@ -13,10 +13,8 @@ from raysweep import parts
 from raysweep.config import (
     METRICS,
     SETTINGS,
-    Settings,
     about,
     choices,
-    default_of,
     has_effect,
     has_metric,
     is_objective,
@@ -30,6 +28,7 @@ from raysweep.errors import InputError
 from raysweep.space.expansion import MAX_TRIALS, distinct
 from raysweep.space.model import Resources, Sweep, Trial, Tune
 from raysweep.space.reading import kind
+from raysweep.space.unlabelled import check_reported
 
 SCHEDULER_SETTINGS: Mapping[str, tuple[str, ...]] = {"grace_epochs": ("asha", "median"), "reduction_factor": ("asha",)}
 """For each setting of `tune` that only some schedulers read: these schedulers."""
@@ -78,37 +77,6 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
             )
 
 
-def is_off(value: Any) -> bool:
-    """Return whether a probe, or a part of it, is turned off by this value of a setting."""
-    return value is None or value is False
-
-
-def check_labels(settings: Settings, given: Iterable[str], search: Iterable[Mapping[str, Any]], where: str) -> None:
-    """Check that nothing which needs labels was asked for if the evaluated images have none.
-
-    Other settings of probes that need labels may be given, and have no effect, so that a search-space file fits any
-    images.
-
-    Args:
-        settings: The settings of the experiment as a whole.
-        given: The names of the settings that were given one value.
-        search: The sub-spaces.
-        where: The start of the message.
-
-    Raises:
-        InputError: A probe that needs labels was turned on, or one of its settings is searched.
-    """
-    if settings.probe_labels:
-        return
-    declared = parts.declared_parameters(("probe",))
-    able = {name for part in parts.probe.values() if not part.traits["needs_labels"] for name in part.parameters}
-    asked = [name for name in given if is_off(default_of(name)) and not is_off(getattr(settings, name))]
-    asked += [name for space in search for name in space]
-    needy = next((name for name in asked if name in declared and name not in able), None)
-    if needy is not None:
-        raise InputError(f"{where}: {needy}: needs labels, and the evaluated images have none; leave it out")
-
-
 def check_name(name: object, where: str) -> None:
     """Check that a sweep's name is one plain directory name."""
     if name is None or isinstance(name, (bool, int, float, datetime.date)):
@@ -143,13 +111,8 @@ def check_metric(sweep: Sweep, where: str) -> None:
         raise InputError(f"{where}: tune.mode: {tune.mode} contradicts tune.metric: {words} {metric} is better")
     for trial in sweep.examples:
         if not trial.baseline and not has_metric(metric, trial.settings):
-            if not trial.settings.probe_labels:
-                able = [name for part in parts.probes_in_use(trial.settings) for name in part.metrics]
-                raise InputError(
-                    f"{where}: tune.metric: {metric} is not reported for images without labels; choose from: "
-                    f"{', '.join(name for name in able if name in choices())}"
-                )
-            names = ("usl_type", "usl_epochs", "probe_every", "val_fraction", "per_layer", "encoder")
+            check_reported(metric, trial, where)
+            names = ("usl_type", "usl_epochs", "probe_every", "val_fraction", "per_layer", "encoder", "strength")
             values = ", ".join(f"{name}: {getattr(trial.settings, name)}" for name in names)
             raise InputError(f"{where}: tune.metric: {trial.name} does not report {metric!r} ({values})")
 
@@ -228,10 +191,15 @@ def check_scheduler(sweep: Sweep, where: str) -> None:
     if not settings.probe_every:
         raise InputError(f"{where}: {who} needs evaluations during pretraining; set probe_every above 0")
     lacks = next((trial for trial in pretrained if not has_metric(metric, trial.settings)), None)
+    if lacks is not None and not lacks.settings.probe_labels and tune.metric is None:
+        raise InputError(
+            f"{where}: {who} uses {metric}, which is not reported without labels; choose by another metric, for "
+            "example by tune.metric: pretrain/rankme"
+        )
     if lacks is not None:
         raise InputError(
             f"{where}: {who} uses {metric}, which {lacks.name} does not report (usl_type: {lacks.settings.usl_type}"
-            f", val_fraction: {lacks.settings.val_fraction:g}{'' if lacks.settings.probe_labels else ', no labels'})"
+            f", val_fraction: {lacks.settings.val_fraction:g})"
         )
     check_comparable(sweep.search, who, where)
     # In layerwise training, the same epoch belongs to different stages if the stages differ in length.

@@ -41,10 +41,14 @@ class Agreement:
     low: float | None
     high: float | None
     """`low` and `high` are the bounds of the interval over seeds; None for one seed."""
+    divisor: int = 1
+    """The number by which the error of the interval is divided; 1 unless the seeds of the sweep are a race."""
+    unfinished: int = 0
+    """The number of the sweep's trials that had not ended."""
 
 
 def written_encoders(
-    encoders: Sequence[Trial], search: Sequence[Mapping[str, Mapping[str, Any]]], agreement: Agreement | None
+    encoders: Sequence[Trial], search: Sequence[Mapping[str, Mapping[str, Any]]], agreement: Agreement | str | None
 ) -> dict[str, Any]:
     """Return the trials whose encoders are evaluated as plain data: their common settings, and what differs.
 
@@ -53,14 +57,15 @@ def written_encoders(
         search: The search of the sweep that trained them. It is kept, so that reports know which values were drawn.
         agreement: See `Sweep.agreement`.
     """
-    every = [trial.settings.model_dump() for trial in encoders]
-    common = {name: value for name, value in every[0].items() if all(other[name] == value for other in every)}
+    dumped = [trial.settings.model_dump() for trial in encoders]
+    common = {name: value for name, value in dumped[0].items() if all(other[name] == value for other in dumped)}
     entries = []
-    for trial, settings in zip(encoders, every, strict=True):
+    for trial, settings in zip(encoders, dumped, strict=True):
         assert trial.source is not None
         entry = {"trial": trial.name, "control": trial.control, "varied": list(trial.varied)}
         differing = {name: value for name, value in settings.items() if name not in common}
         entries.append({**entry, "settings": differing, **asdict(trial.source)})
     spaces = [{name: dict(spec) for name, spec in space.items()} for space in search]
-    known = {} if agreement is None else {"agreement": asdict(agreement)}
-    return {"settings": common, **({"search": spaces} if spaces else {}), **known, "trials": entries}
+    written = asdict(agreement) if isinstance(agreement, Agreement) else agreement
+    ranking = {} if written is None else {"agreement": written}
+    return {"settings": common, **({"search": spaces} if spaces else {}), **ranking, "trials": entries}

@@ -16,6 +16,7 @@ from raysweep.config import (
     SETTINGS,
     Settings,
     about,
+    has_effect,
     make_settings,
     metrics_by_name,
     suggest,
@@ -25,12 +26,20 @@ from raysweep.config.conditions import PRETRAINED
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.building import Content, build, check_distribution, read_content
-from raysweep.space.checking import check_labels, check_metric
+from raysweep.space.checking import check_metric
 from raysweep.space.controls import RANDOM
 from raysweep.space.encoder_entry import Agreement, EncoderSource
 from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_trial, point_name
 from raysweep.space.model import FrozenDict, Resources, Sweep, Trial, Tune
 from raysweep.space.reading import mapping
+from raysweep.space.unlabelled import (
+    IsUnlabelled,
+    all_labelled,
+    check_evaluates,
+    check_labels,
+    evaluated_datasets,
+    needs_no_labels,
+)
 
 DATA = ("probe_dataset", "probe_labels", "data_dir", "skip_bad_images")
 """The settings of the data that an evaluation may change."""
@@ -51,7 +60,9 @@ def build_evaluation(
     recorded: bool = False,
     plugins: tuple[Plugin, ...] = (),
     trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = (),
-    agreement: Agreement | None = None,
+    agreement: Agreement | str | None = None,
+    trained_tune: Tune | None = None,
+    is_unlabelled: IsUnlabelled = all_labelled,
 ) -> Sweep:
     """Check a search space of evaluation settings and expand it: every encoder under every combination of settings.
 
@@ -66,11 +77,15 @@ def build_evaluation(
         plugins: The plugins of the evaluation, which the caller has read and activated.
         trained_search: The search of the sweep that trained the encoders.
         agreement: See `Sweep.agreement`.
+        trained_tune: How the sweep that trained the encoders was run. The evaluation chooses by the same metric if it
+            reports it and is given no other one.
+        is_unlabelled: See `raysweep.space.build`.
 
     Raises:
         InputError: The search space is invalid. The message is one line.
     """
     content = read_content(raw, overrides, where)
+    base, tune = content.base, content.tune
     points = [encoder for encoder in encoders if not encoder.baseline]
     if not points:
         raise InputError(f"{where}: none of the trained encoders belongs to a point of the search")
@@ -79,14 +94,23 @@ def build_evaluation(
             prefix = f"--set {name}" if name in overrides else f"{where}: {name}"
             check_setting(name, points, seeds, prefix)
         check_run(content, where)
-        check_labels(evaluated(points[0].settings, content.base, where), content.base, content.spaces, where)
     if not all(encoder.settings.probe_labels for encoder in encoders):
-        content.base.setdefault("probe_labels", True)  # how the encoders were evaluated before does not matter
+        base.setdefault("probe_labels", True)  # how the encoders were evaluated before does not matter
     search = tuple(
-        {key: check_grid(key, spec, points[0], content.base, where) for key, spec in space.items()}
-        for space in content.spaces
+        {key: check_grid(key, spec, points[0], base, where) for key, spec in space.items()} for space in content.spaces
     )
-    trials, sources = expand_evaluation(points, content.base, search, where, strict=not recorded)
+    if not recorded:
+        settings = evaluated(points[0].settings, base, where)
+        pairs = (datasets_of(encoder, settings, base) for encoder in points)
+        datasets = evaluated_datasets(pairs, search)
+        if settings.probe_labels and needs_no_labels(settings, datasets, search, is_unlabelled, where):
+            base["probe_labels"] = False
+            settings = evaluated(points[0].settings, base, where)
+        check_labels(settings, base, content.spaces, where)
+        tune = tune if trained_tune is None else with_metric(tune, trained_tune, settings.probe_labels)
+    trials, sources = expand_evaluation(points, base, search, where, strict=not recorded)
+    if not recorded:
+        check_evaluates(trials, where)
     wanted = controls if content.controls is None else content.controls
     control_trials = list(make_evaluated_controls(trials, sources, wanted, encoders))
     for name in content.controls or ():
@@ -95,16 +119,16 @@ def build_evaluation(
                 f"{where}: baseline: {name}: no trained encoder is this control; valid: {', '.join(BUILT)}"
             )
     kinds = tuple(name for name in wanted if any(trial.control == name for trial in control_trials))
-    every = (*control_trials, *trials)
+    all_trials = (*control_trials, *trials)
     sweep = Sweep(
         name=content.name,
-        base=content.base,
+        base=base,
         search=search,
         baseline=kinds,
-        tune=content.tune,
+        tune=tune,
         resources=content.resources,
-        trials=every,
-        examples=every,
+        trials=all_trials,
+        examples=all_trials,
         plugins=plugins,
         encoders=tuple(encoders),
         trained_search=trained_search,
@@ -150,14 +174,14 @@ def read_trained_search(value: Any, where: str) -> tuple[Mapping[str, Mapping[st
     return tuple(spaces)
 
 
-def read_agreement(value: Any, where: str) -> Agreement | None:
-    """Return the agreement that `written_encoders` wrote, or None if there is none.
+def read_agreement(value: Any, where: str) -> Agreement | str | None:
+    """Return the agreement that `written_encoders` wrote, or why there is none; see `Sweep.agreement`.
 
     Raises:
         InputError: The entry is damaged.
     """
     try:
-        return TypeAdapter(Agreement | None).validate_python(value)
+        return TypeAdapter(Agreement | str | None).validate_python(value)
     except ValidationError:
         raise InputError(f"{where}: is damaged: {value!r}") from None
 
@@ -267,13 +291,41 @@ def expand_evaluation(
             members_of_point = list(members)
             for combination in itertools.product(*(spec["grid"] for spec in space.values())):
                 for encoder in members_of_point:
-                    kept = {name: value for name, value in encoder.varied.items() if name not in base}
-                    varied = {**kept, **dict(zip(space, combination, strict=True))}
-                    trial = make_trial(evaluated(encoder.settings, base, where), varied, where, strict)
-                    trial = replace(trial, source=encoder.source)
+                    settings = evaluated(encoder.settings, base, where)
+                    searched = dict(zip(space, combination, strict=True))
+                    kept = kept_values(encoder, settings.model_copy(update=searched), base)
+                    varied = {**kept, **searched}
+                    trial = replace(make_trial(settings, varied, where, strict), source=encoder.source)
                     if trials.setdefault(computed(trial.settings), trial) is trial:
                         sources[trial.name] = encoder
     return list(trials.values()), sources
+
+
+def kept_values(encoder: Trial, settings: Settings, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the sweep varied and the evaluation does not set, without what has no effect in the evaluation.
+
+    For example, a sweep that varied `knn_k` may be evaluated without labels.
+    """
+    values = encoder.varied.items()
+    return {name: value for name, value in values if name not in base and has_effect(name, settings)}
+
+
+def datasets_of(encoder: Trial, settings: Settings, base: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the `dataset` and the `probe_dataset` of an encoder's evaluation; `settings` has the checked `base`."""
+    given = settings.probe_dataset if "probe_dataset" in base else encoder.settings.probe_dataset
+    return encoder.settings.dataset, given
+
+
+def with_metric(tune: Tune, trained: Tune, labels: bool) -> Tune:
+    """Return `tune` with the metric of the sweep that trained the encoders, unless another one is given.
+
+    A metric that the evaluation does not report is left out; `labels` says whether the evaluation reads labels.
+    """
+    metric = reported_metric(trained.metric, labels)
+    if metric is None or "metric" in tune.model_fields_set:
+        return tune
+    mode = tune.mode if "mode" in tune.model_fields_set else trained.mode
+    return tune.model_copy(update={"metric": metric, "mode": mode})
 
 
 def make_evaluated_controls(
@@ -315,6 +367,6 @@ def same_network(one: Settings, other: Settings) -> bool:
 
 def reported_metric(metric: str | None, labels: bool) -> str | None:
     """Return the metric if an evaluation reports it, else None; `labels` says whether the evaluation reads labels."""
-    able = [part for part in parts.probe.values() if labels or not part.traits["needs_labels"]]
-    known = metric in metrics_by_name() and any(metric in part.metrics for part in able)
-    return metric if known else None
+    probes = [part for part in parts.probe.values() if labels or not part.traits["needs_labels"]]
+    is_reported = metric in metrics_by_name() and any(metric in part.metrics for part in probes)
+    return metric if is_reported else None

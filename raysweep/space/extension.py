@@ -41,7 +41,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
         named = {trial.name for trial in expand(now, tuple(search), by.tune.num_samples, (), where)}
     base = now.model_dump()
     for name in SETTINGS:
-        if not about(name).search:
+        if not about(name).changes_scores:
             continue
         before, after = [name in space for space in existing], [name in space for space in search]
         if all(before) and not any(after):
@@ -57,9 +57,11 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
         if not all(before):  # if every sub-space searches the setting, its value in base is never read
             base[name] = getattr(was, name)
             if not all(after) and base[name] != getattr(now, name):
+                is_labelled_now = name == "probe_labels" and now.probe_labels
+                hint = ", or set probe_labels=false to go on without labels" if is_labelled_now else ""
                 raise InputError(
                     f"{where}: {name}: is {getattr(now, name)!r}, but the sweep was started with {base[name]!r}; start "
-                    f"a new sweep for other settings"
+                    f"a new sweep for other settings{hint}"
                 )
     if sweep.tune.searcher != "none" or by.tune.searcher != "none":
         # The proposed points are in the results directory, and each refers to its sub-space by number.
@@ -88,7 +90,7 @@ def resumed_race(sweep: Sweep, by: Sweep, where: str) -> Sweep:
     for name, was, now in (
         *((key, before.get(key), after.get(key)) for key in ("seeds", "search", "baseline")),
         *((f"tune.{key}", before["tune"][key], after["tune"][key]) for key in ("metric", "mode")),
-        *((key, before["base"].get(key), after["base"].get(key)) for key in SETTINGS if about(key).search),
+        *((key, before["base"].get(key), after["base"].get(key)) for key in SETTINGS if about(key).changes_scores),
     ):
         if was != now:
             raise InputError(

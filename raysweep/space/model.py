@@ -13,11 +13,11 @@ from raysweep.config import (
     Collapse,
     Settings,
     check_type,
+    default_metric,
     fingerprint,
     make_settings,
     metrics_by_name,
     protocol,
-    usual_choice,
 )
 from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
@@ -251,8 +251,11 @@ class Sweep:
     """The trials whose encoders an evaluation reads, each with its `source`; empty for a sweep that pretrains."""
     trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
     """The search of the sweep that trained the encoders of an evaluation."""
-    agreement: Agreement | None = None
-    """How well the measure that chooses without labels ranked the points of the sweep that trained the encoders."""
+    agreement: Agreement | str | None = None
+    """How well the measure that chooses without labels ranked the points of the sweep that trained the encoders.
+
+    A text says why the sweep cannot tell it. None: the sweep did not report the measure, or nothing asked for it.
+    """
     race: Race | None = None
     """How the seeds race; None if every point has the same seeds. An evaluation has the race of its encoders."""
     rounds: tuple[Round, ...] = ()
@@ -315,8 +318,8 @@ class Sweep:
         """The metric that defines "best"; None if there is none, for example without a validation split."""
         if self.tune.metric is not None:
             return self.tune.metric
-        usual = {usual_choice(trial.settings) for trial in self.examples}
-        return usual.pop() if len(usual) == 1 else None
+        defaults = {default_metric(trial.settings) for trial in self.examples}
+        return defaults.pop() if len(defaults) == 1 else None
 
     @property
     def mode(self) -> str:

@@ -39,7 +39,7 @@ def check_racers(sweep: Sweep, where: str) -> None:
     if len(points) < 2 and not controls:
         raise InputError(f"{where}: seeds: one point has nothing to race with; search two values, or add a baseline")
     if not all(trial.settings.probe_labels for trial in sweep.trials):
-        raise InputError(f"{where}: seeds: a race compares scores, which need labels, and the evaluated images have "
+        raise InputError(f"{where}: seeds: a race compares scores, which need labels, and the evaluation reads "
                          "none; set seed to a list instead")  # fmt: skip
     if sweep.metric is None:
         raise InputError(f"{where}: seeds: a race needs a best point; set val_fraction above 0, or tune.metric")

@@ -94,7 +94,7 @@ def pretrainings_of(trials: Iterable[Trial]) -> list[Pretraining]:
                 names[dataset] = [
                     name
                     for name in SETTINGS
-                    if not is_evaluation(name, [trial]) and (about(name).search or name in SHOWN)
+                    if not is_evaluation(name, [trial]) and (about(name).changes_scores or name in SHOWN)
                 ]
             values = computed(trial.settings)
             decides = [name for name in names[dataset] if name != "usl_epochs" or obstacle(trial.settings) is not None]

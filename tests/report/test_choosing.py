@@ -49,8 +49,8 @@ def test_agreement_choice_and_loss_of_each_measure(tmp_path):
         assert found[measure].agreement.mean == pytest.approx(np.mean(taus))
         assert found[measure].agreement.std == pytest.approx(np.std(taus, ddof=1))
     means = {point.name: np.mean(point.values(COLUMNS[1])) for point in report.points}
-    assert found["label_free/trunk_alpha_req"].chosen.name == "usl_lr=0.1", "its α is nearest to 1"
-    assert found["pretrain/loss"].chosen.name == "usl_lr=0.0001", "the smallest loss"
+    assert found["label_free/trunk_alpha_req"].chosen[0].name == "usl_lr=0.1", "its α is nearest to 1"
+    assert found["pretrain/loss"].chosen[0].name == "usl_lr=0.0001", "the smallest loss"
     assert found["pretrain/loss"].loss == pytest.approx(max(means.values()) - means["usl_lr=0.0001"])
 
 

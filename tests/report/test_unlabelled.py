@@ -2,15 +2,19 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from raysweep.report.building import build_tables, drawings_of, read
+from raysweep.report.choosing import agreement
 from raysweep.report.final_table import summary_table
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, summary_csv
+from raysweep.report.unlabelled import agreement_sentences, lacking_sentence
 from raysweep.results.sweep_events import layout, metrics_by_group
+from raysweep.space import Agreement
 from tests.report.test_report import fill_with
 
 RANKME = "label_free/embedding_rankme"
@@ -44,7 +48,7 @@ def test_the_sentences_name_the_choice_and_the_choices_of_other_measures(tmp_pat
         "label_free/embedding_lidar chooses the same point; label_free/trunk_lidar chooses strength=1.0; "
         "label_free/trunk_alpha_req chooses strength=0.25."
     )
-    assert [line.partition(",")[0] for line in rest] == ["The images have no labels"]
+    assert [line.partition(",")[0] for line in rest] == ["The points were evaluated without labels"]
     assert not any("beats" in line or "accura" in line for line in (first, second, third, *rest))
 
 
@@ -92,7 +96,92 @@ def test_a_single_trial_is_described_by_its_measures(tmp_path):
 
 def test_equal_measures_are_called_equal(tmp_path):
     words = report_of(tmp_path, lambda trial: measured(trial) | {RANKME: 7.0}).in_words()
-    assert f"But all 3 points are equal in {RANKME}, seed by seed." in words
+    assert words[0] == f"{RANKME} chooses no point: all 3 points are equal in {RANKME}, seed by seed."
+
+
+def test_points_with_the_same_mean_are_named_as_a_tie(tmp_path):
+    def metrics(trial):
+        strength, seed = trial.settings.strength, trial.settings.seed
+        value, sign = 1.0 if strength == 0.25 else 3.0, -1 if strength == 1 else 1
+        rank = value + sign * (0.5, 0, -0.5)[seed]
+        return {RANKME: rank, "label_free/trunk_rankme": value, "label_free/trunk_lidar": 2.0}
+
+    words = report_of(tmp_path, metrics).in_words()
+    assert words[0].startswith(f"{RANKME} chooses strength=0.5 (3.0000")
+    assert words[1] == f"strength=1.0 has exactly the same mean {RANKME}."
+    assert any(
+        "label_free/trunk_lidar chooses no point, because all are equal" in line
+        and "label_free/trunk_rankme chooses strength=0.5 and strength=1.0 equally" in line
+        for line in words
+    )
+
+
+def test_a_metric_of_which_less_is_better_is_in_the_table_and_in_the_right_sentence(tmp_path):
+    def metrics(trial):
+        return measured(trial) | {"pretrain/loss": np.log10(trial.settings.usl_lr) + 0.001 * trial.settings.seed}
+
+    search = {"usl_lr": [1e-4, 1e-3, 1e-2], "seed": [0, 1, 2]}
+    report = report_of(tmp_path, metrics, search=search, tune={"metric": "pretrain/loss"})
+    words = report.in_words()
+    assert words[0].startswith("pretrain/loss chooses usl_lr=0.0001 (")
+    assert words[1].startswith(
+        "In pretrain/loss (less is better) it is below every other ranked point; the closest is usl_lr=0.001, -1.0000"
+    )
+    assert "| point | n | pretrain/loss | label_free/embedding_rankme" in summary_md(report)
+    assert "pretrain\nloss" in [column.header for column in summary_table(report, 300)[0].columns]
+
+
+def test_points_without_a_measure_are_no_candidates(tmp_path):
+    def metrics(trial):
+        values = measured(trial)
+        if trial.settings.strength == 0:
+            values = {name: value for name, value in values.items() if not name.endswith("lidar")}
+        return values
+
+    words = report_of(tmp_path, metrics, search={"strength": [0, 0.5, 1], "seed": [0, 1, 2]}).in_words()
+    assert any("label_free/trunk_lidar chooses strength=1.0 among 2 of 3 points" in line for line in words)
+    lidar = {"metric": "label_free/trunk_lidar"}
+    words = report_of(tmp_path / "lidar", tune=lidar).in_words()
+    assert "LiDAR depends on the augmentation, and the points differ in strength." in words
+    group = report_of(tmp_path / "lacks", metrics, search={"strength": [0, 1], "seed": [0, 1, 2]}).groups[0]
+    assert lacking_sentence(group.points, "label_free/trunk_lidar") == (
+        "strength=0.0 has no label_free/trunk_lidar, and could not be chosen."
+    )
+
+
+def test_settings_without_effect_are_no_reason_to_doubt(tmp_path):
+    search = [
+        {"usl_type": ["simclr"], "seed": [0, 1, 2]},
+        {"usl_type": ["ae_parallel"], "emb_loss": ["l1"], "seed": [0, 1, 2]},
+    ]
+    words = report_of(tmp_path, search=search).in_words()
+    assert "RankMe is meant for runs of one method, and the points differ in usl_type." in words
+
+
+def test_the_sweep_says_why_it_cannot_tell_how_well_a_measure_ranks_its_points(tmp_path):
+    def scored(trial):
+        return measured(trial) | {"linear/test_accuracy": 0.5, "linear/val_accuracy": 0.5}
+
+    raw = {"base": {"label_free": True}, "tune": {"metric": RANKME}}
+    report = report_of(tmp_path, scored, **raw)
+    reason = agreement(report, RANKME)
+    assert reason == f"no seed has 3 points that differ in {RANKME} and in linear/test_accuracy"
+    sweep = report.members[0].sweep
+    evaluation = replace(sweep, encoders=sweep.trials, agreement=reason)
+    assert agreement_sentences(evaluation) == [
+        f"The sweep cannot tell how well this measure ranks its points: {reason}."
+    ]
+    assert agreement(report, "label_free/trunk_rankme") is None, "the sweep did not report it"
+
+
+def test_the_interval_of_the_agreement_has_its_confidence_and_a_sweep_that_ran_is_named(tmp_path):
+    sweep = report_of(tmp_path).members[0].sweep
+    agreement = Agreement(RANKME, "linear/test_accuracy", "digits", 3, 3, 0.5, 0.1, 0.9, unfinished=2)
+    [text] = agreement_sentences(replace(sweep, encoders=sweep.trials, agreement=agreement))
+    assert "is +0.50 [+0.10, +0.90] over 3 points (mean of 3 seeds, with the 95 % interval over seeds)." in text
+    assert text.endswith("When the evaluation started, 2 trials of the sweep had not ended.")
+    one = replace(agreement, seeds=1, low=None, high=None, unfinished=0)
+    assert "(one seed)" in agreement_sentences(replace(sweep, encoders=sweep.trials, agreement=one))[0]
 
 
 def test_tables_have_measures_and_the_differences_of_the_metric_that_chooses(tmp_path):

@@ -16,13 +16,13 @@ from ray import tune
 
 from raysweep import parts
 from raysweep.config import FOLDER, METRICS, Settings, default_of, has_metric, make_settings, plain
-from raysweep.data.folders import needs_no_labels
+from raysweep.data.folders import is_meant_unlabelled
 from raysweep.data.selection import Datasets, TrialData, check_data, select_data
 from raysweep.errors import InputError
 from raysweep.results.checkpoints import load_plain, save_checkpoint
 from raysweep.results.encoders import ENCODER
 from raysweep.space import Trial
-from raysweep.space.checking import check_labels
+from raysweep.space.unlabelled import check_labels, needs_no_labels
 from raysweep.system.memory import kept_memory
 from raysweep.system.temporary import temporary_directory
 from raysweep.trial_progress import Progress
@@ -107,7 +107,8 @@ def read_config(config: Mapping[str, Any]) -> tuple[Settings, int]:
         if str(values.get(name)).startswith(FOLDER):
             values[name] = FOLDER + from_start(values[name].removeprefix(FOLDER))
     settings = make_settings(values, "trainable")
-    if settings.probe_labels and needs_no_labels(settings):
+    datasets = [settings.evaluated_dataset]
+    if settings.probe_labels and needs_no_labels(settings, datasets, (), is_meant_unlabelled, "trainable"):
         settings = make_settings({**values, "probe_labels": False}, "trainable")
     check_labels(settings, values, (), "trainable")
     return settings, every
