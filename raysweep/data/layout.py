@@ -237,8 +237,10 @@ def likely_folder(spec: str) -> Path | None:
     It is the folder around `train/`, or the first folder inside that has `train/<class>/`.
     """
     root = folder_path(spec).absolute()
-    for path in sorted(root.iterdir()):
-        if not path.name.startswith(".") and (path / "train").is_dir() and class_folders(path / "train"):
+    with os.scandir(root) as entries:  # it asks the file system no question about each of many images
+        folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    for path in (root / name for name in folders):
+        if os.path.isdir(path / "train") and class_folders(path / "train"):
             return path
     return root.parent if root.name == "train" and class_folders(root) else None
 
