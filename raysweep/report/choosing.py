@@ -108,7 +108,9 @@ def agreement(report: Report, measure: str | None) -> Agreement | str | None:
 
     A text says why the sweep cannot tell it. The result is None if the sweep did not report the measure.
     """
-    if measure not in MEASURES or not report.has_labels or not any(point.values(measure) for point in report.points):
+    if measure is None or measure not in MEASURES or not report.has_labels:
+        return None
+    if not any(point.values(measure) for point in report.points):
         return None
     if len(report.groups) != 1:
         return "its points were evaluated in different ways, whose scores cannot be compared"
