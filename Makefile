@@ -6,7 +6,7 @@ PYTEST := $(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reord
 
 install: $(VENV)/installed
 
-.PHONY: install quickstart test test-all bench lint docs clean
+.PHONY: install quickstart test test-all test-gpu bench lint docs clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python run_sweep.py search_spaces/quickstart.yaml
@@ -25,6 +25,10 @@ bench: $(VENV)/installed-bench
 	done
 	$(VENV)/bin/python benchmarks/document.py
 	$(VENV)/bin/python benchmarks/check.py
+
+# On a machine with a GPU. All other tests compute on the CPU.
+test-gpu: $(VENV)/installed-test
+	RAYSWEEP_TEST_GPU=1 $(PYTEST) tests/test_gpu.py tests/test_trial.py
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check

@@ -13,10 +13,10 @@ of CIFAR-10 and of digits, whose step is too short to fill a GPU. Each figure is
 - `training` compares raysweep's loop with the same network fed by torchvision's transforms in a DataLoader with one
   worker per core, and with the bare step: forward, backward and optimiser on prepared views.
 - `where time goes` measures how long the host works on each part of a step, and how long the part takes.
-- `arithmetic` runs the bare step in full fp32, with TF32, in bf16, compiled, and replayed as a CUDA graph.
 - `processes` trains with 1, 2 and 4 processes on the GPU at once.
 - `stack` trains K networks in one process, one after another, or stacked and mapped by `torch.func`.
 - `repeats` checks whether training twice gives the same bits.
+- `arithmetic` runs the bare step in full fp32, with TF32, in bf16, compiled, and replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Step = Callable[[], object]
 Contender = Callable[[], AbstractContextManager[Step]]
 """A context manager that sets up a step to measure before each of its turns and tears it down afterwards."""
 ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-PARTS = ("training", "where time goes", "arithmetic", "processes", "stack", "repeats")
+PARTS = ("training", "where time goes", "processes", "stack", "repeats", "arithmetic")
 
 
 @dataclass(frozen=True)
@@ -676,8 +676,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     plan = plan_of(device, given.quick, given.workers)
     print(f"{name}, PyTorch {torch.__version__}, {os.cpu_count()} cores, batch {plan.batch_size}", flush=True)
-    run = dict(zip(PARTS, (training, where_time_goes, arithmetic, processes, stack, repeats), strict=True))
+    run = dict(zip(PARTS, (training, where_time_goes, processes, stack, repeats, arithmetic), strict=True))
     table, content, failed = Table(), {}, False
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ("-quick" if given.quick else "")
+    card = {"name": name, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     began = time.perf_counter()
     for part in given.part or PARTS:
         print(part, flush=True)
@@ -689,10 +691,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table.add(part, "failed", "", first_line(fault))
             content[part], failed = {"failed": first_line(fault)}, True
         content[part]["took_s"] = round(time.perf_counter() - started, 1)
-    took = time.perf_counter() - began
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ("-quick" if given.quick else "")
-    card = {"name": name, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    path = measure.save(f"gpu-{slug}", {"device": card, "took_s": round(took, 1), "rows": table.rows, **content})
+        took = time.perf_counter() - began
+        # Written after each part, because a fault inside CUDA ends the process without an exception.
+        path = measure.save(f"gpu-{slug}", {"device": card, "took_s": round(took, 1), "rows": table.rows, **content})
     print(f"{took:.0f} s; written to {path}")
     return int(failed)
 

@@ -11,7 +11,7 @@ from tests.support.networks import embed, make_decoder, make_encoder
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def module_of(monkeypatch):
     """A function that imports a module of `benchmarks/` by name, as the benchmarks' own scripts do."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers"))
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -19,9 +19,9 @@ def benchmark(monkeypatch):
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
-def test_the_plain_script_trains_the_same_network(benchmark, channels, size):
+def test_the_plain_script_trains_the_same_network(module_of, channels, size):
     pytest.importorskip("ray")
-    plain = benchmark("plain_tune")
+    plain = module_of("plain_tune")
     encoder, decoder = make_encoder("conv6", channels, size, 64, 0), make_decoder(channels, size, 64, 0)
     triples = [
         (plain.Encoder(channels, size), encoder, lambda images: embed(encoder, images)),
@@ -36,8 +36,8 @@ def test_the_plain_script_trains_the_same_network(benchmark, channels, size):
             torch.testing.assert_close(theirs(x), run_ours(x))
 
 
-def test_targets_are_judged_by_what_was_measured(benchmark, monkeypatch, tmp_path, capsys):
-    check, measure = benchmark("check"), benchmark("measure")
+def test_targets_are_judged_by_what_was_measured(module_of, monkeypatch, tmp_path, capsys):
+    check, measure = module_of("check"), module_of("measure")
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     assert check.main() == 1  # nothing was measured
     assert "not measured" in capsys.readouterr().out
@@ -59,8 +59,8 @@ def test_targets_are_judged_by_what_was_measured(benchmark, monkeypatch, tmp_pat
     assert check.main() == 0
 
 
-def test_work_is_measured_in_turns(benchmark):
-    measure = benchmark("measure")
+def test_work_is_measured_in_turns(module_of):
+    measure = module_of("measure")
     calls = []
     seconds = measure.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 3  # the first turn is not counted
@@ -68,8 +68,8 @@ def test_work_is_measured_in_turns(benchmark):
     assert measure.ratio([4.0, 9.0, 1.0], [2.0, 3.0, 1.0])["median"] == 2.0
 
 
-def test_the_page_has_a_place_for_every_table(benchmark):
-    document = benchmark("document")
+def test_the_page_has_a_place_for_every_table(module_of):
+    document = module_of("document")
     text = document.PAGE.read_text(encoding="utf-8")
     for name in document.TABLES:
         assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- /{name} -->") == 1

@@ -30,7 +30,7 @@ MARGIN = 2.6 * math.sqrt(0.05 * 0.95 / TABLES)
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def simulator():
     """The module `benchmarks/racing.py`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -67,8 +67,8 @@ def test_without_the_correction_looks_show_more_false_differences():
     assert uncorrected.mean() > 0.05 + MARGIN
 
 
-def test_a_race_with_a_true_effect_needs_fewer_trials_than_all_seeds(benchmark):
-    outcomes = benchmark.simulate(LONG, [-3.0, 6.0] + [0.0] * 6, races=12)
+def test_a_race_with_a_true_effect_needs_fewer_trials_than_all_seeds(simulator):
+    outcomes = simulator.simulate(LONG, [-3.0, 6.0] + [0.0] * 6, races=12)
     assert np.mean([each.trials for each in outcomes]) < 0.5 * POINTS * LONG.most
     assert all(each.separated and each.best == 0 for each in outcomes)
 
@@ -108,7 +108,7 @@ def scores_of_race(race, names, truth, state):
 @pytest.mark.parametrize(
     ("truth", "state"), [([-0.2, 0, 0.02, 0.2], 0), ([0, 0, 0, 0.01], 1), ([-0.3, 0.3, 0.3, 0], 2)]
 )
-def test_the_simulated_rule_is_the_rule_of_the_report(truth, state, benchmark, tmp_path):
+def test_the_simulated_rule_is_the_rule_of_the_report(truth, state, simulator, tmp_path):
     raw = {"name": "r", "search": {"alpha": [0.1, 1, 10]}, "seeds": {"most": 6}, "baseline": True}
     names = ["random", "alpha=0.1", "alpha=1.0", "alpha=10.0"]
     race = Race(most=6)
@@ -120,7 +120,7 @@ def test_the_simulated_rule_is_the_rule_of_the_report(truth, state, benchmark, t
 
     store, sweep = fill_with(tmp_path, raw, metrics)
     report = race_to_the_end(store, sweep, metrics)
-    simulated = benchmark.run(race, scores, metric, np.asarray(truth, dtype=float))
+    simulated = simulator.run(race, scores, metric, np.asarray(truth, dtype=float))
     ended = report.members[0].sweep
     assert sum(not trial.baseline for trial in ended.trials) == simulated.trials
     assert (ended.race_end == "settled") == simulated.separated

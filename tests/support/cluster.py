@@ -41,11 +41,14 @@ class Cluster:
 
     def _start(self, *options, within=(), **environment):
         log = self._log()
+        # Without the mode, a node that joins sends no token.
+        environ = {**self.environment, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token", **environment}
+        if any(option.startswith("--num-gpus") for option in options):
+            environ.pop("CUDA_VISIBLE_DEVICES", None)  # an empty one hides all GPUs, and Ray then refuses to count any
         with open(log, "w") as out:
             node = subprocess.Popen(
                 [*within, *RAY, "start", *options, "--block"],
-                # Without the mode, a node that joins sends no token.
-                env={**self.environment, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token", **environment},
+                env=environ,
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
