@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from tests.support.commands import here
 from tests.support.shared_ray import HELPERS, end_shared_ray
 
-# The suite compares bits, plans and messages, and all of these differ on a machine with GPUs: cuDNN does not repeat bits
-# in fp32, and a plan names the GPUs. `make test-gpu` runs the tests of the GPU itself.
+# The suite compares bits, plans and messages. All of these differ on a machine with GPUs: cuDNN does not repeat bits in
+# fp32, and a plan names the GPUs. `make test-gpu` runs the tests of the GPU itself.
 if os.environ.get("RAYSWEEP_TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
