@@ -1,6 +1,6 @@
 """A probe of one's own: how well the class means of the features separate the test images.
 
-Every probe evaluates every trial, and its metrics reach TensorBoard, results.csv and the summary. Sweep its order:
+A probe without `switch` evaluates every trial. Its metrics are in TensorBoard, results.csv and the summary. Sweep its order:
 
     raysweep sweep --plugin examples/my_probe.py --set 'order=[1,2]' --set 'seed=[0,1,2]'
 """

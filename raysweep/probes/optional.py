@@ -193,8 +193,8 @@ def few_shot(
     few_shot: Annotated[
         str | None,
         BeforeValidator(partial(number_list, allowed=LABELS)),
-        "Also evaluate the nearest class mean of so many labelled images of each class, for each of these numbers, "
-        f"among {', '.join(map(str, LABELS))}. None means no few-shot classification.",
+        "Also evaluate, for each of these numbers n, a classifier that chooses the nearest class mean of n labelled "
+        f"images of each class. The numbers are among {', '.join(map(str, LABELS))}. None means no such classifier.",
         Remark(structured=True, searchable=False),
     ] = None,
     few_shot_draws: Annotated[

@@ -35,6 +35,7 @@ CHATTER = (
     "Trials did not complete",
     "SIGTERM handler is not set",  # in another thread than the main one
     "No trial is running and no new trial has been started",  # `CapacityMonitor` says so; Tune adds up all nodes
+    "Experiment state snapshotting failed",  # at Tune's end; Tune's own state is never read again
     "which may be a performance bottleneck",  # a step of Tune took half a second, as on a busy machine
 )
 

@@ -128,6 +128,23 @@ def test_a_disk_that_fails_in_mid_run_leaves_checkpoints_from_which_it_is_finish
         finish(root, undisturbed)
 
 
+def test_a_sweep_that_finishes_although_the_directory_of_ray_is_full_ends_as_usual(undisturbed, steps, tmp_path):
+    ray_directory = Path(tempfile.mkdtemp(prefix="full-", dir="/tmp"))
+    gate = Gate(tmp_path, step=6)
+    with small(ray_directory, 300):
+        # Tune writes its state every ten seconds, which would end the sweep, and at the end.
+        options = {"RAY_TMPDIR": str(ray_directory), "TUNE_GLOBAL_CHECKPOINT_S": "3600"}
+        process = start(*steps, *gate.arguments, cwd=tmp_path, **options)
+        gate.wait(process)
+        fill(ray_directory)
+        gate.open()
+        _, err = process.communicate(timeout=PATIENCE)
+    ray_directory.rmdir()
+    assert process.returncode == 0, err
+    assert not [line for line in lines(err) if "snapshotting" in line]  # Ray adds its own lines
+    assert scores(tmp_path / "runs" / "x", "seed=0") == undisturbed
+
+
 def test_a_full_directory_of_ray_breaks_the_sweep_off_and_it_is_finished_later(undisturbed, steps, tmp_path):
     ray_directory = Path(tempfile.mkdtemp(prefix="full-", dir="/tmp"))  # Ray needs a short path
     gate = Gate(tmp_path, step=6)
