@@ -1,6 +1,7 @@
 """A probe of one's own: how well the class means of the features separate the test images.
 
-A probe without `switch` evaluates every trial. Its metrics are in TensorBoard, results.csv and the summary. Sweep its order:
+A probe without `switch` evaluates every trial. Its metrics are in TensorBoard, results.csv and the summary. Sweep its
+order:
 
     raysweep sweep --plugin examples/my_probe.py --set 'order=[1,2]' --set 'seed=[0,1,2]'
 """

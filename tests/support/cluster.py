@@ -47,10 +47,7 @@ class Cluster:
             environ.pop("CUDA_VISIBLE_DEVICES", None)  # an empty one hides all GPUs, and Ray then refuses to count any
         with open(log, "w") as out:
             node = subprocess.Popen(
-                [*within, *RAY, "start", *options, "--block"],
-                env=environ,
-                stdout=out,
-                stderr=subprocess.STDOUT,
+                [*within, *RAY, "start", *options, "--block"], env=environ, stdout=out, stderr=subprocess.STDOUT
             )
         node.is_up = lambda: "Ray runtime started" in log.read_text()
         self.nodes.append(node)
