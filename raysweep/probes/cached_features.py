@@ -39,14 +39,24 @@ class CachedFeatures:
     data: str
     """The digest of the dataset's content, after its conversion to the size and channels of the encoder."""
 
-    def extract(self, encoder: Any, images: Tensor, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+    def extract(
+        self, split: str, encoder: Any, images: Tensor, index: Tensor, layers: tuple[str, ...]
+    ) -> dict[str, Tensor]:
         """Return the features of chosen images in several layers; see `raysweep.probes.features.extract_layers`.
 
         Layers that are not in the cache are extracted in one pass and written to it.
+
+        Args:
+            split: The name of the split. It tells apart the images of a dataset, such as the images for validation and
+                for tests, of which there may be equally many.
+            encoder: The encoder.
+            images: (N, C, H, W) uint8.
+            index: (n,) int64, the positions of the chosen images.
+            layers: The names of the layers.
         """
         if not self.data or not len(index) or not parts.trains(self.settings):  # pixels are as large as their features
             return features.extract_layers(encoder, images, index, layers)
-        common = self._identity(encoder, images, index)
+        common = self._identity(split, encoder, images, index)
         keys = {layer: hashed([*common, layer]) for layer in layers}
         read: dict[str, Tensor] = {}
         for layer, key in keys.items():
@@ -61,14 +71,14 @@ class CachedFeatures:
             read.update(extracted)
         return {layer: read[layer] for layer in layers}
 
-    def _identity(self, encoder: nn.Module, images: Tensor, index: Tensor) -> list[Any]:
+    def _identity(self, split: str, encoder: nn.Module, images: Tensor, index: Tensor) -> list[Any]:
         """Return plain values that identify the features, except for the layer."""
         chosen = (parts.encoder[self.settings.encoder], parts.head[self.settings.head])
         network = [
             [part.kind, part.name, part.plugin, {name: getattr(self.settings, name) for name in part.parameters}]
             for part in chosen
         ]
-        data = [self.data, list(images.shape), hash_of_tensors([("index", index)])]
+        data = [self.data, split, list(images.shape), hash_of_tensors([("index", index)])]
         return [network, hash_of_tensors(encoder.state_dict().items()), hash_of_code(encoder), data, machine(images)]
 
 

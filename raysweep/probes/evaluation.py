@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,11 @@ class Evaluation:
         layers = self._first_layers() if layers is None else layers
         if self._features and all(layer in self._features["fit"] for layer in layers):
             return
-        compute_layers = extract_layers if self._cached is None else self._cached.extract
         self._features = {
-            name: compute_layers(self.encoder, split.images, split.index, layers) for name, split in self.splits.items()
+            name: (extract_layers if self._cached is None else partial(self._cached.extract, name))(
+                self.encoder, split.images, split.index, layers
+            )
+            for name, split in self.splits.items()
         }
 
     def _first_layers(self) -> tuple[str, ...]:

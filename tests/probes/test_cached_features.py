@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import raysweep
 from raysweep import plugins
@@ -93,6 +95,26 @@ def test_unchanged_settings_give_the_scores_of_the_sweep_from_the_cache(copied, 
     assert len(passes) == 3, "the pixels are not kept, because they are as large as the images"
 
 
+@pytest.mark.parametrize("folders", [("train", "val", "test"), ("train", "test")], ids=" ".join)
+def test_splits_with_equally_many_images_are_not_confused(tmp_path, monkeypatch, folders):
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
+    draws = np.random.default_rng(0)
+    for folder in folders:
+        for name in ("a", "b"):
+            (tmp_path / "images" / folder / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = draws.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / folder / name / f"{number}.png")
+    base = {**QUICK, "dataset": f"folder:{tmp_path}/images", "batch_size": 4, "knn_k": 1, "projector_images": 0}
+    base["val_fraction"] = 0.0  # the training images are all in the fit split
+    trained = raysweep.run({"base": base, "baseline": ["random"]}, output=tmp_path, name="s", local=True)
+    evaluate(cwd=tmp_path)
+    metrics, _ = results_of(tmp_path / "s", "evaluation")
+    for trial, scores in metrics.items():
+        expected = json.loads((trained.directory / trial / "result.json").read_text())["metrics"]
+        assert scores == {metric: expected[metric] for metric in scores}
+
+
 def test_damaged_files_are_extracted_again(copied, tmp_path, passes):
     evaluate("--name", "first", cwd=tmp_path)
     for number, path in enumerate(sorted((tmp_path / "cache" / "features").iterdir())):
@@ -153,12 +175,12 @@ def shifted(channels, image_size):
 def test_whatever_changes_the_features_changes_the_key(tmp_path):
     cache = FeatureCache(tmp_path, 10**9)
 
-    def count(change=lambda encoder: None, index=FIFTY, data="d", layers=("trunk",), **settings):
+    def count(change=lambda encoder: None, index=FIFTY, data="d", layers=("trunk",), split="fit", **settings):
         """Extract features through the cache and return the number of its files."""
         chosen = make_settings({"usl_epochs": 0, **settings}, "x")
         encoder = build_encoder(chosen, 1, 8)
         change(encoder)
-        got = CachedFeatures(cache, chosen, data).extract(encoder, IMAGES, index, layers)
+        got = CachedFeatures(cache, chosen, data).extract(split, encoder, IMAGES, index, layers)
         expected = extract_layers(encoder, IMAGES, index, layers)
         assert list(got) == list(layers)
         assert all(torch.equal(got[layer], expected[layer]) for layer in layers)
@@ -177,15 +199,16 @@ def test_whatever_changes_the_features_changes_the_key(tmp_path):
     assert count(data="e") == 6
     assert count(layers=("layer2", "trunk", "embedding")) == 8, "the trunk is read"
     assert count(init="kaiming") == 9
-    assert count(data="") == 9, "a dataset without a digest is not known by its content"
-    assert count(index=torch.arange(0)) == 9
+    assert count(split="val") == 10, "another split can have equally many other images"
+    assert count(data="") == 10, "a dataset without a digest is not known by its content"
+    assert count(index=torch.arange(0)) == 10
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        assert count() == 10, "with other threads the last bits may differ"
+        assert count() == 11, "with other threads the last bits may differ"
     finally:
         torch.set_num_threads(threads)
-    assert count() == 10
+    assert count() == 11
 
 
 def test_another_text_of_a_plugin_is_another_key(tmp_path):
@@ -195,7 +218,7 @@ def test_another_text_of_a_plugin_is_another_key(tmp_path):
             plugins.activate([plugins.Plugin("shifted.py", OFFSET.replace("OFFSET", offset))])
             settings = make_settings({"usl_epochs": 0, "encoder": "shifted"}, "x")
             cached = CachedFeatures(cache, settings, "d")
-            read = cached.extract(build_encoder(settings, 1, 8), IMAGES, torch.arange(9), ("trunk",))
+            read = cached.extract("fit", build_encoder(settings, 1, 8), IMAGES, torch.arange(9), ("trunk",))
             means.append(float(read["trunk"].mean()))
     finally:
         plugins.activate(())
