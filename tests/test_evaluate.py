@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import raysweep
 from raysweep.backends.ray.session import session
+from raysweep.evaluations import plan_evaluation
 from raysweep.report import building
 from raysweep.report.search_figures import is_drawn
 from raysweep.results.encoders import save_encoder
@@ -164,6 +166,15 @@ def test_a_killed_evaluation_resumes_with_the_same_results(part, tmp_path):
     process = here("run_sweep.py", "--resume", place, "--set", "knn_k=3", "--local", cwd=tmp_path)
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
     assert "an evaluation takes no new settings" in process.stderr
+
+
+@pytest.mark.parametrize(("value", "inherited"), [({"val_fraction": 0.2}, True), ({"val_fraction": 0}, False)])
+def test_the_metric_of_the_sweep_is_inherited_if_the_evaluation_reports_it(part, value, inherited):
+    file = part / "sweep.yaml"
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**content, "tune": {**content["tune"], "metric": "linear/val_accuracy"}}))
+    planned = plan_evaluation(str(part), None, value, ())
+    assert planned.sweep.tune.metric == ("linear/val_accuracy" if inherited else None)
 
 
 @pytest.mark.slow

@@ -205,6 +205,35 @@ def test_a_longer_list_of_epochs_continues_the_longest_shorter_trial(tmp_path, s
     assert result(root, "usl_epochs=2,seed=0")["continues"] == ""
 
 
+FAILS_LATER = """
+import inspect
+import raysweep
+
+
+@raysweep.probe(metrics={"fails/x": raysweep.Metric("Nothing.")})
+def fails(evaluation):
+    '''Fails in trials of more than one epoch that read the trunk, but not in the check before the sweep.'''
+    settings, is_trial = evaluation.settings, any(frame.function == "run_trial" for frame in inspect.stack())
+    if is_trial and settings.usl_epochs > 1 and settings.probe_layer == "trunk":
+        raise RuntimeError("this probe fails")
+    yield "fails/x", 1.0
+"""
+
+
+def test_a_trial_whose_pretraining_was_not_the_fault_runs_although_its_leader_failed(tmp_path, space_file):
+    """The leader continues a final state, which covers its own online evaluation only, and then its probe fails."""
+    (tmp_path / "fails.py").write_text(FAILS_LATER)
+    search, plugin = {"probe_layer": ["trunk", "embedding"]}, ("--plugin", tmp_path / "fails.py")
+    alone(space_file(search, usl_epochs=1, keep="final_state"), *plugin, cwd=tmp_path)
+    root = tmp_path / "runs" / "x"
+    process = alone(space_file(search, usl_epochs=3, keep="final_state"), "--resume", root, cwd=tmp_path)
+    assert process.returncode == 1
+    names = [f"probe_layer={layer},usl_epochs=3,seed=0" for layer in search["probe_layer"]]
+    trunk, embedding = (result(root, name) for name in names)
+    assert (trunk["status"], trunk["error"]) == ("failed", "RuntimeError: this probe fails")
+    assert embedding["status"] == "finished"
+
+
 def test_the_plan_says_why_a_trial_starts_from_the_beginning(tmp_path, space_file):
     search = [
         {"schedule": ["cosine"]},

@@ -111,7 +111,7 @@ class PretrainingQueue:
         if group.leader == trial.name:
             group.leader, group.looked = "", {}
             if failed:
-                able = [other for other in group.waiting if self._is_ready(group, other) or self._has_checkpoint(other)]
+                able = [other for other in group.waiting if self._is_able(group, other)]
                 stranded = [other for other in group.waiting if other not in able]
                 group.waiting = [other for other in group.waiting if other not in stranded]
         if not group.waiting and not group.running:
@@ -166,6 +166,15 @@ class PretrainingQueue:
     def _has_checkpoint(self, trial: Trial) -> bool:
         """Return whether the trial resumes from a checkpoint of its own in this directory."""
         return any(self.store.trial(trial.name).glob("checkpoints/*.json"))
+
+    def _is_able(self, group: Group, trial: Trial) -> bool:
+        """Return whether a trial can run although the leader of its group has failed.
+
+        If there is a state of its last epoch, the pretraining did not fail. A trial that cannot take the state over,
+        because it evaluates otherwise during pretraining, then pretrains itself.
+        """
+        is_ready = self._is_ready(group, trial) or self._has_checkpoint(trial)
+        return is_ready or trial.settings.pretrain_epochs in group.states
 
     def _is_ready(self, group: Group, trial: Trial) -> bool:
         """Return whether the state that the trial can take over is there."""

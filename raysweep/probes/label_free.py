@@ -60,7 +60,7 @@ def alpha_req(features: Tensor) -> float | None:
     return -float(slope)
 
 
-def lidar(views: Tensor) -> float:
+def lidar(views: Tensor) -> float | None:
     """Return LiDAR: the effective rank of the discriminant analysis that tells images apart by their views.
 
     Thilak et al. 2024, arXiv 2312.04000, equations 1 to 4: every image is a class, and its augmented views are the
@@ -71,7 +71,8 @@ def lidar(views: Tensor) -> float:
         views: (n, q, D), float: the features of q views of n images.
 
     Returns:
-        exp of the entropy of λ / sum(λ), in [1, min(n - 1, D)]; 0 if all images have the same mean.
+        exp of the entropy of λ / sum(λ), in [1, min(n - 1, D)]; 0 if all images have the same mean. None if Σw is not
+        positive definite in float64, as for features of about 1e6, beside which `DELTA` is rounded away.
 
     Example:
         >>> lidar(torch.randn(100, 10, 8))  # near 8: no direction tells images apart better than another one
@@ -85,7 +86,10 @@ def lidar(views: Tensor) -> float:
     del within
     covariance.diagonal().add_(DELTA)
     # The nonzero eigenvalues are those of the smaller matrix (L^-1 B)^T (L^-1 B), where Σw = L L^T and Σb = B B^T.
-    factor = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), between.T, upper=False)
+    root, failure = torch.linalg.cholesky_ex(covariance)
+    if failure:
+        return None
+    factor = torch.linalg.solve_triangular(root, between.T, upper=False)
     values = torch.linalg.svdvals(factor).square()
     total = values.sum()
     if total == 0:
@@ -97,7 +101,7 @@ def lidar(views: Tensor) -> float:
 def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
     """Yield each measure of the embedding and of the trunk, on training images of the evaluated dataset.
 
-    LiDAR is left out at strength 0, and for a layer that is wider than `LIDAR_WIDEST`.
+    LiDAR is left out at strength 0, for a layer that is wider than `LIDAR_WIDEST`, and if it cannot be computed.
 
     Raises:
         Diverged: A feature is not finite, or too large.
@@ -114,7 +118,9 @@ def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
         layers = tuple(layer for layer in LAYERS if evaluation.features(layer)["fit"].shape[1] <= LIDAR_WIDEST)
         views = features_of_views(evaluation, layers)
         for layer in layers:
-            yield f"label_free/{layer}_lidar", lidar(views.pop(layer))
+            value = lidar(views.pop(layer))
+            if value is not None:
+                yield f"label_free/{layer}_lidar", value
 
 
 def features_of_views(evaluation: Evaluation, layers: tuple[str, ...]) -> dict[str, Tensor]:

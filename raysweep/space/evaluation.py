@@ -17,8 +17,8 @@ from raysweep.config import (
     Settings,
     about,
     has_effect,
+    has_metric,
     make_settings,
-    metrics_by_name,
     suggest,
     with_present_names,
 )
@@ -107,10 +107,10 @@ def build_evaluation(
             base["probe_labels"] = False
             settings = evaluated(points[0].settings, base, where)
         check_labels(settings, base, content.spaces, where)
-        tune = tune if trained_tune is None else with_metric(tune, trained_tune, settings.probe_labels)
     trials, sources = expand_evaluation(points, base, search, where, strict=not recorded)
     if not recorded:
         check_evaluates(trials, where)
+        tune = tune if trained_tune is None else with_metric(tune, trained_tune, trials)
     wanted = controls if content.controls is None else content.controls
     control_trials = list(make_evaluated_controls(trials, sources, wanted, encoders))
     for name in content.controls or ():
@@ -316,13 +316,13 @@ def datasets_of(encoder: Trial, settings: Settings, base: Mapping[str, Any]) -> 
     return encoder.settings.dataset, given
 
 
-def with_metric(tune: Tune, trained: Tune, labels: bool) -> Tune:
-    """Return `tune` with the metric of the sweep that trained the encoders, unless another one is given.
+def with_metric(tune: Tune, trained: Tune, trials: Sequence[Trial]) -> Tune:
+    """Return `tune` with the metric of the sweep that trained the encoders.
 
-    A metric that the evaluation does not report is left out; `labels` says whether the evaluation reads labels.
+    The metric stays as it is if another one is given, or if not every trial of the evaluation reports it.
     """
-    metric = reported_metric(trained.metric, labels)
-    if metric is None or "metric" in tune.model_fields_set:
+    metric = trained.metric
+    if metric is None or "metric" in tune.model_fields_set or not all(reports(metric, trial) for trial in trials):
         return tune
     mode = tune.mode if "mode" in tune.model_fields_set else trained.mode
     return tune.model_copy(update={"metric": metric, "mode": mode})
@@ -365,8 +365,6 @@ def same_network(one: Settings, other: Settings) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
-def reported_metric(metric: str | None, labels: bool) -> str | None:
-    """Return the metric if an evaluation reports it, else None; `labels` says whether the evaluation reads labels."""
-    probes = [part for part in parts.probe.values() if labels or not part.traits["needs_labels"]]
-    is_reported = metric in metrics_by_name() and any(metric in part.metrics for part in probes)
-    return metric if is_reported else None
+def reports(metric: str, trial: Trial) -> bool:
+    """Return whether the evaluation of a trial's encoder reports the metric. It reports no metrics of pretraining."""
+    return any(metric in part.metrics for part in parts.probe.values()) and has_metric(metric, trial.settings)

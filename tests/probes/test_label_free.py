@@ -46,6 +46,12 @@ def test_lidar_counts_the_directions_that_tell_images_apart():
     assert lidar(torch.ones(5, 4, 3)) == 0, "all images have one mean"
 
 
+def test_lidar_is_left_out_where_rounding_hides_its_regularisation():
+    views = torch.randn(20, 10, 512, generator=torch.Generator().manual_seed(0))
+    assert lidar(views) is not None
+    assert lidar(views * 1e6) is None
+
+
 @pytest.mark.parametrize("decay", [0.5, 1.0, 2.0])
 def test_alpha_req_finds_the_decay_of_a_power_law(decay):
     width = 120
