@@ -26,7 +26,9 @@ def lines_of(
     estimate: Estimate | None = None,
     share: bool = True,
 ) -> Iterator[str]:
-    """Yield the lines of a dry run. Together they are a search-space file of the sweep, with comments.
+    """Yield the lines of a dry run: a search-space file of the sweep, then comments, then the names of the trials.
+
+    The names are not commented out, so the search-space file ends at the first comment.
 
     Args:
         sweep: The checked sweep.
@@ -37,6 +39,8 @@ def lines_of(
         share: Whether trials share pretrainings.
     """
     content = sweep.to_dict() if verbose else brief(sweep)
+    if sweep.encoders:  # an evaluation knows the race of its encoders, but takes no such entry
+        content.pop("seeds", None)
     text = to_yaml(content)
     # For example, a character could reverse the direction of the text on a terminal.
     if not all(line.isprintable() for line in text.splitlines()):

@@ -9,7 +9,7 @@ import raysweep
 from raysweep import api
 from raysweep.errors import InputError, SweepInterrupted
 from raysweep.results.store import Store
-from tests.support.commands import on_shared_ray
+from tests.support.commands import here, on_shared_ray
 from tests.support.racing import SAME, Interrupting, content, race_of
 
 RACE = ["--set", "seeds.most=4", "--set", "alpha=[0.01, 10]", "--set", "baseline=true"]
@@ -111,6 +111,17 @@ def test_an_evaluation_of_a_race_keeps_its_correction(undisturbed):
     assert not planned.sweep.races
     with pytest.raises(InputError, match="seeds: an evaluation has the seeds of its encoders"):
         api.plan_evaluation(str(undisturbed.root), {"seeds": {"most": 4}}, {}, LOCAL)
+
+
+@pytest.mark.parametrize("more", [[], ["--verbose"]])
+def test_a_dry_run_of_an_evaluation_of_a_race_is_a_search_space_of_it(more, undisturbed, tmp_path):
+    command = ["raysweep", "evaluate", undisturbed.root]
+    first = here(*command, "--set", "knn_k=3", "--dry-run", *more, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "again.yaml").write_text(first.stdout.partition("\n# ")[0])
+    again = here(*command, "again.yaml", "--dry-run", *more, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
 
 
 @pytest.mark.parametrize(

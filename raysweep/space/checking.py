@@ -104,7 +104,12 @@ def check_metric(sweep: Sweep, where: str) -> None:
         raise InputError(f"{where}: tune.metric: unknown metric {metric!r}; {hint}")
     if metric not in choices():
         hint = suggest(metric.replace("test", "val"), choices())
-        raise InputError(f"{where}: tune.metric: {metric!r} cannot be used, because test images must not choose{hint}")
+        why = (
+            "test images must not choose"
+            if metrics_by_name()[metric].uses_test
+            else "it is a diagnosis, which only describes how a trial went"
+        )
+        raise InputError(f"{where}: tune.metric: {metric!r} cannot be used, because {why}{hint}")
     better = metrics_by_name()[metric].better
     if tune.mode is not None and better is not None and tune.mode != better:
         words = "more" if better == "max" else "less"

@@ -192,6 +192,15 @@ def test_methods_with_settings_of_their_own_go_into_sub_spaces():
         ({"search": []}, ["search", "empty"]),
         ({"search": {"alpha": [1]}, "tune": {"num_samples": 3}}, ["num_samples", "no setting is drawn at random"]),
         ({"tune": {"metric": "linear/test_accuracy"}}, ["tune.metric", "test images must not choose"]),
+        ({"tune": {"metric": "few_shot/1_std"}}, ["tune.metric", "test images must not choose"]),
+        (
+            {"tune": {"metric": "label_free/trunk_alpha_req"}},
+            ["tune.metric", "because it is a diagnosis, which only describes"],
+        ),
+        (
+            {"tune": {"metric": "pretrain/last_fall"}},
+            ["tune.metric", "because it is a diagnosis, which only describes"],
+        ),
         (
             {"tune": {"metric": "linear/val_acuracy"}},
             ["tune.metric", "unknown metric 'linear/val_acuracy'; did you mean linear/val_accuracy?"],
