@@ -296,12 +296,13 @@ def plugins_in(arguments: list[str]) -> tuple[plugins.Plugin, ...]:
         elif argument.endswith((".yaml", ".yml")):
             spaces.append(Path(expanded(argument)))
 
-    def listed(paths: list[Path]) -> Iterator[plugins.Plugin]:
+    def listed(paths: list[Path], **limit: int) -> Iterator[plugins.Plugin]:
         for path in paths:
             if path.is_file() and arguments[0] in ("sweep", "evaluate", "preview"):
-                yield from plugins.find(space.read(path).get("plugins") or (), path.parent, f"{path}: plugins")
+                yield from plugins.find(space.read(path, **limit).get("plugins") or (), path.parent, f"{path}: plugins")
 
-    return plugins.with_existing(tuple(listed(existing)), plugins.merged(plugins.given(named), listed(spaces)))
+    recorded = tuple(listed(existing, longest=space.LONGEST_WRITTEN))
+    return plugins.with_existing(recorded, plugins.merged(plugins.given(named), listed(spaces)))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from raysweep.results.credentials import resolve
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import read_plugins
-from raysweep.space import Trial, read
+from raysweep.space import LONGEST_WRITTEN, Trial, read
 from raysweep.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def load_parts(file: Path, description: Mapping[str, Any]) -> None:
         return
     root = next((folder for folder in file.absolute().parents[:3] if (folder / "sweep.yaml").is_file()), None)
     if root is not None:
-        activate(read_plugins(root, read(root / "sweep.yaml"), str(root)))
+        activate(read_plugins(root, read(root / "sweep.yaml", LONGEST_WRITTEN), str(root)))
 
 
 def load_safetensors(file: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from raysweep.results.result import (
     set_result_aside,
 )
 from raysweep.results.sweep_file import PLUGINS, PROPOSALS, RACE, history, read_plugins, with_proposals, write_sweep
-from raysweep.space import Proposal, Sweep, check_name, read, rebuild
+from raysweep.space import LONGEST_WRITTEN, Proposal, Sweep, check_name, read, rebuild
 from raysweep.system.files import (
     check_held,
     existing_ancestor,
@@ -139,7 +139,7 @@ class Store:
         if not path.is_file():
             what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
             raise InputError(f"{place}: there is no sweep ({what})")
-        content = read(path)
+        content = read(path, LONGEST_WRITTEN)
         plugins = read_plugins(store.root, content, str(place), given)
         others = {plugin.name: plugin for plugin in beside}  # of several with one name, only one can be active
         activate({**others, **{plugin.name: plugin for plugin in plugins}}.values())

@@ -13,7 +13,7 @@ from raysweep.config import PROTOCOL_VERSION
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
 from raysweep.results.result import Count, Plain, brief
-from raysweep.space import Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
+from raysweep.space import LONGEST_WRITTEN, Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
 from raysweep.space.race_settings import RaceEnd
 from raysweep.system.files import read_json, write_atomically, write_json
 
@@ -111,7 +111,7 @@ def read_plugins(
 def history(root: Path) -> list[dict[str, Any]]:
     """Return the records of how the sweep was made and changed, as they were passed to `create` and `extend`."""
     path = root / "sweep.yaml"
-    content = read(path)
+    content = read(path, LONGEST_WRITTEN)
     changes = content.get("changed_by") or []
     if not isinstance(changes, list):
         raise InputError(f"{path}: changed_by: expected a list, not {changes!r}")

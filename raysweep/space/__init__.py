@@ -11,11 +11,12 @@ from raysweep.space.labels import short_names
 from raysweep.space.model import FrozenDict, Proposal, Resources, Sweep, Trial
 from raysweep.space.race import add_round, complete_rounds, race_words
 from raysweep.space.race_settings import Race, Round
-from raysweep.space.reading import mapping, parse_assignments, parse_value, read, to_yaml
+from raysweep.space.reading import LONGEST_WRITTEN, mapping, parse_assignments, parse_value, read, to_yaml
 from raysweep.space.unlabelled import words_without_labels
 
 __all__ = [
     "CONTROLS",
+    "LONGEST_WRITTEN",
     "RANDOM",
     "Agreement",
     "EncoderSource",
