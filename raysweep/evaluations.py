@@ -28,6 +28,7 @@ from raysweep.results.mirror import local_encoder, trial_place
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import recorded_datasets
 from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial
+from raysweep.system.files import unwritable
 
 EVALUATIONS = "evaluations"
 """The folder of a sweep's results directory that holds its evaluations."""
@@ -49,14 +50,25 @@ class PlannedEvaluation:
         """Return the directory in which the results directory is created.
 
         Raises:
-            InputError: The user gives a directory for the evaluation of a sweep.
+            InputError: The user gives a directory for the evaluation of a sweep, or may not write to the sweep.
         """
         if self.of_sweep is None:
             return output or "runs"
         if output is not None:
-            raise InputError(f"--output {output}: the evaluation of a sweep is written to {EVALUATIONS}/ in the sweep")
-        is_in_bucket = is_uri(self.of_sweep)
-        return join(self.of_sweep, EVALUATIONS) if is_in_bucket else str(Path(self.of_sweep, EVALUATIONS))
+            raise InputError(
+                f"--output {output}: the evaluation of a sweep is written to {EVALUATIONS}/ in the sweep; leave the "
+                "option out, or evaluate a single encoder"
+            )
+        if is_uri(self.of_sweep):
+            return join(self.of_sweep, EVALUATIONS)
+        directory = Path(self.of_sweep, EVALUATIONS)
+        reason = unwritable(directory)
+        if reason:
+            raise InputError(
+                f"{self.of_sweep}: {reason}; its evaluation is written to it, so copy the sweep's directory and "
+                "evaluate the copy, or evaluate single encoders with --output"
+            )
+        return str(directory)
 
 
 def plan_evaluation(
@@ -76,12 +88,13 @@ def plan_evaluation(
     trial_directory = trial_place(whole)
     parent = parent_of(trial_directory)
     if is_sweep(parent):
-        _, sweep = Store.open(parent, copies="reports", given=extra, beside=extra)
+        store, sweep = Store.open(parent, copies="reports", given=extra, beside=extra)
         name = (trial_directory.partition("?")[0] if is_uri(place) else trial_directory).rpartition("/")[2]
         trial = next((trial for trial in sweep.trials if trial.name == name), None)
         if trial is not None:
             plugins = with_existing(sweep.plugins, extra)
-            return plan_for_one(place, trial, raw, where, overrides, plugins, sweep)
+            store.pull(trial.name)
+            return plan_for_one(place, trial, raw, where, overrides, plugins, (store, sweep))
     activate(extra)
     return plan_for_one(place, None, raw, where, overrides, extra)
 
@@ -124,12 +137,16 @@ def plan_for_one(
     where: str,
     overrides: Mapping[str, Any],
     plugins: Sequence[Plugin],
-    sweep: Sweep | None = None,
+    opened: tuple[Store, Sweep] | None = None,
 ) -> PlannedEvaluation:
-    """Plan the evaluation of one encoder, which `trial` of `sweep` trained if they are known; see `plan_evaluation`."""
+    """Plan the evaluation of one encoder; see `plan_evaluation`.
+
+    If it is known that `trial` of a sweep trained the encoder, `opened` has the store and the sweep.
+    """
     from raysweep.data.folders import is_meant_unlabelled
     from raysweep.portable import build
 
+    sweep = None if opened is None else opened[1]
     saved = load_encoder(encoder_file(local_encoder(place)))
     build(saved)
     if trial is None:
@@ -151,7 +168,8 @@ def plan_for_one(
         trained_tune=None if sweep is None else sweep.tune,
         is_unlabelled=is_meant_unlabelled,
     )
-    return PlannedEvaluation(evaluation, None, encoder=content)
+    digests = {} if opened is None else evaluated_before(*opened, [encoder])
+    return PlannedEvaluation(evaluation, None, encoder=content, digests=digests)
 
 
 def is_sweep(place: str) -> bool:

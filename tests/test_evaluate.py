@@ -305,8 +305,24 @@ def test_images_that_changed_are_refused(tmp_path):
     data = {"dataset": f"folder:{tmp_path}/birds", "image_size": 8, "batch_size": 8, "knn_k": 2}
     raysweep.run({"base": {**BASE, **data}}, output=tmp_path, name="s", local=True)
     images_folder(tmp_path / "birds", bright=20)
-    refused(evaluate("s", cwd=tmp_path), "its images or labels changed after the sweep was started", tmp_path / "s")
-    process = evaluate("s", "--set", "probe_dataset=digits", cwd=tmp_path)  # the changed images are not read
+    for place in ("s", "s/seed=0", "s/seed=0/encoder.safetensors"):
+        process = evaluate(place, cwd=tmp_path)
+        refused(process, "its images or labels changed after the sweep was started", tmp_path / "s")
+    assert not (tmp_path / "runs").exists()
+    for place in ("s", "s/seed=0"):
+        process = evaluate(place, "--set", "probe_dataset=digits", cwd=tmp_path)  # the changed images are not read
+        assert process.returncode == 0, process.stderr
+
+
+def test_a_sweep_that_cannot_be_written_to_is_refused_and_its_single_encoders_are_not(seeds, tmp_path):
+    (seeds / "evaluations").symlink_to("/proc")  # nobody can create a file there
+    process = evaluate(seeds, cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr == (
+        f"error: {seeds}: cannot write to {seeds}/evaluations: No such file or directory; its evaluation is written to "
+        "it, so copy the sweep's directory and evaluate the copy, or evaluate single encoders with --output\n"
+    )
+    process = evaluate(seeds / POINT, "--output", "others", "--set", "baseline=false", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
 
 

@@ -20,7 +20,6 @@ import errno
 import itertools
 import random
 import shutil
-import tempfile
 import time
 import uuid
 import warnings
@@ -49,7 +48,6 @@ from raysweep.results.sweep_file import PLUGINS, PROPOSALS, RACE, history, read_
 from raysweep.space import LONGEST_WRITTEN, Proposal, Sweep, check_name, read, rebuild
 from raysweep.system.files import (
     check_held,
-    existing_ancestor,
     holding,
     irregular,
     lies,
@@ -57,6 +55,7 @@ from raysweep.system.files import (
     open_lock,
     set_aside,
     try_lock,
+    unwritable,
     write_json,
 )
 from raysweep.system.places import shown_path
@@ -388,13 +387,6 @@ def check_writable(directory: Path, locks: bool = False, option: str = "--output
     Raises:
         InputError: The directory, or its nearest existing ancestor, is not writable or cannot lock files.
     """
-    existing = existing_ancestor(directory)
-    if not existing.is_dir():
-        raise InputError(f"{option} {directory}: {existing} is not a directory")
-    try:
-        # Only a real attempt is reliable: for root, os.access succeeds on a read-only mount.
-        with tempfile.TemporaryFile(dir=existing) as file:
-            if locks:
-                try_lock(file, existing)
-    except OSError as fault:
-        raise InputError(f"{option} {directory}: cannot write to {existing}: {fault.strerror}") from None
+    reason = unwritable(directory, locks)
+    if reason:
+        raise InputError(f"{option} {directory}: {reason}")

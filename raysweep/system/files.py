@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -221,6 +222,29 @@ def try_lock(file: IO[Any], directory: Path) -> bool:
             f"kept apart; choose a directory on another file system, or mount this one with locks"
         ) from None
     return True
+
+
+def unwritable(directory: Path, locks: bool = False) -> str:
+    """Return why a new directory cannot be created and written to, or "" if it can, without creating it.
+
+    Args:
+        directory: The path of the new directory.
+        locks: Whether files in it must be lockable.
+
+    Raises:
+        InputError: The file system cannot lock files.
+    """
+    existing = existing_ancestor(directory)
+    if not existing.is_dir():
+        return f"{existing} is not a directory"
+    try:
+        # Only a real attempt is reliable: for root, os.access succeeds on a read-only mount.
+        with tempfile.TemporaryFile(dir=existing) as file:
+            if locks:
+                try_lock(file, existing)
+    except OSError as fault:
+        return f"cannot write to {existing}: {fault.strerror}"
+    return ""
 
 
 @contextmanager

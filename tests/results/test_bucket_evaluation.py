@@ -1,5 +1,7 @@
 """An evaluation of a sweep in a bucket on a real S3 server: another machine fetches the encoders."""
 
+import shutil
+
 import raysweep
 from tests.support.commands import here
 
@@ -26,6 +28,19 @@ def test_another_machine_evaluates_a_sweep_in_a_bucket(s3, uri, few, no_figures,
     assert "exists; choose another name" in process.stderr
     one = raysweep.evaluate(f"{uri}/s/alpha=0.1,seed=0", output=uri, name="one", local=True)
     assert one.frame().set_index("trial").loc["alpha=0.1,seed=0", "fingerprint"] == expected["fingerprint"]
+
+
+def test_images_that_changed_are_refused_for_one_encoder_of_a_sweep_in_a_bucket(
+    uri, few, no_figures, tmp_path, monkeypatch
+):
+    images = tmp_path / "images"
+    shutil.copytree(few["dataset"].removeprefix("folder:"), images)
+    raysweep.run({"base": {**few, **SMALL, "dataset": f"folder:{images}"}}, output=uri, name="s", local=True)
+    (images / "train" / "1" / "1.png").write_bytes((images / "train" / "2" / "2.png").read_bytes())
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "other"))
+    process = here("raysweep", "evaluate", f"{uri}/s/seed=0", "--local", cwd=tmp_path)
+    assert process.returncode == 2, process.stderr
+    assert "its images or labels changed after the sweep was started" in process.stderr
 
 
 def contents(s3, uri):
