@@ -65,8 +65,8 @@ class PlannedEvaluation:
         reason = unwritable(directory)
         if reason:
             raise InputError(
-                f"{self.of_sweep}: {reason}; its evaluation is written to it, so copy the sweep's directory and "
-                "evaluate the copy, or evaluate single encoders with --output"
+                f"{self.of_sweep}: {reason}; the evaluation is written to {EVALUATIONS}/ in the sweep, so evaluate a "
+                "copy of the sweep's directory, or single encoders with --output"
             )
         return str(directory)
 

@@ -319,8 +319,8 @@ def test_a_sweep_that_cannot_be_written_to_is_refused_and_its_single_encoders_ar
     process = evaluate(seeds, cwd=tmp_path)
     assert process.returncode == 2
     assert process.stderr == (
-        f"error: {seeds}: cannot write to {seeds}/evaluations: No such file or directory; its evaluation is written to "
-        "it, so copy the sweep's directory and evaluate the copy, or evaluate single encoders with --output\n"
+        f"error: {seeds}: cannot write to {seeds}/evaluations: No such file or directory; the evaluation is written "
+        "to evaluations/ in the sweep, so evaluate a copy of the sweep's directory, or single encoders with --output\n"
     )
     process = evaluate(seeds / POINT, "--output", "others", "--set", "baseline=false", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
