@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from raysweep.config import Settings
-from raysweep.space import Resources, Sweep, race_words, to_yaml, words_without_labels
+from raysweep.space import Resources, Sweep, missing_words, race_words, to_yaml, words_without_labels
 from raysweep.space.hints import long_defaults
 from raysweep.space.model import Tune
 from raysweep.space.sharing import taking_over
@@ -104,7 +104,7 @@ def plan(sweep: Sweep, local: bool, share: bool = True) -> Iterator[str]:
         gpus = f"{resources.gpu:g} GPU" if resources.gpu else "no GPU"
         workers = f"{resources.workers} processes with " if resources.workers > 1 else ""
         yield f"Each trial gets {workers}{counted(resources.cpu, 'core')} and {gpus} (resources.cpu, resources.gpu)."
-    yield from filter(None, (words_without_labels(sweep), long_defaults(sweep)))
+    yield from filter(None, (words_without_labels(sweep), missing_words(sweep), long_defaults(sweep)))
 
 
 def epochs_in_words(epochs: Sequence[int]) -> str:

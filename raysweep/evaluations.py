@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from raysweep.results.encoders import (
 from raysweep.results.mirror import local_encoder, trial_place
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import recorded_datasets
-from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial
+from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial, complete_rounds
 from raysweep.system.files import unwritable
 
 EVALUATIONS = "evaluations"
@@ -121,6 +121,7 @@ def plan_for_sweep(
         controls=sweep.baseline or (space.RANDOM,),
         plugins=plugins,
         trained_search=sweep.search,
+        missing=missing_encoders(store, sweep, {encoder.name for encoder in encoders}),
         trained_tune=sweep.tune,
         is_unlabelled=is_meant_unlabelled,
     )
@@ -193,6 +194,22 @@ def kept_encoders(store: Store, sweep: Sweep) -> Iterator[Trial]:
             if name in files or (store.bucket is None and (store.root / name).is_file()):
                 yield replace(trial, source=EncoderSource(name, 0, 0))
                 break
+
+
+def missing_encoders(store: Store, sweep: Sweep, kept: Collection[str]) -> list[Trial]:
+    """Return the trials of points that have no encoder: failed, stopped and unfinished ones, and those that lost it.
+
+    In a race of seeds, a trial that has not ended counts only if its round is complete or the first one, because each
+    round gives more seeds only to the points that may be the best. See `complete_rounds`.
+
+    Args:
+        store: The results directory of the sweep.
+        sweep: The sweep.
+        kept: The names of the trials that have an encoder.
+    """
+    ended = {result.trial for result in store.results(sweep, skip_damaged=True)} if sweep.rounds else set()
+    planned = {trial.name for trial in complete_rounds(sweep, ended).trials} | ended
+    return [trial for trial in sweep.trials if not trial.baseline and trial.name in planned - set(kept)]
 
 
 def checked(store: Store, trial: Trial) -> Trial:

@@ -22,7 +22,7 @@ from raysweep.results.handout import remove_unneeded
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, shown_place
 from raysweep.results.sweep_file import write_race
-from raysweep.space import Sweep, Trial, race_words, words_without_labels
+from raysweep.space import Sweep, Trial, missing_words, race_words, words_without_labels
 from raysweep.space.hints import long_defaults
 from raysweep.space.sharing import count_pretrainings
 from raysweep.system.files import write_atomically
@@ -94,8 +94,8 @@ def run_new(
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
         planned = race_words(sweep) if sweep.races else f"{counted(sweep.total, 'trial')}{evaluated}"
         progress.tell(f"{store.place}: {planned}{pretrainings(sweep, where.share)}, {words}")
-        if words_without_labels(sweep):
-            progress.tell(words_without_labels(sweep))
+        for words in filter(None, (words_without_labels(sweep), missing_words(sweep))):
+            progress.tell(words)
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
         return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)

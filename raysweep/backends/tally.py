@@ -43,7 +43,7 @@ class Tally:
         """The seconds that the ended trials of this run took, and their total weight."""
         self.most_running = 1
         self.failed = self.stopped = 0
-        self.planned = Counter(trial.point for trial in sweep.trials)
+        self.planned = Counter(trial.point for trial in (*sweep.trials, *sweep.missing_trials))
         self.values: dict[str, list[float]] = defaultdict(list)
         self.means: dict[str, float] = {}  # stored, because `best` needs them at the end of every trial
         self.protocols: set[str] = set()

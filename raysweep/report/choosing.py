@@ -54,7 +54,7 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
     """Return how well each measure without labels ranks the points by a test score.
 
     τ is computed over points for each seed alone, and seeds give the interval. Losses are left out if the sweep varies
-    a setting that changes what the loss measures.
+    a setting that changes what the loss measures. Points that lack planned seeds are left out, as in `rank_points`.
 
     Args:
         group: The points of one evaluation protocol.
@@ -64,7 +64,7 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
     Returns:
         The rankings, LiDAR first. Empty if the sweep did not report measures without labels, or has too few points.
     """
-    points = [point for point in group.points if point.values(score)]
+    points = [point for point in group.complete if point.values(score)]
     has_measures = any(name.startswith(PREFIX) for point in points for result in point.by_seed.values()
                        for name in result.metrics)  # fmt: skip
     if len(points) < LEAST_POINTS or not has_measures:
@@ -119,6 +119,8 @@ def agreement(report: Report, measure: str | None) -> Agreement | str | None:
     group = report.groups[0]
     ranked = rankings(group, report.test_score, report.searched)
     ranking = next((each for each in ranked if each.measure == measure), None)
+    if ranking is None and group.incomplete and len(group.complete) < LEAST_POINTS:
+        return f"fewer than {LEAST_POINTS} of its points have all their planned seeds"
     if ranking is None:
         return f"no seed has {LEAST_POINTS} points that differ in {measure} and in {report.test_score}"
     value, dataset = ranking.agreement, group.points[0].settings.evaluated_dataset

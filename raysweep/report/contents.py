@@ -130,6 +130,9 @@ class Report:
                 lines += choice_sentences(group, self.metric, self.mode, self.searched, is_evaluation)
             elif group.ranked:
                 lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
+            elif group.complete:
+                which = "point that has all its planned seeds" if group.incomplete else "point"
+                lines.append(f"No point is called best: no {which} reports {self.metric}.")
             else:
                 lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
         lines += [CAUTION] if any(group.ranked[1:] for group in self.groups) and not self.has_labels else []
@@ -155,20 +158,28 @@ class Report:
         return [*self.absent(), *(line for group in self.groups for line in cautions(group))]
 
     def absent(self) -> list[str]:
-        """Return a line that names the points with ended trials but no finished one; empty without such points."""
-        names = []
+        """Return a line that names the points with ended trials but no finished one; empty without such points.
+
+        Another line names the points of which an evaluation has no encoder.
+        """
+        names, without_encoder = [], []
         for member in self.members:
             labels = short_names(member.sweep)
             points = {t.name: labels.get(t.point, t.point) for t in member.sweep.trials if not t.baseline}
             ended = [(points[result.trial], result.status) for result in member.results if result.trial in points]
             finished = {point for point, status in ended if status == "finished"}
-            prefix = f"{member.label}/" if self.several else ""
+            prefix, planned = f"{member.label}/" if self.several else "", {t.point for t in member.sweep.trials}
             names += [
                 f"{prefix}{point}" for point in dict.fromkeys(point for point, _ in ended) if point not in finished
             ]
-        return (
-            [f"{shortened(names)} {'is' if len(names) == 1 else 'are'} not ranked: no seed finished."] if names else []
-        )
+            lost = dict.fromkeys(t.point for t in member.sweep.missing_trials if t.point not in planned)
+            without_encoder += [f"{prefix}{labels.get(point, point)}" for point in lost]
+        reasons = ((names, "finished"), (without_encoder, "had an encoder when the evaluation started"))
+        return [
+            f"{shortened(titles)} {'is' if len(titles) == 1 else 'are'} not ranked: no seed {words}."
+            for titles, words in reasons
+            if titles
+        ]
 
 
 def words_of_score(point: Point, names: Sequence[str]) -> str:

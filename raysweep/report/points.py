@@ -106,7 +106,9 @@ class Point:
     sweep: str = ""
     """The name of its sweep if several sweeps are compared, else empty."""
     planned: Sequence[int] = ()
-    """The seeds of all its trials, including unfinished ones."""
+    """The seeds of all its trials, including unfinished ones, and those whose encoder an evaluation lacks."""
+    without_encoder: Sequence[int] = ()
+    """The planned seeds that have no trial, because the evaluation lacks their encoder."""
     label: str = ""
     """The name with drawn values rounded; empty if the name has none."""
     encoder: str = ""
@@ -231,6 +233,9 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "", divisor: in
         planned.setdefault(trial.point, []).append(trial.settings.seed)
         if trial.name in finished:
             trials.setdefault(trial.point, []).append(trial)
+    without_encoder: dict[str, list[int]] = {}
+    for trial in sweep.missing_trials:
+        without_encoder.setdefault(trial.point, []).append(trial.settings.seed)
     points = []
     labels = short_names(sweep)
     for name, members in trials.items():
@@ -243,7 +248,8 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "", divisor: in
                 controls={} if members[0].baseline else controls_of(members, sweep.baseline, finished),
                 settings=members[0].settings,
                 sweep=label,
-                planned=planned[name],
+                planned=[*planned[name], *without_encoder.get(name, ())],
+                without_encoder=without_encoder.get(name, ()),
                 label=labels.get(name, ""),
                 encoder=unknown_encoder(members[0]),
                 divisor=divisor or sweep.divisor,

@@ -245,8 +245,7 @@ def cautions(group: Group) -> list[str]:
     """Return a sentence for each reason to doubt the scores of some points."""
     lines = []
     for point in group.incomplete:
-        planned, missing = len(point.planned), len(point.missing)
-        lines.append(f"{point.title} is not ranked: {missing} of its {counted(planned, 'seed')} did not finish.")
+        lines.append(f"{point.title} is not ranked: {missing_seeds(point)}.")
     checks: tuple[tuple[str, Callable[[Point], bool]], ...] = (
         ("The embedding has collapsed in", has_collapsed),
         ("RankMe, the effective rank of the embedding, is low in", has_low_rank),
@@ -257,6 +256,17 @@ def cautions(group: Group) -> list[str]:
         if points:
             lines.append(f"{words} {named(points)}.")
     return lines
+
+
+def missing_seeds(point: Point) -> str:
+    """Say how many of the planned seeds of a point are missing, and why."""
+    lost, planned = len(point.without_encoder), counted(len(point.planned), "seed")
+    unfinished = len(point.missing) - lost
+    why = "had no encoder when the evaluation started"
+    if not unfinished:
+        return f"{lost} of its {planned} {why}"
+    text = f"{unfinished} of its {planned} did not finish"
+    return f"{text}, and {lost} {why}" if lost else text
 
 
 def has_collapsed(point: Point) -> bool:

@@ -55,18 +55,13 @@ def choice_sentences(group: Group, metric: str, mode: str, searched: Sequence[st
         lines = [f"{metric} chooses no point: {equal_sentence(len(others) + 1, [metric])}"]
     else:
         lines = [f"{metric} chooses {best.title} ({value_words(best, metric)}).", tie_sentence(best, others, metric)]
-    lines.append(lacking_sentence(complete_points(group), metric))
+    lines.append(lacking_sentence(group.complete, metric))
     if not is_tie and len(best.by_seed) < LEAST_SEEDS:
         lines += [f"{few_seeds(len(best.by_seed))} which differences are real.", more_seeds(is_evaluation)]
     elif not is_tie:
         lines.append(others_sentence(best, others, group.families[metric], mode))
     lines += [others_choose(group, metric, searched, None if is_tie else best), method_sentence(group, metric)]
     return [line for line in lines if line]
-
-
-def complete_points(group: Group) -> list[Point]:
-    """Return the points of which all planned seeds have finished."""
-    return [point for point in group.points if not point.missing]
 
 
 def lacking_sentence(points: Sequence[Point], metric: str) -> str:
@@ -86,7 +81,7 @@ def others_choose(group: Group, metric: str, searched: Sequence[str], best: Poin
         searched: The settings that the sweep varies.
         best: The point that the metric chooses; None if all points are equal in it.
     """
-    points = complete_points(group)
+    points = group.complete
     choices: dict[tuple[bool, str], list[str]] = {}
     for measure, scale in usable(points, searched).items():
         measured = [point for point in points if point.values(measure)]

@@ -68,6 +68,11 @@ class Group:
     """The family of each score. The score of the chosen metric comes first."""
 
     @property
+    def complete(self) -> list[Point]:
+        """The points of which all planned seeds have finished."""
+        return [point for point in self.points if not point.missing]
+
+    @property
     def incomplete(self) -> list[Point]:
         """The points that do not compete, because planned seeds have not finished."""
         return [point for point in self.points if point.missing]

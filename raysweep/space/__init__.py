@@ -4,7 +4,7 @@ from raysweep.space.building import build
 from raysweep.space.checking import check_name
 from raysweep.space.controls import CONTROLS, RANDOM
 from raysweep.space.encoder_entry import Agreement, EncoderSource
-from raysweep.space.evaluation import build_evaluation, rebuild
+from raysweep.space.evaluation import build_evaluation, missing_words, rebuild
 from raysweep.space.expansion import computed, control_settings, draw, make_control, propose, shorten
 from raysweep.space.extension import extend
 from raysweep.space.labels import short_names
@@ -38,6 +38,7 @@ __all__ = [
     "extend",
     "make_control",
     "mapping",
+    "missing_words",
     "parse_assignments",
     "parse_value",
     "propose",

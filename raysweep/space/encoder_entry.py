@@ -48,7 +48,10 @@ class Agreement:
 
 
 def written_encoders(
-    encoders: Sequence[Trial], search: Sequence[Mapping[str, Mapping[str, Any]]], agreement: Agreement | str | None
+    encoders: Sequence[Trial],
+    search: Sequence[Mapping[str, Mapping[str, Any]]],
+    agreement: Agreement | str | None,
+    missing: Sequence[Trial] = (),
 ) -> dict[str, Any]:
     """Return the trials whose encoders are evaluated as plain data: their common settings, and what differs.
 
@@ -56,6 +59,7 @@ def written_encoders(
         encoders: The trials, each with its source.
         search: The search of the sweep that trained them. It is kept, so that reports know which values were drawn.
         agreement: See `Sweep.agreement`.
+        missing: The trials without an encoder.
     """
     dumped = [trial.settings.model_dump() for trial in encoders]
     common = {name: value for name, value in dumped[0].items() if all(other[name] == value for other in dumped)}
@@ -68,4 +72,18 @@ def written_encoders(
     spaces = [{name: dict(spec) for name, spec in space.items()} for space in search]
     written = asdict(agreement) if isinstance(agreement, Agreement) else agreement
     ranking = {} if written is None else {"agreement": written}
-    return {"settings": common, **({"search": spaces} if spaces else {}), **ranking, "trials": entries}
+    lacking = {"missing": written_missing(missing, common)} if missing else {}
+    return {"settings": common, **({"search": spaces} if spaces else {}), **ranking, **lacking, "trials": entries}
+
+
+def written_missing(missing: Sequence[Trial], common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return trials without an encoder as plain data: for each point its seeds, and what differs from `common`."""
+    entries: list[dict[str, Any]] = []
+    for trial in missing:
+        values = trial.settings.model_dump().items()
+        differing = {n: v for n, v in values if n != "seed" and (n not in common or common[n] != v)}
+        point = {"varied": list(trial.varied), "settings": differing}
+        if not entries or {name: entries[-1][name] for name in point} != point:
+            entries.append({**point, "seeds": []})
+        entries[-1]["seeds"].append(trial.settings.seed)
+    return entries

@@ -8,30 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from raysweep import parts
-from raysweep.config import (
-    METRICS,
-    SETTINGS,
-    Settings,
-    about,
-    has_effect,
-    has_metric,
-    make_settings,
-    suggest,
-    with_present_names,
-)
+from raysweep.config import METRICS, SETTINGS, Settings, about, has_effect, has_metric, make_settings, suggest
 from raysweep.config.conditions import PRETRAINED
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.building import Content, build, check_distribution, read_content
 from raysweep.space.checking import check_metric
 from raysweep.space.controls import RANDOM
-from raysweep.space.encoder_entry import Agreement, EncoderSource
+from raysweep.space.encoder_entry import Agreement
+from raysweep.space.encoder_reading import read_agreement, read_encoders, read_missing, read_trained_search
 from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_trial, point_name
-from raysweep.space.model import FrozenDict, Resources, Sweep, Trial, Tune
-from raysweep.space.reading import mapping
+from raysweep.space.model import Resources, Sweep, Trial, Tune
 from raysweep.space.unlabelled import (
     IsUnlabelled,
     all_labelled,
@@ -40,6 +28,7 @@ from raysweep.space.unlabelled import (
     evaluated_datasets,
     needs_no_labels,
 )
+from raysweep.system.terminal import counted
 
 DATA = ("probe_dataset", "probe_labels", "data_dir", "skip_bad_images")
 """The settings of the data that an evaluation may change."""
@@ -61,6 +50,7 @@ def build_evaluation(
     plugins: tuple[Plugin, ...] = (),
     trained_search: tuple[Mapping[str, Mapping[str, Any]], ...] = (),
     agreement: Agreement | str | None = None,
+    missing: Sequence[Trial] = (),
     trained_tune: Tune | None = None,
     is_unlabelled: IsUnlabelled = all_labelled,
 ) -> Sweep:
@@ -77,6 +67,7 @@ def build_evaluation(
         plugins: The plugins of the evaluation, which the caller has read and activated.
         trained_search: The search of the sweep that trained the encoders.
         agreement: See `Sweep.agreement`.
+        missing: The trials of the points that have no encoder; see `Sweep.missing_encoders`.
         trained_tune: How the sweep that trained the encoders was run. The evaluation chooses by the same metric if it
             reports it and is given no other one.
         is_unlabelled: See `raysweep.space.build`.
@@ -133,6 +124,8 @@ def build_evaluation(
         encoders=tuple(encoders),
         trained_search=trained_search,
         agreement=agreement,
+        missing_encoders=tuple(missing),
+        missing_trials=tuple(expand_missing(missing, trials, base, search, where)),
         race=content.race if recorded else None,
     )
     check_metric(sweep, where)
@@ -157,63 +150,8 @@ def rebuild(content: Mapping[str, Any], where: str, plugins: tuple[Plugin, ...] 
         plugins=plugins,
         trained_search=read_trained_search(content["encoders"].get("search", []), f"{where}: encoders: search"),
         agreement=read_agreement(content["encoders"].get("agreement"), f"{where}: encoders: agreement"),
+        missing=read_missing(content["encoders"], f"{where}: encoders"),
     )
-
-
-def read_trained_search(value: Any, where: str) -> tuple[Mapping[str, Mapping[str, Any]], ...]:
-    """Return the search of the sweep that trained the encoders; evaluations of older versions have none.
-
-    Raises:
-        InputError: The entry is damaged.
-    """
-    if not isinstance(value, list):
-        raise InputError(f"{where}: expected a list, not {value!r}")
-    spaces = [mapping(space, where) for space in value]
-    if not all(isinstance(spec, Mapping) and spec for space in spaces for spec in space.values()):
-        raise InputError(f"{where}: expected distributions, not {value!r}")
-    return tuple(spaces)
-
-
-def read_agreement(value: Any, where: str) -> Agreement | str | None:
-    """Return the agreement that `written_encoders` wrote, or why there is none; see `Sweep.agreement`.
-
-    Raises:
-        InputError: The entry is damaged.
-    """
-    try:
-        return TypeAdapter(Agreement | str | None).validate_python(value)
-    except ValidationError:
-        raise InputError(f"{where}: is damaged: {value!r}") from None
-
-
-def read_encoders(value: Any, where: str) -> list[Trial]:
-    """Return the trials that `written_encoders` wrote.
-
-    Raises:
-        InputError: The entry is damaged.
-    """
-    content = mapping(value, where)
-    common, entries = mapping(content.get("settings"), f"{where}: settings"), content.get("trials")
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{where}: trials: expected a list of trials, not {entries!r}")
-    trials = []
-    for entry in entries:
-        entry = mapping(entry, f"{where}: trials")
-        differing = mapping(entry.get("settings"), f"{where}: settings")
-        settings = make_settings(with_present_names({**common, **differing}), where)
-        names, file = entry.get("varied"), entry.get("file")
-        channels, image_size = entry.get("channels"), entry.get("image_size")
-        if not isinstance(names, list) or not all(name in SETTINGS for name in names):
-            raise InputError(f"{where}: varied: expected a list of settings, not {names!r}")
-        sizes_fit = all(type(size) is int and size > 0 for size in (channels, image_size))
-        digest = entry.get("digest", "")  # older evaluations have none
-        if not isinstance(file, str) or not isinstance(digest, str) or not sizes_fit:
-            raise InputError(f"{where}: expected a file, channels, image_size and digest, not {entry!r}")
-        name, control = str(entry.get("trial")), str(entry.get("control") or "")
-        varied = FrozenDict({each: getattr(settings, each) for each in names})
-        source = EncoderSource(file, int(channels or 0), int(image_size or 0), digest)
-        trials.append(Trial(name, name, settings, varied, control, source))
-    return trials
 
 
 def check_setting(name: str, encoders: Sequence[Trial], seeds: bool, where: str) -> None:
@@ -299,6 +237,50 @@ def expand_evaluation(
                     if trials.setdefault(computed(trial.settings), trial) is trial:
                         sources[trial.name] = encoder
     return list(trials.values()), sources
+
+
+def expand_missing(
+    missing: Sequence[Trial],
+    trials: Sequence[Trial],
+    base: Mapping[str, Any],
+    search: Sequence[Mapping[str, Mapping[str, Any]]],
+    where: str,
+) -> Iterator[Trial]:
+    """Yield the trials that would evaluate the missing encoders; see `Sweep.missing_trials`.
+
+    A trial that another encoder makes possible is left out. This happens if the sweep varied the evaluation, and this
+    evaluation sets the same value for all. A point that these settings do not fit would have no trial.
+
+    Args:
+        missing: The trials that have no encoder.
+        trials: The trials of the points whose encoders are evaluated.
+        base: The settings that were given.
+        search: The checked sub-spaces.
+        where: The start of every message.
+    """
+    names, possible = {trial.name for trial in trials}, {computed(trial.settings) for trial in trials}
+    for _, members in itertools.groupby(missing, key=lambda encoder: point_name(encoder.varied)):
+        try:
+            expanded, _ = expand_evaluation(list(members), base, search, where, strict=False)
+        except InputError:
+            continue
+        for trial in expanded:
+            key = computed(trial.settings)
+            if trial.name not in names and key not in possible:
+                names.add(trial.name)
+                possible.add(key)
+                yield trial
+
+
+def missing_words(sweep: Sweep) -> str:
+    """Return how many encoders an evaluation lacks, for the plan; empty if each planned trial has its encoder."""
+    count = len(sweep.missing_encoders)
+    if not sweep.missing_trials:
+        return ""
+    return (
+        f"{counted(count, 'trial')} of the sweep {'has' if count == 1 else 'have'} no encoder, because the trial "
+        "failed, was stopped or has not finished, or its encoder was removed. A point that lacks a seed is not ranked."
+    )
 
 
 def kept_values(encoder: Trial, settings: Settings, base: Mapping[str, Any]) -> dict[str, Any]:

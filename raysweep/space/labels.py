@@ -20,7 +20,7 @@ def short_names(sweep: Sweep) -> dict[str, str]:
     The values of a grid are never rounded.
     """
     drawn = {name for name, kind in sweep.distributions if kind in ("uniform", "loguniform")}
-    points = {trial.point: trial for trial in sweep.trials}
+    points = {trial.point: trial for trial in (*sweep.missing_trials, *sweep.trials)}
     names = {point: short_name(trial, drawn) for point, trial in points.items()}
     counts = Counter(names.values())
     return {point: name for point, name in names.items() if name != point and counts[name] == 1}

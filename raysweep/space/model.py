@@ -256,6 +256,10 @@ class Sweep:
 
     A text says why the sweep cannot tell it. None: the sweep did not report the measure, or nothing asked for it.
     """
+    missing_encoders: tuple[Trial, ...] = ()
+    """The trials, without controls, of the sweep that trained the encoders, which had no encoder for the evaluation."""
+    missing_trials: tuple[Trial, ...] = ()
+    """The trials that the evaluation would also have if no encoder was missing."""
     race: Race | None = None
     """How the seeds race; None if every point has the same seeds. An evaluation has the race of its encoders."""
     rounds: tuple[Round, ...] = ()
@@ -360,7 +364,8 @@ class Sweep:
         everywhere |= {"seed"} if self.race is not None else set()
         resolved = make_settings(self.base, self.name).model_dump()
         origins = [plugin.origin for plugin in self.plugins if plugin.origin]
-        trained = written_encoders(self.encoders, self.trained_search, self.agreement) if self.encoders else None
+        told = (self.trained_search, self.agreement, self.missing_encoders)
+        trained = written_encoders(self.encoders, *told) if self.encoders else None
         return {
             "name": self.name,
             **({"plugins": origins} if origins else {}),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raysweep.report.building import read
-from raysweep.report.choosing import rankings
+from raysweep.report.choosing import agreement, rankings
 from raysweep.report.points import COLUMNS
 from raysweep.report.summary import summary_md
 from tests.report.test_report import fill_with
@@ -68,6 +68,26 @@ def test_the_loss_of_a_choice_counts_a_best_point_without_the_measure(tmp_path):
     assert (ranking.measure, ranking.count) == ("label_free/trunk_lidar", 3)
     assert ranking.loss == pytest.approx(0.9 - ranking.score)
     assert ranking.loss > 0.3
+
+
+def test_a_point_that_lacks_a_seed_is_neither_chosen_nor_the_best(tmp_path):
+    def scored(trial):
+        lacks = trial.settings.usl_lr == 1e-1
+        return noisy(trial) | (dict.fromkeys(COLUMNS, 0.9) | {"label_free/trunk_lidar": 90.0} if lacks else {})
+
+    store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, scored)
+    (store.trial("usl_lr=0.1,seed=2") / "result.json").unlink()
+    report = read(store, sweep)
+    [group] = report.groups
+    for ranking in rankings(group, COLUMNS[1], sweep.searched):
+        assert ranking.count == 3, ranking.measure
+        assert [point.name for point in ranking.chosen] != ["usl_lr=0.1"]
+        assert ranking.score + ranking.loss < 0.9
+    assert agreement(report, "label_free/trunk_lidar").points == 3
+    (store.trial("usl_lr=0.01,seed=0") / "result.json").unlink()
+    report = read(store, sweep)
+    assert "Choosing without labels" not in summary_md(report)
+    assert agreement(report, "label_free/trunk_lidar") == "fewer than 3 of its points have all their planned seeds"
 
 
 def test_the_summary_has_the_table_and_says_how_to_read_it(tmp_path):

@@ -150,6 +150,29 @@ def test_points_without_a_measure_are_no_candidates(tmp_path):
     )
 
 
+def test_a_metric_that_no_point_reports_is_named(tmp_path):
+    """LiDAR is left out for a trunk that is too wide, which nobody knows before the trials run."""
+
+    def narrow(trial):
+        values = measured(trial)
+        if trial.settings.strength != 1:
+            del values["label_free/trunk_lidar"]
+        return values
+
+    lidar = {"metric": "label_free/trunk_lidar"}
+    search = {"strength": [0.25, 0.5], "seed": [0, 1, 2]}
+    assert report_of(tmp_path / "wide", narrow, tune=lidar, search=search).in_words() == [
+        "No point is called best: no point reports label_free/trunk_lidar."
+    ]
+    store, sweep = fill_with(tmp_path, {"name": "u", "base": BASE, "search": SEARCH, "tune": lidar}, narrow)
+    (store.trial("strength=1.0,seed=1") / "result.json").unlink()
+    report = read(store, sweep)
+    assert report.in_words() == [
+        "No point is called best: no point that has all its planned seeds reports label_free/trunk_lidar."
+    ]
+    assert report.doubts()[0] == "strength=1.0 is not ranked: 1 of its 3 seeds did not finish."
+
+
 def test_settings_without_effect_are_no_reason_to_doubt(tmp_path):
     search = [
         {"usl_type": ["simclr"], "seed": [0, 1, 2]},
