@@ -211,6 +211,7 @@ def choosing_section(report: Report) -> list[str]:
         "another task the order may differ. On images without labels, raysweep chooses by RankMe of the embedding "
         "(Garrido et al. 2023); none of the measures replaces labels."
     )
+    reading += " Points that are not ranked are left out." if any(group.incomplete for group in report.groups) else ""
     return ["## Choosing without labels", reading, *tables]
 
 

@@ -83,7 +83,9 @@ def test_a_point_that_lacks_a_seed_is_neither_chosen_nor_the_best(tmp_path):
         assert ranking.count == 3, ranking.measure
         assert [point.name for point in ranking.chosen] != ["usl_lr=0.1"]
         assert ranking.score + ranking.loss < 0.9
-    assert agreement(report, "label_free/trunk_lidar").points == 3
+    known = agreement(report, "label_free/trunk_lidar")
+    assert (known.points, known.unfinished) == (3, 1)
+    assert "Points that are not ranked are left out." in summary_md(report)
     (store.trial("usl_lr=0.01,seed=0") / "result.json").unlink()
     report = read(store, sweep)
     assert "Choosing without labels" not in summary_md(report)
