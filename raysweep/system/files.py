@@ -54,7 +54,8 @@ def irregular(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except OSError as fault:
-        if fault.errno in (errno.ENOENT, errno.ELOOP) and lies(path):
+        # `lies` would not do here, because another process may have created a file after the call of `stat`.
+        if fault.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             return "a link that leads nowhere"
         raise
     return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "no file")
@@ -114,6 +115,13 @@ def set_aside(path: Path, name: str | None = None) -> Path:
     return path.rename(aside)
 
 
+def set_aside_irregular(path: Path) -> None:
+    """Set aside what is at a path unless it is a regular file. Another process may remove it at the same time."""
+    with suppress(FileNotFoundError):
+        if irregular(path) is not None:
+            set_aside(path)
+
+
 def discard(path: Path) -> None:
     """Remove one of raysweep's files. Anything but a regular file is set aside, as raysweep did not make it."""
     with suppress(FileNotFoundError):
@@ -148,8 +156,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             if durable:
                 sync(file.fileno())
         check_held(path)
-        if lies(path) and irregular(path) is not None:
-            set_aside(path)
+        set_aside_irregular(path)
         os.replace(temporary, path)
     except BaseException as fault:
         if isinstance(fault, OSError) and f".{path.name}." in str(fault.filename or f".{path.name}."):
@@ -201,8 +208,7 @@ def existing_ancestor(path: Path) -> Path:
 
 def open_lock(path: Path) -> IO[str]:
     """Open a lock file, creating it if it is missing; anything in its place that is not a file is set aside."""
-    if lies(path) and irregular(path) is not None:
-        set_aside(path)
+    set_aside_irregular(path)
     return open(path, "a+")
 
 

@@ -1,0 +1,58 @@
+"""Files that several processes write, read and remove at the same time."""
+
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+
+from raysweep.system.files import open_regular, replacing
+
+TURNS = 4000
+REMOVE = """
+import os, sys
+while True:
+    try:
+        os.unlink(sys.argv[1])
+    except FileNotFoundError:
+        pass
+"""
+
+
+@contextmanager
+def beside(program, path):
+    """Run a program in another process that changes the file at `path` without end."""
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+    try:
+        yield
+        assert process.poll() is None, "it has run all the time"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_file_that_another_process_removes_can_be_written(tmp_path):
+    path = tmp_path / "file"
+    with beside(REMOVE, path):
+        for _ in range(TURNS):
+            with replacing(path, durable=False) as file:
+                file.write(b"content")
+    assert {file.name for file in tmp_path.iterdir()} <= {"file"}, "nothing was set aside"
+
+
+def test_a_file_that_another_process_creates_is_no_broken_link(tmp_path):
+    path, ended = tmp_path / "file", threading.Event()
+
+    def create_and_remove():
+        while not ended.is_set():
+            path.touch()
+            path.unlink()
+
+    thread = threading.Thread(target=create_and_remove)  # its turns end inside the functions that are tested
+    thread.start()
+    try:
+        for _ in range(TURNS):
+            with suppress(FileNotFoundError), open_regular(path):
+                pass
+    finally:
+        ended.set()
+        thread.join()
