@@ -26,7 +26,7 @@ from raysweep.system.files import (
     write_json,
 )
 
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 """Names of the temporary files that remain when a process is killed inside `replacing`."""
 
 HOLD_SECONDS = 60.0
@@ -76,7 +76,7 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
         discard(directory / left)
     for path in directory.iterdir():
         if TEMPORARY.fullmatch(path.name) and path.is_file():  # left by a process that was killed in `replacing`
-            path.unlink()
+            path.unlink(missing_ok=True)
         elif path.name.startswith("events.out.tfevents.") and irregular(path) is not None:
             set_aside(path, name=f"set-aside.{path.name}")  # under its old name it would count as an event file
     checkpoints = directory / "checkpoints"

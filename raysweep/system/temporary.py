@@ -6,15 +6,13 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = "raysweep-"
-LOCK = ".in-use"
-OLD_SECONDS = 24 * 3600.0
-"""Age in seconds at which a directory without a lock file counts as left over; a new process may still create one."""
+LOCK, NEW_LOCK = ".in-use", ".in-use.new"
+"""The name of the lock file of a directory, and its name until it is locked."""
 
 
 @contextmanager
@@ -23,15 +21,20 @@ def temporary_directory() -> Iterator[Path]:
     remove_left_over(Path(tempfile.gettempdir()))
     with (
         tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name,
-        open(Path(name, LOCK), "w") as file,
+        open(Path(name, NEW_LOCK), "w") as file,
     ):
         with suppress(OSError):  # if the file system has no locks, only this process ever removes the directory
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another process would take a directory with an unlocked file of this name for left over.
+            Path(name, NEW_LOCK).rename(Path(name, LOCK))
         yield Path(name)
 
 
 def remove_left_over(parent: Path) -> None:
-    """Remove raysweep's temporary directories in `parent` whose lock has ended with their process."""
+    """Remove raysweep's temporary directories in `parent` whose lock has ended with their process.
+
+    A directory without a lock file stays, whatever its age and name, because it may be the user's.
+    """
     for directory in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):  # another process may be removing it, or it may belong to another user
             if directory.is_symlink() or directory.stat().st_uid != os.getuid():
@@ -41,12 +44,10 @@ def remove_left_over(parent: Path) -> None:
 
 
 def is_left_over(directory: Path) -> bool:
-    """Return whether no process uses the directory any more; raises OSError if that cannot be told."""
+    """Return whether the directory has a lock file that no process holds; raises OSError if that cannot be told."""
     try:
         with open(directory / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         return False
-    except FileNotFoundError:
-        return time.time() - directory.stat().st_mtime > OLD_SECONDS
