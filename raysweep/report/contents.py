@@ -84,11 +84,15 @@ class Report:
 
     @cached_property
     def scores(self) -> list[str]:
-        """The test scores that any point has, first the score of the chosen metric. Without labels it is empty."""
+        """The test scores that any point has. Without labels it is empty.
+
+        The first one is the score of the chosen metric. A metric of pretraining, say, has none.
+        """
         if not self.has_labels:
             return []
         chosen = str(self.metric).replace("val_accuracy", "test_accuracy")
-        return shown_scores(self.points, list(dict.fromkeys([*([chosen] if chosen in METRICS else []), *SCORES])))
+        is_score = chosen in METRICS and metrics_by_name()[chosen].uses_test
+        return shown_scores(self.points, list(dict.fromkeys([*([chosen] if is_score else []), *SCORES])))
 
     @cached_property
     def columns(self) -> list[str]:

@@ -160,7 +160,7 @@ def draw_controls(
             is_of_one_line = len(lines) > 1 and index is not None and point.varied
             colour = COLOURS[(index or 0) % len(COLOURS)] if is_of_one_line else TINTS[point.control]
             draw_baseline(axes, point, score, colour, label)
-    swept = [(point, label) for point, label in controls if point.varied.get(name) in places]
+    swept = [(point, label) for point, label in controls if name in point.varied and point.varied[name] in places]
     for control, line in itertools.product(dict.fromkeys(point.control for point, _ in swept), lines.values()):
         matching = [(p, label) for p, label in swept if p.control == control and belongs(p, line[0], name)]
         matching.sort(key=lambda pair: places[pair[0].varied[name]])

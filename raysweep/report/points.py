@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raysweep import parts
-from raysweep.config import SETTINGS, Settings, about, fingerprint
+from raysweep.config import SETTINGS, Settings, about, fingerprint, has_effect
 from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
 from raysweep.report.statistics import FEWEST_SEEDS, fit_blocks
@@ -203,6 +203,10 @@ def estimate(values: Sequence[float], divisor: int = 1) -> Estimate | None:
 def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
     """Raise InputError if two results differ in an evaluation setting that the sweep does not vary."""
     varied = set(sweep.searched)
+    # The protocol of a trial has the default of a setting without effect. A varied setting can decide whether another
+    # setting has an effect.
+    protocol = [name for name in SETTINGS if about(name).protocol]
+    varied |= {name for name in protocol if len({has_effect(name, trial.settings) for trial in sweep.trials}) > 1}
     if any(map(changes_data, varied)):
         varied |= {"probe_dataset", "probe_data", "image_size"}
     for result in results[1:]:

@@ -156,22 +156,27 @@ def others_sentence(best: Point, others: Sequence[Point], family: Family, mode: 
     differences = {point.title: family.between(best, point) for point in others}
     above = [point for point in others if is_above(differences[point.title])]
     below = [point for point in others if is_below(differences[point.title])]
-    unclear = [point for point in others if point not in above and point not in below]
+    unjudged = [point for point in others if (pair := differences[point.title]) is None or pair.low is None]
+    unclear = [point for point in others if point not in above and point not in below and point not in unjudged]
     worse, better = (below, above) if is_less_better else (above, below)
     side, other_side = ("below", "above") if is_less_better else ("above", "below")
     score += " (less is better)" if is_less_better else ""
+    rest = f" Nothing is shown about {named(unjudged)}, because no interval can be computed." if unjudged else ""
     if better:
-        return f"In {score}, however, it is {other_side} {named(better)}."
+        return f"In {score}, however, it is {other_side} {named(better)}.{rest}"
+    if not unclear and not worse:
+        return f"In {score} nothing is shown about {named(unjudged)}, because no interval can be computed."
     if not unclear:
         closest = min(worse, key=lambda point: size(differences[point.title]))
         difference = numbers(differences[closest.title])
         if len(worse) == 1:
-            return f"In {score} it is {side} {closest.title}: {difference}."
-        return f"In {score} it is {side} every other ranked point; the closest is {closest.title}, {difference}."
+            return f"In {score} it is {side} {closest.title}: {difference}.{rest}"
+        each = "every other point that can be compared" if unjudged else "every other ranked point"
+        return f"In {score} it is {side} {each}; the closest is {closest.title}, {difference}.{rest}"
     ahead = f", and it is {side} {named(worse)}" if worse else ""
     which = f" from {unclear[0].title}" if len(unclear) > 1 else ""
     first = f" ({numbers(differences[unclear[0].title])}{which})"
-    return f"In {score} it shows no difference from {named(unclear)}{first}{ahead}."
+    return f"In {score} it shows no difference from {named(unclear)}{first}{ahead}.{rest}"
 
 
 def control_sentences(best: Point, family: Family) -> list[str]:

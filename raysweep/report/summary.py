@@ -13,7 +13,7 @@ from raysweep.report.sentences import NAMES, listed, method, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
 from raysweep.report.unlabelled import READING
-from raysweep.report.verdicts import MOST_PAIRED, Group
+from raysweep.report.verdicts import MOST_PAIRED, Group, same_experiment
 from raysweep.results.result import Result
 
 MOST_WARNINGS = 20
@@ -170,7 +170,7 @@ def best_section(report: Report) -> list[str]:
         best = group.ranked[0]
         rows = []
         for point in group.points:
-            if point is not best:
+            if point is not best and not same_experiment(point, best):
                 differences = [group.families[score].between(point, best) for score in report.compared]
                 rows.append([*names_of(report, point), *cells(differences, word)])
         several = len(report.groups) > 1

@@ -117,11 +117,12 @@ def make_family(
 ) -> Family:
     """Compare the points that have the score; see `judge`. `best` holds the best point, or nothing."""
     first_of: dict[Any, Point] = {}
-    known_as = {
-        point.title: first_of.setdefault(key_without_seed(point), point).title
-        for point in points
-        if point.scores(score)
-    }
+    known_as: dict[str, str] = {}
+    for point in points:
+        if point.scores(score):
+            key = key_without_seed(point)
+            first_of[key] = joined(first_of[key], point) if key in first_of else point
+            known_as[point.title] = first_of[key].title
     points = list(first_of.values())
     values = matrix([point.scores(score) for point in points])
     return Family(
@@ -133,6 +134,13 @@ def make_family(
         len(points),
         known_as,
     )
+
+
+def joined(first: Point, other: Point) -> Point:
+    """Return the first one of two points of the same experiment in several sweeps, with the seeds of both."""
+    names = dict.fromkeys((*first.controls, *other.controls))
+    controls = {name: {**other.controls.get(name, {}), **first.controls.get(name, {})} for name in names}
+    return replace(first, by_seed={**other.by_seed, **first.by_seed}, controls=controls)
 
 
 def pairs_of(
