@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -20,6 +22,10 @@ from raysweep.errors import InputError
 
 PATCH_SIDE = 64  # pixels of the photograph behind a digit of digits_m; shows edges and texture even at 16×16
 NETWORK_TIMEOUT = 20.0  # seconds without an answer
+DOWNLOAD = ".download-"
+"""The beginning of the name of the folder into which a dataset is downloaded."""
+MOVE_SECONDS = 10.0
+"""How long another process may take to move the files of a finished download to their places."""
 
 
 def read_digits(name: str) -> Dataset:
@@ -145,6 +151,24 @@ def read_stl10(name: str, data_dir: Path, pretraining: bool) -> Dataset:
     return Dataset(name, classes, images[: len(labels)], labels, *part("test"), unlabelled=images)
 
 
+def present_files(data_dir: Path, files: Sequence[str]) -> list[str]:
+    """Return the paths of the files of a dataset that exist."""
+    return [str(data_dir / file) for file in files if (data_dir / file).exists()]
+
+
+def make_or_wait(data_dir: Path, files: Sequence[str], make: Callable[[Path, bool], T]) -> T:
+    """Read a dataset; see `fetch`. If another process is moving its files there, wait for it."""
+    end = time.monotonic() + MOVE_SECONDS
+    while True:
+        is_moving = any(data_dir.glob(f"{DOWNLOAD}*"))
+        try:
+            return make(data_dir, False)
+        except FILE_FAULTS:
+            if not is_moving or not present_files(data_dir, files) or time.monotonic() > end:
+                raise
+        time.sleep(0.2)
+
+
 def fetch(
     name: str, data_dir: Path, files: Sequence[str], archives: Sequence[str], make: Callable[[Path, bool], T]
 ) -> T:
@@ -161,19 +185,19 @@ def fetch(
         InputError: The files are damaged or incomplete (they are left as they are), or cannot be downloaded.
     """
     try:
-        return make(data_dir, False)
+        return make_or_wait(data_dir, files, make)
     except FILE_FAULTS as fault:
-        present = [repr(str(data_dir / file)) for file in files if (data_dir / file).exists()]
+        present = present_files(data_dir, files)
         if present:
             reason = one_line(fault).split(" You can use download=True")[0]
             raise InputError(
                 f"dataset {name} in {str(data_dir)!r} is damaged or incomplete ({reason}): copy its files "
-                f"there again, or remove {', '.join(present)} to have it downloaded"
+                f"there again, or remove {', '.join(map(repr, present))} to have it downloaded"
             ) from fault
     new_folders = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary, quiet_network():
+        with tempfile.TemporaryDirectory(prefix=DOWNLOAD, dir=data_dir) as temporary, quiet_network():
             for archive in archives:
                 if (data_dir / archive).is_file():
                     Path(temporary, archive).parent.mkdir(parents=True, exist_ok=True)
@@ -181,8 +205,12 @@ def fetch(
             dataset = make(Path(temporary), True)
             for file in files:
                 (data_dir / file).parent.mkdir(parents=True, exist_ok=True)
-                if not (data_dir / file).exists():  # otherwise another process was faster
-                    Path(temporary, file).rename(data_dir / file)
+                try:
+                    if not (data_dir / file).exists():
+                        Path(temporary, file).rename(data_dir / file)
+                except OSError as fault:
+                    if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # these mean that another process was faster
+                        raise
         return dataset
     except FILE_FAULTS as fault:
         raise InputError(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from raysweep.augment import operations
 from raysweep.config import Settings
 from raysweep.probes import features
 from raysweep.results.feature_cache import FeatureCache
+from raysweep.system.cpus import processor
 
+LIBRARIES = ("torch", "torchvision", "timm")
+"""The libraries whose code computes features."""
 CODE = (Path(features.__file__), Path(operations.__file__))
 """The files whose code prepares images and reads layers. Changed code may give other features."""
 
@@ -83,13 +87,14 @@ class CachedFeatures:
 
 
 def machine(images: Tensor) -> list[str | int]:
-    """Return what decides about the last bits of features: library, device, threads and the processor's instructions.
+    """Return what decides about the last bits of features: libraries, device, threads and the processor's instructions.
 
-    On a CPU the threads and the instructions count, on a GPU its model.
+    On a CPU its model, the threads and the instructions count, on a GPU its model. Nodes can share one cache.
     """
+    libraries = [f"{name} {version(name)}" for name in LIBRARIES if find_spec(name) is not None]
     if images.is_cuda:
-        return [version("torch"), torch.cuda.get_device_name(images.device)]
-    return [version("torch"), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+        return [*libraries, torch.cuda.get_device_name(images.device)]
+    return [*libraries, processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 def hash_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

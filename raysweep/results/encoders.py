@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, parts
-from raysweep.config import EMBEDDING, TRUNK, Settings
+from raysweep.config import EMBEDDING, FOLDER, TRUNK, Settings
 from raysweep.errors import InputError
 from raysweep.plugins import activate
 from raysweep.results.checkpoints import load_plain
@@ -214,7 +214,7 @@ def load_encoder(path: Path) -> SavedEncoder:
 
 
 def load_parts(file: Path, description: Mapping[str, Any]) -> None:
-    """Activate the plugins of the sweep in which `file` lies, if an encoder needs a part that is not in the tables.
+    """Activate the plugins of the sweep in which `file` lies, if its encoder needs a part that is not in the tables.
 
     Args:
         file: A file of a trial, or a copy of it beside a copy of `sweep.yaml`.
@@ -222,7 +222,9 @@ def load_parts(file: Path, description: Mapping[str, Any]) -> None:
     """
     encoder = description.get("architecture", description.get("encoder"))
     head = dict(description.get("arguments", description)).get("head", "linear")
-    if (not isinstance(encoder, str) or encoder in parts.encoder) and head in parts.head:
+    dataset = description.get("dataset")  # only the settings of a trial have it; it can decide the size of the images
+    has_dataset = not isinstance(dataset, str) or dataset.startswith(FOLDER) or dataset in parts.dataset
+    if (not isinstance(encoder, str) or encoder in parts.encoder) and head in parts.head and has_dataset:
         return
     root = next((folder for folder in file.absolute().parents[:3] if (folder / "sweep.yaml").is_file()), None)
     if root is not None:

@@ -65,7 +65,7 @@ class Mirror:
         remote = {name: info for name, info in self.bucket.files().items() if wanted(name)}
         local = self._local_files(wanted)
         for name in local.keys() - remote.keys():
-            local[name].unlink()
+            local[name].unlink(missing_ok=True)  # another reader of the copy may have removed it
         # Times are whole seconds. Only the claim may be replaced within a second by a file of the same size.
         missing = [
             name
@@ -142,7 +142,10 @@ class Mirror:
 
 def unchanged(path: Path, info: Info) -> bool:
     """Return whether a local file still equals the object that it was fetched from or uploaded to."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except FileNotFoundError:  # another reader of the copy has removed it
+        return False
     return (stat.st_size, stat.st_mtime_ns) == (info.size, info.mtime_ns)
 
 

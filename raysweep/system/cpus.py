@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+
+@cache
+def processor() -> str:
+    """Return the name of the processor's model; where Linux does not tell it, the architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from raysweep import parts
-from raysweep.config import FOLDER, METRICS, Settings, default_of, has_metric, make_settings, plain
+from raysweep.config import FOLDER, METRICS, SETTINGS, Settings, about, default_of, has_metric, make_settings, plain
 from raysweep.data.folders import is_meant_unlabelled
 from raysweep.data.selection import Datasets, TrialData, check_data, select_data
 from raysweep.errors import InputError
@@ -34,12 +34,14 @@ CHECKPOINT_EVERY = "checkpoint_every"
 """The key for the number of epochs between two checkpoints. All other keys are settings."""
 DEFAULTS = {"probe_every": 1, "images_every": 0, "projector_images": 0}
 """Defaults that differ from those of a sweep. They change no score."""
-STRUCTURE = ("usl_type", "encoder", "layerwise", "head", "embedding_dim", "dataset", "image_size")
-"""Settings that a trial cannot change between two checkpoints, as well as the parameters of encoders and datasets."""
+STRUCTURE = ("usl_type", "encoder", "layerwise", "head", "embedding_dim", "dataset", "image_size", "optimizer")
+"""Settings that a trial cannot change between two checkpoints, as well as the parameters of the kinds `FIXED`."""
+FIXED = ("encoder", "head", "dataset", "optimizer")
+"""The kinds of parts whose parameters a trial cannot change. A checkpoint has the parameters of the optimiser."""
 FRESH_EVALUATION = {"is_scored": False, "done": [], "at_work": None, "best_linear_probe": ""}
 """The saved state of an evaluation that has not started."""
-_datasets: Datasets = {}
-"""The datasets that this worker process has loaded. They are kept for its next trial."""
+_datasets: dict[tuple[str, bool], Datasets] = {}
+"""The datasets that this worker process has loaded for its next trial too, by `data_dir` and `skip_bad_images`."""
 
 
 def trainable(config: Mapping[str, Any]) -> None:
@@ -125,7 +127,7 @@ def load_data(settings: Settings) -> TrialData:
     Raises:
         InputError: A dataset cannot be loaded, or does not fit the settings.
     """
-    data = select_data(settings, _datasets, load=True)
+    data = select_data(settings, _datasets.setdefault((settings.data_dir, settings.skip_bad_images), {}), load=True)
     check_data(settings, data)
     return data
 
@@ -176,10 +178,10 @@ def adapted(saved: dict[str, Any], settings: Settings, where: str) -> dict[str, 
         where: The start of messages.
 
     Raises:
-        InputError: The settings are for another network or other images.
+        InputError: The settings are for another network, another optimiser or other images.
     """
-    before = saved["settings"]
-    for name in (*STRUCTURE, *parts.declared_parameters(("encoder", "head", "dataset"))):
+    before, after = saved["settings"], settings.model_dump()
+    for name in (*STRUCTURE, *parts.declared_parameters(FIXED)):
         if before.get(name, default_of(name)) != getattr(settings, name):
             raise InputError(
                 f"{where}: was made with {name}: {before.get(name)!r}, so it cannot be continued with "
@@ -190,5 +192,6 @@ def adapted(saved: dict[str, Any], settings: Settings, where: str) -> dict[str, 
         for group in optimizer["param_groups"]:
             group["lr"] = settings.usl_lr
     is_pretrained = state["epoch"] >= settings.pretrain_epochs
-    evaluation = saved["evaluation"] if is_pretrained else FRESH_EVALUATION
-    return {**saved, "settings": settings.model_dump(), "evaluation": evaluation}
+    is_same = all(before.get(n, default_of(n)) == after[n] for n in SETTINGS if about(n).changes_scores)
+    evaluation = saved["evaluation"] if is_pretrained and is_same else FRESH_EVALUATION
+    return {**saved, "settings": after, "evaluation": evaluation}

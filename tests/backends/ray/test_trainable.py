@@ -199,3 +199,22 @@ def test_the_trainable_refuses_a_checkpoint_of_another_network():
     saved = {"settings": settings.model_dump() | {"encoder": "resnet18"}}
     with pytest.raises(InputError, match="was made with encoder: 'resnet18', so it cannot be continued with 'conv6'"):
         adapted(saved, settings, "checkpoint")
+
+
+@pytest.mark.parametrize("changed", [{"optimizer": "sgd"}, {"weight_decay": 0.1}, {"decay_norms_and_biases": False}])
+def test_the_trainable_refuses_another_optimiser(changed):
+    """Its state in the checkpoint has the old options."""
+    before = make_settings({**BASE, "optimizer": "adamw"}, "test")
+    saved = {"settings": before.model_dump()}
+    with pytest.raises(InputError, match=f"was made with {next(iter(changed))}: "):
+        adapted(saved, make_settings({**BASE, "optimizer": "adamw", **changed}, "test"), "checkpoint")
+
+
+@pytest.mark.parametrize(("changed", "is_kept"), [({}, True), ({"images_every": 3}, True), ({"le_lr": 0.1}, False)])
+def test_the_trainable_keeps_an_evaluation_only_under_its_own_settings(changed, is_kept):
+    before, done = make_settings(BASE, "test"), {"is_scored": True, "done": ["linear"]}
+    state = {"epoch": BASE["usl_epochs"], "optimizers": [{"param_groups": [{"lr": 1.0}]}]}
+    saved = {"settings": before.model_dump(), "state": state, "evaluation": done}
+    after = adapted(saved, make_settings({**BASE, **changed}, "test"), "checkpoint")
+    assert (after["evaluation"] == done) == is_kept
+    assert state["optimizers"][0]["param_groups"][0]["lr"] == before.usl_lr
