@@ -197,7 +197,9 @@ def kept_encoders(store: Store, sweep: Sweep) -> Iterator[Trial]:
 
 
 def missing_encoders(store: Store, sweep: Sweep, kept: Collection[str]) -> list[Trial]:
-    """Return the trials of points that have no encoder: failed, stopped and unfinished ones, and those that lost it.
+    """Return the trials of points that have no encoder.
+
+    Such a trial failed, was stopped or has not finished, or its file was removed.
 
     In a race of seeds, a trial that has not ended counts only if its round is complete or the first one, because each
     round gives more seeds only to the points that may be the best. See `complete_rounds`.

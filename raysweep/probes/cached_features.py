@@ -51,8 +51,8 @@ class CachedFeatures:
         Layers that are not in the cache are extracted in one pass and written to it.
 
         Args:
-            split: The name of the split. It tells apart the images of a dataset, such as the images for validation and
-                for tests, of which there may be equally many.
+            split: The name of the split. The validation images and the test images of a dataset can be equally many.
+                Then only this name distinguishes their features.
             encoder: The encoder.
             images: (N, C, H, W) uint8.
             index: (n,) int64, the positions of the chosen images.

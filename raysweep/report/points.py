@@ -203,14 +203,20 @@ def estimate(values: Sequence[float], divisor: int = 1) -> Estimate | None:
 def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
     """Raise InputError if two results differ in an evaluation setting that the sweep does not vary."""
     varied = set(sweep.searched)
-    # The protocol of a trial has the default of a setting without effect. A varied setting can decide whether another
-    # setting has an effect.
-    protocol = [name for name in SETTINGS if about(name).protocol]
-    varied |= {name for name in protocol if len({has_effect(name, trial.settings) for trial in sweep.trials}) > 1}
     if any(map(changes_data, varied)):
         varied |= {"probe_dataset", "probe_data", "image_size"}
+    is_complete = False  # computing the rest takes 4 s for 10,000 points, so it waits until protocols differ
     for result in results[1:]:
+        if not is_complete and protocol_difference(results[0].protocol, result.protocol, varied) is not None:
+            varied, is_complete = varied | sometimes_without_effect(sweep), True
         check_alike(results[0], result, results[0].trial, result.trial, varied)
+
+
+def sometimes_without_effect(sweep: Sweep) -> set[str]:
+    """Return the evaluation settings that some points do not read; their protocols have the default. It is slow."""
+    points = {trial.point: trial.settings for trial in sweep.trials}.values()
+    names = [name for name in SETTINGS if about(name).protocol]
+    return {name for name in names if len({has_effect(name, settings) for settings in points}) > 1}
 
 
 def check_alike(one: Result, other: Result, name: str, other_name: str, varied: Iterable[str] = ()) -> None:
