@@ -28,6 +28,7 @@ from raysweep.system.files import irregular, replacing
 FEATURES, WEIGHTS = (".npz",), (".safetensors", ".pt")
 LAYERS = ("trunk", "embedding")
 COPIED, NAMES = 2**22, 1000  # bytes, and paths, at a time
+EXISTS = "exists; choose another name, or remove it"
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many images are done."""
@@ -234,15 +235,20 @@ def check_output(path: Path, endings: tuple[str, ...]) -> None:
     if not path.parent.is_dir():
         raise InputError(f"-o {path}: there is no directory {str(path.parent)!r}")
     if path.exists() or path.is_symlink():
-        raise InputError(f"-o {path}: exists; choose another name, or remove it")
+        raise InputError(f"-o {path}: {EXISTS}")
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears as `path` where the block ends, complete or not at all."""
+    """Open a new file that appears at `path` when the block ends. Until then, and if the block fails, `path` is absent.
+
+    Raises:
+        InputError: The file cannot be written, or another process has created `path` meanwhile.
+    """
     try:
-        with replacing(path) as file:
+        with replacing(path, new=True) as file:
             yield file
-            check_output(path, (path.suffix.lower(),))  # it may have been made meanwhile
+    except FileExistsError as fault:
+        raise InputError(f"-o {path}: {EXISTS}") from fault
     except OSError as fault:
         raise InputError(f"-o {path}: cannot be written: {fault.strerror or fault}") from fault

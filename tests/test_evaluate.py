@@ -379,7 +379,7 @@ def test_bad_encoders_and_names_are_refused_in_one_line(part, tmp_path):
     (tmp_path / "empty").mkdir()
     shutil.copy(part / "sweep.yaml", tmp_path / "empty")
     refused(evaluate("empty", cwd=tmp_path), "empty: no trial has kept an encoder", tmp_path)
-    refused(evaluate("nowhere", cwd=tmp_path), "nowhere: no such checkpoint", tmp_path)
+    refused(evaluate("nowhere", cwd=tmp_path), "nowhere: does not exist", tmp_path)
 
     encoder = make_encoder("resnet18", 1, 8, 16)
     sizes = {"channels": 1, "image_size": 8, "embedding_dim": 16, "trunk_dim": 512}

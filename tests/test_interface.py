@@ -277,7 +277,7 @@ def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_tor
         (lambda: raysweep.open("none"), "none: there is no sweep"),
         (lambda: raysweep.open([]), "the list of results directories is empty"),
         (lambda: raysweep.open(None), "place: give a results directory"),
-        (lambda: raysweep.evaluate("nowhere"), "no such checkpoint"),
+        (lambda: raysweep.evaluate("nowhere"), "does not exist"),
     ],
 )
 def test_a_fault_of_the_user_is_one_line(call, message):

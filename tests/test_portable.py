@@ -424,7 +424,7 @@ def test_the_malicious_pickle_of_these_tests_would_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["embed", "nowhere", "images", "-o", "f.npz"], "nowhere: no such checkpoint"),
+        (["embed", "nowhere", "images", "-o", "f.npz"], "nowhere: does not exist"),
         (["embed", "images", "images", "-o", "f.npz"], "images: has no encoder.safetensors; give a trial's directory"),
         (["embed", "running", "images", "-o", "f.npz"], "newest training checkpoint is running/checkpoints/0"),
         (["embed", "trial", "nowhere", "-o", "f.npz"], "nowhere: no such folder or image"),
@@ -438,7 +438,7 @@ def test_the_malicious_pickle_of_these_tests_would_run(tmp_path, monkeypatch):
         (["embed", "trial", "images", "-o", "f.npz", "--layer", "head"], "invalid choice: 'head'"),
         (["embed", "trial", "images", "-o", "f.npz", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
         (["embed", "trial", "images", "-o", "f.npz", "--batchsize", "1"], "did you mean --batch_size?"),
-        (["export", "nowhere", "-o", "e.pt"], "nowhere: no such checkpoint"),
+        (["export", "nowhere", "-o", "e.pt"], "nowhere: does not exist"),
         (["export", "trial", "-o", "e.onnx"], "must end in .safetensors or .pt"),
         (["export", "trial", "-o", "trial/encoder.safetensors"], "trial/encoder.safetensors: exists"),
         (["export", "trial", "-o", "no/e.pt"], "there is no directory 'no'"),

@@ -155,7 +155,7 @@ def encoder_file(path: Path) -> Path:
         InputError: There is no such file.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such checkpoint")
+        raise InputError(f"{path}: does not exist")
     if not path.is_dir():
         return path
     for name in (ENCODER, OLD_ENCODER):

@@ -132,7 +132,7 @@ def discard(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+def replacing(path: Path, durable: bool = True, new: bool = False) -> Iterator[IO[bytes]]:
     """Open a new file that replaces `path` atomically when the block ends.
 
     Until then, even if the process crashes, `path` is absent or unchanged. A directory, a named pipe or a broken link
@@ -141,8 +141,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     Args:
         path: The file to replace.
         durable: Whether to flush the content to disk before `path` refers to it.
+        new: Whether to keep what another process has put at `path` meanwhile, and to raise an error.
 
     Raises:
+        FileExistsError: `new` is true, and there is something at `path`.
         Gone: `path` lies in a directory that this process held and that no longer exists.
     """
     temporary = None
@@ -156,8 +158,11 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             if durable:
                 sync(file.fileno())
         check_held(path)
-        set_aside_irregular(path)
-        os.replace(temporary, path)
+        if new:
+            rename_to_free(temporary, path)
+        else:
+            set_aside_irregular(path)
+            os.replace(temporary, path)
     except BaseException as fault:
         if isinstance(fault, OSError) and f".{path.name}." in str(fault.filename or f".{path.name}."):
             fault.filename = str(path)  # errors of a full disk name no file
@@ -165,6 +170,24 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             with suppress(OSError):  # if the removal fails too, the first exception is the more useful one
                 os.unlink(temporary)
         raise
+
+
+def rename_to_free(file: Path, name: Path) -> None:
+    """Rename a file to a free name. Of several processes that do so at once, one succeeds.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some network file systems have no hard links
+        if os.path.lexists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
+        os.rename(file, name)
+    else:
+        os.unlink(file)
 
 
 def sync(descriptor: int) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from raysweep.system.files import open_regular, replacing
@@ -56,3 +57,25 @@ def test_a_file_that_another_process_creates_is_no_broken_link(tmp_path):
     finally:
         ended.set()
         thread.join()
+
+
+def test_one_of_several_writers_that_create_a_new_file_at_once_succeeds(tmp_path):
+    path, start = tmp_path / "file", threading.Barrier(8)
+
+    def create(number):
+        try:
+            with replacing(path, durable=False, new=True) as file:
+                file.write(b"%d" % number)
+                start.wait()
+        except FileExistsError as fault:
+            return fault.filename
+        return number
+
+    for _ in range(50):
+        with ThreadPoolExecutor(8) as threads:
+            results = list(threads.map(create, range(8)))
+        (first,) = [result for result in results if isinstance(result, int)]
+        assert path.read_bytes() == b"%d" % first
+        assert results.count(str(path)) == 7
+        assert list(tmp_path.iterdir()) == [path], "no temporary file remains"
+        path.unlink()
