@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -236,30 +236,31 @@ def importances(
         even: The settings whose values were drawn evenly from a range.
     """
     import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    columns: Mapping[str, list[Any]] = {name: [point.varied[name] for point in points] for name in names}
-    distributions = {name: distribution_of(values, name in even) for name, values in columns.items()}
+    columns: dict[str, list[Any]] = {}
+    distributions: dict[str, Any] = {}
+    for name in names:
+        values = [point.varied[name] for point in points]
+        if is_numeric(values):
+            # Optuna's forest is averaged evenly over the range, also if the distribution is logarithmic.
+            columns[name] = [scaled(value, values, name in even) for value in values]
+            distributions[name] = FloatDistribution(0, 1)
+        else:
+            columns[name] = list(map(str, values))
+            distributions[name] = CategoricalDistribution(list(dict.fromkeys(columns[name])))
     study = optuna.create_study()
     for row, point in enumerate(points):
         if point.values(score):
-            values = {name: columns[name][row] for name in names}
-            values = {n: v if is_numeric(columns[n]) else str(v) for n, v in values.items()}
-            trial = optuna.trial.create_trial(params=values, distributions=distributions, value=mean_of(point, score))
+            params = {name: columns[name][row] for name in names}
+            trial = optuna.trial.create_trial(params=params, distributions=distributions, value=mean_of(point, score))
             study.add_trial(trial)
     if len({trial.value for trial in study.trials}) < 2:
         return dict.fromkeys(names, 0.0)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(names)))
-
-
-def distribution_of(values: Sequence[Any], is_even: bool) -> Any:
-    """Return the range of a setting as Optuna describes it."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if not is_numeric(values):
-        return CategoricalDistribution(list(dict.fromkeys(map(str, values))))
-    return FloatDistribution(float(min(values)), float(max(values)), log=is_logarithmic(values, is_even))
+    # `get_param_importances` would divide the shares by their sum, and so hide what settings explain only together.
+    return dict(evaluator.evaluate(study, params=list(names)))
 
 
 def seed_share(points: Sequence[Point], score: str) -> float | None:

@@ -115,12 +115,25 @@ def test_importance_finds_the_setting_that_decides_and_names_the_noise_between_s
     points = [point for point in report.points if not point.baseline]
     shares = importances(points, ["usl_lr", "strength", "policy"], COLUMNS[1])
     assert shares["usl_lr"] > 0.8
-    assert sum(shares.values()) == pytest.approx(1)
+    assert sum(shares.values()) < 1
     scores = np.array([point.values(COLUMNS[1]) for point in points])
     within = ((scores - scores.mean(1, keepdims=True)) ** 2).sum() / ((scores - scores.mean()) ** 2).sum()
     assert seed_share(points, COLUMNS[1]) == pytest.approx(within)
     words = texts(draw_importance(sweep, report.points))
     assert any(f"{100 * within:.0f} % of the variance of trials is between seeds" in text for text in words)
+
+
+def test_importance_is_the_share_of_the_variance_that_a_setting_explains_alone(tmp_path):
+    def with_simclr(trial):
+        x = (math.log10(trial.settings.usl_lr) + 5) / 4  # uniform in [0, 1]
+        return dict.fromkeys(COLUMNS, 0.5 + (0.4 * x if trial.settings.policy == "simclr" else 0))
+
+    store, sweep = fill_with(tmp_path, {**DRAWN, "tune": {"num_samples": 100}}, with_simclr)
+    points = [point for point in read(store, sweep).points if not point.baseline]
+    shares = importances(points, ["usl_lr", "strength", "policy"], COLUMNS[1])
+    # Var(f) = 5/48 for f = x with one policy and 0 with the other. The mean over x has the variance 1/16, the mean over
+    # the policies 1/48. What remains is the effect of both together.
+    assert shares == pytest.approx({"policy": 3 / 5, "usl_lr": 1 / 5, "strength": 0}, abs=0.06)
 
 
 def test_few_points_have_no_importance(tmp_path):
