@@ -231,9 +231,12 @@ def _quadrature_critical(method: Method, points: int, df: int, alpha: float = AL
 def _dunnett_critical(covariance: bytes, points: int, df: int, alpha: float = ALPHA) -> float:
     """Return Dunnett's critical value for any covariance of the means, up to a factor; the first mean is the control's.
 
-    With missing cells the means are simulated, with a fixed random state; the integral over the spread is exact. The
-    same random numbers also give a critical value for complete cells. Its error is known, and is subtracted.
+    Two means have one difference, so their value is Student's t. More means are simulated where cells are missing, with
+    a fixed random state; the integral over the spread is exact. The same random numbers also give a critical value for
+    complete cells. Its error is known, and is subtracted.
     """
+    if points == 2:
+        return float(special.stdtrit(df, 1 - alpha / 2))
     matrix = np.frombuffer(covariance).reshape(points, points)
     exact = _quadrature_critical("dunnett", points, df, alpha)
     if np.allclose(matrix, np.eye(points) * matrix[0, 0]):

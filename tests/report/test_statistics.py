@@ -160,6 +160,29 @@ def test_two_points_get_the_paired_t_interval():
     assert (-opposite.high, -opposite.low) == pytest.approx((expected.low, expected.high), rel=1e-4)
 
 
+@pytest.mark.parametrize("divisor", [1, 8, 100])
+def test_the_only_judged_point_gets_students_t_interval(divisor):
+    # The last point has two seeds, so only one difference has an interval, and there is no test of the spreads.
+    values = table(np.random.default_rng(23), np.ones(3), 7, ((0, 0), *((2, seed) for seed in range(5))))
+    fit = least_squares(values)
+    difference = fit.t_test(np.r_[-1, 1, np.zeros(7)])
+    half = stats.t.isf(0.05 / divisor / 2, fit.df_resid) * difference.sd.item()
+    differences = compare_with_control(values, 0, divisor)
+    assert [each.n for each in differences.values()] == [6, 2]
+    assert differences[1].mean == pytest.approx(difference.effect.item())
+    assert (differences[1].high - differences[1].low) / 2 == pytest.approx(half)
+
+
+@pytest.mark.parametrize("df", [2, 12, 1000])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 100])
+def test_dunnetts_critical_value_for_two_means_is_students_t(df, alpha):
+    expected = stats.t.isf(alpha / 2, df)
+    assert statistics._quadrature_critical("dunnett", 2, df, alpha) == pytest.approx(expected, rel=1e-6)
+    for variance in (1.0, 2.0, 100.0):
+        covariance = np.diag([variance, 1.0]).tobytes()
+        assert statistics._dunnett_critical(covariance, 2, df, alpha) == pytest.approx(expected, rel=1e-9)
+
+
 def test_doubt_about_the_spread_only_widens_intervals(monkeypatch):
     random = np.random.default_rng(7)
     values = table(random)
