@@ -348,3 +348,29 @@ def seeds_needed(
         if abs(difference) > critical * np.sqrt(2 * residual_variance / seeds):
             return seeds
     return None
+
+
+def seeds_to_show(
+    difference: Difference, residual_variance: float, points: int, most: int = 50, divisor: int = 1
+) -> int | None:
+    """Return about how many seeds would show a difference whose interval contains zero; None above `most`.
+
+    `seeds_needed` gives the number from the pooled spread of complete cells. The interval may be wider than that spread
+    says, where spreads differ or cells are missing. If the two points have that many seeds already, the width of the
+    interval gives the number: it shrinks about with the square root of the number of seeds.
+
+    Args:
+        difference: a difference with an interval that contains zero.
+        residual_variance: see `seeds_needed`.
+        points: see `seeds_needed`.
+        most: see `seeds_needed`.
+        divisor: see `compare_with_control`.
+    """
+    if difference.mean is None or difference.low is None or difference.high is None:
+        raise ValueError("a difference without an interval does not tell how many seeds would show it")
+    seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
+    if seeds is None or seeds > difference.n:
+        return seeds
+    ratio = (difference.high - difference.low) / 2 / abs(difference.mean)
+    seeds = max(math.ceil(difference.n * ratio * ratio), difference.n + 1)
+    return seeds if seeds <= most else None

@@ -10,7 +10,15 @@ from statsmodels.regression.linear_model import OLS
 
 from raysweep.report import statistics
 from raysweep.report.shapes import compare_shape
-from raysweep.report.statistics import compare_pairs, compare_with_control, fit_blocks, seeds_needed, spread_test
+from raysweep.report.statistics import (
+    Difference,
+    compare_pairs,
+    compare_with_control,
+    fit_blocks,
+    seeds_needed,
+    seeds_to_show,
+    spread_test,
+)
 from tests.report.simulation import Simulation
 
 POINTS = 7
@@ -497,3 +505,44 @@ def test_seeds_needed_find_the_difference_in_half_of_all_cases(monkeypatch):
         values[0] += 1.2
         found += compare_pairs(values)[0, 1].differs
     assert 0.42 < found / 400 < 0.62
+
+
+@pytest.mark.parametrize(
+    ("difference", "variance", "expected"),
+    [
+        # The pooled spread asks for more seeds than there are, so it gives the number.
+        (Difference(4, 0.01, -0.01, 0.03, "tukey"), 1e-4, seeds_needed(0.01, 1e-4, 6)),
+        (Difference(4, 0.01, -0.01, 0.03, "tukey"), 1e-2, None),
+        # The pooled spread asks for three seeds, so the interval itself gives the number.
+        (Difference(4, 0.01, -0.0095, 0.0295, "tukey"), 1e-8, 16),
+        (Difference(4, -0.01, -0.0295, 0.0095, "holm"), 1e-8, 16),
+        (Difference(4, 0.01, -0.0001, 0.0201, "holm"), 1e-8, 5),
+        (Difference(4, 0.01, 0.0, 0.02, "holm"), 1e-8, 5),
+        (Difference(8, 0.01, -0.0149, 0.0349, "tukey"), 1e-8, 50),
+        (Difference(8, 0.01, -0.0151, 0.0351, "tukey"), 1e-8, None),
+        (Difference(50, 0.01, 0.0, 0.02, "tukey"), 1e-8, None),
+    ],
+)
+def test_seeds_to_show_a_difference_are_more_than_there_are(difference, variance, expected):
+    assert seeds_to_show(difference, variance, 6) == expected
+
+
+def test_seeds_to_show_a_difference_where_the_spreads_differ():
+    random = np.random.default_rng(24)
+    methods, scaled = set(), 0
+    for _ in range(60):
+        values = table(random, np.array([1, 1, 1, 1, 1, 4]), 5) + np.array([0, 0, 0, 0, 0, 3])[:, None]
+        variance = fit_blocks(values).variance
+        for difference in compare_pairs(values).values():
+            if difference.differs:
+                continue
+            count = seeds_to_show(difference, variance, 6)
+            assert count is None or 5 < count <= 50
+            pooled = seeds_needed(difference.mean, variance, 6)
+            if pooled is not None and pooled <= 5:
+                scaled += 1
+                methods.add(difference.method)
+            else:
+                assert count == pooled
+    assert scaled > 10
+    assert methods == {"holm", "tukey"}
