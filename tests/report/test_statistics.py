@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -83,6 +84,61 @@ def test_block_fit_is_that_of_ordinary_least_squares(missing):
         difference = other.t_test(contrast)
         assert fit.effects[i] - fit.effects[j] == pytest.approx(difference.effect.item())
         assert fit.difference_variance(i, j) == pytest.approx(difference.sd.item() ** 2)
+
+
+def cells_of_two_groups():
+    """Cells of two groups of points that share no seed, a point and a seed without cells, and some missing cells."""
+    cells = np.ones((7, 9), dtype=bool)
+    cells[:3, 4:] = cells[3:, :4] = cells[6] = cells[:, 8] = False
+    cells[1, 2] = cells[4, 5] = False
+    return cells
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        np.ones((5, 4), dtype=bool),
+        np.random.default_rng(25).random((12, 6)) < 0.8,
+        np.random.default_rng(26).random((40, 5)) < 0.5,
+        np.random.default_rng(26).random((5, 40)) < 0.5,
+        cells_of_two_groups(),
+        np.eye(4, dtype=bool),
+        np.zeros((3, 2), dtype=bool),
+    ],
+)
+def test_design_is_that_of_dense_matrices(cells):
+    points, seeds = cells.shape
+    point, seed = np.nonzero(cells)
+    design = fit_blocks(np.where(cells, 0.5, np.nan)).design
+    columns = np.hstack([np.eye(points)[point], np.eye(seeds)[seed]])
+    assert (design.columns.toarray() == columns).all()
+    solve = np.linalg.pinv(columns.T @ columns, rcond=1e-10, hermitian=True) @ columns.T
+    maker = np.eye(len(point)) - columns @ solve
+    indicator = columns[:, :points]
+    close = {"abs": 1e-10, "rel": 1e-10}
+    assert np.eye(len(point)) - columns @ design.solve == pytest.approx(maker, **close)
+    assert design.share == pytest.approx(maker.diagonal() @ indicator, **close)
+    if design.share.sum() > 0.5:  # otherwise there are no residuals
+        moments = np.linalg.pinv(indicator.T @ maker**2 @ indicator, rcond=1e-9, hermitian=True)
+        assert design.moments == pytest.approx(moments, **close)
+    for each in set(design.group[design.group >= 0]):
+        members = np.flatnonzero(design.group == each)
+        others = np.unique(seed[np.isin(point, members)])
+        weights = solve[members] + solve[points + others].mean(0)
+        assert design.weights[members] == pytest.approx(weights, **close)
+
+
+def test_a_fit_of_many_points_needs_less_memory_than_a_matrix_of_all_pairs_of_cells():
+    random = np.random.default_rng(27)
+    values = np.where(random.random((300, 10)) < 0.99, random.standard_normal((300, 10)), np.nan)
+    tracemalloc.start()
+    try:
+        fit = fit_blocks(values)
+        fit.covariances(0.1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(fit.residuals) ** 2
 
 
 def test_effects_of_complete_cells_are_the_means():
