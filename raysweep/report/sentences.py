@@ -8,7 +8,7 @@ from raysweep import parts
 from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of, mean_of, percent
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
-from raysweep.report.statistics import Difference, seeds_needed
+from raysweep.report.statistics import Difference, seeds_to_show
 from raysweep.report.verdicts import Family, Group, same_experiment
 from raysweep.system.terminal import counted
 
@@ -227,7 +227,7 @@ def next_steps(group: Group, family: Family) -> list[str]:
     if unclear and family.variance is not None:
         rival, difference = unclear[0]
         divisor = divisor_of(group.points)
-        count = seeds_needed(size(difference), family.variance, family.points, MOST_SEEDS, divisor)
+        count = seeds_to_show(difference, family.variance, family.points, MOST_SEEDS, divisor)
         if count is None:
             lines.append(
                 f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}; "

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, sparse, special, stats
 from scipy.sparse import csgraph
 
 Array = NDArray[np.float64]
@@ -71,17 +71,27 @@ class Design:
 
     point: Indices
     """The point of each cell, shape (cells,)."""
-    columns: Array  # one for each point and each seed, shape (cells, points + seeds)
+    columns: Any  # a sparse array with one column for each point and each seed, shape (cells, points + seeds)
     solve: Array
-    """The pseudo-inverse of `columns`, shape (points + seeds, cells)."""
+    """Gives least-squares effects of points and seeds from the scores, shape (points + seeds, cells)."""
     weights: Array
     """The weights of the cells in the adjusted mean of each point, shape (points, cells)."""
     group: Indices
     """The group of each point, shape (points,); shared seeds connect the points of a group. −1 without cells."""
     share: Array
     """The residual degrees of freedom of each point, shape (points,)."""
-    moments: Array
-    """Turns the residual sums of squares of the points into unbiased estimates of their variances, (points, points)."""
+
+    @cached_property
+    def moments(self) -> Array:
+        """Turns the points' residual sums of squares into unbiased estimates of their variances, (points, points)."""
+        cells, points = len(self.point), len(self.group)
+        indicator, products = self.columns[:, :points], np.zeros((points, points))
+        # A block of rows at a time, because the matrix that makes residuals has the shape (cells, cells).
+        for rows in np.array_split(np.arange(cells), cells // 256 + 1):
+            maker = -(self.columns[rows] @ self.solve)
+            maker[np.arange(len(rows)), rows] += 1
+            products += indicator[rows].T @ (maker**2 @ indicator)
+        return np.asarray(np.linalg.pinv(products, rcond=1e-9, hermitian=True))
 
     def squares(self, scores: Array) -> Array:
         """Return the residual sums of squares, shape (points, draws), from scores of shape (cells, draws)."""
@@ -100,21 +110,36 @@ class Design:
         return np.sort(self.unevenness(np.random.default_rng(0).standard_normal((len(self.point), draws))))
 
 
+def _solution(mask: NDArray[np.bool_], point: Indices, seed: Indices) -> tuple[Array, Array]:
+    """Return what turns scores into least-squares effects, (points, cells) and (seeds, cells), for present cells."""
+    points, seeds = mask.shape
+    if points < seeds:
+        by_seed, by_point = _solution(mask.T, seed, point)
+        return by_point, by_seed
+    # The normal equations of the point effects are diagonal. Without them, one equation for each seed is left.
+    parts = mask / np.maximum(mask.sum(1, keepdims=True), 1)
+    reduced = np.diag(mask.sum(0)) - mask.T @ parts
+    by_seed = np.linalg.pinv(reduced, rcond=1e-10, hermitian=True) @ (np.eye(seeds)[:, seed] - parts[point].T)
+    by_point = -parts @ by_seed
+    by_point[point, np.arange(len(point))] += parts[point, seed]
+    return by_point, by_seed
+
+
 @lru_cache(maxsize=64)
 def _design(cells: bytes, points: int, seeds: int) -> Design:
     """Return the design of a mask of present cells: the bytes of a Boolean array of shape (points, seeds)."""
     mask = np.frombuffer(cells, dtype=bool).reshape(points, seeds)
     point, seed = np.nonzero(mask)
-    columns = np.hstack([np.eye(points)[point], np.eye(seeds)[seed]])
-    solve = np.asarray(np.linalg.pinv(columns.T @ columns, hermitian=True) @ columns.T)
+    cell = np.arange(len(point))
+    places = np.tile(cell, 2), np.concatenate([point, points + seed])
+    columns = sparse.csr_array((np.ones(2 * len(cell)), places), shape=(len(cell), points + seeds))
+    by_point, by_seed = _solution(mask, point, seed)
     _, label = csgraph.connected_components(columns.T @ columns, directed=False)
     together = label[:points, None] == label[points:]
-    weights = solve[:points] + together / np.maximum(together.sum(1, keepdims=True), 1) @ solve[points:]
-    maker = np.eye(len(point)) - columns @ solve
-    indicator, share = columns[:, :points], maker.diagonal() @ columns[:, :points]
-    moments = np.asarray(np.linalg.pinv(indicator.T @ maker**2 @ indicator, rcond=1e-9, hermitian=True))
+    weights = by_point + together / np.maximum(together.sum(1, keepdims=True), 1) @ by_seed
+    share = np.asarray(columns[:, :points].T @ (1 - by_point[point, cell] - by_seed[seed, cell]))
     group = np.where(mask.any(1), label[:points], -1)
-    return Design(point, columns, solve, weights, group, share, moments)
+    return Design(point, columns, np.vstack([by_point, by_seed]), weights, group, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +256,12 @@ def _quadrature_critical(method: Method, points: int, df: int, alpha: float = AL
 def _dunnett_critical(covariance: bytes, points: int, df: int, alpha: float = ALPHA) -> float:
     """Return Dunnett's critical value for any covariance of the means, up to a factor; the first mean is the control's.
 
-    With missing cells the means are simulated, with a fixed random state; the integral over the spread is exact. The
-    same random numbers also give a critical value for complete cells. Its error is known, and is subtracted.
+    Two means have one difference, so their value is Student's t. More means are simulated where cells are missing, with
+    a fixed random state; the integral over the spread is exact. The same random numbers also give a critical value for
+    complete cells. Its error is known, and is subtracted.
     """
+    if points == 2:
+        return float(special.stdtrit(df, 1 - alpha / 2))
     matrix = np.frombuffer(covariance).reshape(points, points)
     exact = _quadrature_critical("dunnett", points, df, alpha)
     if np.allclose(matrix, np.eye(points) * matrix[0, 0]):
@@ -345,3 +373,24 @@ def seeds_needed(
         if abs(difference) > critical * np.sqrt(2 * residual_variance / seeds):
             return seeds
     return None
+
+
+def seeds_to_show(
+    difference: Difference, residual_variance: float, points: int, most: int = 50, divisor: int = 1
+) -> int | None:
+    """Return about how many seeds would show a difference whose interval contains zero; None above `most`.
+
+    `seeds_needed` gives the number from the pooled spread of complete cells. The interval may be wider than that spread
+    says, where spreads differ or cells are missing. If the two points have that many seeds already, the width of the
+    interval gives the number: it shrinks about with the square root of the number of seeds.
+
+    The difference has an interval that contains zero. The other arguments are those of `seeds_needed`.
+    """
+    if difference.mean is None or difference.low is None or difference.high is None:
+        raise ValueError("a difference without an interval does not tell how many seeds would show it")
+    seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
+    if seeds is None or seeds > difference.n:
+        return seeds
+    ratio = (difference.high - difference.low) / 2 / abs(difference.mean)
+    seeds = max(math.ceil(difference.n * ratio * ratio), difference.n + 1)
+    return seeds if seeds <= most else None

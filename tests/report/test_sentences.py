@@ -78,6 +78,30 @@ def test_points_without_a_shown_difference_are_named_with_the_seeds_that_would_s
     assert any(expected in line for line in rest)
 
 
+def test_seeds_that_would_show_a_difference_are_more_than_there_are_where_the_spreads_differ(tmp_path):
+    noise, larger = (0.001, -0.002, 0.0015, -0.0005), (0.0025, -0.005, 0.01, -0.0075)
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+
+    def metrics(trial):
+        seed, alpha = trial.settings.seed, trial.settings.alpha
+        place = values.index(alpha)
+        residual = noise[(seed + place) % 4] * (1 if place % 2 else -1) * (1 + place / 7)
+        if alpha >= 0.5:
+            residual = 5 * noise[seed] if alpha == 0.5 else larger[seed]
+        effect = {0.5: 0.5, 0.6: 0.515}.get(alpha, 0.2 + alpha / 5)
+        return {**dict.fromkeys(COLUMNS, effect + 0.1 * seed + residual), "linear/val_accuracy": effect}
+
+    report = report_of(tmp_path, {"alpha": values}, metrics)
+    family = report.groups[0].families["linear/test_accuracy"]
+    difference = family.between(*report.groups[0].ranked[:2])
+    assert not difference.differs
+    assert statistics.seeds_needed(difference.mean, family.variance, 6) < len(SEEDS)
+    assert (
+        "Next: about 6 seeds in all would show a difference between alpha=0.6 and alpha=0.5, if it stays +0.0150."
+        in report.in_words(scores=1)
+    )
+
+
 def test_no_point_beats_the_random_encoder(tmp_path):
     effects = {"random": 0.6, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects), baseline=True).in_words(scores=1)

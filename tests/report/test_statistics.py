@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from statsmodels.regression.linear_model import OLS
 
 from raysweep.report import statistics
 from raysweep.report.shapes import compare_shape
-from raysweep.report.statistics import compare_pairs, compare_with_control, fit_blocks, seeds_needed, spread_test
+from raysweep.report.statistics import (
+    Difference,
+    compare_pairs,
+    compare_with_control,
+    fit_blocks,
+    seeds_needed,
+    seeds_to_show,
+    spread_test,
+)
 from tests.report.simulation import Simulation
 
 POINTS = 7
@@ -75,6 +84,61 @@ def test_block_fit_is_that_of_ordinary_least_squares(missing):
         difference = other.t_test(contrast)
         assert fit.effects[i] - fit.effects[j] == pytest.approx(difference.effect.item())
         assert fit.difference_variance(i, j) == pytest.approx(difference.sd.item() ** 2)
+
+
+def cells_of_two_groups():
+    """Cells of two groups of points that share no seed, a point and a seed without cells, and some missing cells."""
+    cells = np.ones((7, 9), dtype=bool)
+    cells[:3, 4:] = cells[3:, :4] = cells[6] = cells[:, 8] = False
+    cells[1, 2] = cells[4, 5] = False
+    return cells
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        np.ones((5, 4), dtype=bool),
+        np.random.default_rng(25).random((12, 6)) < 0.8,
+        np.random.default_rng(26).random((40, 5)) < 0.5,
+        np.random.default_rng(26).random((5, 40)) < 0.5,
+        cells_of_two_groups(),
+        np.eye(4, dtype=bool),
+        np.zeros((3, 2), dtype=bool),
+    ],
+)
+def test_design_is_that_of_dense_matrices(cells):
+    points, seeds = cells.shape
+    point, seed = np.nonzero(cells)
+    design = fit_blocks(np.where(cells, 0.5, np.nan)).design
+    columns = np.hstack([np.eye(points)[point], np.eye(seeds)[seed]])
+    assert (design.columns.toarray() == columns).all()
+    solve = np.linalg.pinv(columns.T @ columns, rcond=1e-10, hermitian=True) @ columns.T
+    maker = np.eye(len(point)) - columns @ solve
+    indicator = columns[:, :points]
+    close = {"abs": 1e-10, "rel": 1e-10}
+    assert np.eye(len(point)) - columns @ design.solve == pytest.approx(maker, **close)
+    assert design.share == pytest.approx(maker.diagonal() @ indicator, **close)
+    if design.share.sum() > 0.5:  # otherwise there are no residuals
+        moments = np.linalg.pinv(indicator.T @ maker**2 @ indicator, rcond=1e-9, hermitian=True)
+        assert design.moments == pytest.approx(moments, **close)
+    for each in set(design.group[design.group >= 0]):
+        members = np.flatnonzero(design.group == each)
+        others = np.unique(seed[np.isin(point, members)])
+        weights = solve[members] + solve[points + others].mean(0)
+        assert design.weights[members] == pytest.approx(weights, **close)
+
+
+def test_a_fit_of_many_points_needs_less_memory_than_a_matrix_of_all_pairs_of_cells():
+    random = np.random.default_rng(27)
+    values = np.where(random.random((300, 10)) < 0.99, random.standard_normal((300, 10)), np.nan)
+    tracemalloc.start()
+    try:
+        fit = fit_blocks(values)
+        fit.covariances(0.1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(fit.residuals) ** 2
 
 
 def test_effects_of_complete_cells_are_the_means():
@@ -158,6 +222,29 @@ def test_two_points_get_the_paired_t_interval():
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high), rel=1e-4)
     opposite = compare_pairs(values)[0, 1]
     assert (-opposite.high, -opposite.low) == pytest.approx((expected.low, expected.high), rel=1e-4)
+
+
+@pytest.mark.parametrize("divisor", [1, 8, 100])
+def test_the_only_judged_point_gets_students_t_interval(divisor):
+    # The last point has two seeds, so only one difference has an interval, and there is no test of the spreads.
+    values = table(np.random.default_rng(23), np.ones(3), 7, ((0, 0), *((2, seed) for seed in range(5))))
+    fit = least_squares(values)
+    difference = fit.t_test(np.r_[-1, 1, np.zeros(7)])
+    half = stats.t.isf(0.05 / divisor / 2, fit.df_resid) * difference.sd.item()
+    differences = compare_with_control(values, 0, divisor)
+    assert [each.n for each in differences.values()] == [6, 2]
+    assert differences[1].mean == pytest.approx(difference.effect.item())
+    assert (differences[1].high - differences[1].low) / 2 == pytest.approx(half)
+
+
+@pytest.mark.parametrize("df", [2, 12, 1000])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 100])
+def test_dunnetts_critical_value_for_two_means_is_students_t(df, alpha):
+    expected = stats.t.isf(alpha / 2, df)
+    assert statistics._quadrature_critical("dunnett", 2, df, alpha) == pytest.approx(expected, rel=1e-6)
+    for variance in (1.0, 2.0, 100.0):
+        covariance = np.diag([variance, 1.0]).tobytes()
+        assert statistics._dunnett_critical(covariance, 2, df, alpha) == pytest.approx(expected, rel=1e-9)
 
 
 def test_doubt_about_the_spread_only_widens_intervals(monkeypatch):
@@ -474,3 +561,44 @@ def test_seeds_needed_find_the_difference_in_half_of_all_cases(monkeypatch):
         values[0] += 1.2
         found += compare_pairs(values)[0, 1].differs
     assert 0.42 < found / 400 < 0.62
+
+
+@pytest.mark.parametrize(
+    ("difference", "variance", "expected"),
+    [
+        # The pooled spread asks for more seeds than there are, so it gives the number.
+        (Difference(4, 0.01, -0.01, 0.03, "tukey"), 1e-4, seeds_needed(0.01, 1e-4, 6)),
+        (Difference(4, 0.01, -0.01, 0.03, "tukey"), 1e-2, None),
+        # The pooled spread asks for three seeds, so the interval itself gives the number.
+        (Difference(4, 0.01, -0.0095, 0.0295, "tukey"), 1e-8, 16),
+        (Difference(4, -0.01, -0.0295, 0.0095, "holm"), 1e-8, 16),
+        (Difference(4, 0.01, -0.0001, 0.0201, "holm"), 1e-8, 5),
+        (Difference(4, 0.01, 0.0, 0.02, "holm"), 1e-8, 5),
+        (Difference(8, 0.01, -0.0149, 0.0349, "tukey"), 1e-8, 50),
+        (Difference(8, 0.01, -0.0151, 0.0351, "tukey"), 1e-8, None),
+        (Difference(50, 0.01, 0.0, 0.02, "tukey"), 1e-8, None),
+    ],
+)
+def test_seeds_to_show_a_difference_are_more_than_there_are(difference, variance, expected):
+    assert seeds_to_show(difference, variance, 6) == expected
+
+
+def test_seeds_to_show_a_difference_where_the_spreads_differ():
+    random = np.random.default_rng(24)
+    methods, scaled = set(), 0
+    for _ in range(60):
+        values = table(random, np.array([1, 1, 1, 1, 1, 4]), 5) + np.array([0, 0, 0, 0, 0, 3])[:, None]
+        variance = fit_blocks(values).variance
+        for difference in compare_pairs(values).values():
+            if difference.differs:
+                continue
+            count = seeds_to_show(difference, variance, 6)
+            assert count is None or 5 < count <= 50
+            pooled = seeds_needed(difference.mean, variance, 6)
+            if pooled is not None and pooled <= 5:
+                scaled += 1
+                methods.add(difference.method)
+            else:
+                assert count == pooled
+    assert scaled > 10
+    assert methods == {"holm", "tukey"}
