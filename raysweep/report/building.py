@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
+from raysweep.report.choosing import differing_objective
 from raysweep.report.contents import Member, Report, labels
 from raysweep.report.points import Point, check_alike, check_comparable, gather, lend_baselines, shown_scores
 from raysweep.report.summary import summary_md
@@ -54,6 +55,8 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     points = [point for member in members for point in gather(member.sweep, member.results, member.label, divisor)]
     choices = {(member.sweep.metric, member.sweep.mode) for member in members}
     metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
+    if differing_objective(metric, points):
+        metric = None
     name = "+".join(member.label.replace(os.sep, "-") for member in members)
     return Report(shorten(name), members, lend_baselines(points), metric, mode)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from scipy import stats
 
-from raysweep.config import SETTINGS, about
+from raysweep.config import SETTINGS, about, is_objective
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
 from raysweep.report.sentences import named
 from raysweep.report.verdicts import Group
-from raysweep.space import Agreement
+from raysweep.space import Agreement, computed
 
 if TYPE_CHECKING:
     from raysweep.report.contents import Report
@@ -50,19 +50,18 @@ class Ranking:
     """The mean test score of the best point, which may lack the measure, minus `score`."""
 
 
-def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]:
+def rankings(group: Group, score: str) -> list[Ranking]:
     """Return how well each measure without labels ranks the points by a test score.
 
-    τ is computed over points for each seed alone, and seeds give the interval. Losses are left out if the sweep varies
-    a setting that changes what the loss measures. Points that lack planned seeds are left out, as in `rank_points`.
+    τ is computed over points for each seed alone, and seeds give the interval. Losses are left out if the points differ
+    in a setting that changes what the loss measures. Points that lack planned seeds are left out, as in `rank_points`.
 
     Args:
         group: The points of one evaluation protocol.
         score: The test score.
-        searched: The settings that the sweep varies.
 
     Returns:
-        The rankings, LiDAR first. Empty if the sweep did not report measures without labels, or has too few points.
+        The rankings, LiDAR first. Empty if the points did not report measures without labels, or has too few points.
     """
     points = [point for point in group.complete if point.values(score)]
     has_measures = any(name.startswith(PREFIX) for point in points for result in point.by_seed.values()
@@ -70,7 +69,7 @@ def rankings(group: Group, score: str, searched: Sequence[str]) -> list[Ranking]
     if len(points) < LEAST_POINTS or not has_measures:
         return []
     ranked = []
-    for measure, scale in usable(points, searched).items():
+    for measure, scale in usable(points).items():
         measured = [point for point in points if point.values(measure)]
         values = [
             each for seed in seeds_of(measured) if (each := tau(measured, measure, scale, score, seed)) is not None
@@ -90,17 +89,34 @@ def best_by(points: Sequence[Point], measure: str, scale: Scale) -> list[Point]:
     return [point for point, mean in zip(points, means, strict=True) if mean == max(means)]
 
 
-def usable(points: Sequence[Point], searched: Sequence[str]) -> dict[str, Scale]:
+def usable(points: Sequence[Point]) -> dict[str, Scale]:
     """Return the measures that any point has, each with its scale.
 
-    Losses are left out if the sweep varies a setting that changes what the loss measures.
+    Losses are left out if the points differ in a setting that changes what the loss measures.
     """
-    differ = any(about(name).objective for name in searched if name in SETTINGS)
     return {
         measure: scale
         for measure, scale in MEASURES.items()
-        if any(point.values(measure) for point in points) and not (measure == "pretrain/loss" and differ)
+        if any(point.values(measure) for point in points) and not differing_objective(measure, points)
     }
+
+
+def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
+    """Return a setting in which points differ so that a metric measures something else in each; empty without one.
+
+    Only the losses of pretraining have such settings. Values without effect do not count, nor do controls, which do
+    not compete.
+    """
+    if metric is None or not is_objective(metric):
+        return ""
+    measured = [point.settings for point in points if not point.baseline and point.values(metric)]
+    for name in SETTINGS:
+        # Computing which values have an effect takes long for many points, so it waits until the values differ.
+        if about(name).objective and len({getattr(settings, name) for settings in measured}) > 1:
+            first, *others = (getattr(computed(settings), name) for settings in measured)
+            if any(other != first for other in others):
+                return name
+    return ""
 
 
 def agreement(report: Report, measure: str | None) -> Agreement | str | None:
@@ -117,7 +133,7 @@ def agreement(report: Report, measure: str | None) -> Agreement | str | None:
     if not report.test_score:
         return "it has no test score"
     group = report.groups[0]
-    ranked = rankings(group, report.test_score, report.searched)
+    ranked = rankings(group, report.test_score)
     ranking = next((each for each in ranked if each.measure == measure), None)
     if ranking is None and group.incomplete and len(group.complete) < LEAST_POINTS:
         return f"fewer than {LEAST_POINTS} of its points have all their planned seeds"

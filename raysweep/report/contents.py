@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raysweep.config import METRICS, metrics_by_name
 from raysweep.errors import printable
+from raysweep.report.choosing import differing_objective
 from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, rank_points, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.sentences import cautions, conclusions, named, shortened
@@ -43,7 +44,10 @@ class Report:
     members: Sequence[Member]
     points: Sequence[Point]
     metric: str | None
-    """The metric that chooses the best point; None without a validation split, or if it differs between sweeps."""
+    """The metric that chooses the best point; None without a validation split, or if it differs between sweeps.
+
+    It is also None if it is a loss that measures something else in some of the points.
+    """
     mode: str
     """Whether the greatest ("max") or the least ("min") value of the metric is best."""
     not_drawn: Sequence[str] = ()
@@ -63,11 +67,6 @@ class Report:
     def has_labels(self) -> bool:
         """Whether the points were evaluated with labels."""
         return have_labels(self.points)
-
-    @property
-    def searched(self) -> list[str]:
-        """The settings that any of the sweeps varies."""
-        return list(dict.fromkeys(name for member in self.members for name in member.sweep.searched))
 
     @cached_property
     def ranked(self) -> list[list[Point]]:
@@ -122,7 +121,13 @@ class Report:
         if self.metric is None:
             differ = self.several and all(member.sweep.metric for member in self.members)
             if differ:
-                return ["No point is called best: the sweeps do not choose by the same metric."]
+                metric = self.members[0].sweep.metric
+                name = differing_objective(metric, self.points)
+                same = all(member.sweep.metric == metric for member in self.members)
+                why = f"{metric} cannot be compared between points that differ in {name}" if same and name else (
+                    "the sweeps do not choose by the same metric"
+                )  # fmt: skip
+                return [f"No point is called best: {why}."]
             lacks = "there is no validation split to choose by" if self.has_labels else (
                 "the points were evaluated without labels; set tune.metric to a measure that is to choose"
             )  # fmt: skip
@@ -131,7 +136,7 @@ class Report:
         is_evaluation = any(member.sweep.encoders for member in self.members)
         for group in self.groups:
             if group.ranked and not self.has_labels:
-                lines += choice_sentences(group, self.metric, self.mode, self.searched, is_evaluation)
+                lines += choice_sentences(group, self.metric, self.mode, is_evaluation)
             elif group.ranked:
                 lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
             elif group.complete:

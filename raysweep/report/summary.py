@@ -192,7 +192,7 @@ def choosing_section(report: Report) -> list[str]:
     """Return the section that compares measures without labels with the first test score; empty without them."""
     score, tables = report.test_score, []
     for group in report.groups if score else ():
-        rows = [words_of(ranking) for ranking in rankings(group, score, report.searched)]
+        rows = [words_of(ranking) for ranking in rankings(group, score)]
         if rows:
             columns = [
                 "measure",

@@ -36,14 +36,13 @@ NETWORK = ("method", "encoder", "head", "loss")
 """The kinds of parts that decide what the embedding is. RankMe compares runs in which they are the same."""
 
 
-def choice_sentences(group: Group, metric: str, mode: str, searched: Sequence[str], is_evaluation: bool) -> list[str]:
+def choice_sentences(group: Group, metric: str, mode: str, is_evaluation: bool) -> list[str]:
     """Say which point the metric chooses, from which points it shows no difference, and what other measures choose.
 
     Args:
         group: The points, of which at least one competes.
         metric: The metric that chooses.
         mode: Whether its greatest ("max") or its least ("min") value is best.
-        searched: The settings that the sweep varies.
         is_evaluation: Whether the points are evaluations of trained encoders, whose seeds are fixed.
     """
     best = group.ranked[0]
@@ -60,7 +59,7 @@ def choice_sentences(group: Group, metric: str, mode: str, searched: Sequence[st
         lines += [f"{few_seeds(len(best.by_seed))} which differences are real.", more_seeds(is_evaluation)]
     elif not is_tie:
         lines.append(others_sentence(best, others, group.families[metric], mode))
-    lines += [others_choose(group, metric, searched, None if is_tie else best), method_sentence(group, metric)]
+    lines += [others_choose(group, metric, None if is_tie else best), method_sentence(group, metric)]
     return [line for line in lines if line]
 
 
@@ -72,18 +71,17 @@ def lacking_sentence(points: Sequence[Point], metric: str) -> str:
     return f"{named(lacking)} {'has' if len(lacking) == 1 else 'have'} no {metric}, and could not be chosen."
 
 
-def others_choose(group: Group, metric: str, searched: Sequence[str], best: Point | None) -> str:
+def others_choose(group: Group, metric: str, best: Point | None) -> str:
     """Say which points the other measures choose, and among how many if some points lack the measure.
 
     Args:
         group: The points.
         metric: The metric that chooses.
-        searched: The settings that the sweep varies.
         best: The point that the metric chooses; None if all points are equal in it.
     """
     points = group.complete
     choices: dict[tuple[bool, str], list[str]] = {}
-    for measure, scale in usable(points, searched).items():
+    for measure, scale in usable(points).items():
         measured = [point for point in points if point.values(measure)]
         if measure != metric and len(measured) > 1:
             chosen = best_by(measured, measure, scale)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from raysweep.report.building import read
+from raysweep.report.building import read, read_several
 from raysweep.report.choosing import agreement, rankings
 from raysweep.report.points import COLUMNS
 from raysweep.report.summary import summary_md
@@ -36,7 +36,7 @@ def test_agreement_choice_and_loss_of_each_measure(tmp_path):
     store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, noisy)
     report = read(store, sweep)
     [group] = report.groups
-    found = {each.measure: each for each in rankings(group, COLUMNS[1], sweep.searched)}
+    found = {each.measure: each for each in rankings(group, COLUMNS[1])}
     assert list(found) == ["label_free/trunk_lidar", "label_free/trunk_alpha_req", "pretrain/rankme", "pretrain/loss"]
     for measure, sign in (("label_free/trunk_lidar", 1), ("pretrain/rankme", 1), ("pretrain/loss", -1)):
         taus = [
@@ -64,7 +64,7 @@ def test_the_loss_of_a_choice_counts_a_best_point_without_the_measure(tmp_path):
 
     store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, best_lacks_lidar)
     [group] = read(store, sweep).groups
-    ranking = rankings(group, COLUMNS[1], sweep.searched)[0]
+    ranking = rankings(group, COLUMNS[1])[0]
     assert (ranking.measure, ranking.count) == ("label_free/trunk_lidar", 3)
     assert ranking.loss == pytest.approx(0.9 - ranking.score)
     assert ranking.loss > 0.3
@@ -79,7 +79,7 @@ def test_a_point_that_lacks_a_seed_is_neither_chosen_nor_the_best(tmp_path):
     (store.trial("usl_lr=0.1,seed=2") / "result.json").unlink()
     report = read(store, sweep)
     [group] = report.groups
-    for ranking in rankings(group, COLUMNS[1], sweep.searched):
+    for ranking in rankings(group, COLUMNS[1]):
         assert ranking.count == 3, ranking.measure
         assert [point.name for point in ranking.chosen] != ["usl_lr=0.1"]
         assert ranking.score + ranking.loss < 0.9
@@ -109,7 +109,49 @@ def test_losses_that_measure_different_things_are_left_out(tmp_path, name):
     raw = {"name": "r", "base": {"usl_type": "simclr"}, "search": {name: values, "seed": [0, 1, 2]}}
     store, sweep = fill_with(tmp_path, raw, noisy)
     [group] = read(store, sweep).groups
-    assert "pretrain/loss" not in [each.measure for each in rankings(group, COLUMNS[1], sweep.searched)]
+    assert "pretrain/loss" not in [each.measure for each in rankings(group, COLUMNS[1])]
+
+
+OTHER_OBJECTIVES = [
+    ({"usl_type": "simclr"}, {"usl_type": "vicreg"}, "usl_type"),
+    ({"alpha": 1}, {"alpha": 2}, "alpha"),
+    ({"emb_loss": "mse"}, {"emb_loss": "l1"}, "emb_loss"),
+]
+
+
+def two_sweeps(root, first, second, **tune):
+    """Return two sweeps of the learning rate whose other settings are `first` and `second`."""
+
+    def metrics(trial):
+        values = noisy(trial)
+        return values | {"pretrain/emb_loss": values["pretrain/loss"]}
+
+    return [
+        fill_with(root, {"name": name, "base": base, "search": {**SEARCH, "usl_lr": rates}, "tune": tune}, metrics)
+        for name, base, rates in (("a", first, [1e-4, 1e-3]), ("b", second, [1e-2, 1e-1]))
+    ]
+
+
+@pytest.mark.parametrize(("first", "second", "name"), OTHER_OBJECTIVES, ids=str)
+def test_losses_of_sweeps_with_other_objectives_are_left_out(tmp_path, first, second, name):
+    comparison = read_several(two_sweeps(tmp_path / "chosen", first, second))
+    assert "| label_free/trunk_lidar | 4 |" in summary_md(comparison)
+    assert "| pretrain/loss |" not in summary_md(comparison)
+    for metric in ("pretrain/loss", "pretrain/emb_loss") if name != "usl_type" else ("pretrain/loss",):
+        comparison = read_several(two_sweeps(tmp_path / metric, first, second, metric=metric))
+        assert (comparison.metric, comparison.ranked) == (None, [])
+        words = f"No point is called best: {metric} cannot be compared between points that differ in {name}."
+        assert comparison.in_words() == [words]
+
+
+def test_losses_of_sweeps_with_one_objective_are_compared(tmp_path):
+    """An encoder does not change what a loss measures. Without a value of its own, cropping has the strength 1 too."""
+    first, second = {"strength": 1, "encoder": "conv6"}, {"strength": 1, "crop_strength": 1, "encoder": "resnet18"}
+    comparison = read_several(two_sweeps(tmp_path / "chosen", first, second))
+    assert "| pretrain/loss | 4 |" in summary_md(comparison)
+    comparison = read_several(two_sweeps(tmp_path / "loss", first, second, metric="pretrain/loss"))
+    assert comparison.metric == "pretrain/loss"
+    assert comparison.in_words()[0].startswith("a/usl_lr=0.0001 is best by pretrain/loss")
 
 
 def test_without_measures_or_with_two_points_there_is_no_section(tmp_path):
