@@ -10,8 +10,9 @@ from statistics import fmean
 from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
 from raysweep.space.controls import RANDOM
+from raysweep.space.race import round_of
 from raysweep.space.sharing import taking_over
-from raysweep.system.terminal import duration
+from raysweep.system.terminal import counted, duration
 from raysweep.trial_progress import Status
 
 
@@ -43,14 +44,18 @@ class Tally:
         """The seconds that the ended trials of this run took, and their total weight."""
         self.most_running = 1
         self.failed = self.stopped = 0
-        self.planned = Counter(trial.point for trial in (*sweep.trials, *sweep.missing_trials))
+        self.planned = Counter(trial.point for trial in sweep.missing_trials)
         self.values: dict[str, list[float]] = defaultdict(list)
-        self.means: dict[str, float] = {}  # stored, because `best` needs them at the end of every trial
+        self.means: dict[str, Mean] = {}  # stored, because `best` needs them at the end of every trial
         self.protocols: set[str] = set()
         self.random: dict[str, list[float]] = defaultdict(list)
         """The scores of the random encoder, by the fingerprint of the evaluation."""
-        for result in kept:
-            self._count(result)
+        results = {result.trial: result for result in kept}
+        for trials in rounds_of(sweep):  # one after the other, so that a point has the mean of its last complete round
+            self.planned.update(trial.point for trial in trials)
+            for trial in trials:
+                if trial.name in results:
+                    self._count(results[trial.name])
         self.started = time.monotonic()
 
     def extend(self, sweep: Sweep) -> None:
@@ -118,8 +123,9 @@ class Tally:
         metric = self.metric
         if metric in result.metrics and not result.baseline and result.status == "finished":
             self.values[result.point].append(result.metrics[metric])
-            if len(self.values[result.point]) == self.planned[result.point]:
-                self.means[result.point] = fmean(self.values[result.point])
+            values = self.values[result.point]
+            if len(values) == self.planned[result.point]:
+                self.means[result.point] = Mean(fmean(values), len(values))
             self.protocols.add(result.fingerprint)
         if metric in result.metrics and result.point == RANDOM and result.status == "finished":
             self.random[result.fingerprint].append(result.metrics[metric])
@@ -127,14 +133,15 @@ class Tally:
     def best(self) -> tuple[str, str] | None:
         """Return the best point so far whose planned seeds have all finished, and its score, in words.
 
+        In a race of seeds, a point whose new seeds have not finished has the mean of its seeds of the round before.
         The score of the random encoder follows if it is known. None means that no two points can be compared.
         """
         if not self.means or len(self.protocols) > 1 or self.total == 1:
             return None
         choose = max if self.sweep.mode == "max" else min
-        point = choose(self.means, key=self.means.__getitem__)
-        count = len(self.values[point])
-        score = f"{self.metric} {self.means[point]:.4f} ({count} seed{'s' if count > 1 else ''})"
+        point = choose(self.means, key=lambda point: self.means[point].value)
+        mean = self.means[point]
+        score = f"{self.metric} {mean.value:.4f} ({counted(mean.count, 'seed')})"
         random = [value for protocol in self.protocols for value in self.random[protocol]]
         return point, score + (f", random encoder {fmean(random):.4f}" if random else "")
 
@@ -183,6 +190,15 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """The mean score of a point."""
+
+    value: float
+    count: int
+    """The number of seeds of which it is the mean."""
+
+
+@dataclass(frozen=True)
 class Moment:
     """The moment of a report."""
 
@@ -190,6 +206,14 @@ class Moment:
     """The monotonic time of the report."""
     share: float
     """The fraction of the trial that was done then."""
+
+
+def rounds_of(sweep: Sweep) -> list[list[Trial]]:
+    """Return the trials that each round of a race of seeds has added, in order. Without a race there is one round."""
+    rounds: list[list[Trial]] = [[] for _ in range(len(sweep.rounds) + 1)]
+    for trial in sweep.trials:
+        rounds[round_of(sweep, trial) if sweep.rounds else 0].append(trial)
+    return rounds
 
 
 def rough(seconds: float) -> str:

@@ -12,7 +12,7 @@ from raysweep.backends.display import ProgressDisplay
 from raysweep.backends.live_table import LiveTable
 from raysweep.backends.tally import Tally
 from raysweep.results.result import make_result
-from raysweep.space import EncoderSource
+from raysweep.space import EncoderSource, Round, add_round
 from raysweep.trial_progress import Status
 
 SWEEP = space.build(
@@ -143,6 +143,66 @@ def test_the_best_point_stands_beside_the_random_encoder():
         tally.begin(trial)
         tally.end(replace(result(trial), metrics=metrics))
     assert tally.best() == ("alpha=1.0", "linear/val_accuracy 0.7500 (1 seed), random encoder 0.2500")
+
+
+RACE = {"base": {"usl_epochs": 4}, "search": {"alpha": [0.1, 1]}, "seeds": {"most": 5, "until": "separated"}}
+POINTS = ("alpha=0.1", "alpha=1.0")
+
+
+def scored(trial, status="finished"):
+    """Return a result whose score grows with alpha, and falls with the seed."""
+    score = 0.5 + trial.settings.alpha / 4 - trial.settings.seed / 16
+    return replace(result(trial, status), metrics={"linear/val_accuracy": score})
+
+
+def of_seeds(sweep, *seeds):
+    return [trial for trial in sweep.trials if trial.settings.seed in seeds]
+
+
+def test_the_mean_of_a_race_belongs_to_the_seeds_that_are_said():
+    first = space.build(RACE, {}, "test")
+    tally = Tally(first, [])
+    best = ("alpha=1.0", "linear/val_accuracy 0.6875 (3 seeds)")
+    for trial in first.trials:
+        tally.end(scored(trial))
+    second = add_round(first, Round(5, POINTS))
+    tally.extend(second)
+    assert tally.best() == best
+    for trial in of_seeds(second, 3):
+        tally.end(scored(trial))
+        assert tally.best() == best
+    for trial in of_seeds(second, 4):
+        tally.end(scored(trial))
+    assert tally.best() == ("alpha=1.0", "linear/val_accuracy 0.6250 (5 seeds)")
+
+
+def test_a_resumed_race_shows_the_best_point_of_the_earlier_round():
+    first = space.build(RACE, {}, "test")
+    second = add_round(first, Round(4, POINTS))
+    third = add_round(second, Round(5, ("alpha=1.0",)))
+    best = {3: "linear/val_accuracy 0.6875 (3 seeds)", 4: "linear/val_accuracy 0.6562 (4 seeds)"}
+    worse = of_seeds(second, 3)[0]
+    for sweep, kept, count in (
+        (second, of_seeds(second, 0, 1, 2), 3),
+        (second, [worse, *of_seeds(second, 0, 1, 2)], 3),
+        (second, of_seeds(second, 3, 2, 1, 0), 4),
+        (third, of_seeds(third, 0, 1, 2, 3), 4),
+    ):
+        tally = Tally(sweep, [scored(trial) for trial in kept])
+        assert tally.best() == ("alpha=1.0", best[count])
+    tally.end(scored(of_seeds(third, 4)[0]))
+    assert tally.best() == ("alpha=1.0", "linear/val_accuracy 0.6250 (5 seeds)")
+
+
+def test_a_point_whose_first_round_is_not_complete_has_no_mean_after_a_resume():
+    first = space.build(RACE, {}, "test")
+    second = add_round(first, Round(4, POINTS))
+    lost, *kept = (trial for trial in second.trials if trial.point == "alpha=1.0")
+    others = [trial for trial in second.trials if trial.point == "alpha=0.1"]
+    tally = Tally(second, [scored(trial) for trial in (*others, *kept)])
+    assert tally.best()[0] == "alpha=0.1"
+    tally.end(scored(lost))
+    assert tally.best() == ("alpha=1.0", "linear/val_accuracy 0.6562 (4 seeds)")
 
 
 def test_plain_output_has_one_line_for_each_ended_trial():
