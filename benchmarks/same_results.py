@@ -34,7 +34,7 @@ from raysweep.config import with_present_names
 ROOT = Path(__file__).resolve().parents[1]
 RENAMED = {"probe_grid": "probe_bank"}
 """Settings that have another name in the older commit: a mapping from new to old names."""
-CLOCKS = {"wall_s", "attempts", "pretrain/images_per_s", "fingerprint"}
+CLOCKS = {"wall_s", "continued_s", "attempts", "pretrain/images_per_s", "fingerprint"}
 """Columns and metrics that are not compared: clocks, and the hash of the protocol, whose entries are compared."""
 TABLES = ("results.csv", "summary.csv", "differences.csv")
 LOCAL_ONLY = ("local", "grid", "folder", "resumed")

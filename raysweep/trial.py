@@ -96,6 +96,7 @@ def run_trial(
         device=str(run.device),
         precision=run.precision if run.trains else "",
         continues=run.continues,
+        continued_s=run.continued_s,
         warnings=run.warnings(),
         pretrained_by=run.pretrained_by,
     )

@@ -98,6 +98,7 @@ class TrialRun:
         self.precision = precision_of(trial.settings, self.device.type)
         self.pretrained_by = ""  # the trial whose pretraining this one took over
         self.continues = ""  # the shorter trial whose final state this one continued
+        self.continued_s = 0.0  # the seconds that the shorter trial took
         self.data, self.sharing = data.digest, sharing
         self.unlogged: list[dict[str, float]] = []
         """The metrics of the last epoch of a state that was taken over, until they are written."""
@@ -272,6 +273,7 @@ class TrialRun:
             "sharing": self.sharing.state_dict(),
             "pretrained_by": self.pretrained_by,
             "continues": self.continues,
+            "continued_s": self.continued_s,
         }
 
     def _content(self) -> dict[str, Any]:
@@ -288,7 +290,7 @@ class TrialRun:
     def _take_over(self, taken: Taken) -> None:
         """Continue from a state that another trial has handed out or kept."""
         if taken.wall_s is not None:
-            self.continues, self.seconds_before = taken.trial, taken.wall_s
+            self.continues, self.continued_s, self.seconds_before = taken.trial, taken.wall_s, taken.wall_s
             self.sharing.load_state_dict({})  # the other trials have no measures of the epochs before
         else:
             self.pretrained_by, self.precision = taken.trial, taken.precision
@@ -311,6 +313,7 @@ class TrialRun:
         self.metrics, self.seconds_before = saved["metrics"], saved["wall_s"]
         self.earlier_warnings = saved["warnings"]
         self.pretrained_by, self.continues = saved.get("pretrained_by", ""), saved.get("continues", "")
+        self.continued_s = saved.get("continued_s", 0.0)
         self.sharing.load_state_dict(saved.get("sharing", {}))
         was, now = saved["precision"], self.precision
         if self.pretrained_by:

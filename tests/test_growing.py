@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from raysweep.report.building import read
 from raysweep.results.events import SESSION, read_events
 from raysweep.results.final_state import continued_state
+from raysweep.results.store import Store
 from tests.support.commands import alone, result, scores
 from tests.support.trials import CLOCK, Killed, run_on_half, trial_of
 
@@ -136,7 +138,7 @@ def test_a_faulty_final_state_is_left_and_the_trial_starts_from_the_beginning(tm
 @pytest.mark.parametrize("every", [0, 1e9], ids=["with checkpoints", "without a checkpoint"])
 def test_a_continued_trial_that_is_killed_resumes(tmp_path, every):
     longer = trial(LONG, **CASES[0])
-    run_on_half(tmp_path / "short", trial(SHORT, **CASES[0]))
+    shorter = run_on_half(tmp_path / "short", trial(SHORT, **CASES[0]))
 
     def report(moment):
         if moment.epoch == SHORT + 1:
@@ -148,6 +150,7 @@ def test_a_continued_trial_that_is_killed_resumes(tmp_path, every):
     run_on_half(tmp_path / "alone", longer)
     assert_equal(tmp_path / "long", tmp_path / "alone")
     assert (result.continues, result.attempts) == ("short", 2)
+    assert 0 < result.continued_s < shorter.wall_s
 
 
 def test_a_trial_keeps_no_final_state_unless_it_is_asked_to(tmp_path):
@@ -195,6 +198,24 @@ def test_a_larger_number_of_epochs_in_the_file_continues_the_finished_trials(tmp
     again = alone(file, "--resume", root, cwd=tmp_path)
     assert f"{root}: all 5 trials have finished" in (again.stdout + again.stderr).splitlines()
     assert "usl_epochs=3,seed=0" in (root / "results.csv").read_text()
+
+
+def test_the_time_of_a_continued_pretraining_counts_once(tmp_path, space_file):
+    """A chain of three trials takes as long as the shortest one and what the two others have added to it."""
+    root = tmp_path / "runs" / "x"
+    alone(space_file({"temperature": [0.5]}, usl_epochs=1, keep="final_state"), cwd=tmp_path)
+    for epochs in (2, 3):
+        file = space_file({"temperature": [0.5]}, usl_epochs=epochs, keep="final_state")
+        alone(file, "--resume", root, cwd=tmp_path)
+    names = [f"temperature=0.5,{middle}seed=0" for middle in ("", "usl_epochs=2,", "usl_epochs=3,")]
+    results = [result(root, name) for name in ("random,seed=0", *names)]
+    assert [each["continues"] for each in results] == ["", "", *names[:2]]
+    store, sweep = Store.open(root)
+    spent = read(store, sweep).seconds()
+    _, _, middle, longest = results
+    assert 0 < middle["continued_s"] < longest["continued_s"] < middle["wall_s"]
+    assert spent == pytest.approx(sum(each["wall_s"] - each["continued_s"] for each in results))
+    assert spent < sum(each["wall_s"] for each in results)
 
 
 def test_a_longer_list_of_epochs_continues_the_longest_shorter_trial(tmp_path, space_file):

@@ -159,8 +159,8 @@ class Report:
         return ", ".join(f"{ended[s]} {word}" for s, word in words.items() if ended[s] or s == "finished")
 
     def seconds(self) -> float:
-        """Return the time that all ended trials took together."""
-        return sum(result.wall_s for member in self.members for result in member.results)
+        """Return the time that all ended trials took together. A pretraining that was continued counts once."""
+        return sum(result.wall_s - result.continued_s for member in self.members for result in member.results)
 
     def doubts(self) -> list[str]:
         """Return a sentence for each reason to doubt the scores of some points."""

@@ -86,6 +86,8 @@ class Result:
 
     `wall_s` then includes the pretraining of the shorter trial.
     """
+    continued_s: Annotated[Number, Field(ge=0)] = 0.0
+    """The seconds in `wall_s` that the shorter trial took to pretrain, which are in its `wall_s` too; 0 if unknown."""
 
 
 RESULT = TypeAdapter(Result)
@@ -106,6 +108,7 @@ def make_result(
     precision: str = "",
     pretrained_by: str = "",
     continues: str = "",
+    continued_s: float = 0.0,
 ) -> Result:
     """Build the result of a trial that ran in `directory`; `probe_digest` identifies the probe dataset."""
     assert (error is None) == (status == "finished")
@@ -129,6 +132,7 @@ def make_result(
         precision=precision,
         pretrained_by=pretrained_by,
         continues=continues,
+        continued_s=continued_s,
     )
 
 
