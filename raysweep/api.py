@@ -21,7 +21,7 @@ from raysweep.config import Settings
 from raysweep.evaluations import PlannedEvaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
-from raysweep.results.continuing import with_continuations
+from raysweep.results.continuing import planned_continuations, with_continuations
 from raysweep.results.handout import remove_unneeded
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
@@ -196,7 +196,7 @@ def plan_resume(
     """
     store, before, sweep = _planned(place, source, overrides, where, extra)
     kept = preparation.check_resumable(store, sweep)
-    return before, with_continuations(store, sweep, kept)[0]
+    return before, planned_continuations(store, sweep, kept, where.share)
 
 
 def resume(
@@ -255,7 +255,7 @@ def resume(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
             )
         new = f" ({added} new)" if added else ""
-        sweep, continued = with_continuations(store, sweep, kept)
+        sweep, continued = with_continuations(store, sweep, kept, where.share)
         planned = race_words(sweep) if sweep.races else counted(sweep.total, "trial")
         planned += f"{new}{continued}{pretrainings(sweep, where.share, {result.trial for result in kept})}"
         progress.tell(f"{store.place}: {planned}, {len(kept)} finished before, {words}")

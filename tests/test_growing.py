@@ -218,6 +218,30 @@ def test_the_time_of_a_continued_pretraining_counts_once(tmp_path, space_file):
     assert spent < sum(each["wall_s"] for each in results)
 
 
+@pytest.mark.parametrize(
+    ("search", "flags", "words", "continuing"),
+    [
+        ({"labels_per_class": [1, 5]}, [], "1 continues from shorter ones, 1 pretraining", 1),
+        ({"labels_per_class": [1, 5]}, ["--no-share"], "2 continue from shorter ones", 2),
+        ({"probe_layer": ["trunk", "embedding"]}, [], "2 continue from shorter ones", 2),
+    ],
+    ids=str,
+)
+def test_the_plan_counts_a_trial_that_takes_over_a_pretraining_as_none_that_continues(
+    tmp_path, space_file, search, flags, words, continuing
+):
+    """The online kNN of a continued trial covers only trials that read the same layer. The others continue too."""
+    root, before = tmp_path / "runs" / "x", {**search, "usl_epochs": [1]}
+    alone(space_file(before, keep="final_state", knn_k=1), cwd=tmp_path)
+    file = space_file({**search, "usl_epochs": [1, 2]}, keep="final_state", knn_k=1)
+    plan = alone(file, "--resume", root, "--dry-run", *flags, cwd=tmp_path).stdout
+    told = alone(file, "--resume", root, *flags, cwd=tmp_path)
+    assert f"{root}: 6 trials (2 new), {words}, 4 finished before" in told.stdout + told.stderr
+    store, sweep = Store.open(root)
+    assert sum(bool(each.continues) for each in store.results(sweep)) == continuing
+    assert sum("# new, continues" in line for line in plan.splitlines()) == continuing
+
+
 def test_a_longer_list_of_epochs_continues_the_longest_shorter_trial(tmp_path, space_file):
     alone(space_file({"usl_epochs": [1, 2]}, keep="final_state"), cwd=tmp_path)
     root = tmp_path / "runs" / "x"

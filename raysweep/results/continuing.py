@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from raysweep.config import SETTINGS, Settings, about
@@ -12,12 +12,13 @@ from raysweep.results.final_state import FINAL_STATE, Manifest, misfit, numbers_
 from raysweep.results.result import Result
 from raysweep.results.store import Store
 from raysweep.space import Sweep, Trial
+from raysweep.space.sharing import taking_over
 
 KEEPS = "final_state"
 """The value of the setting `keep` with which a trial keeps its final state."""
 
 
-def with_continuations(store: Store, sweep: Sweep, kept: Sequence[Result]) -> tuple[Sweep, str]:
+def with_continuations(store: Store, sweep: Sweep, kept: Sequence[Result], share: bool = True) -> tuple[Sweep, str]:
     """Let the trials that have not ended continue shorter ones that have finished and kept their final state.
 
     Each continues the longest finished trial that differs from it only in `usl_epochs`. A scheduler or a searcher
@@ -27,6 +28,8 @@ def with_continuations(store: Store, sweep: Sweep, kept: Sequence[Result]) -> tu
         store: The results directory.
         sweep: The sweep.
         kept: The results of the trials that have ended and are not run again.
+        share: Whether trials share pretrainings. A trial that takes over a pretraining does not count as one that
+            continues, but keeps `continues` for the case that the state to take over is lost.
 
     Returns:
         The sweep, in which those trials have `continues`; and what it means in words, which begin with a comma, such
@@ -39,7 +42,7 @@ def with_continuations(store: Store, sweep: Sweep, kept: Sequence[Result]) -> tu
     for trial in sweep.trials:
         if trial.name in finished and finished[trial.name].settings.get("keep") == KEEPS:
             groups[without_epochs(trial.settings)].append(trial)
-    trials, count, reasons = [], 0, Counter[str]()
+    trials, reasons = [], Counter[str]()
     for trial in sweep.trials:
         shorter = [] if trial.name in ended else groups.get(without_epochs(trial.settings), [])
         shorter = [each for each in shorter if 0 < each.settings.usl_epochs < trial.settings.usl_epochs]
@@ -48,14 +51,35 @@ def with_continuations(store: Store, sweep: Sweep, kept: Sequence[Result]) -> tu
             reason = hindrance(store, sweep, each, trial)
             if reason is None:
                 trial = replace(trial, continues=each.name)
-                count += 1
                 break
         if reason is not None:
             reasons[reason] += 1
         trials.append(trial)
+    sweep = replace(sweep, trials=tuple(trials))
+    count = len(continuing(sweep, ended, share))
     words = [f"{count} {'continues' if count == 1 else 'continue'} from shorter ones"] if count else []
     words += [f"{number} from the beginning ({reason})" for reason, number in reasons.items()]
-    return replace(sweep, trials=tuple(trials)), "".join(f", {each}" for each in words)
+    return sweep, "".join(f", {each}" for each in words)
+
+
+def continuing(sweep: Sweep, ended: Collection[str], share: bool) -> frozenset[str]:
+    """Return the names of the trials that continue shorter ones, if no state is lost.
+
+    Args:
+        sweep: The sweep that `with_continuations` returns.
+        ended: The names of the trials that have ended.
+        share: Whether trials share pretrainings.
+    """
+    names = frozenset(trial.name for trial in sweep.trials if trial.continues)
+    return names - taking_over(sweep, ended) if share and names else names
+
+
+def planned_continuations(store: Store, sweep: Sweep, kept: Sequence[Result], share: bool) -> Sweep:
+    """Return the sweep for a plan, in which only the trials that will continue shorter ones have `continues`."""
+    sweep, _ = with_continuations(store, sweep, kept, share)
+    names = continuing(sweep, {result.trial for result in kept}, share)
+    trials = (trial if trial.name in names else replace(trial, continues="") for trial in sweep.trials)
+    return replace(sweep, trials=tuple(trials))
 
 
 def without_epochs(settings: Settings) -> Settings:

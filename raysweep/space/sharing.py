@@ -149,11 +149,32 @@ def taking_over(sweep: Sweep, done: Collection[str] = ()) -> frozenset[str]:
     """
     if not can_share(sweep):
         return frozenset()
-    names = set()
+    epochs = {trial.name: trial.settings.pretrain_epochs for trial in sweep.trials}
+    names: set[str] = set()
     for pretraining in pretrainings_of(trial for trial in sweep.trials if trial.name not in done):
-        leader = max(pretraining.trials, key=lambda trial: trial.settings.pretrain_epochs)
-        names |= {trial.name for trial in pretraining.trials if trial is not leader}
+        waiting = list(pretraining.trials)
+        while waiting:
+            leader = max(waiting, key=lambda trial: (trial.settings.pretrain_epochs, bool(trial.continues)))
+            able = {trial.name for trial in waiting if trial is not leader and is_covered(trial, leader, epochs)}
+            names |= able
+            waiting = [trial for trial in waiting if trial is not leader and trial.name not in able]
     return frozenset(names)
+
+
+def is_covered(trial: Trial, leader: Trial, epochs: Mapping[str, int]) -> bool:
+    """Return whether a trial can take over the state that the leader of its pretraining hands out.
+
+    A leader that continues a shorter trial has no state of the epochs before, and no online measures of other trials.
+
+    Args:
+        trial: The trial.
+        leader: The trial that pretrains, at least as long.
+        epochs: The number of pretraining epochs of each trial, by name.
+    """
+    if not leader.continues:
+        return True
+    is_later = trial.settings.pretrain_epochs >= epochs[leader.continues]
+    return is_later and online_key(trial.settings) == online_key(leader.settings)
 
 
 def count_pretrainings(sweep: Sweep, share: bool = True, done: Collection[str] = ()) -> int:
