@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import raysweep
 from raysweep import plugins
 from raysweep.config import make_settings
 from raysweep.models.building import build_encoder
+from raysweep.probes import cached_features
 from raysweep.probes import features as features_module
-from raysweep.probes.cached_features import CachedFeatures
+from raysweep.probes.cached_features import CachedFeatures, machine
 from raysweep.probes.features import extract_layers
 from raysweep.results.feature_cache import FeatureCache
 from tests.support.commands import here
@@ -209,6 +211,34 @@ def test_whatever_changes_the_features_changes_the_key(tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert count() == 11
+
+
+def test_features_of_another_processor_are_not_read(tmp_path, monkeypatch):
+    cache, settings, original = FeatureCache(tmp_path, 10**9), make_settings({"usl_epochs": 0}, "x"), machine(IMAGES)
+    encoder = build_encoder(settings, 1, 8)
+
+    def count():
+        """Extract features through the cache and return the number of its files."""
+        CachedFeatures(cache, settings, "d").extract("fit", encoder, IMAGES, FIFTY, ("trunk",))
+        return len(list(tmp_path.iterdir()))
+
+    assert count() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(cached_features, "processor", lambda: "another model")
+        assert machine(IMAGES) != original
+        assert count() == 2
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other instructions")
+        assert count() == 3
+    assert count() == 3
+
+
+def test_features_of_another_device_are_not_read(monkeypatch):
+    names = {"cuda:0": "one model", "cuda:1": "another model", "cuda:2": "one model"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
+    first, second, third = (machine(SimpleNamespace(is_cuda=True, device=device)) for device in names)
+    assert first == third, "two GPUs of one model compute the same features"
+    assert first != second
+    assert machine(IMAGES) not in (first, second)
 
 
 def test_another_text_of_a_plugin_is_another_key(tmp_path):
