@@ -14,6 +14,7 @@ from pathlib import Path
 from raysweep.config import Settings
 from raysweep.results.result import attempts
 from raysweep.system.files import (
+    TEMPORARY_END,
     check_held,
     discard,
     holding,
@@ -26,7 +27,7 @@ from raysweep.system.files import (
     write_json,
 )
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+TEMPORARY = re.compile(rf"\..+{TEMPORARY_END.pattern}")
 """Names of the temporary files that remain when a process is killed inside `replacing`."""
 
 HOLD_SECONDS = 60.0

@@ -28,8 +28,8 @@ GB = 10**9
 FOLDER = "features"
 """The folder in the user's cache directory that holds the features."""
 FILE = re.compile(r"[0-9a-f]{64}\.features")
-TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.features\.[0-9a-f]{8}")
-"""The names of the files, and of files that are being written. Files with other names are never touched."""
+TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.features\.(raysweep-)?[0-9a-f]{8}")
+"""The names of the files, and of files that are being written, also by older versions. Others are never touched."""
 DIGEST_BYTES = 32
 NUMBER_BYTES = 4
 """Bytes of a float32."""

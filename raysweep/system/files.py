@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -25,6 +26,8 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+TEMPORARY_END = re.compile(r"\.raysweep-[0-9a-f]{8}")
+"""The end of the name of each temporary file of `replacing`. No user, editor or file system ends a name like this."""
 LONGEST_JSON = 2**22
 """Size limit for reading a JSON file, in bytes. A trial's files have a few thousand bytes."""
 
@@ -150,7 +153,7 @@ def replacing(path: Path, durable: bool = True, new: bool = False) -> Iterator[I
     temporary = None
     try:
         check_held(path)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f".{path.name}.raysweep-{secrets.token_hex(4)}")
         # The file keeps the mode that the umask gives it, like any other file, because some file systems refuse chmod.
         with open(temporary, "xb") as file:
             yield file

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import yaml
 
 from raysweep import space
 from raysweep.config import PROTOCOL_VERSION
-from raysweep.results import attempts
+from raysweep.results import attempts, feature_cache
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.encoders import save_encoder
@@ -268,7 +269,7 @@ def test_damaged_settings_of_an_attempt_stop_no_resume(tmp_path, settings):
 def test_only_files_of_ours_are_removed(tmp_path):
     store, trial = make(tmp_path), SWEEP.trials[0]
     directory = store.trial(trial.name)
-    left = directory / ".result.json.ab12cd34"
+    left = directory / ".result.json.raysweep-ab12cd34"
     left.touch()
     mine = [directory / "._result.json", directory / ".a.b" / "c", directory / "checkpoints" / "notes.txt"]
     mine += [directory / "checkpoints" / "best.json"]
@@ -283,6 +284,61 @@ def test_only_files_of_ours_are_removed(tmp_path):
     remove_checkpoints(directory)
     assert all(path.read_text() == "mine" for path in mine)
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["best.json", "notes.txt"]
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from raysweep.results.checkpoints import save_checkpoint
+from raysweep.results.encoders import save_encoder
+from raysweep.results.events import end_stopped
+from raysweep.results.feature_cache import FeatureCache
+from tests.support.odd_files import make
+
+def show(event, given):
+    if event == "os.rename":
+        print(given[0])
+
+root = Path(sys.argv[1])
+sys.addaudithook(show)
+trial = make(root).trial("seed=0")
+end_stopped(trial, 1)
+save_checkpoint(trial, {"epoch": 1})
+save_encoder(trial, {"weight": torch.zeros(1)}, {})
+FeatureCache(root / "features", 10**6).write("0" * 64, np.zeros((2, 3), np.float32))
+"""
+"""A program that writes files of a sweep and shows the temporary name of each."""
+USERS = [
+    *(".notes", ".notes.txt", ".result.json", ".notes.20240131", ".result.json.20240131", ".result.json.ab12cd34"),
+    *("._result.json", ".result.json.swp", ".attempt.json.deadbeef", ".lock", ".gitignore", "result.json.ab12cd34"),
+    *("result.json.raysweep-ab12cd34", ".result.json.raysweep-ab12cd3", ".result.json.raysweep-ab12cd345"),
+    *(".raysweep-ab12cd34", ".result.json.raysweep-AB12CD34", ".result.json.raysweep-ab12cd34.bak", ".a.raysweep-notes"),
+    *(".result.json.my-raysweep-ab12cd34", ".raysweep.ab12cd34", ".features.ab12cd34", ".nfs00000000ab12cd34"),
+]
+"""Names that a user, an editor or a file system could give to files beside those of a trial."""
+
+
+def test_only_names_that_raysweep_gives_to_temporary_files_count_as_such(tmp_path):
+    process = forked.run("-c", WRITE, tmp_path, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    written = [Path(line) for line in process.stdout.splitlines()]
+    ends = ("attempt.json", "result.json", "encoder.safetensors", ".stopped", ".pt", "sweep.yaml", ".features")
+    for end in ends:
+        assert any(f"{end}." in path.name for path in written), end
+    for path in written:
+        assert attempts.TEMPORARY.fullmatch(path.name), path
+        assert (path.parent.name == "features") == bool(feature_cache.TEMPORARY.fullmatch(path.name)), path
+    directory = tmp_path / "a" / "seed=0"
+    names = {path.name for path in written if path.parent == directory}
+    for name in (*names, *USERS):
+        (directory / name).write_text("mine")
+    begin_attempt(directory, SWEEP.trials[0].settings)
+    after = {path.name for path in directory.iterdir()}
+    assert not names & after, "what a killed process was writing is removed"
+    assert set(USERS) <= after
+    assert not [name for name in USERS if attempts.TEMPORARY.fullmatch(name) or feature_cache.TEMPORARY.fullmatch(name)]
 
 
 @pytest.mark.parametrize("manifest", ["", "[" * 100_000, "0" * 2**20, "null"])
