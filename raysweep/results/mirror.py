@@ -137,7 +137,9 @@ class Mirror:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=False) as file:
             file.write(content)
-        set_time(path, info)
+            file.flush()  # a later write would change the time
+            # The file appears with its time, because another reader of the copy may replace or remove it at once.
+            set_time(Path(file.name), info)
 
 
 def unchanged(path: Path, info: Info) -> bool:
