@@ -314,7 +314,12 @@ USERS = [
     *(".notes", ".notes.txt", ".result.json", ".notes.20240131", ".result.json.20240131", ".result.json.ab12cd34"),
     *("._result.json", ".result.json.swp", ".attempt.json.deadbeef", ".lock", ".gitignore", "result.json.ab12cd34"),
     *("result.json.raysweep-ab12cd34", ".result.json.raysweep-ab12cd3", ".result.json.raysweep-ab12cd345"),
-    *(".raysweep-ab12cd34", ".result.json.raysweep-AB12CD34", ".result.json.raysweep-ab12cd34.bak", ".a.raysweep-notes"),
+    *(
+        ".raysweep-ab12cd34",
+        ".result.json.raysweep-AB12CD34",
+        ".result.json.raysweep-ab12cd34.bak",
+        ".a.raysweep-notes",
+    ),
     *(".result.json.my-raysweep-ab12cd34", ".raysweep.ab12cd34", ".features.ab12cd34", ".nfs00000000ab12cd34"),
 ]
 """Names that a user, an editor or a file system could give to files beside those of a trial."""
