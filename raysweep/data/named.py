@@ -6,10 +6,9 @@ import errno
 import io
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,17 @@ from PIL import Image
 from raysweep.data.dataset import Dataset, Images, Labels, T
 from raysweep.data.pixels import FILE_FAULTS, convert, one_line
 from raysweep.errors import InputError
+from raysweep.system.files import open_lock, same_file, try_lock
+from raysweep.system.temporary import temporary_directory
 
 PATCH_SIDE = 64  # pixels of the photograph behind a digit of digits_m; shows edges and texture even at 16×16
 NETWORK_TIMEOUT = 20.0  # seconds without an answer
 DOWNLOAD = ".download-"
 """The beginning of the name of the folder into which a dataset is downloaded."""
+LOCK = ".downloading"
+"""The name of the file that the process that downloads a dataset has locked."""
+DOWNLOAD_SECONDS = 3600.0
+"""The longest wait for the download of another process."""
 MOVE_SECONDS = 10.0
 """How long another process may take to move the files of a finished download to their places."""
 
@@ -156,17 +161,63 @@ def present_files(data_dir: Path, files: Sequence[str]) -> list[str]:
     return [str(data_dir / file) for file in files if (data_dir / file).exists()]
 
 
-def make_or_wait(data_dir: Path, files: Sequence[str], make: Callable[[Path, bool], T]) -> T:
-    """Read a dataset; see `fetch`. If another process is moving its files there, wait for it."""
+def make_or_wait(data_dir: Path, files: Sequence[str], make: Callable[[Path, bool], T], is_alone: bool) -> T:
+    """Read a dataset; see `fetch`. If another process is moving its files there, wait for it.
+
+    Args:
+        data_dir: torchvision's root folder.
+        files: The files of the dataset.
+        make: The function that reads it.
+        is_alone: Whether it is known that no other process downloads.
+    """
     end = time.monotonic() + MOVE_SECONDS
     while True:
-        is_moving = any(data_dir.glob(f"{DOWNLOAD}*"))
+        is_moving = not is_alone and any(data_dir.glob(f"{DOWNLOAD}*"))
         try:
             return make(data_dir, False)
         except FILE_FAULTS:
             if not is_moving or not present_files(data_dir, files) or time.monotonic() > end:
                 raise
         time.sleep(0.2)
+
+
+@contextmanager
+def downloading_alone(data_dir: Path) -> Iterator[bool]:
+    """Wait until no other process downloads into `data_dir`, and let the others wait until the block ends.
+
+    Yields:
+        Whether that was possible. Otherwise the files cannot be locked, or another download takes too long. Then two
+        processes may download at the same time, which does no harm.
+    """
+    path = data_dir / LOCK
+    with ExitStack() as stack:
+        is_alone = lock_downloads(path, stack)
+        try:
+            yield is_alone
+        finally:
+            if is_alone:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def lock_downloads(path: Path, stack: ExitStack) -> bool:
+    """Lock the file at `path`, which `stack` closes; returns False if it cannot be locked."""
+    end = time.monotonic() + DOWNLOAD_SECONDS
+    while time.monotonic() < end:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # a download that failed may have removed it
+            with ExitStack() as opened:
+                file = opened.enter_context(open_lock(path))
+                if try_lock(file, path.parent) and same_file(file.fileno(), path):
+                    stack.push(opened.pop_all())
+                    return True
+        except OSError:
+            return False
+        except InputError:  # the file system has no locks
+            path.unlink(missing_ok=True)
+            return False
+        time.sleep(0.2)
+    return False
 
 
 def fetch(
@@ -184,34 +235,27 @@ def fetch(
     Raises:
         InputError: The files are damaged or incomplete (they are left as they are), or cannot be downloaded.
     """
-    try:
-        return make_or_wait(data_dir, files, make)
-    except FILE_FAULTS as fault:
-        present = present_files(data_dir, files)
-        if present:
-            reason = one_line(fault).split(" You can use download=True")[0]
-            raise InputError(
-                f"dataset {name} in {str(data_dir)!r} is damaged or incomplete ({reason}): copy its files "
-                f"there again, or remove {', '.join(map(repr, present))} to have it downloaded"
-            ) from fault
+    with suppress(*FILE_FAULTS):
+        return make(data_dir, False)
     new_folders = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=DOWNLOAD, dir=data_dir) as temporary, quiet_network():
-            for archive in archives:
-                if (data_dir / archive).is_file():
-                    Path(temporary, archive).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(data_dir / archive, Path(temporary, archive))
-            dataset = make(Path(temporary), True)
-            for file in files:
-                (data_dir / file).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    if not (data_dir / file).exists():
-                        Path(temporary, file).rename(data_dir / file)
-                except OSError as fault:
-                    if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # these mean that another process was faster
-                        raise
-        return dataset
+        with downloading_alone(data_dir) as is_alone:
+            try:
+                return make_or_wait(data_dir, files, make, is_alone)
+            except FILE_FAULTS as fault:
+                present = present_files(data_dir, files)
+                # If a process was killed while it moved the files, the others are downloaded again.
+                is_cut_off = len(present) < len(files) and any(data_dir.glob(f"{DOWNLOAD}*"))
+                if present and not is_cut_off:
+                    reason = one_line(fault).split(" You can use download=True")[0]
+                    raise InputError(
+                        f"dataset {name} in {str(data_dir)!r} is damaged or incomplete ({reason}): copy its files "
+                        f"there again, or remove {', '.join(map(repr, present))} to have it downloaded"
+                    ) from fault
+            return download(data_dir, files, archives, make)
+    except InputError:
+        raise
     except FILE_FAULTS as fault:
         raise InputError(
             f"dataset {name} is not under {str(data_dir)!r} and cannot be downloaded ({one_line(fault)}): copy "
@@ -221,6 +265,25 @@ def fetch(
         for folder in new_folders:
             with suppress(OSError):  # the folder is not empty if the download succeeded
                 folder.rmdir()
+
+
+def download(data_dir: Path, files: Sequence[str], archives: Sequence[str], make: Callable[[Path, bool], T]) -> T:
+    """Download a dataset into a temporary folder and move its files to their places; see `fetch`."""
+    with temporary_directory(data_dir, DOWNLOAD) as temporary, quiet_network():
+        for archive in archives:
+            if (data_dir / archive).is_file():
+                (temporary / archive).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(data_dir / archive, temporary / archive)
+        dataset = make(temporary, True)
+        for file in files:
+            (data_dir / file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if not (data_dir / file).exists():
+                    (temporary / file).rename(data_dir / file)
+            except OSError as fault:
+                if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # these mean that another process was faster
+                    raise
+    return dataset
 
 
 @contextmanager

@@ -16,11 +16,17 @@ LOCK, NEW_LOCK = ".in-use", ".in-use.new"
 
 
 @contextmanager
-def temporary_directory() -> Iterator[Path]:
-    """Create a directory that is removed at the end; first remove those that this user's killed processes left."""
-    remove_left_over(Path(tempfile.gettempdir()))
+def temporary_directory(parent: Path | None = None, prefix: str = PREFIX) -> Iterator[Path]:
+    """Create a directory that is removed at the end; first remove those that this user's killed processes left.
+
+    Args:
+        parent: The directory in which it is created; None stands for the system's directory for temporary files.
+        prefix: The beginning of its name.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    remove_left_over(parent, prefix)
     with (
-        tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name,
+        tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name,
         open(Path(name, NEW_LOCK), "w") as file,
     ):
         with suppress(OSError):  # if the file system has no locks, only this process ever removes the directory
@@ -30,12 +36,12 @@ def temporary_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def remove_left_over(parent: Path) -> None:
+def remove_left_over(parent: Path, prefix: str = PREFIX) -> None:
     """Remove raysweep's temporary directories in `parent` whose lock has ended with their process.
 
     A directory without a lock file stays, whatever its age and name, because it may be the user's.
     """
-    for directory in parent.glob(f"{PREFIX}*"):
+    for directory in parent.glob(f"{prefix}*"):
         with suppress(OSError):  # another process may be removing it, or it may belong to another user
             if directory.is_symlink() or directory.stat().st_uid != os.getuid():
                 continue
