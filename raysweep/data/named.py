@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from raysweep.data.dataset import Dataset, Images, Labels, T
-from raysweep.data.pixels import FILE_FAULTS, convert, one_line
+from raysweep.data.pixels import FILE_FAULTS, convert, one_line, warn_once
 from raysweep.errors import InputError
 from raysweep.system.files import open_lock, same_file, try_lock
 from raysweep.system.temporary import temporary_directory
@@ -216,6 +216,7 @@ def lock_downloads(path: Path, stack: ExitStack) -> bool:
         except InputError:  # the file system has no locks
             path.unlink(missing_ok=True)
             return False
+        warn_once(f"waiting for another process that downloads a dataset into {str(path.parent)!r}")
         time.sleep(0.2)
     return False
 

@@ -63,6 +63,7 @@ def present(tmp_path):
     return sorted(path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*"))
 
 
+WAITS = "waiting for another process that downloads a dataset into '{}'"
 WHOLE = ["set", "set/a", "set/b", "set/c"]
 
 
@@ -73,7 +74,9 @@ def test_one_process_downloads_and_the_other_waits_and_reads(start, tmp_path):
     time.sleep(0.5)
     assert second.poll() is None
     assert first.communicate() == ("", "")
-    assert second.communicate() == ("", ""), "it reads what the first one has downloaded"
+    output, words = second.communicate()
+    assert output == "", "it reads what the first one has downloaded"
+    assert words.count(WAITS.format(tmp_path / "data")) == 1
     assert (first.returncode, second.returncode) == (0, 0)
     assert present(tmp_path) == WHOLE
 
@@ -84,7 +87,9 @@ def test_a_process_takes_over_the_download_of_a_killed_one(start, tmp_path):
     second = start()
     time.sleep(0.5)
     first.kill()
-    assert second.communicate() == ("downloads\n", "")
+    output, words = second.communicate()
+    assert output == "downloads\n"
+    assert words.count(WAITS.format(tmp_path / "data")) == 1
     assert second.returncode == 0
     assert present(tmp_path) == WHOLE, "nothing of the killed process is left"
 
