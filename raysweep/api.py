@@ -188,15 +188,19 @@ def evaluate(
 
 def plan_resume(
     place: str, source: Space | None, overrides: Mapping[str, Any], where: Where, extra: Sequence[Plugin] = ()
-) -> tuple[Sweep, Sweep]:
-    """The existing sweep at `place`, and the sweep that would be resumed with the plugins `extra`; see `resume`.
+) -> tuple[Sweep, Sweep, frozenset[str]]:
+    """Return what would be resumed with the plugins `extra`; see `resume`.
+
+    Returns:
+        The existing sweep at `place`, the sweep that would be resumed, and the names of the trials that have ended.
 
     Raises:
         InputError: `resume` would refuse to resume the sweep, for a reason that needs neither data nor Ray.
     """
     store, before, sweep = _planned(place, source, overrides, where, extra)
     kept = preparation.check_resumable(store, sweep)
-    return before, planned_continuations(store, sweep, kept, where.share)
+    done = frozenset(result.trial for result in kept)
+    return before, planned_continuations(store, sweep, kept, where.share), done
 
 
 def resume(

@@ -102,8 +102,8 @@ def sweep_command(parsed: argparse.Namespace) -> int:
     if parsed.estimate and parsed.resume is not None:
         raise InputError("--estimate is for a new sweep; a resumed sweep shows the time left")
     if parsed.dry_run and parsed.resume is not None:
-        before, sweep = api.plan_resume(parsed.resume, source, overrides, where, plugins.given(parsed.plugin))
-        return show_plan(sweep, {trial.name for trial in before.trials}, parsed)
+        before, sweep, done = api.plan_resume(parsed.resume, source, overrides, where, plugins.given(parsed.plugin))
+        return show_plan(sweep, {trial.name for trial in before.trials}, parsed, done=done)
     if parsed.dry_run:
         sweep = api.plan(source, overrides, **options)
         timed = api.estimate(sweep, local=parsed.local, share=where.share) if parsed.estimate else None
@@ -135,11 +135,15 @@ def evaluate_command(parsed: argparse.Namespace) -> int:
 
 
 def show_plan(
-    sweep: Sweep, known: Collection[str] | None, parsed: argparse.Namespace, estimate: Estimate | None = None
+    sweep: Sweep,
+    known: Collection[str] | None,
+    parsed: argparse.Namespace,
+    estimate: Estimate | None = None,
+    done: Collection[str] = (),
 ) -> int:
-    """Print what would run. For a resume, mark the trials that are not `known`."""
+    """Print what would run. For a resume, mark the trials that are not `known`, and leave out those that are `done`."""
     share = not getattr(parsed, "no_share", False)
-    for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose, estimate, share):
+    for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose, estimate, share, done):
         print(line)
     return FINISHED
 

@@ -25,6 +25,7 @@ def lines_of(
     verbose: bool,
     estimate: Estimate | None = None,
     share: bool = True,
+    done: Collection[str] = (),
 ) -> Iterator[str]:
     """Yield the lines of a dry run: a search-space file of the sweep, then comments, then the names of the trials.
 
@@ -37,6 +38,7 @@ def lines_of(
         verbose: Whether to write every setting. Otherwise settings that have their defaults are left out.
         estimate: How long the sweep would take; None if nobody asked.
         share: Whether trials share pretrainings.
+        done: For a resume: the names of the trials that have ended.
     """
     content = sweep.to_dict() if verbose else brief(sweep)
     if sweep.encoders:  # an evaluation knows the race of its encoders, but takes no such entry
@@ -48,7 +50,7 @@ def lines_of(
     yield text
     if not verbose:
         yield "# All other settings have their defaults; --verbose shows them."
-    yield from (f"# {line}" for line in plan(sweep, local, share))
+    yield from (f"# {line}" for line in plan(sweep, local, share, done))
     if estimate is not None:
         yield from (f"# {line}" for line in words_of(estimate))
         if sweep.race is not None and not sweep.encoders:
@@ -81,16 +83,28 @@ def brief(sweep: Sweep) -> dict[str, Any]:
     return {name: value for name, value in content.items() if value or name == "name"}
 
 
-def plan(sweep: Sweep, local: bool, share: bool = True) -> Iterator[str]:
-    """Yield what the sweep would do, in words: pretrainings, epochs, and what each trial gets."""
+def plan(sweep: Sweep, local: bool, share: bool = True, done: Collection[str] = ()) -> Iterator[str]:
+    """Yield what the sweep would do, in words: pretrainings, epochs, and what each trial gets.
+
+    The trials in `done` do not run again, and a trial that continues a shorter one needs only the epochs after it.
+    """
     if sweep.encoders:
         yield f"Plan: {counted(len(sweep.encoders), 'encoder')}, without pretraining."
-    taking = taking_over(sweep) if share else frozenset()
-    trained = [trial for trial in sweep.examples if trial.source is None and trial.settings.pretrain_epochs]
-    epochs = [trial.settings.pretrain_epochs for trial in trained if trial.name not in taking]
+    taking = taking_over(sweep, done) if share else frozenset()
+    examples = [trial for trial in sweep.examples if trial.name not in done]
+    trained = [trial for trial in examples if trial.source is None and trial.settings.pretrain_epochs]
+    trials = {trial.name: trial for trial in sweep.trials}
+    shorter = {trial.name: trials[trial.continues].settings for trial in sweep.trials if trial.continues}
+    epochs = [
+        trial.settings.pretrain_epochs - (shorter[trial.name].pretrain_epochs if trial.name in shorter else 0)
+        for trial in trained
+        if trial.name not in taking
+    ]
     if sweep.race is not None and not sweep.encoders:
         listed = "" if sweep.rounds else " The first ones are listed."
         yield f"Plan: {race_words(sweep)}.{listed} More seeds go to points that are not separated."
+    if done:
+        yield f"{counted(len(done), 'trial')} {'has' if len(done) == 1 else 'have'} ended and will not run again."
     if epochs and sweep.tune.searcher == "none":
         total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
         shared = f" that share {counted(len(epochs), 'pretraining')}" if taking else " with pretraining"

@@ -218,17 +218,21 @@ def test_the_time_of_a_continued_pretraining_counts_once(tmp_path, space_file):
     assert spent < sum(each["wall_s"] for each in results)
 
 
+ONE_PRETRAINING = "# Plan: 2 trials that share 1 pretraining, 1 epoch each.\n"
+TWO_PRETRAININGS = "# Plan: 2 trials with pretraining, 1 epoch each, 2 in all.\n"
+
+
 @pytest.mark.parametrize(
-    ("search", "flags", "words", "continuing"),
+    ("search", "flags", "words", "continuing", "pretraining"),
     [
-        ({"labels_per_class": [1, 5]}, [], "1 continues from shorter ones, 1 pretraining", 1),
-        ({"labels_per_class": [1, 5]}, ["--no-share"], "2 continue from shorter ones", 2),
-        ({"probe_layer": ["trunk", "embedding"]}, [], "2 continue from shorter ones", 2),
+        ({"labels_per_class": [1, 5]}, [], "1 continues from shorter ones, 1 pretraining", 1, ONE_PRETRAINING),
+        ({"labels_per_class": [1, 5]}, ["--no-share"], "2 continue from shorter ones", 2, TWO_PRETRAININGS),
+        ({"probe_layer": ["trunk", "embedding"]}, [], "2 continue from shorter ones", 2, TWO_PRETRAININGS),
     ],
     ids=str,
 )
 def test_the_plan_counts_a_trial_that_takes_over_a_pretraining_as_none_that_continues(
-    tmp_path, space_file, search, flags, words, continuing
+    tmp_path, space_file, search, flags, words, continuing, pretraining
 ):
     """The online kNN of a continued trial covers only trials that read the same layer. The others continue too."""
     root, before = tmp_path / "runs" / "x", {**search, "usl_epochs": [1]}
@@ -240,6 +244,8 @@ def test_the_plan_counts_a_trial_that_takes_over_a_pretraining_as_none_that_cont
     store, sweep = Store.open(root)
     assert sum(bool(each.continues) for each in store.results(sweep)) == continuing
     assert sum("# new, continues" in line for line in plan.splitlines()) == continuing
+    assert pretraining in plan
+    assert "# 4 trials have ended and will not run again.\n" in plan
 
 
 def test_a_longer_list_of_epochs_continues_the_longest_shorter_trial(tmp_path, space_file):

@@ -23,9 +23,9 @@ from raysweep.system.temporary import temporary_directory
 
 PATCH_SIDE = 64  # pixels of the photograph behind a digit of digits_m; shows edges and texture even at 16×16
 NETWORK_TIMEOUT = 20.0  # seconds without an answer
-DOWNLOAD = ".download-"
-"""The beginning of the name of the folder into which a dataset is downloaded."""
-LOCK = ".downloading"
+DOWNLOAD = ".download-{}-"
+"""The beginning of the name of the folder into which a dataset is downloaded. The name of the machine follows."""
+LOCK = ".downloading-{}"
 """The name of the file that the process that downloads a dataset has locked."""
 DOWNLOAD_SECONDS = 3600.0
 """The longest wait for the download of another process."""
@@ -161,37 +161,42 @@ def present_files(data_dir: Path, files: Sequence[str]) -> list[str]:
     return [str(data_dir / file) for file in files if (data_dir / file).exists()]
 
 
-def make_or_wait(data_dir: Path, files: Sequence[str], make: Callable[[Path, bool], T], is_alone: bool) -> T:
+def make_or_wait(name: str, data_dir: Path, make: Callable[[Path, bool], T], is_alone: bool) -> T:
     """Read a dataset; see `fetch`. If another process is moving its files there, wait for it.
 
     Args:
+        name: The dataset.
         data_dir: torchvision's root folder.
-        files: The files of the dataset.
         make: The function that reads it.
-        is_alone: Whether it is known that no other process downloads.
+        is_alone: Whether it is known that no other process downloads it.
     """
     end = time.monotonic() + MOVE_SECONDS
     while True:
-        is_moving = not is_alone and any(data_dir.glob(f"{DOWNLOAD}*"))
+        is_moving = not is_alone and is_begun(name, data_dir)
         try:
             return make(data_dir, False)
         except FILE_FAULTS:
-            if not is_moving or not present_files(data_dir, files) or time.monotonic() > end:
+            if not is_moving or time.monotonic() > end:
                 raise
         time.sleep(0.2)
 
 
+def is_begun(name: str, data_dir: Path) -> bool:
+    """Return whether there is a folder of a download of the dataset that has not ended or was cut off."""
+    return any(data_dir.glob(f"{DOWNLOAD.format(name)}*"))
+
+
 @contextmanager
-def downloading_alone(data_dir: Path) -> Iterator[bool]:
-    """Wait until no other process downloads into `data_dir`, and let the others wait until the block ends.
+def downloading_alone(name: str, data_dir: Path) -> Iterator[bool]:
+    """Wait until no other process downloads the dataset, and let the others wait until the block ends.
 
     Yields:
         Whether that was possible. Otherwise the files cannot be locked, or another download takes too long. Then two
         processes may download at the same time, which does no harm.
     """
-    path = data_dir / LOCK
+    path = data_dir / LOCK.format(name)
     with ExitStack() as stack:
-        is_alone = lock_downloads(path, stack)
+        is_alone = lock_download(path, stack)
         try:
             yield is_alone
         finally:
@@ -200,8 +205,8 @@ def downloading_alone(data_dir: Path) -> Iterator[bool]:
                     path.unlink()
 
 
-def lock_downloads(path: Path, stack: ExitStack) -> bool:
-    """Lock the file at `path`, which `stack` closes; returns False if it cannot be locked."""
+def lock_download(path: Path, stack: ExitStack) -> bool:
+    """Lock the file at `path`, and return whether that was possible. `stack` closes the file."""
     end = time.monotonic() + DOWNLOAD_SECONDS
     while time.monotonic() < end:
         try:
@@ -214,7 +219,8 @@ def lock_downloads(path: Path, stack: ExitStack) -> bool:
         except OSError:
             return False
         except InputError:  # the file system has no locks
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return False
         warn_once(f"waiting for another process that downloads a dataset into {str(path.parent)!r}")
         time.sleep(0.2)
@@ -241,20 +247,20 @@ def fetch(
     new_folders = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with downloading_alone(data_dir) as is_alone:
+        with downloading_alone(name, data_dir) as is_alone:
             try:
-                return make_or_wait(data_dir, files, make, is_alone)
+                return make_or_wait(name, data_dir, make, is_alone)
             except FILE_FAULTS as fault:
                 present = present_files(data_dir, files)
                 # If a process was killed while it moved the files, the others are downloaded again.
-                is_cut_off = len(present) < len(files) and any(data_dir.glob(f"{DOWNLOAD}*"))
+                is_cut_off = len(present) < len(files) and is_begun(name, data_dir)
                 if present and not is_cut_off:
                     reason = one_line(fault).split(" You can use download=True")[0]
                     raise InputError(
                         f"dataset {name} in {str(data_dir)!r} is damaged or incomplete ({reason}): copy its files "
                         f"there again, or remove {', '.join(map(repr, present))} to have it downloaded"
                     ) from fault
-            return download(data_dir, files, archives, make)
+            return download(name, data_dir, files, archives, make)
     except InputError:
         raise
     except FILE_FAULTS as fault:
@@ -268,9 +274,13 @@ def fetch(
                 folder.rmdir()
 
 
-def download(data_dir: Path, files: Sequence[str], archives: Sequence[str], make: Callable[[Path, bool], T]) -> T:
+def download(
+    name: str, data_dir: Path, files: Sequence[str], archives: Sequence[str], make: Callable[[Path, bool], T]
+) -> T:
     """Download a dataset into a temporary folder and move its files to their places; see `fetch`."""
-    with temporary_directory(data_dir, DOWNLOAD) as temporary, quiet_network():
+    # Some file systems keep the locks of each machine apart. Only folders of this machine can be told to be left over.
+    prefix = f"{DOWNLOAD.format(name)}{socket.gethostname()}-"
+    with temporary_directory(data_dir, prefix) as temporary, quiet_network():
         for archive in archives:
             if (data_dir / archive).is_file():
                 (temporary / archive).parent.mkdir(parents=True, exist_ok=True)

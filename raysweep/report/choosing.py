@@ -61,7 +61,8 @@ def rankings(group: Group, score: str) -> list[Ranking]:
         score: The test score.
 
     Returns:
-        The rankings, LiDAR first. Empty if the points did not report measures without labels, or has too few points.
+        The rankings, LiDAR first. The list is empty if no point reported measures without labels, or if there are too
+        few points.
     """
     points = [point for point in group.complete if point.values(score)]
     has_measures = any(name.startswith(PREFIX) for point in points for result in point.by_seed.values()
@@ -102,7 +103,7 @@ def usable(points: Sequence[Point]) -> dict[str, Scale]:
 
 
 def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
-    """Return a setting in which points differ so that a metric measures something else in each; empty without one.
+    """Return the name of a setting in which the points differ and that changes what a metric measures, else "".
 
     Only the losses of pretraining have such settings. Values without effect do not count, nor do controls, which do
     not compete.

@@ -380,17 +380,18 @@ def seeds_to_show(
 ) -> int | None:
     """Return about how many seeds would show a difference whose interval contains zero; None above `most`.
 
-    `seeds_needed` gives the number from the pooled spread of complete cells. The interval may be wider than that spread
-    says, where spreads differ or cells are missing. If the two points have that many seeds already, the width of the
-    interval gives the number: it shrinks about with the square root of the number of seeds.
+    For a pooled interval, `seeds_needed` gives the number, as if no cell were missing. If the two points have that many
+    seeds already, the width of the interval gives the number: it shrinks about with the square root of the number of
+    seeds. The width also gives it for an interval of Holm's method, because the spreads of the points differ.
 
     The difference has an interval that contains zero. The other arguments are those of `seeds_needed`.
     """
     if difference.mean is None or difference.low is None or difference.high is None:
         raise ValueError("a difference without an interval does not tell how many seeds would show it")
-    seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
-    if seeds is None or seeds > difference.n:
-        return seeds
+    if difference.method != "holm":
+        seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
+        if seeds is None or seeds > difference.n:
+            return seeds
     ratio = (difference.high - difference.low) / 2 / abs(difference.mean)
     seeds = max(math.ceil(difference.n * ratio * ratio), difference.n + 1)
     return seeds if seeds <= most else None

@@ -27,7 +27,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 TEMPORARY_END = re.compile(r"\.raysweep-[0-9a-f]{8}")
-"""The end of the name of each temporary file of `replacing`. No user, editor or file system ends a name like this."""
+"""The end of the name of each temporary file of `replacing`. Nobody else is expected to end a name like this."""
 LONGEST_JSON = 2**22
 """Size limit for reading a JSON file, in bytes. A trial's files have a few thousand bytes."""
 
@@ -186,11 +186,11 @@ def rename_to_free(file: Path, name: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # FAT and some network file systems have no hard links
-        if os.path.lexists(name):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
-        os.rename(file, name)
+        open(name, "xb").close()  # takes the name
+        os.replace(file, name)
     else:
-        os.unlink(file)
+        with suppress(OSError):  # the new file is complete
+            os.unlink(file)
 
 
 def sync(descriptor: int) -> None:

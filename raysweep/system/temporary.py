@@ -52,7 +52,7 @@ def remove_left_over(parent: Path, prefix: str = PREFIX) -> None:
 def is_left_over(directory: Path) -> bool:
     """Return whether the directory has a lock file that no process holds; raises OSError if that cannot be told."""
     try:
-        with open(directory / LOCK) as file:
+        with open(directory / LOCK, "r+") as file:  # NFS locks only files that are open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except (BlockingIOError, FileNotFoundError):

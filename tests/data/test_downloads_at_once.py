@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -63,7 +62,12 @@ def present(tmp_path):
     return sorted(path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*"))
 
 
-WAITS = "waiting for another process that downloads a dataset into '{}'"
+def wait_for_words(process, tmp_path):
+    """Wait until a process says that it waits for the download of another one."""
+    words = f"waiting for another process that downloads a dataset into '{tmp_path / 'data'}'"
+    assert any(words in line for line in process.stderr)
+
+
 WHOLE = ["set", "set/a", "set/b", "set/c"]
 
 
@@ -71,12 +75,9 @@ def test_one_process_downloads_and_the_other_waits_and_reads(start, tmp_path):
     first = start()
     assert first.stdout.readline() == "downloads\n"
     second = start()
-    time.sleep(0.5)
-    assert second.poll() is None
+    wait_for_words(second, tmp_path)
     assert first.communicate() == ("", "")
-    output, words = second.communicate()
-    assert output == "", "it reads what the first one has downloaded"
-    assert words.count(WAITS.format(tmp_path / "data")) == 1
+    assert second.communicate()[0] == "", "it reads what the first one has downloaded"
     assert (first.returncode, second.returncode) == (0, 0)
     assert present(tmp_path) == WHOLE
 
@@ -85,11 +86,9 @@ def test_a_process_takes_over_the_download_of_a_killed_one(start, tmp_path):
     first = start()
     assert first.stdout.readline() == "downloads\n"
     second = start()
-    time.sleep(0.5)
+    wait_for_words(second, tmp_path)
     first.kill()
-    output, words = second.communicate()
-    assert output == "downloads\n"
-    assert words.count(WAITS.format(tmp_path / "data")) == 1
+    assert second.communicate()[0] == "downloads\n"
     assert second.returncode == 0
     assert present(tmp_path) == WHOLE, "nothing of the killed process is left"
 

@@ -595,9 +595,11 @@ def test_seeds_to_show_a_difference_where_the_spreads_differ():
             count = seeds_to_show(difference, variance, 6)
             assert count is None or 5 < count <= 50
             pooled = seeds_needed(difference.mean, variance, 6)
-            if pooled is not None and pooled <= 5:
+            if difference.method == "holm" or (pooled is not None and pooled <= 5):
                 scaled += 1
                 methods.add(difference.method)
+                enough = 5 * ((difference.high - difference.low) / 2 / difference.mean) ** 2
+                assert count == max(6, math.ceil(enough)) if enough <= 50 else count is None
             else:
                 assert count == pooled
     assert scaled > 10

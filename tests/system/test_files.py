@@ -1,10 +1,14 @@
 """Files that several processes write, read and remove at the same time."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+
+import pytest
 
 from raysweep.system.files import open_regular, replacing
 
@@ -59,7 +63,13 @@ def test_a_file_that_another_process_creates_is_no_broken_link(tmp_path):
         thread.join()
 
 
-def test_one_of_several_writers_that_create_a_new_file_at_once_succeeds(tmp_path):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_one_of_several_writers_that_create_a_new_file_at_once_succeeds(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "the file system has no hard links")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
     path, start = tmp_path / "file", threading.Barrier(8)
 
     def create(number):
@@ -68,7 +78,7 @@ def test_one_of_several_writers_that_create_a_new_file_at_once_succeeds(tmp_path
                 file.write(b"%d" % number)
                 start.wait()
         except FileExistsError as fault:
-            return fault.filename
+            return str(fault.filename)
         return number
 
     for _ in range(50):
