@@ -141,7 +141,15 @@ def show_plan(
     estimate: Estimate | None = None,
     done: Collection[str] = (),
 ) -> int:
-    """Print what would run. For a resume, mark the trials that are not `known`, and leave out those that are `done`."""
+    """Print what would run.
+
+    Args:
+        sweep: The sweep.
+        known: For a resume: the names of the trials that the existing sweep has. The other trials are marked as new.
+        parsed: The parsed command line.
+        estimate: How long the sweep would take; None if nobody asked.
+        done: For a resume: the names of the trials that have ended. The plan does not count them.
+    """
     share = not getattr(parsed, "no_share", False)
     for line in dry_run.lines_of(sweep, known, parsed.local, parsed.verbose, estimate, share, done):
         print(line)

@@ -93,13 +93,9 @@ def plan(sweep: Sweep, local: bool, share: bool = True, done: Collection[str] = 
     taking = taking_over(sweep, done) if share else frozenset()
     examples = [trial for trial in sweep.examples if trial.name not in done]
     trained = [trial for trial in examples if trial.source is None and trial.settings.pretrain_epochs]
-    trials = {trial.name: trial for trial in sweep.trials}
-    shorter = {trial.name: trials[trial.continues].settings for trial in sweep.trials if trial.continues}
-    epochs = [
-        trial.settings.pretrain_epochs - (shorter[trial.name].pretrain_epochs if trial.name in shorter else 0)
-        for trial in trained
-        if trial.name not in taking
-    ]
+    whole = {trial.name: trial.settings.pretrain_epochs for trial in sweep.trials}
+    before = {trial.name: whole[trial.continues] for trial in sweep.trials if trial.continues}
+    epochs = [t.settings.pretrain_epochs - before.get(t.name, 0) for t in trained if t.name not in taking]
     if sweep.race is not None and not sweep.encoders:
         listed = "" if sweep.rounds else " The first ones are listed."
         yield f"Plan: {race_words(sweep)}.{listed} More seeds go to points that are not separated."

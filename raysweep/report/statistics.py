@@ -73,7 +73,7 @@ class Design:
     """The point of each cell, shape (cells,)."""
     columns: Any  # a sparse array with one column for each point and each seed, shape (cells, points + seeds)
     solve: Array
-    """Gives least-squares effects of points and seeds from the scores, shape (points + seeds, cells)."""
+    """Turns scores into least-squares effects of points and seeds, shape (points + seeds, cells)."""
     weights: Array
     """The weights of the cells in the adjusted mean of each point, shape (points, cells)."""
     group: Indices
@@ -111,7 +111,16 @@ class Design:
 
 
 def _solution(mask: NDArray[np.bool_], point: Indices, seed: Indices) -> tuple[Array, Array]:
-    """Return what turns scores into least-squares effects, (points, cells) and (seeds, cells), for present cells."""
+    """Return the matrices that turn scores into least-squares effects of points and of seeds.
+
+    Args:
+        mask: The cells that are present, shape (points, seeds).
+        point: The point of each present cell, shape (cells,).
+        seed: The seed of each present cell, shape (cells,).
+
+    Returns:
+        The matrix for the points, shape (points, cells), and the matrix for the seeds, shape (seeds, cells).
+    """
     points, seeds = mask.shape
     if points < seeds:
         by_seed, by_point = _solution(mask.T, seed, point)
@@ -378,7 +387,7 @@ def seeds_needed(
 def seeds_to_show(
     difference: Difference, residual_variance: float, points: int, most: int = 50, divisor: int = 1
 ) -> int | None:
-    """Return about how many seeds would show a difference whose interval contains zero; None above `most`.
+    """Return about how many seeds would show a difference whose interval contains zero; None if more than `most`.
 
     For a pooled interval, `seeds_needed` gives the number, as if no cell were missing. If the two points have that many
     seeds already, the width of the interval gives the number: it shrinks about with the square root of the number of
@@ -392,6 +401,8 @@ def seeds_to_show(
         seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
         if seeds is None or seeds > difference.n:
             return seeds
+    if difference.mean == 0:
+        return None
     ratio = (difference.high - difference.low) / 2 / abs(difference.mean)
     seeds = max(math.ceil(difference.n * ratio * ratio), difference.n + 1)
     return seeds if seeds <= most else None

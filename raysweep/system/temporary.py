@@ -17,7 +17,9 @@ LOCK, NEW_LOCK = ".in-use", ".in-use.new"
 
 @contextmanager
 def temporary_directory(parent: Path | None = None, prefix: str = PREFIX) -> Iterator[Path]:
-    """Create a directory that is removed at the end; first remove those that this user's killed processes left.
+    """Create a directory, and remove it when the block ends.
+
+    A killed process cannot remove its directory. Therefore each call first removes such directories of this user.
 
     Args:
         parent: The directory in which it is created; None stands for the system's directory for temporary files.

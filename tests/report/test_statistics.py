@@ -583,6 +583,11 @@ def test_seeds_to_show_a_difference_are_more_than_there_are(difference, variance
     assert seeds_to_show(difference, variance, 6) == expected
 
 
+@pytest.mark.parametrize("method", ["holm", "tukey"])
+def test_no_number_of_seeds_shows_a_difference_of_zero(method):
+    assert seeds_to_show(Difference(5, 0.0, -0.1, 0.1, method), 0.01, 6) is None
+
+
 def test_seeds_to_show_a_difference_where_the_spreads_differ():
     random = np.random.default_rng(24)
     methods, scaled = set(), 0
