@@ -111,15 +111,10 @@ class Design:
 
 
 def _solution(mask: NDArray[np.bool_], point: Indices, seed: Indices) -> tuple[Array, Array]:
-    """Return the matrices that turn scores into least-squares effects of points and of seeds.
+    """Return two matrices that turn scores into least-squares effects: of points, and of seeds.
 
-    Args:
-        mask: The cells that are present, shape (points, seeds).
-        point: The point of each present cell, shape (cells,).
-        seed: The seed of each present cell, shape (cells,).
-
-    Returns:
-        The matrix for the points, shape (points, cells), and the matrix for the seeds, shape (seeds, cells).
+    Their shapes are (points, cells) and (seeds, cells). `mask` has the shape (points, seeds), and says which cells are
+    present. `point` and `seed` have the shape (cells,), and say where each present cell is.
     """
     points, seeds = mask.shape
     if points < seeds:
@@ -389,20 +384,17 @@ def seeds_to_show(
 ) -> int | None:
     """Return about how many seeds would show a difference whose interval contains zero; None if more than `most`.
 
-    For a pooled interval, `seeds_needed` gives the number, as if no cell were missing. If the two points have that many
-    seeds already, the width of the interval gives the number: it shrinks about with the square root of the number of
-    seeds. The width also gives it for an interval of Holm's method, because the spreads of the points differ.
-
-    The difference has an interval that contains zero. The other arguments are those of `seeds_needed`.
+    For a pooled interval, `seeds_needed`, which has the same arguments, gives the number as if no cell were missing. If
+    the points have that many seeds already, or for Holm's method, the width of the interval gives the number: the width
+    shrinks about with the square root of the number of seeds.
     """
-    if difference.mean is None or difference.low is None or difference.high is None:
-        raise ValueError("a difference without an interval does not tell how many seeds would show it")
+    assert difference.mean is not None
+    assert difference.low is not None
+    assert difference.high is not None
     if difference.method != "holm":
         seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
         if seeds is None or seeds > difference.n:
             return seeds
-    if difference.mean == 0:
-        return None
-    ratio = (difference.high - difference.low) / 2 / abs(difference.mean)
-    seeds = max(math.ceil(difference.n * ratio * ratio), difference.n + 1)
-    return seeds if seeds <= most else None
+    ratio = (difference.high - difference.low) / 2 / abs(difference.mean) if difference.mean else math.inf
+    needed = difference.n * ratio * ratio
+    return max(math.ceil(needed), difference.n + 1) if max(needed, difference.n + 1) <= most else None
