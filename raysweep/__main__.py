@@ -7,6 +7,8 @@ import gc
 import signal
 import sys
 
+from raysweep.system.signals import handle_interrupts, ignore_interrupts
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line in a process of its own; returns its exit status.
@@ -15,8 +17,6 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what follows the program's name; None takes them from `sys.argv`.
     """
     try:
-        from raysweep.system.signals import handle_interrupts
-
         handle_interrupts()
         from raysweep.system.terminal import use_lasting_streams
 
@@ -25,11 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         return cli.main(arguments)
     except KeyboardInterrupt:
+        ignore_interrupts()
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # nothing is left to save, and Ray takes a moment to end
+        ignore_interrupts()  # nothing is left to save, and Ray takes a moment to end
+        # If KeyboardInterrupt left an `exec` of a string, as `dataclass` uses it, `python -m` ends by SIGINT and not
+        # with the exit status. The next `exec` of a string clears this.
+        exec("")
         if "ray" in sys.modules:
             from raysweep.backends.ray.session import leave
 

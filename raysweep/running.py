@@ -175,6 +175,8 @@ def run_trials(
         if stopping.number is not None:
             raise interrupted(store, where, stopping.number)
         remove_unneeded(store, sweep)
+    if stopping.number is not None:  # the signal arrived after the last trial had ended
+        raise interrupted(store, where, stopping.number)
     cached = cache_words(sweep.examples[0].settings) if sweep.encoders else ""
     if cached:
         progress.tell(cached)

@@ -18,7 +18,7 @@ from types import FrameType
 from raysweep.errors import printable
 from raysweep.results.result import describe_error
 from raysweep.results.store import Store
-from raysweep.system.signals import check_interrupted
+from raysweep.system.signals import SIGNALS, check_interrupted
 from raysweep.system.terminal import INTERRUPTED, end_process, say_at_once
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # seconds between two checks of the flag; in a bucket each is a request
@@ -35,7 +35,6 @@ TWICE_SECONDS = 1.0
 
 Slurm sends SIGTERM to a batch script, which passes it on to its children, and Slurm sends it to these children too.
 """
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopFlag:
@@ -104,6 +103,7 @@ class Stopping:
         self.told = threading.Event()
         """Set once every trial that starts from now on sees the flag."""
         self._quitting = False
+        self._trials_ended = False
         self._terminated = False
         self._responsive: float | None = None
         """The monotonic time at which the main thread first resumed its work after SIGTERM or SIGHUP."""
@@ -125,6 +125,8 @@ class Stopping:
             self.flag.set()
             self.told.set()
         except OSError as fault:
+            if self._trials_ended:  # they no longer need the flag, and this run may have removed it
+                return
             print(printable(f"warning: trials cannot be told to stop: {describe_error(fault)}"), file=sys.stderr)
 
     def asked(self) -> bool:
@@ -157,12 +159,18 @@ class Stopping:
         return before and (self._responsive is None or time.monotonic() - self._responsive < TWICE_SECONDS)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: the first signal stops the trials, the second one quits, later ones are ignored."""
+        """Signal handler: the first signal stops the trials, the second one quits, later ones are ignored.
+
+        After the trials have ended, the second signal only limits the time that is left, because an exception would
+        interrupt the code that prints the last line.
+        """
         if self._quitting or (number != signal.SIGINT and self._is_same_signal()):
             return
         if self.interrupted:
             self._quitting = True
             self._end_process_in(ENDING_SECONDS)
+            if self._trials_ended:
+                return
             raise KeyboardInterrupt
         self.number = number
         again = "press Ctrl-C again" if self.owns_process else "interrupt again"
@@ -187,6 +195,8 @@ class Stopping:
         `nohup` ignores stays ignored.
 
         In another thread than the main one, where Python allows no signal handlers, signals are handled as before.
+        Afterwards they are handled as before too, unless a signal ended the sweep and the process ends with it: then
+        the process has only its last line to print, and a user who presses Ctrl-C six times still gets this line alone.
         """
         self.flag.place()
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
@@ -197,13 +207,15 @@ class Stopping:
             check_interrupted()
             yield
         finally:
+            self._trials_ended = True
             try:
                 # Trials may stop before a repeated SIGTERM arrives, which would then kill this process while it ends.
                 if self._terminated:
                     time.sleep(max(0.0, (self._responsive or time.monotonic()) + TWICE_SECONDS - time.monotonic()))
             finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+                if not (self.owns_process and self.interrupted):
+                    for number, handler in before.items():
+                        signal.signal(number, handler)
                 self.flag.remove(was_set=self.since is not None)
 
 

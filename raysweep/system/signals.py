@@ -1,27 +1,45 @@
-"""The signals that end a command before its trials run."""
+"""The signals that end a command before and after its trials run."""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
-_received = False
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REPEATED_SECONDS = 1.0
+"""Seconds within which a second signal counts as a repetition of the first.
+
+A user may press Ctrl-C several times, and a cluster's scheduler may signal both a script and its children. A second
+KeyboardInterrupt would interrupt the code that handles the first one and prints the last line.
+"""
+
+_received: float | None = None
+"""The monotonic time of the signal that interrupted the command; None before."""
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Signal handler: end like Ctrl-C does, and remember that a signal has arrived."""
+    """Signal handler: end like Ctrl-C does, and remember that a signal has arrived. Repetitions are ignored."""
     global _received
-    _received = True
+    if _received is not None and time.monotonic() - _received < REPEATED_SECONDS:
+        return
+    _received = time.monotonic()
     raise KeyboardInterrupt
 
 
 def handle_interrupts() -> None:
     """Let SIGINT, SIGTERM and SIGHUP interrupt this process. Signals that are ignored, as by `nohup`, stay ignored."""
     global _received
-    _received = False
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    _received = None
+    for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, interrupt)
+
+
+def ignore_interrupts() -> None:
+    """Ignore SIGINT, SIGTERM and SIGHUP from now on, because the process writes its last line and ends."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def check_interrupted() -> None:
@@ -30,5 +48,5 @@ def check_interrupted() -> None:
     C code may swallow the exception that a signal handler raises, for example while it imports a library. Without this
     check the command would then go on as if there had been no signal.
     """
-    if _received:
+    if _received is not None:
         raise KeyboardInterrupt

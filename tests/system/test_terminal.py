@@ -201,6 +201,63 @@ def test_a_signal_before_the_first_trial_gives_one_line(tmp_path, number, later)
     assert "interrupted" in err.splitlines()[-1]
 
 
+def test_many_signals_before_the_first_trial_give_one_line(tmp_path):
+    process = forked.start(PROGRAM, *LONG, cwd=tmp_path)
+    while not has_signal(process.pid, "SigCgt", signal.SIGTERM):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    while process.poll() is None:  # until the process has ended, so that a signal arrives in each of its last moments
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def test_signals_after_the_trials_leave_the_last_line_alone(tmp_path):
+    program = (
+        "import signal\n"
+        "from raysweep.backends.stopping import Stopping\n"
+        "from raysweep.results.store import Store\n"
+        "with Stopping(Store('.')).running():\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.raise_signal(number)\n"
+        "print('the last line')\n"
+    )
+    completed = forked.run("-c", program, cwd=tmp_path)
+    assert (completed.returncode, completed.stdout) == (0, "the last line\n"), completed.stderr
+    assert completed.stderr.splitlines() == [STOPPING]
+
+
+def test_repetitions_of_a_signal_do_not_interrupt_its_handling(tmp_path):
+    program = (
+        "import signal, time\n"
+        "from raysweep.system.signals import REPEATED_SECONDS, handle_interrupts\n"
+        "handle_interrupts()\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n"
+        "        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):\n"
+        "            signal.raise_signal(number)\n"
+        "        print('interrupted')\n"
+        "    time.sleep(REPEATED_SECONDS)\n"
+    )
+    completed = forked.run("-c", program, cwd=tmp_path)
+    assert (completed.returncode, completed.stdout) == (0, "interrupted\n" * 2), completed.stderr
+
+
+def test_the_exit_status_after_an_interrupt_within_an_exec_of_a_string(tmp_path):
+    """Python then ends `python -m` by SIGINT, whatever exit status the program gives."""
+    plugin = "import signal\nexec('signal.raise_signal(signal.SIGINT)')\n"
+    (tmp_path / "interrupting.py").write_text(plugin)
+    command = [sys.executable, "-m", "raysweep", "sweep", "--plugin", "interrupting.py"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (130, b"interrupted\n")
+
+
 def test_an_interrupt_that_a_library_swallowed_still_ends_the_sweep(tmp_path):
     """C code may clear the exception of a signal handler, as some libraries do while they are imported."""
     program = (
