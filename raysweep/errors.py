@@ -63,6 +63,8 @@ def printable(text: str) -> str:
 
     That is every control character, line break and text direction override, and every byte of a path that is no text.
     """
+    if text.isprintable():  # so is almost every text, and a report shows thousands
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -11,6 +11,7 @@ from raysweep import parts, space
 from raysweep.backends import local
 from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.progress import SilentTrials
+from raysweep.backends.ray.tuner import AHEAD
 from raysweep.backends.stopping import Stopping
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.results.event_records import split
@@ -271,6 +272,51 @@ def test_trials_wait_for_a_running_pretraining_and_no_other_trial_waits(tmp_path
     assert handout.covered(3) is None, "all trials have ended"
     assert [trial.settings.labels_per_class for trial in queue.ended(first.trial, failed=True)] == [2]
     assert queue.is_empty()
+
+
+def test_no_worker_idles_while_the_last_pretraining_runs(tmp_path):
+    """Six pretrainings on two workers, each of 48 s, and 102 trials of 0.75 s that take over."""
+    grid = {"alpha": [0.01, 0.1, 1], "seed": [0, 1], "labels_per_class": [1, 10, 20], "probe_layer": ["trunk"]}
+    sweep = sweep_of({**grid, "usl_epochs": [1, 2, 3], "knn_k": [1, 2]})
+    store = Store(tmp_path / "x")
+    store.create(sweep, {})
+    pretraining, evaluation, workers = 48.0, 0.75, 2
+    taking = len(taking_over(sweep))
+    assert len(sweep.trials) - taking == 6
+    lower_bound = (6 * pretraining + taking * evaluation) / workers
+    longest = last_end(sweep, store, workers, lambda start: pretraining if is_leader(start) else evaluation)
+    assert longest < 1.02 * lower_bound
+
+
+def is_leader(start):
+    return isinstance(start.role, HandsOut)
+
+
+def last_end(sweep, store, workers, seconds):
+    """Simulate workers that run the trials of a queue, and return when the last trial ends.
+
+    Like Tune, the simulation asks for a trial before a worker has room for it.
+    """
+    queue = PretrainingQueue(sweep.trials, store, share=True, ahead=AHEAD * workers)
+    running, asked, now = [], None, 0.0
+    while True:
+        for group in queue.open:
+            group.looked.clear()  # time passes only in the simulation
+        if asked is None:
+            asked = queue.next()
+        if asked is not None and len(running) < workers:
+            running.append((now + seconds(asked), asked))
+            asked = None
+            continue
+        if not running:
+            assert queue.is_empty()
+            return now
+        now, ended = min(running, key=lambda each: each[0])
+        running.remove((now, ended))
+        if is_leader(ended):
+            for epoch in ended.role.epochs:
+                Handout(store, ended.role.digest).write(epoch, {}, b"", handout_keys(ended))
+        assert queue.ended(ended.trial, failed=False) == []
 
 
 def handout_keys(start):

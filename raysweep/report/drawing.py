@@ -119,6 +119,7 @@ import_matplotlib()
 import matplotlib  # noqa: E402 - after it has been imported safely
 from matplotlib import colormaps  # noqa: E402
 from matplotlib import figure as matplotlib_figure  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.colors import Normalize  # noqa: E402
 from matplotlib.ft2font import FT2Font  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
@@ -203,7 +204,12 @@ def save(figure: Figure, form: str = "png", dpi: int = 150) -> bytes:
     """
     buffer = io.BytesIO()
     with own_style():
-        figure.savefig(buffer, format=form, dpi=dpi)
+        if form == "png":
+            figure.set_dpi(dpi)
+            canvas: Any = FigureCanvasAgg(figure)
+            canvas.print_png(buffer)  # savefig visits all artists once more, which takes a third of its time
+        else:
+            figure.savefig(buffer, format=form, dpi=dpi)
     return buffer.getvalue()
 
 

@@ -38,6 +38,12 @@ PART = 500
 Tune keeps 60 KB of each trial until its run ends. At the end of each such part, idle slots wait for its last trial,
 and new workers import torch.
 """
+AHEAD = 2
+"""Number of shared pretrainings for each slot that may be unfinished while another one starts.
+
+With 1, one of two workers had nothing to do in the last 12 of 184 s of the sweep in `benchmarks/sharing.py`, because
+the trials that take over had ended before the last pretraining.
+"""
 
 
 def prepare(sweep: Sweep, store: Store, address: str | None) -> str:
@@ -185,7 +191,7 @@ def run_parts(
         if stop.stopping.asked():
             break
         if shares:
-            queue = PretrainingQueue(part, sweep_run.store, share=True, ahead=slots(sweep))
+            queue = PretrainingQueue(part, sweep_run.store, share=True, ahead=AHEAD * slots(sweep))
             proposer = Dispenser(queue, stop.stopping, stop.watch.failed, stop.watch.fail)
         # Tune's own state is never read again. On the disk of the results it would fail with them if the disk is full.
         with temporary_directory() as state, hidden_credentials():
