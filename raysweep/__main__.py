@@ -7,7 +7,7 @@ import gc
 import signal
 import sys
 
-from raysweep.system.signals import handle_interrupts, ignore_interrupts
+from raysweep.system import signals
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what follows the program's name; None takes them from `sys.argv`.
     """
     try:
-        handle_interrupts()
+        signals.handle_interrupts()
         from raysweep.system.terminal import use_lasting_streams
 
         use_lasting_streams()
@@ -25,13 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
 
         return cli.main(arguments)
     except KeyboardInterrupt:
-        ignore_interrupts()
+        signals.is_ending = True
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     finally:
-        ignore_interrupts()  # nothing is left to save, and Ray takes a moment to end
-        # If KeyboardInterrupt left an `exec` of a string, as `dataclass` uses it, `python -m` ends by SIGINT and not
-        # with the exit status. The next `exec` of a string clears this.
+        signals.is_ending = True
+        signals.ignore_interrupts()  # nothing is left to save, and Ray takes a moment to end
+        # Python remembers a KeyboardInterrupt that passed through an `exec` of a string, such as the one in the
+        # decorator `dataclass`. `python -m` would then end by SIGINT instead of with this exit status. Another `exec`
+        # of a string makes Python forget it.
         exec("")
         if "ray" in sys.modules:
             from raysweep.backends.ray.session import leave

@@ -26,7 +26,7 @@ from raysweep.results.encoders import (
 )
 from raysweep.results.mirror import local_encoder, trial_place
 from raysweep.results.store import Store
-from raysweep.results.sweep_file import recorded_datasets
+from raysweep.results.sweep_file import explanation, recorded_datasets
 from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial, complete_rounds
 from raysweep.system.files import unwritable
 
@@ -95,6 +95,11 @@ def plan_evaluation(
             plugins = with_existing(sweep.plugins, extra)
             store.pull(trial.name)
             return plan_for_one(place, trial, raw, where, overrides, plugins, (store, sweep))
+    directory = Path(place)
+    encoders = [f"{inside}{name}" for name in (ENCODER, OLD_ENCODER) for inside in ("", "*/")]
+    if directory.is_dir() and not any(any(directory.glob(name)) for name in (*encoders, "checkpoints/*.pt")):
+        what = explanation(place, directory / "sweep.yaml")
+        raise InputError(f"{place}: there is no encoder (no {ENCODER}) and no sweep {what}")
     activate(extra)
     return plan_for_one(place, None, raw, where, overrides, extra)
 

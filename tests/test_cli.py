@@ -88,6 +88,22 @@ def test_bad_arguments_are_refused(refused, arguments, words):
     assert words in refused(*arguments)
 
 
+@pytest.mark.parametrize("command", [["report"], ["evaluate"], ["sweep", "--resume"]], ids=" ".join)
+def test_a_directory_that_is_no_sweep_is_refused_and_a_sweep_in_it_is_named(command, tmp_path):
+    (tmp_path / "runs").mkdir()
+    process = here("raysweep", *command, "runs", cwd=tmp_path)
+    why = "no sweep (no sweep.yaml)"
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith("error: runs: there is no ")
+    assert process.stderr.endswith(f"{why}\n")
+    for name in ("b", "a"):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "sweep.yaml").write_text("")
+    process = here("raysweep", *command, "runs", cwd=tmp_path)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.endswith(f"{why}; give one of the sweeps in it, such as runs/a\n")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -274,7 +274,7 @@ def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_tor
         (lambda: raysweep.run(ONE, progress="yes"), "progress: give True, False or 'auto', not 'yes'"),
         (lambda: raysweep.resume("none"), "none: there is no sweep"),
         (lambda: raysweep.resume("none", spcae=ONE), "resume: unknown keyword 'spcae', did you mean 'space'?"),
-        (lambda: raysweep.open("none"), "none: there is no sweep"),
+        (lambda: raysweep.open("none"), "none: there is no sweep (no sweep.yaml)"),
         (lambda: raysweep.open([]), "the list of results directories is empty"),
         (lambda: raysweep.open(None), "place: give a results directory"),
         (lambda: raysweep.evaluate("nowhere"), "does not exist"),

@@ -11,7 +11,7 @@ from raysweep import parts, space
 from raysweep.backends import local
 from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.progress import SilentTrials
-from raysweep.backends.ray.tuner import AHEAD
+from raysweep.backends.ray.tuner import ahead
 from raysweep.backends.stopping import Stopping
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.results.event_records import split
@@ -288,6 +288,13 @@ def test_no_worker_idles_while_the_last_pretraining_runs(tmp_path):
     assert longest < 1.02 * lower_bound
 
 
+def test_few_pretrainings_are_unfinished_where_few_trials_run_or_the_time_is_limited():
+    sweep = sweep_of()
+    assert ahead(sweep, 16) == 32
+    assert ahead(dataclasses.replace(sweep, tune=Tune(max_concurrent=2)), 16) == 4
+    assert ahead(dataclasses.replace(sweep, tune=Tune(time_budget=60.0)), 16) == 16
+
+
 def is_leader(start):
     return isinstance(start.role, HandsOut)
 
@@ -297,7 +304,7 @@ def last_end(sweep, store, workers, seconds):
 
     Like Tune, the simulation asks for a trial before a worker has room for it.
     """
-    queue = PretrainingQueue(sweep.trials, store, share=True, ahead=AHEAD * workers)
+    queue = PretrainingQueue(sweep.trials, store, share=True, ahead=ahead(sweep, workers))
     running, asked, now = [], None, 0.0
     while True:
         for group in queue.open:

@@ -161,16 +161,17 @@ class Stopping:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: the first signal stops the trials, the second one quits, later ones are ignored.
 
-        After the trials have ended, the second signal only limits the time that is left, because an exception would
-        interrupt the code that prints the last line.
+        After the trials have ended, no signal raises an exception here, because it would interrupt the code that
+        prints the last line.
         """
         if self._quitting or (number != signal.SIGINT and self._is_same_signal()):
+            return
+        if self._trials_ended:
+            self.number = number if self.number is None else self.number
             return
         if self.interrupted:
             self._quitting = True
             self._end_process_in(ENDING_SECONDS)
-            if self._trials_ended:
-                return
             raise KeyboardInterrupt
         self.number = number
         again = "press Ctrl-C again" if self.owns_process else "interrupt again"
@@ -182,9 +183,14 @@ class Stopping:
     def _end_process_in(self, seconds: float) -> None:
         if not self.owns_process:
             return
-        timer = threading.Timer(seconds, leave_at_once, [self.resume])
+        timer = threading.Timer(seconds, self._leave_at_once)
         timer.daemon = True
         timer.start()
+
+    def _leave_at_once(self) -> None:
+        """End this process at once, because the trials had time to save and the process still hangs."""
+        words = "interrupted" if self._trials_ended else "interrupted before all trials could save a checkpoint"
+        end_process(INTERRUPTED, f"{words}; resume with: {self.resume}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -195,8 +201,8 @@ class Stopping:
         `nohup` ignores stays ignored.
 
         In another thread than the main one, where Python allows no signal handlers, signals are handled as before.
-        Afterwards they are handled as before too, unless a signal ended the sweep and the process ends with it: then
-        the process has only its last line to print, and a user who presses Ctrl-C six times still gets this line alone.
+        Afterwards signals are handled as before. There is one exception: if a signal ended the sweep of a command, the
+        command has only its last line to print. Further signals then do not interrupt it.
         """
         self.flag.place()
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
@@ -209,19 +215,14 @@ class Stopping:
         finally:
             self._trials_ended = True
             try:
-                # Trials may stop before a repeated SIGTERM arrives, which would then kill this process while it ends.
-                if self._terminated:
+                # Trials may stop before a repeated SIGTERM arrives, which would then kill a program that goes on.
+                if self._terminated and not self.owns_process:
                     time.sleep(max(0.0, (self._responsive or time.monotonic()) + TWICE_SECONDS - time.monotonic()))
             finally:
                 if not (self.owns_process and self.interrupted):
                     for number, handler in before.items():
                         signal.signal(number, handler)
                 self.flag.remove(was_set=self.since is not None)
-
-
-def leave_at_once(resume: str) -> None:
-    """End this process at once, because the trials had time to save and the process still hangs."""
-    end_process(INTERRUPTED, f"interrupted before all trials could save a checkpoint; resume with: {resume}")
 
 
 def watch(flag: StopFlag) -> Callable[[], bool]:

@@ -205,12 +205,25 @@ def save(figure: Figure, form: str = "png", dpi: int = 150) -> bytes:
     buffer = io.BytesIO()
     with own_style():
         if form == "png":
-            figure.set_dpi(dpi)
-            canvas: Any = FigureCanvasAgg(figure)
-            canvas.print_png(buffer)  # savefig visits all artists once more, which takes a third of its time
+            write_png(figure, buffer, dpi)
         else:
             figure.savefig(buffer, format=form, dpi=dpi)
     return buffer.getvalue()
+
+
+def write_png(figure: Figure, buffer: io.BytesIO, dpi: int) -> None:
+    """Write a figure as PNG, and leave its canvas and its resolution as they are.
+
+    The method `savefig` writes the same bytes, but it visits all artists once more, which takes a third of its time.
+    """
+    canvas_before, dpi_before = figure.canvas, figure.get_dpi()
+    canvas: Any = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    try:
+        canvas.print_png(buffer)
+    finally:
+        figure.set_dpi(dpi_before)
+        figure.set_canvas(canvas_before)
 
 
 @cache

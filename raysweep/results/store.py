@@ -44,12 +44,20 @@ from raysweep.results.result import (
     read_result,
     set_result_aside,
 )
-from raysweep.results.sweep_file import PLUGINS, PROPOSALS, RACE, history, read_plugins, with_proposals, write_sweep
+from raysweep.results.sweep_file import (
+    PLUGINS,
+    PROPOSALS,
+    RACE,
+    explanation,
+    history,
+    read_plugins,
+    with_proposals,
+    write_sweep,
+)
 from raysweep.space import LONGEST_WRITTEN, Proposal, Sweep, check_name, read, rebuild
 from raysweep.system.files import (
     check_held,
     holding,
-    irregular,
     lies,
     make_directory,
     open_lock,
@@ -136,8 +144,7 @@ class Store:
             store._mirror.pull(lambda name: name in ("sweep.yaml", PROPOSALS, RACE) or name.startswith(f"{PLUGINS}/"))
         path = store.root / "sweep.yaml"
         if not path.is_file():
-            what = f"its sweep.yaml is {irregular(path)}" if lies(path) else "no sweep.yaml"
-            raise InputError(f"{place}: there is no sweep ({what})")
+            raise InputError(f"{place}: there is no sweep {explanation(place, path)}")
         content = read(path, LONGEST_WRITTEN)
         plugins = read_plugins(store.root, content, str(place), given)
         others = {plugin.name: plugin for plugin in beside}  # of several with one name, only one can be active

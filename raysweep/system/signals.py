@@ -14,6 +14,8 @@ A user may press Ctrl-C several times, and a cluster's scheduler may signal both
 KeyboardInterrupt would interrupt the code that handles the first one and prints the last line.
 """
 
+is_ending = False
+"""Whether the process ends, so that signals are ignored. An assignment takes effect at once, unlike a call."""
 _received: float | None = None
 """The monotonic time of the signal that interrupted the command; None before."""
 
@@ -21,7 +23,7 @@ _received: float | None = None
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Signal handler: end like Ctrl-C does, and remember that a signal has arrived. Repetitions are ignored."""
     global _received
-    if _received is not None and time.monotonic() - _received < REPEATED_SECONDS:
+    if is_ending or (_received is not None and time.monotonic() - _received < REPEATED_SECONDS):
         return
     _received = time.monotonic()
     raise KeyboardInterrupt
@@ -37,7 +39,7 @@ def handle_interrupts() -> None:
 
 
 def ignore_interrupts() -> None:
-    """Ignore SIGINT, SIGTERM and SIGHUP from now on, because the process writes its last line and ends."""
+    """Ignore SIGINT, SIGTERM and SIGHUP from now on, because the process ends."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

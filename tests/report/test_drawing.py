@@ -397,7 +397,10 @@ def test_drawing_leaves_the_user_s_style_alone(tmp_path):
     ):
         before = dict(matplotlib.rcParams)
         build_report(store, sweep)
-        drawing.save(figures.draw(sweep, plain.points, "alpha"))
+        figure = figures.draw(sweep, plain.points, "alpha")
+        canvas, dpi = figure.canvas, figure.dpi
+        drawing.save(figure)
+        assert (figure.canvas, figure.dpi) == (canvas, dpi)
         assert dict(matplotlib.rcParams) == before
     assert (store.root / "figures" / "alpha.png").read_bytes() == picture
 

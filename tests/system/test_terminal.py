@@ -206,7 +206,9 @@ def test_many_signals_before_the_first_trial_give_one_line(tmp_path):
     while not has_signal(process.pid, "SigCgt", signal.SIGTERM):
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
+    end = time.monotonic() + PATIENCE
     while process.poll() is None:  # until the process has ended, so that a signal arrives in each of its last moments
+        assert time.monotonic() < end
         process.send_signal(signal.SIGINT)
         time.sleep(0.001)
     _, err = process.communicate()
@@ -231,20 +233,48 @@ def test_signals_after_the_trials_leave_the_last_line_alone(tmp_path):
 
 def test_repetitions_of_a_signal_do_not_interrupt_its_handling(tmp_path):
     program = (
-        "import signal, time\n"
-        "from raysweep.system.signals import REPEATED_SECONDS, handle_interrupts\n"
-        "handle_interrupts()\n"
+        "import signal\n"
+        "from raysweep.system import signals\n"
+        "signals.handle_interrupts()\n"
         "for _ in range(2):\n"
+        "    signals.REPEATED_SECONDS = 0.0\n"
         "    try:\n"
         "        signal.raise_signal(signal.SIGINT)\n"
         "    except KeyboardInterrupt:\n"
+        "        signals.REPEATED_SECONDS = 3600.0\n"
         "        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):\n"
         "            signal.raise_signal(number)\n"
         "        print('interrupted')\n"
-        "    time.sleep(REPEATED_SECONDS)\n"
+        "signals.REPEATED_SECONDS, signals.is_ending = 0.0, True\n"
+        "signal.raise_signal(signal.SIGINT)\n"
     )
     completed = forked.run("-c", program, cwd=tmp_path)
     assert (completed.returncode, completed.stdout) == (0, "interrupted\n" * 2), completed.stderr
+
+
+def test_a_signal_after_the_last_trial_interrupts_the_sweep(data, tmp_path):
+    space = {"name": "x", "base": {"usl_type": "simclr", "usl_epochs": 0, "le_epochs": 1}}
+    space["base"] |= dict(zip([word.removeprefix("--") for word in data[::2]], data[1::2]))
+    program = (
+        "import signal\n"
+        "from raysweep import api\n"
+        "from raysweep.backends.progress import Silence, SilentTrials\n"
+        "from raysweep.errors import SweepInterrupted\n"
+        "class Trials(SilentTrials):\n"
+        "    def __exit__(self, *fault):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "class Progress(Silence):\n"
+        "    def trials(self, sweep, kept):\n"
+        "        return Trials()\n"
+        "try:\n"
+        f"    api.run({space}, where=api.Where(local=True), progress=Progress())\n"
+        "except SweepInterrupted as fault:\n"
+        "    print(fault)\n"
+    )
+    completed = forked.run("-c", program, cwd=tmp_path)
+    assert completed.stdout.startswith("interrupted; resume with: "), completed.stderr
+    assert (tmp_path / "runs" / "x" / "seed=0" / "result.json").exists()
+    assert not (tmp_path / "runs" / "x" / "summary.md").exists()
 
 
 def test_the_exit_status_after_an_interrupt_within_an_exec_of_a_string(tmp_path):
@@ -253,7 +283,12 @@ def test_the_exit_status_after_an_interrupt_within_an_exec_of_a_string(tmp_path)
     (tmp_path / "interrupting.py").write_text(plugin)
     command = [sys.executable, "-m", "raysweep", "sweep", "--plugin", "interrupting.py"]
     ended = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert (ended.returncode, ended.stderr) == (130, b"interrupted\n")
 
