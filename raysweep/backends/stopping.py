@@ -102,6 +102,7 @@ class Stopping:
         """The monotonic time at which the sweep was asked to end; None before."""
         self.told = threading.Event()
         """Set once every trial that starts from now on sees the flag."""
+        self._first_is_handled = False
         self._quitting = False
         self._trials_ended = False
         self._terminated = False
@@ -161,6 +162,7 @@ class Stopping:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: the first signal stops the trials, the second one quits, later ones are ignored.
 
+        Another signal can interrupt this function. Until the first signal is handled, it counts as its repetition.
         After the trials have ended, no signal raises an exception here, because it would interrupt the code that
         prints the last line.
         """
@@ -170,6 +172,8 @@ class Stopping:
             self.number = number if self.number is None else self.number
             return
         if self.interrupted:
+            if not self._first_is_handled:
+                return
             self._quitting = True
             self._end_process_in(ENDING_SECONDS)
             raise KeyboardInterrupt
@@ -179,6 +183,7 @@ class Stopping:
         self.ask()
         # A signal to the whole process group ends Ray's servers too, and Ray tries to reach them for a long time.
         self._end_process_in(GRACE_SECONDS + ENDING_SECONDS)
+        self._first_is_handled = True
 
     def _end_process_in(self, seconds: float) -> None:
         if not self.owns_process:

@@ -231,6 +231,27 @@ def test_signals_after_the_trials_leave_the_last_line_alone(tmp_path):
     assert completed.stderr.splitlines() == [STOPPING]
 
 
+def test_a_signal_while_the_first_one_is_handled_counts_as_its_repetition(tmp_path):
+    program = (
+        "import signal\n"
+        "from raysweep.backends import stopping\n"
+        "from raysweep.results.store import Store\n"
+        "def say(text):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print(text)\n"
+        "stopping.say_at_once = say\n"
+        "with stopping.Stopping(Store('.')).running():\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print('trials save')\n"
+        "    try:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('quits')\n"
+    )
+    completed = forked.run("-c", program, cwd=tmp_path)
+    assert completed.stdout.splitlines() == [STOPPING, "trials save", "quits"], completed.stderr
+
+
 def test_repetitions_of_a_signal_do_not_interrupt_its_handling(tmp_path):
     program = (
         "import signal\n"
