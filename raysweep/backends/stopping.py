@@ -18,7 +18,7 @@ from types import FrameType
 from raysweep.errors import printable
 from raysweep.results.result import describe_error
 from raysweep.results.store import Store
-from raysweep.system.signals import SIGNALS, check_interrupted
+from raysweep.system.signals import REPEATED_SECONDS, SIGNALS, check_interrupted
 from raysweep.system.terminal import INTERRUPTED, end_process, say_at_once
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 1.0, 5.0  # seconds between two checks of the flag; in a bucket each is a request
@@ -30,11 +30,6 @@ terminationGracePeriodSeconds), and Ray needs a part of this time to end.
 """
 ENDING_SECONDS = 5.0
 """Seconds that Ray has to end after the trials have stopped."""
-TWICE_SECONDS = 1.0
-"""Seconds within which a second SIGTERM counts as a repetition of the first.
-
-Slurm sends SIGTERM to a batch script, which passes it on to its children, and Slurm sends it to these children too.
-"""
 
 
 class StopFlag:
@@ -157,7 +152,7 @@ class Stopping:
         second signal that arrived at once may be seen seconds later, after a long call into a library.
         """
         before, self._terminated = self._terminated, True
-        return before and (self._responsive is None or time.monotonic() - self._responsive < TWICE_SECONDS)
+        return before and (self._responsive is None or time.monotonic() - self._responsive < REPEATED_SECONDS)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: the first signal stops the trials, the second one quits, later ones are ignored.
@@ -222,7 +217,7 @@ class Stopping:
             try:
                 # Trials may stop before a repeated SIGTERM arrives, which would then kill a program that goes on.
                 if self._terminated and not self.owns_process:
-                    time.sleep(max(0.0, (self._responsive or time.monotonic()) + TWICE_SECONDS - time.monotonic()))
+                    time.sleep(max(0.0, (self._responsive or time.monotonic()) + REPEATED_SECONDS - time.monotonic()))
             finally:
                 if not (self.owns_process and self.interrupted):
                     for number, handler in before.items():

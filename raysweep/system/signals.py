@@ -10,8 +10,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPEATED_SECONDS = 1.0
 """Seconds within which a second signal counts as a repetition of the first.
 
-A user may press Ctrl-C several times, and a cluster's scheduler may signal both a script and its children. A second
-KeyboardInterrupt would interrupt the code that handles the first one and prints the last line.
+A user may press Ctrl-C several times. Slurm sends SIGTERM to a batch script, which passes it on to its children, and
+Slurm sends it to these children too. A second KeyboardInterrupt would interrupt the code that handles the first one
+and prints the last line.
 """
 
 is_ending = False

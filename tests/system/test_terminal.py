@@ -252,6 +252,24 @@ def test_a_signal_while_the_first_one_is_handled_counts_as_its_repetition(tmp_pa
     assert completed.stdout.splitlines() == [STOPPING, "trials save", "quits"], completed.stderr
 
 
+def test_no_warning_if_the_trials_have_ended_before_they_are_told_to_stop(tmp_path):
+    program = (
+        "import threading\n"
+        "from raysweep.backends.stopping import Stopping\n"
+        "from raysweep.results.store import Store\n"
+        "stopping = Stopping(Store('.'))\n"
+        "with stopping.running():\n"
+        "    pass\n"
+        "stopping.ask()\n"
+        "for thread in threading.enumerate():\n"
+        "    if thread is not threading.main_thread():\n"
+        "        thread.join(60)\n"
+        "print('went on')\n"
+    )
+    completed = forked.run("-c", program, cwd=tmp_path)
+    assert (completed.stdout, completed.stderr) == ("went on\n", "")
+
+
 def test_repetitions_of_a_signal_do_not_interrupt_its_handling(tmp_path):
     program = (
         "import signal\n"
