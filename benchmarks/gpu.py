@@ -181,7 +181,11 @@ def graphed(settings: Settings, state: State, views: Tensor) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(_kept: Step = step) -> None:  # the graph uses the memory of the step's tensors but does not keep them
+        graph.replay()
+
+    return replay
 
 
 def loop_of_graph(settings: Settings, task: Task, device: torch.device) -> Step:
