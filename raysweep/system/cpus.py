@@ -72,8 +72,9 @@ def cgroup_quotas(proc: Path) -> Iterator[float]:
 def cgroup_folders(proc: Path) -> Iterator[tuple[Path, Path, int]]:
     """Yield the mount point, the process's folder and the version of each cgroup hierarchy that can limit CPU time."""
     try:
-        mounts = (proc / "mountinfo").read_text().splitlines()
-        memberships = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+        # A file system may be mounted at a path that is not valid text.
+        mounts = os.fsdecode((proc / "mountinfo").read_bytes()).splitlines()
+        memberships = [line.split(":", 2) for line in os.fsdecode((proc / "cgroup").read_bytes()).splitlines()]
     except OSError:  # this is not Linux, or there is no /proc
         return
     for line in mounts:

@@ -48,8 +48,8 @@ def test_a_quota_of_a_cgroup_above_counts():
 def process_files(folder, cgroup, mountinfo):
     """Create a directory like a process's in /proc, with these two files."""
     folder.mkdir()
-    (folder / "cgroup").write_text(cgroup)
-    (folder / "mountinfo").write_text(mountinfo)
+    (folder / "cgroup").write_bytes(os.fsencode(cgroup))
+    (folder / "mountinfo").write_bytes(os.fsencode(mountinfo))
     return folder
 
 
@@ -75,6 +75,15 @@ def test_nested_quotas_of_version_2(tmp_path, path, root, quotas, expected):
     everything = allowed_cpus({}, tmp_path / "no-proc")
     assert cpus.count == (expected or everything.count)
     assert ("cgroup" in cpus.source) == (expected is not None and expected < everything.count)
+
+
+def test_a_mount_whose_path_is_not_valid_text_is_no_fault(tmp_path):
+    mount = tmp_path / "cgroup"
+    mount.mkdir()
+    (mount / "cpu.max").write_text("100000 100000\n")
+    lines = f"29 23 0:25 / {tmp_path}/caf\udce9 rw - tmpfs tmpfs rw\n30 23 0:26 / {mount} rw - cgroup2 cgroup2 rw\n"
+    proc = process_files(tmp_path / "proc", "0::/caf\udce9\n", lines)
+    assert allowed_cpus({}, proc).count == 1
 
 
 def test_slurm_grants_cores_to_a_task(tmp_path):
