@@ -3,11 +3,14 @@
     python benchmarks/racing.py --races 2000
 
 Scores are point + seed + residual, with normal seeds and residuals. The unit is the standard deviation of a residual.
+It prints a line for each case and writes `benchmarks/results/racing.json`.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import measure
 import numpy as np
 
 from raysweep.report.racing import is_open
@@ -83,38 +86,48 @@ def simulate(race, truth, spread=1.0, agreement=0.7, races=1000, state=0):
     return outcomes
 
 
-def line(name, race, outcomes):
-    """Return a line of the printed table."""
-    share = {key: np.mean([getattr(each, key) for each in outcomes]) for key in ("false_pair", "false_control")}
-    either = np.mean([each.false_pair or each.false_control for each in outcomes])
-    trials, separated = (np.mean([getattr(each, key) for each in outcomes]) for key in ("trials", "separated"))
-    error = np.sqrt(0.05 * 0.95 / len(outcomes))
-    return (
-        f"{name:44s} looks {race.looks:2d}  false pair {share['false_pair']:.3f}  "
-        f"false control {share['false_control']:.3f}  either {either:.3f} (5 % ± {error:.3f})  "
-        f"trials {trials:5.1f}  separated {separated:.2f}"
-    )
+def summary(outcomes):
+    """Return the shares of races with a false difference, and the means over races."""
+    shares = {
+        "false pair": np.mean([each.false_pair for each in outcomes]),
+        "false control": np.mean([each.false_control for each in outcomes]),
+        "any false": np.mean([each.false_pair or each.false_control for each in outcomes]),
+        "separated": np.mean([each.separated for each in outcomes]),
+        "trials": np.mean([each.trials for each in outcomes]),
+    }
+    return {name: round(float(value), 4) for name, value in shares.items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """The true means of the control and the points, the control's first, and the spread of each."""
+
+    truth: Sequence[float]
+    spread: Sequence[float] | float = 1.0
 
 
 CASES = {
-    "7 equal points and an equal control": [0.0] * 8,
-    "7 equal points 3 above the control": [-3.0] + [0.0] * 7,
-    "one of 7 points is 3 above the others": [-3.0, 3.0] + [0.0] * 6,
-    "one of 7 points is 6 above the others": [-3.0, 6.0] + [0.0] * 6,
-    "2 good, 5 others 4 below": [-6.0, 0.0, 0.0] + [-4.0] * 5,
-    "points 1.5 apart": [-3.0, *np.arange(7) * 1.5],
+    "7 equal points and an equal control": Case([0.0] * 8),
+    "the same, and one point scatters five times as much": Case([0.0] * 8, [1.0, 5.0, *[1.0] * 6]),
+    "7 equal points 3 above the control": Case([-3.0] + [0.0] * 7),
+    "one of 7 points is 3 above the others": Case([-3.0, 3.0] + [0.0] * 6),
+    "one of 7 points is 6 above the others": Case([-3.0, 6.0] + [0.0] * 6),
+    "2 good, 5 others 4 below": Case([-6.0, 0.0, 0.0] + [-4.0] * 5),
+    "points 1.5 apart": Case([-3.0, *np.arange(7) * 1.5]),
 }
 
 
 def main():
-    """Print a line for each case."""
+    """Simulate, print and write the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--races", type=int, default=1000)
     parser.add_argument("--most", type=int, default=10)
     arguments = parser.parse_args()
-    race = Race(most=arguments.most)
-    for name, truth in CASES.items():
-        print(line(name, race, simulate(race, truth, races=arguments.races)), flush=True)
+    race, summaries = Race(most=arguments.most), {}
+    for name, case in CASES.items():
+        summaries[name] = summary(simulate(race, case.truth, case.spread, races=arguments.races))
+        print(name, summaries[name], flush=True)
+    measure.save("racing", {"races": arguments.races, "most": arguments.most, "cases": summaries})
 
 
 if __name__ == "__main__":

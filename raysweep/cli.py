@@ -41,10 +41,11 @@ from raysweep.printing import (
     tell,
     tell_state,
 )
+from raysweep.results.credentials import is_uri
 from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep
 from raysweep.system.places import ensure_home, expanded, shown_path
-from raysweep.system.terminal import INTERRUPTED, make_console, redraws, resume_command
+from raysweep.system.terminal import INTERRUPTED, counted, make_console, redraws, resume_command
 
 if TYPE_CHECKING:
     from raysweep.estimate import Estimate
@@ -86,6 +87,12 @@ def where_of(parsed: argparse.Namespace) -> api.Where:
     return api.Where(parsed.local, parsed.address, lambda store: resume_of(store, parsed), share=share)
 
 
+def check_destination(parsed: argparse.Namespace, directory: str, sweep: Sweep) -> None:
+    """Refuse in a dry run a --name or --output that the run would refuse. A bucket is not asked."""
+    if {"name", "output"} & parsed.given.keys() and not is_uri(directory):
+        Store.plan(directory, parsed.name, sweep.name)
+
+
 def sweep_command(parsed: argparse.Namespace) -> int:
     """Run a new sweep, or resume an existing one."""
     where = where_of(parsed)
@@ -106,6 +113,7 @@ def sweep_command(parsed: argparse.Namespace) -> int:
         return show_plan(sweep, {trial.name for trial in before.trials}, parsed, done=done)
     if parsed.dry_run:
         sweep = api.plan(source, overrides, **options)
+        check_destination(parsed, parsed.output, sweep)
         timed = api.estimate(sweep, local=parsed.local, share=where.share) if parsed.estimate else None
         return show_plan(sweep, None, parsed, timed)
 
@@ -126,7 +134,9 @@ def evaluate_command(parsed: argparse.Namespace) -> int:
     overrides = space.parse_assignments(parsed.set)
     options: dict[str, Any] = {"where": where_of(parsed), "plugins": parsed.plugin}
     if parsed.dry_run:
-        return show_plan(api.plan_evaluation(parsed.place, source, overrides, **options).sweep, None, parsed)
+        planned = api.plan_evaluation(parsed.place, source, overrides, **options)
+        check_destination(parsed, planned.directory(parsed.output), planned.sweep)
+        return show_plan(planned.sweep, None, parsed)
     from raysweep.backends.display import ConsoleProgress
 
     console, started = make_console(), time.monotonic()
@@ -169,9 +179,7 @@ def report_command(parsed: argparse.Namespace) -> int:
     if len(parsed.sweeps) == 1:
         if parsed.output is not None:
             Store.open(parsed.sweeps[0], copies="reports")
-            raise InputError(
-                "-o is only for a comparison of several sweeps; the report of one sweep is written to its directory"
-            )
+            raise InputError("-o is only for a comparison of sweeps; the report of one sweep is in its directory")
         outcome = api.rebuild_report(parsed.sweeps[0])
         status, directory = show_outcome(outcome, make_console()), outcome.store.root
     else:
@@ -213,7 +221,7 @@ def embed_command(parsed: argparse.Namespace) -> int:
             skip_bad_images=parsed.skip_bad_images,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    tell(console, f"{shown_path(parsed.output)}: {parsed.layer} features of {count} images, {width} each")
+    tell(console, f"{shown_path(parsed.output)}: {parsed.layer} features of {counted(count, 'image')}, {width} each")
     return FINISHED
 
 
@@ -359,7 +367,7 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 SWEEP_STATUS = (
     "Exit status: 0, all trials finished or were stopped early; 1, some trials failed or did not run; 2, the input is "
-    "wrong; 130, the sweep was interrupted (resume it with --resume)."
+    "wrong; 130, the sweep was interrupted (raysweep sweep --resume DIR/NAME resumes it)."
 )
 
 

@@ -55,15 +55,17 @@ def lines_of(
         yield from (f"# {line}" for line in words_of(estimate))
         if sweep.race is not None and not sweep.encoders:
             yield "# This is the first round of the race."
-    yield f"# {counted(sweep.total, 'trial')}:"
+    left = sweep.tune.num_samples - len(sweep.proposed) if sweep.tune.searcher != "none" else 0
+    yield f"# {counted(sweep.total, 'trial')}{':' if sweep.trials else '.'}"
     for trial in sweep.trials:
         notes = [] if known is None or trial.name in known else ["new"]
         notes += [f"continues {trial.continues}"] if trial.continues else []
         yield f"{trial.name}  # {', '.join(notes)}" if notes else trial.name
-    left = sweep.tune.num_samples - len(sweep.proposed)
-    if sweep.tune.searcher != "none" and left > 0:
+    if left > 0:
         seeds = ", ".join(map(str, sweep.seeds))
-        yield f"# and {left} points that {sweep.tune.searcher} proposes while the sweep runs, each with seed {seeds}"
+        plural = "" if len(sweep.seeds) == 1 else "s"
+        points = f"{counted(left, 'point')} while the sweep runs"
+        yield f"# {sweep.tune.searcher} proposes {points}, each with the seed{plural} {seeds}."
 
 
 def brief(sweep: Sweep) -> dict[str, Any]:
@@ -104,7 +106,8 @@ def plan(sweep: Sweep, local: bool, share: bool = True, done: Collection[str] = 
     if epochs and sweep.tune.searcher == "none":
         total = f", {sum(epochs):,} in all" if len(epochs) > 1 else ""
         shared = f" that share {counted(len(epochs), 'pretraining')}" if taking else " with pretraining"
-        yield f"Plan: {counted(len(trained), 'trial')}{shared}, {epochs_in_words(epochs)} each{total}."
+        each = " each" if len(trained) > 1 else ""
+        yield f"Plan: {counted(len(trained), 'trial')}{shared}, {epochs_in_words(epochs)}{each}{total}."
     elif epochs:
         yield f"Plan: {epochs_in_words(epochs)} of pretraining for each trial."
     resources = sweep.resources
@@ -120,7 +123,7 @@ def plan(sweep: Sweep, local: bool, share: bool = True, done: Collection[str] = 
 def epochs_in_words(epochs: Sequence[int]) -> str:
     """Return the least and the greatest number of epochs in words, such as `20 epochs` or `1 to 5 epochs`."""
     least, most = min(epochs), max(epochs)
-    return counted(most, "epoch") if least == most else f"{least} to {most} epochs"
+    return f"{most:,} epoch{'' if most == 1 else 's'}" if least == most else f"{least:,} to {most:,} epochs"
 
 
 def words_of(estimate: Estimate) -> list[str]:

@@ -59,7 +59,7 @@ def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")
         (["--set", "alpha"], "NAME=VALUE"),
         (["--set", "alhpa=1"], "did you mean 'alpha'"),
         (["--set", "name=../../x"], "a sweep is named by --name"),
-        (["--set", "output=/tmp"], "unknown setting"),
+        (["--set", "output=/tmp"], "unknown setting; raysweep sweep --help lists all settings"),
         (["--set", "alpha=[1"], "not valid YAML at line 1"),
         (["none.yaml"], "none.yaml: no such file"),
         (["alpha"], "did you mean --exp_type alpha"),
@@ -207,6 +207,14 @@ def test_dry_run_prints_trials_and_settings_and_starts_nothing(run_sweep, tmp_pa
     assert "  usl_epochs: 400" in full
     assert "  max_failures: 3" in full
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_refuses_a_name_that_the_run_would_refuse(refused, tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    taken = "--name mine: runs/mine exists; choose another name, or resume that sweep"
+    for more in ([], ["--dry-run"]):
+        assert taken in refused("--usl_type", "simclr", "--name", "mine", *more)
+    assert "cannot write" in refused("--usl_type", "simclr", "--output", "/proc/nowhere", "--dry-run")
 
 
 @pytest.mark.parametrize("name", ["alpha", "asha", "methods", "quickstart", "layerwise", "published/solo-byol"])
@@ -367,5 +375,5 @@ def test_a_dry_run_says_what_a_searcher_leaves_open(run_sweep, tmp_path):
         "# 8 trials:",
         "random,seed=0",
         "random,seed=1",
-        "# and 3 points that optuna proposes while the sweep runs, each with seed 0, 1",
+        "# optuna proposes 3 points while the sweep runs, each with the seeds 0, 1.",
     ]

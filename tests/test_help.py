@@ -86,6 +86,8 @@ def test_what_is_written_for_other_tools_is_answered_with_what_fits(run_sweep, t
 def test_a_file_with_a_name_of_another_tool_is_answered_too(run_sweep, tmp_path):
     (tmp_path / "space.yaml").write_text("base: {lr: 0.1}\n")
     assert "base: unknown key 'lr', did you mean 'usl_lr' or 'le_lr'?" in run_sweep("space.yaml").stderr
+    (tmp_path / "space.yaml").write_text("base: {plugins: [my_loss.py]}\n")
+    assert "base: unknown key 'plugins'; plugins stands beside base, not in it" in run_sweep("space.yaml").stderr
     (tmp_path / "space.yaml").write_text("search: {epochs: [1, 2]}\n")
     assert "epochs: unknown setting, did you mean 'usl_epochs' or 'le_epochs'?" in run_sweep("space.yaml").stderr
 

@@ -127,15 +127,15 @@ def test_a_dry_run_of_an_evaluation_of_a_race_is_a_search_space_of_it(more, undi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["seed=[0,1]"], "seeds: gives every point the seeds 0, 1, 2, …; leave the setting seed out"),
-        (["seed=3"], "leave the setting seed out"),
+        (["seed=[0,1]"], "seeds: a race gives every point the seeds 0, 1, 2, …; remove the setting seed"),
+        (["seed=3"], "remove the setting seed"),
         (["seeds.least=1"], "seeds: least"),
         (["seeds.least=5"], "seeds: least: 5 is above most: 4"),
         (["seeds.most=2"], "seeds: most"),
         (["seeds.mots=4"], "seeds"),
         (["seeds.until=never"], "seeds: until"),
-        (["tune.scheduler=asha"], "seeds: adds trials, and tune.scheduler: asha stops some"),
-        (["tune.searcher=optuna", "tune.num_samples=2"], "seeds: needs all points from the start"),
+        (["tune.scheduler=asha"], "seeds: a race adds trials, and tune.scheduler: asha stops some"),
+        (["tune.searcher=optuna", "tune.num_samples=2"], "seeds: a race needs all points from the start"),
         (["alpha=1", "baseline=false"], "seeds: one point has nothing to race with"),
         (["val_fraction=0"], "seeds: a race needs a best point"),
     ],
@@ -149,7 +149,7 @@ def test_what_a_race_cannot_do_is_refused_in_one_line(changes, message, refused)
 
 def test_drawn_points_are_refused(tmp_path):
     space = {"search": {"alpha": {"uniform": [0, 1]}}, "seeds": {"most": 4}, "tune": {"num_samples": 3}}
-    with pytest.raises(InputError, match="seeds: needs points that are not drawn at random"):
+    with pytest.raises(InputError, match="seeds: a race cannot draw points at random"):
         api.plan(space, {})
 
 

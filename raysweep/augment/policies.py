@@ -156,7 +156,8 @@ def noise(images: Tensor, strength: float, generator: torch.Generator, part: Bat
 def mask(images: Tensor, strength: float, generator: torch.Generator, part: BatchPart | None = None) -> Tensor:
     """Square patches at random places are set to gray, as in masked autoencoders (He et al. 2022, arXiv 2111.06377).
 
-    A patch is an eighth of the side wide. The fraction min(0.5 `strength`, 0.75) of the patches is hidden.
+    A patch is an eighth of the side wide, and at least two pixels. The fraction min(0.5 `strength`, 0.75) of the
+    patches is hidden.
     """
     from raysweep.augment.mask import apply_mask, draw_mask
     from raysweep.augment.operations import batch_size_of, select_rows, unchanged

@@ -112,8 +112,8 @@ class Settings(BaseModel):
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         About(
-            "Arithmetic of the encoder and decoder in pretraining; losses are always in fp32. `auto` means bf16 where "
-            "the processor or GPU has it in hardware, else fp32. Results say which.",
+            "Arithmetic of the encoder and decoder in pretraining; losses are always in fp32. `auto` uses bf16 if the "
+            "processor or GPU has it in hardware, and fp32 otherwise. The results name the precision.",
             PRETRAINED,
         ),
     ] = "auto"

@@ -35,7 +35,8 @@ def conv6(
     init: Annotated[
         Literal["pytorch", "kaiming"],
         "Initial weights of Conv6's blocks: PyTorch's own, uniform with variance 1/(3·fan-in), or Kaiming (He et al. "
-        "2015), normal with variance 2/fan-in, with which SimCLR's loss falls sooner. The random encoder has the same.",
+        "2015), normal with variance 2/fan-in, with which SimCLR's loss falls sooner. "
+        "The random encoder has the same initial weights.",
     ] = "pytorch",
 ) -> nn.Module:
     """Conv6, five 3×3 convolutions without biases or normalisation."""

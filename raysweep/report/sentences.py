@@ -78,7 +78,7 @@ def more_seeds(is_evaluation: bool) -> str:
     """Say how to get enough seeds for a verdict."""
     if is_evaluation:
         return "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."
-    return "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."
+    return "Next: run at least three seeds. `--resume DIR/NAME --set 'seed=[0,1,2]'` adds them to this sweep."
 
 
 def few_seeds_sentences(group: Group, metric: str, family: Family, is_evaluation: bool) -> list[str]:
@@ -230,8 +230,8 @@ def next_steps(group: Group, family: Family) -> list[str]:
         count = seeds_to_show(difference, family.variance, family.points, MOST_SEEDS, divisor)
         if count is None:
             lines.append(
-                f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}; "
-                "treat them as equal."
+                f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}, "
+                f"if it stays {numbers_alone(difference)}."
             )
         else:
             lines.append(
@@ -331,7 +331,7 @@ def no_verdict(difference: Difference) -> str:
 
 def few_seeds(count: int) -> str:
     """Return the beginning of the sentence that so few seeds give no verdict."""
-    return "One seed cannot tell" if count == 1 else f"{'Two' if count == 2 else 'No'} seeds cannot tell"
+    return f"{'One seed' if count == 1 else 'Two seeds'} cannot tell"
 
 
 def numbers(difference: Difference | None) -> str:

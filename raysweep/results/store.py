@@ -117,7 +117,7 @@ class Store:
             stores = (cls(path) for path in paths if not lies(path))
         store = next(stores, None)
         if store is None:
-            raise InputError(f"--name {name}: {output}/{name} exists; choose another name, or --resume it")
+            raise InputError(f"--name {name}: {output}/{name} exists; choose another name, or resume that sweep")
         if store.bucket is not None:
             check_writable(store.root, locks=True, option="RAYSWEEP_CACHE:")
         store.others = stores
@@ -165,7 +165,7 @@ class Store:
             if store._take(sweep, {"protocol": PROTOCOL_VERSION, **made_by}):
                 return store
         raise InputError(
-            f"{self.place}: another process has just created it; choose another name, or resume it with --resume"
+            f"{self.place}: another process has just created it; choose another name, or resume that sweep"
         )
 
     def _take(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:

@@ -50,6 +50,8 @@ from raysweep.space.unlabelled import (
 EXAMPLES = 100
 """Number of points drawn to check a search space whose points a searcher will propose."""
 DISTRIBUTIONS = ("grid", "choice", "uniform", "loguniform", "randint")
+SECTIONS = ("name", "plugins", "base", "search", "seeds", "baseline", "tune", "resources")
+"""The keys of a search-space file."""
 RECORDS = ("made_by", "changed_by", "parts", "encoders")
 """Keys that a results directory's `sweep.yaml` has in addition to the search space."""
 
@@ -167,13 +169,12 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
     Raises:
         InputError: A key is unknown, or an entry has the wrong form.
     """
-    valid = ("name", "plugins", "base", "search", "seeds", "baseline", "tune", "resources", *RECORDS)
     for key in raw:
-        if key not in valid:
+        if key not in SECTIONS and key not in RECORDS:
             hint = (
                 f"; it is a setting: put it under base or search, as 'base: {{{key}: ...}}'" if key in SETTINGS else ""
             )
-            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, valid[: -len(RECORDS)])}")
+            raise InputError(f"{where}: unknown key {key!r}{hint or suggest(key, SECTIONS)}")
     name = raw.get("name", "sweep")
     check_name(name, f"{where}: name")
     base = with_present_names(mapping(raw.get("base"), f"{where}: base"))
@@ -207,7 +208,8 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
     controls = read_controls(baseline, where) if has_baseline else None
     unknown = next((key for key in base if key not in SETTINGS), None)
     if unknown is not None:
-        raise InputError(f"{where}: base: unknown key {unknown!r}{suggest_setting(unknown)}")
+        hint = f"; {unknown} stands beside base, not in it" if unknown in SECTIONS else suggest_setting(unknown)
+        raise InputError(f"{where}: base: unknown key {unknown!r}{hint}")
     for key, value in base.items():
         if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
             raise InputError(f"{where}: base.{key}: expected one value; to sweep it, write it under search")

@@ -94,8 +94,8 @@ def resumed_race(sweep: Sweep, by: Sweep, where: str) -> Sweep:
     ):
         if was != now:
             raise InputError(
-                f"{where}: {name}: cannot change in a race of seeds, whose correction counts its looks at the points "
-                "that it started with; start a new sweep"
+                f"{where}: {name}: cannot change in a race of seeds, because its intervals count all rounds from the "
+                "start; start a new sweep"
             )
     return replace(by, name=sweep.name)
 

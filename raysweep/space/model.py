@@ -127,7 +127,9 @@ class Tune(BaseModel):
         About("`collapse_stop`: an embedding counts as collapsed if its RankMe (1 to its width) is below this."),
     ] = 1.5
     collapse_std: Annotated[
-        float, Field(ge=0), About("`collapse_stop`: or if the mean standard deviation of its dimensions is below this.")
+        float,
+        Field(ge=0),
+        About("`collapse_stop`: it also counts as collapsed if the mean spread of its dimensions is below this."),
     ] = 1e-4
 
     @field_validator("scheduler", mode="before")

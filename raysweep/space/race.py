@@ -21,16 +21,16 @@ def check_race(
     if race.least > race.most:
         raise InputError(f"{who}: least: {race.least} is above most: {race.most}")
     if "seed" in base or any("seed" in space for space in search):
-        raise InputError(f"{who}: gives every point the seeds 0, 1, 2, …; leave the setting seed out")
+        raise InputError(f"{who}: a race gives every point the seeds 0, 1, 2, …; remove the setting seed")
     if tune.scheduler != "fifo":
-        raise InputError(f"{who}: adds trials, and tune.scheduler: {tune.scheduler} stops some; leave one of them out")
+        raise InputError(f"{who}: a race adds trials, and tune.scheduler: {tune.scheduler} stops some; remove one")
     if tune.searcher != "none":
-        raise InputError(f"{who}: needs all points from the start, and tune.searcher: {tune.searcher} proposes them "
-                         "one by one; leave one of them out")  # fmt: skip
+        raise InputError(f"{who}: a race needs all points from the start, and tune.searcher: {tune.searcher} proposes "
+                         "them one by one; remove one")  # fmt: skip
     for space in search:
         for name, spec in space.items():
             if "grid" not in spec:
-                raise InputError(f"{who}: needs points that are not drawn at random; write search.{name} as a grid")
+                raise InputError(f"{who}: a race cannot draw points at random; write search.{name} as a grid")
 
 
 def check_racers(sweep: Sweep, where: str) -> None:

@@ -133,7 +133,7 @@ def written_out(node: yaml.Node, lengths: dict[int, int], most: int) -> int:
     `lengths` caches the counts, so that a node is counted once for all its aliases. It holds 0 while a node is counted.
     """
     if lengths.get(id(node)) == 0:
-        raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "an alias refers to itself", node.start_mark)
     if id(node) not in lengths:
         lengths[id(node)] = 0
         if isinstance(node, yaml.ScalarNode):
@@ -143,7 +143,7 @@ def written_out(node: yaml.Node, lengths: dict[int, int], most: int) -> int:
             parts = itertools.chain.from_iterable(node.value) if pairs else node.value
             total = 1 + sum(written_out(part, lengths, most) for part in parts)
         if total > most:
-            raise yaml.constructor.ConstructorError(None, None, "aliases that stand for too much", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "the aliases expand to too much", node.start_mark)
         lengths[id(node)] = total
     return lengths[id(node)]
 

@@ -50,8 +50,10 @@ def check_epochs(settings: Settings) -> None:
     phases = {name: getattr(settings, name) for name in ("warmup_epochs", "decay_epochs") if name in read}
     epochs = scheduled_epochs(settings)
     if sum(phases.values()) > epochs:
-        words = " and ".join(f"{name}: {length}" for name, length in phases.items())
-        raise ValueError(f"schedule: {settings.schedule}: {words} are more than its {epochs} epochs; see usl_epochs")
+        words = " and ".join(f"{name}={length}" for name, length in phases.items())
+        raise ValueError(
+            f"schedule={settings.schedule}: {words}, but pretraining has only {epochs} epochs; raise usl_epochs"
+        )
 
 
 @schedule(constant=True)

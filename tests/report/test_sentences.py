@@ -130,7 +130,9 @@ def test_one_or_two_seeds_cannot_tell(tmp_path, count, words):
     (point,) = (point for point in report.points if point.title == "alpha=1.0")
     difference = family.from_control(point).mean
     assert controls == f"In linear/test_accuracy it differs by {difference:+.4f} from the random encoder."
-    assert following == "Next: run at least three seeds, for example `--set 'seed=[0,1,2]'`."
+    assert (
+        following == "Next: run at least three seeds. `--resume DIR/NAME --set 'seed=[0,1,2]'` adds them to this sweep."
+    )
     assert "[" not in best + controls, "there is no interval"
     assert (report.members[0].store.root / "summary.md").read_text().count(words) == 1
 

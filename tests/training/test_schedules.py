@@ -78,10 +78,13 @@ def test_a_constant_rate_is_never_set_and_not_reported():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"schedule": "cosine", "usl_epochs": 9}, "schedule: cosine: warmup_epochs: 10 are more than its 9 epochs"),
+        (
+            {"schedule": "cosine", "usl_epochs": 9},
+            "schedule=cosine: warmup_epochs=10, but pretraining has only 9 epochs; raise usl_epochs",
+        ),
         (
             {"schedule": "wsd", "usl_epochs": 12, "warmup_epochs": 8, "decay_epochs": 5},
-            "schedule: wsd: warmup_epochs: 8 and decay_epochs: 5 are more than its 12 epochs; see usl_epochs",
+            "schedule=wsd: warmup_epochs=8 and decay_epochs=5, but pretraining has only 12 epochs; raise usl_epochs",
         ),
         ({"schedule": "cosine", "final_lr": 1.5}, "final_lr: must be less than or equal to 1"),
         ({"schedule": "cosin"}, "schedule: must be"),

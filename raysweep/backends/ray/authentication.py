@@ -93,7 +93,7 @@ def close(file: Path, consequence: str) -> bool:
         file.chmod(0o600)
         if not is_open(file):
             return True
-        why = "its file system keeps no modes"
+        why = "its file system stores no permissions"
     except OSError as fault:
         why = str(fault.strerror)
     warnings.warn(
@@ -106,7 +106,7 @@ def make_token(file: Path) -> None:
     """Write a new token that only its owner can read, unless the file exists.
 
     Raises:
-        OSError: The file cannot be written, or its file system keeps no modes.
+        OSError: The file cannot be written, or its file system stores no permissions.
     """
     if file.exists():
         return
@@ -115,7 +115,7 @@ def make_token(file: Path) -> None:
     try:
         with os.fdopen(handle, "w") as opened:
             if is_open(Path(temporary)):
-                raise OSError(errno.EPERM, "its file system keeps no modes", str(file))
+                raise OSError(errno.EPERM, "its file system stores no permissions", str(file))
             opened.write(secrets.token_hex(32))
         with suppress(FileExistsError):  # another process created one in the meantime
             os.link(temporary, file)
