@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from raysweep.config import SETTINGS, Settings, about, default_of, read_number
+from raysweep.config.values import NUMBER
 from raysweep.errors import InputError
 from raysweep.preparation import PICTURES, shipped_spaces
 from raysweep.results.credentials import is_uri
@@ -42,14 +44,43 @@ class Parser(argparse.ArgumentParser):
 
     def parse_all(self, arguments: list[str], command: argparse.ArgumentParser) -> argparse.Namespace:
         """Parse the arguments. The error for an unknown flag suggests a similar one."""
+        check_words(arguments)
+        arguments = with_joined_numbers(arguments)
         known, unknown = self.parse_known_args(arguments, argparse.Namespace(given={}))
         if unknown:
             flags = [flag for action in command._actions for flag in action.option_strings]
             flag, _, value = unknown[0].partition("=")
+            if not flag.startswith("-"):
+                self.error(f"{unknown[0]!r} is one argument too many; --help shows what the command takes")
             after = arguments[arguments.index(unknown[0]) + 1 :][:1]
             value = value or next((word for word in after if not word.startswith("-")), "")
             self.error(f"unknown argument {unknown[0]}{suggest_flag(flag, value, flags)}")
         return known
+
+
+def check_words(arguments: list[str]) -> None:
+    """Raise InputError if an argument is `--` or empty. An unset shell variable would count as a missing argument."""
+    for number, word in enumerate(arguments):
+        before = arguments[number - 1] if number else ""
+        flag, equals, value = word.partition("=")
+        if word.startswith("--") and equals and not value.strip():
+            raise InputError(f"{flag}: the value is empty")
+        if not word.strip():
+            takes_value = before.startswith("-") and "=" not in before
+            raise InputError(f"{before}: the value is empty" if takes_value else "an argument is empty")
+        if word == "--":
+            raise InputError("leave out the argument --")
+
+
+def with_joined_numbers(arguments: list[str]) -> list[str]:
+    """Join each flag and its negative number by `=`. Else argparse takes a number such as `-1e-3` for a flag."""
+    joined: list[str] = []
+    for word in arguments:
+        if word.startswith("-") and NUMBER.fullmatch(word) and joined and re.fullmatch("--[^=]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def check_single_values(arguments: list[str]) -> None:

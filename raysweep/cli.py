@@ -125,14 +125,15 @@ def sweep_command(parsed: argparse.Namespace) -> int:
         outcome = api.resume(parsed.resume, source, overrides, progress=progress, **options)
     else:
         outcome = api.run(source, overrides, output=parsed.output, name=parsed.name, progress=progress, **options)
-    return show_outcome(outcome, console, started)
+    return show_outcome(outcome, console, started, where.resume_command)
 
 
 def evaluate_command(parsed: argparse.Namespace) -> int:
     """Evaluate trained encoders under other evaluation settings."""
     source = None if parsed.space is None else Path(parsed.space)
     overrides = space.parse_assignments(parsed.set)
-    options: dict[str, Any] = {"where": where_of(parsed), "plugins": parsed.plugin}
+    where = where_of(parsed)
+    options: dict[str, Any] = {"where": where, "plugins": parsed.plugin}
     if parsed.dry_run:
         planned = api.plan_evaluation(parsed.place, source, overrides, **options)
         check_destination(parsed, planned.directory(parsed.output), planned.sweep)
@@ -141,7 +142,8 @@ def evaluate_command(parsed: argparse.Namespace) -> int:
 
     console, started = make_console(), time.monotonic()
     options |= {"output": parsed.output, "name": parsed.name, "progress": ConsoleProgress(console, say)}
-    return show_outcome(api.evaluate(parsed.place, source, overrides, **options), console, started)
+    outcome = api.evaluate(parsed.place, source, overrides, **options)
+    return show_outcome(outcome, console, started, where.resume_command)
 
 
 def show_plan(
@@ -379,8 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
         plugins.activate(plugins_in(arguments))
         parsed = parse(arguments)
         warnings.showwarning = show_warning
-        status: int = parsed.function(parsed)
-        return status
+        return int(parsed.function(parsed))
     except InputError as fault:
         say(f"error: {fault}")
         return BAD_INPUT

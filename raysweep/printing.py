@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from raysweep.errors import masked, printable
-from raysweep.results.store import shown_place
+from raysweep.results.store import Store, shown_place
 from raysweep.system.files import lies
 from raysweep.system.places import shown_path
-from raysweep.system.terminal import duration, output_is_lost, redraws, resume_command
+from raysweep.system.terminal import duration, output_is_lost, quoted, redraws, resume_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,14 +33,28 @@ def tell_words(console: Console, text: str) -> None:
     console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=not redraws(console))
 
 
-def show_outcome(outcome: api.Outcome, console: Console, started: float | None = None) -> int:
-    """Print the report of a sweep, which began at the monotonic time `started`. Return the exit status."""
+def resume_of(store: Store) -> str:
+    """Return the command that resumes a sweep, without options."""
+    return resume_command(shown_place(store))
+
+
+def show_outcome(
+    outcome: api.Outcome, console: Console, started: float | None = None, resume_of: Callable[[Store], str] = resume_of
+) -> int:
+    """Print the report of a sweep and return the exit status.
+
+    Args:
+        outcome: The sweep, its directory and its report.
+        console: Where to print.
+        started: The monotonic time at which the sweep began; None for one that ended before.
+        resume_of: Returns the command that resumes the sweep.
+    """
     store = outcome.store
     show_report(outcome.report, store.root, console, started)
-    tell(console, f"TensorBoard tensorboard --logdir {shlex.quote(shown_place(store).partition('?')[0])}")
+    tell(console, f"TensorBoard tensorboard --logdir {quoted(shown_place(store).partition('?')[0])}")
     if output_is_lost():
         say(f"standard output was closed before the end; the report is in {shown_path(store.root / 'summary.md')}")
-    return tell_state(outcome.report, store.root)
+    return tell_state(outcome.report, store.root, resume_of)
 
 
 def show_report(report: Report, directory: Path, console: Console, started: float | None = None) -> None:
@@ -75,7 +89,7 @@ def open_page(directory: Path) -> None:
         say(f"there is no browser on this machine; the page is {shown_path(page)}")
 
 
-def tell_state(report: Report, directory: Path) -> int:
+def tell_state(report: Report, directory: Path, resume_of: Callable[[Store], str] = resume_of) -> int:
     """Print which figures are missing, and which trials failed or have not finished. Return the exit status."""
     for line in report.not_drawn:
         say(f"warning: {line}")
@@ -87,7 +101,7 @@ def tell_state(report: Report, directory: Path) -> int:
                 status = SOME_FAILED
         unfinished = member.sweep.total - len(member.results)
         if unfinished:
-            command = resume_command(shown_place(member.store))
+            command = resume_of(member.store)
             say(f"{unfinished} of {member.sweep.total} trials have not finished; resume with: {command}")
             status = SOME_FAILED
     remarks = {warning for member in report.members for result in member.results for warning in result.warnings}

@@ -209,6 +209,40 @@ def test_dry_run_prints_trials_and_settings_and_starts_nothing(run_sweep, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["", "--usl_epochs", "1"], "an argument is empty"),
+        (["--usl_type", "simclr", "--output", ""], "--output: the value is empty"),
+        (["--usl_type", "simclr", "--address="], "--address: the value is empty"),
+        (["--exp_type", "quickstart", " "], "an argument is empty"),
+        (["--resume", ""], "--resume: the value is empty"),
+        (["--", "--usl_type", "simclr"], "leave out the argument --"),
+        (["a.yaml", "b.yaml"], "'b.yaml' is one argument too many"),
+        (["--usl_type", "simclr", "--temperature", "-1e-3"], "command line: temperature: must be greater than"),
+        (["--usl_type", "simclr", "--seed", "1e20"], "command line: seed: has too many digits"),
+        (["--set", "SEED=3"], "did you mean 'seed'?"),
+        (["--set", "baseline=random,pixels"], "several controls are a list: baseline=[random,pixels]"),
+        (["--set", "temperature={uniform: [0.1, 1]}"], "temperature: expected a value or a list; write distributions"),
+        (["--exp_type", "alpha", "--set", "alpha=[0.1,-1]"], "command line: alpha: must be greater than"),
+        (
+            ["--exp_type", "alpha", "--set", "tune.time_budget=0"],
+            "command line: tune.time_budget: must be greater than",
+        ),
+        (["--exp_type", "alpha", "--set", "resources.cpu=0x1"], "command line: resources.cpu: "),
+        (["--usl_type", "simclr", "--dataset", "folder:~nobody-of-this-name/x"], "there is no user"),
+    ],
+)
+def test_a_fault_of_the_command_line_is_told_as_one(refused, arguments, words):
+    assert words in refused(*arguments, "--dry-run")
+
+
+def test_no_control_can_be_written_as_none(run_sweep):
+    process = run_sweep("--exp_type", "alpha", "--set", "baseline=none", "--dry-run")
+    assert process.returncode == 0, process
+    assert "random" not in process.stdout
+
+
 def test_a_dry_run_refuses_a_name_that_the_run_would_refuse(refused, tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     taken = "--name mine: runs/mine exists; choose another name, or resume that sweep"

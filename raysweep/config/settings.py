@@ -390,10 +390,10 @@ def has_effect(name: str, settings: Settings) -> bool:
     return about(name).effect.holds(settings)
 
 
-def make_settings(values: Mapping[str, Any], where: str) -> Settings:
-    """Check `values` and fill in the defaults.
+def make_settings(values: Mapping[str, Any], where: str, typed: Mapping[str, str] | None = None) -> Settings:
+    """Check `values` and fill in the defaults; see `check_model`.
 
     Raises:
         InputError: a value is wrong; the message begins with `where`.
     """
-    return check_model(Settings, values, where)
+    return check_model(Settings, values, where, typed)

@@ -27,18 +27,27 @@ def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     if no_text and not any(isinstance(item, About) and item.composed for item in field.metadata):
         raise ValueError('must be a string (put it in quotes, such as "12")')
     if kind is bool and not isinstance(value, bool):
-        raise ValueError("expected True or False")
+        is_quoted = isinstance(value, str) and value.strip().lower() in ("true", "false")
+        raise ValueError("expected true or false" + (" without quotes" if is_quoted else ""))
     return value
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+def check_model(
+    model: type[Model], values: Mapping[str, Any], where: str, typed: Mapping[str, str] | None = None
+) -> Model:
     """Build `model` from `values`.
 
+    Args:
+        model: The model to build.
+        values: Its values by name.
+        where: The beginning of messages: the file and the section that the values come from.
+        typed: For a value that comes from the command line instead, the beginning of messages about it.
+
     Raises:
-        InputError: a key is unknown or a value is wrong; the message is about the first fault and begins with `where`.
+        InputError: a key is unknown or a value is wrong; the message is about the first fault.
     """
     unknown = [key for key in values if key not in model.model_fields]
     if unknown:
@@ -49,7 +58,9 @@ def check_model(model: type[Model], values: Mapping[str, Any], where: str) -> Mo
         error = fault.errors()[0]
         problem = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         problem = re.sub(r"valid (number|integer), (unable|got) .*", r"valid \1", problem)
+        problem = re.sub(r"Unable to parse input string as an integer.*", "has too many digits", problem)
         if not error["loc"]:  # the message concerns several settings, and names them
             raise InputError(f"{where}: {problem}") from None
         key = error["loc"][0]
-        raise InputError(f"{where}: {key}: {problem}, not {shown(error['input'])}") from None
+        start = (typed or {}).get(str(key), f"{where}: {key}")
+        raise InputError(f"{start}: {problem}, not {shown(error['input'])}") from None

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from raysweep import parts
 from raysweep.config import FOLDER
 from raysweep.errors import InputError
+from raysweep.system.places import expanded
 
 FOLDER_SIZE = 32
 
@@ -80,6 +81,8 @@ def layout(root: Path, where: str) -> Layout:
 
     for path in sorted(root.iterdir()):
         split = meant_split(path.name, typing_errors=train is not None)
+        if split is None and train is not None:
+            split = split_beside(train, path, present)
         if split is None or path.name in EXACT or path.name.startswith(".") or not path.is_dir():
             continue
         expected = present[split]
@@ -140,6 +143,19 @@ def meant_split(name: str, typing_errors: bool) -> str | None:
                 ratio = difflib.SequenceMatcher(None, letters, word).ratio()
                 if sorted(letters) == sorted(word) or ratio >= 0.85:
                     return split
+    return None
+
+
+def split_beside(train: Path, folder: Path, present: Mapping[str, Path | None]) -> str | None:
+    """Return the missing split that a folder is probably meant to be, such as `test` for `my_test/` beside `train/`.
+
+    A word of its name is the name of the split, and it has a class folder of the training split.
+    """
+    names = {**WORDS, "test": (*WORDS["test"], "holdout")}
+    for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", folder.name):
+        for split, words in names.items():
+            if word.lower() in words and present[split] is None and folder.is_dir():
+                return split if class_folders(folder).keys() & class_folders(train).keys() else None
     return None
 
 
@@ -223,7 +239,7 @@ def kinds(paths: Sequence[Path]) -> str:
 
 def folder_path(spec: str) -> Path:
     """Return the path in `folder:PATH`."""
-    return Path(spec.removeprefix(FOLDER)).expanduser()
+    return Path(expanded(spec.removeprefix(FOLDER)))
 
 
 def has_val_folder(spec: str) -> bool:

@@ -151,7 +151,7 @@ def note_traceback(directory: Path) -> None:
     """Write the traceback of the exception being handled to the trial's `error.txt`."""
     with suppress(OSError):  # the disk may be full, and the exception itself is recorded elsewhere
         check_held(directory)
-        (directory / "error.txt").write_text(masked(traceback.format_exc()))
+        (directory / "error.txt").write_text(masked(traceback.format_exc()), "utf-8", "backslashreplace")
 
 
 def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> None:

@@ -105,9 +105,13 @@ def build(
         )
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
     where_base = f"{where}: base" if raw.get("base") else where
-    resolved = make_settings(base, where_base)
+    typed = {key: f"command line: {key}" for key in overrides}
+    resolved = make_settings(base, where_base, typed)
     search = tuple(
-        {key: check_distribution(key, spec, resolved, f"{where}: search.{key}") for key, spec in space.items()}
+        {
+            key: check_distribution(key, spec, resolved, typed.get(key, f"{where}: search.{key}"))
+            for key, spec in space.items()
+        }
         for space in spaces
     )
     if not recorded and resolved.probe_labels:
@@ -116,7 +120,7 @@ def build(
             base["probe_labels"] = False
     if is_layerwise and base.get("probe_labels", True) and not any("per_layer" in space for space in (base, *spaces)):
         base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike
-    resolved = make_settings(base, where_base)
+    resolved = make_settings(base, where_base, typed)
     if not recorded:
         check_labels(resolved, base, spaces, where)
     seeded = search
@@ -211,14 +215,17 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
         hint = f"; {unknown} stands beside base, not in it" if unknown in SECTIONS else suggest_setting(unknown)
         raise InputError(f"{where}: base: unknown key {unknown!r}{hint}")
     for key, value in base.items():
-        if isinstance(value, (list, dict)) and key in SETTINGS and not about(key).composed:
+        if isinstance(value, (list, dict)) and not about(key).composed:
+            if key in overrides:
+                raise InputError(f"command line: {key}: expected a value or a list; write distributions in a file")
             raise InputError(f"{where}: base.{key}: expected one value; to sweep it, write it under search")
-    tune = check_model(Tune, sections["tune"], f"{where}: tune")
+    typed = {key.partition(".")[2]: f"command line: {key}" for key in overrides if "." in key}
+    tune = check_model(Tune, sections["tune"], f"{where}: tune", typed)
     if tune.storage is not None:
         tune = tune.model_copy(update={"storage": database_url(tune.storage, f"{where}: tune.storage")})
-    resources = check_model(Resources, sections["resources"], f"{where}: resources")
+    resources = check_model(Resources, sections["resources"], f"{where}: resources", typed)
     has_race = raw.get("seeds") is not None or bool(sections["seeds"])
-    race = check_model(Race, sections["seeds"], f"{where}: seeds") if has_race else None
+    race = check_model(Race, sections["seeds"], f"{where}: seeds", typed) if has_race else None
     return Content(name, base, spaces, controls, tune, resources, race)
 
 
@@ -255,7 +262,9 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict
     if not isinstance(values, list):
         raise InputError(f"{where}: {distribution}: expected a list, not {values!r}")
 
-    checked = [getattr(make_settings({**base.model_dump(), name: value}, where), name) for value in values]
+    checked = [
+        getattr(make_settings({**base.model_dump(), name: value}, where, {name: where}), name) for value in values
+    ]
     if distribution in ("grid", "choice"):
         if not checked:
             raise InputError(f"{where}: {distribution}: the list is empty")

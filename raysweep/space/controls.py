@@ -22,7 +22,7 @@ def read_controls(value: Any, where: str) -> tuple[str, ...]:
     """Return the controls that the entry `baseline` lists, in the order of `CONTROLS`.
 
     Args:
-        value: True (the random encoder), False (none), a name, or a list of names.
+        value: True (the random encoder), False or `none` (no control), a name, or a list of names.
         where: The start of every message.
 
     Raises:
@@ -30,6 +30,10 @@ def read_controls(value: Any, where: str) -> tuple[str, ...]:
     """
     if isinstance(value, bool):
         return (RANDOM,) if value else ()
+    if value == "none":
+        return ()
+    if isinstance(value, str) and "," in value:
+        raise InputError(f"{where}: baseline: several controls are a list: baseline=[{value}]")
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)):
         raise InputError(

@@ -56,7 +56,7 @@ def suggest_setting(given: str, value: object = None) -> str:
     """
     names = names_here(given)
     if not names:
-        close = difflib.get_close_matches(given, SETTINGS, n=1)
+        close = difflib.get_close_matches(given.lower(), SETTINGS, n=1)
         return f", did you mean {close[0]!r}?" if close else "; raysweep sweep --help lists all settings"
     written = [repr(name) if value is None or name in SETTINGS else f"--set {name}={value}" for name in names]
     return f", did you mean {' or '.join(written)}?"

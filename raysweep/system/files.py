@@ -12,6 +12,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -215,12 +216,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def make_directory(path: Path) -> bool:
     """Create a directory and its parents; returns False if the path exists already."""
+    lowest = existing_ancestor(path)
     try:
         path.mkdir(parents=True)
     except FileExistsError:
         if not lies(path):  # a parent is in the way
             raise
         return False
+    except OSError:  # the name is too long, say
+        with suppress(OSError):
+            for parent in takewhile(lambda parent: parent != lowest, path.absolute().parents):
+                parent.rmdir()
+        raise
     return True
 
 

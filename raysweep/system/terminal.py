@@ -99,7 +99,23 @@ def resume_command(place: str, *options: str) -> str:
     Example:
         `resume_command("my runs/s", "--local")` gives `raysweep sweep --resume 'my runs/s' --local`.
     """
-    return shlex.join([*typed_program(), "--resume", place, *options])
+    return " ".join(map(quoted, [*typed_program(), "--resume", place, *options]))
+
+
+def quoted(word: str) -> str:
+    r"""Quote a word for a shell. A word with characters that cannot be shown is written with escapes.
+
+    Example:
+        `quoted("my runs")` gives `'my runs'`, and `quoted("two\nlines")` gives `$'two\x0alines'`.
+    """
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(escaped(byte) for byte in os.fsencode(word)) + "'"
+
+
+def escaped(byte: int) -> str:
+    """Return a byte as Bash takes it between `$'` and `'`."""
+    return chr(byte) if 32 <= byte < 127 and chr(byte) not in "'\\" else f"\\x{byte:02x}"
 
 
 def counted(count: int, what: str) -> str:

@@ -200,12 +200,12 @@ def test_numbers_in_a_grid_of_probes_are_read_alike(tmp_path, capsys, text, valu
 def test_words_for_truth_mean_the_same_everywhere(tmp_path, capsys, text):
     *plain, quoted = ways(tmp_path, capsys, "denoising", text)
     assert plain == [text.lower() in ("true", "yes", "on")] * len(plain)
-    assert "expected True or False" in quoted
+    assert "expected true or false" in quoted
 
 
 @pytest.mark.parametrize("text", ["y", "n", "1", "0", "tRue", "t", "maybe"])
 def test_other_words_are_no_truth_value(tmp_path, capsys, text):
-    assert all("expected True or False" in message for message in ways(tmp_path, capsys, "denoising", text))
+    assert all("expected true or false" in message for message in ways(tmp_path, capsys, "denoising", text))
 
 
 @pytest.mark.parametrize("name", ["seed", "image_size", "dataset", "probe_dataset", "blur", "tune.metric"])
@@ -390,7 +390,7 @@ def test_a_flag_of_any_other_command_is_given_once(tmp_path, arguments, flag):
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
 
 
-@pytest.mark.parametrize("text", ["0x10", "1_0", "1:30", "٣", "ten", "1.5", "", "1e400", "2024-01-01"])
+@pytest.mark.parametrize("text", ["0x10", "1_0", "1:30", "٣", "ten", "1.5", "1e400", "2024-01-01"])
 def test_the_batch_size_of_embed_is_read_as_that_of_a_sweep(tmp_path, text):
     process = here("raysweep/cli.py", "embed", "c", "i", "-o", "f.npz", f"--batch_size={text}", cwd=tmp_path)
     assert process.returncode == 2

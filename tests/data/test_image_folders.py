@@ -124,6 +124,22 @@ def test_a_val_folder_is_part_of_the_digest_and_others_keep_theirs(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["my_test", "test_public", "finalTest", "holdout", "mnist-test"])
+def test_a_folder_beside_train_whose_name_contains_the_missing_split_is_refused(name, tmp_path):
+    root = make(tmp_path, {"train": 4, name: 2})
+    assert f"the folder {name!r} would not be read, because its name is not 'test'" in refusal(root)
+    (root / "test").mkdir()
+    for kind in ("dark", "light"):
+        save(root / "test" / kind / "0.png", picture(1))
+    assert len(read(root).test_images) == 2
+
+
+def test_a_folder_with_other_content_may_have_the_name_of_a_split_in_its_name(tmp_path):
+    root = make(tmp_path, {"train": 10})
+    save(root / "test_plots" / "loss" / "0.png", picture(1))
+    assert len(read(root).test_images) == 4
+
+
 def test_the_command_validates_on_the_val_folder(run_sweep, tmp_path):
     """The classes of val are swapped, so a prediction that is right in test is wrong in val."""
     root = make(tmp_path / "set", FULL)

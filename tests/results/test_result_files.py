@@ -15,6 +15,7 @@ from raysweep.results import attempts, feature_cache
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
 from raysweep.results.encoders import save_encoder
+from raysweep.results.result import note_traceback
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
 from tests.support import ROOT, forked
@@ -442,3 +443,11 @@ def test_the_command_sets_them_aside_and_runs_the_trials_again(tmp_path):
     assert (directory / "result.json.damaged-1").is_fifo()
     assert (directory / "attempt.json.damaged-1").is_dir()
     assert [result.attempts for result in Store(store.root).results(SWEEP)] == [1, 2]
+
+
+def test_the_traceback_of_an_error_that_is_no_valid_text_is_written(tmp_path):
+    try:
+        raise RuntimeError("cannot open /data/caf\udce9.bin")
+    except RuntimeError:
+        note_traceback(tmp_path)
+    assert "caf\\udce9.bin" in (tmp_path / "error.txt").read_text()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from raysweep.system.files import open_regular, replacing
+from raysweep.system.files import make_directory, open_regular, replacing
 
 TURNS = 4000
 REMOVE = """
@@ -89,3 +89,13 @@ def test_one_of_several_writers_that_create_a_new_file_at_once_succeeds(tmp_path
         assert results.count(str(path)) == 7
         assert list(tmp_path.iterdir()) == [path], "no temporary file remains"
         path.unlink()
+
+
+def test_a_directory_that_cannot_be_created_leaves_no_parents(tmp_path):
+    with pytest.raises(OSError, match="too long"):
+        make_directory(tmp_path / "new" / "newer" / ("y" * 300))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").mkdir()
+    with pytest.raises(OSError, match="too long"):
+        make_directory(tmp_path / "new" / "newer" / ("y" * 300))
+    assert list((tmp_path / "new").iterdir()) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from raysweep.system.terminal import quoted
 from tests.support import PATIENCE, ROOT, forked
 from tests.support.cluster import wait_for
 from tests.support.commands import STOPPING, here
@@ -21,6 +22,14 @@ SMALL = ["--usl_type", "simclr", "--le_epochs", "1", "--set", "probe_every=0", "
 QUICK = [*SMALL, "--usl_epochs", "1", "--name", "quick"]
 LONG = [*SMALL, "--usl_epochs", "1000", "--name", "long"]  # each test interrupts it
 LONG_PLACE = Path("runs", "long")
+
+
+@pytest.mark.parametrize("word", ["runs/s", "my runs", "it's", "two\nlines", "caf\udce9/s", "tab\t'\\", "\x1b[31m", ""])
+def test_a_quoted_word_is_one_line_that_a_shell_reads_back(word):
+    line = quoted(word)
+    assert line.isprintable()
+    printed = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True).stdout
+    assert os.fsdecode(printed) == word
 
 
 @pytest.fixture(scope="module")
