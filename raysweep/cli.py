@@ -199,11 +199,11 @@ def fetch_command(parsed: argparse.Namespace) -> int:
     for name in parsed.datasets:
         dataset = api.fetch(name, parsed.data_dir)
         test = "no" if dataset.test_images is None else f"{len(dataset.test_images):,}"
-        channels, side = dataset.train_images.shape[1:3]
         more = "" if dataset.unlabelled is None else f", {len(dataset.unlabelled):,} images for pretraining"
-        classes = f", {len(dataset.classes)} classes" if dataset.labelled else ", without labels"
-        kind = f"{channels}×{side}×{side}{classes}"
-        tell(console, f"{name}: {len(dataset.train_images):,} training and {test} test images{more}, {kind}")
+        pixels = "×".join(map(str, dataset.train_images.shape[1:]))
+        count = len(dataset.classes)
+        classes = f", {count} class{'' if count == 1 else 'es'}" if dataset.labelled else ", without labels"
+        tell(console, f"{name}: {len(dataset.train_images):,} training and {test} test images{more}, {pixels}{classes}")
     return FINISHED
 
 

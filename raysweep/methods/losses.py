@@ -26,7 +26,10 @@ VicregCovariance = Annotated[float, Field(ge=0), "Weight ν of VICReg's covarian
 
 @loss(zero_on_equal_views=True)
 def mse(z1: Tensor, z2: Tensor) -> Tensor:
-    """Mean over all elements of the squared difference; zero where the views agree."""
+    """Mean over all elements of the squared difference; zero where the views agree.
+
+    `z1` and `z2` are the embeddings (B, D) of both views; the result is a scalar, at least 0.
+    """
     from torch.nn import functional as F
 
     return F.mse_loss(z1, z2)
@@ -34,7 +37,10 @@ def mse(z1: Tensor, z2: Tensor) -> Tensor:
 
 @loss(zero_on_equal_views=True)
 def l1(z1: Tensor, z2: Tensor) -> Tensor:
-    """Mean over all elements of the absolute difference; zero where the views agree."""
+    """Mean over all elements of the absolute difference; zero where the views agree.
+
+    `z1` and `z2` are the embeddings (B, D) of both views; the result is a scalar, at least 0.
+    """
     from torch.nn import functional as F
 
     return F.l1_loss(z1, z2)

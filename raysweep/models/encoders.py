@@ -39,7 +39,10 @@ def conv6(
         "The random encoder has the same initial weights.",
     ] = "pytorch",
 ) -> nn.Module:
-    """Conv6, five 3×3 convolutions without biases or normalisation."""
+    """Conv6, five 3×3 convolutions without biases or normalisation (Tang, Yang & Amit 2022).
+
+    It maps images (B, `channels`, `image_size`, `image_size`) to features; see `raysweep.models.conv6`.
+    """
     from raysweep.models.conv6 import Conv6
 
     return Conv6(channels, image_size, init)
@@ -47,7 +50,10 @@ def conv6(
 
 @encoder(batch_norm=True)
 def resnet18(channels: int, image_size: int) -> nn.Module:
-    """Torchvision's ResNet-18, untrained, with a stem for small images."""
+    """Torchvision's ResNet-18, untrained, with a stem for small images (He et al. 2016, arXiv 1512.03385).
+
+    It maps images (B, `channels`, `image_size`, `image_size`) to features (B, 512).
+    """
     from raysweep.models.resnet18 import ResNet18
 
     return ResNet18(channels, image_size)
@@ -69,7 +75,7 @@ def timm(name: str) -> Part:
 
 @encoder(trains=False)
 def pixels(channels: int, image_size: int) -> nn.Module:
-    """The pixels themselves."""
+    """The pixels themselves, as features (B, `channels` · `image_size`²)."""
     from raysweep.models.pixels import Pixels
 
     return Pixels(channels, image_size)
@@ -77,7 +83,7 @@ def pixels(channels: int, image_size: int) -> nn.Module:
 
 @encoder(trains=False, takes_dim=True)
 def pca(channels: int, image_size: int, components: int) -> nn.Module:
-    """The first principal components of the pixels, fitted on the pretraining images."""
+    """The first principal components of the pixels, fitted on the pretraining images: (B, `components`)."""
     from raysweep.models.pca import Pca
 
     return Pca(channels, image_size, components)

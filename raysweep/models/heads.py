@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @head
 def linear(feature_dim: int, embedding_dim: int) -> nn.Module:
-    """A linear map without biases."""
+    """A linear map without biases, from the features (B, `feature_dim`) to the embedding (B, `embedding_dim`)."""
     from torch import nn
 
     return nn.Linear(feature_dim, embedding_dim, bias=False)
@@ -32,7 +32,11 @@ def mlp(
         bool, "Whether the embedding is batch-normalised, without scale and shift, as SimSiam published it."
     ] = False,
 ) -> nn.Module:
-    """A multilayer perceptron with ReLUs. Linear layers before batch normalisation have no biases."""
+    """A multilayer perceptron with ReLUs. Linear layers before batch normalisation have no biases.
+
+    It maps the features (B, `feature_dim`) to the embedding (B, `embedding_dim`), as in SimCLR (Chen et al. 2020, arXiv
+    2002.05709, section 2.1).
+    """
     from torch import nn
 
     layers: list[nn.Module] = []

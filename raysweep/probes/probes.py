@@ -224,7 +224,7 @@ def linear(
     labels_per_class: LabelsPerClass = None,
     probe_layer: Layer = "trunk",
 ) -> TrainedProbe:
-    """Linear classifiers on the frozen features."""
+    """Linear classifiers on the frozen features (N, D) of the layer, trained by Adam with cross-entropy."""
     from raysweep.probes.linear_evaluation import LinearEvaluation
 
     return LinearEvaluation(
@@ -253,7 +253,7 @@ def linear(
     }
 )
 def kmeans(evaluation: Evaluation, *, probe_layer: Layer = "trunk") -> Iterator[tuple[str, float]]:
-    """k-means clustering of the test features, compared with the labels."""
+    """k-means clustering of the test features, compared with the labels. There are as many clusters as classes."""
     from raysweep.probes.kmeans import kmeans_scores
 
     features, labels = evaluation.features(probe_layer)["test"], evaluation.labels("test")
@@ -282,7 +282,7 @@ def knn(
     knn_k: Annotated[int, Field(ge=1), "Number of neighbours in kNN."] = 20,
     knn_temperature: Temperature = 0.07,
 ) -> Iterator[tuple[str, float]]:
-    """Weighted k-nearest neighbours, by cosine similarity."""
+    """Weighted k-nearest neighbours, by cosine similarity (Wu et al. 2018, arXiv 1805.01978)."""
     from raysweep.probes.knn import knn_accuracy
 
     features = evaluation.features(probe_layer)

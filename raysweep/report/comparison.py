@@ -63,7 +63,7 @@ def draw_comparison(
     if away:
         draw_differences_by_row(panels[-1], rows, away, sweeps)
         panels[-1].set_title(f"{title(scores[0])}\nminus the random encoder", fontsize=10)
-    panels[0].set_yticks(range(len(rows)), [wrapped(row_label(point), 48) for point in rows], fontsize=8)
+    panels[0].set_yticks(range(len(rows)), [wrapped(clipped(row_label(point)), 48) for point in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     adjusted = f"\nlast panel: adjusted {percent(points)} intervals" if away else ""
     figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}{adjusted}"), fontsize=11)
@@ -71,6 +71,11 @@ def draw_comparison(
         entries = legend_of(points, sweeps)
         add_legend(figure, entries, ncols=legend_columns(entries, figure.get_figwidth()), **BELOW)
     return figure
+
+
+def clipped(label: str) -> str:
+    """Return a label without its middle if it would take more than two lines."""
+    return label if len(label) <= 92 else f"{label[:45]} … {label[-44:]}"
 
 
 def row_label(point: Point) -> str:

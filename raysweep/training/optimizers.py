@@ -71,7 +71,7 @@ def sgd(
     momentum: Momentum = 0.9,
     nesterov: Nesterov = False,
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013, "On the importance of initialization")."""
     import torch
 
     from raysweep.training.adam import without_compiler
