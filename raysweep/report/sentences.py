@@ -8,7 +8,8 @@ from raysweep import parts
 from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of, mean_of, percent
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
-from raysweep.report.statistics import Difference, seeds_to_show
+from raysweep.report.seeds import seeds_to_show
+from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Family, Group, same_experiment
 from raysweep.system.terminal import counted
 

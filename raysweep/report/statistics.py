@@ -256,6 +256,11 @@ def _quadrature_critical(method: Method, points: int, df: int, alpha: float = AL
     return _root(excess, points - 1 if method == "dunnett" else points * (points - 1) // 2, df, alpha)
 
 
+def tukey_critical(points: int, df: int, divisor: int = 1) -> float:
+    """Return the critical value for all pairs of points with complete cells, in standard errors of a difference."""
+    return _quadrature_critical("tukey", points, df, ALPHA / divisor)
+
+
 @lru_cache(maxsize=256)
 def _dunnett_critical(covariance: bytes, points: int, df: int, alpha: float = ALPHA) -> float:
     """Return Dunnett's critical value for any covariance of the means, up to a factor; the first mean is the control's.
@@ -281,21 +286,26 @@ def _dunnett_critical(covariance: bytes, points: int, df: int, alpha: float = AL
 
 
 def _compare(values: Array, first: Indices, second: Indices, method: Method, divisor: int) -> list[Difference]:
-    """Return the differences of points, first minus second. `method` is used unless the spreads clearly differ."""
+    """Return the differences of points, first minus second. `method` is used unless the spreads clearly differ.
+
+    For "tukey" the adjustment counts all pairs of points, even if `first` and `second` have only some of them.
+    """
     fit, p, alpha = fit_blocks(values), spread_test(values) or 1.0, ALPHA / divisor
-    paired = values[first] - values[second]
-    n = (~np.isnan(paired)).sum(1)
+    paired, present = values[first] - values[second], (~np.isnan(values)).astype(int)
+    shared = present @ present.T
+    n = shared[first, second]
     mean = np.where(n > 0, fit.effects[first] - fit.effects[second], np.nan)
     half = np.full(len(first), np.nan)
     judged = np.flatnonzero(n >= FEWEST_SEEDS)
+    i, j = first[judged], second[judged]
+    family = np.nonzero(np.triu(shared >= FEWEST_SEEDS, 1)) if method == "tukey" else (i, j)
     if len(judged) and fit.spreads and p < SPREAD_LEVEL:
         method = "holm"
-        mean[judged], half[judged] = _holm(paired[judged], n[judged], alpha)
+        mean[judged], half[judged] = _holm(paired[judged], n[judged], alpha, len(family[0]) - len(judged))
     elif len(judged) and fit.spreads:
-        i, j = first[judged], second[judged]
         variance = np.max([_of_differences(covariance, i, j) for covariance in fit.covariances(p)], 0)
         if method == "tukey":
-            critical = _quadrature_critical("tukey", len(np.union1d(i, j)), fit.df, alpha)
+            critical = tukey_critical(len(np.union1d(*family)), fit.df, divisor)
         else:
             weights = fit.design.weights[np.concatenate([j[:1], i])]
             critical = _dunnett_critical((weights @ weights.T).tobytes(), len(weights), fit.df, alpha)
@@ -304,19 +314,26 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
     return [Difference(*row, method) for row in zip(n.tolist(), means, lows, highs, strict=True)]
 
 
-def _holm(paired: Array, n: Indices, alpha: float) -> tuple[Array, Array]:
+def _holm(paired: Array, n: Indices, alpha: float, others: int) -> tuple[Array, Array]:
     """Return the means of paired differences, shape (differences, seeds), and the half-widths of their intervals.
 
     Each interval has the level at which Holm tests its difference (1979, "A simple sequentially rejective multiple test
     procedure"). All differences after the first one that is not shown use the level of that one, so an interval
     excludes zero exactly if Holm's method rejects. The intervals do not cover all true differences with 95 %.
+
+    Args:
+        paired: the paired differences.
+        n: the number of seeds of each difference.
+        alpha: the familywise error.
+        others: the number of further differences of the family. They count as tests that do not reject, because the
+            scores may have chosen which differences are compared.
     """
     mean, error = np.nanmean(paired, 1), np.nanstd(paired, 1, ddof=1) / np.sqrt(n)
     half = np.full(len(n), np.nan)
     tested = np.flatnonzero(np.nanmax(paired, 1) - np.nanmin(paired, 1) >= NO_SPREAD)
     p = 2 * special.stdtr(n[tested] - 1, -np.abs(mean[tested]) / error[tested])
     order = np.argsort(p, kind="stable")
-    levels = alpha / np.arange(len(tested), 0, -1)
+    levels = alpha / (others + np.arange(len(tested), 0, -1))
     for stop in np.flatnonzero(p[order] >= levels)[:1]:
         levels[stop:] = levels[stop]
     chosen = tested[order]
@@ -348,53 +365,11 @@ def compare_pairs(values: Array, only: int | None = None, divisor: int = 1) -> d
 
     Args:
         values: scores, shape (points, seeds), NaN where a cell is missing.
-        only: return the pairs with this point only; Tukey's intervals are adjusted for all pairs nevertheless.
+        only: return the pairs with this point only. Tukey's and Holm's methods count all pairs nevertheless, because
+            the scores may have chosen the point.
         divisor: see `compare_with_control`.
     """
     pairs = np.transpose(np.triu_indices(len(values), 1))
     first, second = pairs[(pairs == only).any(axis=1) | (only is None)].T
     keys = zip(first.tolist(), second.tolist(), strict=True)
     return dict(zip(keys, _compare(values, first, second, "tukey", divisor), strict=True))
-
-
-def seeds_needed(
-    difference: float, residual_variance: float, points: int, most: int = 50, divisor: int = 1
-) -> int | None:
-    """Return the least number of seeds with which a pooled Tukey interval would exclude zero; None above `most`.
-
-    This assumes that the estimates stay the same. If the true difference is `difference`, that many seeds show it with
-    a probability of about one half.
-
-    Args:
-        difference: the difference of two points' means.
-        residual_variance: the variance of single scores, as `fit_blocks` estimates it.
-        points: the number of points, at least 2, with complete cells.
-        most: the largest number of seeds to consider.
-        divisor: see `compare_with_control`.
-    """
-    for seeds in range(FEWEST_SEEDS, most + 1):
-        critical = _quadrature_critical("tukey", points, (points - 1) * (seeds - 1), ALPHA / divisor)
-        if abs(difference) > critical * np.sqrt(2 * residual_variance / seeds):
-            return seeds
-    return None
-
-
-def seeds_to_show(
-    difference: Difference, residual_variance: float, points: int, most: int = 50, divisor: int = 1
-) -> int | None:
-    """Return about how many seeds would show a difference whose interval contains zero; None if more than `most`.
-
-    For a pooled interval, `seeds_needed`, which has the same arguments, gives the number as if no cell were missing. If
-    the points have that many seeds already, or for Holm's method, the width of the interval gives the number: the width
-    shrinks about with the square root of the number of seeds.
-    """
-    assert difference.mean is not None
-    assert difference.low is not None
-    assert difference.high is not None
-    if difference.method != "holm":
-        seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
-        if seeds is None or seeds > difference.n:
-            return seeds
-    ratio = (difference.high - difference.low) / 2 / abs(difference.mean) if difference.mean else math.inf
-    needed = difference.n * ratio * ratio
-    return max(math.ceil(needed), difference.n + 1) if max(needed, difference.n + 1) <= most else None

@@ -181,7 +181,7 @@ def best_section(report: Report) -> list[str]:
     if not tables:
         return []
     which = (
-        f"only the pairs with the {word} point"
+        f"only the pairs with the {word} point, but their intervals are adjusted for all pairs"
         if max(map(paired, report.groups)) > MOST_PAIRED
         else "all pairs of points"
     )

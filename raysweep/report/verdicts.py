@@ -21,7 +21,8 @@ from raysweep.report.statistics import Difference, compare_pairs, compare_with_c
 from raysweep.results.result import Result
 
 MOST_PAIRED = 50
-"""In a family with more points than this, only the pairs with the best point are compared."""
+"""In a family with more points than this, only the pairs with the best point are compared. They are adjusted for all
+pairs, because the scores choose the best point."""
 LEAST_VALUES = 3
 """The shape of a score over a setting is tested if the setting has at least this many values."""
 

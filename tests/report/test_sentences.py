@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from raysweep.report import statistics
 from raysweep.report.building import build_tables
+from raysweep.report.seeds import seeds_needed
 from raysweep.report.sentences import cautions, named
 from tests.report.test_report import COLUMNS, fill_with
 
@@ -97,7 +97,7 @@ def test_seeds_that_would_show_a_difference_are_more_than_there_are_where_the_sp
     family = report.groups[0].families["linear/test_accuracy"]
     difference = family.between(*report.groups[0].ranked[:2])
     assert not difference.differs
-    assert statistics.seeds_needed(difference.mean, family.variance, 6) < len(SEEDS)
+    assert seeds_needed(difference.mean, family.variance, 6) < len(SEEDS)
     assert (
         "Next: about 6 seeds in all would show a difference between alpha=0.6 and alpha=0.5, if it stays +0.0150."
         in report.in_words(scores=1)

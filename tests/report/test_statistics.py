@@ -10,16 +10,9 @@ from scipy import optimize, stats
 from statsmodels.regression.linear_model import OLS
 
 from raysweep.report import statistics
+from raysweep.report.seeds import seeds_needed, seeds_to_show
 from raysweep.report.shapes import compare_shape
-from raysweep.report.statistics import (
-    Difference,
-    compare_pairs,
-    compare_with_control,
-    fit_blocks,
-    seeds_needed,
-    seeds_to_show,
-    spread_test,
-)
+from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks, spread_test
 from tests.report.simulation import Simulation
 
 POINTS = 7
@@ -301,6 +294,51 @@ def test_intervals_of_holm_exclude_zero_exactly_where_holm_rejects():
         assert [difference.differs for difference in found.values()] == holm(p)
         seen.add(sum(difference.differs for difference in found.values()))
     assert len(seen) > 2
+
+
+def pairs_with_best(values):
+    """The pairs with the point that has the best mean, which the scores themselves choose."""
+    return compare_pairs(values, int(np.nanmean(values, 1).argmax()))
+
+
+def test_pairs_with_the_best_point_are_adjusted_for_all_pairs():
+    random = np.random.default_rng(28)
+    first, second = np.triu_indices(12, 1)
+    seen = set()
+    for _ in range(30):
+        values = table(random, np.r_[np.ones(9), 4, 4, 4], 8) + np.r_[np.zeros(9), 0, 5, 9][:, None]
+        chosen = pairs_with_best(values)
+        if {difference.method for difference in chosen.values()} != {"holm"}:
+            continue
+        p = stats.ttest_1samp(values[first] - values[second], 0, axis=1).pvalue
+        p_of = dict(zip(zip(first.tolist(), second.tolist(), strict=True), p, strict=True))
+        rejected = dict(zip(p_of, holm(p), strict=True))
+        assert all(rejected[pair] for pair, difference in chosen.items() if difference.differs)
+        seen.add(sum(difference.differs for difference in chosen.values()))
+        for tests, pair in enumerate(sorted(chosen, key=p_of.__getitem__)):
+            i, j = pair
+            interval = stats.ttest_rel(values[i], values[j]).confidence_interval(1 - 0.05 / (len(p) - tests))
+            assert (chosen[pair].low, chosen[pair].high) == pytest.approx((interval.low, interval.high))
+            if not chosen[pair].differs:
+                break
+    assert len(seen) > 2
+
+
+def test_the_pairs_with_one_point_have_the_tukey_intervals_of_all_pairs():
+    # The last two points share too few seeds with the first one, and but they are compared with others.
+    cells = ((0, 0), *((0, seed) for seed in range(4, 8)), *((point, seed) for point in (4, 5) for seed in (1, 2)))
+    values = even_table(np.random.default_rng(29), 6, 8, cells)
+    every, chosen = compare_pairs(values), compare_pairs(values, 0)
+    assert [difference.n for difference in chosen.values()] == [3, 3, 3, 1, 1]
+    assert chosen == {pair: every[pair] for pair in chosen}
+
+
+@pytest.mark.parametrize("spreads", [np.linspace(1, 4, 30), np.r_[np.ones(25), np.full(5, 5.0)]])
+def test_familywise_error_of_the_pairs_with_the_best_point(spreads):
+    random = np.random.default_rng(30)
+    tables = [table(random, spreads, 6) for _ in range(150)]
+    errors = sum(any(difference.differs for difference in pairs_with_best(values).values()) for values in tables)
+    assert within_error(errors, len(tables), 0.05), errors
 
 
 def test_spread_test_keeps_its_level_and_finds_a_noisy_point():
