@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from raysweep.config import METRICS, SETTINGS, about, default_of
 from raysweep.errors import masked, printable
 from raysweep.report.contents import Report
+from raysweep.report.method_words import method
 from raysweep.report.page_curves import bokeh_script, point_title, read_curves, script_data
 from raysweep.report.page_pictures import figures_in, pictures_of
 from raysweep.report.points import LEAST_SEEDS, percent
-from raysweep.report.sentences import NAMES, method, numbers, verdict
+from raysweep.report.sentences import NAMES, numbers, verdict
 from raysweep.report.summary import controls_of, notes, reading, warnings_of
 from raysweep.report.tables import cell, encoded, name_columns, names_of, trial_rows
 from raysweep.results.result import Result

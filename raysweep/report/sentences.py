@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from raysweep import parts
-from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of, mean_of, percent
+from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of, mean_of
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
 from raysweep.report.seeds import seeds_to_show
@@ -56,7 +56,8 @@ def conclusions(group: Group, metric: str, scores: Sequence[str], is_evaluation:
         lines += [tie_sentence(best, others, metric)] if others else []
         lines += [others_sentence(best, others, main)] if others else []
         lines += control_sentences(best, main)
-    lines += [shape_sentence(name, [f for f in group.families.values() if f.score in SCORES]) for name in main.shapes]
+    tests = [family for family in group.families.values() if family.score in SCORES]
+    lines += [shape_sentence(name, tests, others_vary(name, group.points)) for name in main.shapes]
     return [line for line in [*lines, *next_steps(group, main)] if line]
 
 
@@ -196,10 +197,19 @@ def control_sentences(best: Point, family: Family) -> list[str]:
     return lines
 
 
-def shape_sentence(name: str, families: Sequence[Family]) -> str:
-    """Say how the scores depend on a numeric setting; empty if there are too few values or seeds."""
+def shape_sentence(name: str, families: Sequence[Family], averaged: bool) -> str:
+    """Say how the scores depend on a numeric setting; empty if there are too few values or seeds.
+
+    `averaged` says whether other settings vary too. The scores are then averaged over them.
+    """
     words = [text for family in families if name in family.shapes and (text := shape_words(name, family))]
-    return f"With {name}: {'; '.join(words)}." if words else ""
+    start = f"With {name}, averaged over the other settings" if averaged else f"With {name}"
+    return f"{start}: {'; '.join(words)}." if words else ""
+
+
+def others_vary(name: str, points: Sequence[Point]) -> bool:
+    """Return whether the points differ in other searched settings than this one."""
+    return len({tuple((key, value) for key, value in point.varied.items() if key != name) for point in points}) > 1
 
 
 def shape_words(name: str, family: Family) -> str | None:
@@ -365,35 +375,3 @@ def shortened(names: Sequence[str]) -> str:
     if len(names) > MOST_NAMED + 1:
         names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} others"]
     return listed(names)
-
-
-def method(points: Sequence[Point], labels: bool = True) -> str:
-    """Say how the intervals and verdicts about these points are computed; `labels` says whether they have labels."""
-    divisor = divisor_of(points)
-    race = (
-        ""
-        if divisor == 1
-        else " The seeds were a race: after every round a look at the results decided which points get more seeds. The "
-        "looks, and the tables of pairs and of each control, divide the error of 5 % into "
-        f"{divisor} equal parts (Bonferroni). So every interval is at {percent(points)}, and every p-value is "
-        f"multiplied by {divisor}. The points are ranked by their means adjusted for the seeds that some of them lack. "
-        "The mean of a point that left the race early tends to lie a little too far from the best one."
-    )
-    images = (
-        " All seeds share one division of the images. So the intervals cover differences between runs, and not the "
-        "choice of the test images."
-        if labels
-        else " All seeds share the images. So the intervals cover differences between runs, and not the choice of the "
-        "images."
-    )
-    return (
-        f"{'Scores' if labels else 'Measures'} are modelled as point + seed + residual. Intervals are at "
-        f"{percent(points)} and adjusted for all comparisons of a table: Dunnett's method adjusts the differences from "
-        "a control, and Tukey's method adjusts the differences between points. Both use the residual spread of all "
-        "points together. A test compares the spreads of the points. If the result is unclear, each interval uses the "
-        "larger of the pooled spread and the spread of its two points. If the spreads clearly differ, each pair has "
-        "the spread of its differences, and Holm's method adjusts them. A simulated sweep of seven equal points shows "
-        "a false difference in at most 5 % of cases, or in up to 11 % with three seeds and very unequal spreads. Each "
-        f"{'score' if labels else 'measure'} is adjusted alone."
-        f"{images}{race}"
-    )

@@ -40,6 +40,23 @@ class Shape:
     pairs: dict[tuple[int, int], Difference]
 
 
+def average(scores: Array) -> Array:
+    """Return the scores averaged over combinations of the other settings, shape (values, seeds).
+
+    The seeds alone are the blocks of the tests, because trials of one seed may resemble each other: those that differ
+    in a setting of little effect have nearly equal residuals. All means are over the same combinations, so that no
+    missing trial distorts the comparison of two values. A combination is complete in a seed if all its values have
+    finished. The combinations that are complete in every seed in which any is complete are used. If there are none, all
+    that are complete in any seed are used, and a cell is NaN where one of them lacks it.
+
+    Args:
+        scores: shape (combinations, values, seeds), NaN where a cell is missing.
+    """
+    complete = ~np.isnan(scores.sum(1))
+    used = complete[:, complete.any(0)].all(1)
+    return np.asarray(scores[used if used.any() else complete.any(1)].mean(0))
+
+
 def compare_shape(values: Array, better: Literal["max", "min"] = "max", divisor: int = 1) -> Shape:
     """Test whether the score rises, falls or has an optimum over the ordered values of one setting.
 
@@ -51,8 +68,8 @@ def compare_shape(values: Array, better: Literal["max", "min"] = "max", divisor:
     means fewer than three values or three complete blocks, or that nothing is shown and no pair has an interval.
 
     Args:
-        values: scores, shape (values in order, blocks), NaN where a cell is missing. Blocks are seeds, or combinations
-            of seeds and other settings.
+        values: scores, shape (values in order, seeds), NaN where a cell is missing. The seeds are the blocks; `average`
+            gives such scores if other settings vary too.
         better: "max" where high scores are good.
         divisor: the error is divided by this number (see `raysweep.report.statistics`). P-values are multiplied by it,
             and the intervals of `pairs` have the corresponding level.

@@ -8,8 +8,9 @@ from raysweep import parts
 from raysweep.errors import printable
 from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
+from raysweep.report.method_words import method
 from raysweep.report.points import LEAST_SEEDS, Point, block_scores, has_block_scores, percent
-from raysweep.report.sentences import NAMES, listed, method, numbers, verdict
+from raysweep.report.sentences import NAMES, listed, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
 from raysweep.report.unlabelled import READING

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about, default_of
 from raysweep.report.points import Point, divisor_of, key_without_seed, matrix
-from raysweep.report.shapes import Shape, compare_shape
+from raysweep.report.shapes import Shape, average, compare_shape
 from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
 from raysweep.results.result import Result
 
@@ -37,7 +37,8 @@ class Family:
     controls: Mapping[str, Mapping[str, Difference]]
     """For each control, the points minus the control, by the title of the point."""
     shapes: Mapping[str, tuple[Shape, Sequence[Any]]]
-    """For each setting, the shape of the score over the setting's values, and the sorted values."""
+    """For each numeric setting, the shape of the score over the setting's values, and the sorted values. The score is
+    averaged over the other searched settings."""
     variance: float | None
     """The variance of the residuals of the block model; None where there are too few cells."""
     points: int
@@ -199,21 +200,23 @@ def experiment_of(results: Mapping[int, Result]) -> tuple[Any, ...]:
 
 
 def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Sequence[Any]] | None:
-    """Return the shape of the score over a numeric setting; None if the setting has fewer than `LEAST_VALUES` values.
+    """Return the shape of the score over a numeric setting, averaged over the other searched settings.
 
-    A block is a seed together with the values of the other searched settings.
+    It is None if the setting has fewer than `LEAST_VALUES` values, or if no combination of values of the other settings
+    was tried with all of them.
     """
     points = [point for point in points if is_plain_number(point.varied.get(name))]
     values = sorted({point.varied[name] for point in points})
-    if len(values) < LEAST_VALUES:
-        return None
-    blocks: dict[Any, dict[Any, float]] = {}
+    combinations: dict[Any, dict[Any, Mapping[int, float]]] = {}
     for point in points:
         others = tuple((key, value) for key, value in point.varied.items() if key != name)
-        for seed, value in point.scores(score).items():
-            blocks.setdefault((others, seed), {})[point.varied[name]] = value
-    cells = [[block.get(value, np.nan) for block in blocks.values()] for value in values]
-    return compare_shape(np.array(cells, dtype=float), divisor=divisor_of(points)), values
+        combinations.setdefault(others, {})[point.varied[name]] = point.scores(score)
+    whole = [by_value for by_value in combinations.values() if len(by_value) == len(values)]
+    if len(values) < LEAST_VALUES or not whole:
+        return None
+    seeds = sorted({seed for by_value in whole for scores in by_value.values() for seed in scores})
+    cells = [[[by_value[value].get(seed, np.nan) for seed in seeds] for value in values] for by_value in whole]
+    return compare_shape(average(np.array(cells, dtype=float)), divisor=divisor_of(points)), values
 
 
 def is_plain_number(value: Any) -> bool:

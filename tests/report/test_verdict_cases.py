@@ -1,15 +1,21 @@
 """Verdicts about points that are hard to compare, from made-up results of sweeps."""
 
+import math
 from collections import defaultdict
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from raysweep.report import building
 from raysweep.report.building import read_several
 from raysweep.report.figures import draw
+from raysweep.report.shapes import average, compare_shape
+from raysweep.report.verdicts import shape_of
 from tests.report.test_report import fill_with, made_up
 
 RAW = {"name": "s", "baseline": True}
+SCORE = "linear/test_accuracy"
 
 
 def test_a_setting_that_decides_whether_another_one_acts_makes_two_protocols(tmp_path):
@@ -68,3 +74,101 @@ def test_points_without_a_shared_seed_are_not_said_to_show_no_difference(tmp_pat
     sentences = " ".join(read_several(opened).in_words(scores=1))
     assert "shows no difference from a/alpha=0.1" not in sentences
     assert "nothing is shown about a/alpha=0.1, because no interval can be computed." in sentences
+
+
+def grid(tmp_path, seeds, metrics):
+    """The report of a sweep over three α and three durations."""
+    search = {"alpha": [0.1, 1, 10], "usl_epochs": [1, 2, 3], "seed": seeds}
+    return building.read(*fill_with(tmp_path, {**RAW, "base": {"usl_type": "ae_parallel"}, "search": search}, metrics))
+
+
+def scored(points, table):
+    """The points with the scores of a table of shape (points, seeds)."""
+    return [
+        replace(
+            point,
+            by_seed={
+                seed: replace(result, metrics={SCORE: float(score)})
+                for (seed, result), score in zip(point.by_seed.items(), row, strict=True)
+            },
+        )
+        for point, row in zip(points, table, strict=True)
+    ]
+
+
+def test_trials_that_resemble_each_other_do_not_make_a_trend(tmp_path):
+    report = grid(tmp_path, [0, 1, 2], made_up(defaultdict(lambda: 0.5)))
+    points = [point for point in report.points if not point.baseline]
+    place = [[0.1, 1, 10].index(point.varied["alpha"]) for point in points]
+    epochs = np.array([point.varied["usl_epochs"] for point in points])
+    random, claims, tables = np.random.default_rng(0), 0, 200
+    for _ in range(tables):
+        # The trials of one seed and one α differ little between durations, and α has no effect.
+        table = random.normal(size=3) + random.normal(size=(3, 3))[place] + 0.3 * random.normal(size=(9, 3))
+        shape, values = shape_of("alpha", SCORE, scored(points, table + epochs[:, None]))
+        assert values == [0.1, 1, 10]
+        claims += shape.kind in ("rises", "falls", "optimum")
+    assert claims / tables <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / tables), claims / tables
+
+
+def test_a_trend_of_three_values_can_be_shown_with_three_seeds_and_is_called_an_average(tmp_path):
+    def metrics(trial):
+        if trial.baseline:
+            return made_up(defaultdict(lambda: 0.4))(trial)
+        effect = {0.1: 0.5, 1: 0.52, 10: 0.6}[trial.settings.alpha] + 0.1 * trial.settings.usl_epochs
+        return made_up(defaultdict(lambda: effect))(trial)
+
+    report = grid(tmp_path, [0, 1, 2], metrics)
+    shape, _ = report.groups[0].families[SCORE].shapes["alpha"]
+    assert shape.p_rises == pytest.approx(3 / 6**3)  # every seed has the one order of six that rises
+    means = {
+        value: np.mean([point.values(SCORE) for point in report.points if point.varied.get("alpha") == value])
+        for value in (0.1, 10)
+    }
+    assert shape.pairs[0, 2].mean == pytest.approx(means[0.1] - means[10])
+    lines = report.in_words(scores=1)
+    assert any(
+        line.startswith(f"With alpha, averaged over the other settings: {SCORE} rises (Page's trend test, p = 0.014)")
+        for line in lines
+    )
+
+
+def test_a_missing_trial_does_not_distort_the_averages(tmp_path):
+    seeds = [0, 1, 2, 3]
+    points = [point for point in grid(tmp_path, seeds, made_up(defaultdict(lambda: 0.5))).points if not point.baseline]
+    table = np.random.default_rng(1).normal(size=(9, 4)) * 0.001
+    table += np.array([point.varied["usl_epochs"] for point in points])[:, None]  # a large effect of the other setting
+    full = scored(points, table)
+    incomplete = [
+        replace(point, by_seed={seed: result for seed, result in point.by_seed.items() if seed})
+        if point.varied == {"alpha": 10, "usl_epochs": 3}
+        else point
+        for point in full
+    ]
+    # The duration that lacks a trial is left out in all seeds, as if it had not been tried.
+    shorter = [point for point in full if point.varied["usl_epochs"] < 3]
+    assert shape_of("alpha", SCORE, incomplete) == shape_of("alpha", SCORE, shorter)
+    # The missing trial stays missing where no other setting varies.
+    alone = [point for point in incomplete if point.varied["usl_epochs"] == 3]
+    scores = np.array([[point.scores(SCORE).get(seed, np.nan) for seed in seeds] for point in alone])
+    assert shape_of("alpha", SCORE, alone)[0] == compare_shape(scores)
+
+
+def test_settings_that_vary_only_together_have_no_shape(tmp_path):
+    points = [point for point in grid(tmp_path, [0, 1, 2], made_up(defaultdict(lambda: 0.5))).points if point.varied]
+    diagonal = [point for point in points if point.varied.get("alpha") == 10 ** (point.varied["usl_epochs"] - 2)]
+    assert len(diagonal) == 3
+    assert shape_of("alpha", SCORE, diagonal) is None
+
+
+def test_without_a_complete_combination_only_cells_that_all_combinations_have_are_averaged():
+    scores = np.random.default_rng(2).normal(size=(3, 4, 6))
+    scores[0, 1, 0] = scores[1, 2, 1] = scores[2, :, 2] = np.nan
+    missing = np.isnan(scores).any(0)
+    averaged = average(scores)
+    assert (np.isnan(averaged) == missing).all()
+    assert averaged[~missing] == pytest.approx(np.mean(list(scores), axis=0)[~missing])
+    # A combination that is complete in every seed is used alone, and so are seeds that no combination completes.
+    scores[0] = 0.5
+    scores[:, 3, 5] = np.nan
+    assert np.array_equal(average(scores), scores[0], equal_nan=True)
