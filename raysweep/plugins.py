@@ -24,7 +24,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from raysweep import parts
-from raysweep.config import metrics_by_name
+from raysweep.config import check_choices, check_parameter, metrics_by_name
 from raysweep.errors import InputError
 from raysweep.parts import Part
 from raysweep.system.files import read_text
@@ -268,16 +268,19 @@ def _load(plugin: Plugin) -> list[Part]:
     if not new:
         raise InputError(f"{place(plugin)}: declares no part; decorate a function, for example with @raysweep.loss")
     taken: list[Part] = []
-    for part in new:
-        try:
+    part = new[0]
+    try:
+        for part in new:
             check_declaration(part)
             recorded = replace(part, plugin=plugin.digest)
             parts.TABLES[part.kind].add(recorded)
             taken.append(recorded)
-        except Exception as fault:
-            _take_out(taken)
-            problem = str(fault) if isinstance(fault, InputError) else f"{part.kind} {part.name}: {describe(fault)}"
-            raise InputError(problem if plugin.part else f"{place(plugin, line_of(part))}: {problem}") from None
+        for part in taken:  # a default may name a part that the plugin declares later
+            check_choices(part)
+    except Exception as fault:
+        _take_out(taken)
+        problem = str(fault) if isinstance(fault, InputError) else f"{part.kind} {part.name}: {describe(fault)}"
+        raise InputError(problem if plugin.part else f"{place(plugin, line_of(part))}: {problem}") from None
     return taken
 
 
@@ -296,7 +299,9 @@ def _run(plugin: Plugin) -> list[Part]:
         exec(compile(plugin.text, file, "exec", dont_inherit=True), vars(module))
         # Parts of modules that it imports do not count: such a module runs only once in a process.
         return [part for part in parts.declared[start:] if part.function.__module__ == module.__name__]
-    except (Exception, SystemExit) as fault:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as fault:  # also SystemExit, and exceptions that the plugin derives from BaseException
         line = fault.lineno if isinstance(fault, SyntaxError) and fault.filename == file else last_line(fault, file)
         problem = str(fault) if isinstance(fault, InputError) else describe(fault)
         raise InputError(f"{place(plugin, line)}: {problem}") from None
@@ -311,7 +316,7 @@ def _take_out(taken: Iterable[Part]) -> None:
 
 
 def check_declaration(part: Part) -> None:
-    """Raise InputError if a part has wrong arguments for its kind, or another part declares its metric differently."""
+    """Raise InputError if a part has wrong arguments or parameters, or another part declares its metric differently."""
     what = f"{part.kind} {part.name}"
     expected = POSITIONAL[part.kind] + tuple(name for trait, name in TRAIT_ARGUMENTS.items() if part.traits.get(trait))
     signature = list(inspect.signature(part.function).parameters.values())
@@ -324,6 +329,11 @@ def check_declaration(part: Part) -> None:
         )
     if len(positional) < len(expected) and not is_open:
         raise InputError(f"{what}: is called with {', '.join(expected)}, but takes {len(positional)} arguments")
+    for parameter in part.parameters.values():
+        try:
+            check_parameter(parameter)
+        except InputError as fault:
+            raise InputError(f"{what}: {fault}") from None
     if part.kind == "dataset" and not part.traits["size"]:
         raise InputError(f"{what}: say the side of its images in pixels, as in @raysweep.dataset(size=32)")
     known = metrics_by_name()
@@ -358,7 +368,9 @@ def explained(part: Part) -> Iterator[None]:
         yield
     except InputError as fault:
         raise InputError(f"{place_of(part)}: {fault}") from None
-    except Exception as fault:
+    except (KeyboardInterrupt, SystemExit):  # from a signal
+        raise
+    except BaseException as fault:
         line = line_within(fault, part)
         where = f" (line {line})" if line is not None else ""
         raise InputError(f"{place_of(part)}: raises {describe(fault)}{where}") from None

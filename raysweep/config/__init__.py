@@ -13,6 +13,7 @@ from raysweep.config.metrics import (
     online_metrics,
 )
 from raysweep.config.older import with_present_names
+from raysweep.config.parameters import check_choices, check_parameter
 from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
 from raysweep.config.settings import (
     EMBEDDING,
@@ -27,9 +28,10 @@ from raysweep.config.settings import (
     make_settings,
 )
 from raysweep.config.validation import check_model, check_type
-from raysweep.config.values import NUMBER, WHOLE_NUMBER, plain, read_number, shown, suggest
+from raysweep.config.values import BOOLS, NUMBER, WHOLE_NUMBER, plain, read_number, shown, suggest
 
 __all__ = [
+    "BOOLS",
     "EMBEDDING",
     "FOLDER",
     "METRICS",
@@ -43,7 +45,9 @@ __all__ = [
     "Collapse",
     "Settings",
     "about",
+    "check_choices",
     "check_model",
+    "check_parameter",
     "check_type",
     "choices",
     "default_metric",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError, ValidationInfo
 
 from raysweep.config.description import About
-from raysweep.config.values import NUMBERS, OPTIONAL, TEXTS, read_number, shown, suggest
+from raysweep.config.values import BOOLS, NUMBERS, TEXTS, read_number, shown, suggest
 from raysweep.errors import InputError
 
 
@@ -17,7 +17,9 @@ def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """Refuse what pydantic accepts but users do not mean: numbers in other notations, true as a number, 1 as true."""
     field = cls.model_fields[str(info.field_name)]
     kind = field.annotation
-    if isinstance(value, str) and value.strip().lower() in ("none", "null") and kind in OPTIONAL:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not contain a NUL character")  # no system call takes one
+    if isinstance(value, str) and value.strip().lower() in ("none", "null") and type(None) in get_args(kind):
         return None  # the documentation writes none, and YAML null
     if kind in NUMBERS and isinstance(value, bool):
         raise ValueError("expected a number")
@@ -26,7 +28,7 @@ def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     no_text = kind in TEXTS and value is not None and not isinstance(value, (str, list, dict))
     if no_text and not any(isinstance(item, About) and item.composed for item in field.metadata):
         raise ValueError('must be a string (put it in quotes, such as "12")')
-    if kind is bool and not isinstance(value, bool):
+    if kind in BOOLS and not isinstance(value, bool) and (kind is bool or value is not None):
         is_quoted = isinstance(value, str) and value.strip().lower() in ("true", "false")
         raise ValueError("expected true or false" + (" without quotes" if is_quoted else ""))
     return value

@@ -33,7 +33,7 @@ def read_number(text: str) -> int | float:
 
 Number = Annotated[float, BeforeValidator(lambda value: read_number(value) if isinstance(value, str) else value)]
 NUMBERS = (int, float, int | None, float | None)
-OPTIONAL = (int | None, float | None, str | None)
+BOOLS = (bool, bool | None)
 TEXTS = (str, str | None)
 
 

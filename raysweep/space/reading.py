@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from raysweep.config import NUMBER, SETTINGS, WHOLE_NUMBER, Settings, about, is_number, read_number
+from raysweep.config import BOOLS, NUMBER, SETTINGS, WHOLE_NUMBER, Settings, about, is_number, read_number
 from raysweep.errors import InputError
 from raysweep.space.hints import grid_instead, values_in
 from raysweep.system.files import read_text
@@ -186,7 +186,7 @@ def parse_value(name: str, text: str, where: str) -> Any:
     values = values_in(name, text)
     if values:
         raise InputError(f"{where}: {grid_instead(name, values)}")
-    expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation is not bool
+    expects_text = name in SETTINGS and not is_number(name) and Settings.model_fields[name].annotation not in BOOLS
     is_yaml = text.lstrip().startswith(("[", "{") if name in SETTINGS and about(name).composed else "[")
     return parse_yaml(text, where) if is_yaml or not expects_text else text
 
