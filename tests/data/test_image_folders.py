@@ -325,6 +325,21 @@ def test_what_pillow_reads_is_read(suffix, tmp_path):
     assert (difference == 0).all() if exact else difference.mean() < 25
 
 
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_of_several_frames_the_first_is_read(suffix, tmp_path):
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    frames = [Image.new("RGB", (8, 8), colour) for colour in colours]
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **lossless)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert image.n_frames == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = load(f"folder:{tmp_path}", data_dir=tmp_path, image_size=8).train_images
+    assert images.shape == (1, 3, 8, 8)
+    assert np.array_equal(np.unique(images[0].reshape(3, -1), axis=1).T, [colours[0]])
+
+
 def test_every_format_that_is_read_can_be_decoded_by_pillow_itself():
     assert {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"} <= {*layout.suffixes()}
     assert not {"EPS", "PDF", "MPEG", "WMF"} & {*layout.formats()}
