@@ -56,7 +56,7 @@ class Strict(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
     """The largest number of characters of a text, with every alias expanded."""
 
     def construct_document(self, node: yaml.Node) -> Any:
-        """Return the document; rejects it if it is endless or too long with every alias expanded."""
+        """Return the document; rejects it if it is endless or too long with every alias expanded, or has a NUL."""
         written_out(node, {}, 2 * self.longest)
         return super().construct_document(node)
 
@@ -137,6 +137,9 @@ def written_out(node: yaml.Node, lengths: dict[int, int], most: int) -> int:
     if id(node) not in lengths:
         lengths[id(node)] = 0
         if isinstance(node, yaml.ScalarNode):
+            if "\0" in node.value:  # no system call takes such a text
+                problem = "a text must not contain a NUL character"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
             total = 1 + len(node.value)
         else:
             pairs = isinstance(node, yaml.MappingNode)

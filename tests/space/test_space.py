@@ -244,6 +244,9 @@ def test_bad_overrides_are_refused():
         ("just text", "must be a mapping"),
         ("", "must be a mapping"),
         ("- 1", "must be a mapping"),
+        ('base: {data_dir: "a\\0b"}\n', "line 1, column 18: a text must not contain a NUL character"),
+        ('base:\n  ? "\\x00"\n  : 1\n', "line 2, column 5: a text must not contain a NUL character"),
+        ("search: {policy: [mask, !!str '\\0', \"\\u0000\"]}\n", "line 1, column 37: a text must not contain a NUL"),
     ],
 )
 def test_bad_yaml_is_refused_with_its_place(tmp_path, text, words):
@@ -253,6 +256,15 @@ def test_bad_yaml_is_refused_with_its_place(tmp_path, text, words):
         space.read(path)
     assert str(fault.value).startswith(f"{path}: ")
     assert words in str(fault.value)
+
+
+def test_a_nul_character_is_refused_in_every_text():
+    for name in ("data_dir", "dataset", "probe_dataset", "encoder", "policy", "usl_type", "knn_grid"):
+        assert "NUL character" in refused({"base": {name: "a\0b"}})
+        assert "NUL character" in refused({}, **{name: "a\0b"})
+    with pytest.raises(InputError, match=r"^--set dataset: .*a text must not contain a NUL character"):
+        space.parse_assignments(['dataset=["a\\0b"]'])
+    assert space.parse_assignments(['dataset="a\\0b"']) == {"dataset": '"a\\0b"'}, "the command line escapes nothing"
 
 
 def test_what_is_no_text_file_is_refused(tmp_path):
