@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
-from raysweep import api, preparation
+from raysweep import api
 from raysweep.backends.progress import Progress, Silence
-from raysweep.config import SETTINGS, plain, suggest
 from raysweep.errors import InputError, SweepInterrupted
-from raysweep.preparation import shipped_spaces
+from raysweep.python_arguments import Space, checked_flag, checked_place, for_python, overrides_of, source_of
 from raysweep.results.store import Store
-from raysweep.space import Sweep
 from raysweep.sweep_results import Results
 from raysweep.system.places import ensure_home
 
-Space = str | Path | Mapping[str, Any] | Sweep
 Shown = bool | Literal["auto"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def checking_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function raise InputError, with the nearest valid name, if it gets a keyword that it does not have."""
-    known = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def checked(*args: P.args, **keywords: P.kwargs) -> R:
-        for name in keywords:
-            if name not in known:
-                hint = suggest(name, known)
-                if name in SETTINGS and "set" in known:
-                    hint = f"; it is a setting: give set={{{name!r}: …}}"
-                raise InputError(f"{function.__name__}: unknown keyword {name!r}{hint}")
-        return function(*args, **keywords)
-
-    return checked
-
-
-@checking_keywords
+@for_python
 def run(
     space: Space,
     *,
     set: Mapping[str, Any] | None = None,
-    output: str | Path = "runs",
+    output: str | Path | None = "runs",
     name: str | None = None,
     local: bool = False,
     address: str | None = None,
@@ -69,7 +44,7 @@ def run(
     Args:
         space: A search-space file, the name of a shipped one, the content of one as a dict, or a checked sweep.
         set: Settings by name that replace those of the search space, as `--set` does; a list becomes a grid.
-        output: The directory in which the results directory is created, or a URI in a bucket.
+        output: The directory in which the results directory is created, or a URI in a bucket; None: `runs`.
         name: The name of the results directory, which must not exist; None takes the name of the search space, with a
             suffix if it exists.
         local: Run the trials one after the other in this process, without Ray.
@@ -97,7 +72,7 @@ def run(
             lambda: api.run(
                 source_of(space),
                 overrides_of(set),
-                output=str(output),
+                output="runs" if output is None else checked_place(output, "output", "a directory or a URI"),
                 name=name,
                 where=where,
                 progress=progress_of(progress),
@@ -107,7 +82,7 @@ def run(
         )
 
 
-@checking_keywords
+@for_python
 def resume(
     place: str | Path,
     space: Space | None = None,
@@ -157,7 +132,7 @@ def resume(
         )
 
 
-@checking_keywords
+@for_python
 def open(place: str | Path | Sequence[str | Path]) -> Results:
     """Open a finished or running sweep, or several sweeps to compare them. Nothing is written.
 
@@ -184,7 +159,7 @@ def open(place: str | Path | Sequence[str | Path]) -> Results:
         return results
 
 
-@checking_keywords
+@for_python
 def evaluate(
     place: str | Path,
     space: Space | None = None,
@@ -235,7 +210,7 @@ def evaluate(
                 checked_place(place),
                 None if space is None else source_of(space),
                 overrides_of(set),
-                output=None if output is None else str(output),
+                output=None if output is None else checked_place(output, "output", "a directory or a URI"),
                 name=name,
                 where=where,
                 progress=progress_of(progress),
@@ -245,36 +220,14 @@ def evaluate(
         )
 
 
-def source_of(space: Space) -> preparation.Space:
-    """Return the search space in the form that the API takes; raise InputError if it has another type."""
-    if isinstance(space, Sweep):
-        return space
-    if isinstance(space, Mapping):
-        return dict(plain(space))
-    if not isinstance(space, (str, Path)):
-        raise InputError(f"space: give a file name, a dict or a sweep, not {type(space).__name__}")
-    shipped = shipped_spaces()
-    return shipped[str(space)] if str(space) in shipped and not Path(space).exists() else Path(space)
-
-
-def overrides_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the overrides in the form that the API takes; raise InputError if they are not a mapping."""
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError(f"set: give a dict such as {{'alpha': [0.1, 1]}}, not {type(given).__name__}")
-    return dict(plain(given or {}))
-
-
-def checked_place(place: object) -> str:
-    """Return the place of a sweep as text; raise InputError if it has another type."""
-    if not isinstance(place, (str, Path)):
-        raise InputError(f"place: give a results directory or a URI, not {type(place).__name__}")
-    return str(place)
-
-
 def place_of_run(
     local: bool, address: str | None, parts: Sequence[Callable[..., Any]], share: bool = True
 ) -> api.Where:
     """Return where a sweep runs, and the command that resumes it."""
+    checked_flag(local, "local")
+    checked_flag(share, "share")
+    if address is not None and not isinstance(address, str):
+        raise InputError(f"address: give the text HOST:PORT, not {type(address).__name__}")
     if local and address is not None:
         raise InputError(f"local=True runs without Ray and takes no address {address!r}")
 
@@ -287,7 +240,7 @@ def place_of_run(
 
 def progress_of(shown: Shown) -> Progress:
     """Return the object that shows the progress of a sweep."""
-    if shown not in (True, False, "auto"):
+    if not isinstance(shown, bool) and not (isinstance(shown, str) and shown == "auto"):
         raise InputError(f"progress: give True, False or 'auto', not {shown!r}")
     from raysweep.backends.notebook import NotebookProgress, in_notebook
 

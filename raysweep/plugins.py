@@ -208,7 +208,7 @@ def _find_one(entry: object, folder: Path, where: str) -> Plugin:
     text = str(entry)
     if text.endswith(".py") or "/" in text:
         path = Path(os.path.abspath(folder / expanded(text)))
-        if not FILE.fullmatch(path.name):
+        if not FILE.fullmatch(path.name) or "\0" in text:
             raise InputError(
                 f"{where}: {text}: the name of a plugin's file is NAME.py, of letters, digits, '-', '_' and '.'"
             )

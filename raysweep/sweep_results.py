@@ -98,6 +98,7 @@ class Results:
         """
         from raysweep.report.frames import curve_frame
 
+        check_text(metric, "curves: give the name of a metric")
         curves = self._curves(metric)
         rows = [
             {"sweep": sweep, "trial": trial.name, "step": step, "value": value}
@@ -144,6 +145,7 @@ class Results:
             >>> results.figure("alpha").savefig("alpha.pdf")
             >>> results.figure("pretrain/loss")
         """
+        check_text(name, "figure: give the name of a figure or of a metric")
         from raysweep.report.building import drawings_of
 
         report = self._report()
@@ -183,6 +185,7 @@ class Results:
             >>> encoder = results.encoder("alpha=0.1,seed=0")
             >>> features = encoder(torch.rand(8, 1, 8, 8))
         """
+        check_text(trial, "encoder: give the name of a trial")
         trials = self._trials()
         if trial not in trials:
             raise InputError(f"{trial}: no such trial{suggest(trial, trials)}")
@@ -255,3 +258,9 @@ class Results:
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise InputError(f"curves: no trial has reported {metric!r}{hint}")
         return curves
+
+
+def check_text(value: object, request: str) -> None:
+    """Raise InputError, which begins with the request, if a value is not text."""
+    if not isinstance(value, str):
+        raise InputError(f"{request}, not {value!r}")

@@ -22,6 +22,8 @@ from tests.support import ROOT, forked
 BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1, "probe_every": 1, "images_every": 0}
 SPACE = {"name": "s", "search": {"strength": [0.25, 1], "seed": [0, 1]}, "baseline": True}
 ONE = {"name": "one", "base": {**BASE, "usl_epochs": 1}}
+ENDLESS = {}
+ENDLESS["base"] = ENDLESS
 TRIAL = "strength=0.25,seed=1"
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -278,6 +280,38 @@ def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_tor
         (lambda: raysweep.open([]), "the list of results directories is empty"),
         (lambda: raysweep.open(None), "place: give a results directory"),
         (lambda: raysweep.evaluate("nowhere"), "does not exist"),
+        (lambda: raysweep.open(""), "place: '' is not a path"),
+        (lambda: raysweep.open("a\0b"), "place: 'a\\x00b' is not a path"),
+        (lambda: raysweep.run("a\0b", local=True), "space: 'a\\x00b' is not a path"),
+        (lambda: raysweep.resume("none", "a\0b", local=True), "space: 'a\\x00b' is not a path"),
+        (lambda: raysweep.run(ONE, output="a\0b", local=True), "output: 'a\\x00b' is not a path"),
+        (lambda: raysweep.evaluate("none", output="a\0b", local=True), "output: 'a\\x00b' is not a path"),
+        (lambda: raysweep.run(ONE, output=5, local=True), "output: give a directory or a URI, not int"),
+        (
+            lambda: raysweep.run(ONE, plugins=["a\0/b.py"], local=True),
+            "plugins: a\\x00/b.py: the name of a plugin's file",
+        ),
+        (lambda: raysweep.run(ONE, set={"data_dir": "a\0b"}), "data_dir: must not contain a NUL character"),
+        (lambda: raysweep.run({"base": {"dataset": "folder:\0"}}), "dataset: must not contain a NUL character"),
+        (lambda: raysweep.run(ONE, set={1: 2}, local=True), "set: the key 1 is not a name"),
+        (lambda: raysweep.evaluate("none", set={(1,): 2}), "set: the key (1,) is not a name"),
+        (lambda: raysweep.run({(1,): 2}, local=True), "space: a key or a value is not plain data (TypeError: "),
+        (lambda: raysweep.run(ENDLESS, local=True), "space: contains itself, or is nested too deeply"),
+        (lambda: raysweep.run(ONE, set=ENDLESS, local=True), "set: contains itself, or is nested too deeply"),
+        (lambda: raysweep.run(ONE, plugins="my.py", local=True), "plugins: a list of files or modules expected"),
+        (lambda: raysweep.run(ONE, name=5, local=True), "name: must be text, not a number (5)"),
+        (lambda: raysweep.run(ONE, name="a/b", local=True), "name: 'a/b' cannot name a directory"),
+        (
+            lambda: raysweep.run({"tune": {"scheduler": "asha"}}, local=True),
+            "local=True runs trials one after the other",
+        ),
+        (lambda: raysweep.run(ONE, local="no"), "local: give True or False, not 'no'"),
+        (lambda: raysweep.run(ONE, local=True, share=None), "share: give True or False, not None"),
+        (lambda: raysweep.run(ONE, address=5), "address: give the text HOST:PORT, not int"),
+        (
+            lambda: raysweep.run(ONE, progress=np.zeros(2), local=True),
+            "progress: give True, False or 'auto', not array",
+        ),
     ],
 )
 def test_a_fault_of_the_user_is_one_line(call, message):
@@ -285,6 +319,29 @@ def test_a_fault_of_the_user_is_one_line(call, message):
         call()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "--" not in str(caught.value).partition(":")[0], "a message in Python begins with no option of a command"
+
+
+def test_a_name_that_is_no_text_is_refused_by_the_results(results):
+    for ask in (results.curves, results.figure, results.encoder):
+        for name in (None, 3, ["seed"], b"seed"):
+            with pytest.raises(
+                raysweep.RaysweepError, match=rf"^{ask.__name__}: give the name of a .*, not "
+            ) as caught:
+                ask(name)
+            assert str(caught.value).endswith(f", not {name!r}")
+
+
+def test_a_fault_of_an_evaluation_names_the_keyword(folder):
+    with pytest.raises(raysweep.RaysweepError, match=r"^set: usl_epochs: is a setting of pretraining"):
+        raysweep.evaluate(folder / "s", set={"usl_epochs": 3}, local=True)
+
+
+def test_no_output_means_the_default_directory(few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = raysweep.run(ONE, output=None, set={**few, "usl_epochs": 0}, local=True)
+    assert results.directory.resolve().parent == tmp_path / "runs"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_an_existing_name_is_refused(results, folder):
