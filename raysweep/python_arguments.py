@@ -15,8 +15,8 @@ from raysweep.errors import InputError
 from raysweep.space import Sweep
 
 Space = str | Path | Mapping[str, Any] | Sweep
-OPTION = re.compile(r"--(name|output|plugin|set)(?::|(?= ))")
-"""The option of the command line with which a message may begin."""
+OPTION = re.compile(r"(?:--(name|output|plugin|set)(?::|(?= ))|command line:)")
+"""What a message about the command line may begin with."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +44,7 @@ def for_python(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def with_keyword(message: str) -> str:
-    """Return a message with the keyword of Python in place of the option with which it begins.
+    """Return a message with the keyword of Python in place of the option, or the command line, with which it begins.
 
     Example:
         `with_keyword("--name a: exists")` gives `"name: a: exists"`.
@@ -54,7 +54,8 @@ def with_keyword(message: str) -> str:
     option = OPTION.match(message)
     if option is None:
         return message
-    return f"{'plugins' if option[1] == 'plugin' else option[1]}:{message[option.end() :]}"
+    keyword = "plugins" if option[1] == "plugin" else option[1] or "set"
+    return f"{keyword}:{message[option.end() :]}"
 
 
 def source_of(space: Space) -> preparation.Space:

@@ -291,7 +291,7 @@ def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_tor
             lambda: raysweep.run(ONE, plugins=["a\0/b.py"], local=True),
             "plugins: a\\x00/b.py: the name of a plugin's file",
         ),
-        (lambda: raysweep.run(ONE, set={"data_dir": "a\0b"}), "data_dir: must not contain a NUL character"),
+        (lambda: raysweep.run(ONE, set={"data_dir": "a\0b"}), "set: data_dir: must not contain a NUL character"),
         (lambda: raysweep.run({"base": {"dataset": "folder:\0"}}), "dataset: must not contain a NUL character"),
         (lambda: raysweep.run(ONE, set={1: 2}, local=True), "set: the key 1 is not a name"),
         (lambda: raysweep.evaluate("none", set={(1,): 2}), "set: the key (1,) is not a name"),
@@ -305,6 +305,8 @@ def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_tor
             lambda: raysweep.run({"tune": {"scheduler": "asha"}}, local=True),
             "local=True runs trials one after the other",
         ),
+        (lambda: raysweep.run(ONE, set={"alpha": "x"}, local=True), "set: alpha: must be a valid number, not 'x'"),
+        (lambda: raysweep.run(ONE, set={"tune.num_samples": "x"}, local=True), "set: tune.num_samples: must be"),
         (lambda: raysweep.run(ONE, local="no"), "local: give True or False, not 'no'"),
         (lambda: raysweep.run(ONE, local=True, share=None), "share: give True or False, not None"),
         (lambda: raysweep.run(ONE, address=5), "address: give the text HOST:PORT, not int"),
@@ -319,7 +321,8 @@ def test_a_fault_of_the_user_is_one_line(call, message):
         call()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert "--" not in str(caught.value).partition(":")[0], "a message in Python begins with no option of a command"
+    start = str(caught.value).partition(":")[0]
+    assert not start.startswith(("--", "command line")), "no message in Python begins with a part of the command line"
 
 
 def test_a_name_that_is_no_text_is_refused_by_the_results(results):

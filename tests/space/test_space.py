@@ -261,7 +261,8 @@ def test_bad_yaml_is_refused_with_its_place(tmp_path, text, words):
 def test_a_nul_character_is_refused_in_every_text():
     for name in ("data_dir", "dataset", "probe_dataset", "encoder", "policy", "usl_type", "knn_grid"):
         assert "NUL character" in refused({"base": {name: "a\0b"}})
-        assert "NUL character" in refused({}, **{name: "a\0b"})
+        with pytest.raises(InputError, match=rf"^command line: {name}: .*NUL character"):
+            build({}, **{name: "a\0b"})
     with pytest.raises(InputError, match=r"^--set dataset: .*a text must not contain a NUL character"):
         space.parse_assignments(['dataset=["a\\0b"]'])
     assert space.parse_assignments(['dataset="a\\0b"']) == {"dataset": '"a\\0b"'}, "the command line escapes nothing"
