@@ -79,12 +79,12 @@ def simclr(
     flip: Annotated[bool, "`simclr`: mirror an image left to right with probability min(s, 1)/2."] = True,
     crop_strength: Annotated[
         float | None,
-        Field(ge=0),
+        Field(ge=0, le=100),
         "`simclr`: strength of the random crop. 0 keeps the whole image. None means `strength`.",
     ] = None,
     color_strength: Annotated[
         float | None,
-        Field(ge=0),
+        Field(ge=0, le=100),
         "`simclr`: strength of the colour changes. 0 means no jitter and no gray images. None means `strength`.",
     ] = None,
 ) -> Tensor:

@@ -123,7 +123,7 @@ class Settings(BaseModel):
 
     strength: Annotated[
         float,
-        Field(ge=0),
+        Field(ge=0, le=100),
         About(
             "Augmentation strength s. 0 means no augmentation; 1 is the published form of `simclr` and of `affine`.",
             PRETRAINED,

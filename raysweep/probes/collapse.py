@@ -14,8 +14,8 @@ def embedding_std(z: Tensor) -> float:
 def rankme(z: Tensor) -> float:
     """Return RankMe of embeddings z (N, D): exp of the entropy of their normalised singular values.
 
-    Garrido et al. 2023, arXiv 2210.02885, equation 4, with ε = 1e-7. The result is in [1, min(N, D)], or 0 if every
-    embedding is zero.
+    Garrido et al. 2023, arXiv 2210.02885, equation 4, with ε = 1e-7. The result is in [1, min(N, D)], but the ε of the
+    paper can make it slightly larger than min(N, D). It is 0 if every embedding is zero.
     """
     singular = torch.linalg.svdvals(z.double())
     total = singular.sum()

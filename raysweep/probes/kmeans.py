@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
 
 
@@ -22,7 +25,10 @@ def kmeans_scores(
     largest = np.abs(features).max()
     if 0 < largest < 1e-10:  # the squares of such features, and so all distances, would be 0
         features = features / largest
-    clusters = KMeans(classes, n_init=10, random_state=seed).fit_predict(features)
+    with warnings.catch_warnings():
+        # A trial has a warning of its own if the features are the same for all images.
+        warnings.filterwarnings("ignore", r"Number of distinct clusters \(1\)", ConvergenceWarning)
+        clusters = KMeans(classes, n_init=10, random_state=seed).fit_predict(features)
     counts = confusion_matrix(labels, clusters, labels=np.arange(classes))
     rows, columns = linear_sum_assignment(counts, maximize=True)
     return {

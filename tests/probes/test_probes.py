@@ -1,6 +1,7 @@
 """Probes are compared with scikit-learn, brute force and known answers."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -190,6 +191,16 @@ def test_kmeans_of_separate_blobs_is_perfect_whatever_the_names():
     labels = np.repeat([2, 0, 1], 30)
     features = (np.eye(3)[labels] * 100 + np.random.default_rng(0).normal(size=(90, 3))).astype(np.float32)
     assert kmeans_scores(features, labels, 3, seed=0) == {"kmeans/accuracy": 1.0, "kmeans/nmi": 1.0, "kmeans/ari": 1.0}
+
+
+@pytest.mark.parametrize(("values", "expected"), [([0], 0), ([0, 1], 1)])
+def test_kmeans_warns_of_equal_features_only_where_they_are_not_all_equal(values, expected):
+    features = np.resize(np.array(values, dtype=np.float32), (30, 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kmeans_scores(features, np.arange(30) % 3, 3, seed=0)
+    assert len(caught) == expected
+    assert all("Number of distinct clusters (2)" in str(warning.message) for warning in caught)
 
 
 def test_rankme_of_known_spectra():
