@@ -124,9 +124,10 @@ def time_steps(trial: Trial, data: TrialData, gpu: bool) -> Costs:
         labels = resident(data.labels, device) if data.labels is not None else None
         images = resident(data.pretrain, device)
         longer = settings.model_copy(update={"usl_epochs": 2 + MOST_STEPS})  # an epoch may have a single step
-        steps = pretrain(longer, state, images, pause=lambda: True, labels=labels)
+        chosen = torch.from_numpy(data.chosen) if data.chosen is not None else None
+        steps = pretrain(longer, state, images, pause=lambda: True, labels=labels, chosen=chosen)
         with suppress(Diverged):  # the trial will report it; here only the time matters
-            epoch = seconds_of_step(steps, device) * (len(images) // settings.batch_size)
+            epoch = seconds_of_step(steps, device) * (data.count // settings.batch_size)
     features, probe_epoch = time_evaluation(settings, state, data, device)
     return Costs(epoch, features, probe_epoch, time_fine_tuning(settings, state, data, device))
 

@@ -184,7 +184,7 @@ def check_optimizer(part: Part, settings: Settings, data: TrialData) -> None:
 
 def check_schedule(part: Part, settings: Settings, data: TrialData) -> None:
     """Check that a schedule returns a factor of at least 0 in its first and its last step."""
-    steps = max(1, len(data.pretrain) // settings.batch_size)
+    steps = max(1, data.count // settings.batch_size)
     total = steps * max(1, settings.usl_epochs)
     for step in (0, total - 1):
         factor = part.function(step, total, steps, **part.arguments(settings))

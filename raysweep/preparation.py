@@ -28,6 +28,7 @@ from raysweep.results.result import Result, protocol_difference
 from raysweep.results.store import Store, candidates, check_writable, shown_place
 from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
 from raysweep.space import Sweep, Trial
+from raysweep.space.seen_labels import reads_labels
 
 if TYPE_CHECKING:
     from raysweep.data.dataset import Dataset
@@ -108,7 +109,7 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
         InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
     """
     from raysweep.data.folders import check_exists, labels_all_pretraining_images
-    from raysweep.data.selection import check_validation, reads_labels
+    from raysweep.data.selection import check_validation
 
     pretrains = [trial for trial in sweep.examples if trial.source is None]
     for name in dict.fromkeys(trial.settings.dataset for trial in pretrains):
@@ -179,13 +180,16 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
     Raises:
         InputError: a dataset cannot be loaded, does not fit the settings, or has changed; or a part of a plugin fails.
     """
-    from raysweep.data.selection import check_data, check_evaluation, check_unchanged, data_of, reads_labels
+    from raysweep.data.selection import check_data, check_evaluation, check_unchanged, check_unseen, data_of
 
+    trained = {encoder.source: encoder.settings for encoder in sweep.encoders}
     datasets: Datasets = {}
     for trial in sweep.examples:
         data = data_of(trial, datasets, load=True)
         if trial.source is not None:
             check_evaluation(trial.settings, data)
+            if trial.source in trained:  # a control without an encoder file is not
+                check_unseen(trained[trial.source], trial, data)
             continue
         if reads_labels(trial.settings) and data.labels is None:
             refuse_unlabelled(trial)

@@ -79,6 +79,7 @@ class TrialRun:
         self.images = resident(data.pretrain, self.device)
         channels, size = data.pretrain.shape[1:3]
         self.labels = resident(data.labels, self.device) if data.labels is not None else None
+        self.chosen = torch.from_numpy(data.chosen) if data.chosen is not None else None
         if self.is_evaluation:
             self.state = frozen_state(trial.settings, evaluated_encoder(trial, encoder), self.device)
         else:
@@ -177,7 +178,8 @@ class TrialRun:
         settings, state = self.settings, self.state
         if settings.pretrain_epochs and settings.probe_every and state.epoch == state.step == 0:
             self._measure_untrained()
-        with closing(pretrain(settings, state, self.images, pause, self.context, self.labels)) as epochs:
+        training = pretrain(settings, state, self.images, pause, self.context, self.labels, self.chosen)
+        with closing(training) as epochs:
             for metrics in chain(self.unlogged, epochs):
                 if metrics is None:
                     yield None

@@ -192,6 +192,35 @@ def test_a_single_class_cannot_be_evaluated(refused, tmp_path):
     assert "single class" in refused("--dataset", f"folder:{root}", *TINY)
 
 
+ONE_CLASS = """
+import numpy as np
+import raysweep
+
+
+@raysweep.dataset(size=8, channels=1)
+def odd(request):
+    '''Two classes, but only one of them among the training images.'''
+    images = np.random.RandomState(0).rand(40, 8, 8)
+    labels = np.arange(40) % 2
+    return raysweep.Dataset.from_numpy(images, labels * 0 + 1, images, labels, classes=("cat", "dog"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--logistic", "true"], "odd has training images of a single class, 'dog'; an evaluation needs two"),
+        (
+            ["--usl_type", "supervised", "--probe_dataset", "digits"],
+            "odd has training images of a single class, 1; usl_type: supervised needs two",
+        ),
+    ],
+)
+def test_training_images_of_a_single_class_are_refused_though_the_dataset_declares_two(refused, tmp_path, words, what):
+    (tmp_path / "odd.py").write_text(ONE_CLASS)
+    assert what in refused("--plugin", "odd.py", "--dataset", "odd", *TINY, *words)
+
+
 def test_dry_run_prints_trials_and_settings_and_starts_nothing(run_sweep, tmp_path):
     arguments = ["--exp_type", "alpha", "--set", "alpha=[1e-5, 1]", "--knn_k", "9", "--dry-run"]
     process = run_sweep(*arguments)
@@ -304,7 +333,7 @@ def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_repor
     assert run_sweep(*small, "--name", "x", "--set", "seed=[0, 1]").returncode == 0
     root = tmp_path / "runs" / "x"
     content = yaml.safe_load((root / "sweep.yaml").read_text())
-    assert content["made_by"].pop("protocol") == 3
+    assert content["made_by"].pop("protocol") == 4
     (root / "sweep.yaml").write_text(yaml.safe_dump(content))
     for path in root.glob("*/result.json"):
         result = json.loads(path.read_text())
@@ -320,7 +349,7 @@ def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_repor
         refused = run_sweep("--resume", "runs/x", "--local", *more)
         assert refused.returncode == 2
         assert refused.stderr.count("\n") == 1
-        assert "started with an older version of raysweep, whose numbers differ (protocol 1, now 3)" in refused.stderr
+        assert "started with an older version of raysweep, whose numbers differ (protocol 1, now 4)" in refused.stderr
         assert not (root / "seed=1" / "result.json").exists()
     assert "1 of 2 trials have not finished" in here("raysweep", "report", "runs/x", cwd=tmp_path).stderr
 

@@ -375,6 +375,28 @@ def test_bad_input_is_refused_in_one_line(sweep, tmp_path, words, message):
     refused(evaluate(sweep.directory, *words, cwd=tmp_path), message, sweep.directory)
 
 
+@pytest.fixture(scope="module")
+def with_labels(folder, base):
+    """A sweep with a control that was trained with labels."""
+    space = {"name": "labels", "base": {**base, "val_fraction": 0.2}, "baseline": ["supervised"]}
+    return raysweep.run(space, output=folder, local=True)
+
+
+@pytest.mark.parametrize("word", ["val_fraction=0.4", "split_seed=1"])
+def test_images_with_whose_labels_an_encoder_was_trained_do_not_validate_it(with_labels, tmp_path, word):
+    process = evaluate(with_labels.directory, "--set", word, cwd=tmp_path)
+    message = (
+        "validation images: set val_fraction: 0, or keep val_fraction: 0.2 and split_seed: 0, or leave supervised out"
+    )
+    refused(process, message, with_labels.directory)
+
+
+@pytest.mark.parametrize("changed", [{"val_fraction": 0.0}, {"val_fraction": 0.1}, {"knn_k": 3}])
+def test_other_images_validate_an_encoder_that_was_trained_with_labels(with_labels, changed):
+    results = raysweep.evaluate(with_labels.directory, local=True, set=changed)
+    assert list(results.frame()["status"]) == ["finished", "finished"]
+
+
 def test_bad_encoders_and_names_are_refused_in_one_line(part, tmp_path):
     (tmp_path / "empty").mkdir()
     shutil.copy(part / "sweep.yaml", tmp_path / "empty")

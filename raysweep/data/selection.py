@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raysweep import parts
 from raysweep.config import Settings
 from raysweep.data import loading
-from raysweep.data.dataset import Dataset, Images, Labels, pretraining_digest
+from raysweep.data.dataset import Dataset, Images, Indices, Labels, class_name, pretraining_digest
 from raysweep.data.layout import has_val_folder, no_classes
 from raysweep.data.loading import native_size
-from raysweep.data.splits import fit_and_val
+from raysweep.data.splits import fit_and_val, split_train
 from raysweep.errors import InputError
 from raysweep.space import Trial
+from raysweep.space.seen_labels import reads_labels
 
 DataKey = tuple[str, int, int | None]
 """The dataset's name, image size and channels (None means the dataset's own), which together determine the arrays."""
@@ -32,6 +35,16 @@ class TrialData:
     """The labels of `pretrain`, if the method reads them."""
     digest: str = ""
     """The digest of the dataset that has `pretrain`."""
+    chosen: Indices | None = None
+    """The positions in `pretrain` of the images that pretraining reads; None: all of them.
+
+    A method that reads labels must not read those of the validation images.
+    """
+
+    @property
+    def count(self) -> int:
+        """The number of images that pretraining reads."""
+        return len(self.pretrain) if self.chosen is None else len(self.chosen)
 
     @property
     def classes(self) -> int:
@@ -49,10 +62,29 @@ def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> T
     pretrain = select_dataset(settings, settings.dataset, size, None, datasets, load)
     images = pretrain.pretrain_images
     labels = pretrain.pretrain_labels if reads_labels(settings) else None
-    if settings.evaluated_dataset == settings.dataset:
-        return TrialData(images, pretrain, labels, pretrain.digest)
-    probe = select_dataset(settings, settings.evaluated_dataset, size, images.shape[1], datasets, load)
-    return TrialData(images, probe, labels, pretrain.digest)
+    probe = pretrain
+    if settings.evaluated_dataset != settings.dataset:
+        probe = select_dataset(settings, settings.evaluated_dataset, size, images.shape[1], datasets, load)
+    chosen = None
+    if labels is not None and probe.digest == pretrain.digest:  # two folders may hold the same images
+        chosen = labels_to_read(settings, pretrain)
+    return TrialData(images, probe, labels, pretrain.digest, chosen)
+
+
+def labels_to_read(settings: Settings, dataset: Dataset) -> Indices | None:
+    """Return the positions of the training images whose labels pretraining may read; None: all of them.
+
+    Args:
+        settings: An experiment that is evaluated on the dataset on which it pretrains.
+        dataset: That dataset.
+
+    Raises:
+        InputError: A class has too few images to be divided.
+    """
+    if not settings.probe_labels or not settings.val_fraction or dataset.val_images is not None:
+        return None
+    assert dataset.train_labels is not None
+    return split_train(dataset.train_labels, settings.val_fraction, settings.split_seed, dataset.classes)[0]
 
 
 def data_of(trial: Trial, datasets: Datasets, load: bool = False) -> TrialData:
@@ -85,11 +117,6 @@ def select_dataset(
             parameters=parameters,
         )
     return datasets[key]
-
-
-def reads_labels(settings: Settings) -> bool:
-    """Return whether pretraining reads labels."""
-    return settings.usl_epochs > 0 and bool(parts.method[settings.usl_type].traits["reads_labels"])
 
 
 def labelled_name(spec: str, parameters: Mapping[str, Any]) -> str:
@@ -141,13 +168,46 @@ def check_validation(dataset: str, trials: Sequence[Settings]) -> None:
             )
 
 
+def check_unseen(trained: Settings, trial: Trial, data: TrialData) -> None:
+    """Check that an encoder was not trained with the labels of the images that would now validate its probes.
+
+    Args:
+        trained: The settings of the trial that trained the encoder.
+        trial: The trial that evaluates it.
+        data: The arrays of this trial.
+
+    Raises:
+        InputError: It was trained with the labels of some of them.
+    """
+    settings = trial.settings
+    if not reads_labels(trained) or settings.evaluated_dataset != trained.dataset or not settings.probe_labels:
+        return
+    fit, val = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
+    if val.images is not fit.images:
+        return
+    is_divided = trained.evaluated_dataset == trained.dataset
+    read = labels_to_read(trained, data.probe) if is_divided else None
+    seen = len(val.index) if read is None else len(np.intersect1d(val.index, read))
+    if seen:
+        ways = ["set val_fraction: 0"]
+        if read is not None:
+            ways.append(f"keep val_fraction: {trained.val_fraction} and split_seed: {trained.split_seed}")
+        if trial.control:
+            ways.append(f"leave {trial.control} out of baseline")
+        raise InputError(
+            f"{trial.name}: its encoder was trained with the labels of {seen} of the {len(val.index)} validation "
+            f"images: {', or '.join(ways)}"
+        )
+
+
 def check_data(settings: Settings, data: TrialData) -> None:
     """Raise InputError if the settings need more than the data holds."""
     images = len(data.pretrain)
-    if settings.usl_epochs and settings.batch_size > images:
-        raise InputError(
-            f"batch_size: {settings.batch_size} is more than the {images} training images of {settings.dataset}"
-        )
+    if settings.usl_epochs and settings.batch_size > data.count:
+        which = f"the {data.count} training images of {settings.dataset}"
+        if data.chosen is not None:
+            which += f" that are not kept for validation, and usl_type: {settings.usl_type} reads no others"
+        raise InputError(f"batch_size: {settings.batch_size} is more than {which}")
     if parts.encoder[settings.encoder].traits["takes_dim"]:
         for count, what in ((images, "training images"), (data.pretrain[0].size, "pixels of an image")):
             if settings.embedding_dim > count:
@@ -158,6 +218,25 @@ def check_data(settings: Settings, data: TrialData) -> None:
     if check_size is not None:
         check_size(data.pretrain.shape[1], data.pretrain.shape[2])
     check_evaluation(settings, data)
+    if data.labels is not None:
+        check_classes(settings.dataset, data.labels, (), f"usl_type: {settings.usl_type}")
+
+
+def check_classes(dataset: str, labels: Labels, classes: Sequence[str], what: str) -> None:
+    """Raise InputError if all training images have one class, even if the dataset declares more of them.
+
+    Each class keeps an image in the fit split, so the fit split has the classes of all training images.
+
+    Args:
+        dataset: The dataset's name.
+        labels: The labels of its training images.
+        classes: The names of its classes; () if they are not known.
+        what: What needs two classes, for the message.
+    """
+    present = np.unique(labels)
+    if len(present) < 2:
+        name = class_name(int(present[0]), classes)
+        raise InputError(f"{dataset} has training images of a single class, {name}; {what} needs two")
 
 
 def check_evaluation(settings: Settings, data: TrialData) -> None:
@@ -168,10 +247,8 @@ def check_evaluation(settings: Settings, data: TrialData) -> None:
         return
     if not data.probe.labelled:
         raise InputError(no_classes(settings.evaluated_dataset))
-    if len(data.probe.classes) < 2:
-        raise InputError(
-            f"{settings.evaluated_dataset} has a single class, {data.probe.classes[0]!r}; an evaluation needs two"
-        )
+    assert data.probe.train_labels is not None
+    check_classes(settings.evaluated_dataset, data.probe.train_labels, data.probe.classes, "an evaluation")
     fit, _ = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
     for part in parts.probes_in_use(settings):
         if part.traits["check_fit"] is not None:

@@ -14,6 +14,7 @@ from raysweep.config.prefix import SHOWN, obstacle
 from raysweep.space.evaluation import is_evaluation
 from raysweep.space.expansion import computed
 from raysweep.space.model import FrozenDict, Sweep, Trial
+from raysweep.space.seen_labels import held_out
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def pretrainings_of(trials: Iterable[Trial]) -> list[Pretraining]:
             values = computed(trial.settings)
             decides = [name for name in names[dataset] if name != "usl_epochs" or obstacle(trial.settings) is not None]
             # A point may be stopped because its embedding has collapsed, and a control may not.
-            key = FrozenDict({name: getattr(values, name) for name in decides} | {"control": trial.control})
+            others = {"control": trial.control, "held_out": held_out(values)}
+            key = FrozenDict({name: getattr(values, name) for name in decides} | others)
             groups.setdefault(key, []).append(trial)
     return [Pretraining(digest_of(key), tuple(members)) for key, members in groups.items()]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
+
 from raysweep.config import Settings
 from raysweep.data.selection import Datasets, select_data
 from raysweep.errors import Diverged
@@ -38,5 +40,7 @@ def follow_trial(
         state = fresh_state(settings, channels, size, device, data.classes)
         broadcast_state(state, context)
         labels = resident(data.labels, device) if data.labels is not None else None
-        for _ in pretrain(settings, state, resident(data.pretrain, device), context=context, labels=labels):
+        chosen = None if data.chosen is None else torch.from_numpy(data.chosen)
+        images = resident(data.pretrain, device)
+        for _ in pretrain(settings, state, images, context=context, labels=labels, chosen=chosen):
             pass

@@ -29,6 +29,7 @@ def pretrain(
     pause: Callable[[], bool] = lambda: False,
     context: DistributedContext = SINGLE_PROCESS,
     labels: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> Generator[dict[str, float] | None]:
     """Train `state` to its last epoch; yield the metrics of each epoch after it.
 
@@ -38,11 +39,13 @@ def pretrain(
     Args:
         settings: The experiment.
         state: The state from which training continues. It may be saved whenever this generator yields.
-        images: (N, C, H, W) uint8, resident on the training device, N ≥ `batch_size`.
+        images: (N, C, H, W) uint8, resident on the training device.
         pause: Called after each step except the last one of an epoch; if it returns True, None is yielded.
         context: The processes that train together, each on its rows of every batch. All of them yield at the same
             places. When the generator of the main process is closed, the generators of the others end too.
         labels: (N,) int64 on the same device, for a method that reads them.
+        chosen: (M,) int64 on the CPU, the positions of the images that are read; None: all of them. They are at least
+            `batch_size`.
 
     Raises:
         Diverged: The loss or a weight is NaN or infinite; the message names the epoch.
@@ -51,7 +54,8 @@ def pretrain(
     epochs = settings.usl_epochs * blocks
     if state.epoch >= epochs:
         return
-    steps = len(images) // settings.batch_size
+    count = len(images) if chosen is None else len(chosen)
+    steps = count // settings.batch_size
     assert steps > 0, "batch_size is checked against the dataset before a trial starts"
     state.encoder.train()
     shard = context.shard(settings.batch_size)
@@ -70,7 +74,9 @@ def pretrain(
         started, first_step = time.perf_counter(), state.step
         if state.order is None:  # its own generator makes it the same in trials that differ in anything but the seed
             order_draws = generator(settings.seed, f"order {state.epoch}")
-            state.order = torch.randperm(len(images), generator=order_draws)
+            state.order = torch.randperm(count, generator=order_draws)
+            if chosen is not None:
+                state.order = chosen[state.order]
         for index in state.order.to(images.device).split(settings.batch_size)[first_step:steps]:
             if shard is not None:
                 index = index[shard.start : shard.end]
