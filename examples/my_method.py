@@ -47,7 +47,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Move the teacher a little towards the student; `progress` is the finished fraction of pretraining."""
+        """Move the teacher a little towards the student; `progress` is the fraction that was done before the step."""
         for slow, fast in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.inertia)
 

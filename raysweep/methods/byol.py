@@ -30,7 +30,7 @@ class Byol(nn.Module):
 
     Args:
         encoder: Images -> features; its `head` maps features to embeddings.
-        momentum: The teacher's momentum τ at the start, in [0, 1]; it rises to 1.
+        momentum: The teacher's momentum τ in the first step, in [0, 1]; it rises to 1.
         width: Width of the predictor's hidden layer.
         batch_norm: Whether the predictor has batch normalisation.
     """
@@ -62,7 +62,11 @@ class Byol(nn.Module):
         return z
 
     def momentum_at(self, progress: float) -> float:
-        """Return the teacher's momentum 1 − (1 − τ)·(cos(π·progress) + 1)/2, for a `progress` in [0, 1]."""
+        """Return the teacher's momentum 1 − (1 − τ)·(cos(π·progress) + 1)/2, as in the paper.
+
+        Args:
+            progress: k/K in step k of K steps, where k counts from 0. So the first step has the momentum τ.
+        """
         return 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
 
     @torch.no_grad()

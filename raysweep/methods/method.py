@@ -36,8 +36,8 @@ class Method(Protocol):
 
     The parameters that require a gradient are optimised. These are optional:
 
-    - `after_step(progress)` is called after each optimiser step with the fraction of pretraining that is done, in
-      [0, 1], for example to move a teacher.
+    - `after_step(progress)` is called after each optimiser step, for example to move a teacher. `progress` is k/K after
+      step k of K steps, where k counts from 0. So it is 0 after the first step.
     - With the trait `reads_labels`, a call gets a third argument: the labels (B,) int64 of the images.
     - `reads_clean = False` says that the method never reads the clean images, which saves converting them.
     - `reconstruct(views)` gives images (B, C, H, W) for the pictures in TensorBoard.

@@ -137,8 +137,9 @@ def check_version(root: Path, place: str) -> None:
     """Raise InputError if the sweep at `place`, with the files in `root`, was started with another protocol version."""
     begun = history(root)[0].get("protocol", 1)  # older versions did not record it
     if begun != PROTOCOL_VERSION:
+        which = "an older" if begun in range(1, PROTOCOL_VERSION) else "another"
         raise InputError(
-            f"{place}: the sweep was started with {'an older' if begun in (1, 2) else 'another'} version of raysweep, "
+            f"{place}: the sweep was started with {which} version of raysweep, "
             f"whose numbers differ (protocol {begun}, now {PROTOCOL_VERSION}); finish it with that version, or start a "
             f"new sweep"
         )

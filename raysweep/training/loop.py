@@ -106,9 +106,9 @@ def pretrain(
             # stacked, because on a GPU each operation costs a launch.
             values = torch.stack([value.detach() for value in (losses.total, *losses.parts.values())])
             state.sums = values if state.sums is None else state.sums.add_(values)
-            state.step += 1
             if after_step is not None:
                 after_step((state.epoch + state.step / steps) / epochs)
+            state.step += 1
             if state.step < steps and context.broadcast_flag(pause()):
                 context.all_reduce(state.sums)
                 if not context.is_main:  # the main process now holds the sums of all processes, and may save them

@@ -93,8 +93,8 @@ def test_the_teacher_moves_by_the_stated_average_and_gets_no_gradient():
 
     def at_step():
         nonlocal steps, expected
+        tau = 1 - 0.1 * (math.cos(math.pi * steps / 6) + 1) / 2  # two epochs of three steps; the paper counts from 0
         steps += 1
-        tau = 1 - 0.1 * (math.cos(math.pi * steps / 6) + 1) / 2  # two epochs of three steps
         expected = [tau * t + (1 - tau) * w for t, w in zip(expected, method.encoder.parameters(), strict=True)]
         torch.testing.assert_close(list(method.teacher.parameters()), expected, rtol=1e-5, atol=1e-7)
         assert not any(id(weight) in trained or weight.grad is not None for weight in method.teacher.parameters())

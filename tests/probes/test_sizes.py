@@ -158,9 +158,9 @@ def test_features_that_hardly_vary_are_said_to(digits, scale):
 @pytest.mark.parametrize("temperature", [1e-6, 0.019, 0.02, 0.07, 0.5])
 def test_scores_of_older_versions_are_never_compared_with_present_ones(temperature):
     present = protocol(make_settings({"knn_temperature": temperature}, "here"), "digest")
-    for version in (1, 2):  # version 2 was that of small temperatures
+    for version in (1, 2, 3):  # version 2 was that of small temperatures
         assert fingerprint({**present, "version": version}) != fingerprint(present)
-        assert protocol_difference({**present, "version": version}, present) == ("version", version, 3)
+        assert protocol_difference({**present, "version": version}, present) == ("version", version, 4)
 
 
 def test_a_trial_whose_features_are_too_large_fails_and_says_so(tmp_path, run_sweep):
