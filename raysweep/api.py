@@ -22,6 +22,7 @@ from raysweep.evaluations import PlannedEvaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
 from raysweep.results.continuing import planned_continuations, with_continuations
+from raysweep.results.encoders import check_encoders
 from raysweep.results.handout import remove_unneeded
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
@@ -394,5 +395,6 @@ def _planned(
         check_origin(plugin)
     sweep = preparation.extended(before, store, source, overrides, extra)
     preparation.check_paths(sweep)
+    check_encoders(store, sweep)
     preparation.check_means(sweep, where.local)
     return store, before, sweep

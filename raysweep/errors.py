@@ -10,6 +10,9 @@ MESSAGE = 2000
 """Characters of a message; of a longer one the middle, which is what the user gave, is left out."""
 
 
+QUOTED = 80
+"""Characters of a value that a message repeats."""
+
 URI_OPTIONS = {
     "s3": ("region", "scheme", "endpoint_override"),
     "gs": ("scheme", "endpoint_override", "retry_limit_seconds", "project_id"),
@@ -66,6 +69,11 @@ def printable(text: str) -> str:
     if text.isprintable():  # so is almost every text, and a report shows thousands
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """Return a value for a message; of a long one the middle is left out."""
+    return text if len(text) <= QUOTED else f"{text[: QUOTED // 2]} … {text[-QUOTED // 2 :]}"
 
 
 class RaysweepError(Exception):

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from raysweep.config import fingerprint
 from tests.support import ROOT, forked
 from tests.support.commands import here
 
@@ -338,6 +339,7 @@ def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_repor
     for path in root.glob("*/result.json"):
         result = json.loads(path.read_text())
         result["protocol"]["version"] = 1
+        result["fingerprint"] = fingerprint(result["protocol"])
         path.write_text(json.dumps(result))
     finished = run_sweep("--resume", "runs/x", "--local")
     assert finished.returncode == 0, finished.stderr
@@ -372,6 +374,8 @@ def test_a_dry_run_of_a_resume_refuses_what_the_resume_refuses_and_changes_nothi
         before = path.read_text()
         content = json.loads(before)
         content[key] |= value
+        if key == "protocol":
+            content["fingerprint"] = fingerprint(content[key])
         path.write_text(json.dumps(content))
         for more in (["--dry-run"], []):
             refused = run_sweep("--resume", "runs/x", "--local", *more)

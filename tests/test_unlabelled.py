@@ -335,7 +335,8 @@ def test_the_agreement_with_a_sweep_that_was_not_evaluated_alike_is_unknown(swee
     shutil.copytree(sweep, tmp_path / "s", ignore=shutil.ignore_patterns("evaluations"))
     path = tmp_path / "s" / TRAINED[0] / "result.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"protocol": content["protocol"] | {"probe_data": "other"}}))
+    other = content["protocol"] | {"probe_data": "other"}
+    path.write_text(json.dumps(content | {"protocol": other, "fingerprint": fingerprint(other)}))
     store, opened = Store.open(tmp_path / "s")
     assert agreement_in(store, opened, RANKME) == "its results were not evaluated alike"
     path.unlink()

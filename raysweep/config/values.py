@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from raysweep.errors import shortened
+
 MAX_DIGITS = 300
 """Whole numbers with more digits become floats. The greatest float has 309 digits."""
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
@@ -45,8 +47,8 @@ def suggest(given: object, valid: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: as Python writes it, but a date as YAML writes it."""
-    return str(value) if isinstance(value, datetime.date) else repr(value)
+    """Return a value for a message: as Python writes it, but a date as YAML writes it. A long one is shortened."""
+    return shortened(str(value) if isinstance(value, datetime.date) else repr(value))
 
 
 def plain(value: Any) -> Any:

@@ -92,13 +92,15 @@ def draw_labels(
     Raises:
         InputError: A class has fewer than `per_class` images.
     """
+    numbers, counts = np.unique(labels, return_counts=True)
+    least = int(counts.argmin())
+    if counts[least] < per_class:
+        raise InputError(
+            f"{setting}: {per_class}, but class {class_name(int(numbers[least]), classes)} has only {counts[least]} "
+            f"images in the fit split: use at most {counts[least]}"
+        )
     drawn = []
-    for index, members in shuffled_classes(labels, seed, purpose=1 + draw):  # purpose 0 divides the train split
-        if len(members) < per_class:
-            raise InputError(
-                f"{setting}: {per_class}, but class {class_name(index, classes)} has only {len(members)} images "
-                f"in the fit split: use at most {np.unique(labels, return_counts=True)[1].min()}"
-            )
+    for _, members in shuffled_classes(labels, seed, purpose=1 + draw):  # purpose 0 divides the train split
         drawn.append(members[:per_class])
     return np.sort(np.concatenate(drawn))
 

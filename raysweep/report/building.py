@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -87,13 +88,16 @@ def add_missing_curves(store: Store, results: Sequence[Result]) -> None:
     """Write the `curves.csv` of each ended trial that has none and whose event files are here.
 
     A trial writes its own file at its end. A trial that was ended from outside, by a scheduler or because its worker
-    died, could not.
+    died, could not. A trial whose event files cannot be read stays without the file, with a warning.
     """
     for directory in (store.trial(result.trial) for result in results):
         if not lies(directory / "curves.csv") and any(directory.glob("events.out.tfevents.*")):
             from raysweep.results.curves import write_curves  # TensorBoard and scikit-learn take a second to import
 
-            write_curves(directory)
+            try:
+                write_curves(directory)
+            except OSError as fault:
+                warnings.warn(f"{directory / 'curves.csv'} cannot be written: {describe_error(fault)}", stacklevel=2)
 
 
 def build_comparison(report: Report, directories: Iterable[Path]) -> tuple[Report, Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def write_page(report: Report, directory: Path) -> None:
     """Write `report.html` into `directory`, whose figures are embedded.
 
     Raises:
-        OSError: The page cannot be written, or a file that it shows cannot be read.
+        OSError: The page cannot be written, or a figure cannot be read.
     """
     write_atomically(directory / PAGE, encoded(page(report, directory)))
 
@@ -84,7 +85,11 @@ def page(report: Report, directory: Path) -> str:
     ]
     stores = {member.label: member.store for member in report.members}
     trials = [(label, trial) for label, trial, _ in rows[:MOST_TRIALS]]
-    curves = read_curves([stores[label].trial(trial.name) for label, trial in trials])
+    curves, without_curves = read_curves([stores[label].trial(trial.name) for label, trial in trials])
+    pictures, without_pictures = pictures_of(report)
+    left_out = [*without_curves, *without_pictures]
+    for line in left_out:
+        warnings.warn(line, stacklevel=2)
     script = resource("page.js")
     bokeh = bokeh_script() if curves else ""
     results = [
@@ -110,11 +115,11 @@ def page(report: Report, directory: Path) -> str:
             titles=[printable(point.exact_title) for point in report.points],
             trial_points=[point_title(label, trial) for label, trial in trials],
             data=embedded(script_data(trials, curves, short_titles(report))) if curves else "",
-            pictures=pictures_of(report),
+            pictures=pictures,
             origins=[origin_of(report, number, rows) for number in range(len(report.members))],
             failed=ended(results, "failed"),
             stopped=ended(results, "stopped"),
-            warnings=[*warnings_of(results), *report.not_drawn],
+            warnings=[*warnings_of(results), *report.not_drawn, *left_out],
             style=safe(resource("page.css")),
             script=safe(script),
             bokeh=safe(bokeh),

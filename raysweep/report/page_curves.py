@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 from raysweep.errors import InputError, printable
 from raysweep.report.colours import COLOURS
 from raysweep.report.control_styles import TINTS
+from raysweep.results.result import describe_error
 from raysweep.space import Trial
-from raysweep.system.files import lies
+from raysweep.system.files import lies, open_regular
 
 MOST_STEPS = 200
 """Most values of one curve. A longer curve shows evenly spaced values, among them its first and its last one."""
@@ -26,7 +28,7 @@ Curves = dict[str, list[tuple[int, dict[int, float]]]]
 """For each metric: the number of the trial, and the values by step."""
 
 
-def read_curves(directories: Sequence[Path]) -> Curves:
+def read_curves(directories: Sequence[Path]) -> tuple[Curves, list[str]]:
     """Read the curves of trials. A trial that has not ended has no `curves.csv`, so its event files are read.
 
     Args:
@@ -34,18 +36,22 @@ def read_curves(directories: Sequence[Path]) -> Curves:
 
     Returns:
         For each metric that some trial measured at two steps or more: its curves. A curve has two finite values or
-        more.
-
-    Raises:
-        InputError: A `curves.csv` is damaged.
-        OSError: A file cannot be read.
+        more. The second part is a line for each trial whose curves are left out because its file is damaged or cannot
+        be read.
     """
     curves: Curves = {}
+    left_out = []
     for number, directory in enumerate(directories):
-        for metric, values in read_trial(directory).items():
+        try:
+            measured = read_trial(directory)
+        except (InputError, OSError) as fault:
+            why = describe_error(fault) if isinstance(fault, OSError) else str(fault)
+            left_out.append(f"the curves of the trial {directory.name} are left out of the page: {why}")
+            continue
+        for metric, values in measured.items():
             if sum(map(math.isfinite, values.values())) > 1:
                 curves.setdefault(metric, []).append((number, values))
-    return curves
+    return curves, left_out
 
 
 def read_trial(directory: Path) -> dict[str, dict[int, float]]:
@@ -53,12 +59,13 @@ def read_trial(directory: Path) -> dict[str, dict[int, float]]:
 
     Raises:
         InputError: The `curves.csv` is damaged.
+        OSError: A file cannot be read.
     """
     metrics: dict[str, dict[int, float]] = {}
     path = directory / "curves.csv"
     if lies(path):
         try:
-            with open(path, newline="", encoding="utf-8") as file:
+            with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     step = int(row.pop("step"))
                     for metric, text in row.items():

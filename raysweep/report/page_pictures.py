@@ -12,6 +12,7 @@ from PIL import Image
 
 from raysweep.report.contents import Report
 from raysweep.report.page_curves import spread
+from raysweep.results.result import describe_error
 from raysweep.space import Trial
 
 MOST_PICTURES = 12
@@ -44,27 +45,40 @@ def figures_in(directory: Path) -> list[Picture]:
     ]
 
 
-def pictures_of(report: Report) -> list[Picture]:
+def pictures_of(report: Report) -> tuple[list[Picture], list[str]]:
     """Return pictures of the first trial of some points, from the TensorBoard files.
 
     With more than `MOST_PICTURES` points, they are spread evenly over the points. With fewer points, each trial has
     several pictures, from its first one to its last one.
 
-    Raises:
-        OSError: A file cannot be read, or a picture is damaged.
+    Returns:
+        The pictures, and a line for each trial whose pictures are left out because they are damaged or cannot be read.
     """
-    chosen = spread(with_pictures(report), MOST_PICTURES)
+    trials, left_out = with_pictures(report)
+    chosen = spread(trials, MOST_PICTURES)
     pictures = []
     for name, directory, count in chosen:
         places = spread(range(count), max(1, MOST_PICTURES // len(chosen)))
-        for step, tag, content in read_pictures(directory, places):
-            pictures.append(Picture(f"{name}, epoch {step} ({tag})", smaller(content)))
-    return pictures
+        try:
+            for step, tag, content in read_pictures(directory, places):
+                pictures.append(Picture(f"{name}, epoch {step} ({tag})", smaller(content)))
+        except Exception as fault:  # which exceptions Pillow raises for a damaged picture is not documented
+            left_out.append(without_pictures(name, fault))
+    return pictures, left_out
 
 
-def with_pictures(report: Report) -> list[tuple[str, Path, int]]:
-    """Return the first trial of each point that has pictures: its name, its directory, and the number of pictures."""
+def without_pictures(name: str, fault: Exception) -> str:
+    """Return the line that says why the pictures of a trial are left out."""
+    return f"pictures of the trial {name} are left out of the page: {describe_error(fault)}"
+
+
+def with_pictures(report: Report) -> tuple[list[tuple[str, Path, int]], list[str]]:
+    """Return the first trial of each point that has pictures: its name, its directory, and the number of pictures.
+
+    The second part is a line for each trial whose files cannot be read.
+    """
     trials: list[tuple[str, Path, int]] = []
+    left_out = []
     for member in report.members:
         points: dict[str, list[Trial]] = {}
         for trial in member.sweep.trials:
@@ -72,10 +86,15 @@ def with_pictures(report: Report) -> list[tuple[str, Path, int]]:
                 points.setdefault(trial.point, []).append(trial)
         for first, *_ in spread(list(points.values()), MOST_PICTURES):
             directory = member.store.trial(first.name)
-            count = count_pictures(directory)
+            name = f"{member.label}/{first.name}" if report.several else first.name
+            try:
+                count = count_pictures(directory)
+            except OSError as fault:
+                left_out.append(without_pictures(name, fault))
+                continue
             if count:
-                trials.append((f"{member.label}/{first.name}" if report.several else first.name, directory, count))
-    return trials
+                trials.append((name, directory, count))
+    return trials, left_out
 
 
 def count_pictures(directory: Path) -> int:

@@ -41,7 +41,8 @@ def results_csv(store: Store, sweep: Sweep, results: Sequence[Result]) -> str:
 def trial_rows(store: Store, sweep: Sweep, results: Sequence[Result]) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the columns and a row for each trial, in the order of the sweep. A row omits what its trial lacks.
 
-    The first columns say what varies, the next ones what was measured. The other settings follow.
+    The first columns say what varies, the next ones what was measured. The other settings follow. A metric that this
+    version does not know, which a later version may have written, has no column.
     """
     by_name = {result.trial: result for result in results}
     metrics = [name for name in METRICS if any(name in result.metrics for result in results)]
@@ -58,7 +59,7 @@ def trial_rows(store: Store, sweep: Sweep, results: Sequence[Result]) -> tuple[l
         if result is None:
             row["status"] = "unfinished" if attempts(store.trial(trial.name)) else "waiting"
         else:
-            row |= result.metrics
+            row |= {name: result.metrics[name] for name in metrics if name in result.metrics}
             row |= {key: getattr(result, key) for key in kept}
             row |= {"precision": result.precision} if result.precision else {}
             row["wall_s"] = result.wall_s

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, parts
 from raysweep.config import EMBEDDING, FOLDER, TRUNK, Settings
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shortened
 from raysweep.plugins import activate
+from raysweep.results.bucket import Bucket
 from raysweep.results.checkpoints import load_plain
 from raysweep.results.credentials import resolve
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import read_plugins
-from raysweep.space import LONGEST_WRITTEN, Trial, read
-from raysweep.system.files import write_atomically
+from raysweep.space import LONGEST_WRITTEN, Sweep, Trial, read
+from raysweep.system.files import irregular, lies, parse_json, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +69,31 @@ def source_file(store: Store, trial: Trial) -> Path | None:
     if store.bucket is not None:
         return fetch_encoder(resolve(store.place, trial.source.file))
     return Path(os.path.normpath(store.root / trial.source.file))
+
+
+def check_encoders(store: Store, sweep: Sweep) -> None:
+    """Check that the encoders that an evaluation still has to read are there.
+
+    Raises:
+        InputError: None of them is there, because the evaluation was copied out of its sweep.
+    """
+    files = {trial.name: trial.source.file for trial in sweep.trials if trial.source is not None and trial.source.file}
+    files = {name: file for name, file in files.items() if file.startswith("../")}
+    if store.bucket is None:
+        missing = {name for name, file in files.items() if not lies(Path(os.path.normpath(store.root / file)))}
+    else:
+        names = Bucket(resolve(store.place, "../..")).names() if files else set()
+        missing = {name for name, file in files.items() if file.split("/")[-2] not in names}
+    if missing:
+        store.pull()
+        ended = {result.trial for result in store.results(sweep, skip_damaged=True) if result.status != "failed"}
+        remaining = files.keys() - ended
+        if remaining and remaining <= missing:
+            first = files[min(remaining)]
+            raise InputError(
+                f"{store.place}: the evaluation reads encoders of its sweep, such as {first}, and none is there; the "
+                "evaluation must lie in evaluations/ of its sweep"
+            )
 
 
 def evaluated_encoder(trial: Trial, file: Path | None) -> Any:
@@ -157,6 +183,9 @@ def encoder_file(path: Path) -> Path:
     if not path.exists():
         raise InputError(f"{path}: does not exist")
     if not path.is_dir():
+        kind = irregular(path)
+        if kind is not None:  # to open a named pipe would block
+            raise InputError(f"{path}: is {kind}, not a file with an encoder")
         return path
     for name in (ENCODER, OLD_ENCODER):
         if (path / name).is_file():
@@ -187,6 +216,9 @@ def load_encoder(path: Path) -> SavedEncoder:
     try:
         weights = weights_in(saved)
         check_weights(weights, file)
+        arguments = saved.get("arguments", {})
+        if not isinstance(arguments, dict) or not isinstance(arguments.get("head", ""), str):
+            raise InputError(f"{file}: is damaged: its arguments are {shortened(repr(arguments))}")
         load_parts(file, saved.get("settings", saved))
         description = describe(saved["settings"], weights) if "state" in saved else saved
         architecture = description.get("architecture", "conv6")  # conv6 was the only one when older files were written
@@ -246,9 +278,9 @@ def load_safetensors(file: Path) -> dict[str, Any]:
     for name in ("channels", "image_size", "embedding_dim", "arguments"):
         if name in header:
             try:
-                description[name] = json.loads(header[name])
+                description[name] = parse_json(header[name])
             except ValueError:
-                raise InputError(f"{file}: is damaged: its {name} is {header[name]!r}") from None
+                raise InputError(f"{file}: is damaged: its {name} is {shortened(repr(header[name]))}") from None
     return {**description, **{name: header[name] for name in ("architecture",) if name in header}}
 
 

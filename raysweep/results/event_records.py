@@ -11,6 +11,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
 
 from raysweep.results.events import PNG
+from raysweep.system.files import read_regular
 
 AROUND = 16
 """Number of bytes of a record beside its content: the size (8), the checksum of the size (4), and of the content."""
@@ -30,7 +31,7 @@ def records_of(directory: Path) -> bytes:
     """
     kept = []
     for path in sorted(directory.glob("events.out.tfevents.*")):
-        for record in split(path.read_bytes()):
+        for record in split(read_regular(path)):
             event = event_in(record)
             if event is None or not (event.HasField("file_version") or of_hyperparameters(event)):
                 kept.append(record)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
@@ -23,7 +25,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from raysweep.system.files import replacing
+from raysweep.system.files import Irregular, open_regular, replacing
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how every picture begins
 PATTERN = "events.out.tfevents.{:04}.raysweep"
@@ -193,20 +195,30 @@ def read_events(directory: Path, wanted: Callable[[bytes], bool]) -> Iterator[Ev
     """Read the events of a trial for whose bytes `wanted` returns True, in the order in which they were written.
 
     TensorBoard's own reader computes the checksum of every picture in Python, at 2 MB/s. This reader skips unwanted
-    records without it. It reads a truncated or damaged file up to the first bad record.
+    records without it. It reads a truncated or damaged file up to the first bad record. A directory, a named pipe or a
+    broken link in place of a file is left out with a warning.
 
     Raises:
         OSError: A file cannot be read.
     """
     for path in sorted(directory.glob("events.out.tfevents.*")):
-        with open(path, "rb") as file:
+        try:
+            file = open_regular(path)
+        except Irregular as fault:
+            warnings.warn(f"{path} {fault}, so its metrics and pictures are left out", stacklevel=1)
+            continue
+        with file:
             # A record is the content's size (8 bytes), the size's checksum (4), the content, and its checksum (4).
             while checked(size := file.read(8), file.read(4)):
                 content, checksum = file.read(int.from_bytes(size, "little")), file.read(4)
                 if wanted(content):
                     if not checked(content, checksum):
                         break
-                    yield Event.FromString(content)
+                    try:
+                        event = Event.FromString(content)
+                    except DecodeError:
+                        break
+                    yield event
 
 
 def checked(content: bytes, checksum: bytes) -> bool:

@@ -26,7 +26,7 @@ from raysweep.results.result import describe_error
 from raysweep.results.store import Store
 from raysweep.space import Sweep
 from raysweep.space.sharing import pretrainings_of
-from raysweep.system.files import check_held, discard, read_regular, write_atomically
+from raysweep.system.files import check_held, discard, parse_json, read_regular, write_atomically
 
 FOLDER = "pretraining"
 """The directory of handed-out states in a results directory."""
@@ -135,7 +135,7 @@ class Handout:
 
     def _manifest(self, epoch: int) -> dict[str, Any] | None:
         try:
-            manifest: Any = json.loads(self._read(f"{epoch:08}.json"))
+            manifest: Any = parse_json(self._read(f"{epoch:08}.json"))
         except (OSError, ValueError):
             return None
         is_sound = isinstance(manifest, dict) and {"state", "events", "covered"} <= manifest.keys()

@@ -20,7 +20,7 @@ from pathlib import Path
 from raysweep.errors import InputError, printable
 from raysweep.results.bucket import THREADS, Bucket, Info, Wanted
 from raysweep.results.credentials import hidden, is_uri
-from raysweep.system.files import UNSUPPORTED, replacing
+from raysweep.system.files import UNSUPPORTED, parse_json, replacing
 
 BEAT, STALE = 15.0, 60.0  # seconds between two heartbeats of a lock, and the age at which a lock counts as abandoned
 CLAIM = "attempt.json"
@@ -269,7 +269,7 @@ def hold_bucket(folder: Bucket, token: str, dead: str) -> Iterator[None]:
 def holder(folder: Bucket, name: str) -> str:
     """Describe the process that wrote a lock's object; "" if that cannot be told."""
     try:
-        content = json.loads(folder.read(name))
+        content = parse_json(folder.read(name))
         return f" ({content['pid']} on {content['host']})"
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""

@@ -24,7 +24,7 @@ from raysweep.config import (
     protocol,
     with_present_names,
 )
-from raysweep.errors import InputError, masked
+from raysweep.errors import InputError, masked, shortened
 from raysweep.results.bucket import Bucket
 from raysweep.space import Trial
 from raysweep.system.files import check_held, read_json, set_aside, write_json
@@ -35,6 +35,9 @@ NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Can
 """Phrases for exhausted memory in messages of PyTorch (on a CPU and on a GPU), the system and Ray."""
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+LONGEST_SECONDS = 100 * 365 * 86400.0
+"""No trial runs longer than this: a hundred years."""
+Seconds = Annotated[Number, Field(ge=0, le=LONGEST_SECONDS)]
 Plain = Annotated[int, Field(strict=True, ge=-(2**64), le=2**64)] | Number | StrictBool | str | None
 """The type of a setting's value."""
 
@@ -46,6 +49,10 @@ def check_metrics(metrics: dict[str, float]) -> dict[str, float]:
         if not known[name].lowest - ROUNDING <= metrics[name] <= known[name].highest + ROUNDING:
             raise ValueError(f"{name} is {metrics[name]}")
     return metrics
+
+
+FIRST_SETTINGS = ("usl_type", "usl_epochs", "seed", "dataset", "le_epochs")
+"""Settings that the first version had, so that every record has them."""
 
 
 class Damaged(InputError):
@@ -68,7 +75,7 @@ class Result:
     metrics: Annotated[dict[str, Number], AfterValidator(check_metrics)]
     protocol: dict[str, Plain]
     fingerprint: str
-    wall_s: Annotated[Number, Field(ge=0)]
+    wall_s: Seconds
     """Run time in seconds, summed over all attempts. An attempt that broke off counts up to its last checkpoint.
 
     The time of a pretraining that the trial took over is in the result of the trial `pretrained_by`."""
@@ -86,7 +93,7 @@ class Result:
 
     `wall_s` then includes the pretraining of the shorter trial.
     """
-    continued_s: Annotated[Number, Field(ge=0)] = 0.0
+    continued_s: Seconds = 0.0
     """The seconds in `wall_s` that the shorter trial took to pretrain, which are in its `wall_s` too; 0 if unknown."""
 
 
@@ -160,9 +167,12 @@ def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> 
     A setting that did not exist when the record was written counts as having its default value.
 
     Raises:
-        Damaged: The recorded settings are not valid for any experiment.
+        Damaged: The recorded settings are not valid for any experiment, or settings are missing that every version has.
         InputError: The settings differ, for example because `sweep.yaml` was edited by hand.
     """
+    missing = next((name for name in FIRST_SETTINGS if name not in recorded), None)
+    if missing is not None:
+        raise Damaged(f"{where}: is damaged: its settings lack {missing}; --resume runs the trial again")
     for name in SETTINGS:
         was, says = recorded.get(name, default_of(name)), getattr(expected, name)
         if about(name).changes_scores and was != says and not are_settings(recorded):
@@ -218,7 +228,7 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
 
     Raises:
         Damaged: The file is not a regular file or not JSON, or a value is missing, of another type, not finite or out
-            of its range.
+            of its range, or the protocol does not have the recorded fingerprint.
     """
     path = directory / "result.json"
     try:
@@ -226,13 +236,25 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
         if (result.error is None) != (result.status == "finished"):
             raise ValueError(f"status is {result.status} and error {result.error!r}")
         if trial not in (None, result.trial):
-            raise ValueError(f"it is of the trial {result.trial}")
+            raise ValueError(f"it is of the trial {shortened(result.trial)}")
+        if "probe_data" not in result.protocol or fingerprint(result.protocol) != result.fingerprint:
+            raise ValueError("its protocol is not the one of its fingerprint")
     except FileNotFoundError:
         return None
     except ValueError as fault:
         raise Damaged(f"{path}: is damaged ({brief(fault)}); --resume puts it aside and runs the trial again") from None
     settings, evaluated_under = with_present_names(result.settings), with_present_names(result.protocol)
     return replace(result, settings=settings, protocol=evaluated_under)
+
+
+def of_trial(result: Result, trial: Trial, where: str) -> Result:
+    """Return the result with the point of the trial as the sweep has it, in place of what the file says.
+
+    Raises:
+        Damaged, InputError: The settings are damaged or differ; see `check_settings`.
+    """
+    check_settings(result.settings, trial.settings, where)
+    return replace(result, point=trial.point, baseline=trial.baseline, varied=dict(trial.varied))
 
 
 def set_result_aside(

@@ -40,6 +40,7 @@ from raysweep.results.result import (
     Result,
     check_settings,
     describe_error,
+    of_trial,
     read_attempt,
     read_result,
     set_result_aside,
@@ -51,10 +52,11 @@ from raysweep.results.sweep_file import (
     explanation,
     history,
     read_plugins,
+    read_sweep,
     with_proposals,
     write_sweep,
 )
-from raysweep.space import LONGEST_WRITTEN, Proposal, Sweep, check_name, read, rebuild
+from raysweep.space import Proposal, Sweep, check_name, rebuild
 from raysweep.system.files import (
     check_held,
     holding,
@@ -145,7 +147,7 @@ class Store:
         path = store.root / "sweep.yaml"
         if not path.is_file():
             raise InputError(f"{place}: there is no sweep {explanation(place, path)}")
-        content = read(path, LONGEST_WRITTEN)
+        content = read_sweep(path)
         plugins = read_plugins(store.root, content, str(place), given)
         others = {plugin.name: plugin for plugin in beside}  # of several with one name, only one can be active
         activate({**others, **{plugin.name: plugin for plugin in plugins}}.values())
@@ -337,8 +339,7 @@ class Store:
             try:
                 result = self.result(trial.name)
                 if result is not None:
-                    check_settings(result.settings, trial.settings, f"{self.trial(trial.name) / 'result.json'}")
-                    results.append(result)
+                    results.append(of_trial(result, trial, f"{self.trial(trial.name) / 'result.json'}"))
             except Damaged:
                 if not skip_damaged:
                     raise

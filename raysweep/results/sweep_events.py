@@ -272,8 +272,12 @@ def table(header: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> list[str]
 
 def command_lines(command: str) -> list[str]:
     """Return a command as lines of code, with a new line before each option, as a shell takes it too."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # it was edited, and a quotation mark has no partner
+        return [f"    {command}"]
     lines = [""]
-    for word in shlex.split(command):
+    for word in words:
         if word.startswith("--"):
             lines.append("   ")
         lines[-1] += f" {shlex.quote(word)}"

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from raysweep.config import PROTOCOL_VERSION
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shortened
 from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import LONGEST_WRITTEN, Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
@@ -126,11 +126,35 @@ def explanation(place: Path | str, file: Path) -> str:
 def history(root: Path) -> list[dict[str, Any]]:
     """Return the records of how the sweep was made and changed, as they were passed to `create` and `extend`."""
     path = root / "sweep.yaml"
+    return records_in(read(path, LONGEST_WRITTEN), str(path))
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """Return the content of a `sweep.yaml`; raises InputError if it is no mapping or its records are damaged."""
     content = read(path, LONGEST_WRITTEN)
+    records_in(content, str(path))
+    return content
+
+
+def records_in(content: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Return the records in the content of a `sweep.yaml`; see `history`.
+
+    Raises:
+        InputError: A record is damaged. Older versions wrote fewer entries, so each entry may be missing.
+    """
     changes = content.get("changed_by") or []
     if not isinstance(changes, list):
-        raise InputError(f"{path}: changed_by: expected a list, not {changes!r}")
-    return [mapping(entry, f"{path}: made_by and changed_by") for entry in (content.get("made_by"), *changes)]
+        raise InputError(f"{where}: changed_by: expected a list, not {shortened(repr(changes))}")
+    records = [mapping(entry, f"{where}: made_by and changed_by") for entry in (content.get("made_by"), *changes)]
+    for record in records:
+        for name in ("versions", "datasets"):
+            mapping(record.get(name), f"{where}: made_by and changed_by: {name}")
+        version, command = record.get("protocol", 1), record.get("command") or ""
+        if type(version) is not int:
+            raise InputError(f"{where}: made_by: protocol: expected a whole number, not {shortened(repr(version))}")
+        if not isinstance(command, str):
+            raise InputError(f"{where}: made_by and changed_by: command: expected text, not {shortened(repr(command))}")
+    return records
 
 
 def check_version(root: Path, place: str) -> None:

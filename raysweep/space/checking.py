@@ -84,7 +84,7 @@ def check_name(name: object, where: str) -> None:
         raise InputError(f'{where}: must be text, not {given}; put it in quotes, such as name: "12"')
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(
-            f"{where}: {name!r} cannot name a directory: use at most 100 of a-z, A-Z, 0-9, '_', '-' and '.'; the "
+            f"{where}: {shown(name)} cannot name a directory: use at most 100 of a-z, A-Z, 0-9, '_', '-' and '.'; the "
             "first one must not be '-' or '.'"
         )
 

@@ -105,8 +105,13 @@ def read_json(path: Path, most: int = LONGEST_JSON) -> Any:
         ValueError: The file is not JSON, is too long or too deeply nested, or is not a regular file.
         FileNotFoundError: The path does not exist.
     """
+    return parse_json(read_regular(path, most))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of a JSON text; raises ValueError if it is not JSON or is too deeply nested."""
     try:
-        return json.loads(read_regular(path, most))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is too deeply nested") from None
 

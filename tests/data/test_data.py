@@ -813,9 +813,10 @@ def test_property_draw(labels: NDArray[np.int64], seed: int) -> None:
 def test_draws_differ_by_seed_and_end() -> None:
     labels = np.repeat(np.arange(3), [9, 4, 7])
     assert len({tuple(draw_labels(labels, 3, seed)) for seed in range(20)}) > 15
-    message = fault(lambda: draw_labels(labels, 5, 0))
-    assert "class 1 has only 4 images" in message
-    assert "at most 4" in message
+    for wanted in (5, 8, 100):
+        message = fault(lambda wanted=wanted: draw_labels(labels, wanted, 0))
+        assert "class 1 has only 4 images" in message, "the smallest class decides"
+        assert "at most 4" in message
 
 
 def test_links_in_circles_bring_no_other_class_in(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from scipy import stats
 
 from raysweep import space
 from raysweep.cli import main
+from raysweep.config import fingerprint
 from raysweep.errors import InputError
 from raysweep.report import building, figures
 from raysweep.report.building import build_report, build_tables, read_several
@@ -668,7 +669,7 @@ def test_results_without_newer_settings_count_as_having_their_defaults(tmp_path,
             def age(content):
                 del content["settings"]["le_weight_decay"], content["protocol"]["le_weight_decay"]
                 del content["linear_probe"]
-                content["fingerprint"] = "older"
+                content["fingerprint"] = fingerprint(content["protocol"])
 
             change(store.trial(trial.name) / "result.json", age)
     assert main(["report", str(store.root)]) == 0
@@ -678,6 +679,7 @@ def test_results_without_newer_settings_count_as_having_their_defaults(tmp_path,
 
     def decay(content):
         content["protocol"]["le_weight_decay"] = 0.5
+        content["fingerprint"] = fingerprint(content["protocol"])
 
     change(store.trial("random,seed=0") / "result.json", decay)
     before = files(store.root)

@@ -183,6 +183,19 @@ def test_odd_descriptions_are_refused(tmp_path, run, changes, words):
     refused(run("x.pt"), "", words, tmp_path)
 
 
+@pytest.mark.parametrize("arguments", [5, None, [], {"head": 5}, {"head": None}], ids=str)
+def test_damaged_arguments_are_named(tmp_path, run, arguments):
+    content = to_safetensors(encoder(), {**DESCRIPTION, "arguments": arguments})
+    (tmp_path / "x.safetensors").write_bytes(content)
+    refused(run("x.safetensors"), "", "is damaged: its arguments are", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["image_size", "arguments"])
+def test_a_deeply_nested_description_is_damage(tmp_path, run, name):
+    (tmp_path / "x.safetensors").write_bytes(to_safetensors(encoder(), {**DESCRIPTION, name: "[" * 50_000}))
+    refused(run("x.safetensors"), "", f"is damaged: its {name} is", tmp_path)
+
+
 def compressed(content):
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as plain, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as smaller:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from raysweep import space
-from raysweep.config import PROTOCOL_VERSION
+from raysweep.config import PROTOCOL_VERSION, fingerprint
 from raysweep.results import attempts, feature_cache
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, remove_checkpoints, save_checkpoint
@@ -146,6 +146,7 @@ def test_what_this_or_another_version_writes_is_read(tmp_path, change):
         assert all(getattr(result, key) == value for key, value in good.items() if key != "of_the_future")
         del good[left_out]
     del good["settings"]["le_weight_decay"], good["protocol"]["le_weight_decay"]
+    good["fingerprint"] = fingerprint(good["protocol"])
     good["settings"]["of_the_future"] = "x"
     path.write_text(json.dumps(good))
     store.set_damaged_aside(SWEEP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -28,6 +27,7 @@ from raysweep.results.result import Result, attempts, describe_error, make_resul
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import forget_checkpoints, record_failure, recording
 from raysweep.space import Trial
+from raysweep.system.files import read_json
 from raysweep.trial_progress import Status
 
 
@@ -243,7 +243,7 @@ class Watch(tune.Callback):
 def last_pid(directory: Path) -> int | None:
     """Return the id of the process of the last attempt of the trial in `directory`; None if it is unknown."""
     try:
-        return int(json.loads((directory / "attempt.json").read_text())["pid"])
+        return int(read_json(directory / "attempt.json")["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
