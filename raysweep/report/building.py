@@ -142,9 +142,8 @@ def with_page(report: Report, directory: Path) -> Report:
 
         write_page(report, directory)
     except Exception as fault:
-        return replace(
-            report, not_drawn=[*report.not_drawn, f"report.html could not be written: {describe_error(fault)}"]
-        )
+        why = str(fault) if isinstance(fault, InputError) else describe_error(fault)
+        return replace(report, not_drawn=[*report.not_drawn, f"report.html could not be written: {why}"])
     return report
 
 

@@ -21,7 +21,7 @@ from raysweep.results.mirror import fetch_encoder
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import read_plugins
 from raysweep.space import LONGEST_WRITTEN, Sweep, Trial, read
-from raysweep.system.files import irregular, lies, parse_json, write_atomically
+from raysweep.system.files import lies, parse_json, read_regular, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,9 +183,6 @@ def encoder_file(path: Path) -> Path:
     if not path.exists():
         raise InputError(f"{path}: does not exist")
     if not path.is_dir():
-        kind = irregular(path)
-        if kind is not None:  # to open a named pipe would block
-            raise InputError(f"{path}: is {kind}, not a file with an encoder")
         return path
     for name in (ENCODER, OLD_ENCODER):
         if (path / name).is_file():
@@ -269,9 +266,9 @@ def load_safetensors(file: Path) -> dict[str, Any]:
     import safetensors.torch
 
     try:
+        weights = safetensors.torch.load(read_regular(file))  # first, because to open a named pipe would block
         with safetensors.safe_open(file, "pt") as opened:
             header = dict(opened.metadata() or {})
-        weights = safetensors.torch.load(file.read_bytes())
     except (safetensors.SafetensorError, OSError, ValueError) as fault:
         raise InputError(f"{file}: is not a safetensors file, or is damaged: {fault}") from None
     description: dict[str, Any] = {"encoder": weights}

@@ -188,13 +188,24 @@ def test_page_of_one_trial_without_curves_is_small(few, run_sweep, tmp_path):
 def test_a_page_that_cannot_be_written_costs_a_warning_and_no_table(tmp_path):
     store = fill(tmp_path)
     report = build_tables(store, SWEEP)
-    for damage in ("step,pretrain/loss\n1,x\n", "no table\n1\n", "step\n1,2\n"):
-        (store.trial("alpha=0.01,seed=0") / "curves.csv").write_text(damage)
-        (line,) = with_page(report, store.root).not_drawn
-        assert line.startswith("report.html could not be written: InputError: ")
-        assert line.endswith("alpha=0.01,seed=0/curves.csv: is damaged; remove it, and raysweep report writes it again")
+    with open(store.root / "sweep.yaml", "a") as file:
+        file.write("changed_by: 5\n")
+    (line,) = with_page(report, store.root).not_drawn
+    assert line.startswith("report.html could not be written: ")
+    assert line.endswith("sweep.yaml: changed_by: expected a list, not 5")
     files = {path.name for path in store.root.iterdir() if path.is_file()}
     assert files == {"results.csv", "summary.csv", "differences.csv", "summary.md", "sweep.yaml"}
+
+
+@pytest.mark.parametrize("damage", ["step,pretrain/loss\n1,x\n", "no table\n1\n", "step\n1,2\n"])
+def test_damaged_curves_of_a_trial_are_left_out_with_a_warning(tmp_path, damage):
+    store = fill(tmp_path)
+    report = build_tables(store, SWEEP)
+    (store.trial("alpha=0.01,seed=0") / "curves.csv").write_text(damage)
+    why = "alpha=0.01,seed=0/curves.csv: is damaged; remove it, and raysweep report writes it again"
+    with pytest.warns(UserWarning, match=re.escape(why)):
+        assert with_page(report, store.root).not_drawn == []
+    assert why in (store.root / "report.html").read_text()
 
 
 def test_long_curves_are_thinned():

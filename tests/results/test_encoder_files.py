@@ -185,15 +185,29 @@ def test_odd_descriptions_are_refused(tmp_path, run, changes, words):
 
 @pytest.mark.parametrize("arguments", [5, None, [], {"head": 5}, {"head": None}], ids=str)
 def test_damaged_arguments_are_named(tmp_path, run, arguments):
+    (tmp_path / "in").mkdir()
     content = to_safetensors(encoder(), {**DESCRIPTION, "arguments": arguments})
-    (tmp_path / "x.safetensors").write_bytes(content)
-    refused(run("x.safetensors"), "", "is damaged: its arguments are", tmp_path)
+    (tmp_path / "in" / "x.safetensors").write_bytes(content)
+    refused(run("in/x.safetensors"), "", "is damaged: its arguments are", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["image_size", "arguments"])
 def test_a_deeply_nested_description_is_damage(tmp_path, run, name):
-    (tmp_path / "x.safetensors").write_bytes(to_safetensors(encoder(), {**DESCRIPTION, name: "[" * 50_000}))
-    refused(run("x.safetensors"), "", f"is damaged: its {name} is", tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.safetensors").write_bytes(to_safetensors(encoder(), {**DESCRIPTION, name: "[" * 50_000}))
+    refused(run("in/x.safetensors"), "", f"is damaged: its {name} is", tmp_path)
+
+
+def test_a_pipe_in_place_of_an_encoder_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "encoder.safetensors")
+    Image.new("L", (8, 8), 77).save(tmp_path / "image.png")
+    # A separate process can be killed if it hangs on the pipe.
+    arguments = ["embed", "in/encoder.safetensors", "image.png", "-o", "f.npz"]
+    process = forked.run("-m", "raysweep", *arguments, cwd=tmp_path)
+    assert process.returncode == 2
+    assert "is a named pipe, not a file" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
 def compressed(content):
