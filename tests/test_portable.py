@@ -158,7 +158,7 @@ def test_the_command_embeds_one_image(tmp_path, here):
     status, out, err = here(
         "embed", "trial/encoder.safetensors", "images/02 ü.png", "-o", "one.npz", "--layer", "embedding"
     )
-    assert (status, out, err) == (0, "one.npz: embedding features of 1 images, 16 each\n", "")
+    assert (status, out, err) == (0, "one.npz: embedding features of 1 image, 16 each\n", "")
     one = np.load(tmp_path / "one.npz")
     pixels, _ = decode([folder / "02 ü.png"], 8, 1, False)
     expected = extract(encoder, torch.from_numpy(pixels), torch.arange(1), "embedding").numpy()
