@@ -300,7 +300,7 @@ def finetune(
     finetune_augment: Annotated[
         Literal["none", "crop", "crop_mirror"],
         "Augmentation in fine-tuning. `crop`: each image is shifted by up to 1/8 of its side. `crop_mirror`: the image "
-        "is also mirrored with probability 1/2, as He et al. 2016 train on CIFAR-10; Do not mirror digits and letters.",
+        "is also mirrored with probability 1/2, as He et al. 2016 train on CIFAR-10. Do not mirror digits and letters.",
     ] = "none",
     standardize: Standardize = True,
     labels_per_class: LabelsPerClass = None,

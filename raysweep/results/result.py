@@ -238,7 +238,7 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
         if trial not in (None, result.trial):
             raise ValueError(f"it is of the trial {shortened(result.trial)}")
         if "probe_data" not in result.protocol or fingerprint(result.protocol) != result.fingerprint:
-            raise ValueError("its protocol is not the one of its fingerprint")
+            raise ValueError("its protocol does not match its fingerprint")
     except FileNotFoundError:
         return None
     except ValueError as fault:
