@@ -177,7 +177,7 @@ def strike(victim: str, driver: Driver, draws: random.Random) -> bool:
 
 
 class Watched:
-    """The finished trials in a sweep's directory, and those that changed afterwards.
+    """The finished trials in a sweep's directory, and the finished trials that changed afterwards.
 
     Args:
         root: the sweep's directory, which may not exist yet.

@@ -109,7 +109,7 @@ def resume(
         progress: See `run`.
 
     Returns:
-        The results of all trials, also of those that had finished before.
+        The results of all trials, including the trials that had finished before.
 
     Raises:
         RaysweepError: See `run`.

@@ -129,7 +129,7 @@ def merged(*groups: Iterable[Plugin]) -> tuple[Plugin, ...]:
 
 
 def with_existing(existing: Sequence[Plugin], plugins: Iterable[Plugin]) -> tuple[Plugin, ...]:
-    """Return the plugins of an existing sweep, followed by those that are new.
+    """Return the plugins of an existing sweep, followed by the new plugins.
 
     Raises:
         InputError: A plugin differs from the text that the sweep was started with.

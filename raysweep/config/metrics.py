@@ -1,4 +1,4 @@
-"""The metrics that a trial reports: those of the experiment as a whole, and those that its parts declare."""
+"""The metrics that a trial reports: the metrics of the whole experiment, and the metrics that its parts declare."""
 
 from __future__ import annotations
 

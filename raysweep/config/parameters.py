@@ -59,7 +59,7 @@ def is_type(kind: Any) -> bool:
 
 
 def check_default(parameter: Parameter, kind: Any, optional: bool) -> None:
-    """Raise InputError if the default of a parameter is not a value of it; see `check_parameter`."""
+    """Raise InputError if a parameter cannot have its default as value; see `check_parameter`."""
     name, default = parameter.name, parameter.default
     # Pydantic also takes 1.0 for a whole number, or a tensor for a number, but does not change a default.
     exact = (int, float) if kind is float else (kind,) if kind in TYPES else (str,)

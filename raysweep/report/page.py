@@ -137,7 +137,7 @@ def averages(report: Report) -> str:
 
 
 def ordered(curves: Any) -> list[str]:
-    """Return the metrics that have curves, in the order of the tables, and then those that no part declares."""
+    """Return the metrics that have curves, in the order of the tables, and then the metrics that no part declares."""
     return [*(name for name in METRICS if name in curves), *(name for name in curves if name not in METRICS)]
 
 

@@ -43,11 +43,14 @@ class Shape:
 def average(scores: Array) -> Array:
     """Return the scores averaged over combinations of the other settings, shape (values, seeds).
 
-    The seeds alone are the blocks of the tests, because trials of one seed may resemble each other: those that differ
-    in a setting of little effect have nearly equal residuals. All means are over the same combinations, so that no
-    missing trial distorts the comparison of two values. A combination is complete in a seed if all its values have
-    finished. The combinations that are complete in every seed in which any is complete are used. If there are none, all
-    that are complete in any seed are used, and a cell is NaN where one of them lacks it.
+    Only the seeds are the blocks of the tests, because trials of one seed are not independent. Two trials that differ
+    only in a setting of little effect have nearly equal residuals.
+
+    All means are over the same combinations. So a missing trial does not distort the comparison of two values. A
+    combination is complete in a seed if the trials of all its values have finished. First, seeds in which no
+    combination is complete are ignored. Then the means are over the combinations that are complete in every remaining
+    seed. If there is no such combination, the means are over the combinations that are complete in at least one seed. A
+    cell is then NaN if one of these combinations lacks it.
 
     Args:
         scores: shape (combinations, values, seeds), NaN where a cell is missing.

@@ -83,7 +83,7 @@ def read_plugins(
         root: The results directory.
         content: What `sweep.yaml` has.
         place: The place of the sweep, for messages.
-        given: The parts that the caller passes by value; those that this process has declared are known too.
+        given: The parts that the caller passes by value. Parts that this process has declared are known too.
 
     Raises:
         InputError: A stored text is missing or was changed, or a part that was passed by value is not given again.
