@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,8 +155,7 @@ class Results:
                 raise InputError(f"figure {name!r}: there is nothing to draw; it needs results of at least two values")
             return figure
         if name not in METRICS and "/" not in name:
-            close = difflib.get_close_matches(name, [*drawings, *METRICS], n=1)
-            hint = f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(drawings)}, or a metric"
+            hint = suggest(name, [*drawings, *METRICS], f"; valid: {', '.join(drawings)}, or a metric")
             raise InputError(f"figure: unknown name {name!r}{hint}")
         from raysweep.report.curves import draw_curves
 
@@ -254,9 +252,7 @@ class Results:
             store.pull_events()
             curves += [((name, trial), read_scalar(store.trial(trial.name), metric, 1)) for trial in sweep.trials]
         if not any(values for _, values in curves):
-            close = difflib.get_close_matches(metric, METRICS, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"curves: no trial has reported {metric!r}{hint}")
+            raise InputError(f"curves: no trial has reported {metric!r}{suggest(metric, METRICS, '')}")
         return curves
 
 

@@ -39,11 +39,16 @@ BOOLS = (bool, bool | None)
 TEXTS = (str, str | None)
 
 
-def suggest(given: object, valid: Iterable[str]) -> str:
-    """Return `, did you mean X?` if a valid name is close to the given one, else a list of the valid names."""
+def suggest(given: object, valid: Iterable[str], otherwise: str | None = None) -> str:
+    """Return `, did you mean X?` if a valid name is close to the given one.
+
+    If none is close, return `otherwise`, or a list of the valid names for None.
+    """
     valid = list(valid)
     close = difflib.get_close_matches(str(given), valid, n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
+    if close:
+        return f", did you mean {close[0]!r}?"
+    return f"; valid: {', '.join(valid)}" if otherwise is None else otherwise
 
 
 def shown(value: object) -> str:

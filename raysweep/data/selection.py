@@ -38,7 +38,7 @@ class TrialData:
     chosen: Indices | None = None
     """The positions in `pretrain` of the images that pretraining reads; None: all of them.
 
-    A method that reads labels must not read those of the validation images.
+    A method that reads labels must not read the labels of the validation images.
     """
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raysweep.errors import shortened
 from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
 from raysweep.report.heatmaps import MOST_ROWS, headed, kind_of_metric, title
@@ -63,7 +64,7 @@ def draw_comparison(
     if away:
         draw_differences_by_row(panels[-1], rows, away, sweeps)
         panels[-1].set_title(f"{title(scores[0])}\nminus the random encoder", fontsize=10)
-    panels[0].set_yticks(range(len(rows)), [wrapped(clipped(row_label(point)), 48) for point in rows], fontsize=8)
+    panels[0].set_yticks(range(len(rows)), [wrapped(shortened(row_label(point)), 48) for point in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     adjusted = f"\nlast panel: adjusted {percent(points)} intervals" if away else ""
     figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}{adjusted}"), fontsize=11)
@@ -71,11 +72,6 @@ def draw_comparison(
         entries = legend_of(points, sweeps)
         add_legend(figure, entries, ncols=legend_columns(entries, figure.get_figwidth()), **BELOW)
     return figure
-
-
-def clipped(label: str) -> str:
-    """Return a label without its middle if it would take more than two lines."""
-    return label if len(label) <= 92 else f"{label[:45]} … {label[-44:]}"
 
 
 def row_label(point: Point) -> str:

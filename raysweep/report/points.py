@@ -339,7 +339,7 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
     A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
     bad ones. Points are ranked by their mean over the seeds that all of them have, or over all their seeds if there is
     no such seed. In a race of seeds they are ranked by their means in the block model, which uses all seeds and adjusts
-    for those that a point lacks. Scores of different protocols are not comparable, so a sweep that varies the
+    for seeds that a point lacks. Scores of different protocols are not comparable, so a sweep that varies the
     evaluation has several best points. Without a metric no point competes.
 
     Args:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from raysweep.config import SETTINGS, Settings, about, default_of, is_number
+from raysweep.config import SETTINGS, Settings, about, default_of, is_number, suggest
 from raysweep.config.values import NUMBER
 from raysweep.space.model import Resources, Sweep, Tune
 
@@ -56,8 +56,7 @@ def suggest_setting(given: str, value: object = None) -> str:
     """
     names = names_here(given)
     if not names:
-        close = difflib.get_close_matches(given.lower(), SETTINGS, n=1)
-        return f", did you mean {close[0]!r}?" if close else "; raysweep sweep --help lists all settings"
+        return suggest(given.lower(), SETTINGS, "; raysweep sweep --help lists all settings")
     written = [repr(name) if value is None or name in SETTINGS else f"--set {name}={value}" for name in names]
     return f", did you mean {' or '.join(written)}?"
 

@@ -1,4 +1,4 @@
-"""The labels that pretraining reads, which must not be those of the validation images."""
+"""The labels that pretraining reads. It must not read the labels of the validation images."""
 
 from __future__ import annotations
 
