@@ -18,7 +18,7 @@ import raysweep
 
 # `size` is the side of the images in pixels, which is needed before the dataset is read. `channels` and `images` may be
 # left out: with them, a dataset that does not fit into memory is refused before it is read.
-@raysweep.dataset(size=8, channels=1, images=300)
+@raysweep.dataset(size=8, channels=1, images=500)
 def stripes(
     request: Any,
     *,
@@ -26,10 +26,10 @@ def stripes(
 ) -> raysweep.Dataset:
     """Horizontal, vertical and diagonal stripes with noise, 8×8."""
     draws = np.random.RandomState(0)  # the same images in every trial
-    labels = np.arange(300) % 3
+    labels = np.arange(500) % 3
     rows, columns = np.indices((8, 8))
     patterns = np.stack([rows % 2, columns % 2, (rows + columns) % 2]) * 200.0
-    images = np.clip(patterns[labels] + draws.normal(0, noise, (300, 8, 8)), 0, 255).astype(np.uint8)
+    images = np.clip(patterns[labels] + draws.normal(0, noise, (500, 8, 8)), 0, 255).astype(np.uint8)
     return raysweep.Dataset.from_numpy(
-        images[:240], labels[:240], images[240:], labels[240:], classes=("rows", "columns", "diagonals")
+        images[:400], labels[:400], images[400:], labels[400:], classes=("rows", "columns", "diagonals")
     )

@@ -42,8 +42,10 @@ class Teacher(nn.Module):
         """The loss of a batch. `views` are all first views, then all second views, (2·B, C, H, W)."""
         with torch.no_grad():
             target = self.teacher.head(self.teacher(views.roll(len(views) // 2, 0)))  # the other view of each image
-        distance = 1 - F.cosine_similarity(self.predictor(self.embed(views)), target)
-        return raysweep.Losses(distance.mean(), {"prediction_loss": distance.mean().detach()})
+        loss = (1 - F.cosine_similarity(self.predictor(self.embed(views)), target)).mean()
+        if self.shard is not None:  # each of several workers has some of the images, and returns its share of the loss
+            loss = loss * self.shard.fraction
+        return raysweep.Losses(loss, {"prediction_loss": loss.detach()})
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

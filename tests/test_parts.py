@@ -3,11 +3,16 @@
 import csv
 import json
 import re
+import runpy
 import shlex
 
 import pytest
+import torch
 
 from raysweep import parts
+from raysweep.config import Settings
+from raysweep.models.building import build_encoder
+from raysweep.training.distributed import BatchShard
 from tests.support import ROOT
 from tests.support.commands import here
 
@@ -36,7 +41,9 @@ def test_there_is_an_example_of_every_kind():
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_the_command_of_an_example_sweeps_its_parameter(tmp_path, kind):
     words = words_of(EXAMPLES[kind])
-    settings = {**QUICK, "usl_epochs": 0} if kind in ("dataset", "probe") else QUICK
+    settings = {**QUICK, "usl_epochs": 0} if kind == "probe" else QUICK
+    if kind == "dataset":  # its images must suffice for the default of the batch size, as in its header
+        settings = {name: value for name, value in QUICK.items() if name != "batch_size"}
     quick = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     data = [] if kind == "dataset" else ["--dataset", "stripes", "--noise", "250"]  # the smallest
     beside = [EXAMPLES[name] for name in dict.fromkeys((kind, "dataset", "probe"))]
@@ -116,3 +123,15 @@ def test_a_faulty_declaration_says_what_is_wrong(tmp_path, declaration, words):
     assert process.stderr.startswith(f"error: {tmp_path}/faulty.py, line 4: ")
     assert words in process.stderr
     assert process.stderr.count("\n") == 1
+
+
+def test_the_shares_of_several_workers_add_up_to_the_loss_of_the_example():
+    encoder = build_encoder(Settings(), 1, 8)
+    method = runpy.run_path(str(EXAMPLES["method"]))["Teacher"](encoder, 0.9)
+    views, clean = torch.rand(2 * 11, 1, 8, 8), torch.rand(11, 1, 8, 8)
+    whole = method(views, clean).total
+    shares = []
+    for start, end in ((0, 5), (5, 11)):
+        method.shard = BatchShard(11, start, end, processes=2)
+        shares.append(method(views[method.shard.views(2).index], clean[start:end]).total)
+    assert float(sum(shares)) == pytest.approx(float(whole), rel=1e-5)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Losses:
     """The losses of one batch, scalars on the training device.
 
+    If several processes share the batch, these are this process's shares of the losses; see `Method.shard`.
+
     Example:
         >>> Losses(total, {"prediction_loss": total.detach()})
     """
@@ -46,7 +48,10 @@ class Method(Protocol):
     encoder: Any
     """The encoder that is evaluated, with its `head`."""
     shard: BatchShard | None
-    """The rows of the batch that this process holds, set by the training loop; None: all of them."""
+    """The rows of the batch that this process holds, set by the training loop; None: all of them.
+
+    The shares of all processes must add up to the loss of the whole batch; see `BatchShard`.
+    """
 
     def __call__(self, views: Tensor, clean: Tensor) -> Losses:
         """The losses of a batch. The call is made under autocast if the trial computes in bf16.

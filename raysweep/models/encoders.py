@@ -36,7 +36,7 @@ def conv6(
         Literal["pytorch", "kaiming"],
         "Initial weights of Conv6's blocks: PyTorch's own, uniform with variance 1/(3·fan-in), or Kaiming (He et al. "
         "2015), normal with variance 2/fan-in, with which SimCLR's loss falls sooner. "
-        "The random encoder has the same initial weights.",
+        "The random encoder is drawn in the same way.",
     ] = "pytorch",
 ) -> nn.Module:
     """Conv6, five 3×3 convolutions without biases or normalisation (Tang, Yang & Amit 2022).

@@ -162,7 +162,8 @@ Layer = Annotated[
     str,
     FeatureLayer(),
     "Features that the probes read. `trunk`: the flattened output of the encoder. `embedding`: the embedding z. "
-    "`layer1` and so on: the output of one block of Conv6, pooled as for `per_layer`.",
+    "`layer1` and so on: the output of one block of Conv6 (1 to 5) or of a ResNet of timm (1 to 4), pooled as for "
+    "`per_layer`.",
 ]
 Epochs = Annotated[int, Field(ge=1), "Epochs of the linear probe and of the MLP."]
 LearningRate = Annotated[
