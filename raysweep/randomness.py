@@ -1,11 +1,14 @@
 """Every random draw of a trial comes from a `torch.Generator` named here; no global one.
 
-Modules draw their initial weights from PyTorch's global generator, which is seeded for it and put back afterwards.
+Modules draw their initial weights, and masks such as those of dropout, from PyTorch's global generators. These are
+seeded for it and put back afterwards.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,3 +21,24 @@ def seed_of(seed: int, purpose: str) -> int:
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one purpose. CPU, so that a trial draws the same numbers on every device."""
     return torch.Generator().manual_seed(seed_of(seed, purpose))
+
+
+@contextmanager
+def seeded_step(seed: int, purpose: str, device: torch.device) -> Iterator[None]:
+    """Let modules on `device` draw from a seed in one step of training; afterwards PyTorch's generators are restored.
+
+    The generators are seeded directly. That took 4 µs on a CPU, and a step of Conv6 on 16 images of 8×8 took 10 ms, so
+    every step may be seeded. `torch.manual_seed` gives the same numbers, but it took 170 µs.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [each.get_state() for each in generators]
+    try:
+        for each in generators:
+            each.manual_seed(seed_of(seed, purpose))
+        yield
+    finally:
+        for each, state in zip(generators, states, strict=True):
+            each.set_state(state)

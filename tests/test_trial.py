@@ -154,6 +154,7 @@ CUT = {
     "greedy": {"usl_type": "ae_parallel", "layerwise": "greedy", "usl_epochs": 1},
     "random": {"usl_type": "simclr", "layerwise": "random", "usl_epochs": 1, "per_layer": True},
     "batch norm": {"usl_type": "simclr", "encoder": "normed", "usl_epochs": 2, "le_epochs": 6},
+    "dropout": {"usl_type": "simclr", "encoder": "dropping", "usl_epochs": 2, "le_epochs": 6},
     "with labels": {"usl_type": "supervised", "probe_every": 2},
     "with a teacher": {"usl_type": "byol", "head": "mlp", "blur": True, "solarize_probability_second": 0.2},
     "pca": {"encoder": "pca", "usl_epochs": 0, "le_epochs": 30},
@@ -178,12 +179,17 @@ def normed(channels, image_size):
     '''Two convolutions with batch normalisation.'''
     blocks = (nn.Conv2d(channels, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
     return nn.Sequential(*blocks, nn.Flatten())
+
+@raysweep.encoder
+def dropping(channels, image_size):
+    '''A convolution with dropout.'''
+    return nn.Sequential(nn.Conv2d(channels, 16, 3), nn.Dropout(0.3), nn.ReLU(), nn.Flatten())
 """
 
 
 @pytest.fixture
 def _normed():
-    """Make the encoder `normed` known. A step with ResNet-18 takes ten times longer."""
+    """Make the encoders `normed` and `dropping` known. A step with ResNet-18 takes ten times longer."""
     plugins.activate([plugins.Plugin("normed.py", NORMED)])
     yield
     plugins.activate(())

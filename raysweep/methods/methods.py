@@ -47,12 +47,21 @@ PredictorBatchNorm = Annotated[bool, "Whether the predictor's hidden layer has b
 
 
 def can_act(settings: Any) -> bool:
-    """Whether the embedding loss can differ from zero. At strength 0 it cannot if it is zero for equal views."""
-    return bool(settings.strength > 0 or not parts.loss[settings.emb_loss].traits["zero_on_equal_views"])
+    """Whether the embedding loss can differ from zero. At strength 0 it cannot if it is zero for equal views.
+
+    Dropout gives equal views different embeddings. The built-in encoders and heads have none, but models of timm and
+    parts of plugins may have it.
+    """
+    if settings.strength > 0 or not parts.loss[settings.emb_loss].traits["zero_on_equal_views"]:
+        return True
+    encoder, head = parts.encoder[settings.encoder], parts.head[settings.head]
+    return bool(encoder.plugin or head.plugin) or parts.encoder.is_in_family(encoder.name)
 
 
 TRAINING = Condition(
-    "`strength` > 0 (at 0 both views are equal), or an `emb_loss` that is not zero for equal views", can_act
+    "`strength` > 0 (at 0 both views are equal), an `emb_loss` that is not zero for equal views, or an encoder or head "
+    "that may have dropout (timm, plugins)",
+    can_act,
 )
 
 

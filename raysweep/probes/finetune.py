@@ -15,7 +15,7 @@ from raysweep.augment.operations import to_device, to_float
 from raysweep.errors import Diverged
 from raysweep.models.building import build_encoder, seeded
 from raysweep.probes.features import batch_of, standard_scale
-from raysweep.randomness import generator
+from raysweep.randomness import generator, seeded_step
 from raysweep.training.adam import without_compiler
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ class FineTuning:
             batches = batches_of(self.order.to(index.device), self.batch_size)
             for chosen in batches[self.batch :]:
                 images = fit.images.index_select(0, index[chosen])
-                with seeded(self.seed, f"finetune {self.step} {self.batch}"):  # for an encoder with dropout
+                purpose = f"finetune {self.step} {self.batch}"
+                with seeded_step(self.seed, purpose, self.evaluation.device):  # for an encoder with dropout
                     loss = F.cross_entropy(self.network(self._prepared(images)), labels[chosen])
                 self.optimizer.zero_grad()
                 loss.backward()

@@ -67,10 +67,8 @@ def draw_views(settings: Settings, state: State, originals: Tensor) -> tuple[str
     rows = [to_float(originals)]
     for view in range(settings.views):
         rows.append(augment(originals, settings, draws, only_view(view, len(originals))))
-    state.encoder.eval()  # a picture must not change the statistics of batch normalisation
     with torch.inference_mode():
         restored = state.reconstruct(settings, rows[1])
-    state.encoder.train()
     tag = f"{VISUAL}/original_and_views"
     if restored is not None:
         tag = f"{VISUAL}/original_view_reconstruction"

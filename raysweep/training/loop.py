@@ -16,7 +16,7 @@ from raysweep.config import Settings
 from raysweep.errors import Diverged
 from raysweep.methods.method import Losses
 from raysweep.methods.precision import autocast_for, precision_of
-from raysweep.randomness import generator
+from raysweep.randomness import generator, seeded_step
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.schedules import factor_of, scheduled_epochs
 from raysweep.training.state import State, greedy_stage
@@ -91,23 +91,29 @@ def pretrain(
                 block = greedy_stage(settings, state.epoch)
             elif settings.layerwise == "random":
                 block = int(torch.randint(blocks, (), generator=state.generator))
-            with autocast_for(settings, views):
-                losses: Losses = networks[block](views, clean, *targets)
+            # Dropout draws by the number of the step, so that a trial repeats after a resume and in any process. Each
+            # process has rows of its own, so it also has draws of its own.
+            purpose = f"step {state.epoch} {state.step}"
+            with seeded_step(settings.seed, f"{purpose} {context.rank}", images.device):
+                with autocast_for(settings, views):
+                    losses: Losses = networks[block](views, clean, *targets)
+                state.optimizers[block].zero_grad()
+                context.backward(losses.total)
             if factor is not None:
                 step = state.epoch % schedule_epochs * steps + state.step
                 rate = settings.usl_lr * factor(step, schedule_epochs * steps, steps)
                 for group in state.optimizers[block].param_groups:
                     group["lr"] = rate  # a number of Python, so that nothing waits for a GPU
-            state.optimizers[block].zero_grad()
-            context.backward(losses.total)
-            state.optimizers[block].step()
+            # All processes must change the weights in the same way, so here their draws are equal.
+            with seeded_step(settings.seed, purpose, images.device):
+                state.optimizers[block].step()
+                if after_step is not None:
+                    after_step((state.epoch + state.step / steps) / epochs)
             names = tuple(losses.parts)
             # Losses are summed on the device, because reading a loss at each step would wait for the device. They are
             # stacked, because on a GPU each operation costs a launch.
             values = torch.stack([value.detach() for value in (losses.total, *losses.parts.values())])
             state.sums = values if state.sums is None else state.sums.add_(values)
-            if after_step is not None:
-                after_step((state.epoch + state.step / steps) / epochs)
             state.step += 1
             if state.step < steps and context.broadcast_flag(pause()):
                 context.all_reduce(state.sums)

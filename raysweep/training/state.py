@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -75,28 +77,28 @@ class State:
 
     def embed(self, settings: Settings, images: Tensor) -> Tensor:
         """Return embeddings (B, D) of images (B, C, H, W), from the head that is currently trained."""
-        if settings.layerwise != "greedy":
-            return self.method.embed(images)  # type: ignore[no-any-return]
-        assert self.heads is not None
-        stage = greedy_stage(settings, max(self.epoch - 1, 0))
-        head = self.heads[stage]
-        was_training = head.training
-        head.eval()  # a measure must not change the statistics of batch normalisation
-        z: Tensor = head(self.encoder.up_to(images, stage + 1).flatten(1))
-        head.train(was_training)
+        z: Tensor
+        with evaluating(self.modules().values()):
+            if settings.layerwise != "greedy":
+                z = self.method.embed(images)
+            else:
+                assert self.heads is not None
+                stage = greedy_stage(settings, max(self.epoch - 1, 0))
+                z = self.heads[stage](self.encoder.up_to(images, stage + 1).flatten(1))
         return z
 
     def reconstruct(self, settings: Settings, views: Tensor) -> Tensor | None:
         """Reconstruct images (B, C, H, W) from views with the blocks trained so far; None without a decoder."""
-        if settings.layerwise == "none":
-            return self.method.reconstruct(views) if hasattr(self.method, "reconstruct") else None
-        if self.decoder is None:
-            return None
-        blocks = len(self.encoder.blocks)
-        if settings.layerwise == "greedy":
-            blocks = greedy_stage(settings, max(self.epoch - 1, 0)) + 1
-        images: Tensor = self.decoder(self.encoder.up_to(views, blocks), blocks)
-        return images
+        with evaluating(self.modules().values()):
+            if settings.layerwise == "none":
+                return self.method.reconstruct(views) if hasattr(self.method, "reconstruct") else None
+            if self.decoder is None:
+                return None
+            blocks = len(self.encoder.blocks)
+            if settings.layerwise == "greedy":
+                blocks = greedy_stage(settings, max(self.epoch - 1, 0)) + 1
+            images: Tensor = self.decoder(self.encoder.up_to(views, blocks), blocks)
+            return images
 
     def steps(self) -> list[nn.Module]:
         """Return the module that each optimizer trains; it turns (views, clean images) into `Losses`."""
@@ -110,6 +112,22 @@ class State:
             trained += [inverse] if inverse is not None else []
             steps.append(TrainingStep(trained, partial(block_losses, self.method, block, head, inverse)))
         return steps
+
+
+@contextmanager
+def evaluating(networks: Collection[nn.Module]) -> Iterator[None]:
+    """Put networks into evaluation mode inside the block; afterwards each of their modules has its own mode again.
+
+    So a measure or a picture draws nothing, as dropout does, and leaves the statistics of batch normalisation alone.
+    """
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class Untrained(nn.Module):

@@ -610,6 +610,9 @@ def test_alpha_of_a_loss_that_is_zero_for_equal_views_needs_augmentation():
     for loss in ("simclr", "barlow", "hinge"):
         build({"base": {**still, "emb_loss": loss}, "search": {"alpha": [0.1, 1]}})
         assert has_effect("alpha", Settings(strength=0, emb_loss=loss))
+    # Dropout in a model of timm makes the embeddings of equal views differ.
+    trials = build({"base": {**still, "encoder": "timm/rexnet_100"}, "search": {"alpha": [0.1, 1]}}).trials
+    assert len({space.expansion.computed(trial.settings) for trial in trials}) == 2
     assert "search.alpha: has no effect in strength=0.0," in refused({"search": {"strength": [0, 1], "alpha": [1, 2]}})
     with pytest.raises(InputError, match="alpha: has no effect in any trial"):
         space.build({}, {"strength": 0, "alpha": 1}, "command line")
