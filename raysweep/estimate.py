@@ -116,13 +116,11 @@ def time_steps(trial: Trial, data: TrialData, gpu: bool) -> Costs:
     """Time the parts of a trial on its own data, with the functions that a trial runs. Nothing is written."""
     settings, device = trial.settings, device_of(gpu)
     channels, size = data.pretrain.shape[1:3]
-    state = fresh_state(settings, channels, size, device, data.classes)
-    if hasattr(state.encoder, "fit"):
-        state.encoder.fit(resident(data.pretrain, device))
+    images = resident(data.pretrain, device)
+    state = fresh_state(settings, channels, size, device, data.classes, images)
     epoch = 0.0
     if settings.pretrain_epochs:
         labels = resident(data.labels, device) if data.labels is not None else None
-        images = resident(data.pretrain, device)
         longer = settings.model_copy(update={"usl_epochs": 2 + MOST_STEPS})  # an epoch may have a single step
         chosen = torch.from_numpy(data.chosen) if data.chosen is not None else None
         steps = pretrain(longer, state, images, pause=lambda: True, labels=labels, chosen=chosen)

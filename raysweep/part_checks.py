@@ -18,7 +18,7 @@ from raysweep.data.dataset import Dataset
 from raysweep.data.selection import Datasets, TrialData, data_of
 from raysweep.errors import InputError
 from raysweep.methods.method import Losses
-from raysweep.models.building import build_encoder, seeded
+from raysweep.models.building import build_encoder, fit_encoder, seeded
 from raysweep.parts import Part
 from raysweep.plugins import explained
 from raysweep.probes.evaluation import Evaluation
@@ -144,6 +144,7 @@ def check_loss(part: Part, settings: Settings, data: TrialData) -> None:
 def check_method(part: Part, settings: Settings, data: TrialData) -> None:
     """Check that a method is a module that returns `Losses`, with metrics that it declares, and embeddings (B, D)."""
     encoder = build_encoder(settings, *data.pretrain.shape[1:3])
+    fit_encoder(encoder, batch_of(data), settings.seed)
     state = state_of(settings, encoder, torch.device("cpu"), data.classes)
     module = state.method
     need_module(module)
@@ -197,8 +198,7 @@ def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
     probed = few(data.probe)
     encoder = build_encoder(settings, *probed.train_images.shape[1:3]).eval()
     images = resident(probed.train_images, torch.device("cpu"))
-    if hasattr(encoder, "fit"):
-        encoder.fit(images)
+    fit_encoder(encoder, images, settings.seed)
     evaluation = Evaluation(settings, encoder, probed, (probed.train_images, images), torch.device("cpu"))
     result = part.function(evaluation, **part.arguments(settings))
     if part.traits["trains"]:

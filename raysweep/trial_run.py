@@ -80,10 +80,17 @@ class TrialRun:
         channels, size = data.pretrain.shape[1:3]
         self.labels = resident(data.labels, self.device) if data.labels is not None else None
         self.chosen = torch.from_numpy(data.chosen) if data.chosen is not None else None
+        self.precision = precision_of(trial.settings, self.device.type)
+        self.data, self.sharing = data.digest, sharing
+        saved = load_checkpoint(directory)
+        taken = (
+            None if saved is not None else sharing.take() or continued_state(shorter, trial, self.data, self.precision)
+        )
         if self.is_evaluation:
             self.state = frozen_state(trial.settings, evaluated_encoder(trial, encoder), self.device)
         else:
-            self.state = fresh_state(trial.settings, channels, size, self.device, data.classes)
+            fitted_to = self.images if saved is None and taken is None else None
+            self.state = fresh_state(trial.settings, channels, size, self.device, data.classes, fitted_to)
         cache = cache_of(trial.settings) if self.is_evaluation else None  # a sweep reads an encoder's features once
         self.evaluation = Evaluation(
             trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device, cache
@@ -96,24 +103,16 @@ class TrialRun:
         """Number of evaluations in a row in which the embedding was collapsed."""
         self.seconds_before = 0.0
         self.earlier_warnings: list[str] = []
-        self.precision = precision_of(trial.settings, self.device.type)
         self.pretrained_by = ""  # the trial whose pretraining this one took over
         self.continues = ""  # the shorter trial whose final state this one continued
         self.continued_s = 0.0  # the seconds that the shorter trial took
-        self.data, self.sharing = data.digest, sharing
         self.unlogged: list[dict[str, float]] = []
         """The metrics of the last epoch of a state that was taken over, until they are written."""
         sharing.begin(self.state.encoder, data, self.images, self.device)
-        saved = load_checkpoint(directory)
-        taken = (
-            None if saved is not None else sharing.take() or continued_state(shorter, trial, self.data, self.precision)
-        )
         if saved is not None:
             self._load(saved)
         elif taken is not None:
             self._take_over(taken)
-        elif hasattr(self.state.encoder, "fit") and not self.is_evaluation:
-            self.state.encoder.fit(self.images)
         self.events = Events(directory, attempt, saved["events"] if saved is not None else None)
         if saved is None:
             self.events.hyperparameters(trial.varied)

@@ -172,6 +172,7 @@ CUT = {
 
 NORMED = """
 import raysweep
+import torch
 from torch import nn
 
 @raysweep.encoder(batch_norm=True)
@@ -184,12 +185,31 @@ def normed(channels, image_size):
 def dropping(channels, image_size):
     '''A convolution with dropout.'''
     return nn.Sequential(nn.Conv2d(channels, 16, 3), nn.Dropout(0.3), nn.ReLU(), nn.Flatten())
+
+@raysweep.encoder
+class Fitted(nn.Module):
+    '''A linear map of images minus their mean, with weights that depend on all images.'''
+
+    fits = 0
+
+    def __init__(self, channels, image_size):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, image_size, image_size))
+        self.linear = nn.Linear(channels * image_size**2, 16)
+
+    def fit(self, images):
+        Fitted.fits += 1
+        self.mean.copy_(images.float().mean(0) / 255)
+        nn.init.normal_(self.linear.weight, std=float(self.mean.mean()))
+
+    def forward(self, images):
+        return self.linear((images - self.mean).flatten(1))
 """
 
 
 @pytest.fixture
 def _normed():
-    """Make the encoders `normed` and `dropping` known. A step with ResNet-18 takes ten times longer."""
+    """Make the encoders `normed`, `dropping` and `Fitted` known. A step with ResNet-18 takes ten times longer."""
     plugins.activate([plugins.Plugin("normed.py", NORMED)])
     yield
     plugins.activate(())
@@ -236,6 +256,26 @@ def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, set
         assert (
             len({(tmp_path / name_of_run / "projector" / name).read_bytes() for name_of_run in ("whole", "cut")}) == 1
         )
+
+
+@pytest.mark.usefixtures("_normed")
+def test_a_method_copies_an_encoder_that_is_fitted_once(tmp_path):
+    trial = trial_on_half(usl_type="byol", encoder="Fitted", usl_epochs=2, teacher_momentum=1.0)
+    encoder, images = parts.encoder["Fitted"].function, few_digits(train=100).pretrain_images
+    whole = run_on_half(tmp_path / "whole", trial)
+    torch.manual_seed(5)
+    asked = []
+    assert run_on_half(tmp_path / "cut", trial, stop=lambda: len(asked) > 1 or asked.append(1)) is None
+    state = load_checkpoint(tmp_path / "cut")["state"]["method"]
+    mean = torch.from_numpy(images).float().mean(0) / 255
+    for network in ("encoder", "teacher"):
+        torch.testing.assert_close(state[f"{network}.mean"], mean)
+    # A teacher with momentum 1 keeps the initial weights.
+    assert state["teacher.linear.weight"].std().item() == pytest.approx(float(mean.mean()), rel=0.1)
+    fits = encoder.fits
+    resumed = run_on_half(tmp_path / "cut", trial)
+    assert encoder.fits == fits, "the saved state holds what fit computed"
+    assert without_clock(resumed.metrics) == without_clock(whole.metrics)
 
 
 def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):

@@ -60,6 +60,21 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
     return network.to(memory_format=torch.channels_last)
 
 
+def fit_encoder(encoder: Any, images: Tensor, seed: int) -> None:
+    """Fit an encoder to the pretraining images if it has `fit`. A method is built later, because it may copy it.
+
+    Args:
+        encoder: A new encoder on the CPU, where it is afterwards too. It is fitted on the device of the images.
+        images: (N, C, H, W) uint8.
+        seed: The seed of the trial.
+    """
+    if hasattr(encoder, "fit"):
+        encoder.to(images.device)
+        with seeded(seed, "fit"):
+            encoder.fit(images)
+        encoder.cpu()
+
+
 def build_head(settings: Settings, feature_dim: int) -> Any:
     """Build a head from features (B, feature_dim) to embeddings, with the attribute `out_features`."""
     part = parts.head[settings.head]

@@ -9,8 +9,9 @@ are optional:
   and three methods. `up_to(images, k)` returns the output of the first k blocks. `width(k)` returns the number of
   elements of block k's output. `inverse_block(k)` returns a module that turns block k's output back into its input.
 - `draw_weights()`: called once after the head is attached, while PyTorch's generator has the seed of the trial.
-- `fit(images)`: called once before anything else in a new trial, with the pretraining images (N, C, H, W) uint8, on the
-  encoder's device. What it computes must be in buffers or parameters of a fixed shape, so that it is saved with them.
+- `fit(images)`: called once in a new trial, before the method is built, with the pretraining images (N, C, H, W) uint8,
+  on the encoder's device. What it computes must be in buffers or parameters of a fixed shape, so that it is saved with
+  them.
 
 Networks are imported inside the functions, because commands import this module just to print their help.
 """

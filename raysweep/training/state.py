@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from raysweep import parts
 from raysweep.config import Settings
 from raysweep.methods.layerwise import block_losses
-from raysweep.models.building import build_encoder, build_local_heads, build_symmetric_decoder, check_batch_norm, seeded
+from raysweep.models.building import (
+    build_encoder,
+    build_local_heads,
+    build_symmetric_decoder,
+    check_batch_norm,
+    fit_encoder,
+    seeded,
+)
 from raysweep.models.decoders import SymmetricDecoder
 from raysweep.randomness import generator
 from raysweep.training.distributed import DistributedContext, TrainingStep
@@ -148,9 +155,29 @@ def device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def fresh_state(settings: Settings, channels: int, image_size: int, device: torch.device, classes: int = 0) -> State:
-    """Return the state before the first epoch, on `device`; `classes` is for a method that reads labels."""
-    return state_of(settings, build_encoder(settings, channels, image_size), device, classes)
+def fresh_state(
+    settings: Settings,
+    channels: int,
+    image_size: int,
+    device: torch.device,
+    classes: int = 0,
+    images: Tensor | None = None,
+) -> State:
+    """Return the state before the first epoch.
+
+    Args:
+        settings: The experiment.
+        channels: C of the images.
+        image_size: H = W of the images.
+        device: The device of the state.
+        classes: The number of classes, for a method that reads labels.
+        images: The pretraining images, (N, C, H, W) uint8, to which an encoder with `fit` is fitted; None if a saved
+            state is loaded afterwards.
+    """
+    encoder = build_encoder(settings, channels, image_size)
+    if images is not None:
+        fit_encoder(encoder, images, settings.seed)
+    return state_of(settings, encoder, device, classes)
 
 
 def state_of(settings: Settings, encoder: Any, device: torch.device, classes: int = 0) -> State:
