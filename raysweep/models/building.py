@@ -28,7 +28,8 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
     """Build a new encoder on the CPU, with its projection head as the attribute `head`; `fit` is not called.
 
-    Its weights depend only on the encoder, the head and the seed, so all methods start equally for one seed.
+    Its weights depend only on the encoder and the seed, and not on its head. So all methods and the random encoder of
+    one seed start equally.
 
     Args:
         settings: The experiment.
@@ -50,11 +51,15 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         network.channels, network.image_size = channels, image_size
         if not hasattr(network, "feature_dim"):
             network.feature_dim = feature_dim_of(network, channels, image_size)
+        drawn = torch.get_rng_state()
         if part.traits["trains"]:
             network.head = build_head(settings, network.feature_dim)
         else:
             network.head = nn.Identity()  # nothing trains a head, so the embedding is the features
         if hasattr(network, "draw_weights"):
+            if part.traits["trains"]:  # the draws follow those of the default head, whatever head the encoder has
+                torch.set_rng_state(drawn)
+                build_head(Settings(), network.feature_dim)
             network.draw_weights()
         check_batch_norm(part, [module for name, module in network.named_children() if name != "head"], settings)
     return network.to(memory_format=torch.channels_last)

@@ -8,7 +8,8 @@ are optional:
 - `blocks`: an `nn.ModuleList` of the blocks that layerwise training trains one by one. It requires the trait `blocks`
   and three methods. `up_to(images, k)` returns the output of the first k blocks. `width(k)` returns the number of
   elements of block k's output. `inverse_block(k)` returns a module that turns block k's output back into its input.
-- `draw_weights()`: called once after the head is attached, while PyTorch's generator has the seed of the trial.
+- `draw_weights()`: called once after the head is attached, while PyTorch's generator has a seed of the trial. The
+  generator then has the same state for every head.
 - `fit(images)`: called once in a new trial, before the method is built, with the pretraining images (N, C, H, W) uint8,
   on the encoder's device. What it computes must be in buffers or parameters of a fixed shape, so that it is saved with
   them.
@@ -37,7 +38,7 @@ def conv6(
         Literal["pytorch", "kaiming"],
         "Initial weights of Conv6's blocks: PyTorch's own, uniform with variance 1/(3·fan-in), or Kaiming (He et al. "
         "2015), normal with variance 2/fan-in, with which SimCLR's loss falls sooner. "
-        "The random encoder is drawn in the same way.",
+        "The random encoder has the same initial weights.",
     ] = "pytorch",
 ) -> nn.Module:
     """Conv6, five 3×3 convolutions without biases or normalisation (Tang, Yang & Amit 2022).

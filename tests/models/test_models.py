@@ -4,7 +4,9 @@ import pytest
 import torch
 import torchvision
 
-from raysweep.models.conv6 import flattened
+from raysweep.config import Settings
+from raysweep.models.building import build_encoder, build_head, seeded
+from raysweep.models.conv6 import Conv6, flattened
 from tests.support.networks import conv6_with_head, embed, make_decoder, make_encoder
 
 
@@ -92,3 +94,27 @@ def test_variance_of_the_initial_convolutions_over_fan_in(init, variance):
         weight = block[0].weight
         assert weight.var().item() * weight[0].numel() == pytest.approx(variance, rel=0.05)
     assert torch.equal(encoder.head.weight, make_encoder("conv6", 3, 32, 64, seed=0).head.weight)
+
+
+KAIMING = [0.7749096, 0.02933975, 0.05786722, -0.04668756, 0.02940441]
+"""The first weight of each convolution for seed 3, as the results in the docs have them."""
+
+
+def test_reference_kaiming_weights_follow_the_default_head():
+    encoder = make_encoder("conv6", 1, 8, 64, seed=3, init="kaiming")
+    assert [block[0].weight.flatten()[0].item() for block in encoder.blocks] == pytest.approx(KAIMING, rel=1e-5)
+    with seeded(3, "encoder"):
+        reference = conv6_with_head(1, 8, 64, init="kaiming")
+        reference.draw_weights()
+    assert all(map(torch.equal, encoder.parameters(), reference.parameters()))
+
+
+@pytest.mark.parametrize("init", ["pytorch", "kaiming"])
+@pytest.mark.parametrize("head", [{"head": "linear"}, {"head": "mlp"}, {"head": "mlp", "head_width": 8}], ids=str)
+def test_initial_weights_are_the_same_whatever_head_follows(init, head):
+    control, point = (Settings(init=init, seed=3), Settings(init=init, seed=3, embedding_dim=16, **head))
+    default, encoder = build_encoder(control, 1, 8), build_encoder(point, 1, 8)
+    assert all(map(torch.equal, default.blocks.parameters(), encoder.blocks.parameters()))
+    with seeded(3, "encoder"):  # the head is drawn after PyTorch's own weights
+        expected = build_head(point, Conv6(1, 8).feature_dim)
+    assert all(map(torch.equal, expected.parameters(), encoder.head.parameters()))
