@@ -126,7 +126,8 @@ def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
 def features_of_views(evaluation: Evaluation, layers: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the features (n, q, D) of augmented views of fixed training images, for each of these layers.
 
-    The views are drawn as in pretraining: first views and second views in turn.
+    The views are drawn as in pretraining: first views and second views in turn, or first views alone if the method has
+    one view.
 
     Raises:
         Diverged: A feature is not finite, or too large.
@@ -137,7 +138,7 @@ def features_of_views(evaluation: Evaluation, layers: tuple[str, ...]) -> dict[s
     views: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for view in range(LIDAR_VIEWS):
 
-        def read(images: Tensor, number: int = view % 2) -> list[Tensor]:
+        def read(images: Tensor, number: int = view % settings.views) -> list[Tensor]:
             seen = augment(images, settings, draws, only_view(number, len(images)))
             return read_layers(evaluation.encoder, seen, layers)
 

@@ -7,8 +7,12 @@ import pytest
 import scipy.linalg
 import torch
 
-from raysweep.probes.label_free import DELTA, LIDAR_VIEWS, alpha_req, lidar
+from raysweep.config import Settings, has_effect
+from raysweep.models.building import build_encoder
+from raysweep.probes.evaluation import Evaluation
+from raysweep.probes.label_free import DELTA, LIDAR_VIEWS, alpha_req, features_of_views, lidar
 from tests.support.commands import here
+from tests.support.trials import few_digits
 
 
 def published_lidar(views):
@@ -73,6 +77,23 @@ def test_alpha_req_agrees_with_a_weighted_fit_by_numpy():
 def test_too_few_eigenvalues_have_no_decay():
     assert alpha_req(torch.randn(100, 4)) is None
     assert alpha_req(torch.ones(100, 50)) is None, "a collapsed embedding"
+
+
+@pytest.mark.parametrize("usl_type", ["ae_single", "simclr"])
+def test_second_views_are_drawn_only_for_a_method_that_has_them(usl_type):
+    """The encoder here gives the pixels, and solarize turns all that is brighter than one half."""
+    digits, views = few_digits(train=20, test=10), []
+    for second in (0.0, 1.0):
+        settings = Settings(usl_type=usl_type, encoder="pixels", solarize_probability_second=second)
+        assert has_effect("solarize_probability_second", settings.model_copy(update={"encoder": "conv6"})) == (
+            usl_type == "simclr"
+        )
+        images = torch.from_numpy(digits.train_images)
+        places = digits.train_images, images
+        evaluation = Evaluation(settings, build_encoder(settings, 1, 8), digits, places, torch.device("cpu"))
+        views.append(features_of_views(evaluation, ("trunk",))["trunk"])
+    assert torch.equal(views[0][:, ::2], views[1][:, ::2])
+    assert torch.equal(views[0][:, 1::2], views[1][:, 1::2]) == (usl_type == "ae_single")
 
 
 def test_a_sweep_reports_them_and_an_evaluation_gives_the_same_numbers(tmp_path, few):
