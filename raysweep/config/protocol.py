@@ -15,8 +15,8 @@ PROTOCOL_VERSION = 4
 
 Version 1 drew the order of the images from the same generator as augmentation. Version 2 was version 1 with another
 score of kNN at temperatures below 0.02. Version 3 trained with labels on the validation images too, the momentum of
-BYOL's teacher was one step ahead, the masks of dropout did not depend on the seed, and Kaiming's weights depended on
-the head.
+BYOL's teacher was one step ahead, the masks of dropout did not depend on the seed, Kaiming's weights depended on the
+head, and layer-wise Barlow Twins and VICReg normalised both views of a batch together in the encoder's blocks.
 """
 
 

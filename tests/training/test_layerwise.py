@@ -98,14 +98,15 @@ def test_a_block_that_was_trained_before_does_not_coast_on_its_momentum():
             last[key, count] = value
 
 
-@pytest.mark.parametrize("usl_type", ["simclr"])
+@pytest.mark.parametrize("usl_type", ["simclr", "barlow_twins", "vicreg"])
 def test_greedy_with_one_block_is_ordinary_training(usl_type):
     images = digit_images()
     states = {}
     for layerwise in ("none", "greedy"):
         torch.manual_seed(0)
         encoder = conv6_with_head(1, 8, 16, depth=1)
-        settings = settings_of(usl_type=usl_type, layerwise=layerwise, usl_epochs=3)
+        encoder.blocks[0].append(torch.nn.BatchNorm2d(32))
+        settings = settings_of(usl_type=usl_type, layerwise=layerwise, usl_epochs=3, head="mlp")
         states[layerwise] = state_of(settings, encoder, CPU)
         assert len(list(pretrain(settings, states[layerwise], images))) == 3
     plain, greedy = (states[name].encoder.state_dict() for name in ("none", "greedy"))
@@ -164,6 +165,21 @@ def test_reference_local_objective_is_the_formula(block, denoising):
         block_losses(method_of(simclr, encoder), block, head, None, views, clean).total,
         losses.nt_xent(*z, temperature=0.2),
     )
+
+
+@pytest.mark.parametrize(("usl_type", "alone"), [("simclr", False), ("barlow_twins", True), ("vicreg", True)])
+def test_every_block_normalises_the_views_as_end_to_end(usl_type, alone):
+    encoder, sizes = make_encoder("timm/resnet18", 3, 16, 8, seed=0), []
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
+    method, views = method_of(settings_of(usl_type=usl_type), encoder), torch.rand(12, 3, 16, 16)
+    method(views, views)
+    end_to_end = set(sizes)
+    sizes.clear()
+    head = torch.nn.Linear(encoder.width(1), 8)
+    block_losses(method, 1, head, None, views, views)
+    assert set(sizes) == end_to_end == ({6} if alone else {12})
 
 
 @pytest.mark.parametrize("layerwise", ["greedy", "random"])
