@@ -213,7 +213,7 @@ def check_images(images: Any, like: Sequence[int], what: str) -> None:
 
 
 def digest_of(dataset: Dataset) -> str:
-    """Return 16 hexadecimal digits that identify the train, test and val splits.
+    """Return 16 hexadecimal digits that identify the train, test and val splits, and the number of classes.
 
     `unlabelled` is left out, so that test scores are comparable whether or not it was loaded.
     """
@@ -227,6 +227,9 @@ def digest_of(dataset: Dataset) -> str:
         else:
             sha.update(f"{array.shape};".encode())
             sha.update(np.ascontiguousarray(array).data)
+    labels = [array for array in (dataset.train_labels, dataset.test_labels, dataset.val_labels) if array is not None]
+    if labels and len(dataset.classes) > 1 + max(int(array.max(initial=-1)) for array in labels):
+        sha.update(f"{len(dataset.classes)} classes;".encode())  # otherwise the labels tell the number of classes
     return sha.hexdigest()[:16]
 
 

@@ -1,6 +1,8 @@
 """Datasets are read exactly as they are on disk, and every fault in a file is reported in one line that names it."""
 
+import dataclasses
 import gzip
+import hashlib
 import io
 import struct
 import subprocess
@@ -259,6 +261,21 @@ def test_digest_depends_on_pixels_labels_and_shapes() -> None:
     }
     assert len(digests) == 5
     assert all(len(digest_text) == 16 and int(digest_text, 16) >= 0 for digest_text in digests)
+
+
+def test_digest_depends_on_the_number_of_classes_that_no_label_tells() -> None:
+    images, labels = noise(4, 1, 6, 6), np.array([0, 2, 0, 2])
+    plain = hashlib.sha256()
+    for array in (images, labels):
+        plain.update(f"{array.shape};".encode() + array.tobytes())
+    plain.update(b"none;" * 2)
+    names = "abcdef"
+    digests = [digest_of(Dataset("x", tuple(names[:count]), images, labels, None, None)) for count in (3, 4, 5)]
+    assert len(set(digests)) == 3
+    assert digests[0] == plain.hexdigest()[:16], "results record the digests of all other datasets"
+    known = Dataset("x", tuple("abcd"), images, labels, images, labels + 1)
+    assert digest_of(known) == digest_of(dataclasses.replace(known, classes=tuple("efgh")))
+    assert digest_of(known) != digest_of(dataclasses.replace(known, classes=tuple("abcde")))
 
 
 def test_sizes_and_channels(tmp_path: Path) -> None:
