@@ -20,6 +20,7 @@ from raysweep.config import (
     about,
     default_of,
     fingerprint,
+    has_effect,
     metrics_by_name,
     protocol,
     with_present_names,
@@ -178,6 +179,11 @@ def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> 
         if about(name).changes_scores and was != says and not are_settings(recorded):
             raise Damaged(f"{where}: is damaged: its settings belong to no experiment")
         if about(name).changes_scores and was != says:
+            if has_effect(name, expected) and not had_effect(name, recorded):
+                raise InputError(
+                    f"{where}: was run with {name}: {was!r}, which had no effect; with the new settings it has one, "
+                    f"and the sweep says {says!r}; leave the new settings out, and give them to raysweep evaluate"
+                )
             raise InputError(
                 f"{where}: has {name}: {was!r}, but the sweep says {says!r}; start a new sweep for other settings"
             )
@@ -217,6 +223,14 @@ def are_settings(values: Mapping[str, Any]) -> bool:
     except ValidationError:
         return False
     return all(getattr(settings, name) == value for name, value in known.items())
+
+
+def had_effect(name: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a setting had an effect among recorded settings. Unknown settings are ignored."""
+    try:
+        return has_effect(name, Settings.model_validate({key: values[key] for key in SETTINGS if key in values}))
+    except ValidationError:
+        return True
 
 
 def read_result(directory: Path, trial: str | None = None) -> Result | None:

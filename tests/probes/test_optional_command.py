@@ -90,3 +90,21 @@ def test_fine_tuning_in_a_sweep_and_its_evaluation_leaves_out_what_has_no_weight
     assert again["finetune_epochs=1,seed=0"] == tuned["seed=0"]
     assert again["random,finetune_epochs=1,seed=0"] == tuned["random,seed=0"]
     assert again["pixels,finetune_epochs=2,seed=0"] is None
+
+
+def test_a_control_has_the_score_of_the_sweep_if_a_probe_reads_another_head(run_sweep, tmp_path, few):
+    given = {"embedding_dim": 8, "init": "kaiming", "usl_epochs": 1}
+    assert run_sweep(*words_of(few, **given), "--name", "s", "--set", "baseline=true").returncode == 0
+    resumed = run_sweep("--resume", "runs/s", "--set", "label_free=true", "--local")
+    assert resumed.returncode == 2
+    assert "random,seed=0: was run with embedding_dim: 64, which had no effect" in resumed.stderr
+    assert "give them to raysweep evaluate" in resumed.stderr
+    again = here("raysweep", "evaluate", "runs/s", "--set", "label_free=true", "--local", "--name", "a", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    sweep, evaluation = (
+        json.loads((tmp_path / "runs" / "s" / place / "random,seed=0" / "result.json").read_text())["metrics"]
+        for place in (".", "evaluations/a")
+    )
+    for name in ("linear/test_accuracy", "knn/test_accuracy", "kmeans/accuracy"):
+        assert sweep[name] == evaluation[name]
+    assert "label_free/embedding_lidar" in evaluation
