@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from raysweep import parts, space
+from raysweep import space
 from raysweep.config import make_settings
+from raysweep.config.images import dataset_name, labelled_name
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate, active, merged, with_existing
 from raysweep.preparation import Space, read_space
@@ -241,16 +242,13 @@ def checked(store: Store, trial: Trial) -> Trial:
 
 def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> dict[str, str]:
     """Return the digests of the datasets on which a sweep evaluated its encoders, as `digests` names them."""
-    from raysweep.data.selection import dataset_name, labelled_name
-
     digests = dict(recorded_datasets(store.root))
     results = {result.trial: result for result in store.results(sweep, skip_damaged=True)}
     for trial in encoders:
         if trial.name in results:
             assert trial.source is not None
             name = trial.settings.evaluated_dataset
-            arguments = parts.dataset[name].arguments(trial.settings) if name in parts.dataset else {}
-            name = dataset_name(labelled_name(name, arguments), trial.source.image_size, trial.source.channels)
+            name = dataset_name(labelled_name(name, trial.settings), trial.source.image_size, trial.source.channels)
             digests[name] = str(results[trial.name].protocol.get("probe_data"))
     return digests
 

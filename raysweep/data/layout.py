@@ -19,8 +19,6 @@ from raysweep.config import FOLDER
 from raysweep.errors import InputError
 from raysweep.system.places import expanded
 
-FOLDER_SIZE = 32
-
 NOT_READ = {"EPS", "PDF", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 """Formats that Pillow knows but that are not read.
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from raysweep import parts
 from raysweep.config import FOLDER
+from raysweep.config.images import FOLDER_CHANNELS, native_size
 from raysweep.data.dataset import Dataset, check_content, check_memory, digest_of
 from raysweep.data.datasets import DatasetRequest
 from raysweep.data.folders import check_name, read_folder
-from raysweep.data.layout import FOLDER_SIZE
 from raysweep.data.pixels import convert
 from raysweep.parts import Part
 from raysweep.plugins import explained
@@ -31,11 +31,6 @@ def read_part(part: Part, request: DatasetRequest, parameters: Mapping[str, Any]
     labels = {f"{split}_labels": getattr(dataset, f"{split}_labels") for split in ("train", "test", "val")}
     labels = {name: value if value is None else np.asarray(value, dtype=np.int64) for name, value in labels.items()}
     return replace(dataset, name=request.name, **labels)
-
-
-def native_size(spec: str) -> int:
-    """Return the side of the images in pixels if no `image_size` is set."""
-    return FOLDER_SIZE if spec.startswith(FOLDER) else int(parts.dataset[spec].traits["size"])
 
 
 def load(
@@ -67,7 +62,7 @@ def load(
     assert channels in (None, 1, 3)
     size = native_size(spec) if image_size is None else image_size
     if spec.startswith(FOLDER):
-        dataset = read_folder(spec, size, channels or 3, skip_bad_images)
+        dataset = read_folder(spec, size, channels or FOLDER_CHANNELS, skip_bad_images)
     else:
         part = parts.dataset[spec]
         count = part.traits["images"] + (part.traits["unlabelled"] if pretraining else 0)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from raysweep import parts
 from raysweep.config import Settings
+from raysweep.config.images import dataset_name, labelled_name, side_of
 from raysweep.data import loading
 from raysweep.data.dataset import Dataset, Images, Indices, Labels, class_name, pretraining_digest
 from raysweep.data.layout import has_val_folder, no_classes
-from raysweep.data.loading import native_size
 from raysweep.data.splits import fit_and_val, split_train
 from raysweep.errors import InputError
 from raysweep.space import Trial
@@ -58,7 +57,7 @@ def select_data(settings: Settings, datasets: Datasets, load: bool = False) -> T
     Raises:
         InputError: A dataset cannot be loaded or lacks something that the settings need.
     """
-    size = settings.image_size or native_size(settings.dataset)
+    size = side_of(settings)
     pretrain = select_dataset(settings, settings.dataset, size, None, datasets, load)
     images = pretrain.pretrain_images
     labels = pretrain.pretrain_labels if reads_labels(settings) else None
@@ -104,8 +103,7 @@ def select_dataset(
     settings: Settings, spec: str, size: int, channels: int | None, datasets: Datasets, load: bool
 ) -> Dataset:
     """Return one dataset of an experiment in this size and with these channels; see `select_data`."""
-    parameters = parts.dataset[spec].arguments(settings) if spec in parts.dataset else {}
-    key: DataKey = (labelled_name(spec, parameters), size, channels)
+    key: DataKey = (labelled_name(spec, settings), size, channels)
     if key not in datasets and load:
         datasets[key] = loading.load(
             spec,
@@ -114,15 +112,9 @@ def select_dataset(
             channels=channels,
             skip_bad_images=settings.skip_bad_images,
             pretraining=channels is None,
-            parameters=parameters,
+            parameters=parts.dataset[spec].arguments(settings) if spec in parts.dataset else {},
         )
     return datasets[key]
-
-
-def labelled_name(spec: str, parameters: Mapping[str, Any]) -> str:
-    """Return a dataset's name with the arguments that it declares, such as `stripes(noise=0.1)`."""
-    words = ", ".join(f"{name}={value}" for name, value in parameters.items())
-    return f"{spec}({words})" if words else spec
 
 
 def digests(datasets: Datasets) -> dict[str, str]:
@@ -131,11 +123,6 @@ def digests(datasets: Datasets) -> dict[str, str]:
         dataset_name(*key): dataset.digest if key[2] is not None else pretraining_digest(dataset)
         for key, dataset in datasets.items()
     }
-
-
-def dataset_name(name: str, size: int, channels: int | None) -> str:
-    """Return the name under which a digest is recorded; see `DataKey`."""
-    return f"{name} {size}×{size}" if channels is None else f"{name} {size}×{size}, {channels} channels"
 
 
 def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
 from raysweep.results.result import Result, describe_error
 from raysweep.results.store import Store
-from raysweep.space import Sweep, shorten
+from raysweep.space import Sweep, count_tables, shorten
 from raysweep.system.files import lies, make_directory, set_aside, write_atomically
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     everything = [(f"{member.label}/{result.trial}", result) for member in members for result in member.results]
     for name, result in everything[1:]:
         check_alike(everything[0][1], result, everything[0][0], name)
-    divisor = max(member.sweep.divisor for member in members)
+    divisor = divisor_of_several([member.sweep for member in members])
     points = [point for member in members for point in gather(member.sweep, member.results, member.label, divisor)]
     choices = {(member.sweep.metric, member.sweep.mode) for member in members}
     metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
@@ -60,6 +60,15 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
         metric = None
     name = "+".join(member.label.replace(os.sep, "-") for member in members)
     return Report(shorten(name), members, lend_baselines(points), metric, mode)
+
+
+def divisor_of_several(sweeps: Sequence[Sweep]) -> int:
+    """Return the number by which the error is divided in a report about several sweeps; 1 unless one is a race.
+
+    The report compares the points of all sweeps with each other, and with the controls of all sweeps.
+    """
+    looks = [sweep.race.looks for sweep in sweeps if sweep.race is not None]
+    return max(looks) * count_tables(trial for sweep in sweeps for trial in sweep.trials) if looks else 1
 
 
 def build_report(store: Store, sweep: Sweep) -> Report:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, parts
 from raysweep.config import EMBEDDING, FOLDER, TRUNK, Settings
+from raysweep.config.images import native_size
 from raysweep.errors import InputError, shortened
 from raysweep.plugins import activate
 from raysweep.results.bucket import Bucket
@@ -320,8 +321,6 @@ def check_weights(weights: Any, file: Path) -> None:
 
 def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
     """Derive an encoder's description from the settings and the weights in a training checkpoint."""
-    from raysweep.data.loading import native_size
-
     return {
         "architecture": settings.get("encoder", "conv6"),
         "channels": next(weight.shape[1] for weight in weights.values() if weight.ndim == 4),

@@ -12,6 +12,7 @@ from raysweep.space.model import FrozenDict, Proposal, Resources, Sweep, Trial
 from raysweep.space.race import add_round, complete_rounds, race_words
 from raysweep.space.race_settings import Race, Round
 from raysweep.space.reading import LONGEST_WRITTEN, mapping, parse_assignments, parse_value, read, to_yaml
+from raysweep.space.tables import count_tables
 from raysweep.space.unlabelled import words_without_labels
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "complete_rounds",
     "computed",
     "control_settings",
+    "count_tables",
     "draw",
     "extend",
     "make_control",

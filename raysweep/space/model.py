@@ -8,21 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from raysweep.config import (
-    About,
-    Collapse,
-    Settings,
-    check_type,
-    default_metric,
-    fingerprint,
-    make_settings,
-    metrics_by_name,
-    protocol,
-)
+from raysweep.config import About, Collapse, Settings, check_type, default_metric, make_settings, metrics_by_name
 from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
 from raysweep.space.encoder_entry import Agreement, EncoderSource, written_encoders
 from raysweep.space.race_settings import Race, RaceEnd, Round
+from raysweep.space.tables import count_tables
 
 
 class Tune(BaseModel):
@@ -288,17 +279,8 @@ class Sweep:
 
     @property
     def divisor(self) -> int:
-        """The number by which the error of the verdicts is divided: looks times tables in a race, else 1.
-
-        For each evaluation protocol there is a table of the pairs of points, and one for each point of a control.
-        """
-        if self.race is None:
-            return 1
-        controls: dict[str, set[str]] = {}
-        for trial in self.trials:
-            group = controls.setdefault(fingerprint(protocol(trial.settings, trial.settings.evaluated_dataset)), set())
-            group |= {trial.point} if trial.control else set()
-        return self.race.looks * sum(1 + len(group) for group in controls.values())
+        """The number by which the error of the verdicts is divided: looks times tables in a race, else 1."""
+        return 1 if self.race is None else self.race.looks * count_tables(self.trials)
 
     @property
     def total(self) -> int:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raysweep import parts
+from raysweep.config.images import native_size
 from raysweep.data import dataset as dataset_module
 from raysweep.data import named
 from raysweep.data.dataset import Dataset, digest_of, in_threads
 from raysweep.data.folders import check_exists, check_name
-from raysweep.data.loading import load, native_size
+from raysweep.data.loading import load
 from raysweep.data.pixels import convert
 from raysweep.data.splits import draw_labels, split_train
 from raysweep.errors import InputError
@@ -74,7 +75,7 @@ def test_names_with_nothing_close_and_folder_without_path(tmp_path: Path) -> Non
 def test_import_and_checks_are_cheap(tmp_path: Path) -> None:
     save(tmp_path / "x.png", noise(4, 4))
     script = (
-        "import sys; from raysweep.data.folders import check_exists; from raysweep.data.loading import native_size\n"
+        "import sys; from raysweep.data.folders import check_exists; from raysweep.config.images import native_size\n"
         f"check_exists('cifar10'); check_exists({f'folder:{tmp_path}'!r}); native_size('stl10')\n"
         "assert not {'torch', 'torchvision', 'sklearn', 'scipy', 'ray'} & set(sys.modules)"
     )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raysweep import space
-from raysweep.report import building, racing, statistics
+from raysweep import plugins, space
+from raysweep.data.selection import data_of
+from raysweep.report import building, racing, statistics, verdicts
 from raysweep.report.points import confidence, estimate, percent
 from raysweep.report.shapes import compare_shape
 from raysweep.report.statistics import compare_pairs, compare_with_control
@@ -141,12 +142,12 @@ def race_to_the_end(store, sweep, metrics):
                 finish(store, trial, metrics(trial))
 
 
-def finish(store, trial, metrics):
+def finish(store, trial, metrics, digest="d"):
     """Write the result of a trial."""
     directory = store.trial(trial.name)
     begin_attempt(directory, trial.settings)
     options = {"error": None, "metrics": metrics, "wall_s": 1.0, "device": "cpu", "warnings": [], "status": "finished"}
-    write_result(directory, make_result(trial, "d", directory, **options))
+    write_result(directory, make_result(trial, digest, directory, **options))
 
 
 def test_only_points_that_are_not_separated_get_more_seeds_and_the_summary_says_so(tmp_path):
@@ -198,3 +199,96 @@ def test_a_race_that_cannot_compare_anything_ends(tmp_path):
     equal = fill_with(tmp_path, {**raw, "name": "e"}, lambda trial: dict.fromkeys(COLUMNS, trial.settings.seed / 10))
     assert racing.decide(building.read(*equal)).race_end == "settled", "equal scores stay equal with more seeds"
     assert racing.decide(building.read(equal[0], replace(equal[1], race_end="budget"))).race_end == "settled"
+
+
+STRIPES = """\
+from typing import Annotated
+
+import numpy as np
+import raysweep
+
+
+@raysweep.dataset(size=8, channels=1)
+def stripes(request, *, stripe_noise: Annotated[float, 'How noisy.'] = 0.1):
+    '''Vertical and horizontal stripes with noise.'''
+    random = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = np.zeros((40, 1, 8, 8))
+    images[labels == 0, :, ::2] = images[labels == 1, :, :, ::2] = 0.5
+    images += stripe_noise * random.random(images.shape)
+    return raysweep.Dataset.from_numpy(images[:30], labels[:30], images[30:], labels[30:])
+"""
+SEVERAL = {"alpha": [0.1, 1]}
+SPACES = {
+    "two sizes": {"search": {"image_size": [8, 16], **SEVERAL}},
+    "the size of the data set": {"search": {"dataset": ["digits", "digits_m"], **SEVERAL}},
+    "two pretraining sets of other sizes": {
+        "base": {"probe_dataset": "digits"}, "search": {"dataset": ["digits", "digits_m"], **SEVERAL},
+    },
+    "two pretraining sets of other channels": {
+        "base": {"probe_dataset": "digits", "image_size": 8}, "search": {"dataset": ["digits", "digits_m"], **SEVERAL},
+    },
+    "an evaluated plugin": {
+        "base": {"probe_dataset": "stripes"}, "search": {"stripe_noise": [0.1, 0.3], **SEVERAL},
+    },
+    "a plugin of pretraining": {
+        "base": {"dataset": "stripes", "probe_dataset": "digits"}, "search": {"stripe_noise": [0.1, 0.3], **SEVERAL},
+    },
+    "few labels": {"search": {"labels_per_class": [1, 5], **SEVERAL}},
+    "two encoders": {"search": {"encoder": ["conv6", "resnet18"], "image_size": [8, 16], **SEVERAL}},
+    "a method": {"search": [{"usl_type": ["simclr"], "temperature": [0.1, 1]}, {"alpha": [1]}]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def _stripes():
+    plugins.activate([plugins.Plugin("stripes.py", STRIPES)])
+    yield
+    plugins.activate(())
+
+
+def count_tables_of(report, monkeypatch):
+    """Return how many tables a report compares for one score: pairs of points, and points with a control."""
+    judged = []
+
+    def counted(compare):
+        return lambda *arguments: judged.append(compare) or compare(*arguments)
+
+    for compare in (compare_pairs, compare_with_control):
+        monkeypatch.setattr(verdicts, compare.__name__, counted(compare))
+    verdicts.judge(report.points, report.ranked, COLUMNS[:1], [])
+    return len(judged)
+
+
+@pytest.mark.usefixtures("_stripes")
+@pytest.mark.parametrize("controls", [[], ["random", "pixels", "pca"]], ids=len)
+@pytest.mark.parametrize("name", SPACES)
+def test_the_error_is_divided_among_as_many_tables_as_the_report_has(name, controls, tmp_path, monkeypatch):
+    raw = {"name": "r", "seeds": {"most": 10}, "baseline": controls, **SPACES[name]}
+    sweep, datasets = space.build(raw, {}, "raw.yaml"), {}
+
+    def digest(trial):
+        return data_of(trial, datasets, load=True).probe.digest
+
+    store = Store.plan(tmp_path, None, sweep.name)
+    store.create(sweep, {})
+    for trial in sweep.trials:
+        finish(store, trial, dict.fromkeys(COLUMNS, len(trial.name) / 100), digest(trial))
+    tables = count_tables_of(building.read(store, sweep), monkeypatch)
+    if name == "a plugin of pretraining":  # its images may have other channels than it declares
+        assert sweep.divisor >= sweep.race.looks * tables
+    else:
+        assert sweep.divisor == sweep.race.looks * tables
+
+
+def test_a_comparison_divides_the_error_among_the_controls_of_all_sweeps(tmp_path, monkeypatch):
+    raws = [
+        {"name": "a", "search": SEVERAL, "seeds": {"most": 6}, "baseline": ["random"]},
+        {"name": "b", "search": {"alpha": [10]}, "seeds": {"most": 10}, "baseline": ["pixels", "pca"]},
+        {"name": "c", "base": {"encoder": "resnet18"}, "search": {"alpha": [1], "seed": [0, 1]}, "baseline": True},
+    ]
+    several = [fill_with(tmp_path, raw, lambda trial: dict.fromkeys(COLUMNS, 0.5)) for raw in raws]
+    report = building.read_several(several)
+    tables = count_tables_of(report, monkeypatch)
+    assert tables == 5, "the pairs, the random encoders of two architectures, the pixels and their components"
+    assert {point.divisor for point in report.points} == {8 * tables}
