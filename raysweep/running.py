@@ -84,7 +84,9 @@ def run_new(
     """
     datasets, words = prepare(sweep, store, recorded, where, progress)
     # Another process may have taken the name in the meantime: from here on the store is the one that was created.
-    store = store.create(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
+    # An evaluation also records the images that its encoders were pretrained on, which it does not read.
+    digests = {**recorded, **preparation.digests(datasets)}
+    store = store.create(sweep, {**preparation.provenance(), "datasets": digests})
     with store.lock(wait=TAKE_SECONDS), explaining(store, where):
         if encoder is not None:  # first of all: without it the evaluation could not be resumed
             write_atomically(store.root / ENCODER, encoder)

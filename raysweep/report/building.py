@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from raysweep.errors import InputError
 from raysweep.report.choosing import differing_objective
 from raysweep.report.contents import Member, Report, labels
-from raysweep.report.points import Point, check_alike, check_comparable, gather, lend_baselines, shown_scores
+from raysweep.report.experiments import lend_baselines, with_images
+from raysweep.report.points import Point, check_alike, check_comparable, gather, shown_scores
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
 from raysweep.results.result import Result, describe_error
 from raysweep.results.store import Store
+from raysweep.results.sweep_file import recorded_datasets
 from raysweep.space import Sweep, count_tables, shorten
 from raysweep.system.files import lies, make_directory, set_aside, write_atomically
 
@@ -52,8 +54,10 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     everything = [(f"{member.label}/{result.trial}", result) for member in members for result in member.results]
     for name, result in everything[1:]:
         check_alike(everything[0][1], result, everything[0][0], name)
-    divisor = divisor_of_several([member.sweep for member in members])
-    points = [point for member in members for point in gather(member.sweep, member.results, member.label, divisor)]
+    points = [point for member in members for point in gather(member.sweep, member.results, member.label)]
+    points = with_images(points, {member.label: recorded_datasets(member.store.root) for member in members})
+    divisor = divisor_of_several([member.sweep for member in members], any(point.images for point in points))
+    points = [replace(point, divisor=divisor) for point in points]
     choices = {(member.sweep.metric, member.sweep.mode) for member in members}
     metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
     if differing_objective(metric, points):
@@ -62,13 +66,18 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     return Report(shorten(name), members, lend_baselines(points), metric, mode)
 
 
-def divisor_of_several(sweeps: Sequence[Sweep]) -> int:
+def divisor_of_several(sweeps: Sequence[Sweep], has_changed_images: bool) -> int:
     """Return the number by which the error is divided in a report about several sweeps; 1 unless one is a race.
 
-    The report compares the points of all sweeps with each other, and with the controls of all sweeps.
+    The report compares the points of all sweeps with each other, and with the controls of all sweeps. If pretraining
+    images changed between the sweeps, no two sweeps count as having the same control.
     """
     looks = [sweep.race.looks for sweep in sweeps if sweep.race is not None]
-    return max(looks) * count_tables(trial for sweep in sweeps for trial in sweep.trials) if looks else 1
+    if not looks:
+        return 1
+    if has_changed_images:
+        return max(looks) * sum(count_tables(sweep.trials) for sweep in sweeps)
+    return max(looks) * count_tables(trial for sweep in sweeps for trial in sweep.trials)
 
 
 def build_report(store: Store, sweep: Sweep) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -18,17 +18,7 @@ from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
 from raysweep.report.statistics import FEWEST_SEEDS, fit_blocks
 from raysweep.results.result import Result, complete_protocol, protocol_difference
-from raysweep.space import (
-    CONTROLS,
-    RANDOM,
-    Sweep,
-    Trial,
-    complete_rounds,
-    computed,
-    control_settings,
-    make_control,
-    short_names,
-)
+from raysweep.space import RANDOM, Sweep, Trial, complete_rounds, make_control, short_names
 
 CONFIDENCE = 0.95
 LEAST_SEEDS = FEWEST_SEEDS
@@ -115,6 +105,8 @@ class Point:
     """The digest of an evaluated encoder whose training is unknown; empty for other points."""
     divisor: int = 1
     """The number by which the familywise error is divided; 1 unless the seeds of its sweep are a race."""
+    images: str = ""
+    """The digest of the pretraining images if the compared sweeps differ in it; see `with_images`."""
 
     @property
     def baseline(self) -> bool:
@@ -230,11 +222,11 @@ def check_alike(one: Result, other: Result, name: str, other_name: str, varied: 
         )
 
 
-def gather(sweep: Sweep, results: Sequence[Result], label: str = "", divisor: int | None = None) -> list[Point]:
+def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Point]:
     """Return the points with finished results, in the order of the sweep.
 
-    In a comparison of several sweeps, `label` is the sweep's name, and `divisor` the largest one of all sweeps. The
-    last round of a race of seeds is left out until all its trials have ended.
+    In a comparison of several sweeps, `label` is the sweep's name. The last round of a race of seeds is left out until
+    all its trials have ended.
     """
     finished = {result.trial: result for result in results if result.status == "finished"}
     trials: dict[str, list[Trial]] = {}
@@ -262,7 +254,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "", divisor: in
                 without_encoder=without_encoder.get(name, ()),
                 label=labels.get(name, ""),
                 encoder=unknown_encoder(members[0]),
-                divisor=divisor or sweep.divisor,
+                divisor=sweep.divisor,
             )
         )
     return points
@@ -281,56 +273,10 @@ def controls_of(
     return results
 
 
-def experiment_key(settings: Settings, encoder: str = "") -> tuple[Any, ...]:
-    """Return a key of an experiment. It is equal for settings that differ only where they have no effect.
-
-    Args:
-        settings: The settings of the experiment.
-        encoder: The digest of the evaluated encoder if its training is unknown, because the settings do not tell it.
-    """
-    plain = computed(settings)
-    return (encoder, *(getattr(plain, name) for name in SETTINGS if about(name).changes_scores))
-
-
-def key_without_seed(point: Point) -> tuple[Any, ...]:
-    """Return a key of a point that is equal for the same experiment in two sweeps, whatever its seeds."""
-    return experiment_key(point.settings.model_copy(update={"seed": 0}), point.encoder)
-
-
 def unknown_encoder(trial: Trial) -> str:
     """Return the digest of the encoder that a trial evaluates, if the settings do not say how it was trained."""
     is_unknown = trial.source is not None and not trial.baseline and not trial.settings.pretrain_epochs
     return trial.source.digest if trial.source is not None and is_unknown else ""
-
-
-def lend_baselines(points: Sequence[Point]) -> list[Point]:
-    """Return the points of several sweeps. A point that lacks a control for a seed borrows it from another sweep.
-
-    The two controls must be the same: equal in the seed and in every setting that has an effect on them and on their
-    evaluation.
-    """
-    lent = {
-        (point.control, experiment_key(point.settings.model_copy(update={"seed": seed}))): result
-        for point in points
-        if point.baseline
-        for seed, result in point.by_seed.items()
-    }
-    available = {control for control, _ in lent}
-    complete = []
-    for point in points:
-        if not point.baseline:
-            controls: dict[str, Mapping[int, Result]] = {}
-            for control in (name for name in CONTROLS if name in available or name in point.controls):
-                borrowed = {}
-                for seed in point.by_seed:
-                    settings = control_settings(point.settings.model_copy(update={"seed": seed}), control)
-                    result = None if settings is None else lent.get((control, experiment_key(settings)))
-                    if result is not None:
-                        borrowed[seed] = result
-                controls[control] = {**borrowed, **point.controls.get(control, {})}
-            point = replace(point, controls={name: results for name, results in controls.items() if results})
-        complete.append(point)
-    return complete
 
 
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:

@@ -86,7 +86,12 @@ def overview(report: Report) -> list[str]:
         "trials are the same: they are equal in seed and in every setting that has an effect on them."
         for name, controls in borrowed_controls(report).items()
     ]
-    return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *borrowed, reading]
+    changed = [
+        f"The pretraining images of dataset {name} are not the same ones in all sweeps, so points of different sweeps "
+        "that have the same settings count as different experiments."
+        for name in dict.fromkeys(point.settings.dataset for point in report.points if point.images)
+    ]
+    return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *changed, *borrowed, reading]
 
 
 def borrowed_controls(report: Report) -> dict[str, list[str]]:

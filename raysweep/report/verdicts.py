@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about, default_of
-from raysweep.report.points import Point, divisor_of, key_without_seed, matrix
+from raysweep.report.experiments import control_images, key_without_seed
+from raysweep.report.points import Point, divisor_of, matrix
 from raysweep.report.shapes import Shape, average, compare_shape
 from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
 from raysweep.results.result import Result
@@ -177,7 +178,8 @@ def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[
     families: dict[Any, list[Point]] = {}
     for point in points:
         if point.control_scores(control, score):
-            families.setdefault(experiment_of(point.controls[control]), []).append(point)
+            key = control_images(point, control), experiment_of(point.controls[control])
+            families.setdefault(key, []).append(point)
     result: dict[str, Difference] = {}
     for members in families.values():
         shared: dict[int, float] = {}

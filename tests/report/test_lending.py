@@ -1,9 +1,13 @@
 """Controls that several points, sub-spaces or sweeps share: which results a point is compared with."""
 
+import shutil
+
 import pytest
 
+import raysweep
 from raysweep.report.building import build_tables, read_several
 from raysweep.report.summary import overview
+from raysweep.results.store import Store
 from raysweep.space.controls import CONTROLS
 from tests.report.test_report import COLUMNS, fill_with
 
@@ -118,3 +122,77 @@ def test_encoders_that_are_no_networks_borrow_no_random_encoder(tmp_path):
     store = report.members[1].store
     words = build_tables(store, report.members[1].sweep).in_words()[0]
     assert words.endswith("There is no random encoder to compare with, because encoder pixels is not a network.")
+
+
+def pretrained_on(tmp_path, *digests):
+    """Read sweeps of the same points whose pretraining images had these digests; None where no digest is recorded.
+
+    Only the first sweep has controls. Each sweep has other seeds.
+    """
+    opened = []
+    for number, digest in enumerate(digests):
+        raw = {"base": {"probe_dataset": "digits", "dataset": "digits_m", "image_size": 8}, "name": f"s{number}"}
+        raw |= {"search": {"alpha": [0.1, 1], "seed": SEEDS}, "baseline": [] if number else ALL}
+        recorded = {"digits 8×8, 3 channels": "same", **({} if digest is None else {"digits_m 8×8": digest})}
+        opened.append(fill_with(tmp_path, raw, metrics, recorded))
+    return read_several(opened)
+
+
+@pytest.mark.parametrize("digests", [("x", "x"), ("x", None), (None, None), (None, "x")], ids=str)
+def test_points_with_the_same_pretraining_images_are_the_same_experiment(tmp_path, digests):
+    report = pretrained_on(tmp_path, *digests)
+    assert report.groups[0].families[COLUMNS[1]].points == 2
+    assert list(partners(report.points, "s1")["alpha=0.1"]) == ALL
+    assert "pretraining images" not in "\n".join(overview(report))
+
+
+@pytest.mark.parametrize("digests", [("x", "y"), ("x", "y", None)], ids=str)
+def test_points_with_other_pretraining_images_are_another_experiment(tmp_path, digests):
+    report = pretrained_on(tmp_path, *digests)
+    family = report.groups[0].families[COLUMNS[1]]
+    assert family.points == 2 * len(digests)
+    for sweep in [f"s{number}" for number in range(1, len(digests))]:
+        lent = partners(report.points, sweep)["alpha=0.1"]
+        assert list(lent) == ["random", "pixels"], "the others were trained or fitted on the images"
+    assert list(partners(report.points, "s0")["alpha=0.1"]) == ALL
+    assert "The pretraining images of dataset digits_m are not the same ones" in "\n".join(overview(report))
+
+
+def test_each_sweep_is_compared_with_the_control_that_was_fitted_on_its_images(tmp_path):
+    opened = []
+    for name, shift in (("a", 0), ("b", 0.2)):
+        raw = {"name": name, "base": {"probe_dataset": "digits"}, "baseline": ["random", "pca"]}
+        raw |= {"search": {"alpha": [0.1, 1], "seed": SEEDS}}
+
+        def shifted(trial, shift=shift):
+            return dict.fromkeys(COLUMNS, metrics(trial)[COLUMNS[0]] / 2 + (shift if trial.control == "pca" else 0))
+
+        opened.append(fill_with(tmp_path, raw, shifted, {"digits 8×8": name}))
+    report = read_several(opened)
+    family = report.groups[0].families[COLUMNS[1]]
+    for point in (point for point in report.points if not point.baseline):
+        expected = sum(point.differences(COLUMNS[1], "pca")) / 3
+        assert family.from_control(point, "pca").mean == pytest.approx(expected)
+
+
+def test_the_records_of_real_sweeps_and_evaluations_tell_changed_images_apart(few, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(few["dataset"].removeprefix("folder:"), folder)
+    base = {**few, "dataset": f"folder:{folder}", "probe_dataset": "digits", "usl_epochs": 1, "le_epochs": 1,
+            "probe_every": 0, "images_every": 0, "projector_images": 0, "usl_type": "simclr"}  # fmt: skip
+    roots = []
+    for name in ("before", "same", "after"):
+        if name == "after":
+            first = next(folder.rglob("*.png"))
+            shutil.copy(first, first.with_name("another.png"))
+        raw = {"name": name, "base": base, "search": {"strength": [0.5, 1]}}
+        roots.append(raysweep.run(raw, output=tmp_path / "sweeps", local=True).directory)
+    for opened in ([Store.open(root) for root in roots], [evaluated(root) for root in roots]):
+        for pair, count in (([0, 1], 2), ([0, 2], 4)):
+            report = read_several([opened[place] for place in pair])
+            assert report.groups[0].families[COLUMNS[1]].points == count
+
+
+def evaluated(root):
+    """Evaluate the encoders of a sweep with other neighbours, and open the evaluation."""
+    return Store.open(raysweep.evaluate(root, set={"knn_k": 3}, name=f"e-{root.name}", local=True).directory)

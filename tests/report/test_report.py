@@ -234,11 +234,14 @@ def test_zero_stays_on_a_logarithmic_axis():
     assert axes.get_xscale() == "linear"
 
 
-def fill_with(tmp_path, raw, metrics_of):
-    """Create a store of the sweep `raw` in which each trial has the metrics that `metrics_of(trial)` returns."""
+def fill_with(tmp_path, raw, metrics_of, datasets=None):
+    """Create a store of the sweep `raw` in which each trial has the metrics that `metrics_of(trial)` returns.
+
+    `datasets` are the recorded digests of the datasets, by name; an older sweep has none.
+    """
     sweep = space.build(raw, {}, "raw.yaml")
     store = Store.plan(tmp_path, None, sweep.name)
-    store.create(sweep, {})
+    store.create(sweep, {} if datasets is None else {"datasets": datasets})
     for trial in sweep.trials:
         begin_attempt(store.trial(trial.name), trial.settings)
         options = {"error": None, "metrics": metrics_of(trial), "wall_s": 1.0, "device": "cpu", "warnings": []}

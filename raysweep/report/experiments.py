@@ -1,0 +1,94 @@
+"""Experiments in several sweeps: which points are the same experiment, and which controls they lend each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raysweep import parts
+from raysweep.config import SETTINGS, Settings, about
+from raysweep.config.images import pretraining_images
+from raysweep.report.points import Point
+from raysweep.results.result import Result
+from raysweep.space import CONTROLS, computed, control_settings
+
+
+def with_images(points: Sequence[Point], recorded: Mapping[str, Mapping[str, str]]) -> list[Point]:
+    """Return the points of several sweeps, with the digests of their pretraining images where the sweeps differ.
+
+    Images of one name may have changed between two sweeps. Older sweeps did not record digests. Their images count as
+    the same ones if all recorded digests agree.
+
+    Args:
+        points: The points.
+        recorded: For the label of each sweep, the digests of its datasets by name; see `recorded_datasets`.
+    """
+    names = [pretraining_images(point.settings) for point in points]
+    known = {name: {digests[name] for digests in recorded.values() if name in digests} for name in set(names)}
+    return [
+        replace(point, images=recorded[point.sweep].get(name, "")) if len(known[name]) > 1 else point
+        for point, name in zip(points, names, strict=True)
+    ]
+
+
+def reads_images(settings: Settings) -> bool:
+    """Return whether the encoder of an experiment depends on the pretraining images.
+
+    It is trained or fitted on them. The encoder of a plugin may have a method `fit`.
+    """
+    return settings.pretrain_epochs > 0 or settings.encoder == "pca" or bool(parts.encoder[settings.encoder].plugin)
+
+
+def experiment_key(settings: Settings, encoder: str = "", images: str = "") -> tuple[Any, ...]:
+    """Return a key of an experiment. It is equal for settings that differ only where they have no effect.
+
+    Args:
+        settings: The settings of the experiment.
+        encoder: The digest of the evaluated encoder if its training is unknown, because the settings do not tell it.
+        images: See `Point.images`.
+    """
+    plain = computed(settings)
+    read = images if reads_images(plain) else ""
+    return (encoder, read, *(getattr(plain, name) for name in SETTINGS if about(name).changes_scores))
+
+
+def key_without_seed(point: Point) -> tuple[Any, ...]:
+    """Return a key of a point that is equal for the same experiment in two sweeps, whatever its seeds."""
+    return experiment_key(point.settings.model_copy(update={"seed": 0}), point.encoder, point.images)
+
+
+def control_images(point: Point, control: str) -> str:
+    """Return `Point.images` of a point's control; empty if the control does not depend on them."""
+    settings = control_settings(point.settings, control)
+    return point.images if settings is not None and reads_images(settings) else ""
+
+
+def lend_baselines(points: Sequence[Point]) -> list[Point]:
+    """Return the points of several sweeps. A point that lacks a control for a seed borrows it from another sweep.
+
+    The two controls must be the same: equal in the seed, in every setting that has an effect on them and on their
+    evaluation, and in the images that they were trained or fitted on.
+    """
+    lent: dict[tuple[str, Any], Result] = {
+        (point.control, experiment_key(point.settings.model_copy(update={"seed": seed}), images=point.images)): result
+        for point in points
+        if point.baseline
+        for seed, result in point.by_seed.items()
+    }
+    available = {control for control, _ in lent}
+    complete = []
+    for point in points:
+        if not point.baseline:
+            controls: dict[str, Mapping[int, Result]] = {}
+            for control in (name for name in CONTROLS if name in available or name in point.controls):
+                borrowed = {}
+                for seed in point.by_seed:
+                    settings = control_settings(point.settings.model_copy(update={"seed": seed}), control)
+                    key = None if settings is None else experiment_key(settings, images=point.images)
+                    if (control, key) in lent:
+                        borrowed[seed] = lent[control, key]
+                controls[control] = {**borrowed, **point.controls.get(control, {})}
+            point = replace(point, controls={name: results for name, results in controls.items() if results})
+        complete.append(point)
+    return complete
