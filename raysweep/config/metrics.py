@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from raysweep import parts
-from raysweep.config.settings import Settings
+from raysweep.config.settings import Settings, about
 from raysweep.parts import Metric
 
 
@@ -85,6 +85,17 @@ METRICS = MetricTexts()
 def is_objective(name: str) -> bool:
     """Return whether the metric is the loss of pretraining, or one of its terms, which the methods declare."""
     return name == "pretrain/loss" or any(name in part.metrics for part in parts.method.values())
+
+
+def changes_losses(name: str, settings: Settings) -> bool:
+    """Return whether the losses of an experiment cannot be compared with those under another value of a setting.
+
+    These are the settings of the objective, and of the images of pretraining. A parameter of a dataset counts only if
+    the trial pretrains on this dataset.
+    """
+    part = parts.dataset.get(settings.dataset)
+    is_of_images = name in ("dataset", "image_size") or (part is not None and name in part.parameters)
+    return is_of_images or about(name).objective
 
 
 def default_metric(settings: Settings) -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
-from raysweep.config import SETTINGS, about, is_objective
+from raysweep.config import SETTINGS, Settings, changes_losses, is_objective
+from raysweep.config.images import side_of
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
 from raysweep.report.sentences import named
 from raysweep.report.verdicts import Group
@@ -106,18 +107,24 @@ def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
     """Return the name of a setting in which the points differ and that changes what a metric measures, else "".
 
     Only the losses of pretraining have such settings. Values without effect do not count, nor do controls, which do
-    not compete.
+    not compete. If the images of a dataset changed between two sweeps, the result names the pretraining images.
     """
     if metric is None or not is_objective(metric):
         return ""
-    measured = [point.settings for point in points if not point.baseline and point.values(metric)]
+    measured = [point for point in points if not point.baseline and point.values(metric)]
+    settings = [point.settings for point in measured]
     for name in SETTINGS:
         # Computing which values have an effect takes long for many points, so it waits until the values differ.
-        if about(name).objective and len({getattr(settings, name) for settings in measured}) > 1:
-            first, *others = (getattr(computed(settings), name) for settings in measured)
+        if len({getattr(each, name) for each in settings}) > 1 and any(changes_losses(name, each) for each in settings):
+            first, *others = (acting_value(name, each) for each in settings)
             if any(other != first for other in others):
                 return name
-    return ""
+    return "the pretraining images" if len({point.images for point in measured}) > 1 else ""
+
+
+def acting_value(name: str, settings: Settings) -> Any:
+    """Return the value of a setting; the default if it has no effect. The size of the images is that of all images."""
+    return side_of(settings) if name == "image_size" else getattr(computed(settings), name)
 
 
 def agreement(report: Report, measure: str | None) -> Agreement | str | None:

@@ -137,7 +137,7 @@ def build(
         changed = [key for key in base if getattr(resolved, key) != default_of(key)]
         check_meant([*overrides, *changed], examples, where)
         check_evaluates(examples, where)
-        check_objective(tune.metric, search, where)
+        check_objective(tune.metric, search, examples, where)
     check_workers(resources, examples, where)
     trials = examples
     if tune.searcher != "none":  # a control that all points share is known before any point is proposed

@@ -14,6 +14,7 @@ from raysweep.config import (
     METRICS,
     SETTINGS,
     about,
+    changes_losses,
     choices,
     has_effect,
     has_metric,
@@ -125,10 +126,15 @@ def check_metric(sweep: Sweep, where: str) -> None:
             raise InputError(f"{where}: tune.metric: {trial.name} does not report {metric!r} ({values})")
 
 
-def check_objective(metric: str | None, search: tuple[Mapping[str, Mapping[str, Any]], ...], where: str) -> None:
+def check_objective(
+    metric: str | None, search: tuple[Mapping[str, Mapping[str, Any]], ...], trials: Iterable[Trial], where: str
+) -> None:
     """Raise InputError if points would be compared by a loss that measures something else in each of them."""
-    differing = [name for name in varying(search) if about(name).objective]
-    if metric is not None and is_objective(metric) and differing:
+    if metric is None or not is_objective(metric):
+        return
+    pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
+    differing = [name for name in varying(search) if any(changes_losses(name, settings) for settings in pretrained)]
+    if differing:
         raise InputError(
             f"{where}: tune.metric: {metric} cannot be compared between points that differ in {differing[0]}; choose "
             f"by online/knn_val_accuracy or linear/val_accuracy"

@@ -116,6 +116,7 @@ OTHER_OBJECTIVES = [
     ({"usl_type": "simclr"}, {"usl_type": "vicreg"}, "usl_type"),
     ({"alpha": 1}, {"alpha": 2}, "alpha"),
     ({"emb_loss": "mse"}, {"emb_loss": "l1"}, "emb_loss"),
+    ({"dataset": "cifar10", "probe_dataset": "stl10"}, {"dataset": "svhn", "probe_dataset": "stl10"}, "dataset"),
 ]
 
 
@@ -146,12 +147,23 @@ def test_losses_of_sweeps_with_other_objectives_are_left_out(tmp_path, first, se
 
 def test_losses_of_sweeps_with_one_objective_are_compared(tmp_path):
     """An encoder does not change what a loss measures. Without a value of its own, cropping has the strength 1 too."""
-    first, second = {"strength": 1, "encoder": "conv6"}, {"strength": 1, "crop_strength": 1, "encoder": "resnet18"}
+    first = {"strength": 1, "encoder": "conv6", "image_size": 8}
+    second = {"strength": 1, "crop_strength": 1, "encoder": "resnet18"}  # the side of the digits is 8
     comparison = read_several(two_sweeps(tmp_path / "chosen", first, second))
     assert "| pretrain/loss | 4 |" in summary_md(comparison)
     comparison = read_several(two_sweeps(tmp_path / "loss", first, second, metric="pretrain/loss"))
     assert comparison.metric == "pretrain/loss"
     assert comparison.in_words()[0].startswith("a/usl_lr=0.0001 is best by pretrain/loss")
+
+
+def test_losses_on_changed_images_are_not_compared(tmp_path):
+    """The images of one name may have changed between two sweeps. Their losses are then not comparable."""
+    opened = []
+    for name, rates in (("a", [1e-4, 1e-3]), ("b", [1e-2, 1e-1])):
+        raw = {"name": name, "search": {**SEARCH, "usl_lr": rates}, "tune": {"metric": "pretrain/loss"}}
+        opened.append(fill_with(tmp_path, raw, noisy, {"digits 8×8": name}))
+    words = "pretrain/loss cannot be compared between points that differ in the pretraining images."
+    assert read_several(opened).in_words() == [f"No point is called best: {words}"]
 
 
 def test_without_measures_or_with_two_points_there_is_no_section(tmp_path):

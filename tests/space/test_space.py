@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep import parts, space
+from raysweep import parts, plugins, space
 from raysweep.config import SETTINGS, Settings, has_effect, protocol
 from raysweep.errors import InputError
 from raysweep.probes.probes import counted_specs
@@ -577,6 +577,8 @@ LOSS = {"metric": "pretrain/loss"}
         ({"denoising": [False, True]}, "denoising"),
         ({"batch_size": [100, 250]}, "batch_size"),
         ({"layerwise": ["none", "random"]}, "layerwise"),
+        ({"dataset": ["cifar10", "svhn"]}, "dataset"),
+        ({"image_size": [8, 16]}, "image_size"),
         ({"strength": [0.5, 1]}, "strength"),
         ({"crop_strength": [None, 1]}, "crop_strength"),
         ([{"usl_type": ["simclr"]}, {"usl_type": ["ae_parallel"]}], "usl_type"),
@@ -588,7 +590,7 @@ def test_points_with_other_objectives_are_not_compared_by_their_loss(search, nam
     words = f"tune.metric: pretrain/loss cannot be compared between points that differ in {name}; choose by online/knn"
     assert words in refused({"search": search, "tune": LOSS})
     for tune in ({"scheduler": "asha"}, {"metric": "linear/val_accuracy"}, {"metric": "pretrain/rankme"}):
-        if "layerwise" not in search:  # a scheduler refuses it for another reason
+        if "scheduler" not in tune or name not in ("layerwise", "dataset", "image_size"):  # it refuses them anyway
             build({"search": search, "base": {"probe_every": 1}, "tune": tune})
 
 
@@ -597,6 +599,34 @@ def test_points_with_one_objective_may_be_compared_by_its_losses():
     for metric in ("pretrain/loss", "pretrain/emb_loss", "pretrain/rec_loss"):
         build({"search": search, "tune": {"metric": metric}})
         assert f"{metric} cannot be compared" in refused({"search": {"alpha": [1, 2]}, "tune": {"metric": metric}})
+
+
+DATASET = """\
+from typing import Annotated
+
+import raysweep
+
+
+@raysweep.dataset(size=8, channels=1)
+def stripes(request, *, stripe_noise: Annotated[float, 'How noisy.'] = 0.1):
+    '''Stripes with noise.'''
+"""
+
+
+@pytest.mark.parametrize("tune", [LOSS, {"metric": "pretrain/rec_loss"}], ids=str)
+def test_losses_on_other_versions_of_a_plugin_dataset_are_not_compared(tune):
+    try:
+        plugins.activate([plugins.Plugin("stripes.py", DATASET)])
+        search = {"stripe_noise": [0.1, 0.3]}
+        words = "cannot be compared between points that differ in stripe_noise"
+        for probe in (None, "digits"):
+            base = {"dataset": "stripes", "probe_dataset": probe}
+            assert words in refused({"base": base, "search": search, "tune": tune})
+        build({"base": {"probe_dataset": "stripes"}, "search": search, "tune": tune})
+        build({"base": {"dataset": "stripes"}, "search": search, "tune": {"metric": "linear/val_accuracy"}})
+        build({"search": {"probe_dataset": ["digits", "digits_m"]}, "tune": tune})
+    finally:
+        plugins.activate(())
 
 
 def test_alpha_of_a_loss_that_is_zero_for_equal_views_needs_augmentation():
