@@ -226,12 +226,14 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
     """Return the points with finished results, in the order of the sweep.
 
     In a comparison of several sweeps, `label` is the sweep's name. The last round of a race of seeds is left out until
-    all its trials have ended.
+    all its trials have ended, and so are the results of its controls.
     """
-    finished = {result.trial: result for result in results if result.status == "finished"}
+    complete = complete_rounds(sweep, {result.trial for result in results}).trials
+    names = {trial.name for trial in complete}
+    finished = {result.trial: result for result in results if result.status == "finished" and result.trial in names}
     trials: dict[str, list[Trial]] = {}
     planned: dict[str, list[int]] = {}
-    for trial in complete_rounds(sweep, {result.trial for result in results}).trials:
+    for trial in complete:
         planned.setdefault(trial.point, []).append(trial.settings.seed)
         if trial.name in finished:
             trials.setdefault(trial.point, []).append(trial)

@@ -192,6 +192,34 @@ def test_a_round_that_is_not_complete_changes_no_verdict(tmp_path):
     assert [line for line in report.in_words() if "seeds" not in line] == [x for x in before if "seeds" not in x]
 
 
+def test_the_control_of_a_round_that_is_not_complete_changes_no_difference(tmp_path):
+    def metrics(trial):
+        return dict.fromkeys(COLUMNS, (len(trial.point) % 7 + trial.settings.seed * (2 if trial.baseline else 1)) / 50)
+
+    raw = {"name": "r", "search": {"alpha": [0.1, 1]}, "seeds": {"most": 6}, "baseline": True}
+    store, sweep = fill_with(tmp_path, raw, metrics)
+    grown = space.add_round(sweep, space.Round(4, ("alpha=0.1", "alpha=1.0")))
+    for trial in grown.trials[-1], next(trial for trial in grown.trials if trial.name == "alpha=0.1,seed=3"):
+        finish(store, trial, metrics(trial))
+    before = building.build_report(store, grown)
+    written = (store.root / "differences.csv").read_text(), before.in_words()
+    grown = space.add_round(grown, space.Round(5, ("alpha=0.1", "random")))
+    late = [trial for trial in grown.trials if store.result(trial.name) is None]
+    assert [trial.name for trial in late] == ["random,seed=3", "random,seed=4", "alpha=0.1,seed=4"]
+    for trial in late[:2]:
+        finish(store, trial, dict.fromkeys(COLUMNS, 0.9))
+        report = building.build_report(store, grown)
+        assert (store.root / "differences.csv").read_text() == written[0]
+        assert [line for line in report.in_words() if "seeds" not in line] == [
+            line for line in written[1] if "seeds" not in line
+        ]
+        point = next(point for point in report.points if point.name == "alpha=0.1")
+        assert sorted(point.controls["random"]) == [0, 1, 2]
+    finish(store, late[2], metrics(late[2]))
+    point = next(point for point in building.read(store, grown).points if point.name == "alpha=0.1")
+    assert sorted(point.controls["random"]) == [0, 1, 2, 3, 4]
+
+
 def test_a_race_that_cannot_compare_anything_ends(tmp_path):
     raw = {"name": "r", "search": {"alpha": [0.1, 1]}, "seeds": {"most": 4}}
     store, sweep = fill_with(tmp_path, raw, lambda trial: {})
