@@ -7,13 +7,14 @@ import shutil
 import pytest
 import torch
 
-from raysweep import parts, space
+from raysweep import parts, plugins, space
 from raysweep.backends import local
 from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.progress import SilentTrials
 from raysweep.backends.ray.tuner import ahead
 from raysweep.backends.stopping import Stopping
 from raysweep.backends.sweep_run import SweepRun
+from raysweep.errors import InputError
 from raysweep.results.event_records import split
 from raysweep.results.events import read_events
 from raysweep.results.handout import FOLDER, Handout, remove_unneeded
@@ -446,3 +447,82 @@ def test_states_that_no_unfinished_trial_needs_are_removed(shared, tmp_path):
     Handout(store, digest).write(2, {}, b"", [])
     assert run_alone("--resume", str(store.root), cwd=tmp_path).returncode == 1
     assert not (store.root / FOLDER).exists()
+
+
+NOISE = """\
+from typing import Annotated
+
+import numpy as np
+import raysweep
+import torch
+from torch import nn
+
+Level = Annotated[float, "How noisy."]
+
+
+@raysweep.dataset(size=8, channels=1)
+def stripes(request, *, level: Level = 0.1):
+    '''Stripes with noise.'''
+    images, labels = np.random.default_rng(0).random((40, 1, 8, 8)) * level, np.arange(40) % 2
+    return raysweep.Dataset.from_numpy(images[:30], labels[:30], images[30:], labels[30:])
+
+
+PART
+"""
+SHARING = {
+    "policy": """\
+@raysweep.policy
+def grain(images, strength, generator, part, *, level: Level = 0.1):
+    '''Noise.'''
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return (images + level * strength * noise).clamp(0, 1)
+""",
+    "loss": """\
+@raysweep.loss
+def gap(z1, z2, *, level: Level = 0.1):
+    '''A loss with a weight.'''
+    return level * (z1 - z2).square().mean()
+""",
+    "encoder": """\
+@raysweep.encoder
+def scaled(channels, image_size, *, level: Level = 0.1):
+    '''A linear encoder whose weights have a scale.'''
+    layer = nn.Linear(channels * image_size**2, 8)
+    with torch.no_grad():
+        layer.weight.mul_(level)
+    return nn.Sequential(nn.Flatten(), layer)
+""",
+}
+USING = {"policy": {"policy": "grain"}, "loss": {"emb_loss": "gap"}, "encoder": {"encoder": "scaled"}}
+
+
+@pytest.fixture
+def shared_level(request):
+    """A plugin whose dataset shares a parameter with a part of another kind; the settings that use both."""
+    plugins.activate([plugins.Plugin("noise.py", NOISE.replace("PART", SHARING[request.param]))])
+    yield {"probe_dataset": "stripes", **USING[request.param]}
+    plugins.activate(())
+
+
+@pytest.mark.parametrize("shared_level", SHARING, indirect=True)
+def test_a_parameter_that_a_dataset_shares_with_a_part_of_pretraining_belongs_to_pretraining(shared_level):
+    sweep = sweep_of({"level": [0.1, 0.5], "knn_k": [3, 5]}, **shared_level)
+    assert [len(each.trials) for each in pretrainings_of(sweep.trials)] == [2, 2]
+    assert len(taking_over(sweep)) == 2
+    encoders = [
+        dataclasses.replace(trial, source=space.EncoderSource(f"{trial.name}.safetensors", 1, 8, ""))
+        for trial in sweep.trials
+    ]
+    with pytest.raises(InputError, match="level: is a setting of pretraining"):
+        space.build_evaluation({}, {"level": 0.3}, "evaluation", encoders)
+    evaluation = space.build_evaluation({}, {"knn_k": 7}, "evaluation", encoders)
+    assert {trial.settings.level for trial in evaluation.trials} == {0.1, 0.5}
+
+
+def test_a_parameter_of_the_evaluated_dataset_alone_shares_the_pretraining():
+    try:
+        plugins.activate([plugins.Plugin("noise.py", NOISE.replace("PART", ""))])
+        sweep = sweep_of({"level": [0.1, 0.5]}, probe_dataset="stripes")
+        assert len(pretrainings_of(sweep.trials)) == 1
+    finally:
+        plugins.activate(())

@@ -168,10 +168,15 @@ def check_setting(name: str, encoders: Sequence[Trial], seeds: bool, where: str)
 
 
 def is_evaluation(name: str, encoders: Sequence[Trial]) -> bool:
-    """Return whether the setting `name` belongs to the evaluation of these encoders, not to their pretraining."""
+    """Return whether the setting `name` belongs to the evaluation of these encoders, not to their pretraining.
+
+    A dataset may share a parameter with a part of pretraining, such as a policy. It then belongs to pretraining.
+    """
     if name in parts.declared_parameters(("dataset",)):
         trained_on = {encoder.settings.dataset for encoder in encoders} & set(parts.dataset)
-        return not any(name in parts.dataset[dataset].parameters for dataset in trained_on)
+        others = tuple(kind for kind in parts.TABLES if kind not in ("dataset", "probe"))
+        is_trained = any(name in parts.dataset[dataset].parameters for dataset in trained_on)
+        return not is_trained and name not in parts.declared_parameters(others)
     return name in DATA or (about(name).group == "Evaluation" and about(name).effect != PRETRAINED)
 
 
