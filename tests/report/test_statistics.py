@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from statsmodels.regression.linear_model import OLS
 
 from raysweep.report import statistics
@@ -228,6 +228,42 @@ def test_the_only_judged_point_gets_students_t_interval(divisor):
     assert [each.n for each in differences.values()] == [6, 2]
     assert differences[1].mean == pytest.approx(difference.effect.item())
     assert (differences[1].high - differences[1].low) / 2 == pytest.approx(half)
+
+
+ALPHAS = [0.05, 0.003, 0.0005, 0.0001]
+
+
+@pytest.mark.parametrize("points", [7, 30, 31, 500, 30_000])
+@pytest.mark.parametrize("method", ["tukey", "dunnett"])
+def test_the_critical_value_has_its_error_for_any_number_of_points(method, points):
+    """The reference is the trapezoidal rule on a fine grid, from the distribution functions of SciPy."""
+    df = 2 * (points - 1)
+    z = np.linspace(-9, 9, 1201)
+    for alpha in ALPHAS:
+        critical = statistics._quadrature_critical(method, points, df, alpha)
+        spread = np.linspace(*np.sqrt(stats.chi2.ppf([1e-9, 1 - 1e-9], df) / df), 201)
+        density = stats.chi.pdf(spread * math.sqrt(df), df)
+        reach = math.sqrt(2) * critical * spread[:, None]
+        if method == "tukey":  # the differences of all means from the largest one
+            inside = points * (special.ndtr(z) - special.ndtr(z - reach)) ** (points - 1)
+        else:
+            inside = (special.ndtr(z + reach) - special.ndtr(z - reach)) ** (points - 1)
+        given = np.trapezoid(inside * stats.norm.pdf(z), z, axis=1)
+        error = 1 - np.trapezoid(density * given, spread) / np.trapezoid(density, spread)
+        assert error == pytest.approx(alpha, rel=5e-3, abs=0)
+
+
+@pytest.mark.parametrize("points", [100, 2000])
+def test_as_many_simulated_ranges_of_many_means_are_critical_as_the_error_says(points):
+    """The smallest and the largest of many normal numbers are drawn from their joint distribution."""
+    random, alpha, df, draws = np.random.default_rng(0), 0.003, 2 * (points - 1), 1_000_000
+    above = random.exponential(size=draws) / points  # minus the logarithm of the largest of uniform numbers
+    below = random.exponential(size=draws) / (points - 1)
+    smallest = -np.expm1(-below) * np.exp(-above)
+    ranges = stats.norm.isf(-np.expm1(-above)) - stats.norm.ppf(smallest)
+    critical = statistics._quadrature_critical("tukey", points, df, alpha)
+    error = stats.chi2.cdf(df * (ranges / (math.sqrt(2) * critical)) ** 2, df).mean()
+    assert error == pytest.approx(alpha, abs=4 * math.sqrt(alpha / draws))
 
 
 @pytest.mark.parametrize("df", [2, 12, 1000])
