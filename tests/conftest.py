@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -30,6 +31,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # The models are tiny. With more threads than free cores, the threads wait for each other.
 torch.set_num_threads(1)
+
+# Every run of the suite tests the same examples, and no example fails because the machine is busy.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

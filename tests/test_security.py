@@ -5,7 +5,7 @@ import os
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raysweep.results.store import Store
@@ -69,7 +69,6 @@ def test_no_checkpoint_runs_code(run_sweep, tmp_path):
 
 
 @given(PATHS | st.text(max_size=300))
-@settings(deadline=None, derandomize=True)
 def test_a_trials_directory_lies_in_its_sweeps_whatever_its_settings(tmp_path_factory, text):
     name = expansion.trial_name({"dataset": f"folder:{text}", "seed": 0})
     assert name.isascii()
@@ -82,7 +81,6 @@ def test_a_trials_directory_lies_in_its_sweeps_whatever_its_settings(tmp_path_fa
 
 
 @given(PATHS, PATHS)
-@settings(deadline=None, derandomize=True)
 def test_different_settings_have_different_directories(one, other):
     names = {expansion.trial_name({"dataset": text, "seed": 0}) for text in (one, other)}
     assert len(names) == len({one, other})

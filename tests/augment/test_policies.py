@@ -40,7 +40,7 @@ LISTS = [*((name,) for name in NAMES), ("simclr", "noise"), ("mask", "affine"), 
     flip=st.booleans(),
     blur=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_property_the_acting_values_draw_the_same_views(policies, strength, crop, color, flip, blur):
     """Trials whose acting values are equal count as the same trial, so their views must be equal bit for bit."""
     given_values = {"strength": strength, "crop_strength": crop, "color_strength": color, "flip": flip, "blur": blur}
@@ -110,7 +110,7 @@ def test_property_strength_zero_is_the_identity_and_draws_nothing(channels, poli
     seed=st.integers(0, 2**31 - 1),
     as_floats=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_property_views_are_images(policies, strength, channels, height, width, count, seed, as_floats):
     images = random_images(count, channels, height, width, seed)
     images = to_float(images) if as_floats else images

@@ -13,9 +13,7 @@ from raysweep.config import SETTINGS
 from raysweep.space import checking, reading
 from tests.support.commands import here
 
-MANY = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+MANY = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 REFUSED = "refused"
 ASCII = st.characters(codec="ascii")
 

@@ -763,7 +763,7 @@ many_labels = st.lists(st.integers(0, 4), min_size=1, max_size=12).map(
 
 
 @given(many_labels, st.floats(0.01, 0.99), st.integers(0, 2**31 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_property_split_is_a_stratified_division(labels: NDArray[np.int64], fraction: float, seed: int) -> None:
     fit, val = split_train(labels, fraction, seed)
     assert fit.dtype == val.dtype == np.int64
@@ -818,7 +818,7 @@ def test_split_of_too_few() -> None:
 
 
 @given(many_labels, st.integers(0, 2**31 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_property_draw(labels: NDArray[np.int64], seed: int) -> None:
     one, two = draw_labels(labels, 1, seed), draw_labels(labels, 2, seed)
     assert np.bincount(labels[one]).tolist() == [1] * 5

@@ -18,7 +18,7 @@ from raysweep.probes.knn import knn_accuracy
 from raysweep.results.result import protocol_difference
 from tests.support.networks import make_encoder
 
-MANY = settings(max_examples=60, deadline=None, derandomize=True)
+MANY = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")

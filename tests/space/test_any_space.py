@@ -15,12 +15,7 @@ from raysweep.config import SETTINGS
 from raysweep.space.building import DISTRIBUTIONS
 
 LONGEST = 2.0  # seconds of a core within which bad input is refused; milliseconds were measured
-MANY = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 VALID = {
     "name": "a",

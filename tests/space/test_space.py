@@ -284,7 +284,7 @@ def test_what_is_no_text_file_is_refused(tmp_path):
 
 
 @given(st.text(alphabet="abelphsrcgid:[]{},-&*!?'\"\n 01.e", max_size=60))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_any_text_gives_a_sweep_or_a_short_message_that_names_the_file(text):
     try:
         raw = reading.parse_yaml(text, "file.yaml")
@@ -723,7 +723,7 @@ axes = st.fixed_dictionaries(
 
 
 @given(axes, axes, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_an_extended_sweep_has_the_trials_of_both_files_the_new_ones_first(one, two, n, m, first, second, seed):
     def file(search, samples, baseline, **base):
         drawn = "loguniform" in search["alpha"]
