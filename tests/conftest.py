@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.support import PATIENCE
 from tests.support.commands import here
 from tests.support.shared_ray import HELPERS, end_shared_ray
 
@@ -35,6 +37,63 @@ torch.set_num_threads(1)
 # Every run of the suite tests the same examples, and no example fails because the machine is busy.
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+LONGEST = 2 * PATIENCE  # seconds for the set-up, the body or the end of a test; a test itself waits for PATIENCE
+AGAIN = 60.0  # seconds until the next alarm, for code that waits once more while it handles the first one
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """End the run if one of its processes ends early. pytest-xdist would start the same test again 16 times."""
+    if getattr(config.option, "maxworkerrestart", "") is None:
+        config.option.maxworkerrestart = "0"
+
+
+@contextmanager
+def alarm():
+    """Fail a test if the block takes too long, for example because it reads from a pipe to which nobody writes.
+
+    The alarm acts like Ctrl-C, the only interruption that Ray's functions pass on. Python handles it as soon as the
+    main thread runs Python code or waits in the kernel. If the thread does neither, `faulthandler_timeout` in setup.cfg
+    ends the process. A fork inherits no alarm.
+    """
+    rang = []
+
+    def interrupt(number, frame):
+        rang.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST, AGAIN)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not rang:
+            raise
+        pytest.fail(f"not finished after {LONGEST:g} s")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if rang:
+        pytest.fail(f"not finished after {LONGEST:g} s")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup():
+    with alarm():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call():
+    with alarm():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown():
+    with alarm():
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

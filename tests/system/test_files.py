@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from raysweep.system.files import make_directory, open_regular, replacing
+from tests.support import PATIENCE
 
 TURNS = 4000
 REMOVE = """
@@ -70,7 +71,7 @@ def test_one_of_several_writers_that_create_a_new_file_at_once_succeeds(tmp_path
 
     if not has_links:
         monkeypatch.setattr(os, "link", refuse)
-    path, start = tmp_path / "file", threading.Barrier(8)
+    path, start = tmp_path / "file", threading.Barrier(8, timeout=PATIENCE)
 
     def create(number):
         try:
