@@ -1,6 +1,7 @@
 """Settings and fixtures that several tests need."""
 
 import os
+import random
 import signal
 from contextlib import contextmanager
 
@@ -78,8 +79,16 @@ def alarm():
         pytest.fail(f"not finished after {LONGEST:g} s")
 
 
+def seed():
+    """Seed the global random generators, so that no values depend on the tests that ran before in this process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup():
+    seed()  # for the fixtures that several tests share and this test creates
     with alarm():
         return (yield)
 
@@ -94,6 +103,12 @@ def pytest_runtest_call():
 def pytest_runtest_teardown():
     with alarm():
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Seed once more after the shared fixtures, because only the first test that needs them creates them."""
+    seed()
 
 
 @pytest.fixture(scope="session", autouse=True)
