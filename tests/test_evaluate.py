@@ -60,9 +60,8 @@ def sweep(folder, base):
 
 @pytest.fixture
 def copied(sweep, tmp_path):
-    """Copy the finished sweep, without its evaluations."""
-    shutil.copytree(sweep.directory, tmp_path / "s", ignore=shutil.ignore_patterns("evaluations"))
-    return tmp_path / "s"
+    """Copy the finished sweep."""
+    return shutil.copytree(sweep.directory, tmp_path / "s")
 
 
 @pytest.fixture
@@ -97,11 +96,11 @@ def scores(frame):
     return frame[["trial", "point", "control", "seed", *kept, "fingerprint"]]
 
 
-def test_unchanged_settings_give_the_scores_of_the_sweep_bit_for_bit(sweep):
-    before = digests(sweep.directory)
-    same = raysweep.evaluate(sweep.directory, name="same", local=True)
-    assert same.directory == sweep.directory / "evaluations" / "same"
-    assert digests(sweep.directory) == before
+def test_unchanged_settings_give_the_scores_of_the_sweep_bit_for_bit(sweep, copied):
+    before = digests(copied)
+    same = raysweep.evaluate(copied, name="same", local=True)
+    assert same.directory == copied / "evaluations" / "same"
+    assert digests(copied) == before
     assert isinstance(same, raysweep.Results)
     ours, theirs = (scores(results.frame()).sort_values("trial", ignore_index=True) for results in (same, sweep))
     assert list(ours["trial"]) == sorted(sweep.trials)
@@ -346,7 +345,7 @@ def refused(process, message, root):
     assert process.stderr.startswith("error: ")
     assert process.stderr.count("\n") == 1
     assert message in process.stderr
-    assert not [path for path in root.rglob("evaluations/*") if path.name != "same"]
+    assert not list(root.rglob("evaluations/*"))
 
 
 @pytest.mark.parametrize(
@@ -376,24 +375,30 @@ def test_bad_input_is_refused_in_one_line(sweep, tmp_path, words, message):
 
 
 @pytest.fixture(scope="module")
-def with_labels(folder, base):
+def trained_with_labels(folder, base):
     """A sweep with a control that was trained with labels."""
     space = {"name": "labels", "base": {**base, "val_fraction": 0.2}, "baseline": ["supervised"]}
-    return raysweep.run(space, output=folder, local=True)
+    return raysweep.run(space, output=folder, local=True).directory
+
+
+@pytest.fixture
+def with_labels(trained_with_labels, tmp_path):
+    """A copy of this sweep."""
+    return shutil.copytree(trained_with_labels, tmp_path / "labels")
 
 
 @pytest.mark.parametrize("word", ["val_fraction=0.4", "split_seed=1"])
 def test_images_with_whose_labels_an_encoder_was_trained_do_not_validate_it(with_labels, tmp_path, word):
-    process = evaluate(with_labels.directory, "--set", word, cwd=tmp_path)
+    process = evaluate(with_labels, "--set", word, cwd=tmp_path)
     message = (
         "validation images: set val_fraction: 0, or keep val_fraction: 0.2 and split_seed: 0, or leave supervised out"
     )
-    refused(process, message, with_labels.directory)
+    refused(process, message, with_labels)
 
 
 @pytest.mark.parametrize("changed", [{"val_fraction": 0.0}, {"val_fraction": 0.1}, {"knn_k": 3}])
 def test_other_images_validate_an_encoder_that_was_trained_with_labels(with_labels, changed):
-    results = raysweep.evaluate(with_labels.directory, local=True, set=changed)
+    results = raysweep.evaluate(with_labels, local=True, set=changed)
     assert list(results.frame()["status"]) == ["finished", "finished"]
 
 

@@ -1,6 +1,7 @@
 """The `curves.csv` of a trial has what TensorBoard shows, and is rebuilt from the event files."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -13,13 +14,19 @@ SMALL = [*QUICK, "--usl_type", "simclr", "--set", "seed=[0, 1]", "--name", "x"]
 
 
 @pytest.fixture(scope="module")
-def sweep(few, no_figures, tmp_path_factory):
+def finished(few, no_figures, tmp_path_factory):
     """The folder in which a sweep of two small trials has run."""
     folder = tmp_path_factory.mktemp("curves")
     data = [word for name, value in few.items() for word in (f"--{name}", str(value))]
     process = alone(*SMALL, *data, cwd=folder)
     assert process.returncode == 0, process.stderr
     return folder
+
+
+@pytest.fixture
+def sweep(finished, tmp_path):
+    """A copy of the folder."""
+    return shutil.copytree(finished, tmp_path / "copy")
 
 
 def test_the_table_has_every_value_that_tensorboard_reads(sweep):
