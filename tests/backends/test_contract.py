@@ -12,6 +12,7 @@ from raysweep.backends.stopping import Stopping
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.results.checkpoints import load_checkpoint
 from raysweep.results.store import Store
+from tests.support import PATIENCE
 from tests.support.shared_ray import start_shared_ray
 
 QUICK = {"usl_epochs": 2, "le_epochs": 2, "precision": "fp32", "images_every": 0, "projector_images": 0}
@@ -46,7 +47,7 @@ def run(backend, folder, sweep, datasets, stop=False):
     with store.lock(), stopping.running():
         if stop:
             stopping.ask()
-            assert stopping.told.wait(10)
+            assert stopping.told.wait(PATIENCE)
         returned = backend.run(SweepRun(sweep, list(sweep.trials), [], store, datasets, noted, stopping))
     return store, noted, returned
 

@@ -31,7 +31,7 @@ def test_the_affinity_counts():
 
 
 def test_a_quota_of_a_cgroup_above_counts():
-    inner = CGROUP / "raysweep-test" / "inner"
+    inner = CGROUP / f"raysweep-test-{os.getpid()}" / "inner"
     try:
         inner.mkdir(parents=True)
         (inner.parent / "cpu.cfs_quota_us").write_text("150000")
