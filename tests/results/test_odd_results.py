@@ -12,6 +12,7 @@ import raysweep
 from raysweep.config import fingerprint
 from raysweep.results.store import Store
 from raysweep.system.files import lies
+from tests.report.test_page import read_page
 from tests.support import ROOT, forked
 from tests.support.commands import QUICK, alone, here
 from tests.support.odd_files import ODD, SWEEP, make
@@ -19,21 +20,45 @@ from tests.support.odd_files import ODD, SWEEP, make
 EVENTS = "events.out.tfevents.0001.raysweep"
 
 
-@pytest.fixture(scope="module")
-def finished(few, no_figures, tmp_path_factory):
-    """The folder of a finished sweep of two small trials."""
-    folder = tmp_path_factory.mktemp("finished")
+CURVES = {
+    "no text": lambda good: bytes(range(256)) * 100,
+    "another separator": lambda good: good.replace(b",", b";"),
+    "Latin-1": lambda good: good.replace(b"step", "stép".encode("latin1")),
+    "nothing to count": lambda good: good.replace(b"\n1,", b"\nx,"),
+}
+
+
+def run(folder, few, grid):
+    """Run a sweep of small trials without Ray, and return its results directory."""
     data = [word for name, value in few.items() for word in (f"--{name}", str(value))]
-    process = alone(*QUICK, "--usl_type", "simclr", "--set", "seed=[0, 1]", "--name", "s", *data, cwd=folder)
+    process = alone(*QUICK, "--usl_type", "simclr", "--set", grid, "--name", "s", *data, cwd=folder)
     assert process.returncode == 0, process.stderr
     return folder / "runs" / "s"
+
+
+@pytest.fixture(scope="module")
+def finished(few, no_figures, tmp_path_factory):
+    """A finished sweep of two small trials."""
+    return run(tmp_path_factory.mktemp("finished"), few, "seed=[0, 1]")
+
+
+@pytest.fixture(scope="module")
+def finished_many(few, no_figures, tmp_path_factory):
+    """A finished sweep with a small trial for each kind of damage, and one more; each is a point of its own."""
+    strengths = [(number + 1) / 20 for number in range(len(ODD) + len(CURVES) + 1)]
+    return run(tmp_path_factory.mktemp("many"), few, f"strength={strengths}")
 
 
 @pytest.fixture
 def sweep(finished, tmp_path):
     """A copy of the finished sweep, as `s` in `tmp_path`."""
-    shutil.copytree(finished, tmp_path / "s", symlinks=True)
-    return tmp_path / "s"
+    return shutil.copytree(finished, tmp_path / "s", symlinks=True)
+
+
+@pytest.fixture
+def many(finished_many, tmp_path):
+    """A copy of the finished sweep of many trials, as `s` in `tmp_path`."""
+    return shutil.copytree(finished_many, tmp_path / "s", symlinks=True)
 
 
 def change(path, edit):
@@ -53,11 +78,14 @@ def commands(folder):
     yield here("run_sweep.py", "--resume", "s", "--local", cwd=folder)
 
 
-@pytest.mark.parametrize("name", ["of/the_future", "knn/k7_test_accuracy", "", "trial", "seed", "status"])
-def test_a_metric_of_another_version_has_no_column_and_ends_no_command(sweep, tmp_path, name):
+def test_metrics_of_another_version_have_no_column_and_end_no_command(sweep, tmp_path):
     columns = header(sweep)
+    names = ["of/the_future", "knn/k7_test_accuracy", "", "trial", "seed", "status"]
     for seed in (0, 1):
-        change(sweep / f"seed={seed}" / "result.json", lambda content: content["metrics"].update({name: 0.25}))
+        change(
+            sweep / f"seed={seed}" / "result.json",
+            lambda content: content["metrics"].update(dict.fromkeys(names, 0.25)),
+        )
     for process in commands(tmp_path):
         assert process.returncode == 0, process.stderr
         assert header(sweep) == columns
@@ -66,27 +94,43 @@ def test_a_metric_of_another_version_has_no_column_and_ends_no_command(sweep, tm
     assert list(raysweep.open(str(sweep)).frame()["seed"]) == [0, 1]
 
 
-@pytest.mark.parametrize("kind", ODD)
+def trials_of(sweep):
+    """Return the directories of all trials."""
+    return [path.parent for path in sorted(sweep.glob("*/result.json"))]
+
+
+def trials_with_curves(sweep):
+    """Return the trials whose losses are among the curves of the page."""
+    data = read_page(sweep).data
+    return {data["names"][number] for number, _, _ in data["metrics"]["pretrain/loss"]}
+
+
 @pytest.mark.parametrize("has_curves", [True, False])
-def test_what_is_no_event_file_costs_only_its_own_curves(sweep, tmp_path, kind, has_curves):
-    trial = sweep / "seed=0"
-    (trial / EVENTS).unlink()
-    ODD[kind](trial / EVENTS)
-    if not has_curves:
-        (trial / "curves.csv").unlink()
+def test_what_is_no_event_file_costs_only_its_own_curves(many, tmp_path, has_curves):
+    everything = trials_of(many)
+    trials = dict(zip(ODD, everything, strict=False))
+    unharmed = everything if has_curves else everything[len(trials) :]
+    for kind, trial in trials.items():
+        (trial / EVENTS).unlink()
+        ODD[kind](trial / EVENTS)
+        if not has_curves:
+            (trial / "curves.csv").unlink()
     for name in ("report.html", "summary.md"):
-        (sweep / name).unlink()
+        (many / name).unlink()
     # A separate process can be killed if it hangs on the pipe.
     process = forked.run("-m", "raysweep", "report", "s", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert f"seed=0/{EVENTS}" in process.stderr
     assert "report.html could not" not in process.stderr
-    assert (sweep / "report.html").is_file()
-    assert (sweep / "summary.md").is_file()
-    assert (trial / "curves.csv").is_file() == has_curves
-    assert lies(trial / EVENTS), "it is not removed"
+    assert (many / "summary.md").is_file()
+    assert trials_with_curves(many) == {trial.name for trial in unharmed}
+    for kind, trial in trials.items():
+        assert f"{trial.name}/{EVENTS}" in process.stderr, kind
+        assert (trial / "curves.csv").is_file() == has_curves, kind
+        assert lies(trial / EVENTS), f"{kind} is not removed"
+    results = {path: path.read_bytes() for path in many.glob("*/result.json")}
     resumed = forked.run(ROOT / "run_sweep.py", "--resume", "s", "--local", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
+    assert {path: path.read_bytes() for path in many.glob("*/result.json")} == results, "no trial runs again"
 
 
 @pytest.mark.parametrize("seconds", [1e308, 3.2e9])
@@ -102,30 +146,26 @@ def test_a_time_of_more_than_a_century_is_damage(tmp_path, name, seconds):
     assert here("raysweep", "report", "a", cwd=tmp_path).returncode == 0
 
 
-CURVES = {
-    "no text": lambda good: bytes(range(256)) * 100,
-    "another separator": lambda good: good.replace(b",", b";"),
-    "Latin-1": lambda good: good.replace(b"step", "stép".encode("latin1")),
-    "nothing to count": lambda good: good.replace(b"\n1,", b"\nx,"),
-}
-
-
-@pytest.mark.parametrize("kind", [*CURVES, *ODD])
-def test_damaged_curves_of_a_trial_are_left_out_with_a_warning(sweep, tmp_path, kind):
-    path = sweep / "seed=0" / "curves.csv"
-    if kind in CURVES:
-        path.write_bytes(CURVES[kind](path.read_bytes()))
-    else:
-        path.unlink()
-        ODD[kind](path)
-    (sweep / "report.html").unlink()
+def test_damaged_curves_of_trials_are_left_out_with_a_warning(many, tmp_path):
+    *damaged, good = trials_of(many)
+    paths = {kind: trial / "curves.csv" for kind, trial in zip([*CURVES, *ODD], damaged, strict=True)}
+    for kind, path in paths.items():
+        if kind in CURVES:
+            before = path.read_bytes()
+            path.write_bytes(CURVES[kind](before))
+            assert path.read_bytes() != before, kind
+        else:
+            path.unlink()
+            ODD[kind](path)
+    (many / "report.html").unlink()
     process = forked.run("-m", "raysweep", "report", "s", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert str(path) in process.stderr
     assert "InputError" not in process.stderr
-    page = (sweep / "report.html").read_text()
-    assert f"{path}: is damaged" in page
-    assert "pretrain/loss" in page
+    page = (many / "report.html").read_text()
+    for kind, path in paths.items():
+        assert str(path) in process.stderr, kind
+        assert f"{path}: is damaged" in page, kind
+    assert trials_with_curves(many) == {good.name}
 
 
 CHANGES = {
