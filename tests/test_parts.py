@@ -16,6 +16,8 @@ from raysweep.training.distributed import BatchShard
 from tests.support import ROOT
 from tests.support.commands import here
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 EXAMPLES = {path.stem.removeprefix("my_"): path for path in sorted((ROOT / "examples").glob("my_*.py"))}
 ALL = [word for path in EXAMPLES.values() for word in ("--plugin", path)]
 QUICK = {"usl_epochs": 2, "le_epochs": 1, "batch_size": 200, "precision": "fp32", "probe_every": 0, "images_every": 0}

@@ -10,6 +10,8 @@ from raysweep.preparation import shipped_spaces
 from tests.data.test_data import cifar_files, expect_cifar
 from tests.support.commands import alone, here
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 RECIPES = {name: path for name, path in shipped_spaces().items() if name.startswith("published/")}
 SHORT = [
     *("--image_size", "8", "--usl_epochs", "1", "--batch_size", "25", "--le_epochs", "1"),

@@ -28,6 +28,8 @@ from tests.support.commands import on_shared_ray
 from tests.support.kills import run_killed
 from tests.support.trials import CLOCK, TINY, few_digits, read_encoder
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 BASE = {
     **TINY,
     "batch_size": 30,

@@ -96,7 +96,7 @@ def test_second_views_are_drawn_only_for_a_method_that_has_them(usl_type):
     assert torch.equal(views[0][:, 1::2], views[1][:, 1::2]) == (usl_type == "ae_single")
 
 
-def test_a_sweep_reports_them_and_an_evaluation_gives_the_same_numbers(tmp_path, few):
+def test_a_sweep_reports_them_and_an_evaluation_gives_the_same_numbers(tmp_path, few, no_figures):
     arguments = [f"--{name}={value}" for name, value in few.items()]
     arguments += ["--usl_type", "simclr", "--usl_epochs", "1", "--le_epochs", "1", "--local", "--set", "baseline=true"]
     with_measures = here("run_sweep.py", *arguments, "--label_free", "true", "--name", "with", cwd=tmp_path)
