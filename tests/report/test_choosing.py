@@ -15,9 +15,15 @@ SEARCH = {"usl_lr": [1e-4, 1e-3, 1e-2, 1e-1], "seed": [0, 1, 2]}
 
 
 def counted_tau(x, y):
-    """Return Kendall's τ without ties: concordant minus discordant pairs, divided by all pairs."""
-    signs = [np.sign((x[i] - x[j]) * (y[i] - y[j])) for i, j in itertools.combinations(range(len(x)), 2)]
-    return sum(signs) / len(signs)
+    """Return Kendall's τ-b: concordant minus discordant pairs, over the root of the untied pairs of x times of y."""
+    pairs = list(itertools.combinations(range(len(x)), 2))
+    of_x, of_y = ([np.sign(values[i] - values[j]) for i, j in pairs] for values in (x, y))
+    return np.dot(of_x, of_y) / np.sqrt(np.count_nonzero(of_x) * np.count_nonzero(of_y))
+
+
+def test_the_counted_tau_allows_for_ties():
+    assert counted_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
+    assert counted_tau([1, 2, 3], [1, 1, 2]) == pytest.approx(2 / np.sqrt(3 * 2)), "two pairs agree, and one is tied"
 
 
 def noisy(trial):

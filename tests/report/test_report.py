@@ -404,9 +404,9 @@ def two_settings(tmp_path, leave_out=(), **search):
 
 def test_heat_map_has_a_cell_for_each_pair_of_values_in_order(tmp_path):
     store, sweep = two_settings(tmp_path, leave_out=["strength=0.25,alpha=0.1"])
-    points = build_report(store, sweep).points
-    assert (store.root / "figures" / "strength_x_alpha.png").stat().st_size > 10_000
-    figure = draw_heatmap(sweep, points)
+    report = build_tables(store, sweep)
+    assert len(building.figures_of(report)["strength_x_alpha"]()) > 10_000
+    figure = draw_heatmap(sweep, report.points)
     panels = [axes for axes in figure.axes if axes.images]
     assert len(panels) == 3
     axes = panels[0]
@@ -485,8 +485,9 @@ def test_of_many_points_the_best_ones_are_drawn_and_it_says_so(tmp_path):
 
 def test_no_blocks_no_figure_of_them(tmp_path):
     store = fill(tmp_path)
-    assert draw_layers(SWEEP, build_report(store, SWEEP).points) is None
-    assert not (store.root / "figures" / "layers.png").exists()
+    report = build_tables(store, SWEEP)
+    assert draw_layers(SWEEP, report.points) is None
+    assert building.figures_of(report)["layers"]() is None
     assert "block" not in (store.root / "summary.md").read_text()
 
 
@@ -511,7 +512,7 @@ def alpha_and_strength(tmp_path, **base):
     return fill_with(tmp_path, first, metrics), fill_with(tmp_path, second, metrics), metrics
 
 
-def test_several_sweeps_are_set_side_by_side(tmp_path, capsys):
+def test_several_sweeps_are_set_side_by_side(tmp_path, capsys, monkeypatch):
     (first, sweep), (second, other), metrics = alpha_and_strength(tmp_path)
     before = files(tmp_path)
     assert main(["report", str(first.root), str(second.root)]) == 0
@@ -541,6 +542,7 @@ def test_several_sweeps_are_set_side_by_side(tmp_path, capsys):
     assert "| strength | 0.5 | 1.0 |" in text
     assert "strength is compared with the random encoder of another sweep" in text
 
+    monkeypatch.setattr(building, "figures_of", lambda report: {})  # the first comparison has shown them
     assert main(["report", str(first.root), str(second.root)]) == 0
     assert (tmp_path / "alpha+strength-2" / "summary.md").read_text() == text, "nothing is overwritten"
     assert main(["report", str(first.root), str(second.root), "-o", str(tmp_path / "own" / "place")]) == 0
@@ -664,7 +666,8 @@ def change(path, edit):
     path.write_text(json.dumps(content))
 
 
-def test_results_without_newer_settings_count_as_having_their_defaults(tmp_path, capsys):
+def test_results_without_newer_settings_count_as_having_their_defaults(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(building, "figures_of", lambda report: {})
     store = fill(tmp_path)
     for number, trial in enumerate(SWEEP.trials):
         if number % 2:  # the older version ran half of the trials

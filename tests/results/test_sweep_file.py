@@ -10,14 +10,15 @@ from raysweep.results.sweep_file import history
 from raysweep.space import reading
 from tests.support.commands import here
 
-ENCODERS = 13_000
+ENCODERS = 1300
+FOLDER = "../.." + 16 * f"/{199 * 'x'}"
 
 
 def test_an_evaluation_of_many_encoders_is_read_again(tmp_path):
     search = {"strength": [0.25], "usl_lr": [0.000125], "temperature": [0.125], "seed": [0, 1]}
     trained = space.build({"base": {"usl_type": "simclr"}, "search": search}, {}, "space.yaml").trials
     encoders = [
-        replace(trial, source=space.EncoderSource(f"../../{trial.name}/encoder.safetensors", 1, 8, 64 * str(number)))
+        replace(trial, source=space.EncoderSource(f"{FOLDER}/{trial.name}/encoder.safetensors", 1, 8, 64 * str(number)))
         for number, trial in enumerate(trained)
     ]
     small = space.build_evaluation({}, {}, "command line", encoders)
