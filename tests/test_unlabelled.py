@@ -128,10 +128,12 @@ def test_the_summary_names_the_point_with_the_greatest_rank_and_warns(sweep, ima
     )
     assert "nothing could check this choice" in process.stdout
     assert words in (root / "report.html").read_text()
-    for measure, better in ((f"{RANKME[:21]}lidar", 1), ("label_free/trunk_rankme", 1)):
-        other = max(STRENGTHS, key=lambda strength, m=measure, sign=better: sign * means(root, m)[strength])
-        assert measure in summary
-        assert other == best or f"strength={other}" in summary
+    for measure in ("label_free/embedding_lidar", "label_free/trunk_rankme"):
+        by_measure = means(root, measure)
+        other = max(by_measure, key=by_measure.get)
+        [line] = [line for line in summary.splitlines() if measure in line and " choose" in line]
+        [part] = [part for part in line.removesuffix(".").split("; ") if measure in part]
+        assert part.endswith(" the same point" if other == best else f" strength={other}")
     assert raysweep.open(root).conclusions()[0] == words
 
 
@@ -140,13 +142,13 @@ def test_the_summary_says_how_well_the_measure_ranked_the_points_of_the_sweep(sw
     taus = []
     for seed in SEEDS:
         columns = [[metrics(sweep, f"strength={s},seed={seed}")[name] for s in STRENGTHS] for name in (RANKME, score)]
-        if len(set(columns[1])) == len(STRENGTHS):  # the counted τ has no ties
+        if len(set(columns[1])) > 1:  # a seed whose points have equal scores has no τ
             taus.append(counted_tau(*columns))
     _, evaluation = Store.open(evaluated[1])
     known = evaluation.agreement
     assert (known.measure, known.score, known.points) == (RANKME, score, 3)
-    if len(taus) == len(SEEDS):
-        assert known.tau == pytest.approx(np.mean(taus))
+    assert known.seeds == len(taus) > 0
+    assert known.tau == pytest.approx(np.mean(taus))
     summary = (evaluated[1] / "summary.md").read_text()
     assert f"Kendall's τ between {RANKME} and {score} is {known.tau:+.2f}" in summary
     assert known.dataset.startswith("folder:")

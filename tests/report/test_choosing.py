@@ -17,8 +17,8 @@ SEARCH = {"usl_lr": [1e-4, 1e-3, 1e-2, 1e-1], "seed": [0, 1, 2]}
 def counted_tau(x, y):
     """Return Kendall's τ-b: concordant minus discordant pairs, over the root of the untied pairs of x times of y."""
     pairs = list(itertools.combinations(range(len(x)), 2))
-    of_x, of_y = ([np.sign(values[i] - values[j]) for i, j in pairs] for values in (x, y))
-    return np.dot(of_x, of_y) / np.sqrt(np.count_nonzero(of_x) * np.count_nonzero(of_y))
+    signs_x, signs_y = ([np.sign(values[i] - values[j]) for i, j in pairs] for values in (x, y))
+    return np.dot(signs_x, signs_y) / np.sqrt(np.count_nonzero(signs_x) * np.count_nonzero(signs_y))
 
 
 def test_the_counted_tau_allows_for_ties():
