@@ -27,7 +27,9 @@ def space_of(few):
 @pytest.fixture(scope="module")
 def undisturbed(space_of, tmp_path_factory):
     """The results directory of the race, which ran without Ray to its end."""
-    return Store(api.run(space_of, output=str(tmp_path_factory.mktemp("race")), where=LOCAL).store.root)
+    store = Store(api.run(space_of, output=str(tmp_path_factory.mktemp("race")), where=LOCAL).store.root)
+    assert json.loads((store.root / "race.json").read_text())["rounds"], "the first seeds do not settle the race"
+    return store
 
 
 LOCAL = api.Where(local=True)
@@ -50,8 +52,6 @@ def test_a_race_adds_seeds_until_nothing_is_open(undisturbed):
 
 @pytest.mark.parametrize("moment", ["round", "trial"])
 def test_an_interrupted_race_resumes_with_the_same_decisions_and_results(moment, space_of, undisturbed, tmp_path):
-    if not json.loads((undisturbed.root / "race.json").read_text())["rounds"]:
-        pytest.skip("the first round settled the race")
     with pytest.raises(SweepInterrupted):
         api.run(space_of, output=str(tmp_path), where=LOCAL, progress=Interrupting(moment))
     root = tmp_path / "race"
