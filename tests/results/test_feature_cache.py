@@ -1,6 +1,7 @@
 """The cache of features on disk: what it keeps, removes, notices and leaves alone."""
 
 import os
+import subprocess
 import warnings
 
 import numpy as np
@@ -181,6 +182,8 @@ import numpy as np
 from raysweep.results.feature_cache import FeatureCache
 warnings.simplefilter("error")
 cache, draws, hits = FeatureCache(Path(sys.argv[1]), int(sys.argv[2])), np.random.default_rng(int(sys.argv[3])), 0
+print("ready", flush=True)
+sys.stdin.readline()
 for _ in range(400):
     number = int(draws.integers(6))
     features = np.random.default_rng(number).normal(size=(10, 25)).astype(np.float32)
@@ -196,7 +199,12 @@ print(hits)
 
 def test_processes_that_read_write_and_remove_at_the_same_time_do_not_harm_each_other(cache):
     arguments = ["-c", PROCESS, cache.directory, cache.most]
-    processes = [forked.start(*arguments, seed, cwd=cache.directory.parent) for seed in range(3)]
+    options = {"cwd": cache.directory.parent, "stdin": subprocess.PIPE}
+    processes = [forked.start(*arguments, seed, **options) for seed in range(3)]
+    assert [process.stdout.readline() for process in processes] == 3 * ["ready\n"]
+    for process in processes:  # at once
+        process.stdin.write("\n")
+        process.stdin.flush()
     hits = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert all(int(count) > 0 for count in hits)

@@ -19,26 +19,29 @@ import os, sys
 while True:
     try:
         os.unlink(sys.argv[1])
+        print(flush=True)
     except FileNotFoundError:
         pass
 """
 
 
 @contextmanager
-def beside(program, path):
-    """Run a program in another process that changes the file at `path` without end."""
-    process = subprocess.Popen([sys.executable, "-c", program, str(path)])
-    try:
-        yield
-        assert process.poll() is None, "it has run all the time"
-    finally:
-        process.kill()
-        process.wait()
+def removing(path):
+    """Remove the file at `path` again and again in another process, which must do so during the block."""
+    path.touch()
+    with subprocess.Popen([sys.executable, "-c", REMOVE, str(path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline(), "it has begun"
+            yield
+            assert process.poll() is None, "it has run all the time"
+        finally:
+            process.kill()
+        assert len(process.stdout.readlines()) > 10, "it has removed what the block wrote"
 
 
 def test_a_file_that_another_process_removes_can_be_written(tmp_path):
     path = tmp_path / "file"
-    with beside(REMOVE, path):
+    with removing(path):
         for _ in range(TURNS):
             with replacing(path, durable=False) as file:
                 file.write(b"content")
@@ -46,19 +49,24 @@ def test_a_file_that_another_process_removes_can_be_written(tmp_path):
 
 
 def test_a_file_that_another_process_creates_is_no_broken_link(tmp_path):
-    path, ended = tmp_path / "file", threading.Event()
+    path, begun, ended, turns = tmp_path / "file", threading.Event(), threading.Event(), []
 
     def create_and_remove():
         while not ended.is_set():
             path.touch()
             path.unlink()
+            turns.append(None)
+            begun.set()
 
     thread = threading.Thread(target=create_and_remove)  # its turns end inside the functions that are tested
     thread.start()
     try:
+        assert begun.wait(PATIENCE)
+        before = len(turns)
         for _ in range(TURNS):
             with suppress(FileNotFoundError), open_regular(path):
                 pass
+        assert len(turns) > before + 10, "the file came and went meanwhile"
     finally:
         ended.set()
         thread.join()
