@@ -310,8 +310,9 @@ class TrialRun:
             )
         self.state.load_state_dict(saved["state"])
         self.collapsed, self.losses = saved["collapsed"], saved["losses"]
-        self.evaluation.load_state_dict(saved["evaluation"])
-        self.metrics, self.seconds_before = saved["metrics"], saved["wall_s"]
+        outdated = self.evaluation.load_state_dict(saved["evaluation"])
+        self.metrics = {name: value for name, value in saved["metrics"].items() if name not in outdated}
+        self.seconds_before = saved["wall_s"]
         self.earlier_warnings = saved["warnings"]
         self.pretrained_by, self.continues = saved.get("pretrained_by", ""), saved.get("continues", "")
         self.continued_s = saved.get("continued_s", 0.0)

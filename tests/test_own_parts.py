@@ -1,5 +1,6 @@
 """Plugins and parts by value in the Python interface: several sweeps in one process, interrupts and faults."""
 
+import json
 import signal
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import raysweep
 from raysweep import parts, plugins
 from tests.support import ROOT
 from tests.support.commands import here
+from tests.support.trials import CLOCK
 
 QUICK = {"le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0, "precision": "fp32"}
 BASE = {**QUICK, "usl_epochs": 1}
@@ -103,6 +105,57 @@ def test_the_words_of_an_interrupt_name_the_parts(space, tmp_path):
     words = f"interrupted; resume with: raysweep.resume('{tmp_path}/s', parts=[pressing])"
     assert words in [str(warning.message) for warning in caught]
     assert list(results.frame()["status"]) == ["unfinished"]
+
+
+@raysweep.probe(metrics={f"width/{name}": raysweep.Metric("The number of features.") for name in ("first", "second")})
+def width(evaluation, *, width_of: Annotated[str, "The metrics.", parts.Remark(searchable=False)] = "first"):
+    """The number of features, under a name that a resume may change."""
+    yield f"width/{width_of}", float(evaluation.features("trunk")["fit"].shape[1])
+
+
+@raysweep.probe(metrics={"height/mean": raysweep.Metric("The mean of the features.")})
+def height(evaluation):
+    """The mean of the features."""
+    yield "height/mean", float(evaluation.features("trunk")["fit"].mean())
+
+
+class Patience:
+    """A probe in training that presses Ctrl-C the first time."""
+
+    progress, step, is_interrupted = 0.0, 0, False
+
+    def run(self):
+        while self.step < 3:
+            self.step += 1
+            if self.step == 2 and not Patience.is_interrupted:  # the check of the part reads one step
+                Patience.is_interrupted = True
+                signal.raise_signal(signal.SIGINT)
+            yield {"patience/step": float(self.step)}
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+@raysweep.probe(trains=True, keeps_features=True, metrics={"patience/step": raysweep.Metric("The number of steps.")})
+def patience(evaluation):
+    """A probe that is interrupted."""
+    return Patience()
+
+
+def test_a_resume_may_add_and_change_probes_of_plugins(space, tmp_path):
+    probes, where = [width, patience], {"output": tmp_path, "local": True}
+    with pytest.warns(UserWarning, match="interrupted"):
+        raysweep.run(space, name="cut", parts=probes, **where)
+    assert list((tmp_path / "cut").glob("seed=0/checkpoints/*.pt")), "it stopped inside the probe"
+    resumed = raysweep.resume(tmp_path / "cut", parts=[*probes, height], set={"width_of": "second"}, local=True)
+    whole = raysweep.run(space, name="whole", parts=[*probes, height], set={"width_of": "second"}, **where)
+    files = (results.directory / "seed=0" / "result.json" for results in (resumed, whole))
+    ours, others = (json.loads(file.read_text())["metrics"] for file in files)
+    assert ours == {**others, CLOCK: ours[CLOCK]}
+    assert {"width/second", "height/mean", "patience/step"} < ours.keys()
 
 
 @raysweep.loss

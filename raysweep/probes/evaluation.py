@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,15 +97,11 @@ class Evaluation:
         """(classes, classes) int64: test images by true and predicted class, once the linear probe is trained."""
         self._cached = CachedFeatures(cache, settings, dataset.digest) if cache is not None else None
         self._features: Features = {}
-        self._is_scored = False
-        """Whether the probes without training are done."""
-        self._done: list[str] = []
-        """The probes with training that are done."""
+        self._done: dict[str, dict[str, Any]] = {}
+        """The probes that are done, each with the settings that it reads."""
         self._at_work: tuple[str, TrainedProbe] | None = None
-        self._saved: dict[str, Any] | None = None
-        """The state of the probe that resumes, until that probe is built."""
-        self._saved_name: str | None = None
-        """The name of the probe that resumes; None in a checkpoint that does not say it, where it is the next one."""
+        self._saved: tuple[str, dict[str, Any]] | None = None
+        """The name and the state of the probe that resumes, until that probe is built."""
 
     @property
     def first_phase(self) -> str:
@@ -189,20 +185,23 @@ class Evaluation:
         Args:
             trained_epochs: the epochs of pretraining. TensorBoard shows scores of probes without training at this step.
         """
-        if not self._is_scored:
+        waiting = [part for part in parts.probes_in_use(self.settings) if part.name not in self._done]
+        untrained = [part for part in waiting if not part.traits["trains"]]
+        if untrained:
             self.extract()
-            yield Scores(self._untrained_scores(), trained_epochs, 0.0, may_pause=False, phase=self.first_phase)
-            self._is_scored = True
+            yield Scores(self._scores_of(untrained), trained_epochs, 0.0, may_pause=False, phase=self.first_phase)
+            self._done |= {part.name: values_of(part, self.settings) for part in untrained}
         trained = [part for part in parts.probes_in_use(self.settings) if part.traits["trains"]]
         # A resumed sweep may turn on more probes. The probe that resumes then still comes first.
-        trained.sort(key=lambda part: (part.name != self._saved_name, not part.traits["keeps_features"]))
+        resuming = self._saved[0] if self._saved is not None else None
+        trained.sort(key=lambda part: (part.name != resuming, not part.traits["keeps_features"]))
         for number, part in enumerate(trained):
             if part.name in self._done:
                 continue
             probe: TrainedProbe = part.function(self, **part.arguments(self.settings))
-            if self._saved is not None and self._saved_name in (None, part.name):  # None: by an older version
-                probe.load_state_dict(self._saved)
-            self._saved = None  # a resume may have turned off the probe that was interrupted
+            if self._saved is not None and part.name == resuming:
+                probe.load_state_dict(self._saved[1])
+                self._saved = None
             self._at_work = (part.name, probe)
             for metrics in probe.run():
                 progress = (number + probe.progress) / len(trained)
@@ -212,14 +211,13 @@ class Evaluation:
                     metrics, probe.step, progress, may_pause=True, phase=f"{part.name} probe", phase_epochs=done
                 )
             self._at_work = None
-            self._done.append(part.name)
+            self._done[part.name] = values_of(part, self.settings)
 
-    def _untrained_scores(self) -> dict[str, float]:
-        """Return the scores of all probes without training."""
+    def _scores_of(self, untrained: Sequence[parts.Part]) -> dict[str, float]:
+        """Return the scores of probes without training."""
         scores: dict[str, float] = {}
-        for part in parts.probes_in_use(self.settings):
-            if not part.traits["trains"]:
-                scores.update(part.function(self, **part.arguments(self.settings)))
+        for part in untrained:
+            scores.update(part.function(self, **part.arguments(self.settings)))
         unknown = [name for name in scores if not any(name in part.metrics for part in parts.probe.values())]
         if unknown:
             raise ValueError(f"a probe yields {unknown[0]!r}, but does not declare this metric; add it to its metrics")
@@ -227,19 +225,38 @@ class Evaluation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which the evaluation resumes bit for bit."""
+        name, probe = self._at_work or ("", None)
         return {
-            "is_scored": self._is_scored,
-            "done": self._done,
-            "at_work": self._at_work[1].state_dict() if self._at_work is not None else None,
-            "at_work_name": self._at_work[0] if self._at_work is not None else None,
+            "probes_done": self._done,
+            "probe": None if probe is None else (name, values_of(parts.probe[name], self.settings), probe.state_dict()),
             "best_linear_probe": self.best_linear_probe,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self._is_scored, self._done = state["is_scored"], list(state["done"])
-        self._saved, self.best_linear_probe = state["at_work"], state["best_linear_probe"]
-        self._saved_name = state.get("at_work_name")
+    def load_state_dict(self, state: dict[str, Any]) -> frozenset[str]:
+        """Load what `state_dict` returned.
+
+        A resume may turn probes on or off, or change a setting such as `few_shot`. A probe that has begun with other
+        settings starts again. An older version did not record these settings, so after its checkpoint all probes start
+        again.
+
+        Returns:
+            The names of the metrics that do not count any more: those of all probes that are not kept.
+        """
+        now = {part.name: values_of(part, self.settings) for part in parts.probes_in_use(self.settings)}
+        self._done = {name: values for name, values in state.get("probes_done", {}).items() if now.get(name) == values}
+        kept = set(self._done)
+        if state.get("probe") is not None:
+            name, values, saved = state["probe"]
+            if now.get(name) == values:
+                self._saved = name, saved
+                kept.add(name)
+        self.best_linear_probe = state["best_linear_probe"] if "linear" in kept else ""
+        return frozenset(metric for part in parts.probe.values() if part.name not in kept for metric in part.metrics)
+
+
+def values_of(part: parts.Part, settings: Settings) -> dict[str, Any]:
+    """Return the settings that a probe declares, by name."""
+    return {name: getattr(settings, name) for name in part.parameters}
 
 
 def make_splits(

@@ -19,6 +19,7 @@ from raysweep.probes.linear import train_classifiers
 from raysweep.probes.logistic import logistic_scores
 from raysweep.probes.mlp import MLP
 from raysweep.randomness import seed_of
+from raysweep.results.checkpoints import load_checkpoint
 from tests.support.trials import DATASETS, run, trial_of
 
 ON = {
@@ -185,11 +186,49 @@ def test_an_mlp_that_diverges_fails_the_trial_with_a_reason(tmp_path):
     assert "the MLP probe's loss became" in result.error
 
 
-def test_a_trial_that_resumes_inside_the_linear_probe_may_turn_on_the_mlp(tmp_path):
-    plain, wanted = (trial_of(encoder="pixels", le_epochs=6, mlp_probe=on) for on in (False, True))
+SMALL = {"encoder": "conv6", "usl_epochs": 0, "le_epochs": 3}
+LAYERS = {"per_layer": True}
+CHANGES = {
+    "the mlp is turned on in the linear probe": ({}, {"mlp_probe": True}, 1),
+    "probes without training are turned on": ({}, {"logistic": True, "label_free": True}, 1),
+    "other numbers": ({"knn_grid": [1, 5], "few_shot": [1, 2]}, {"knn_grid": [5, 20], "few_shot": 4}, 1),
+    "probes without training are turned off": ({"few_shot": 1, "knn_grid": 5, "label_free": True}, {}, 1),
+    "the mlp is turned off in its training": ({"mlp_probe": True}, {}, 1),
+    "the mlp is turned off after its training": ({"mlp_probe": True}, {}, 5),
+    "fine-tuning is turned off in its training": ({"finetune": True}, {"mlp_probe": True}, 1),
+    "blocks are turned on in the first epochs": ({}, LAYERS, 1),
+    "blocks are turned on in the last epoch": ({}, LAYERS, 2),
+    "blocks are turned on after the linear probe": ({}, LAYERS, 3),
+    "blocks are turned off": (LAYERS, {}, 6),
+    "nothing changes": ({"mlp_probe": True, **LAYERS}, {"mlp_probe": True, **LAYERS}, 12),
+}
+"""The settings before a resume and after it, and the number of pauses of the evaluation before the one that stops."""
+
+
+@pytest.mark.parametrize(("before", "after", "stops"), CHANGES.values(), ids=CHANGES)
+def test_a_resume_in_a_trained_probe_follows_the_new_settings(tmp_path, before, after, stops):
+    switches = {"finetune_epochs": 1, "finetune_batch_size": 100, "logistic_c": 1}
+    plain, wanted = (trial_of(**{**SMALL, **switches, **each}) for each in (before, after))
     asked = []
-    assert run(tmp_path / "cut", plain, stop=lambda: asked.append(1) or len(asked) > 3) is None
-    assert run(tmp_path / "cut", wanted).metrics == run(tmp_path / "whole", wanted).metrics
+    assert run(tmp_path / "cut", plain, stop=lambda: asked.append(1) or len(asked) > stops) is None
+    assert load_checkpoint(tmp_path / "cut")["evaluation"]["probe"], "the trial stopped in a trained probe"
+    resumed, whole = run(tmp_path / "cut", wanted), run(tmp_path / "whole", wanted)
+    assert resumed.metrics == whole.metrics
+    assert resumed.linear_probe == whole.linear_probe
+
+
+def test_a_resume_runs_each_probe_without_training_only_once(tmp_path, monkeypatch):
+    """A probe that has run with the same settings keeps its scores, however often the trial resumes."""
+    calls = []
+    accuracies = knn_accuracy
+    monkeypatch.setattr(
+        "raysweep.probes.knn.knn_accuracy", lambda *each, **more: calls.append(1) or accuracies(*each, **more)
+    )
+    for few_shot in (None, 1, 2):
+        asked = []
+        trial = trial_of(encoder="pixels", le_epochs=9, few_shot=few_shot)
+        assert run(tmp_path, trial, stop=lambda asked=asked: asked.append(1) or len(asked) > 1) is None
+    assert len(calls) == 2, "the accuracy on validation and on test images"
 
 
 # ---- what all of them share ------------------------------------------------------------------------------------------
