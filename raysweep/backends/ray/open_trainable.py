@@ -38,7 +38,7 @@ STRUCTURE = ("usl_type", "encoder", "layerwise", "head", "embedding_dim", "datas
 """Settings that a trial cannot change between two checkpoints, as well as the parameters of the kinds `FIXED`."""
 FIXED = ("encoder", "head", "dataset", "optimizer")
 """The kinds of parts whose parameters a trial cannot change. A checkpoint has the parameters of the optimiser."""
-FRESH_EVALUATION = {"probes_done": {}, "probe": None, "best_linear_probe": ""}
+FRESH_EVALUATION: dict[str, Any] = {"probes_done": {}, "probe": None, "best_linear_probe": ""}
 """The saved state of an evaluation that has not started."""
 _datasets: dict[tuple[str, bool], Datasets] = {}
 """The datasets that this worker process has loaded for its next trial too, by `data_dir` and `skip_bad_images`."""
