@@ -10,6 +10,7 @@ from typing import Any
 from raysweep import space
 from raysweep.config import make_settings
 from raysweep.config.images import dataset_name, labelled_name
+from raysweep.config.protocol import LABELS_LEFT_OUT
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate, active, merged, with_existing
 from raysweep.preparation import Space, read_space
@@ -27,8 +28,9 @@ from raysweep.results.encoders import (
 )
 from raysweep.results.mirror import local_encoder, trial_place
 from raysweep.results.store import Store
-from raysweep.results.sweep_file import explanation, recorded_datasets
+from raysweep.results.sweep_file import explanation, history, recorded_datasets
 from raysweep.space import Agreement, EncoderSource, FrozenDict, Sweep, Trial, complete_rounds
+from raysweep.space.seen_labels import reads_labels
 from raysweep.system.files import unwritable
 
 EVALUATIONS = "evaluations"
@@ -116,7 +118,7 @@ def plan_for_sweep(
         raise InputError(f"{place}: is an evaluation itself and has no encoders; give the sweep that trained them")
     plugins = with_existing(sweep.plugins, extra)
     store.pull()
-    encoders = [checked(store, trial) for trial in kept_encoders(store, sweep)]
+    encoders = with_labels(store, [checked(store, trial) for trial in kept_encoders(store, sweep)])
     if not encoders:
         raise InputError(f"{place}: no trial has kept an encoder ({ENCODER}) yet, so there is nothing to evaluate")
     evaluation = space.build_evaluation(
@@ -163,6 +165,8 @@ def plan_for_one(
     content = content_of(saved)
     source = EncoderSource(ENCODER, saved.channels, saved.image_size, digest_of(content))
     encoder = replace(trial, control="", source=source)
+    if opened is not None:
+        (encoder,) = with_labels(opened[0], [encoder])
     evaluation = space.build_evaluation(
         raw if sweep is None else with_resources(raw, sweep, where),
         overrides,
@@ -247,10 +251,38 @@ def evaluated_before(store: Store, sweep: Sweep, encoders: Sequence[Trial]) -> d
     for trial in encoders:
         if trial.name in results:
             assert trial.source is not None
-            name = trial.settings.evaluated_dataset
-            name = dataset_name(labelled_name(name, trial.settings), trial.source.image_size, trial.source.channels)
+            name = recorded_name(trial, trial.settings.evaluated_dataset, trial.source.channels)
             digests[name] = str(results[trial.name].protocol.get("probe_data"))
     return digests
+
+
+def with_labels(store: Store, encoders: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that trained encoders, with what is known about the labels that they read.
+
+    A sweep records the digests of its datasets. If the record of an older version lacks them, names are compared.
+
+    Args:
+        store: The results directory of their sweep.
+        encoders: The trials, each with its source.
+    """
+    begun, recorded = history(store.root)[0].get("protocol", 1), recorded_datasets(store.root)
+    trials = []
+    for trial in encoders:
+        settings, source = trial.settings, trial.source
+        if reads_labels(settings):
+            assert source is not None
+            trained = recorded.get(recorded_name(trial, settings.dataset, None), "")
+            evaluated = recorded.get(recorded_name(trial, settings.evaluated_dataset, source.channels))
+            is_divided = settings.evaluated_dataset == settings.dataset or trained == evaluated
+            source = replace(source, labels_of=trained, leaves_out=is_divided and begun >= LABELS_LEFT_OUT)
+        trials.append(replace(trial, source=source))
+    return trials
+
+
+def recorded_name(trial: Trial, dataset: str, channels: int | None) -> str:
+    """Return the name under which the sweep of a trial recorded the digest of a dataset; see `dataset_name`."""
+    assert trial.source is not None
+    return dataset_name(labelled_name(dataset, trial.settings), trial.source.image_size, channels)
 
 
 def agreement_in(store: Store, sweep: Sweep, measure: str | None) -> Agreement | str | None:

@@ -402,6 +402,74 @@ def test_other_images_validate_an_encoder_that_was_trained_with_labels(with_labe
     assert list(results.frame()["status"]) == ["finished", "finished"]
 
 
+def other_name(kind, few, where):
+    """Return the dataset of the sweeps under another name: a link to its folder, or a copy of it."""
+    folder = few["dataset"].removeprefix("folder:")
+    if kind == "copy":
+        shutil.copytree(folder, where)
+    else:
+        where.symlink_to(folder)
+    return f"folder:{where}"
+
+
+@pytest.mark.parametrize("kind", ["link", "copy"])
+@pytest.mark.parametrize("is_single", [False, True])
+def test_the_same_images_under_another_name_do_not_validate_it_either(with_labels, few, tmp_path, kind, is_single):
+    other = {"probe_dataset": other_name(kind, few, tmp_path / "images")}
+    trial = with_labels.directory / "supervised,seed=0" if is_single else with_labels.directory
+    where = {"local": True, **({"output": tmp_path} if is_single else {})}
+    with pytest.raises(raysweep.RaysweepError, match=r"labels of [0-9]+ of the [0-9]+ validation images: set val_"):
+        raysweep.evaluate(trial, set={**other, "split_seed": 1}, name=kind, **where)
+    for number, allowed in enumerate(({}, {"val_fraction": 0.0})):
+        results = raysweep.evaluate(trial, set={**other, **allowed}, name=f"{kind}{number}", **where)
+        assert set(results.frame()["status"]) == {"finished"}
+
+
+@pytest.fixture(scope="module")
+def under_other_name(folder, base, few):
+    """A sweep with training with labels that is evaluated on the same images under another name."""
+    settings = {**base, "usl_type": "supervised", "val_fraction": 0.2}
+    space = {"name": "other", "base": {**settings, "probe_dataset": other_name("link", few, folder / "link")}}
+    return raysweep.run(space, output=folder, local=True)
+
+
+def test_a_sweep_that_is_validated_on_the_same_images_leaves_out_their_labels(under_other_name, few):
+    results = raysweep.evaluate(under_other_name.directory, local=True, set={"probe_dataset": few["dataset"]})
+    assert set(results.frame()["status"]) == {"finished"}, "the division is the same as in the sweep"
+    planned = plan_evaluation(under_other_name.directory, None, {}, ()).sweep
+    recorded = Store.open(results.directory)[1]
+    assert [each.source for each in recorded.encoders] == [each.source for each in planned.encoders]
+    assert recorded.encoders[0].source.labels_of
+    assert recorded.encoders[0].source.leaves_out
+    words = r"set val_fraction: 0, or keep val_fraction: 0\.2 and split_seed: 0$"
+    with pytest.raises(raysweep.RaysweepError, match=words):
+        raysweep.evaluate(
+            under_other_name.directory, local=True, set={"probe_dataset": few["dataset"], "split_seed": 1}
+        )
+
+
+def of_older_version(directory, copy, forget):
+    """Copy a sweep, without its evaluations, and make it one of an older version."""
+    shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("evaluations"))
+    content = yaml.safe_load((copy / "sweep.yaml").read_text())
+    content["made_by"]["protocol"] = 3
+    for name in forget:
+        del content["made_by"][name]
+    (copy / "sweep.yaml").write_text(yaml.safe_dump(content))
+    return copy
+
+
+@pytest.mark.parametrize("forget", [[], ["protocol"], ["protocol", "datasets"]])
+def test_encoders_of_versions_that_trained_with_all_labels(with_labels, few, tmp_path, forget):
+    older = of_older_version(with_labels.directory, tmp_path / "older", forget)
+    process = evaluate(older, "--set", "knn_k=3", cwd=tmp_path)
+    words = "labels of 16 of the 16 validation images: set val_fraction: 0, or leave supervised out of baseline"
+    refused(process, words, older)
+    for number, allowed in enumerate([{"val_fraction": 0.0}, {"baseline": False}, {"probe_dataset": "digits"}]):
+        results = raysweep.evaluate(older, local=True, set=allowed, name=f"same{number}")
+        assert set(results.frame()["status"]) == {"finished"}
+
+
 def test_bad_encoders_and_names_are_refused_in_one_line(part, tmp_path):
     (tmp_path / "empty").mkdir()
     shutil.copy(part / "sweep.yaml", tmp_path / "empty")

@@ -18,6 +18,8 @@ score of kNN at temperatures below 0.02. Version 3 trained with labels on the va
 BYOL's teacher was one step ahead, the masks of dropout did not depend on the seed, Kaiming's weights depended on the
 head, and layer-wise Barlow Twins and VICReg normalised both views of a batch together in the encoder's blocks.
 """
+LABELS_LEFT_OUT = 4
+"""The first version that trains with labels without those of the validation images."""
 
 
 OMITTED_AT_DEFAULT = ("probe_labels",)

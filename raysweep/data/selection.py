@@ -166,13 +166,17 @@ def check_unseen(trained: Settings, trial: Trial, data: TrialData) -> None:
     Raises:
         InputError: It was trained with the labels of some of them.
     """
-    settings = trial.settings
-    if not reads_labels(trained) or settings.evaluated_dataset != trained.dataset or not settings.probe_labels:
+    settings, source = trial.settings, trial.source
+    assert source is not None
+    if not reads_labels(trained) or not settings.probe_labels:
+        return
+    has_same_images = data.probe.digest == source.labels_of  # two folders may hold the same images
+    if not has_same_images and settings.evaluated_dataset != trained.dataset:
         return
     fit, val = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
     if val.images is not fit.images:
         return
-    is_divided = trained.evaluated_dataset == trained.dataset
+    is_divided = source.leaves_out and (has_same_images or not source.labels_of)
     read = labels_to_read(trained, data.probe) if is_divided else None
     seen = len(val.index) if read is None else len(np.intersect1d(val.index, read))
     if seen:

@@ -61,12 +61,13 @@ def read_encoders(value: Any, where: str) -> list[Trial]:
         if not is_list_of_settings(names):
             raise InputError(f"{where}: varied: expected a list of settings, not {names!r}")
         sizes_fit = all(type(size) is int and size > 0 for size in (channels, image_size))
-        digest = entry.get("digest", "")  # older evaluations have none
-        if not isinstance(file, str) or not isinstance(digest, str) or not sizes_fit:
+        digest, labels_of = entry.get("digest", ""), entry.get("labels_of", "")  # older evaluations have none
+        if not all(isinstance(each, str) for each in (file, digest, labels_of)) or not sizes_fit:
             raise InputError(f"{where}: expected a file, channels, image_size and digest, not {entry!r}")
         name, control = str(entry.get("trial")), str(entry.get("control") or "")
         varied = FrozenDict({each: getattr(settings, each) for each in names})
-        source = EncoderSource(file, int(channels or 0), int(image_size or 0), digest)
+        leaves_out = bool(entry.get("leaves_out", settings.evaluated_dataset == settings.dataset))
+        source = EncoderSource(str(file), int(channels or 0), int(image_size or 0), digest, labels_of, leaves_out)
         trials.append(Trial(name, name, settings, varied, control, source))
     return trials
 
