@@ -305,6 +305,8 @@ def with_resources(raw: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str
 def undocumented(saved: SavedEncoder, dataset: object, place: str) -> Trial:
     """Return a trial that stands for the unknown pretraining of an encoder.
 
+    It has the strength 0, because LiDAR needs the augmentation of pretraining.
+
     Raises:
         InputError: No dataset for the evaluation is given.
     """
@@ -316,6 +318,7 @@ def undocumented(saved: SavedEncoder, dataset: object, place: str) -> Trial:
         "embedding_dim": saved.embedding_dim,
         "dataset": dataset,
         "usl_epochs": 0,
+        "strength": 0.0,
     }
     settings = make_settings(values, place)
     return Trial("seed=0", "default", settings, FrozenDict({"seed": settings.seed}))

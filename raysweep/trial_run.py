@@ -92,9 +92,9 @@ class TrialRun:
             fitted_to = self.images if saved is None and taken is None else None
             self.state = fresh_state(trial.settings, channels, size, self.device, data.classes, fitted_to)
         cache = cache_of(trial.settings) if self.is_evaluation else None  # a sweep reads an encoder's features once
-        self.evaluation = Evaluation(
-            trial.settings, self.state.encoder, data.probe, (data.pretrain, self.images), self.device, cache
-        )
+        images = (data.pretrain, self.images)
+        self.evaluation = Evaluation(trial.settings, self.state.encoder, data.probe, images, self.device, cache)
+        self.evaluation.views = trial.settings.model_copy(update=trial.views)
         self.watched = fixed_subset(len(self.images), WATCHED_IMAGES).to(self.device)
         self.metrics: dict[str, float] = {}
         self.losses: list[float] = []

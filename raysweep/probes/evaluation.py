@@ -80,6 +80,8 @@ class Evaluation:
         cache: FeatureCache | None = None,
     ) -> None:
         self.settings, self.encoder, self.device = settings, encoder, device
+        self.views = settings
+        """The settings with which probes draw augmented views; they can differ for a control."""
         self.classes = len(dataset.classes)
         self.class_names = dataset.classes
         self.splits = make_splits(settings, dataset, pretrain, device)

@@ -114,7 +114,7 @@ def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
         alpha = alpha_req(features)
         if alpha is not None:
             yield f"label_free/{layer}_alpha_req", alpha
-    if evaluation.settings.strength > 0:
+    if evaluation.views.strength > 0:
         layers = tuple(layer for layer in LAYERS if evaluation.features(layer)["fit"].shape[1] <= LIDAR_WIDEST)
         views = features_of_views(evaluation, layers)
         for layer in layers:
@@ -132,7 +132,7 @@ def features_of_views(evaluation: Evaluation, layers: tuple[str, ...]) -> dict[s
     Raises:
         Diverged: A feature is not finite, or too large.
     """
-    fit, settings = evaluation.splits["fit"], evaluation.settings
+    fit, settings = evaluation.splits["fit"], evaluation.views
     chosen = fit.index.index_select(0, fixed_subset(len(fit.index), LIDAR_IMAGES).to(evaluation.device))
     draws = generator(settings.seed, "views without labels")
     views: dict[str, list[Tensor]] = {layer: [] for layer in layers}

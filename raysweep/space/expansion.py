@@ -247,7 +247,26 @@ def make_control(trial: Trial, control: str) -> Trial | None:
     rest = {name: value for name, value in varied.items() if name != "seed"}
     point = ",".join([control, *([point_name(rest)] if rest else [])])
     name = shorten(f"{point},seed={settings.seed}")
-    return Trial(name, shorten(point), settings, FrozenDict(varied), control)
+    return Trial(name, shorten(point), settings, FrozenDict(varied), control, views=views_of_points(trial, settings))
+
+
+def views_of_points(trial: Trial, settings: Settings) -> dict[str, Any]:
+    """Return the settings with which LiDAR of a control draws the views that it draws for the points.
+
+    The settings of a control without pretraining have no augmentation. If the sweep varies the augmentation, the points
+    have no common one. Then the strength 0 leaves out LiDAR.
+
+    Args:
+        trial: A point of the control.
+        settings: The settings of the control.
+    """
+    names = [name for name in SETTINGS if about(name).group == "Augmentation"]
+    if settings.usl_epochs:
+        return {}
+    if any(name in trial.varied for name in names):
+        return {"strength": 0.0}
+    values = {name: getattr(trial.settings, name) for name in (*names, "usl_type")}
+    return {name: value for name, value in values.items() if value != getattr(settings, name)}
 
 
 def trial_name(varied: Mapping[str, Any]) -> str:

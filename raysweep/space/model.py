@@ -178,6 +178,8 @@ class Trial:
     """Whether plugins may declare some of its settings."""
     continues: str = field(default="", compare=False)
     """The name of the shorter trial from whose final state the trial continues; empty if from the beginning."""
+    views: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The settings that replace those of the trial where LiDAR draws views; see `views_of_points`."""
 
     @property
     def baseline(self) -> bool:
@@ -195,9 +197,10 @@ class Trial:
         """
         if self.has_plugins:
             values = (self.name, self.point, self.settings, self.varied, self.control, self.source)
-            return Trial, (*values, True, self.continues)
+            return Trial, (*values, True, self.continues, self.views)
         changed = self.settings.model_dump(exclude_defaults=True)
-        return unpickled, (self.name, self.point, changed, dict(self.varied), self.control, self.source, self.continues)
+        values = (self.name, self.point, changed, dict(self.varied), self.control, self.source)
+        return unpickled, (*values, self.continues, self.views)
 
 
 def unpickled(
@@ -208,9 +211,11 @@ def unpickled(
     control: str,
     source: EncoderSource | None,
     continues: str,
+    views: Mapping[str, Any],
 ) -> Trial:
     """Rebuild a pickled trial."""
-    return Trial(name, point, Settings(**changed), FrozenDict(varied), control, source, continues=continues)
+    values = (name, point, Settings(**changed), FrozenDict(varied), control, source)
+    return Trial(*values, continues=continues, views=views)
 
 
 @dataclass(frozen=True)

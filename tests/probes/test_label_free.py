@@ -1,18 +1,22 @@
 """RankMe, α-ReQ and LiDAR against independent computations, and through a real sweep and its evaluation."""
 
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
+import raysweep
+from raysweep import space
 from raysweep.config import Settings, has_effect
 from raysweep.models.building import build_encoder
 from raysweep.probes.evaluation import Evaluation
 from raysweep.probes.label_free import DELTA, LIDAR_VIEWS, alpha_req, features_of_views, lidar
 from tests.support.commands import here
-from tests.support.trials import few_digits
+from tests.support.trials import TINY, few_digits, run, trial_of
 
 
 def published_lidar(views):
@@ -94,6 +98,62 @@ def test_second_views_are_drawn_only_for_a_method_that_has_them(usl_type):
         views.append(features_of_views(evaluation, ("trunk",))["trunk"])
     assert torch.equal(views[0][:, ::2], views[1][:, ::2])
     assert torch.equal(views[0][:, 1::2], views[1][:, 1::2]) == (usl_type == "ae_single")
+
+
+VIEWS = {"strength": 1.0, "policy": "simclr+noise", "crop_strength": 0.25}
+LIDAR = {"label_free/embedding_lidar", "label_free/trunk_lidar"}
+
+
+def control_of(name, **content):
+    """Return a control of a sweep, as a worker gets it."""
+    sweep = space.build({"baseline": [name], **content}, {}, "test")
+    return pickle.loads(pickle.dumps(next(trial for trial in sweep.trials if trial.control == name)))
+
+
+@pytest.mark.parametrize("name", ["random", "pixels"])
+def test_lidar_of_a_control_is_measured_with_the_augmentation_of_the_points(tmp_path, name):
+    """Another trial without pretraining keeps the augmentation in its settings, so it is the reference."""
+    base = {**TINY, "label_free": True}
+    encoder = {} if name == "random" else {"encoder": name}
+    control = control_of(name, base={**base, **VIEWS})
+    expected = run(tmp_path / "reference", trial_of(label_free=True, **VIEWS, **{"usl_epochs": 0, **encoder}))
+    metrics = run(tmp_path / "control", control).metrics
+    assert metrics == expected.metrics
+    default = control_of(name, base=base)
+    assert (control, control.settings) == (default, default.settings), "older results fit"
+    other = run(tmp_path / "default", default).metrics
+    assert {each for each in metrics if metrics[each] != other[each]} == LIDAR
+
+
+def test_a_control_of_points_with_several_augmentations_has_no_lidar(tmp_path):
+    control = control_of("random", base={**TINY, "label_free": True}, search={"strength": [0.5, 1]})
+    metrics = run(tmp_path / "control", control).metrics
+    whole = run(tmp_path / "whole", control_of("random", base={**TINY, "label_free": True})).metrics
+    assert metrics == {name: value for name, value in whole.items() if name not in LIDAR}
+
+
+def test_training_with_labels_draws_no_views(tmp_path):
+    """The control `supervised` has an augmentation of its own: none."""
+    control = control_of("supervised", base={**TINY, "label_free": True, **VIEWS})
+    metrics = run(tmp_path, control).metrics
+    assert "label_free/trunk_rankme" in metrics
+    assert LIDAR.isdisjoint(metrics)
+
+
+def test_an_evaluation_measures_lidar_as_its_sweep(tmp_path, few):
+    base = {**few, "usl_epochs": 1, "le_epochs": 1, "probe_every": 0, **VIEWS}
+    results = raysweep.run({"base": {**base, "label_free": True}, "baseline": True}, output=tmp_path, local=True)
+    later = raysweep.evaluate(results.directory, local=True, set={"label_free": True, "knn_k": 3})
+
+    def lidar_of(each):
+        return each.frame().set_index("trial")[sorted(LIDAR)].to_dict("index")
+
+    assert lidar_of(later) == lidar_of(results)
+    shutil.copy(results.directory / "seed=0" / "encoder.safetensors", tmp_path / "alone.safetensors")
+    data = {"probe_dataset": few["dataset"], "knn_k": few["knn_k"], "label_free": True}
+    alone = raysweep.evaluate(tmp_path / "alone.safetensors", local=True, output=tmp_path, name="alone", set=data)
+    assert "label_free/trunk_rankme" in alone.frame()
+    assert LIDAR.isdisjoint(alone.frame()), "nobody knows the augmentation of its pretraining"
 
 
 def test_a_sweep_reports_them_and_an_evaluation_gives_the_same_numbers(tmp_path, few, no_figures):
