@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from raysweep.config import PROTOCOL_VERSION, Collapse, has_effect
+from raysweep.config import PROTOCOL_VERSION, Collapse, has_effect, has_metric
+from raysweep.config.metrics import WATCHED, is_watched
 from raysweep.data.selection import TrialData
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
@@ -198,15 +199,11 @@ class TrialRun:
             metrics = metrics | last_fall(self.losses)
         self._log(metrics, state.epoch)
         evaluated = bool(settings.probe_every) and (state.epoch % settings.probe_every == 0 or last)
-        if evaluated and last:  # the evaluation reads these features too
-            self.evaluation.extract()
-        if evaluated:
-            measures, z = self._measure()
-            self._log(measures, state.epoch)
-            if last:
-                write_embedding(self.events, z, state.epoch)
-            else:
-                self.sharing.measure(state.epoch)
+        if evaluated and last:
+            self._measure_last()
+        elif evaluated:
+            self._log(self._measure()[0], state.epoch)
+            self.sharing.measure(state.epoch)
         if settings.images_every and (state.epoch % settings.images_every == 0 or last):
             tag, picture = draw_views(settings, state, self.images[self.watched[:GRID_IMAGES]])
             self.events.images(tag, picture, state.epoch)
@@ -222,6 +219,9 @@ class TrialRun:
         """Let the probes evaluate the frozen encoder; then keep its weights."""
         trained = self.settings.pretrain_epochs
         before = 0 if self.is_evaluation or self.pretrained_by else trained  # the evaluation counts as one epoch
+        is_measured = "pretrain/rankme" in self.metrics  # not if a resume has turned on probe_every
+        if is_watched(self.settings) and not self.is_evaluation and not is_measured:
+            self._measure_last()
         for scores in self.evaluation.run(trained):
             self._log(dict(scores.metrics), scores.step)
             for values, step in self.evaluation.extra_scalars:
@@ -245,6 +245,13 @@ class TrialRun:
     def _measure(self) -> tuple[dict[str, float], torch.Tensor]:
         """Return the online measures, and the embeddings that they were computed from."""
         return online_measures(self.settings, self.state, self.images, self.watched, self.evaluation)
+
+    def _measure_last(self) -> None:
+        """Write the online measures after the last epoch of pretraining."""
+        self.evaluation.extract()  # the evaluation reads these features too
+        measures, z = self._measure()
+        self._log(measures, self.state.epoch)
+        write_embedding(self.events, z, self.state.epoch)
 
     def _measure_untrained(self) -> None:
         """Write the online measures of the untrained encoder at step 0.
@@ -311,6 +318,7 @@ class TrialRun:
         self.state.load_state_dict(saved["state"])
         self.collapsed, self.losses = saved["collapsed"], saved["losses"]
         outdated = self.evaluation.load_state_dict(saved["evaluation"])
+        outdated |= {name for name in WATCHED if not has_metric(name, self.settings)}  # probe_every may be 0 now
         self.metrics = {name: value for name, value in saved["metrics"].items() if name not in outdated}
         self.seconds_before = saved["wall_s"]
         self.earlier_warnings = saved["warnings"]

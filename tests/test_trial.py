@@ -310,6 +310,21 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.parametrize("phase", ["pretraining", "linear probe"])
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1), (1, 2)])
+def test_a_resume_may_change_the_online_measures(tmp_path, phase, before, after):
+    """The final measures are those of a trial that was not interrupted: of the last epoch, or none."""
+    seen = []
+    cut, wanted = trial_on_half(probe_every=before), trial_on_half(probe_every=after)
+    leaving = {"stop": lambda: phase in seen, "report": lambda at: seen.append(at.phase)}
+    assert run_on_half(tmp_path / "cut", cut, **leaving) is None
+    resumed, whole = run_on_half(tmp_path / "cut", wanted), run_on_half(tmp_path / "whole", wanted)
+    assert without_clock(resumed.metrics) == without_clock(whole.metrics)
+    assert ("online/knn_val_accuracy" in resumed.metrics) == (after > 0)
+    if after:
+        assert scalars(tmp_path / "cut")["pretrain/rankme"][-1] == scalars(tmp_path / "whole")["pretrain/rankme"][-1]
+
+
 def test_a_report_says_in_which_phase_the_trial_is(tmp_path):
     trial, states = trial_of(usl_epochs=2, le_epochs=3, probe_every=1), []
     result = run(tmp_path, trial, report=lambda at: states.append(at.status()))
