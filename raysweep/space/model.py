@@ -199,8 +199,8 @@ class Trial:
             values = (self.name, self.point, self.settings, self.varied, self.control, self.source)
             return Trial, (*values, True, self.continues, self.views)
         changed = self.settings.model_dump(exclude_defaults=True)
-        values = (self.name, self.point, changed, dict(self.varied), self.control, self.source)
-        return unpickled, (*values, self.continues, self.views)
+        plain = (self.name, self.point, changed, dict(self.varied), self.control, self.source)
+        return unpickled, (*plain, self.continues, self.views)
 
 
 def unpickled(
