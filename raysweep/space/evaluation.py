@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from raysweep.space.checking import check_metric
 from raysweep.space.controls import RANDOM
 from raysweep.space.encoder_entry import Agreement
 from raysweep.space.encoder_reading import read_agreement, read_encoders, read_missing, read_trained_search
-from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_trial, point_name
+from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_controls, make_trial, point_name
 from raysweep.space.model import Resources, Sweep, Trial, Tune
 from raysweep.space.unlabelled import (
     IsUnlabelled,
@@ -316,7 +316,7 @@ def with_metric(tune: Tune, trained: Tune, trials: Sequence[Trial]) -> Tune:
 
 
 def make_evaluated_controls(
-    trials: Sequence[Trial], sources: Mapping[str, Trial], controls: Iterable[str], encoders: Sequence[Trial]
+    trials: Sequence[Trial], sources: Mapping[str, Trial], controls: Sequence[str], encoders: Sequence[Trial]
 ) -> Iterator[Trial]:
     """Yield the controls of the trials, each once. A control reads its file if it has one that fits.
 
@@ -327,6 +327,7 @@ def make_evaluated_controls(
         encoders: The trials whose encoders were kept, controls included.
     """
     kept = {encoder.name: encoder for encoder in encoders}
+    views = {trial.name: trial.views for trial in make_controls(trials, tuple(controls))}
     yielded = set()
     for control in controls:
         for trial in trials:
@@ -342,7 +343,7 @@ def make_evaluated_controls(
             else:
                 continue
             yielded.add(control_trial.name)
-            yield replace(control_trial, source=source)
+            yield replace(control_trial, source=source, views=views[control_trial.name])
 
 
 def same_network(one: Settings, other: Settings) -> bool:

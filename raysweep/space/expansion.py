@@ -21,6 +21,8 @@ from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial
 MAX_TRIALS = 100_000
 UNTRAINED: Mapping[str, Any] = {"usl_epochs": 0, "layerwise": "none"}
 """The settings of a trial whose encoder cannot be trained, such as `pixels`, whatever was given."""
+WITHOUT_VIEWS: Mapping[str, Any] = {"strength": 0.0}
+"""The `views` of a control whose points differ in their augmentation. They leave out LiDAR."""
 MAX_NAME = 160  # characters; file systems allow 255 bytes, and a checkpoint's path adds to the name
 
 
@@ -213,8 +215,11 @@ def how_to_sweep(name: str) -> str:
 def make_controls(trials: Iterable[Trial], controls: tuple[str, ...]) -> list[Trial]:
     """Make the controls of some trials, each once, in the order of `controls`."""
     trials = list(trials)
-    all_controls = (make_control(trial, control) for control in controls for trial in trials)
-    return list(dict.fromkeys(trial for trial in all_controls if trial is not None))
+    merged: dict[Trial, Trial] = {}
+    for each in (make_control(trial, control) for control in controls for trial in trials):
+        if each is not None and merged.setdefault(each, each).views != each.views:
+            merged[each] = replace(each, views=WITHOUT_VIEWS)
+    return list(merged.values())
 
 
 def control_settings(settings: Settings, control: str) -> Settings | None:
@@ -250,11 +255,11 @@ def make_control(trial: Trial, control: str) -> Trial | None:
     return Trial(name, shorten(point), settings, FrozenDict(varied), control, views=views_of_points(trial, settings))
 
 
-def views_of_points(trial: Trial, settings: Settings) -> dict[str, Any]:
+def views_of_points(trial: Trial, settings: Settings) -> Mapping[str, Any]:
     """Return the settings with which LiDAR of a control draws the views that it draws for the points.
 
     The settings of a control without pretraining have no augmentation. If the sweep varies the augmentation, the points
-    have no common one. Then the strength 0 leaves out LiDAR.
+    have no common one, and LiDAR is left out.
 
     Args:
         trial: A point of the control.
@@ -264,8 +269,9 @@ def views_of_points(trial: Trial, settings: Settings) -> dict[str, Any]:
     if settings.usl_epochs:
         return {}
     if any(name in trial.varied for name in names):
-        return {"strength": 0.0}
-    values = {name: getattr(trial.settings, name) for name in (*names, "usl_type")}
+        return WITHOUT_VIEWS
+    acting = trial.settings.model_copy(update={"usl_epochs": max(1, trial.settings.usl_epochs)})
+    values = {name: getattr(acting, name) for name in names if has_effect(name, acting)}
     return {name: value for name, value in values.items() if value != getattr(settings, name)}
 
 

@@ -125,8 +125,19 @@ def test_lidar_of_a_control_is_measured_with_the_augmentation_of_the_points(tmp_
     assert {each for each in metrics if metrics[each] != other[each]} == LIDAR
 
 
-def test_a_control_of_points_with_several_augmentations_has_no_lidar(tmp_path):
-    control = control_of("random", base={**TINY, "label_free": True}, search={"strength": [0.5, 1]})
+SEVERAL = [{"strength": [0.5, 1]}, [{"alpha": [0.1, 1]}, {"strength": [1]}]]
+COMMON = [{"alpha": [0.1, 1]}, {"usl_type": ["simclr", "ae_single"]}, {"encoder": ["conv6", "pixels"]}]
+
+
+@pytest.mark.parametrize("search", COMMON)
+def test_points_that_differ_elsewhere_have_a_common_augmentation(search):
+    base = {"label_free": True, "blur_probability": 0.3, **VIEWS}
+    assert control_of("pca", base=base, search=search).views == VIEWS, "no point reads the probability of the blur"
+
+
+@pytest.mark.parametrize("search", SEVERAL)
+def test_a_control_of_points_with_several_augmentations_has_no_lidar(tmp_path, search):
+    control = control_of("random", base={**TINY, "label_free": True}, search=search)
     metrics = run(tmp_path / "control", control).metrics
     whole = run(tmp_path / "whole", control_of("random", base={**TINY, "label_free": True})).metrics
     assert metrics == {name: value for name, value in whole.items() if name not in LIDAR}
