@@ -159,9 +159,11 @@ def test_nothing_that_needs_labels_appears_anywhere(sweep, evaluated):
     trials = sorted(path.parent.name for path in root.glob("*/result.json"))
     assert len(trials) == len(TRAINED) + 6, "the controls too"
     for trial in trials:
-        assert metrics(root, trial).keys() == MEASURES
+        # The points differ in their augmentation, so there is none with which LiDAR of the controls could be measured.
+        measured = MEASURES if trial in TRAINED else {name for name in MEASURES if not name.endswith("lidar")}
+        assert metrics(root, trial).keys() == measured
         tags = {name for values in read_scalars(root / trial).values() for name in values}
-        assert tags == MEASURES
+        assert tags == measured
         assert not (root / trial / "projector").exists()
     tables = [(root / name).read_text().splitlines()[0] for name in ("results.csv", "summary.csv", "differences.csv")]
     texts = [*tables, (root / "summary.md").read_text().replace("linear/test_accuracy is", ""), process.stdout]
