@@ -1,7 +1,7 @@
 # `make quickstart` and `make test` do everything on a fresh machine with Python >= 3.10.
 PYTHON ?= python3
 VENV := .venv
-# A test file runs in one process, because its tests share sweeps. The slow files come first.
+# A test file runs in one process, because its tests share sweeps. tests/support/order.py sorts the files.
 PYTEST := $(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 install: $(VENV)/installed

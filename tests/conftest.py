@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from tests.support import PATIENCE
 from tests.support.commands import here
-from tests.support.shared_ray import HELPERS, end_shared_ray
+from tests.support.order import pytest_collection_modifyitems  # noqa: F401 (a hook of pytest)
+from tests.support.shared_ray import end_shared_ray, uses_shared_ray
 
 # The suite compares bits, plans and messages. All of these differ on a machine with GPUs: cuDNN does not repeat bits in
 # fp32, and a plan names the GPUs. `make test-gpu` runs the tests of the GPU itself.
@@ -128,7 +129,7 @@ def _end_shared_ray_at_last():
 @pytest.fixture(scope="module", autouse=True)
 def _end_shared_ray(request):
     """End the Ray that tests share before the tests of a module that does not use it."""
-    if not any(hasattr(request.module, name) for name in HELPERS):
+    if not uses_shared_ray(request.module):
         end_shared_ray()
 
 

@@ -21,6 +21,11 @@ HELPERS = ("on_shared_ray", "start_shared_ray")
 _is_running = False
 
 
+def uses_shared_ray(module):
+    """Return whether the tests of a module use the shared Ray."""
+    return any(hasattr(module, name) for name in HELPERS)
+
+
 def start_shared_ray():
     """Start the shared Ray as `raysweep.backends.ray.cluster.connect` starts one, with two CPUs, unless it runs.
 

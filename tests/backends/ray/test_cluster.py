@@ -1,10 +1,14 @@
-"""The plan says how many trials a cluster holds and where. Requests that it can never meet are refused."""
+"""The plan says how many trials a cluster holds and where. Requests that it can never meet are refused.
+
+So is the address of a cluster that does not answer.
+"""
 
 import pytest
 
 from raysweep.backends.ray.capacity import plan, room
 from raysweep.errors import InputError
 from raysweep.space import Resources
+from tests.support.commands import on_ray
 
 
 def node(cpu, gpu=0.0):
@@ -81,3 +85,11 @@ def test_what_can_never_run_is_refused_with_what_there_is(nodes, request_, words
     with pytest.raises(InputError, match="resources: a trial needs ") as refused:
         plan(nodes, resources(**request_))
     assert words in str(refused.value)
+
+
+def test_an_address_where_no_cluster_answers_is_refused(tmp_path):
+    process = on_ray("--usl_type", "simclr", "--address", "127.0.0.1:9", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "127.0.0.1:9" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

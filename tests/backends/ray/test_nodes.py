@@ -2,105 +2,25 @@
 
 import inspect
 import json
-import logging
 import os
-import signal
 import subprocess
 from collections import Counter
-from contextlib import suppress
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support import PATIENCE, ROOT, forked
-from tests.support.cluster import RAY, cluster, descendants, lose, wait_for
-from tests.support.commands import alone, flags, result, scores
+from tests.support import PATIENCE, forked
+from tests.support.cluster import RAY, descendants, lose, wait_for
+from tests.support.commands import alone, flags, result
 from tests.support.copies import place_in_memory
 from tests.support.gate import Gate
+from tests.support.nodes import BRIEF, LOST, ended, start, steps
 from tests.support.racing import race_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-NODE = ["--num-cpus=3", "--num-gpus=1"]  # cores for three trials, so that half a GPU decides that two run
-BRIEF = {"le_epochs": 1, "images_every": 0, "projector_images": 0}
 LARGE = ["--num-cpus=1", "--num-gpus=2"]  # the only nodes for trials with two GPUs
 NO_CUDA = "resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU"
 WAITING = "no node that is up has room for a trial: waiting until one joins\n"
-LOST = "its process died (killed, out of memory, or its node was lost)"
-CONTROLLER = "Ray Train's controller died (killed, out of memory, or its node was lost)"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("nodes")
-    (directory / "private").mkdir()
-    return directory
-
-
-@pytest.fixture(scope="module")
-def server():
-    """The address of an S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line for every request
-    running = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def ray(folder, server):
-    """A cluster of one node with three cores and a logical GPU; tests may join more nodes."""
-    credentials = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    environment = {**credentials, "AWS_ENDPOINT_URL": server, "RAYSWEEP_CACHE": str(folder / "private" / "cache")}
-    with cluster(folder, *NODE, **environment) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def second(ray, folder):
-    """A second node like the first, with a different disk at `folder/private` if this machine allows it."""
-    mount = f'mount -t tmpfs tmpfs "{folder}/private" && exec "$@"'
-    within = ["unshare", "--mount", "sh", "-c", mount, "sh"]
-    try:
-        subprocess.run([*within, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        within = []
-    node = ray.join(*NODE, within=within)
-    node.has_own_disk = bool(within)
-    return node
-
-
-@pytest.fixture(scope="module")
-def own_disk(second):
-    """Skip a test if the second node has the disk of the first."""
-    if not second.has_own_disk:
-        pytest.skip("needs to mount a file system for a process alone (unshare --mount)")
-
-
-def start(ray, *arguments, cwd, **environment):
-    """Start the real command on the cluster; its output goes to the files `out` and `err`."""
-    program = [ROOT / "run_sweep.py", "--name", "x", "--address", ray.address, *arguments]
-    with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
-        return forked.start(*program, cwd=cwd, environment={**ray.environment, **environment}, stdout=out, stderr=err)
-
-
-def ended(process, cwd):
-    """Wait for the process; return its exit status, stdout and stderr."""
-    status = process.wait(timeout=PATIENCE)
-    return status, (cwd / "out").read_text(), (cwd / "err").read_text()
-
-
-def attempt(trial):
-    """Return what a trial has recorded about its last attempt."""
-    return json.loads((trial / "attempt.json").read_text())
-
-
-def steps(trial):
-    """Return the steps of every metric in TensorBoard, as a new reader sees them."""
-    read = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
-    return {tag: [point.step for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
 PLUGIN = """
@@ -289,66 +209,6 @@ def test_a_part_of_a_module_that_a_node_lacks_is_passed_by_value(program):
     process, notes = program
     assert process.returncode == 0, process.stderr
     assert notes == {"True", "False"}, "a worker of each node has called the part"
-
-
-METHOD = ["--usl_type", "ae_parallel", "--emb_loss", "barlow", "--alpha", "0.01", "--precision", "fp32"]
-METHOD += ["--usl_epochs", "3", "--probe_every", "1", *flags(BRIEF)]
-# The second trial hardly learns, so its loss is larger and it is stopped after one epoch.
-STOPPED = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "grace_epochs=1", "reduction_factor=2"]
-TUNE = [*STOPPED, "max_concurrent=1", "checkpoint_seconds=0", "max_failures=3"]
-
-
-def actors(name):
-    """Return the processes of an actor class on all nodes. The kernel keeps 15 characters of a process name."""
-    return {pid for pid, comm in descendants(os.getpid()).items() if comm == f"ray::{name}"[:15]}
-
-
-def kill(pids):
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def test_a_trial_on_two_nodes_survives_its_processes_and_another_is_stopped(ray, second, tmp_path):
-    """The process of a trial is killed before it has workers, then Ray Train's controller, then a worker.
-
-    The last two are killed between two steps of training. Each time the cores of the trial must become free again,
-    because its next attempt needs all of them.
-    """
-    tune = [word for each in TUNE for word in ("--set", f"tune.{each}")]
-    two = ["--set", "resources.workers=2", "--set", "resources.cpu=2", "--set", "usl_lr=[1e-4,1e-8]"]
-    gate = Gate(tmp_path, step=6)
-    process = start(ray, *METHOD, *gate.arguments, *tune, *two, cwd=tmp_path)
-    root = tmp_path / "runs" / "x"
-    survivor, stopped = root / "usl_lr=0.0001,seed=0", root / "usl_lr=1e-08,seed=0"
-    before = wait_for(lambda: actors("TrainController"), process)
-    kill(wait_for(lambda: actors("ImplicitFunc"), process))  # Tune's name for a trial that is a function
-    controllers = wait_for(lambda: actors("TrainController") - before, process)
-    first = set(gate.wait(process, trials=2))
-    kill(controllers)
-    gate.until(lambda: len(set(gate.held()) - first) == 2, process)
-    assert attempt(survivor)["attempt"] == 2
-    kill([attempt(survivor)["pid"]])
-    gate.open()
-    status, out, err = ended(process, tmp_path)
-    assert status == 0, err
-    assert ": 2 trials, 1 at a time, each 2 workers with 2 cores, on 2 nodes" in out
-    ends = ["the trial did not begin; starting it again", *["broke off; resuming from its last checkpoint"] * 2]
-    lines = [line for line in out.splitlines() if "died (" in line]
-    assert [end in line for end, line in zip(ends, lines, strict=True)] == [True] * 3, lines
-    assert [line.endswith(f"({CONTROLLER})") for line in lines] == [False, True, False]
-    assert [line.endswith(f"({LOST})") for line in lines] == [True, False, True]
-    assert result(root, stopped.name)["status"] == "stopped"
-    whole = result(root, survivor.name)
-    assert (whole["status"], whole["attempts"], whole["warnings"]) == ("finished", 3, [])
-
-    plain = alone(*METHOD, "--name", "plain", cwd=tmp_path)
-    assert plain.returncode == 0, plain.stderr
-    # Sums over two half batches are rounded differently, which changes the last digits or the result for one image.
-    expected = scores(tmp_path / "runs" / "plain", "seed=0")
-    assert scores(root, survivor.name) == pytest.approx(expected, rel=0.01, abs=0.015)
-    assert whole["metrics"]["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
-    assert steps(survivor) == steps(tmp_path / "runs" / "plain" / "seed=0")
 
 
 def test_who_has_not_the_token_is_refused_and_told_where_it_is(ray, folder, tmp_path):
