@@ -29,6 +29,9 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # core, and a test that waits for the trial would run out of time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# Ray must not send statistics from the tests.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 # A shell ignores Ctrl-C for the commands that it starts in the background, and the tests' processes would inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,8 +1,8 @@
 """Ray clusters for tests: several nodes on this machine, started by `ray start`."""
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +14,7 @@ from raysweep.backends.ray.authentication import make_token
 from tests.support import PATIENCE, ROOT
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+STARTED = "will now block"  # the end of what a node that has started prints
 TRIES = 4
 USERS_OWN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
@@ -33,11 +34,8 @@ class Cluster:
         self.environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
         self.environment["RAY_health_check_period_ms"] = "500"  # a lost node is noticed soon
         make_token(home / ".ray" / "auth_token")  # `ray get-auth-token --generate` takes 2 s of a core
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
-        self.nodes, self.folder = [], folder
+        self.environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{PATIENCE:.0f}"  # else 60 s
+        self.nodes, self.folder, self.address = [], folder, None
 
     def _start(self, *options, within=(), **environment):
         log = self._log()
@@ -47,16 +45,21 @@ class Cluster:
             environ.pop("CUDA_VISIBLE_DEVICES", None)  # an empty one hides all GPUs, and Ray then refuses to count any
         with open(log, "w") as out:
             node = subprocess.Popen(
-                [*within, *RAY, "start", *options, "--block"], env=environ, stdout=out, stderr=subprocess.STDOUT
+                [*within, *RAY, "start", *options, "--include-log-monitor=false", "--block"],
+                env=environ,
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
-        node.is_up = lambda: "Ray runtime started" in log.read_text()
+        node.log = log
         self.nodes.append(node)
         return node
 
     def lead(self, *options):
-        """Start the head node and return it once it answers."""
-        ports = ("--node-ip-address=127.0.0.1", f"--port={self.port}", "--include-dashboard=false")
-        return self._bring_up("--head", *ports, *options)
+        """Start the head node at a free port and return it once it answers."""
+        without = ("--include-dashboard=false", "--no-monitor")  # processes that no test needs
+        node = self._bring_up("--head", "--node-ip-address=127.0.0.1", "--port=0", *without, *options)
+        self.address = re.search(r"--address='(\S+)'", node.log.read_text())[1]
+        return node
 
     def join(self, *options, **process_options):
         """Start another node, as if on a separate machine, and return it once it has joined.
@@ -73,11 +76,14 @@ class Cluster:
         """
         for _ in range(TRIES):
             node = self._start(*options, **process_options)
-            while not node.is_up() and node.poll() is None:
+            end = time.monotonic() + PATIENCE
+            while not (is_up := STARTED in node.log.read_text()) and node.poll() is None and time.monotonic() < end:
                 time.sleep(0.05)
-            if node.is_up():
+            if is_up:
                 return node
             self.nodes.remove(node)
+            node.kill()
+            node.wait(60)
         raise AssertionError(f"no node after {TRIES} tries: {self._log().read_text()}")
 
     def _log(self):
@@ -103,11 +109,11 @@ def cluster(folder, *options, **environment):
         cluster.end()
 
 
-def wait_for(what, process, seconds=PATIENCE):
-    """Wait until `what()` returns a true value, and return it. Fail if the process ends first."""
+def wait_for(what, process=None, seconds=PATIENCE):
+    """Wait until `what()` returns a true value, and return it. Fail if the process, if any, ends first."""
     end = time.monotonic() + seconds
     while not (value := what()):
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
     return value
