@@ -18,7 +18,7 @@ import pytest
 
 from raysweep import cli
 from raysweep.backends.ray.session import session
-from tests.support import PATIENCE, ROOT
+from tests.support import PATIENCE, ROOT, forked
 from tests.support.cluster import wait_for
 from tests.support.shared_ray import end_shared_ray, start_shared_ray
 
@@ -138,6 +138,11 @@ def start(*arguments, cwd, **environment):
     program = [sys.executable, str(ROOT / "run_sweep.py"), *arguments]
     env = {**os.environ, **environment}
     return subprocess.Popen(program, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def patiently(*arguments, cwd, **environment):
+    """Start the real command in a fork, with long times for saving and ending, and return it while it runs."""
+    return forked.start(ROOT / "tests" / "support" / "patient.py", *arguments, cwd=cwd, **environment)
 
 
 def interrupt(process, trial, *options):

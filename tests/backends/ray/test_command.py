@@ -21,6 +21,7 @@ from tests.support.commands import (
     begun,
     here,
     on_shared_ray,
+    patiently,
     result,
     resume_command,
     scores,
@@ -217,7 +218,7 @@ def held(gate, trial, attempt):
 def test_ctrl_c_without_ray_saves_and_a_resume_finishes(few_flags, without_figures, tmp_path):
     gate = Gate(tmp_path, step=10)
     options = [*few_flags, *gate.arguments, *STEPS, "--usl_epochs", "6", "--local"]
-    process = forked.start(ROOT / "run_sweep.py", *options, cwd=tmp_path)
+    process = patiently(*options, cwd=tmp_path)
     gate.wait(process)
     process.send_signal(signal.SIGINT)
     gate.open()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import PATIENCE, ROOT
-from tests.support.cluster import descendants
-from tests.support.commands import flags, on_ray, result, resume_command, start
+from tests.support import PATIENCE, ROOT, forked
+from tests.support.cluster import descendants, wait_for
+from tests.support.commands import flags, on_ray, patiently, result, resume_command
 from tests.support.gate import Gate
 
 pytestmark = pytest.mark.slow
@@ -58,28 +58,20 @@ def wait():
         time.sleep(0.1)
     health.START_SECONDS = 1.0
 
+health.START_SECONDS = 1e9
 threading.Thread(target=wait, daemon=True).start()
 sys.exit(cli.main())
 """
-"""The command, which says after 1 s that no worker has started if a worker has failed, and after 45 s otherwise."""
+"""The command, which says that no worker has started as soon as a worker has failed."""
 
 
 def test_workers_that_never_start_are_reported_with_what_ray_says(tmp_path, quick):
     (tmp_path / "sitecustomize.py").write_text(f"{IN_WORKERS}sys.exit('this worker has no licence')\n")
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITING_FOR_THE_LOG, "sweep", *flags(quick)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    printed = []
-    while "no worker has started for 1 s" not in "".join(printed):
-        line = process.stdout.readline()
-        assert line, process.communicate()
-        printed.append(line)
-    assert "this worker has no licence" in printed[-1]
+    program, path, shown = ["-c", WAITING_FOR_THE_LOG, "sweep", *flags(quick)], f"{tmp_path}:{ROOT}", tmp_path / "out"
+    with open(shown, "w") as out:
+        process = forked.start(*program, cwd=tmp_path, PYTHONPATH=path, stdout=out)
+    wait_for(lambda: "no worker has started for 1 s" in shown.read_text(), process)
+    assert "this worker has no licence" in shown.read_text().splitlines()[-1]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
@@ -99,7 +91,9 @@ def test_an_import_that_fails_in_a_worker_is_reported_as_that(tmp_path, quick):
 
 def test_the_death_of_rays_head_process_leaves_checkpoints(tmp_path, quick):
     gate = Gate(tmp_path, step=2)
-    process = start(*flags(quick | {"usl_epochs": 1000}), *gate.arguments, "--name", "x", cwd=tmp_path)
+    longer = {"RAY_gcs_rpc_server_reconnect_timeout_s": f"{PATIENCE:.0f}"}  # Ray's own library would end the driver
+    options = [*flags(quick | {"usl_epochs": 1000}), *gate.arguments, "--name", "x"]
+    process = patiently(*options, cwd=tmp_path, **longer)
     gate.wait(process)
     (head,) = [pid for pid, name in descendants(process.pid).items() if name == "gcs_server"]
     os.kill(head, signal.SIGKILL)
@@ -128,6 +122,10 @@ def hoarding(step, steps, epoch_steps):
 """
 
 
+LEAST, MOST = 4 * 2**20, 8 * 2**20
+"""The KiB that the trial takes before Ray ends it. Other tests must not take so much in the meantime."""
+
+
 def test_a_running_trial_that_ray_ends_for_want_of_memory_costs_that_trial_alone(tmp_path, quick):
     """Ray ends the process that began last. Here this is the one that takes the memory, because it is the third."""
     gate, root = Gate(tmp_path, step=2), tmp_path / "runs" / "x"
@@ -149,7 +147,10 @@ def test_a_running_trial_that_ray_ends_for_want_of_memory_costs_that_trial_alone
 
     memory = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
     total, available = int(memory["MemTotal:"]), int(memory["MemAvailable:"])
-    threshold = (total - available + 5 * 2**20) / total  # 5 GiB more than now
+    margin = min(available // 2, MOST)
+    if margin < LEAST:
+        pytest.skip(f"needs {2 * LEAST / 2**20:.0f} GiB of free memory")
+    threshold = (total - available + margin) / total
     with gate.meanwhile(act):
         completed = on_ray("space.yaml", cwd=tmp_path, RAY_memory_usage_threshold=str(threshold))
     assert completed.returncode == 1

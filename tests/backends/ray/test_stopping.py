@@ -9,7 +9,17 @@ import pytest
 
 from raysweep.results.checkpoints import load_checkpoint
 from tests.support import PATIENCE
-from tests.support.commands import STOPPING, alone, flags, here, on_shared_ray, result, resume_command, scores, start
+from tests.support.commands import (
+    STOPPING,
+    alone,
+    flags,
+    here,
+    on_shared_ray,
+    patiently,
+    result,
+    resume_command,
+    scores,
+)
 from tests.support.gate import Gate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
@@ -48,7 +58,7 @@ def test_signals_save_at_once_and_resume_gives_the_same_bits(short, tmp_path):
         (resume, ["--local"], signal.SIGTERM, 14),
     ):
         gate.hold(held)
-        interrupt(start(*arguments, *options, cwd=tmp_path), gate, root, number, *options)
+        interrupt(patiently(*arguments, *options, cwd=tmp_path), gate, root, number, *options)
         state = load_checkpoint(root / "seed=0")["state"]
         assert (state["epoch"], state["step"]) == divmod(held + 1, STEPS)
     completed = alone(*resume, cwd=tmp_path)
@@ -61,7 +71,7 @@ def test_signals_save_at_once_and_resume_gives_the_same_bits(short, tmp_path):
 
 def test_a_second_signal_stops_without_waiting(short, tmp_path):
     gate = Gate(tmp_path, step=1)
-    process = start(*short, *gate.arguments, "--local", cwd=tmp_path)
+    process = patiently(*short, *gate.arguments, "--local", cwd=tmp_path)
     gate.wait(process)
     process.send_signal(signal.SIGSTOP)  # both signals arrive before the process checks again
     process.send_signal(signal.SIGINT)
