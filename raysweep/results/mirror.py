@@ -243,8 +243,8 @@ def hold_bucket(folder: Bucket, token: str, dead: str) -> Iterator[None]:
     if dead:
         folder.remove(dead)
     folder.write(token, content)
-    over = threading.Event()
-    beating = threading.Thread(target=beat, args=(folder, token, content, over), daemon=True)
+    over, lost = threading.Event(), set[str]()
+    beating = threading.Thread(target=beat, args=(folder, token, content, lost, over), daemon=True)
     try:
         contenders = folder.files()
         for other, info in contenders.items():
@@ -254,7 +254,8 @@ def hold_bucket(folder: Bucket, token: str, dead: str) -> Iterator[None]:
                     f"{folder.uri}: another process{holder(folder, other)} is running this sweep; if it is no more, "
                     f"try again in {math.ceil(left)} s"
                 )
-        for other in contenders.keys() - {token}:
+        lost |= contenders.keys() - {token}
+        for other in lost:
             folder.remove(other)
         beating.start()
         yield
@@ -275,16 +276,29 @@ def holder(folder: Bucket, name: str) -> str:
         return ""
 
 
-def beat(folder: Bucket, token: str, content: bytes, over: threading.Event) -> None:
-    """Rewrite the lock's object until `over` is set; interrupt this process if another has removed the object."""
+def beat(folder: Bucket, token: str, content: bytes, lost: set[str], over: threading.Event) -> None:
+    """Rewrite the lock's object until `over` is set; interrupt this process if another has removed the object.
+
+    Args:
+        folder: The directory of the contenders' objects.
+        token: The name of this process's object.
+        content: The content of this object.
+        lost: The objects of the processes whose lock this one has taken over. Such a process may have been between a
+            look and a write at that moment, and writes its object again. The object is removed, so that the process
+            notices at its next look.
+        over: Set when the lock ends.
+    """
     while not over.wait(BEAT):
         try:
-            if token not in folder.files():
+            present = folder.files().keys()
+            if token not in present:
                 print(
                     printable(f"{folder.uri}: another process has taken this sweep over; leaving it"), file=sys.stderr
                 )
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             folder.write(token, content)
-        except OSError as fault:  # while the store cannot be read, no other process can take the lock over either
+            for other in lost & present:
+                folder.remove(other)
+        except OSError as fault:  # a later look tells whether another process has taken the lock over
             print(printable(f"warning: {fault.filename}: {fault.strerror}"), file=sys.stderr)

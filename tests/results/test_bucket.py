@@ -31,7 +31,7 @@ from raysweep.results.mirror import CLAIM, Mirror
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
 from tests.support import PATIENCE, ROOT, forked
-from tests.support.cluster import cluster
+from tests.support.cluster import cluster, wait_for
 from tests.support.commands import here
 
 SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
@@ -341,19 +341,28 @@ def test_the_lock_holds_across_machines_and_ends_with_its_holder(s3, uri, tmp_pa
     assert keys(s3, uri) == ["a/sweep.yaml"]
 
 
+def locks(s3, uri):
+    """Return the time of the last change of each lock, by its key without the prefix."""
+    listed = s3.list_objects_v2(Bucket=Bucket(uri).name).get("Contents", [])
+    return {each["Key"]: each["LastModified"] for each in listed if ".lock/" in each["Key"] and each["Size"]}
+
+
 def test_a_dead_lock_of_another_machine_is_taken_over_after_a_while_and_a_live_one_is_not(
     s3, uri, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(mirror_module, "BEAT", 0.5)
-    monkeypatch.setattr(mirror_module, "STALE", 3.0)
+    monkeypatch.setattr(mirror_module, "BEAT", 0.3)
+    monkeypatch.setattr(mirror_module, "STALE", 3600.0)
     store = Store.plan(uri, "a", "a")
     store.create(SWEEP, {})
     assert holding(store.place, "import os; os._exit(9)", RAYSWEEP_CACHE=str(tmp_path / "elsewhere")).wait() == 9
-    with pytest.raises(InputError, match=r"try again in [123] s"), store.lock():
+    with pytest.raises(InputError, match=r"try again in 3\d\d\d s"), store.lock():
         pass
-    time.sleep(3.5)
+    monkeypatch.setattr(mirror_module, "STALE", 0.0)
     with store.lock():
-        time.sleep(3.5)
+        monkeypatch.setattr(mirror_module, "STALE", 3600.0)
+        seen = set()
+        wait_for(lambda: seen.update(locks(s3, uri).items()) or len(seen) == 3)
+        assert len({key for key, _ in seen}) == 1, "the live lock is renewed, and its time is therefore that of a beat"
         monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "elsewhere"))
         with pytest.raises(InputError, match="is running this sweep"), Store(store.place).lock():
             pass
@@ -364,14 +373,32 @@ def test_one_that_lost_its_lock_leaves(s3, uri):
     store = Store.plan(uri, "a", "a")
     store.create(SWEEP, {})
     program = "from raysweep.results import mirror; mirror.BEAT = 0.5\n" + HOLD
-    program += "print(flush=True); import time; time.sleep(60)"
+    program += "print(flush=True); import time; time.sleep(600)"
     slow = forked.start("-c", program, store.place, cwd=ROOT)
     slow.stdout.readline()
-    (lock,) = [key for key in keys(s3, uri) if ".lock" in key]
-    s3.delete_object(Bucket=Bucket(uri).name, Key=f"some prefix/{lock}")
+    (lock,) = locks(s3, uri)
+    while slow.poll() is None:  # it may write its lock again if it has looked for it just before
+        s3.delete_object(Bucket=Bucket(uri).name, Key=lock)
+        time.sleep(0.1)
     _, err = slow.communicate()
     assert "another process has taken this sweep over" in err
     assert "KeyboardInterrupt" in err
+
+
+def test_a_lock_that_was_taken_over_is_removed_again_if_its_process_writes_it_once_more(s3, uri, tmp_path, monkeypatch):
+    """The process was between a look and a write when its lock was removed, for example because its network failed."""
+    monkeypatch.setattr(mirror_module, "BEAT", 0.3)
+    monkeypatch.setattr(mirror_module, "STALE", 0.0)
+    store = Store.plan(uri, "a", "a")
+    store.create(SWEEP, {})
+    assert holding(store.place, "import os; os._exit(9)", RAYSWEEP_CACHE=str(tmp_path / "elsewhere")).wait() == 9
+    (old,) = locks(s3, uri)
+    with store.lock():
+        (own,) = locks(s3, uri)
+        assert own != old
+        s3.put_object(Bucket=Bucket(uri).name, Key=old, Body=b"{}")
+        wait_for(lambda: old not in locks(s3, uri), seconds=60)
+        assert own in locks(s3, uri)
 
 
 EPOCHS = 10
