@@ -9,10 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ import yaml
 
 from benchmarks.chaos import MARK, processes
 from tests.support import PATIENCE, ROOT
+from tests.support.cluster import TRIES, wait_for
+from tests.support.gate import Gate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -39,14 +41,15 @@ class Cluster:
         for name in ("run_sweep.py", ".gitignore"):
             shutil.copy(ROOT / name, self.checkout)
         # The version distinguishes the sent package from the installed one.
-        (self.checkout / "raysweep" / "__init__.py").write_text('__version__ = "0.1.0+sent"\n')
-        with ExitStack() as held:  # find free ports
-            taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
-            self.ports = [server.getsockname()[1] for server in taken]
+        package = self.checkout / "raysweep" / "__init__.py"
+        package.write_text(re.sub('__version__ = ".*"', '__version__ = "0.1.0+sent"', package.read_text()))
+        self.ports = []
         self.mark = folder.name
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
             "RAY_worker_niceness": "0",  # see tests/conftest.py
+            # Ray else removes the checkout of a job after ten minutes, and a later job could not have it.
+            "RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": "36000",
             MARK: self.mark,
             "HOME": str(folder),
             "RAY_AUTH_MODE": "token",
@@ -75,13 +78,28 @@ class Cluster:
             return json.loads(answer.read())
 
     def up(self):
-        port, dashboard, agent, client = map(str, self.ports)
-        command = f"start --head --port={port} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
-        command += f" --ray-client-server-port={client} --num-cpus=2 --include-dashboard=true --disable-usage-stats"
-        # The directory's path must be short, because it holds sockets.
-        process = self.ray(*command.split(), f"--temp-dir=/tmp/raysweep-jobs-{os.getpid()}")
-        shown, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, shown
+        """Start the head node. It is started again at other ports if another process has taken one in the meantime."""
+        for _ in range(TRIES):
+            with ExitStack() as held:  # find free ports
+                taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+                self.ports = [server.getsockname()[1] for server in taken]
+            port, dashboard, agent, client = map(str, self.ports)
+            command = f"start --head --port={port} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
+            command += f" --ray-client-server-port={client} --num-cpus=2 --include-dashboard=true --disable-usage-stats"
+            # The directory's path must be short, because it holds sockets.
+            process = self.ray(*command.split(), f"--temp-dir=/tmp/raysweep-jobs-{os.getpid()}")
+            shown, _ = process.communicate(timeout=PATIENCE)
+            if process.returncode == 0:
+                return
+            self.kill()
+        raise AssertionError(f"no head node after {TRIES} tries: {shown}")
+
+    def kill(self):
+        """Kill the cluster's processes."""
+        for pid in processes(self.mark):
+            if pid != os.getpid():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def submit(self, name, *arguments):
         """Start `ray job submit` for a sweep; it follows the sweep's logs."""
@@ -95,6 +113,22 @@ class Cluster:
         return self.jobs[name].returncode, shown
 
 
+@dataclass
+class Job:
+    """A job of a cluster, with those methods of a process that tell whether it runs and what it printed."""
+
+    cluster: Cluster
+    name: str
+
+    def poll(self):
+        """Return how the job ended, or None while it waits or runs."""
+        status = self.cluster.ask(self.name)["status"]
+        return None if status in ("PENDING", "RUNNING") else status
+
+    def communicate(self):
+        return self.cluster.ask(f"{self.name}/logs")["logs"]
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, few):
     folder = tmp_path_factory.mktemp("jobs")
@@ -106,9 +140,7 @@ def cluster(tmp_path_factory, few):
         cluster.submit("refused", "space.yaml", "--set", "usl_lrr=1")
         yield cluster
     finally:
-        for pid in processes(cluster.mark):
-            if pid != os.getpid():
-                os.kill(pid, signal.SIGKILL)
+        cluster.kill()
         for job in cluster.jobs.values():
             job.communicate()
         shutil.rmtree(f"/tmp/raysweep-jobs-{os.getpid()}", ignore_errors=True)
@@ -132,28 +164,23 @@ def test_a_wrong_setting_fails_its_job_with_status_2(cluster):
     assert not (cluster.results / "refused").exists()
 
 
-def test_a_job_that_is_stopped_leaves_checkpoints(cluster):
+def test_a_job_that_is_stopped_leaves_checkpoints(cluster, tmp_path):
     """This job gets the checkout that `ray job submit` has sent for another one."""
     cluster.ended("good")
+    gate, root = Gate(tmp_path, step=5), cluster.results / "long"
     program = [sys.executable, "run_sweep.py", "space.yaml", "--set", "usl_epochs=100000", "--name", "long"]
     sent = cluster.ask("good")["runtime_env"]
-    job = {"entrypoint": shlex.join([*program, "--output", str(cluster.results)]), "runtime_env": sent}
-    cluster.ask("", {**job, "submission_id": "long"})
-    trial = cluster.results / "long" / "seed=0"
-    wait_until(lambda: (trial / "attempt.json").exists())
+    command = shlex.join([*program, "--output", str(cluster.results), *gate.arguments])
+    cluster.ask("", {"entrypoint": command, "runtime_env": sent, "submission_id": "long"})
+    job = Job(cluster, "long")
+    gate.wait(job)
     assert cluster.ask("long/stop", {}) == {"stopped": True}
-    wait_until(lambda: cluster.ask("long")["status"] == "STOPPED")
-    shown = cluster.ask("long/logs")["logs"]
-    assert re.search(rf"resume with: \S*python\S* \S*run_sweep.py --resume {cluster.results}/long", shown), shown
-    assert json.loads(next(trial.glob("checkpoints/*.json")).read_text())
-
-
-def wait_until(condition):
-    """Wait until the condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    gate.open_when_told(root, job)
+    wait_for(lambda: job.poll() is not None)
+    shown = job.communicate()
+    assert job.poll() == "STOPPED", shown
+    assert re.search(rf"resume with: \S*python\S* \S*run_sweep.py --resume {root}", shown), shown
+    assert json.loads(next(root.glob("seed=0/checkpoints/*.json")).read_text())
 
 
 def test_who_has_no_token_cannot_submit(cluster):
