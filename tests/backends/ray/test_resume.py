@@ -3,8 +3,6 @@
 import csv
 import itertools
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raysweep.results.store import Store
-from tests.support import PATIENCE
+from tests.support import forked
 from tests.support.commands import alone, flags, result, scores
 from tests.support.gate import Gate
 
@@ -203,11 +201,30 @@ def test_other_data_is_refused_though_no_trial_has_finished(tmp_path):
     assert completed.returncode == 0, completed.stderr
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from raysweep.results.attempts import hold_directory
+
+print("ready", flush=True)
+sys.stdin.readline()
+with hold_directory(Path(sys.argv[1])):
+    print(time.monotonic(), flush=True)
+    time.sleep(0.3)
+    print(time.monotonic())
+"""
+"""A program that holds a directory once it is told to, and shows from when to when."""
+
+
 def test_a_trial_that_another_process_still_runs_is_waited_for(tmp_path):
-    hold = "import pathlib, sys, time; from raysweep.results.attempts import hold_directory\n"
-    hold += f"with hold_directory(pathlib.Path({str(tmp_path)!r})): "
-    hold += "print(time.monotonic(), flush=True); time.sleep(1); print(time.monotonic())"
-    several = [subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    spans = sorted([float(line) for line in process.communicate(timeout=PATIENCE)[0].split()] for process in several)
+    pipe = forked.subprocess.PIPE
+    several = [forked.start("-c", HOLD, tmp_path, cwd=tmp_path, stdin=pipe) for _ in range(3)]
+    for process in several:
+        assert process.stdout.readline() == "ready\n"
+    for process in several:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    spans = sorted([float(line) for line in process.communicate()[0].split()] for process in several)
+    assert [len(span) for span in spans] == [2] * 3
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert not list(tmp_path.iterdir())
