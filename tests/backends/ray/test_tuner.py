@@ -101,6 +101,8 @@ def private_memory():
 
 def set_up_a_trial(config, datasets, folder):
     """A trainable that prepares a trial up to the start of training, and writes down the memory this cost."""
+    import os
+
     from ray import tune
 
     from raysweep.data.selection import select_data
@@ -117,10 +119,11 @@ def set_up_a_trial(config, datasets, folder):
     )  # every page is read
     grown = private_memory() - before
     place = place_in_memory(work.images.data_ptr())
-    (directory / "memory.json").write_text(json.dumps([grown, place]))
+    (directory / "memory.json").write_text(json.dumps([grown, place, os.getpid()]))
     end = time.monotonic() + PATIENCE
-    while len(list(Path(folder).glob("*/memory.json"))) < 2 and time.monotonic() < end:
-        time.sleep(0.05)  # the two trials then run in two workers
+    while len(list(Path(folder).glob("*/memory.json"))) < 2:
+        assert time.monotonic() < end, "the two trials do not run at once"
+        time.sleep(0.05)
     tune.report({"share": 1.0})
 
 
@@ -134,7 +137,8 @@ def test_workers_map_one_copy_of_the_dataset(started, tmp_path):
     trainable = tuner.shared(set_up_a_trial, parameters, sweep)
     make_tuner(trainable, sweep, sweep.trials, tmp_path / "results").fit()
     notes = [json.loads((tmp_path / trial.name / "memory.json").read_text()) for trial in sweep.trials]
-    grown, places = zip(*notes)
+    grown, places, pids = zip(*notes)
+    assert len(set(pids)) == 2, "two workers"
     # Measured: 88 MiB for any dataset size (model, optimiser, PyTorch's start). A copy of the dataset would add `size`.
     assert max(grown) < 0.6 * size, grown
     assert places[0] == places[1] is not None, places  # both trials map the same place in one file, the object store's
