@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import subprocess
+import time
 from collections import Counter
 
 import boto3
@@ -14,7 +15,7 @@ from tests.support.cluster import RAY, descendants, lose, wait_for
 from tests.support.commands import alone, flags, result
 from tests.support.copies import place_in_memory
 from tests.support.gate import Gate
-from tests.support.nodes import BRIEF, LOST, ended, start, steps
+from tests.support.nodes import BRIEF, LOST, actors, ended, start, steps
 from tests.support.racing import race_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -54,9 +55,8 @@ def met(evaluation):
     )
     begun = NOTES / f"begun-{{evaluation.settings.seed}}"
     begun.write_text("")
-    while len(list(NOTES.glob("begun-?"))) < 4:
+    while not (NOTES / "open").exists():
         time.sleep(0.05)
-    time.sleep(1)  # a trial too many would begin now
     note["running"] = len(list(NOTES.glob("begun-?"))) - len(list(NOTES.glob("*.json")))
     begun.with_suffix(".json").write_text(json.dumps(note))
     yield "met/trials", float(note["running"])
@@ -83,6 +83,11 @@ def halves(ray, own_disk, server, folder, tmp_path_factory):
     sweep = [*flags(settings), "--plugin", str(file), "--output", "s3://results/runs"]
     sweep += ["--set", f"seed={list(range(5))}", "--set", "resources.gpu=0.5"]
     process = start(ray, *sweep, cwd=directory, DRIVER="1", RAYSWEEP_CACHE=str(directory / "driver"))
+    wait_for(lambda: actors("ImplicitFunc"), process)
+    first = time.monotonic()
+    wait_for(lambda: len(list(notes.glob("begun-?"))) >= 4, process)
+    time.sleep(time.monotonic() - first)  # a trial too many would begin now, because it needs as long as the others
+    (notes / "open").touch()
     status, out, err = ended(process, directory)
     assert status == 0, err
     by_seed = {int(path.stem.split("-")[1]): json.loads(path.read_text()) for path in notes.glob("*.json")}

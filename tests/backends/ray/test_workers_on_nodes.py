@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.cluster import descendants, wait_for
+from tests.support.cluster import wait_for
 from tests.support.commands import alone, flags, result, scores
 from tests.support.gate import Gate
-from tests.support.nodes import BRIEF, LOST, ended, start, steps
+from tests.support.nodes import BRIEF, LOST, actors, ended, start, steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 CONTROLLER = "Ray Train's controller died (killed, out of memory, or its node was lost)"
@@ -26,11 +26,6 @@ METHOD += ["--usl_epochs", "3", "--probe_every", "1", *flags(BRIEF)]
 # The second trial hardly learns, so its loss is larger and it is stopped after one epoch.
 STOPPED = ["scheduler=asha", "metric=pretrain/loss", "mode=min", "grace_epochs=1", "reduction_factor=2"]
 TUNE = [*STOPPED, "max_concurrent=1", "checkpoint_seconds=0", "max_failures=3"]
-
-
-def actors(name):
-    """Return the processes of an actor class on all nodes. The kernel keeps 15 characters of a process name."""
-    return {pid for pid, comm in descendants(os.getpid()).items() if comm == f"ray::{name}"[:15]}
 
 
 def kill(pids):
@@ -52,7 +47,7 @@ def test_a_trial_on_two_nodes_survives_its_processes_and_another_is_stopped(ray,
     root = tmp_path / "runs" / "x"
     survivor, stopped = root / "usl_lr=0.0001,seed=0", root / "usl_lr=1e-08,seed=0"
     before = wait_for(lambda: actors("TrainController"), process)
-    kill(wait_for(lambda: actors("ImplicitFunc"), process))  # Tune's name for a trial that is a function
+    kill(wait_for(lambda: actors("ImplicitFunc"), process))
     controllers = wait_for(lambda: actors("TrainController") - before, process)
     first = set(gate.wait(process, trials=2))
     kill(controllers)
