@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import PATIENCE
-from tests.support.commands import alone, flags, on_shared_ray, result, resume_command, scores, start
-from tests.support.gate import Gate
+from tests.support.commands import alone, flags, on_shared_ray, patiently, result, resume_command, scores
+from tests.support.gate import Gate, lives
 
+SOURCE = "raysweep-test-"  # the begin of the source of each mounted file system; the id of the test process follows
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 
@@ -30,7 +31,10 @@ def steps(brief):
 
 @contextmanager
 def mounted(folder, *options):
-    """Mount a separate file system at `folder`."""
+    """Mount a separate file system at `folder`. Those of test processes that were killed are unmounted first."""
+    for source, place in (line.split()[:2] for line in Path("/proc/mounts").read_text().splitlines()):
+        if source.startswith(SOURCE) and not lives(int(source.removeprefix(SOURCE))):
+            subprocess.run(["umount", "--lazy", place], check=False)
     folder.mkdir(exist_ok=True)
     mount = ["mount", *options, str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
@@ -43,7 +47,7 @@ def mounted(folder, *options):
 
 def small(folder, megabytes):
     """Mount a small file system at `folder`."""
-    return mounted(folder, "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs")
+    return mounted(folder, "-t", "tmpfs", "-o", f"size={megabytes}m", f"{SOURCE}{os.getpid()}")
 
 
 def fill(folder):
@@ -68,6 +72,7 @@ def test_too_little_memory_and_too_small_a_disk_fail_their_trials_only(tmp_path,
         completed = on_shared_ray(
             *brief,
             *("--usl_epochs", "1", "--usl_type", "simclr", "--output", "disk", "--name", "x"),
+            *("--set", "tune.max_concurrent=1"),  # one worker serves all trials
             *("--set", "embedding_dim=[64, 20000, 1000000000000]", "--set", "tune.checkpoint_seconds=0"),
             cwd=tmp_path,
         )
@@ -134,7 +139,7 @@ def test_a_sweep_that_finishes_although_the_directory_of_ray_is_full_ends_as_usu
     with small(ray_directory, 300):
         # Tune writes its state every ten seconds, which would end the sweep, and at the end.
         options = {"RAY_TMPDIR": str(ray_directory), "TUNE_GLOBAL_CHECKPOINT_S": "3600"}
-        process = start(*steps, *gate.arguments, cwd=tmp_path, **options)
+        process = patiently(*steps, *gate.arguments, cwd=tmp_path, **options)
         gate.wait(process)
         fill(ray_directory)
         gate.open()
@@ -149,7 +154,8 @@ def test_a_full_directory_of_ray_breaks_the_sweep_off_and_it_is_finished_later(u
     ray_directory = Path(tempfile.mkdtemp(prefix="full-", dir="/tmp"))  # Ray needs a short path
     gate = Gate(tmp_path, step=6)
     with small(ray_directory, 300):
-        process = start(*steps, *gate.arguments, cwd=tmp_path, RAY_TMPDIR=str(ray_directory))
+        options = {"RAY_TMPDIR": str(ray_directory), "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+        process = patiently(*steps, *gate.arguments, cwd=tmp_path, **options)
         gate.wait(process)
         fill(ray_directory)  # the trial is held until Tune writes there next, which ends the sweep
         _, err = process.communicate(timeout=PATIENCE)
