@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 
 from benchmarks.chaos import MARK, processes
 from tests.support import PATIENCE, ROOT, forked
-from tests.support.cluster import USERS_OWN
+from tests.support.cluster import USERS_OWN, wait_for
 from tests.support.gate import Gate
 
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR'); print('joined', len(ray.nodes()))"
@@ -123,23 +123,11 @@ def test_the_same_user_is_admitted_by_a_token_that_only_they_can_read(sweep):
 
 @pytest.mark.slow
 def test_no_dashboard_serves_who_has_no_token(sweep):
-    listening = {}
-    for table in ("tcp", "tcp6"):
-        rows = [line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:]]
-        listening |= {row[9]: int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
-    held = set()
-    for pid, title in sweep.processes().items():
-        for opened in descriptors(pid):
-            inode = re.fullmatch(r"socket:\[(\d+)\]", opened)
-            if inode and inode[1] in listening:
-                held.add((" ".join(title.split()[:2]), listening[inode[1]]))  # the program without its options
-    assert any("/raylet/raylet" in program for program, _ in held), "the raylet's ports are among those found"
-    # Without ray[default], no dashboard process listens. With it, the processes listen but show only counters.
-    listeners = [(program, port) for program, port in held if "dashboard" in program.lower()]
-    if not listeners:
-        assert find_spec("aiohttp") is None, "ray[default] is installed, so its processes must be among those found"
+    wait_for(lambda: ports(sweep, "/raylet/raylet"), sweep.driver)
+    if find_spec("aiohttp") is None:
         pytest.skip("ray[default] is not installed, so no dashboard process listens")
-    for program, port in listeners:
+    # With ray[default], dashboard processes listen, some seconds after the raylet. They show only counters.
+    for program, port in wait_for(lambda: ports(sweep, "dashboard"), sweep.driver):
         for path in ("", "api/version", "api/jobs/", "nodes?view=summary"):
             shown = get(f"http://127.0.0.1:{port}/{path}")
             assert shown is None or shown.startswith(b"# HELP "), (program, path, shown)
@@ -165,6 +153,22 @@ def test_no_log_and_no_result_has_the_credentials_of_the_environment(sweep, buck
     written = {"stdout": stdout.encode(), "stderr": stderr.encode(), **objects}
     written |= {str(path): path.read_bytes() for path in files}
     assert [name for name, content in written.items() if SECRET.encode() in content or SECRET in name] == []
+
+
+def ports(sweep, words):
+    """Return the sweep's programs that have these words and listen, each with a port."""
+    listening = {}
+    for table in ("tcp", "tcp6"):
+        rows = [line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:]]
+        listening |= {row[9]: int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
+    held = set()
+    for pid, title in sweep.processes().items():
+        program = " ".join(title.split()[:2])  # without its options
+        for opened in descriptors(pid) if words in program.lower() else ():
+            inode = re.fullmatch(r"socket:\[(\d+)\]", opened)
+            if inode and inode[1] in listening:
+                held.add((program, listening[inode[1]]))
+    return held
 
 
 def descriptors(pid):
