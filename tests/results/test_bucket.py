@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import raysweep
 from raysweep import space
+from raysweep.backends.stopping import LOOK_SECONDS_BUCKET
 from raysweep.errors import InputError
 from raysweep.results import bucket
 from raysweep.results import mirror as mirror_module
@@ -30,9 +30,10 @@ from raysweep.results.encoders import load_encoder
 from raysweep.results.mirror import CLAIM, Mirror
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
-from tests.support import PATIENCE, ROOT, forked
+from tests.support import ROOT, forked
 from tests.support.cluster import cluster, wait_for
-from tests.support.commands import here
+from tests.support.commands import flags, here, patiently, resume_command
+from tests.support.gate import Gate
 
 SWEEP = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
 TRIAL = "alpha=1e-05,seed=0,dataset=folder%3Aü"
@@ -190,6 +191,9 @@ def test_a_store_that_comes_back_in_time_costs_nothing_and_one_that_does_not_is_
     checkpoint(mirror.local, 2)
     server.stop()
     again = ThreadedMotoServer(host, port, verbose=False)
+    keeper = socket.socket()  # keeps the port from other processes, but does not listen, so connections are refused
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind((host, port))
     try:
         monkeypatch.setattr(bucket, "PATIENCE", 2.0)
         with pytest.raises(OSError, match="onnect to server") as fault:
@@ -203,6 +207,7 @@ def test_a_store_that_comes_back_in_time_costs_nothing_and_one_that_does_not_is_
         again.stop()
         server.__init__(host, port, verbose=False)
         server.start()
+        keeper.close()
     assert "checkpoints/00000002.json" in Bucket(uri).files()
 
 
@@ -403,41 +408,24 @@ def test_a_lock_that_was_taken_over_is_removed_again_if_its_process_writes_it_on
 
 EPOCHS = 10
 LONG = ["--usl_type", "simclr", "--usl_epochs", str(EPOCHS), "--le_epochs", "3", "--probe_every", "0"]
-LONG += ["--images_every", str(EPOCHS), "--set", "tune.checkpoint_seconds=1", "--name", "long"]
+LONG += ["--images_every", str(EPOCHS), "--set", "tune.checkpoint_seconds=0", "--name", "long"]
+SELDOM = ["--set", "tune.checkpoint_seconds=60"]  # a checkpoint after each step would only take time
 TWO_SEEDS = ["--set", "seed=[0, 1]"]
-WAITING = """
-import time
-from pathlib import Path
-import raysweep
-
-@raysweep.policy
-def waiting(images, strength, generator, part):
-    if Path({slow!r}).exists():
-        time.sleep(0.2)
-    return raysweep.to_float(images)
-"""
-"""A plugin with which a trial takes 8 s or more, without much computation, as long as a file exists."""
 OWN = {"wall_s", "attempts", "pretrain/images_per_s", "data_dir"}  # differ from run to run
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory):
-    """The file that makes trials take long as long as it exists."""
-    return tmp_path_factory.mktemp("slow") / "slow"
+def gate(tmp_path_factory):
+    """A gate that holds trials in their fourth epoch while a test lets it; it is open at first."""
+    gate = Gate(tmp_path_factory.mktemp("gate"), step=14)
+    gate.open()
+    return gate
 
 
 @pytest.fixture(scope="module")
-def long(few, slow):
+def long(few, gate):
     """The arguments of a sweep that can be interrupted."""
-    plugin = slow.with_name("waiting.py")
-    plugin.write_text(WAITING.format(slow=str(slow)))
-    data = [word for name, value in few.items() for word in (f"--{name}", str(value))]
-    return [*LONG, *data, "--plugin", str(plugin), "--policy", "simclr+waiting"]
-
-
-def command(*arguments, cwd, **environment):
-    """Start the real command and return the running process."""
-    return forked.start("-m", "raysweep", *arguments, cwd=cwd, **environment)
+    return [*LONG, *flags(few), *gate.arguments]
 
 
 def completed(*arguments, cwd, **environment):
@@ -446,13 +434,9 @@ def completed(*arguments, cwd, **environment):
     return process.returncode, process.stdout, process.stderr
 
 
-def wait_for_checkpoint(place, process):
-    """Wait until the bucket holds a trial's checkpoint; fail if the process ends first."""
-    end = time.monotonic() + PATIENCE
-    while not any("/checkpoints/" in name and name.endswith(".json") for name in Bucket(place).files()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.2)
+def is_saved(place):
+    """Return whether the bucket holds a checkpoint of a trial."""
+    return any("/checkpoints/" in name and name.endswith(".json") for name in Bucket(place).files())
 
 
 def rows(text):
@@ -489,16 +473,17 @@ def undisturbed(long, tmp_path_factory):
     return folder / "runs" / "long"
 
 
-def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, long, slow, undisturbed, tmp_path):
+def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, long, gate, undisturbed, tmp_path):
     place = f"{uri}/long"
-    slow.touch()
-    process = command("sweep", *long, *TWO_SEEDS, "--local", "--output", uri, cwd=tmp_path)
-    wait_for_checkpoint(place, process)
+    gate.hold(14)
+    process = forked.start("-m", "raysweep", "sweep", *long, *TWO_SEEDS, "--local", "--output", uri, cwd=tmp_path)
+    gate.wait(process)
+    gate.until(lambda: is_saved(place), process)
     process.kill()
     process.communicate()
-    slow.unlink()
+    gate.open()
 
-    resume = ["sweep", "--resume", place, "--local"]
+    resume = ["sweep", "--resume", place, "--local", *SELDOM]
     status, _, err = completed(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
     assert status == 2
     assert "if it is no more, try again in " in err
@@ -544,24 +529,23 @@ def node(s3, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, long, slow, undisturbed, tmp_path):
+def test_on_ray_the_bucket_is_all_that_driver_and_workers_share(node, uri, long, gate, undisturbed, tmp_path):
     place = f"{uri}/long"
     nowhere = f"{uri}-none/x".replace("b-", "c-")
     status, _, err = completed("sweep", *long, "--address", node, "--output", nowhere, cwd=tmp_path)
     assert status == 2
     assert "there is no bucket" in err
-    slow.touch()
-    process = command("sweep", *long, "--address", node, "--output", uri, cwd=tmp_path)
-    wait_for_checkpoint(place, process)
+    gate.hold(14)
+    process = patiently(*long, "--address", node, "--output", uri, cwd=tmp_path)
+    gate.wait(process)
+    gate.until(lambda: is_saved(place), process)
     process.send_signal(signal.SIGINT)
+    gate.open_when_told(Store(place).root, process, LOOK_SECONDS_BUCKET)
     _, err = process.communicate()
-    slow.unlink()
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == (
-        f"interrupted; resume with: {sys.executable} -m raysweep sweep --resume '{place}' --address {node}"
-    )
-    resume = ["sweep", "--resume", place, "--address", node]
-    process = command(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == f"interrupted; resume with: {resume_command(place, '--address', node)}"
+    resume = ["--resume", place, "--address", node, *SELDOM]
+    process = patiently(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
     _, err = process.communicate()
     assert process.returncode == 0, err
     check_equal(place, undisturbed, tmp_path, ["seed=0"])

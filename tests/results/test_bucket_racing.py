@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 @pytest.fixture(scope="module")
 def undisturbed(few, tmp_path_factory):
     """The results directory of the race on a local disk, which ran to its end."""
-    return api.run(race_of(few), output=str(tmp_path_factory.mktemp("race")), where=LOCAL).store.root
+    return api.run(race_of(few, most=4), output=str(tmp_path_factory.mktemp("race")), where=LOCAL).store.root
 
 
 def use_another_machine(monkeypatch, tmp_path):
@@ -30,7 +30,7 @@ def use_another_machine(monkeypatch, tmp_path):
 def test_another_machine_resumes_a_race_with_the_same_decisions(uri, few, undisturbed, tmp_path, monkeypatch):
     place = f"{uri}/race"
     with pytest.raises(SweepInterrupted):
-        api.run(race_of(few), output=uri, where=LOCAL, progress=Interrupting("trial"))
+        api.run(race_of(few, most=4), output=uri, where=LOCAL, progress=Interrupting("trial"))
     recorded = json.loads(Bucket(place).read("race.json"))
     assert len(recorded["rounds"]) == 1, "the round is in the bucket before its trials run"
     assert recorded["end"] == ""
@@ -47,7 +47,7 @@ def test_another_machine_resumes_a_race_with_the_same_decisions(uri, few, undist
 def test_a_copy_that_is_older_than_the_bucket_decides_nothing(uri, few, undisturbed, tmp_path, monkeypatch):
     place = f"{uri}/race"
     with pytest.raises(SweepInterrupted):
-        api.run(race_of(few), output=uri, where=LOCAL, progress=Interrupting("round"))
+        api.run(race_of(few, most=4), output=uri, where=LOCAL, progress=Interrupting("round"))
     first = Store(place).root
     stale = (first / "race.json").read_bytes()
     with monkeypatch.context() as patch:

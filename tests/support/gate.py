@@ -54,13 +54,13 @@ class Gate:
             time.sleep(0.05)
         return value
 
-    def open_when_told(self, root, process=None):
+    def open_when_told(self, root, process=None, seconds=LOOK_SECONDS):
         """Wait until the trials of the sweep at `root` are told to stop, and open the gate so that they look at once.
 
-        A trial looks after a step if it has not looked for `LOOK_SECONDS`.
+        A trial looks after a step if it has not looked for these seconds.
         """
         self.until(lambda: [flag for flag in root.glob(".leave-*") if flag.read_text() == "leave"], process)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(seconds)
         self.open()
 
     def kill(self):
