@@ -10,7 +10,8 @@ from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
 from raysweep.report.heatmaps import MOST_ROWS, headed, kind_of_metric, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, dot_style, legend_columns, seeds_and_bars
-from raysweep.report.points import LEAST_SEEDS, Estimate, Point, percent, rank_points, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, percent, shown_scores
+from raysweep.report.ranking import rank_points
 from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Group
 from raysweep.space import RANDOM

@@ -11,10 +11,13 @@ from pathlib import Path
 
 from raysweep.config import METRICS, metrics_by_name
 from raysweep.errors import printable
+from raysweep.report.cautions import cautions
 from raysweep.report.choosing import differing_objective
-from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, rank_points, shown_scores
+from raysweep.report.conclusions import conclusions
+from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
-from raysweep.report.sentences import cautions, conclusions, named, shortened
+from raysweep.report.ranking import rank_points
+from raysweep.report.sentences import named, shortened
 from raysweep.report.unlabelled import CAUTION, agreement_sentences, choice_sentences
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result

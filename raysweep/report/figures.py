@@ -25,7 +25,8 @@ from raysweep.report.marks import (
     seeds_and_bars,
     wrapped_lines,
 )
-from raysweep.report.points import LEAST_SEEDS, Point, divisor_of, mean_of, rank_points, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Point, divisor_of, mean_of, shown_scores
+from raysweep.report.ranking import rank_points
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:

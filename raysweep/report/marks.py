@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from raysweep.report.colours import COLOURS as COLOURS
 from raysweep.report.drawing import label_powers_of_ten, wrapped
 from raysweep.report.heatmaps import axis_label, kind_of_metric, seeds
-from raysweep.report.points import LEAST_SEEDS, Point, estimate, percent, rank_points
+from raysweep.report.points import LEAST_SEEDS, Point, estimate, percent
+from raysweep.report.ranking import rank_points
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, fingerprint, has_effect
 from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
-from raysweep.report.statistics import FEWEST_SEEDS, fit_blocks
+from raysweep.report.statistics import FEWEST_SEEDS
 from raysweep.results.result import Result, complete_protocol, protocol_difference
 from raysweep.space import RANDOM, Sweep, Trial, complete_rounds, make_control, short_names
 
@@ -279,42 +278,6 @@ def unknown_encoder(trial: Trial) -> str:
     """Return the digest of the encoder that a trial evaluates, if the settings do not say how it was trained."""
     is_unknown = trial.source is not None and not trial.baseline and not trial.settings.pretrain_epochs
     return trial.source.digest if trial.source is not None and is_unknown else ""
-
-
-def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
-    """Return the points that compete, best first, in a list for each protocol.
-
-    A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
-    bad ones. Points are ranked by their mean over the seeds that all of them have, or over all their seeds if there is
-    no such seed. In a race of seeds they are ranked by their means in the block model, which uses all seeds and adjusts
-    for seeds that a point lacks. Scores of different protocols are not comparable, so a sweep that varies the
-    evaluation has several best points. Without a metric no point competes.
-
-    Args:
-        points: points and controls; controls never compete.
-        metric: the metric that ranks the points; None without one.
-        mode: "max" or "min", whichever is better in the metric.
-    """
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        if metric and not point.baseline and not point.missing and point.values(metric):
-            groups.setdefault(point.protocol, []).append(point)
-    return [ranked(group, str(metric), mode) for group in groups.values()]
-
-
-def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
-    """Return the points of one protocol, best first."""
-    scores = {point.title: point.scores(metric) for point in group}
-    if divisor_of(group) > 1:
-        effects = fit_blocks(matrix([point.scores(metric) for point in group])).effects
-        order = np.argsort(-effects if mode == "max" else effects, kind="stable")
-        return [group[index] for index in order]
-    shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
-    means = {
-        title: fmean(value for seed, value in by_seed.items() if seed in shared or not shared)
-        for title, by_seed in scores.items()
-    }
-    return sorted(group, key=lambda point: means[point.title], reverse=mode == "max")
 
 
 def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:

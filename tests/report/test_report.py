@@ -21,7 +21,8 @@ from raysweep.report.comparison import draw_comparison
 from raysweep.report.heatmaps import draw_heatmap, heatmap_settings
 from raysweep.report.layers import draw_layers
 from raysweep.report.marks import scale_axis
-from raysweep.report.points import COLUMNS, SCORES, Estimate, estimate, gather, mean_of, rank_points
+from raysweep.report.points import COLUMNS, SCORES, Estimate, estimate, gather, mean_of
+from raysweep.report.ranking import rank_points
 from raysweep.report.sentences import verdict
 from raysweep.report.statistics import compare_with_control
 from raysweep.results.attempts import begin_attempt

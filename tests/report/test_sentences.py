@@ -6,8 +6,9 @@ import math
 import pytest
 
 from raysweep.report.building import build_tables
+from raysweep.report.cautions import cautions
 from raysweep.report.seeds import seeds_needed
-from raysweep.report.sentences import cautions, named
+from raysweep.report.sentences import named
 from tests.report.test_report import COLUMNS, fill_with
 
 SEEDS = [0, 1, 2, 3]
