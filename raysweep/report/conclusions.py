@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raysweep import parts
-from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of, mean_of
+from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of
 from raysweep.report.seeds import seeds_to_show
 from raysweep.report.sentences import (
     NAMES,
     all_equal,
-    best_sentence,
+    alone_words,
     compared,
-    equal_sentence,
     few_seeds,
     is_above,
     listed,
@@ -22,7 +21,10 @@ from raysweep.report.sentences import (
     numbers,
     numbers_alone,
     others_sentence,
-    tie_sentence,
+    shortened,
+    subject_of,
+    tie_words,
+    value_words,
 )
 from raysweep.report.verdicts import Family, Group, same_experiment
 
@@ -30,7 +32,7 @@ MOST_SEEDS = 50
 """More seeds than this are not recommended."""
 
 
-def conclusions(group: Group, metric: str, scores: Sequence[str], is_evaluation: bool = False) -> list[str]:
+def conclusions(group: Group, scores: Sequence[str], is_evaluation: bool = False) -> list[str]:
     """Return the conclusions about the points of one evaluation protocol.
 
     The sentences say, in this order: which point is best and whether it beats the random encoder, from which points it
@@ -39,7 +41,6 @@ def conclusions(group: Group, metric: str, scores: Sequence[str], is_evaluation:
 
     Args:
         group: the points, of which at least one competes.
-        metric: the metric that ranks the points; it does not use the test images.
         scores: the scores to speak about; only the first one gets all sentences. The sentences about settings cover
             all test scores.
         is_evaluation: whether the points are evaluations of trained encoders, whose seeds are fixed.
@@ -47,41 +48,74 @@ def conclusions(group: Group, metric: str, scores: Sequence[str], is_evaluation:
     families = [group.families[score] for score in scores if score in group.families]
     if not families:
         return []
-    main, best = families[0], group.ranked[0]
-    others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
-    if len(best.by_seed) < LEAST_SEEDS:
-        return few_seeds_sentences(group, metric, main, is_evaluation)
-    if others and all_equal([best, *others], (metric, main.score)):
-        lines = [f"No point is best: {equal_sentence(len(others) + 1, (metric, main.score))}"]
-        difference = main.from_control(best)
-        if difference is not None:
-            lines.append(f"Each of them minus the random encoder in {main.score}: {numbers(difference)}.")
+    main, first = families[0], group.ranked[0]
+    if len(first.by_seed) < LEAST_SEEDS:
+        return few_seeds_sentences(group, main, is_evaluation)
+    if group.best:
+        lines = [f"{best_words(group)}{random_sentence(group, families)}"]
+        lines += [others_sentence(group, main, subject_of(group))] if group.rivals else []
+        lines += control_sentences(first, main)
     else:
-        lines = [f"{best_sentence(group, metric, alone=not others)}{random_sentence(group, families)}"]
-        lines += [tie_sentence(best, others, metric)] if others else []
-        lines += [others_sentence(best, others, main)] if others else []
-        lines += control_sentences(best, main)
+        lines = no_best_sentences(group, main)
     tests = [family for family in group.families.values() if family.score in SCORES]
     lines += [shape_sentence(name, tests, others_vary(name, group.points)) for name in main.shapes]
     return [line for line in [*lines, *next_steps(group, main)] if line]
 
 
-def few_seeds_sentences(group: Group, metric: str, family: Family, is_evaluation: bool) -> list[str]:
+def best_words(group: Group) -> str:
+    """Say which point is best; the sentence has no full stop yet."""
+    if not group.rivals:
+        return alone_words(group)
+    names = titles_of(group.best)
+    return f"{shortened(names)} {'is' if len(names) == 1 else 'are'} best by {group.metric} ({value_words(group)})"
+
+
+def few_seeds_sentences(group: Group, family: Family, is_evaluation: bool) -> list[str]:
     """Return the conclusions from one or two seeds: means and differences without any verdict."""
-    best = group.ranked[0]
-    count = len(best.by_seed)
-    lines = [
-        f"{few_seeds(count)} which differences are real. {best.title} has the best {metric} "
-        f"({mean_of(best, metric):.4f}, {'one seed' if count == 1 else 'mean of two seeds'})."
-    ]
+    first = group.ranked[0]
+    if not group.best:
+        return [*no_best_sentences(group, family), more_seeds(is_evaluation)]
+    if group.rivals:
+        names = titles_of(group.best)
+        have = "has" if len(names) == 1 else "have"
+        lines = [f"{shortened(names)} {have} the best {group.metric} ({value_words(group)})."]
+    else:
+        lines = [f"{alone_words(group)}."]
     differences = [
         f"{numbers_alone(difference)} from {NAMES.get(control, control)}"
         for control in family.controls
-        if (difference := family.from_control(best, control)) is not None and difference.mean is not None
+        if (difference := family.from_control(first, control)) is not None and difference.mean is not None
     ]
     if differences:
-        lines.append(f"In {family.score} it differs by {listed(differences)}.")
+        lines.append(f"In {family.score} {subject_of(group)} differs by {listed(differences)}.")
+    if group.rivals or differences:
+        lines.insert(1, f"{few_seeds(len(first.by_seed))} which differences are real.")
     return [*lines, more_seeds(is_evaluation)]
+
+
+def no_best_sentences(group: Group, family: Family) -> list[str]:
+    """Say why no point is best, and how the points compare with the random encoder."""
+    lines = [f"No point is best: {tie_words(group, (group.metric, family.score))}"]
+    difference = family.from_control(group.ranked[0])
+    if not all_equal([group.ranked[0], *group.rivals], [family.score]):
+        lines[0] += f" `differences.csv` compares the points in {family.score}."
+        lines += [winners_sentence(group, family)] if difference is not None and difference.low is not None else []
+    elif difference is not None:
+        lines.append(f"Each of these points minus the random encoder in {family.score}: {numbers(difference)}.")
+    return lines
+
+
+def winners_sentence(group: Group, family: Family) -> str:
+    """Say which points beat the random encoder."""
+    winners = [point for point in group.points if is_above(family.from_control(point))]
+    start = f"{named(winners)} {'beats' if len(winners) == 1 else 'beat'}" if winners else "No point beats"
+    return f"{start} the random encoder in {family.score}."
+
+
+def titles_of(points: Sequence[Point]) -> list[str]:
+    """Return the titles of points, without those that are the same experiment as the first one."""
+    first, *others = points
+    return [first.title, *(point.title for point in others if not same_experiment(point, first))]
 
 
 def random_sentence(group: Group, families: Sequence[Family]) -> str:
@@ -159,11 +193,11 @@ def shape_words(name: str, family: Family) -> str | None:
 
 def next_steps(group: Group, family: Family) -> list[str]:
     """Say what to do next: run more seeds or try other values; empty if neither would help."""
-    best = group.ranked[0]
-    lines = []
-    others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
-    rivals = [(point, d) for point in others if (d := family.between(best, point)) is not None and d.low is not None]
-    unclear = [(point, difference) for point, difference in rivals if not difference.differs]
+    if not group.best:
+        return []
+    best, lines = group.ranked[0], []
+    differences = [(point, family.between(best, point)) for point in group.rivals]
+    unclear = [(point, d) for point, d in differences if d is not None and d.low is not None and not d.differs]
     if unclear and family.variance is not None:
         rival, difference = unclear[0]
         divisor = divisor_of(group.points)

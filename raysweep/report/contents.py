@@ -82,7 +82,12 @@ class Report:
         settings = () if self.several else self.members[0].sweep.searched
         shown = shown_scores(self.points, COLUMNS) if self.has_labels else []
         scores = list(dict.fromkeys([*self.compared, *shown]))
-        return judge(self.points, self.ranked, scores, settings, with_controls=self.has_labels)
+        return judge(self.points, self.ranked, scores, settings, self.has_labels, self.metric, self.mode)
+
+    @cached_property
+    def best(self) -> set[str]:
+        """The titles of the points that are called best. A protocol has one, several that tie, or none."""
+        return {point.title for group in self.groups for point in group.best}
 
     @cached_property
     def scores(self) -> list[str]:
@@ -139,9 +144,9 @@ class Report:
         is_evaluation = any(member.sweep.encoders for member in self.members)
         for group in self.groups:
             if group.ranked and not self.has_labels:
-                lines += choice_sentences(group, self.metric, self.mode, is_evaluation)
+                lines += choice_sentences(group, is_evaluation)
             elif group.ranked:
-                lines += conclusions(group, self.metric, self.scores[:scores], is_evaluation)
+                lines += conclusions(group, self.scores[:scores], is_evaluation)
             elif group.complete:
                 which = "point that has all its planned seeds" if group.incomplete else "point"
                 lines.append(f"No point is called best: no {which} reports {self.metric}.")

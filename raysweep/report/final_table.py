@@ -62,7 +62,6 @@ def summary_table(report: Report, width: int) -> tuple[Table, list[str]]:
     room = width - 1 - sum(by_name[name].width + BORDER for name in kept)
     widths = name_widths(longest, room)
 
-    best = {ranked[0].title for ranked in report.ranked}
     # Names are `Text`, because rich would read brackets in plain strings as its markup and omit them.
     title = Text(f"{report.name}: mean over seeds ± half of the {percent(report.points)} interval", style="table.title")
     table = Table(title=title)
@@ -74,7 +73,7 @@ def summary_table(report: Report, width: int) -> tuple[Table, list[str]]:
     for number, point in enumerate(report.points):
         row: list[Text | str] = [Text(at_commas(name, most)) for name, most in zip(names[number], widths, strict=True)]
         row += [column.cells[number] for column in shown]
-        table.add_row(*row, style="bold" if point.title in best else None)
+        table.add_row(*row, style="bold" if point.title in report.best else None)
     return table, [name for name in order if name not in kept]
 
 

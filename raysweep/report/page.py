@@ -90,6 +90,7 @@ def page(report: Report, directory: Path) -> str:
     left_out = [*without_curves, *without_pictures]
     for line in left_out:
         warnings.warn(line, stacklevel=2)
+    points = points_table(report)
     script = resource("page.js")
     bokeh = bokeh_script() if curves else ""
     results = [
@@ -105,9 +106,9 @@ def page(report: Report, directory: Path) -> str:
             reading=reading(report),
             method=method(report.points, report.has_labels) if report.groups and not report.single else "",
             averages=averages(report),
-            best="best" if report.has_labels else "chosen",
             time=duration(report.seconds()),
-            points=points_table(report),
+            points=points,
+            bold=bold_words(report, len(points.bold)),
             trials=trials_table(report, rows[:MOST_TRIALS]),
             left_out=max(0, len(rows) - MOST_TRIALS),
             figures=figures_in(directory),
@@ -158,8 +159,14 @@ def points_table(report: Report) -> Table:
             difference = family.from_control(point, control) if family is not None else None
             row += [numbers(difference), "–" if difference is None else verdict(difference, control)]
         rows.append(row)
-    best = {ranked[0].title for ranked in report.ranked}
+    best = () if report.single else report.best
     return Table(header, rows, [number for number, point in enumerate(report.points) if point.title in best])
+
+
+def bold_words(report: Report, count: int) -> str:
+    """Say what bold type means in the table of the points; empty if no row is bold."""
+    word = "best" if report.has_labels else "chosen"
+    return f" The {word} point{' is' if count == 1 else 's are'} in bold type." if count else ""
 
 
 def short_titles(report: Report) -> dict[str, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-import numpy as np
-
 from raysweep.report.points import Point, divisor_of, matrix
 from raysweep.report.statistics import fit_blocks
+
+ROUNDING = 1e-9
+"""Two means are equal if they differ by at most this fraction of the largest value."""
 
 
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
@@ -34,14 +35,29 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
 
 def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
     """Return the points of one protocol, best first."""
-    scores = {point.title: point.scores(metric) for point in group}
+    values = ranking_values(group, metric)
+    return sorted(group, key=lambda point: values[point.title], reverse=mode == "max")
+
+
+def ranking_values(group: Sequence[Point], metric: str) -> dict[str, float]:
+    """Return the values by which the points of one protocol are ranked, by their titles; see `rank_points`."""
     if divisor_of(group) > 1:
         effects = fit_blocks(matrix([point.scores(metric) for point in group])).effects
-        order = np.argsort(-effects if mode == "max" else effects, kind="stable")
-        return [group[index] for index in order]
-    shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
-    means = {
-        title: fmean(value for seed, value in by_seed.items() if seed in shared or not shared)
-        for title, by_seed in scores.items()
+        return {point.title: float(effect) for point, effect in zip(group, effects, strict=True)}
+    shared = shared_seeds(group, metric)
+    return {
+        point.title: fmean(value for seed, value in point.scores(metric).items() if seed in shared or not shared)
+        for point in group
     }
-    return sorted(group, key=lambda point: means[point.title], reverse=mode == "max")
+
+
+def shared_seeds(group: Sequence[Point], metric: str) -> set[int]:
+    """Return the seeds for which all points have the metric."""
+    return set.intersection(*(set(point.scores(metric)) for point in group))
+
+
+def tied(ranked: Sequence[Point], metric: str) -> list[Point]:
+    """Return the first one of the ranked points, and those that are ranked by the same value, apart from rounding."""
+    values = ranking_values(ranked, metric)
+    most = max(abs(value) for point in ranked for value in point.values(metric))
+    return [point for point in ranked if abs(values[point.title] - values[ranked[0].title]) <= ROUNDING * most]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 
-from raysweep.report.points import LEAST_SEEDS, Point, mean_of
+from raysweep.report.points import LEAST_SEEDS, Point
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
 from raysweep.report.statistics import Difference
@@ -14,19 +15,20 @@ MOST_NAMED = 3
 """A sentence names up to this many points, and gives the number of the others."""
 
 
-def best_sentence(group: Group, metric: str, alone: bool) -> str:
-    """Say which point is best; the sentence has no full stop yet."""
-    best = group.ranked[0]
-    value = value_words(best, metric)
-    if alone:
-        return f"{best.title} is the only point that can be ranked ({metric} {value})"
-    return f"{best.title} is best by {metric} ({value})"
+def alone_words(group: Group) -> str:
+    """Say that only one point competes; the sentence has no full stop yet."""
+    return f"{group.ranked[0].title} is the only point that can be ranked ({group.metric} {value_words(group)})"
 
 
-def value_words(point: Point, metric: str) -> str:
-    """Return the mean of a metric in a point, and of how many seeds: `0.7297, mean of 5 seeds`."""
-    count = len(point.by_seed)
-    return f"{mean_of(point, metric):.4f}, {'one seed' if count == 1 else f'mean of {count} seeds'}"
+def value_words(group: Group) -> str:
+    """Return the mean of the metric by which the first point is ranked: `0.7297, mean of 5 seeds`."""
+    values = group.ranked[0].values(group.metric)
+    return f"{fmean(values):.4f}, {'one seed' if len(values) == 1 else f'mean of {len(values)} seeds'}"
+
+
+def subject_of(group: Group) -> str:
+    """Return what a sentence calls the first point: `the best point` if there is one and others compete with it."""
+    return "the best point" if len(group.best) == 1 and group.rivals else group.ranked[0].title
 
 
 def more_seeds(is_evaluation: bool) -> str:
@@ -41,29 +43,31 @@ def all_equal(points: Sequence[Point], scores: Iterable[str]) -> bool:
     return all(point.scores(score) == points[0].scores(score) for score in scores for point in points)
 
 
-def equal_sentence(count: int, scores: Iterable[str]) -> str:
-    """Say that `count` points have the same scores."""
-    return f"all {count} points are equal in {' and '.join(dict.fromkeys(scores))}, seed by seed."
+def equal_words(points: Sequence[Point], scores: Iterable[str]) -> str:
+    """Say that points have the same scores."""
+    return f"{named(points)} are equal in {' and '.join(dict.fromkeys(scores))}, seed by seed."
 
 
-def tie_sentence(best: Point, others: Sequence[Point], metric: str) -> str:
-    """Say which other points have the same mean of the metric that ranks the points; empty if there are none."""
-    ties = [point for point in others if mean_of(point, metric) == mean_of(best, metric)]
-    return f"{named(ties)} {'has' if len(ties) == 1 else 'have'} exactly the same mean {metric}." if ties else ""
+def tie_words(group: Group, scores: Sequence[str]) -> str:
+    """Say why no point is best: all points that compete have the same scores, or the same mean of the metric."""
+    points = [group.ranked[0], *group.rivals]
+    if all_equal(points, scores):
+        return equal_words(points, scores)
+    return f"{named(points)} have the same mean {group.metric} ({value_words(group)})."
 
 
-def others_sentence(best: Point, others: Sequence[Point], family: Family, mode: str = "max") -> str:
-    """Say from which points the best point differs, and from which it shows no difference.
+def others_sentence(group: Group, family: Family, subject: str) -> str:
+    """Say from which points the first one differs in a score, and from which it shows no difference.
 
     Args:
-        best: The best point.
-        others: The other points that are ranked.
-        family: The comparisons in one score.
-        mode: Whether a greater ("max") or a smaller ("min") score is better.
+        group: The points, of which at least two compete.
+        family: The comparisons in the score.
+        subject: What the sentence calls the first point.
     """
-    score, is_less_better = family.score, mode == "min"
+    best, others = group.ranked[0], group.rivals
+    score, is_less_better = family.score, family.mode == "min"
     if all_equal([best, *others], [score]):
-        return f"But {equal_sentence(len(others) + 1, [score])}"
+        return f"But {equal_words([best, *others], [score])}"
     differences = {point.title: family.between(best, point) for point in others}
     above = [point for point in others if is_above(differences[point.title])]
     below = [point for point in others if is_below(differences[point.title])]
@@ -74,20 +78,20 @@ def others_sentence(best: Point, others: Sequence[Point], family: Family, mode: 
     score += " (less is better)" if is_less_better else ""
     rest = f" Nothing is shown about {named(unjudged)}, because no interval can be computed." if unjudged else ""
     if better:
-        return f"In {score}, however, it is {other_side} {named(better)}.{rest}"
+        return f"In {score}, however, {subject} is {other_side} {named(better)}.{rest}"
     if not unclear and not worse:
         return f"In {score} nothing is shown about {named(unjudged)}, because no interval can be computed."
     if not unclear:
         closest = min(worse, key=lambda point: size(differences[point.title]))
         difference = numbers(differences[closest.title])
         if len(worse) == 1:
-            return f"In {score} it is {side} {closest.title}: {difference}.{rest}"
+            return f"In {score} {subject} is {side} {closest.title}: {difference}.{rest}"
         each = "every other point that can be compared" if unjudged else "every other ranked point"
-        return f"In {score} it is {side} {each}; the closest is {closest.title}, {difference}.{rest}"
-    ahead = f", and it is {side} {named(worse)}" if worse else ""
+        return f"In {score} {subject} is {side} {each}; the closest is {closest.title}, {difference}.{rest}"
+    ahead = f", and is {side} {named(worse)}" if worse else ""
     which = f" from {unclear[0].title}" if len(unclear) > 1 else ""
     first = f" ({numbers(differences[unclear[0].title])}{which})"
-    return f"In {score} it shows no difference from {named(unclear)}{first}{ahead}.{rest}"
+    return f"In {score} {subject} shows no difference from {named(unclear)}{first}{ahead}.{rest}"
 
 
 def is_above(difference: Difference | None) -> bool:

@@ -171,7 +171,7 @@ def best_section(report: Report) -> list[str]:
     tables = []
     word = "best" if report.has_labels else "chosen"
     for group in report.groups if report.compared else ():
-        if not group.ranked or len(group.points) < 2:
+        if not group.best or len(group.points) < 2:
             continue
         best = group.ranked[0]
         rows = []
@@ -179,7 +179,7 @@ def best_section(report: Report) -> list[str]:
             if point is not best and not same_experiment(point, best):
                 differences = [group.families[score].between(point, best) for score in report.compared]
                 rows.append([*names_of(report, point), *cells(differences, word)])
-        several = len(report.groups) > 1
+        several = len(report.groups) > 1 or len(group.best) > 1
         tables += [
             *([f"Each point minus {best.title}:"] if several else []),
             markdown([*name_columns(report), "n", *score_columns(report.compared)], rows),

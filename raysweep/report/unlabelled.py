@@ -9,18 +9,16 @@ from raysweep.parts import Chooses
 from raysweep.report.choosing import LEAST_POINTS, MEASURES, best_by, tau_words, usable
 from raysweep.report.points import LEAST_SEEDS, Point, confidence
 from raysweep.report.sentences import (
-    all_equal,
-    best_sentence,
-    equal_sentence,
+    alone_words,
     few_seeds,
     listed,
     more_seeds,
     named,
     others_sentence,
-    tie_sentence,
+    tie_words,
     value_words,
 )
-from raysweep.report.verdicts import Group, same_experiment
+from raysweep.report.verdicts import Group
 from raysweep.space import Agreement, Sweep
 from raysweep.system.terminal import counted
 
@@ -36,30 +34,27 @@ NETWORK = ("method", "encoder", "head", "loss")
 """The kinds of parts that decide what the embedding is. RankMe compares runs in which they are the same."""
 
 
-def choice_sentences(group: Group, metric: str, mode: str, is_evaluation: bool) -> list[str]:
+def choice_sentences(group: Group, is_evaluation: bool) -> list[str]:
     """Say which point the metric chooses, from which points it shows no difference, and what other measures choose.
 
     Args:
         group: The points, of which at least one competes.
-        metric: The metric that chooses.
-        mode: Whether its greatest ("max") or its least ("min") value is best.
         is_evaluation: Whether the points are evaluations of trained encoders, whose seeds are fixed.
     """
-    best = group.ranked[0]
-    others = [point for point in group.ranked[1:] if not same_experiment(point, best)]
-    if not others:
-        return [f"{best_sentence(group, metric, alone=True)}."]
-    is_tie = all_equal([best, *others], [metric])
-    if is_tie:
-        lines = [f"{metric} chooses no point: {equal_sentence(len(others) + 1, [metric])}"]
+    if not group.rivals:
+        return [f"{alone_words(group)}."]
+    if group.best:
+        equally = " equally" if len(group.best) > 1 else ""
+        lines = [f"{group.metric} chooses {named(group.best)}{equally} ({value_words(group)})."]
     else:
-        lines = [f"{metric} chooses {best.title} ({value_words(best, metric)}).", tie_sentence(best, others, metric)]
-    lines.append(lacking_sentence(group.complete, metric))
-    if not is_tie and len(best.by_seed) < LEAST_SEEDS:
-        lines += [f"{few_seeds(len(best.by_seed))} which differences are real.", more_seeds(is_evaluation)]
-    elif not is_tie:
-        lines.append(others_sentence(best, others, group.families[metric], mode))
-    lines += [others_choose(group, metric, None if is_tie else best), method_sentence(group, metric)]
+        lines = [f"{group.metric} chooses no point: {tie_words(group, [group.metric])}"]
+    lines.append(lacking_sentence(group.complete, group.metric))
+    if group.best and len(group.ranked[0].by_seed) < LEAST_SEEDS:
+        lines += [f"{few_seeds(len(group.ranked[0].by_seed))} which differences are real.", more_seeds(is_evaluation)]
+    elif group.best:
+        subject = "the chosen point" if len(group.best) == 1 else group.ranked[0].title
+        lines.append(others_sentence(group, group.families[group.metric], subject))
+    lines += [others_choose(group), method_sentence(group, group.metric)]
     return [line for line in lines if line]
 
 
@@ -71,24 +66,18 @@ def lacking_sentence(points: Sequence[Point], metric: str) -> str:
     return f"{named(lacking)} {'has' if len(lacking) == 1 else 'have'} no {metric}, and could not be chosen."
 
 
-def others_choose(group: Group, metric: str, best: Point | None) -> str:
-    """Say which points the other measures choose, and among how many if some points lack the measure.
-
-    Args:
-        group: The points.
-        metric: The metric that chooses.
-        best: The point that the metric chooses; None if all points are equal in it.
-    """
+def others_choose(group: Group) -> str:
+    """Say which points the other measures choose, and among how many if some points lack the measure."""
     points = group.complete
     choices: dict[tuple[bool, str], list[str]] = {}
     for measure, scale in usable(points).items():
         measured = [point for point in points if point.values(measure)]
-        if measure != metric and len(measured) > 1:
+        if measure != group.metric and len(measured) > 1:
             chosen = best_by(measured, measure, scale)
             lacks = "" if len(measured) == len(points) else f" among {len(measured)} of {len(points)} points"
-            agrees = best is not None and [point.title for point in chosen] == [best.title]
-            words = "the same point" if agrees else named(chosen)
-            if len(chosen) > 1:
+            agrees = bool(chosen) and [point.title for point in chosen] == [point.title for point in group.best]
+            words = ("the same point" if len(chosen) == 1 else "the same points") if agrees else named(chosen)
+            if len(chosen) > 1 and not agrees:
                 words = "no point, because all are equal" if len(chosen) == len(measured) else f"{words} equally"
             choices.setdefault((not agrees, f"{words}{lacks}"), []).append(measure)
     texts = [

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.config import SETTINGS, about, default_of
+from raysweep.config import SETTINGS, about, default_of, metrics_by_name
 from raysweep.report.experiments import control_images, key_without_seed
 from raysweep.report.points import Point, divisor_of, matrix
+from raysweep.report.ranking import tied
 from raysweep.report.shapes import Shape, average, compare_shape
 from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
 from raysweep.results.result import Result
@@ -46,6 +48,8 @@ class Family:
     """The number of points, each experiment counted once."""
     known_as: Mapping[str, str]
     """The title under which each point was compared. Two sweeps may hold the same experiment, which counts once."""
+    mode: str
+    """Whether a greater ("max") or a smaller ("min") score is better."""
 
     def between(self, first: Point, second: Point) -> Difference | None:
         """Return the first point minus the second; None if the pair was not compared."""
@@ -69,6 +73,25 @@ class Group:
     """The points that compete, best first; empty if nothing can be called best."""
     families: Mapping[str, Family]
     """The family of each score. The score of the chosen metric comes first."""
+    metric: str = ""
+    """The metric that ranks the points; empty without one."""
+
+    @cached_property
+    def rivals(self) -> list[Point]:
+        """The ranked points after the first one, without those that are the same experiment in another sweep."""
+        return [point for point in self.ranked[1:] if not same_experiment(point, self.ranked[0])]
+
+    @cached_property
+    def best(self) -> list[Point]:
+        """The points that are called best: the first one, and those that tie with it.
+
+        It is empty if no point competes, or if all points that compete tie.
+        """
+        if not self.ranked:
+            return []
+        first = tied(self.ranked, self.metric)
+        titles = {point.title for point in first}
+        return [] if self.rivals and all(point.title in titles for point in self.rivals) else first
 
     @property
     def complete(self) -> list[Point]:
@@ -87,6 +110,8 @@ def judge(
     scores: Sequence[str],
     settings: Sequence[str],
     with_controls: bool = True,
+    metric: str | None = None,
+    mode: str = "max",
 ) -> list[Group]:
     """Return the verdicts about the points: a group for each evaluation protocol.
 
@@ -96,27 +121,31 @@ def judge(
         scores: the metrics that are compared.
         settings: the searched settings.
         with_controls: whether points are compared with controls. No measure says that a point beats a control.
+        metric: the metric that ranks the points; None without one.
+        mode: whether a greater ("max") or a smaller ("min") value of the metric is better.
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
         if not point.baseline:
             groups.setdefault(point.protocol, []).append(point)
+    modes = {score: mode if score == metric else metrics_by_name()[score].better or "max" for score in scores}
     best_first = {order[0].protocol: order for order in ranked}
     return [
         Group(
             group,
             best_first.get(protocol, ()),
             {
-                score: make_family(score, group, best_first.get(protocol, ())[:1], settings, with_controls)
-                for score in scores
+                score: make_family(score, group, best_first.get(protocol, ())[:1], settings, with_controls, better)
+                for score, better in modes.items()
             },
+            metric or "",
         )
         for protocol, group in groups.items()
     ]
 
 
 def make_family(
-    score: str, points: Sequence[Point], best: Sequence[Point], settings: Sequence[str], with_controls: bool = True
+    score: str, points: Sequence[Point], best: Sequence[Point], settings: Sequence[str], with_controls: bool, mode: str
 ) -> Family:
     """Compare the points that have the score; see `judge`. `best` holds the best point, or nothing."""
     first_of: dict[Any, Point] = {}
@@ -136,6 +165,7 @@ def make_family(
         fit_blocks(values).variance if points else None,
         len(points),
         known_as,
+        mode,
     )
 
 

@@ -7,6 +7,9 @@ import pytest
 
 from raysweep.report.building import build_tables
 from raysweep.report.cautions import cautions
+from raysweep.report.final_table import summary_table
+from raysweep.report.page import page, points_table
+from raysweep.report.points import SCORES
 from raysweep.report.seeds import seeds_needed
 from raysweep.report.sentences import named
 from tests.report.test_report import COLUMNS, fill_with
@@ -48,7 +51,7 @@ def test_the_best_point_is_above_every_other_and_beats_the_random_encoder(tmp_pa
         f"linear/test_accuracy: {random.mean:+.4f} [{random.low:+.4f}, {random.high:+.4f}]."
     )
     assert others == (
-        "In linear/test_accuracy it is above every other ranked point; the closest is alpha=10.0, "
+        "In linear/test_accuracy the best point is above every other ranked point; the closest is alpha=10.0, "
         f"{closest.mean:+.4f} [{closest.low:+.4f}, {closest.high:+.4f}]."
     )
     optimum = "has an optimum near 1.0 (both ends are worse)"
@@ -70,8 +73,8 @@ def test_points_without_a_shown_difference_are_named_with_the_seeds_that_would_s
     effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.501}
     report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects))
     _, others, *rest = report.in_words(scores=1)
-    assert "it shows no difference from alpha=1.0 (+0.00" in others
-    assert others.endswith(", and it is above alpha=0.1.")
+    assert "the best point shows no difference from alpha=1.0 (+0.00" in others
+    assert others.endswith(", and is above alpha=0.1.")
     family = report.groups[0].families["linear/test_accuracy"]
     points = {point.title: point for point in report.points}
     difference = family.between(points["alpha=10.0"], points["alpha=1.0"])
@@ -117,20 +120,21 @@ def test_another_point_than_the_best_one_may_beat_the_random_encoder(tmp_path):
     val = {"random": 0.1, "alpha=0.1": 0.2, "alpha=1.0": 0.9}
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects, val=val), baseline=True).in_words(scores=1)
     assert lines[0].endswith("alpha=0.1 beats it.")
-    assert lines[1] == "In linear/test_accuracy, however, it is below alpha=0.1."
+    assert lines[1] == "In linear/test_accuracy, however, the best point is below alpha=0.1."
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "One seed cannot tell"), (2, "Two seeds cannot tell")])
 def test_one_or_two_seeds_cannot_tell(tmp_path, count, words):
     effects = {"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
     report = report_of(tmp_path, {"alpha": [0.1, 1], "seed": SEEDS[:count]}, scores_of(effects), baseline=True)
-    best, controls, following = report.in_words(scores=1)
-    mean = "one seed" if count == 1 else "mean of two seeds"
-    assert best == f"{words} which differences are real. alpha=1.0 has the best linear/val_accuracy (0.5000, {mean})."
+    best, unknown, controls, following = report.in_words(scores=1)
+    mean = "one seed" if count == 1 else "mean of 2 seeds"
+    assert best == f"alpha=1.0 has the best linear/val_accuracy (0.5000, {mean})."
+    assert unknown == f"{words} which differences are real."
     family = report.groups[0].families["linear/test_accuracy"]
     (point,) = (point for point in report.points if point.title == "alpha=1.0")
     difference = family.from_control(point).mean
-    assert controls == f"In linear/test_accuracy it differs by {difference:+.4f} from the random encoder."
+    assert controls == f"In linear/test_accuracy the best point differs by {difference:+.4f} from the random encoder."
     assert (
         following == "Next: run at least three seeds. `--resume DIR/NAME --set 'seed=[0,1,2]'` adds them to this sweep."
     )
@@ -144,7 +148,8 @@ def test_equal_points_are_called_equal(tmp_path):
 
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics).in_words(scores=1)
     assert lines == [
-        "No point is best: all 2 points are equal in linear/val_accuracy and linear/test_accuracy, seed by seed."
+        "No point is best: alpha=0.1 and alpha=1.0 are equal in linear/val_accuracy and linear/test_accuracy, seed by "
+        "seed."
     ]
 
 
@@ -152,8 +157,82 @@ def test_points_with_the_same_mean_by_which_they_are_ranked_are_named(tmp_path):
     effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
     val = {"alpha=0.1": 0.5, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
     lines = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects, val=val)).in_words(scores=1)
-    assert lines[0].startswith("alpha=0.1 is best by linear/val_accuracy")
-    assert lines[1] == "alpha=1.0 has exactly the same mean linear/val_accuracy."
+    assert lines[0].startswith("alpha=0.1 and alpha=1.0 are best by linear/val_accuracy (0.5000, mean of 4 seeds).")
+    assert lines[1] == "In linear/test_accuracy, however, alpha=0.1 is below alpha=1.0 and alpha=10.0."
+
+
+def bold_points(report):
+    """Return the points whose rows are bold, after a check that the page and the terminal's table agree."""
+    table = points_table(report)
+    bold = {report.points[number].title for number in table.bold}
+    in_terminal = {
+        point.title
+        for point, row in zip(report.points, summary_table(report, 300)[0].rows, strict=True)
+        if row.style == "bold"
+    }
+    assert bold == in_terminal
+    text = page(report, report.members[0].store.root)
+    assert text.count('class="best"><td>alpha=') == len(bold)
+    assert (" best point is in bold type." in text) == (len(bold) == 1)
+    assert (" best points are in bold type." in text) == (len(bold) > 1)
+    return bold
+
+
+@pytest.mark.parametrize(("count", "verb"), [(1, "have the best"), (2, "have the best"), (3, "are best by")])
+def test_all_points_that_share_the_best_mean_are_called_best(tmp_path, count, verb):
+    effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
+    val = {"alpha=0.1": 0.4, "alpha=1.0": 0.5, "alpha=10.0": 0.5}
+    search = {"alpha": [0.1, 1, 10], "seed": SEEDS[:count]}
+    report = report_of(tmp_path, search, scores_of(effects, val=val))
+    mean = "one seed" if count == 1 else f"mean of {count} seeds"
+    best = f"alpha=1.0 and alpha=10.0 {verb} linear/val_accuracy (0.5000, {mean})."
+    assert report.in_words()[0].startswith(best)
+    assert bold_points(report) == {"alpha=1.0", "alpha=10.0"}
+    assert "\nEach point minus alpha=1.0:\n" in (report.members[0].store.root / "summary.md").read_text()
+
+
+def test_means_that_differ_only_in_rounding_are_equal(tmp_path):
+    val = {"alpha=0.1": (0.1, 0.2, 0.3), "alpha=1.0": (0.2, 0.2, 0.2), "alpha=10.0": (0.1, 0.1, 0.1)}
+
+    def metrics(trial):
+        return dict.fromkeys(COLUMNS, 0.5) | {"linear/val_accuracy": val[trial.point][trial.settings.seed]}
+
+    report = report_of(tmp_path, {"alpha": [0.1, 1, 10], "seed": [0, 1, 2]}, metrics)
+    assert bold_points(report) == {"alpha=0.1", "alpha=1.0"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_no_point_is_best_where_all_share_the_mean(tmp_path, count):
+    effects = {"random": 0.4, "alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.6}
+    search = {"alpha": [0.1, 1, 10], "seed": SEEDS[:count]}
+    report = report_of(tmp_path, search, scores_of(effects, val=dict.fromkeys(effects, 0.5)), baseline=True)
+    lines = report.in_words(scores=1)
+    same = "linear/val_accuracy (0.5000, one seed)"
+    if count > 1:
+        same = f"mean linear/val_accuracy (0.5000, mean of {count} seeds)"
+    assert lines[0] == (
+        f"No point is best: alpha=0.1, alpha=1.0 and alpha=10.0 have the same {same}. "
+        "`differences.csv` compares the points in linear/test_accuracy."
+    )
+    following = "alpha=1.0 and alpha=10.0 beat the random encoder in linear/test_accuracy."
+    assert lines[1].startswith(following if count > 2 else "Next: run at least three seeds.")
+    assert bold_points(report) == set()
+    assert "## Difference from the best point" not in (report.members[0].store.root / "summary.md").read_text()
+
+
+def test_one_seed_with_equal_scores_has_no_best_point(tmp_path):
+    report = report_of(tmp_path, {"alpha": [0.1, 1], "seed": [0]}, lambda trial: dict.fromkeys(COLUMNS, 0.5))
+    assert report.in_words()[0] == (
+        "No point is best: alpha=0.1 and alpha=1.0 are equal in linear/val_accuracy and linear/test_accuracy, seed by "
+        "seed."
+    )
+    assert bold_points(report) == set()
+
+
+def test_without_a_metric_that_chooses_no_point_is_bold(tmp_path):
+    base = {"val_fraction": 0}
+    report = report_of(tmp_path, {"alpha": [0.1, 1]}, lambda trial: dict.fromkeys(SCORES, 0.5), base=base)
+    assert bold_points(report) == set()
 
 
 def test_equal_test_scores_of_points_that_the_metric_ranks(tmp_path):
@@ -164,13 +243,13 @@ def test_equal_test_scores_of_points_that_the_metric_ranks(tmp_path):
 
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics).in_words(scores=1)
     assert lines[0].startswith("alpha=1.0 is best by linear/val_accuracy")
-    assert lines[1] == "But all 2 points are equal in linear/test_accuracy, seed by seed."
+    assert lines[1] == "But alpha=1.0 and alpha=0.1 are equal in linear/test_accuracy, seed by seed."
 
 
 def test_of_two_points_the_other_one_is_named_once(tmp_path):
     effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5}
     line = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects)).in_words(scores=1)[1]
-    assert line.startswith("In linear/test_accuracy it is above alpha=0.1: +0.2")
+    assert line.startswith("In linear/test_accuracy the best point is above alpha=0.1: +0.2")
 
 
 def test_a_point_with_failed_seeds_does_not_compete_and_is_named(tmp_path):
@@ -267,7 +346,7 @@ def test_the_verdicts_of_a_page_agree(tmp_path):
     pair = (report.members[0].store.root / "differences.csv").read_text().splitlines()
     line = next(row for row in pair if row.startswith("alpha=1.0,alpha=10.0,linear/test_accuracy"))
     assert line.endswith("no difference shown")
-    assert "it shows no difference from alpha=10.0" in text
+    assert "the best point shows no difference from alpha=10.0" in text
     table = text.split("## Difference from the best point")[1]
     row = next(row for row in table.splitlines() if row.startswith("| alpha=10.0 |"))
     assert row.split("|")[4].strip() == "no difference shown"

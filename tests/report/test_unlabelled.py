@@ -43,7 +43,9 @@ def test_the_sentences_name_the_choice_and_the_choices_of_other_measures(tmp_pat
     first, second, third, *rest = report_of(tmp_path, baseline=True).in_words()
     assert first.startswith(f"{RANKME} chooses strength=0.5 (")
     assert first.endswith(", mean of 3 seeds).")
-    assert second.startswith(f"In {RANKME} it is above every other ranked point; the closest is strength=0.25, +2.4")
+    assert second.startswith(
+        f"In {RANKME} the chosen point is above every other ranked point; the closest is strength=0.25, +2.4"
+    )
     assert third == (
         "label_free/embedding_lidar chooses the same point; label_free/trunk_lidar chooses strength=1.0; "
         "label_free/trunk_alpha_req chooses strength=0.25."
@@ -96,7 +98,10 @@ def test_a_single_trial_is_described_by_its_measures(tmp_path):
 
 def test_equal_measures_are_called_equal(tmp_path):
     words = report_of(tmp_path, lambda trial: measured(trial) | {RANKME: 7.0}).in_words()
-    assert words[0] == f"{RANKME} chooses no point: all 3 points are equal in {RANKME}, seed by seed."
+    assert (
+        words[0]
+        == f"{RANKME} chooses no point: strength=0.25, strength=0.5 and strength=1.0 are equal in {RANKME}, seed by seed."
+    )
 
 
 def test_points_with_the_same_mean_are_named_as_a_tie(tmp_path):
@@ -107,8 +112,8 @@ def test_points_with_the_same_mean_are_named_as_a_tie(tmp_path):
         return {RANKME: rank, "label_free/trunk_rankme": value, "label_free/trunk_lidar": 2.0}
 
     words = report_of(tmp_path, metrics).in_words()
-    assert words[0].startswith(f"{RANKME} chooses strength=0.5 (3.0000")
-    assert words[1] == f"strength=1.0 has exactly the same mean {RANKME}."
+    assert words[0] == f"{RANKME} chooses strength=0.5 and strength=1.0 equally (3.0000, mean of 3 seeds)."
+    assert words[1].startswith(f"In {RANKME} strength=0.5 shows no difference from strength=1.0 (+0.0000 [")
     assert any(
         "label_free/trunk_lidar chooses no point, because all are equal" in line
         and "label_free/trunk_rankme chooses strength=0.5 and strength=1.0 equally" in line
@@ -125,9 +130,8 @@ def test_a_metric_of_which_less_is_better_is_in_the_table_and_in_the_right_sente
     report = report_of(tmp_path, metrics, search=search, tune={"metric": "pretrain/loss"})
     words = report.in_words()
     assert words[0].startswith("pretrain/loss chooses usl_lr=0.0001 (")
-    assert words[1].startswith(
-        "In pretrain/loss (less is better) it is below every other ranked point; the closest is usl_lr=0.001, -"
-    )
+    assert words[1].startswith("In pretrain/loss (less is better) the chosen point is below every other ranked point; ")
+    assert "; the closest is usl_lr=0.001, -" in words[1]
     assert "| point | n | pretrain/loss | label_free/embedding_rankme" in summary_md(report)
     assert "pretrain\nloss" in [column.header for column in summary_table(report, 300)[0].columns]
 

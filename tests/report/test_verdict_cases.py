@@ -38,7 +38,7 @@ def test_the_metric_that_chooses_is_not_taken_for_a_test_score(tmp_path):
     sentences = " ".join(report.in_words(scores=1))
     assert "usl_lr=0.001 is best by pretrain/loss" in sentences
     assert "beats the random encoder in linear/test_accuracy" in sentences
-    assert "In linear/test_accuracy it is above usl_lr=0.0001" in sentences
+    assert "In linear/test_accuracy the best point is above usl_lr=0.0001" in sentences
 
 
 def test_a_value_none_that_controls_lack_is_drawn(tmp_path):
