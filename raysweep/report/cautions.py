@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from raysweep.report.points import Point
 from raysweep.report.sentences import named
-from raysweep.report.verdicts import Group
 from raysweep.system.terminal import counted
 
 STILL_FALLING = 0.05
@@ -17,20 +16,18 @@ COLLAPSED_STD = 1e-4
 """An embedding has collapsed if the mean standard deviation of its dimensions is below this."""
 
 
-def cautions(group: Group) -> list[str]:
+def cautions(points: Sequence[Point]) -> list[str]:
     """Return a sentence for each reason to doubt the scores of some points."""
-    lines = []
-    for point in group.incomplete:
-        lines.append(f"{point.title} is not ranked: {missing_seeds(point)}.")
+    lines = [f"{point.title} is not ranked: {missing_seeds(point)}." for point in points if point.missing]
     checks: tuple[tuple[str, Callable[[Point], bool]], ...] = (
         ("The embedding has collapsed in", has_collapsed),
         ("RankMe, the effective rank of the embedding, is low in", has_low_rank),
         ("The loss had not levelled off in", is_still_falling),
     )
     for words, check in checks:
-        points = [point for point in group.points if check(point)]
-        if points:
-            lines.append(f"{words} {named(points)}.")
+        doubtful = [point for point in points if check(point)]
+        if doubtful:
+            lines.append(f"{words} {named(doubtful)}.")
     return lines
 
 

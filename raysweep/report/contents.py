@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from raysweep.errors import printable
 from raysweep.report.cautions import cautions
 from raysweep.report.choosing import differing_objective
 from raysweep.report.conclusions import conclusions
+from raysweep.report.headings import headings
 from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.ranking import rank_points
@@ -82,7 +83,9 @@ class Report:
         settings = () if self.several else self.members[0].sweep.searched
         shown = shown_scores(self.points, COLUMNS) if self.has_labels else []
         scores = list(dict.fromkeys([*self.compared, *shown]))
-        return judge(self.points, self.ranked, scores, settings, self.has_labels, self.metric, self.mode)
+        groups = judge(self.points, self.ranked, scores, settings, self.has_labels, self.metric, self.mode)
+        words = headings([group.points for group in groups])
+        return [replace(group, heading=heading) for group, heading in zip(groups, words, strict=True)]
 
     @cached_property
     def best(self) -> set[str]:
@@ -120,44 +123,69 @@ class Report:
         return next((name for name in self.scores if metrics_by_name()[name].uses_test), "")
 
     def in_words(self, scores: int | None = None) -> list[str]:
-        """Return the conclusions as sentences, about the first `scores` test scores, or about all of them for None."""
+        """Return the conclusions as a list of sentences. The heading of a section is a line of its own; see `sections`.
+
+        Args:
+            scores: the number of test scores to speak about; None for all of them.
+        """
+        return [
+            line for heading, lines in self.sections(scores) for line in ([f"{heading}:", *lines] if heading else lines)
+        ]
+
+    def sections(self, scores: int | None = None) -> list[tuple[str, list[str]]]:
+        """Return the conclusions as sections, which consist of a heading and sentences.
+
+        Several protocols have a section each, and one for what is true of all of them. The other sections, and the only
+        one of a report with one protocol, have an empty heading.
+        """
+        words = self.general_words()
+        if words is not None:
+            return [("", words)] if words else []
+        is_evaluation = any(member.sweep.encoders for member in self.members)
+        sections = [(group.heading, self.words_of_group(group, scores, is_evaluation)) for group in self.groups]
+        if len(sections) > 1:
+            first, *others = (lines for _, lines in sections)
+            same = [line for line in first if all(line in lines for lines in others)]
+            sections = [(heading, [line for line in lines if line not in same]) for heading, lines in sections]
+            sections.append(("For every protocol", same))
+        rest = [CAUTION] if any(group.ranked[1:] for group in self.groups) and not self.has_labels else []
+        for member in self.members:
+            prefix = f"{member.label}: " if self.several else ""
+            words = race_sentences(member.sweep, MOST_RACERS) if self.has_labels else agreement_sentences(member.sweep)
+            rest += [f"{prefix}{line}" for line in words]
+        return [(heading, lines) for heading, lines in [*sections, ("", rest)] if lines]
+
+    def general_words(self) -> list[str] | None:
+        """Return the conclusions of a report in which nothing can be ranked; None if something may be ranked."""
         if not self.groups:
             ended = any(not result.baseline for member in self.members for result in member.results)
             return ["No point is called best: no trial of any point finished."] if ended else []
         if self.single:
             return [f"{words_of_score(self.points[0], self.columns)}."] if self.columns else []
-        if self.metric is None:
-            differ = self.several and all(member.sweep.metric for member in self.members)
-            if differ:
-                metric = self.members[0].sweep.metric
-                name = differing_objective(metric, self.points)
-                same = all(member.sweep.metric == metric for member in self.members)
-                why = f"{metric} cannot be compared between points that differ in {name}" if same and name else (
-                    "the sweeps do not choose by the same metric"
-                )  # fmt: skip
-                return [f"No point is called best: {why}."]
-            lacks = "there is no validation split to choose by" if self.has_labels else (
-                "the points were evaluated without labels; set tune.metric to a measure that is to choose"
-            )  # fmt: skip
-            return [f"No point is called best: {lacks}."]
-        lines = []
-        is_evaluation = any(member.sweep.encoders for member in self.members)
-        for group in self.groups:
-            if group.ranked and not self.has_labels:
-                lines += choice_sentences(group, is_evaluation)
-            elif group.ranked:
-                lines += conclusions(group, self.scores[:scores], is_evaluation)
-            elif group.complete:
-                which = "point that has all its planned seeds" if group.incomplete else "point"
-                lines.append(f"No point is called best: no {which} reports {self.metric}.")
-            else:
-                lines.append(f"No point is called best: none of {named(group.points)} has all its planned seeds.")
-        lines += [CAUTION] if any(group.ranked[1:] for group in self.groups) and not self.has_labels else []
-        for member in self.members:
-            prefix = f"{member.label}: " if self.several else ""
-            words = race_sentences(member.sweep, MOST_RACERS) if self.has_labels else agreement_sentences(member.sweep)
-            lines += [f"{prefix}{line}" for line in words]
-        return lines
+        return None if self.metric is not None else [f"No point is called best: {self.without_metric()}."]
+
+    def without_metric(self) -> str:
+        """Say why no metric chooses the best point."""
+        if self.several and all(member.sweep.metric for member in self.members):
+            metric = self.members[0].sweep.metric
+            name = differing_objective(metric, self.points)
+            if name and all(member.sweep.metric == metric for member in self.members):
+                return f"{metric} cannot be compared between points that differ in {name}"
+            return "the sweeps do not choose by the same metric"
+        if self.has_labels:
+            return "there is no validation split to choose by"
+        return "the points were evaluated without labels; set tune.metric to a measure that is to choose"
+
+    def words_of_group(self, group: Group, scores: int | None, is_evaluation: bool) -> list[str]:
+        """Return the conclusions about the points of one protocol."""
+        if group.ranked and not self.has_labels:
+            return choice_sentences(group, is_evaluation)
+        if group.ranked:
+            return conclusions(group, self.scores[:scores], is_evaluation)
+        if group.complete:
+            which = "point that has all its planned seeds" if group.incomplete else "point"
+            return [f"No point is called best: no {which} reports {self.metric}."]
+        return [f"No point is called best: none of {named(group.points)} has all its planned seeds."]
 
     def counts(self) -> str:
         """Return how many trials have ended, in words: `20 finished, 3 stopped early, 1 failed`."""
@@ -172,7 +200,7 @@ class Report:
 
     def doubts(self) -> list[str]:
         """Return a sentence for each reason to doubt the scores of some points."""
-        return [*self.absent(), *(line for group in self.groups for line in cautions(group))]
+        return [*self.absent(), *cautions([point for group in self.groups for point in group.points])]
 
     def absent(self) -> list[str]:
         """Return a line that names the points with ended trials but no finished one; empty without such points.

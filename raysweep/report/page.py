@@ -101,7 +101,7 @@ def page(report: Report, directory: Path) -> str:
         .from_string(resource("page.html"))
         .render(
             report=report,
-            sentences=report.in_words(),
+            sections=report.sections(),
             notes=[*report.doubts(), *notes(report)],
             reading=reading(report),
             method=method(report.points, report.has_labels) if report.groups and not report.single else "",

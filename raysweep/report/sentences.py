@@ -17,7 +17,8 @@ MOST_NAMED = 3
 
 def alone_words(group: Group) -> str:
     """Say that only one point competes; the sentence has no full stop yet."""
-    return f"{group.ranked[0].title} is the only point that can be ranked ({group.metric} {value_words(group)})"
+    which = "point of this protocol" if group.heading else "point"
+    return f"{group.ranked[0].title} is the only {which} that can be ranked ({group.metric} {value_words(group)})"
 
 
 def value_words(group: Group) -> str:
@@ -53,7 +54,8 @@ def tie_words(group: Group, scores: Sequence[str]) -> str:
     points = [group.ranked[0], *group.rivals]
     if all_equal(points, scores):
         return equal_words(points, scores)
-    return f"{named(points)} have the same mean {group.metric} ({value_words(group)})."
+    mean = "mean " if len(points[0].values(group.metric)) > 1 else ""
+    return f"{named(points)} have the same {mean}{group.metric} ({value_words(group)})."
 
 
 def others_sentence(group: Group, family: Family, subject: str) -> str:

@@ -26,11 +26,12 @@ SATURATED = 0.97
 
 def summary_md(report: Report) -> str:
     """Return the summary: sentences, then tables, in Markdown."""
-    words = report.in_words()
+    sections = report.sections()
     text = [f"# {report.name}"]
-    if words:
-        text.append("\n".join(f"- {printable(line)}" for line in words))
-        text += [] if report.single else [reading(report)]
+    for heading, lines in sections:
+        text += [f"{printable(heading)}:"] if heading else []
+        text.append("\n".join(f"- {printable(line)}" for line in lines))
+    text += [reading(report)] if sections and not report.single else []
     remarks = [*report.doubts(), *notes(report)]
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
@@ -113,7 +114,8 @@ def notes(report: Report) -> list[str]:
     lines = []
     if len(report.groups) > 1:
         lines.append(
-            "Scores of different evaluation protocols are not comparable, so each protocol has its own best point."
+            "Scores of different evaluation protocols are not comparable, so the points of each protocol are ranked "
+            "separately."
         )
     saturated = [
         score
@@ -191,6 +193,7 @@ def best_section(report: Report) -> list[str]:
         if max(map(paired, report.groups)) > MOST_PAIRED
         else "all pairs of points"
     )
+    which += " of the same protocol" if len(report.groups) > 1 else ""
     return [f"## Difference from the {word} point", f"`differences.csv` has {which}.", *tables]
 
 

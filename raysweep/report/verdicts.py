@@ -75,6 +75,8 @@ class Group:
     """The family of each score. The score of the chosen metric comes first."""
     metric: str = ""
     """The metric that ranks the points; empty without one."""
+    heading: str = ""
+    """What sets this protocol apart, such as `With labels_per_class=10`; empty if the report has one protocol."""
 
     @cached_property
     def rivals(self) -> list[Point]:

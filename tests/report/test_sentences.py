@@ -8,6 +8,7 @@ import pytest
 from raysweep.report.building import build_tables
 from raysweep.report.cautions import cautions
 from raysweep.report.final_table import summary_table
+from raysweep.report.headings import headings
 from raysweep.report.page import page, points_table
 from raysweep.report.points import SCORES
 from raysweep.report.seeds import seeds_needed
@@ -335,7 +336,7 @@ def test_what_makes_scores_doubtful_is_named(tmp_path, metric, value, words):
         }
 
     report = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics)
-    assert cautions(report.groups[0]) == [words]
+    assert cautions(report.groups[0].points) == [words]
 
 
 def test_the_verdicts_of_a_page_agree(tmp_path):
@@ -350,6 +351,67 @@ def test_the_verdicts_of_a_page_agree(tmp_path):
     table = text.split("## Difference from the best point")[1]
     row = next(row for row in table.splitlines() if row.startswith("| alpha=10.0 |"))
     assert row.split("|")[4].strip() == "no difference shown"
+
+
+def protocols_of(tmp_path, search, val, seeds=SEEDS, tests=None, **more):
+    """Return the report of a sweep over `labels_per_class` and a search, with scores by name of the point."""
+
+    def metrics(trial):
+        name = trial.point
+        test = (tests or val)[name] + 0.1 * trial.settings.seed + NOISE[trial.settings.seed] * (1 + len(name) / 9)
+        return {**dict.fromkeys(COLUMNS, test), "linear/val_accuracy": val[name], **more}
+
+    return report_of(tmp_path, {"labels_per_class": [1, 10], **search, "seed": seeds}, metrics)
+
+
+def test_each_protocol_has_a_heading_and_what_all_share_is_said_once(tmp_path):
+    val = {f"labels_per_class={n},alpha={a}": v for n, base in ((1, 0.2), (10, 0.5)) for a, v in
+           ((0.1, base), (1.0, base + 0.1))}  # fmt: skip
+    report = protocols_of(tmp_path, {"alpha": [0.1, 1]}, val, [0], **{"pretrain/rankme": 1.2})
+    assert [heading for heading, _ in report.sections()] == [
+        "With labels_per_class=1",
+        "With labels_per_class=10",
+        "For every protocol",
+    ]
+    assert report.in_words() == [
+        "With labels_per_class=1:",
+        "labels_per_class=1,alpha=1.0 has the best linear/val_accuracy (0.3000, one seed).",
+        "With labels_per_class=10:",
+        "labels_per_class=10,alpha=1.0 has the best linear/val_accuracy (0.6000, one seed).",
+        "For every protocol:",
+        "One seed cannot tell which differences are real.",
+        "Next: run at least three seeds. `--resume DIR/NAME --set 'seed=[0,1,2]'` adds them to this sweep.",
+    ]
+    named_points = ", ".join(list(val)[:3])
+    assert report.doubts() == [
+        f"RankMe, the effective rank of the embedding, is low in {named_points} and {list(val)[3]}."
+    ]
+    text = (report.members[0].store.root / "summary.md").read_text()
+    assert "\n\nWith labels_per_class=10:\n\n- labels_per_class=10,alpha=1.0 has the best" in text
+    assert "`differences.csv` has all pairs of points of the same protocol." in text
+    assert "so the points of each protocol are ranked separately." in text
+    html = page(report, report.members[0].store.root)
+    assert "<p>With labels_per_class=10:</p>\n<ul>\n<li>labels_per_class=10,alpha=1.0 has" in html
+
+
+def test_a_point_that_is_alone_in_its_protocol_is_not_called_the_only_one(tmp_path):
+    val = {"labels_per_class=1": 0.2, "labels_per_class=10": 0.5}
+    lines = protocols_of(tmp_path, {}, val).in_words(scores=1)
+    assert lines[1].startswith(
+        "labels_per_class=1 is the only point of this protocol that can be ranked (linear/val_accuracy 0.2000, mean"
+    )
+    assert lines[3].startswith("labels_per_class=10 is the only point of this protocol that can be ranked (")
+
+
+def test_protocols_that_no_single_setting_tells_apart_are_headed_by_their_points(tmp_path):
+    search = {"probe_grid": [None, {"lr": [1e-4, 1e-3]}], "seed": SEEDS}
+    report = report_of(tmp_path, search, lambda trial: dict.fromkeys(COLUMNS, 0.5), base={"le_lr": 5e-4})
+    first, second = report.groups
+    assert first.heading == "With probe_grid=None"
+    assert second.heading.startswith("With probe_grid=")
+    a, b = first.points[0], second.points[0]
+    assert headings([[a, b], [b]]) == [f"Points {a.title} and {b.title}", f"Point {b.title}"]
+    assert headings([[a, b]]) == [""]
 
 
 def test_many_points_are_counted():
