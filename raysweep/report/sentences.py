@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from raysweep.report.points import LEAST_SEEDS, Point
+from raysweep.report.points import LEAST_SEEDS, Point, divisor_of
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
+from raysweep.report.ranking import shared_seeds
 from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Family, Group
 
@@ -22,9 +23,17 @@ def alone_words(group: Group) -> str:
 
 
 def value_words(group: Group) -> str:
-    """Return the mean of the metric by which the first point is ranked: `0.7297, mean of 5 seeds`."""
-    values = group.ranked[0].values(group.metric)
-    return f"{fmean(values):.4f}, {'one seed' if len(values) == 1 else f'mean of {len(values)} seeds'}"
+    """Return the mean by which the first point is ranked, and of which seeds it is: `0.7297, mean of 5 seeds`.
+
+    A race ranks by means that are adjusted for missing seeds. There it is the mean of all seeds of the point.
+    """
+    scores, shared = group.ranked[0].scores(group.metric), shared_seeds(group.ranked, group.metric)
+    most = max(len(point.scores(group.metric)) for point in group.ranked)
+    if divisor_of(group.ranked) == 1 and 0 < len(shared) < most:
+        seeds = "the one seed" if len(shared) == 1 else f"mean of the {len(shared)} seeds"
+        return f"{fmean(scores[seed] for seed in shared):.4f}, {seeds} that all points have"
+    seeds = "one seed" if len(scores) == 1 else f"mean of {len(scores)} seeds"
+    return f"{fmean(scores.values()):.4f}, {seeds}"
 
 
 def subject_of(group: Group) -> str:
@@ -54,8 +63,7 @@ def tie_words(group: Group, scores: Sequence[str]) -> str:
     points = [group.ranked[0], *group.rivals]
     if all_equal(points, scores):
         return equal_words(points, scores)
-    mean = "mean " if len(points[0].values(group.metric)) > 1 else ""
-    return f"{named(points)} have the same {mean}{group.metric} ({value_words(group)})."
+    return f"{named(points)} have the same {group.metric} ({value_words(group)})."
 
 
 def others_sentence(group: Group, family: Family, subject: str) -> str:

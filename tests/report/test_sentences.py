@@ -109,6 +109,30 @@ def test_seeds_that_would_show_a_difference_are_more_than_there_are_where_the_sp
     )
 
 
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([0, 1, 2], "0.9000, mean of the 3 seeds that all points have"),
+        ([1], "0.9000, the one seed that all points have"),
+    ],
+)
+def test_points_with_different_seeds_show_the_mean_that_ranks_them(tmp_path, others, words):
+    """All seeds of alpha=0.1 have a lower mean than the seeds of alpha=1.0, but seed by seed alpha=0.1 is better."""
+    val = {0.1: [0.9, 0.9, 0.9, 0.5, 0.5], 1: [0.8] * 5}
+
+    def metrics(trial):
+        value = val[trial.settings.alpha][trial.settings.seed]
+        return {**dict.fromkeys(COLUMNS, value + NOISE[trial.settings.seed % 4]), "linear/val_accuracy": value}
+
+    search = [{"alpha": [0.1], "seed": [0, 1, 2, 3, 4]}, {"alpha": [1], "seed": others}]
+    report = build_tables(*fill_with(tmp_path, {"name": "s", "search": search}, metrics))
+    line = next(line for line in report.in_words(scores=1) if line.startswith("alpha=0.1 "))
+    assert f" ({words})" in line, line
+    same = [{"alpha": [0.1], "seed": [0, 1, 2]}, {"alpha": [1], "seed": [0, 1, 2]}]
+    report = build_tables(*fill_with(tmp_path, {"name": "t", "search": same}, metrics))
+    assert " (0.9000, mean of 3 seeds)" in report.in_words(scores=1)[0]
+
+
 def test_no_point_beats_the_random_encoder(tmp_path):
     effects = {"random": 0.6, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects), baseline=True).in_words(scores=1)
@@ -208,11 +232,9 @@ def test_no_point_is_best_where_all_share_the_mean(tmp_path, count):
     search = {"alpha": [0.1, 1, 10], "seed": SEEDS[:count]}
     report = report_of(tmp_path, search, scores_of(effects, val=dict.fromkeys(effects, 0.5)), baseline=True)
     lines = report.in_words(scores=1)
-    same = "linear/val_accuracy (0.5000, one seed)"
-    if count > 1:
-        same = f"mean linear/val_accuracy (0.5000, mean of {count} seeds)"
+    mean = "one seed" if count == 1 else f"mean of {count} seeds"
     assert lines[0] == (
-        f"No point is best: alpha=0.1, alpha=1.0 and alpha=10.0 have the same {same}. "
+        f"No point is best: alpha=0.1, alpha=1.0 and alpha=10.0 have the same linear/val_accuracy (0.5000, {mean}). "
         "`differences.csv` compares the points in linear/test_accuracy."
     )
     following = "alpha=1.0 and alpha=10.0 beat the random encoder in linear/test_accuracy."
