@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raysweep import parts
 from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of
 from raysweep.report.seeds import seeds_to_show
 from raysweep.report.sentences import (
@@ -32,7 +31,9 @@ MOST_SEEDS = 50
 """More seeds than this are not recommended."""
 
 
-def conclusions(group: Group, scores: Sequence[str], is_evaluation: bool = False) -> list[str]:
+def conclusions(
+    group: Group, scores: Sequence[str], is_evaluation: bool = False, without_random: str = ""
+) -> list[str]:
     """Return the conclusions about the points of one evaluation protocol.
 
     The sentences say, in this order: which point is best and whether it beats the random encoder, from which points it
@@ -44,6 +45,7 @@ def conclusions(group: Group, scores: Sequence[str], is_evaluation: bool = False
         scores: the scores to speak about; only the first one gets all sentences. The sentences about settings cover
             all test scores.
         is_evaluation: whether the points are evaluations of trained encoders, whose seeds are fixed.
+        without_random: the sentence that says why a point has no random encoder to be compared with.
     """
     families = [group.families[score] for score in scores if score in group.families]
     if not families:
@@ -52,7 +54,7 @@ def conclusions(group: Group, scores: Sequence[str], is_evaluation: bool = False
     if len(first.by_seed) < LEAST_SEEDS:
         return few_seeds_sentences(group, main, is_evaluation)
     if group.best:
-        lines = [f"{best_words(group)}{random_sentence(group, families)}"]
+        lines = [f"{best_words(group)}{random_sentence(group, families, without_random)}"]
         lines += [others_sentence(group, main, subject_of(group))] if group.rivals else []
         lines += control_sentences(first, main)
     else:
@@ -118,15 +120,12 @@ def titles_of(points: Sequence[Point]) -> list[str]:
     return [first.title, *(point.title for point in others if not same_experiment(point, first))]
 
 
-def random_sentence(group: Group, families: Sequence[Family]) -> str:
+def random_sentence(group: Group, families: Sequence[Family], without_random: str) -> str:
     """Return the end of the first sentence: whether the best point, or another one, beats the random encoder."""
     best, main = group.ranked[0], families[0]
     difference = main.from_control(best)
-    if difference is None and not parts.trains(best.settings):
-        encoder = best.settings.encoder
-        return f". There is no random encoder to compare with, because encoder {encoder} is not a network."
     if difference is None:
-        return ". There is no random encoder to compare with; add `--set baseline=true`."
+        return f". {without_random}"
     if difference.low is None:
         return f"; minus the random encoder in {main.score}: {numbers(difference)}. {no_verdict(difference)}."
     text = f" and {compared(difference)} the random encoder in {main.score}: {numbers(difference)}."

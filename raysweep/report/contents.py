@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from raysweep import parts
 from raysweep.config import METRICS, metrics_by_name
 from raysweep.errors import printable
 from raysweep.report.cautions import cautions
@@ -23,7 +24,7 @@ from raysweep.report.unlabelled import CAUTION, agreement_sentences, choice_sent
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
 from raysweep.results.store import Store
-from raysweep.space import Sweep, short_names
+from raysweep.space import RANDOM, Sweep, make_control, short_names
 
 MOST_RACERS = 5
 """Most points whose numbers of seeds are named after a race."""
@@ -181,11 +182,34 @@ class Report:
         if group.ranked and not self.has_labels:
             return choice_sentences(group, is_evaluation)
         if group.ranked:
-            return conclusions(group, self.scores[:scores], is_evaluation)
+            return conclusions(group, self.scores[:scores], is_evaluation, self.without_random(group.ranked[0]))
         if group.complete:
             which = "point that has all its planned seeds" if group.incomplete else "point"
             return [f"No point is called best: no {which} reports {self.metric}."]
         return [f"No point is called best: none of {named(group.points)} has all its planned seeds."]
+
+    def without_random(self, point: Point) -> str:
+        """Say why a point has no random encoder to be compared with, if it has none."""
+        start = "There is no random encoder to compare with"
+        if not parts.trains(point.settings):
+            return f"{start}, because encoder {point.settings.encoder} is not a network."
+        if self.several:
+            return f"{start}."
+        (member,) = self.members
+        if RANDOM not in member.sweep.baseline:
+            return f"{start}; add `--set baseline=true`."
+        status = {result.trial: result.status for result in member.results}
+        trials = [make_control(trial, RANDOM) for trial in member.sweep.trials if trial.point == point.name]
+        ended = [status.get(trial.name, "") for trial in trials if trial is not None]
+        failed = ended.count("failed")
+        if "finished" in ended or not ended:
+            return f"{start}."
+        if failed == len(ended):
+            return f"{start}, because {'its trial' if failed == 1 else f'all {failed} of its trials'} failed."
+        if len(ended) == 1:
+            return f"{start}, because its trial has not finished yet."
+        some_failed = f" ({failed} failed)" if failed else ""
+        return f"{start}, because none of its {len(ended)} trials has finished yet{some_failed}."
 
     def counts(self) -> str:
         """Return how many trials have ended, in words: `20 finished, 3 stopped early, 1 failed`."""

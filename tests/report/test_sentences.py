@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from raysweep.report.building import build_tables
+from raysweep.report.building import build_tables, read_several
 from raysweep.report.cautions import cautions
 from raysweep.report.final_table import summary_table
 from raysweep.report.headings import headings
@@ -326,6 +326,28 @@ def test_a_point_whose_seeds_all_failed_is_named_in_one_sentence(tmp_path):
     report = build_tables(store, sweep)
     assert report.in_words() == ["No point is called best: no trial of any point finished."]
     assert report.doubts() == ["alpha=0.1, alpha=1.0 and alpha=10.0 are not ranked: no seed finished."]
+
+
+def test_why_there_is_no_random_encoder_is_said(tmp_path):
+    raw = {"name": "s", "search": {"seed": [0, 1, 2], "alpha": [0.1, 1]}, "baseline": True}
+    store, sweep = fill_with(tmp_path, raw, scores_of({"random": 0.2, "alpha=0.1": 0.4, "alpha=1.0": 0.35}))
+    start = "There is no random encoder to compare with"
+
+    def words():
+        line = build_tables(store, sweep).in_words(scores=1)[0]
+        return line[line.index(start) :]
+
+    fail(store, sweep, lambda trial: trial.baseline)
+    assert words() == f"{start}, because all 3 of its trials failed."
+    for trial in sweep.trials:
+        if trial.baseline and trial.settings.seed != 1:
+            (store.trial(trial.name) / "result.json").unlink()
+    assert words() == f"{start}, because none of its 3 trials has finished yet (1 failed)."
+    (store.trial("random,seed=1") / "result.json").unlink()
+    assert words() == f"{start}, because none of its 3 trials has finished yet."
+    other = {"name": "b", "search": {"seed": [0, 1, 2], "alpha": [10]}}
+    opened = [(store, sweep), fill_with(tmp_path, other, scores_of({"alpha=10.0": 0.3}))]
+    assert read_several(opened).in_words(scores=1)[0].endswith(f"{start}.")
 
 
 def test_nothing_is_ranked_where_every_point_lacks_a_seed(tmp_path):
