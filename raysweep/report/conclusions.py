@@ -54,7 +54,8 @@ def conclusions(
     if len(first.by_seed) < LEAST_SEEDS:
         return few_seeds_sentences(group, main, is_evaluation)
     if group.best:
-        lines = [f"{best_words(group)}{random_sentence(group, families, without_random)}"]
+        lines = [f"{best_words(group)}{random_sentence(group, main, without_random)}"]
+        lines += further_sentences(group, families[1:])
         lines += [others_sentence(group, main, subject_of(group))] if group.rivals else []
         lines += control_sentences(first, main)
     else:
@@ -120,27 +121,33 @@ def titles_of(points: Sequence[Point]) -> list[str]:
     return [first.title, *(point.title for point in others if not same_experiment(point, first))]
 
 
-def random_sentence(group: Group, families: Sequence[Family], without_random: str) -> str:
+def random_sentence(group: Group, main: Family, without_random: str) -> str:
     """Return the end of the first sentence: whether the best point, or another one, beats the random encoder."""
-    best, main = group.ranked[0], families[0]
-    difference = main.from_control(best)
+    difference = main.from_control(group.ranked[0])
     if difference is None:
         return f". {without_random}"
     if difference.low is None:
-        return f"; minus the random encoder in {main.score}: {numbers(difference)}. {no_verdict(difference)}."
-    text = f" and {compared(difference)} the random encoder in {main.score}: {numbers(difference)}."
-    for family in families[1:]:
-        other = family.from_control(best)
-        if other is not None and other.low is not None:
-            text += f" In {family.score} it {compared(other)} it: {numbers(other)}."
-    if is_above(difference):
-        return text
-    winners = [point for point in group.points if is_above(main.from_control(point))]
-    return (
-        f"{text} {named(winners)} {'beats' if len(winners) == 1 else 'beat'} it."
-        if winners
-        else f"{text} No point beats it."
-    )
+        minus = f"{capital(subject_of(group))} minus the random encoder in {main.score}"
+        return f". {minus}: {numbers(difference)}. {no_verdict(difference)}."
+    joined = " and" if len(titles_of(group.best)) == 1 else f". {group.ranked[0].title}"
+    text = f"{joined} {compared(difference)} the random encoder in {main.score}: {numbers(difference)}."
+    return text if is_above(difference) else f"{text} {winners_sentence(group, main)}"
+
+
+def further_sentences(group: Group, families: Sequence[Family]) -> list[str]:
+    """Say how the first point compares with the random encoder in further scores: a sentence for each verdict."""
+    scores: dict[str, list[str]] = {}
+    for family in families:
+        difference = family.from_control(group.ranked[0])
+        if difference is not None and difference.low is not None:
+            scores.setdefault(compared(difference), []).append(f"{family.score} ({numbers(difference)})")
+    subject = capital(subject_of(group))
+    return [f"{subject} {verb} the random encoder in {listed(words)}." for verb, words in scores.items()]
+
+
+def capital(subject: str) -> str:
+    """Return the subject of a sentence as its beginning. Titles of points stay as they are."""
+    return subject.replace("the best point", "The best point")
 
 
 def control_sentences(best: Point, family: Family) -> list[str]:

@@ -137,15 +137,34 @@ def test_no_point_beats_the_random_encoder(tmp_path):
     effects = {"random": 0.6, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects), baseline=True).in_words(scores=1)
     assert " and is below the random encoder in linear/test_accuracy: -0.1" in lines[0]
-    assert lines[0].endswith("No point beats it.")
+    assert lines[0].endswith("]. No point beats the random encoder in linear/test_accuracy.")
 
 
 def test_another_point_than_the_best_one_may_beat_the_random_encoder(tmp_path):
     effects = {"random": 0.4, "alpha=0.1": 0.6, "alpha=1.0": 0.3}
     val = {"random": 0.1, "alpha=0.1": 0.2, "alpha=1.0": 0.9}
     lines = report_of(tmp_path, {"alpha": [0.1, 1]}, scores_of(effects, val=val), baseline=True).in_words(scores=1)
-    assert lines[0].endswith("alpha=0.1 beats it.")
+    assert lines[0].endswith("]. alpha=0.1 beats the random encoder in linear/test_accuracy.")
     assert lines[1] == "In linear/test_accuracy, however, the best point is below alpha=0.1."
+
+
+def test_the_verdicts_of_further_scores_name_score_and_control(tmp_path):
+    effects = {"random": 0.4, "alpha=0.1": 0.3, "alpha=1.0": 0.6}
+    of_kmeans = {"random": 0.6, "alpha=0.1": 0.3, "alpha=1.0": 0.5}
+
+    def metrics(trial):
+        return scores_of(effects)(trial) | {"kmeans/accuracy": scores_of(of_kmeans)(trial)["kmeans/accuracy"]}
+
+    report = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics, baseline=True)
+    lines = report.in_words()
+    families, best = report.groups[0].families, report.groups[0].best[0]
+    knn, kmeans = (families[name].from_control(best) for name in ("knn/test_accuracy", "kmeans/accuracy"))
+    for line, verb, score, each in zip(
+        lines[1:3], ("beats", "is below"), ("knn/test_accuracy", "kmeans/accuracy"), (knn, kmeans), strict=True
+    ):
+        interval = f"{each.mean:+.4f} [{each.low:+.4f}, {each.high:+.4f}]"
+        assert line == f"The best point {verb} the random encoder in {score} ({interval})."
+    assert not any(" it " in line for line in lines)
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "One seed cannot tell"), (2, "Two seeds cannot tell")])
@@ -183,6 +202,15 @@ def test_points_with_the_same_mean_by_which_they_are_ranked_are_named(tmp_path):
     val = {"alpha=0.1": 0.5, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
     lines = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects, val=val)).in_words(scores=1)
     assert lines[0].startswith("alpha=0.1 and alpha=1.0 are best by linear/val_accuracy (0.5000, mean of 4 seeds).")
+    controlled = report_of(
+        tmp_path / "c",
+        {"alpha": [0.1, 1, 10]},
+        scores_of({"random": 0.2, **effects}, val={"random": 0, **val}),
+        baseline=True,
+    )
+    assert (
+        "(0.5000, mean of 4 seeds). alpha=0.1 beats the random encoder in linear/" in controlled.in_words(scores=1)[0]
+    )
     assert lines[1] == "In linear/test_accuracy, however, alpha=0.1 is below alpha=1.0 and alpha=10.0."
 
 
