@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from raysweep.config import make_settings
+from raysweep.errors import InputError
 from raysweep.report.points import LEAST_SEEDS, SCORES, Point, divisor_of
 from raysweep.report.seeds import seeds_to_show
 from raysweep.report.sentences import (
@@ -220,10 +223,23 @@ def next_steps(group: Group, family: Family) -> list[str]:
             )
     for name, (shape, values) in family.shapes.items():
         end = {"rises": values[-1], "falls": values[0]}.get(shape.kind)
-        if end is not None and best.varied.get(name) == end:
+        if end is not None and best.varied.get(name) == end and can_go_beyond(name, end, shape.kind == "rises"):
             which, more = ("largest", "larger") if shape.kind == "rises" else ("smallest", "smaller")
             lines.append(f"Next: {name} = {end} is the {which} that was tried; try {more} values.")
     return lines
+
+
+def can_go_beyond(name: str, value: float, upward: bool) -> bool:
+    """Return whether a setting can have a greater value (`upward`) or a smaller one."""
+    if isinstance(value, int):
+        beyond: float = value + 1 if upward else value - 1
+    else:
+        beyond = math.nextafter(value, math.inf if upward else -math.inf)
+    try:
+        make_settings({name: beyond}, name)
+    except InputError:
+        return False
+    return True
 
 
 def p_value(p: float | None) -> str:

@@ -70,6 +70,32 @@ def test_a_score_that_rises_asks_for_larger_values(tmp_path):
     assert "Next: alpha = 10.0 is the largest that was tried; try larger values." in lines
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "rises", "words"),
+    [
+        ("alpha", [0, 0.1, 1], False, None),
+        ("alpha", [0.01, 0.1, 1], False, "alpha = 0.01 is the smallest that was tried; try smaller values."),
+        ("usl_epochs", [2, 3, 4], False, "usl_epochs = 2 is the smallest that was tried; try smaller values."),
+        ("strength", [1, 10, 100], True, None),
+        ("strength", [1, 10, 99.5], True, "strength = 99.5 is the largest that was tried; try larger values."),
+        ("batch_size", [2, 4, 8], False, None),
+        ("temperature", [0.1, 0.2, 1], False, "temperature = 0.1 is the smallest that was tried; try smaller values."),
+    ],
+)
+def test_values_outside_the_range_of_a_setting_are_not_recommended(tmp_path, name, values, rises, words):
+    base = {"usl_type": "simclr"} if name != "alpha" else {}
+
+    def metrics(trial):
+        place = values.index(getattr(trial.settings, name))
+        score = 0.3 + 0.05 * (place if rises else -place) + 0.01 * trial.settings.seed
+        return dict.fromkeys(COLUMNS, score + NOISE[trial.settings.seed] * (1 + place) / 9)
+
+    lines = report_of(tmp_path, {name: values}, metrics, base=base).in_words(scores=1)
+    assert any(f" {'rises' if rises else 'falls'} (Page's" in line for line in lines)
+    steps = [line.removeprefix("Next: ") for line in lines if line.startswith("Next: ")]
+    assert steps == ([words] if words else [])
+
+
 def test_points_without_a_shown_difference_are_named_with_the_seeds_that_would_show_one(tmp_path):
     effects = {"alpha=0.1": 0.3, "alpha=1.0": 0.5, "alpha=10.0": 0.501}
     report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects))
@@ -202,12 +228,8 @@ def test_points_with_the_same_mean_by_which_they_are_ranked_are_named(tmp_path):
     val = {"alpha=0.1": 0.5, "alpha=1.0": 0.5, "alpha=10.0": 0.4}
     lines = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, scores_of(effects, val=val)).in_words(scores=1)
     assert lines[0].startswith("alpha=0.1 and alpha=1.0 are best by linear/val_accuracy (0.5000, mean of 4 seeds).")
-    controlled = report_of(
-        tmp_path / "c",
-        {"alpha": [0.1, 1, 10]},
-        scores_of({"random": 0.2, **effects}, val={"random": 0, **val}),
-        baseline=True,
-    )
+    metrics = scores_of({"random": 0.2, **effects}, val={"random": 0, **val})
+    controlled = report_of(tmp_path / "c", {"alpha": [0.1, 1, 10]}, metrics, baseline=True)
     assert (
         "(0.5000, mean of 4 seeds). alpha=0.1 beats the random encoder in linear/" in controlled.in_words(scores=1)[0]
     )
