@@ -195,9 +195,10 @@ def shape_words(name: str, family: Family) -> str | None:
         return f"{family.score} {shape.kind} (Page's trend test, {p_value(p)})"
     if shape.kind == "flat" and any(difference.differs for difference in shape.pairs.values()):
         return f"{family.score} differs between values, but it neither rises nor falls throughout"
-    if shape.kind == "flat" and shape.within is not None:
-        return f"{family.score} shows no trend (all values lie within ±{shape.within:.4f} of each other)"
-    return None
+    if shape.kind == "flat" and all(difference.low is not None for difference in shape.pairs.values()):
+        most = f"{shape.within:.4f} between two values of {name}"
+        return f"{family.score} shows no trend (the intervals allow a difference of up to {most})"
+    return f"{family.score} shows no trend" if shape.kind == "flat" else None
 
 
 def next_steps(group: Group, family: Family) -> list[str]:

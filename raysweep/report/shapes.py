@@ -36,7 +36,7 @@ class Shape:
     """The p-values of Page's test in both directions and of the quadratic contrast. Each is multiplied by three, the
     number of tests, and by the divisor of a race. It is at most 1. None where a test is impossible."""
     within: float | None
-    """For "flat", the largest absolute bound of the intervals of all pairs: no two values differ by more. Else None."""
+    """For "flat", the largest absolute bound of the intervals of all pairs that have one. Else None."""
     pairs: dict[tuple[int, int], Difference]
 
 

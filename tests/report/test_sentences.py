@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from raysweep.report.building import build_tables, read_several
 from raysweep.report.cautions import cautions
+from raysweep.report.conclusions import shape_words
 from raysweep.report.final_table import summary_table
 from raysweep.report.headings import headings
 from raysweep.report.page import page, points_table
@@ -94,6 +96,28 @@ def test_values_outside_the_range_of_a_setting_are_not_recommended(tmp_path, nam
     assert any(f" {'rises' if rises else 'falls'} (Page's" in line for line in lines)
     steps = [line.removeprefix("Next: ") for line in lines if line.startswith("Next: ")]
     assert steps == ([words] if words else [])
+
+
+def test_no_trend_is_said_with_the_differences_that_the_intervals_allow(tmp_path):
+    scores = {0.1: (0.1, 0.2, 0.3, 0.4), 1: (0.13, 0.18, 0.33, 0.38), 10: (0.1, 0.21, 0.31, 0.4)}
+
+    def metrics(trial):
+        score = scores[trial.settings.alpha][trial.settings.seed]
+        return dict.fromkeys(COLUMNS, score) | {"linear/val_accuracy": score}
+
+    report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, metrics)
+    family = report.groups[0].families["linear/test_accuracy"]
+    shape, _ = family.shapes["alpha"]
+    most = max(abs(bound) for pair in shape.pairs.values() for bound in (pair.low, pair.high))
+    means = [sum(values) / 4 for values in scores.values()]
+    assert most > 2 * (max(means) - min(means)), "it says nothing about the spread of the means"
+    assert shape_words("alpha", family) == (
+        f"linear/test_accuracy shows no trend (the intervals allow a difference of up to {most:.4f} between two values "
+        "of alpha)"
+    )
+    pairs = {**shape.pairs, (0, 1): replace(shape.pairs[0, 1], low=None, high=None)}
+    unknown = replace(family, shapes={"alpha": (replace(shape, pairs=pairs), [0.1, 1, 10])})
+    assert shape_words("alpha", unknown) == "linear/test_accuracy shows no trend"
 
 
 def test_points_without_a_shown_difference_are_named_with_the_seeds_that_would_show_one(tmp_path):
