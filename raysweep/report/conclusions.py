@@ -17,7 +17,6 @@ from raysweep.report.sentences import (
     few_seeds,
     is_above,
     listed,
-    more_seeds,
     named,
     no_verdict,
     numbers,
@@ -34,9 +33,7 @@ MOST_SEEDS = 50
 """More seeds than this are not recommended."""
 
 
-def conclusions(
-    group: Group, scores: Sequence[str], is_evaluation: bool = False, without_random: str = ""
-) -> list[str]:
+def conclusions(group: Group, scores: Sequence[str], more: str, without_random: str = "") -> list[str]:
     """Return the conclusions about the points of one evaluation protocol.
 
     The sentences say, in this order: which point is best and whether it beats the random encoder, from which points it
@@ -47,7 +44,7 @@ def conclusions(
         group: the points, of which at least one competes.
         scores: the scores to speak about; only the first one gets all sentences. The sentences about settings cover
             all test scores.
-        is_evaluation: whether the points are evaluations of trained encoders, whose seeds are fixed.
+        more: the sentence that says how to get enough seeds for a verdict.
         without_random: the sentence that says why a point has no random encoder to be compared with.
     """
     families = [group.families[score] for score in scores if score in group.families]
@@ -55,7 +52,7 @@ def conclusions(
         return []
     main, first = families[0], group.ranked[0]
     if len(first.by_seed) < LEAST_SEEDS:
-        return few_seeds_sentences(group, main, is_evaluation)
+        return few_seeds_sentences(group, main, more)
     if group.best:
         lines = [f"{best_words(group)}{random_sentence(group, main, without_random)}"]
         lines += further_sentences(group, families[1:])
@@ -76,11 +73,11 @@ def best_words(group: Group) -> str:
     return f"{shortened(names)} {'is' if len(names) == 1 else 'are'} best by {group.metric} ({value_words(group)})"
 
 
-def few_seeds_sentences(group: Group, family: Family, is_evaluation: bool) -> list[str]:
+def few_seeds_sentences(group: Group, family: Family, more: str) -> list[str]:
     """Return the conclusions from one or two seeds: means and differences without any verdict."""
     first = group.ranked[0]
     if not group.best:
-        return [*no_best_sentences(group, family), more_seeds(is_evaluation)]
+        return [*no_best_sentences(group, family), more]
     if group.rivals:
         names = titles_of(group.best)
         have = "has" if len(names) == 1 else "have"
@@ -96,7 +93,7 @@ def few_seeds_sentences(group: Group, family: Family, is_evaluation: bool) -> li
         lines.append(f"In {family.score} {subject_of(group)} differs by {listed(differences)}.")
     if group.rivals or differences:
         lines.insert(1, f"{few_seeds(len(first.by_seed))} which differences are real.")
-    return [*lines, more_seeds(is_evaluation)]
+    return [*lines, more]
 
 
 def no_best_sentences(group: Group, family: Family) -> list[str]:

@@ -19,7 +19,7 @@ from raysweep.report.headings import headings
 from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.ranking import rank_points
-from raysweep.report.sentences import named, shortened
+from raysweep.report.sentences import more_seeds, named, shortened
 from raysweep.report.unlabelled import CAUTION, agreement_sentences, choice_sentences
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
@@ -142,8 +142,11 @@ class Report:
         words = self.general_words()
         if words is not None:
             return [("", words)] if words else []
-        is_evaluation = any(member.sweep.encoders for member in self.members)
-        sections = [(group.heading, self.words_of_group(group, scores, is_evaluation)) for group in self.groups]
+        sweeps = [member.sweep for member in self.members]
+        more = more_seeds(
+            any(sweep.encoders for sweep in sweeps), any(sweep.race and not sweep.encoders for sweep in sweeps)
+        )
+        sections = [(group.heading, self.words_of_group(group, scores, more)) for group in self.groups]
         if len(sections) > 1:
             first, *others = (lines for _, lines in sections)
             same = [line for line in first if all(line in lines for lines in others)]
@@ -152,7 +155,12 @@ class Report:
         rest = [CAUTION] if any(group.ranked[1:] for group in self.groups) and not self.has_labels else []
         for member in self.members:
             prefix = f"{member.label}: " if self.several else ""
-            words = race_sentences(member.sweep, MOST_RACERS) if self.has_labels else agreement_sentences(member.sweep)
+            best = {point.name for point in self.points if point.title in self.best and point.sweep == member.label}
+            words = (
+                race_sentences(member.sweep, MOST_RACERS, best)
+                if self.has_labels
+                else agreement_sentences(member.sweep)
+            )
             rest += [f"{prefix}{line}" for line in words]
         return [(heading, lines) for heading, lines in [*sections, ("", rest)] if lines]
 
@@ -177,12 +185,12 @@ class Report:
             return "there is no validation split to choose by"
         return "the points were evaluated without labels; set tune.metric to a measure that is to choose"
 
-    def words_of_group(self, group: Group, scores: int | None, is_evaluation: bool) -> list[str]:
+    def words_of_group(self, group: Group, scores: int | None, more: str) -> list[str]:
         """Return the conclusions about the points of one protocol."""
         if group.ranked and not self.has_labels:
-            return choice_sentences(group, is_evaluation)
+            return choice_sentences(group, more)
         if group.ranked:
-            return conclusions(group, self.scores[:scores], is_evaluation, self.without_random(group.ranked[0]))
+            return conclusions(group, self.scores[:scores], more, self.without_random(group.ranked[0]))
         if group.complete:
             which = "point that has all its planned seeds" if group.incomplete else "point"
             return [f"No point is called best: no {which} reports {self.metric}."]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from raysweep.space import Sweep, short_names
 from raysweep.space.race import largest
@@ -11,9 +11,8 @@ from raysweep.space.race import largest
 NAMES = {"random": "the random encoder", "pixels": "raw pixels", "pca": "PCA", "supervised": "supervised training"}
 """The controls in a sentence."""
 ENDS = {
-    "settled": "The race ended because the best point is separated from every other point and control that it is "
-    "compared with",
-    "most": "The race ended because the points that are not separated from the best one have all their seeds",
+    "settled": "The race ended because more seeds could not settle any further comparison",
+    "most": "The race ended because the points that are not separated have all their seeds",
     "budget": "The time budget stopped the race; a resume continues it",
     "incomparable": "The race ended because no two points can be compared",
     "": "The race has not ended; a resume continues it",
@@ -25,12 +24,13 @@ def name_of(sweep: Sweep, point: str) -> str:
     return NAMES.get(point) or short_names(sweep).get(point, point)
 
 
-def race_sentences(sweep: Sweep, most_named: int) -> list[str]:
+def race_sentences(sweep: Sweep, most_named: int, best: Collection[str]) -> list[str]:
     """Return which points of a race got more seeds, and why the race ended; empty without a race.
 
     Args:
         sweep: the sweep, with the rounds so far.
         most_named: most points that are named; the others are counted.
+        best: the names of the points that are called best.
     """
     if sweep.race is None or sweep.encoders:
         return []
@@ -38,13 +38,25 @@ def race_sentences(sweep: Sweep, most_named: int) -> list[str]:
     more = sorted((name for name in counts if counts[name] > sweep.race.least), key=lambda name: -counts[name])
     start = f"Every point started with {sweep.race.least} seeds"
     if more:
-        words = [f"{name_of(sweep, name)} ({counts[name]})" for name in more[:most_named]]
-        words += [f"{len(more) - most_named} others"] if len(more) > most_named else []
-        gained = f"; more seeds went to {listed(words)}, whose comparison with the best point was open"
+        words = {name: f"{name_of(sweep, name)} ({counts[name]})" for name in more}
+        ahead, behind = ([words[name] for name in more if (name in best) == is_best] for is_best in (True, False))
+        if ahead and behind:
+            which = "the best point" if len(ahead) == 1 else "the best points"
+            to = f"{which}, {shortened(ahead, most_named)}, and to {shortened(behind, most_named)}"
+            gained = f"; more seeds went to {to}, whose comparison with the best point was open"
+        else:
+            gained = f"; more seeds went to {shortened([*ahead, *behind], most_named)}, whose comparisons were open"
     else:
         gained = ", and none got more"
     trials = f"{len(sweep.trials)} of at most {largest(sweep)} trials"
     return [f"{start}{gained}. {ENDS[sweep.race_end]} ({trials})."]
+
+
+def shortened(names: Sequence[str], most: int) -> str:
+    """Return names for a sentence: the first `most` ones, and the number of the others if there are several."""
+    if len(names) > most + 1:
+        names = [*names[:most], f"{len(names) - most} others"]
+    return listed(names)
 
 
 def listed(words: Sequence[str]) -> str:

@@ -88,7 +88,7 @@ def round_words(sweep: Sweep) -> str:
 
 
 END_WORDS = {
-    "settled": "the race has ended: the best point is separated from every other point and control",
+    "settled": "the race has ended: more seeds could not settle any further comparison",
     "most": "the race has ended: the points that are not separated have all their seeds",
     "budget": "the race was stopped by its time budget",
     "incomparable": "the race has ended: no two points can be compared",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from raysweep.report import race_words
 from raysweep.report.points import LEAST_SEEDS, Point, divisor_of
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
@@ -41,8 +42,15 @@ def subject_of(group: Group) -> str:
     return "the best point" if len(group.best) == 1 and group.rivals else group.ranked[0].title
 
 
-def more_seeds(is_evaluation: bool) -> str:
-    """Say how to get enough seeds for a verdict."""
+def more_seeds(is_evaluation: bool, is_race: bool) -> str:
+    """Say how to get enough seeds for a verdict.
+
+    Args:
+        is_evaluation: Whether the points are evaluations of trained encoders, whose seeds are fixed.
+        is_race: Whether the seeds of the sweep are a race, which refuses the setting `seed`.
+    """
+    if is_race:
+        return "Next: resume the race; a verdict needs three seeds."
     if is_evaluation:
         return "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."
     return "Next: run at least three seeds. `--resume DIR/NAME --set 'seed=[0,1,2]'` adds them to this sweep."
@@ -168,6 +176,4 @@ def named(points: Iterable[Point]) -> str:
 
 def shortened(names: Sequence[str]) -> str:
     """Return names for a sentence: the first `MOST_NAMED` ones, and the number of the others."""
-    if len(names) > MOST_NAMED + 1:
-        names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} others"]
-    return listed(names)
+    return race_words.shortened(names, MOST_NAMED)

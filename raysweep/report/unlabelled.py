@@ -8,16 +8,7 @@ from raysweep.config import SETTINGS, Settings, about, has_effect
 from raysweep.parts import Chooses
 from raysweep.report.choosing import LEAST_POINTS, MEASURES, best_by, tau_words, usable
 from raysweep.report.points import LEAST_SEEDS, Point, confidence
-from raysweep.report.sentences import (
-    alone_words,
-    few_seeds,
-    listed,
-    more_seeds,
-    named,
-    others_sentence,
-    tie_words,
-    value_words,
-)
+from raysweep.report.sentences import alone_words, few_seeds, listed, named, others_sentence, tie_words, value_words
 from raysweep.report.verdicts import Group
 from raysweep.space import Agreement, Sweep
 from raysweep.system.terminal import counted
@@ -34,12 +25,12 @@ NETWORK = ("method", "encoder", "head", "loss")
 """The kinds of parts that decide what the embedding is. RankMe compares runs in which they are the same."""
 
 
-def choice_sentences(group: Group, is_evaluation: bool) -> list[str]:
+def choice_sentences(group: Group, more: str) -> list[str]:
     """Say which point the metric chooses, from which points it shows no difference, and what other measures choose.
 
     Args:
         group: The points, of which at least one competes.
-        is_evaluation: Whether the points are evaluations of trained encoders, whose seeds are fixed.
+        more: The sentence that says how to get enough seeds for a verdict.
     """
     if not group.rivals:
         return [f"{alone_words(group)}."]
@@ -50,7 +41,7 @@ def choice_sentences(group: Group, is_evaluation: bool) -> list[str]:
         lines = [f"{group.metric} chooses no point: {tie_words(group, [group.metric])}"]
     lines.append(lacking_sentence(group.complete, group.metric))
     if group.best and len(group.ranked[0].by_seed) < LEAST_SEEDS:
-        lines += [f"{few_seeds(len(group.ranked[0].by_seed))} which differences are real.", more_seeds(is_evaluation)]
+        lines += [f"{few_seeds(len(group.ranked[0].by_seed))} which differences are real.", more]
     elif group.best:
         subject = "the chosen point" if len(group.best) == 1 else group.ranked[0].title
         lines.append(others_sentence(group, group.families[group.metric], subject))

@@ -13,6 +13,7 @@ from raysweep import plugins, space
 from raysweep.data.selection import data_of
 from raysweep.report import building, racing, statistics, verdicts
 from raysweep.report.points import confidence, estimate, percent
+from raysweep.report.race_words import race_sentences
 from raysweep.report.shapes import compare_shape
 from raysweep.report.statistics import compare_pairs, compare_with_control
 from raysweep.results.attempts import begin_attempt
@@ -166,9 +167,9 @@ def test_only_points_that_are_not_separated_get_more_seeds_and_the_summary_says_
     counts = {point.name: len(point.by_seed) for point in report.points}
     assert counts == {"random": 3, "alpha=0.1": 5, "alpha=1.0": 5, "alpha=10.0": 3}
     assert report.in_words()[-1] == (
-        "Every point started with 3 seeds; more seeds went to alpha=0.1 (5) and alpha=1.0 (5), whose comparison with "
-        "the best point was open. The race ended because the points that are not separated from the best one have all "
-        "their seeds (16 of at most 20 trials)."
+        "Every point started with 3 seeds; more seeds went to the best point, alpha=1.0 (5), and to alpha=0.1 (5), "
+        "whose comparison with the best point was open. The race ended because the points that are not separated have "
+        "all their seeds (16 of at most 20 trials)."
     )
     summary = (store.root / "summary.md").read_text()
     assert "divide the error of 5 % into 6 equal parts (Bonferroni). So every interval is at 99.167 %" in summary
@@ -225,7 +226,16 @@ def test_a_race_that_cannot_compare_anything_ends(tmp_path):
     store, sweep = fill_with(tmp_path, raw, lambda trial: {})
     assert racing.decide(building.read(store, sweep)).race_end == "incomparable"
     equal = fill_with(tmp_path, {**raw, "name": "e"}, lambda trial: dict.fromkeys(COLUMNS, trial.settings.seed / 10))
-    assert racing.decide(building.read(*equal)).race_end == "settled", "equal scores stay equal with more seeds"
+    ended = racing.decide(building.read(*equal))
+    assert ended.race_end == "settled", "equal scores stay equal with more seeds"
+    write_race(equal[0].root, ended)
+    first, *_, last = building.read(*Store.open(equal[0].root)).in_words()
+    assert first.startswith("No point is best: alpha=0.1 and alpha=1.0 are equal in ")
+    assert last == (
+        "Every point started with 3 seeds, and none got more. The race ended because more seeds could not settle any "
+        "further comparison (6 of at most 8 trials)."
+    )
+    assert racing.round_words(ended) == "the race has ended: more seeds could not settle any further comparison"
     assert racing.decide(building.read(equal[0], replace(equal[1], race_end="budget"))).race_end == "settled"
 
 
@@ -320,3 +330,27 @@ def test_a_comparison_divides_the_error_among_the_controls_of_all_sweeps(tmp_pat
     tables = count_tables_of(report, monkeypatch)
     assert tables == 5, "the pairs, the random encoders of two architectures, the pixels and their components"
     assert {point.divisor for point in report.points} == {8 * tables}
+
+
+def test_the_names_of_a_race_are_shortened_and_its_advice_is_possible(tmp_path):
+    search = {"alpha": [0.1, 1, 2, 3, 4, 5, 6, 10]}
+    raw = {"name": "r", "search": search, "seeds": {"least": 2, "most": 4}}
+    scores = {value: 0.5 + 0.01 * place for place, value in enumerate(search["alpha"])}
+
+    def metrics(trial):
+        return dict.fromkeys(COLUMNS, scores[trial.settings.alpha] + 0.1 * trial.settings.seed)
+
+    store, sweep = fill_with(tmp_path, raw, metrics)
+    words = building.read(store, replace(sweep, race_end="budget")).in_words()
+    assert "Next: resume the race; a verdict needs three seeds." in words
+    assert not any("--set" in line for line in words if line.startswith("Next"))
+    names = [f"alpha={float(value)}" for value in search["alpha"]]
+    grown = space.add_round(sweep, space.Round(3, tuple(names)))
+    best, *others = (f"{name} (3)" for name in reversed(names))
+    text = " ".join(race_sentences(grown, 5, ["alpha=10.0"]))
+    behind = f"{', '.join(list(reversed(others))[:5])} and 2 others"
+    assert f"more seeds went to the best point, {best}, and to {behind}, whose comparison with" in text
+    seven = space.add_round(sweep, space.Round(3, tuple(names[1:])))
+    assert " and 1 others" not in " ".join(race_sentences(seven, 5, ["alpha=10.0"]))
+    assert "more seeds went to alpha=0.1 (3)" in " ".join(race_sentences(grown, 9, []))
+    assert " (3), whose comparisons were open." in " ".join(race_sentences(grown, 9, []))
