@@ -27,7 +27,8 @@ from raysweep.report.sentences import (
     tie_words,
     value_words,
 )
-from raysweep.report.verdicts import Family, Group, same_experiment
+from raysweep.report.verdicts import Family, Group, same_experiment, whole_combinations
+from raysweep.space.expansion import point_name
 
 MOST_SEEDS = 50
 """More seeds than this are not recommended."""
@@ -61,7 +62,7 @@ def conclusions(group: Group, scores: Sequence[str], more: str, without_random: 
     else:
         lines = no_best_sentences(group, main)
     tests = [family for family in group.families.values() if family.score in SCORES]
-    lines += [shape_sentence(name, tests, others_vary(name, group.points)) for name in main.shapes]
+    lines += [shape_sentence(name, tests, group.points) for name in main.shapes]
     return [line for line in [*lines, *next_steps(group, main)] if line]
 
 
@@ -166,19 +167,25 @@ def control_sentences(best: Point, family: Family) -> list[str]:
     return lines
 
 
-def shape_sentence(name: str, families: Sequence[Family], averaged: bool) -> str:
+def shape_sentence(name: str, families: Sequence[Family], points: Sequence[Point]) -> str:
     """Say how the scores depend on a numeric setting; empty if there are too few values or seeds.
 
-    `averaged` says whether other settings vary too. The scores are then averaged over them.
+    The scores are averaged over the combinations of the other settings that were tried with all values.
     """
     words = [text for family in families if name in family.shapes and (text := shape_words(name, family))]
-    start = f"With {name}, averaged over the other settings" if averaged else f"With {name}"
-    return f"{start}: {'; '.join(words)}." if words else ""
-
-
-def others_vary(name: str, points: Sequence[Point]) -> bool:
-    """Return whether the points differ in other searched settings than this one."""
-    return len({tuple((key, value) for key, value in point.varied.items() if key != name) for point in points}) > 1
+    if not words:
+        return ""
+    _, whole = whole_combinations(name, points)
+    first, *others = map(dict, whole)
+    fixed = {
+        key: value
+        for key, value in first.items()
+        if all(other.get(key) == value for other in others)
+        and any(key not in point.varied or point.varied[key] != value for point in points)
+    }
+    where = f" ({point_name(fixed)})" if fixed else ""
+    averaged = ", averaged over the other settings" if others else ""
+    return f"With {name}{where}{averaged}: {'; '.join(words)}."
 
 
 def shape_words(name: str, family: Family) -> str | None:

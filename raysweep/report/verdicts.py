@@ -239,18 +239,29 @@ def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Seq
     It is None if the setting has fewer than `LEAST_VALUES` values, or if no combination of values of the other settings
     was tried with all of them.
     """
-    points = [point for point in points if is_plain_number(point.varied.get(name))]
-    values = sorted({point.varied[name] for point in points})
-    combinations: dict[Any, dict[Any, Mapping[int, float]]] = {}
-    for point in points:
-        others = tuple((key, value) for key, value in point.varied.items() if key != name)
-        combinations.setdefault(others, {})[point.varied[name]] = point.scores(score)
-    whole = [by_value for by_value in combinations.values() if len(by_value) == len(values)]
+    values, whole = whole_combinations(name, points)
     if len(values) < LEAST_VALUES or not whole:
         return None
-    seeds = sorted({seed for by_value in whole for scores in by_value.values() for seed in scores})
-    cells = [[[by_value[value].get(seed, np.nan) for seed in seeds] for value in values] for by_value in whole]
+    scores = [[by_value[value].scores(score) for value in values] for by_value in whole.values()]
+    seeds = sorted({seed for row in scores for by_seed in row for seed in by_seed})
+    cells = [[[by_seed.get(seed, np.nan) for seed in seeds] for by_seed in row] for row in scores]
     return compare_shape(average(np.array(cells, dtype=float)), divisor=divisor_of(points)), values
+
+
+def whole_combinations(
+    name: str, points: Sequence[Point]
+) -> tuple[list[Any], dict[tuple[tuple[str, Any], ...], dict[Any, Point]]]:
+    """Return the sorted values of a numeric setting, and the combinations of the others that were tried with them all.
+
+    For each combination, which consists of names and values, it returns the point of each value.
+    """
+    points = [point for point in points if is_plain_number(point.varied.get(name))]
+    values = sorted({point.varied[name] for point in points})
+    combinations: dict[Any, dict[Any, Point]] = {}
+    for point in points:
+        others = tuple((key, value) for key, value in point.varied.items() if key != name)
+        combinations.setdefault(others, {})[point.varied[name]] = point
+    return values, {others: by_value for others, by_value in combinations.items() if len(by_value) == len(values)}
 
 
 def is_plain_number(value: Any) -> bool:

@@ -12,7 +12,7 @@ from raysweep.report.building import read_several
 from raysweep.report.figures import draw
 from raysweep.report.shapes import average, compare_shape
 from raysweep.report.verdicts import shape_of
-from tests.report.test_report import fill_with, made_up
+from tests.report.test_report import COLUMNS, fill_with, made_up
 
 RAW = {"name": "s", "baseline": True}
 SCORE = "linear/test_accuracy"
@@ -131,6 +131,32 @@ def test_a_trend_of_three_values_can_be_shown_with_three_seeds_and_is_called_an_
         line.startswith(f"With alpha, averaged over the other settings: {SCORE} rises (Page's trend test, p = 0.014)")
         for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("strengths", "words"),
+    [
+        ([0.5], "With alpha (usl_type=ae_parallel): "),
+        ([0.5, 1], "With alpha (usl_type=ae_parallel), averaged over the other settings: "),
+    ],
+)
+def test_a_setting_of_one_sub_space_is_not_said_to_be_averaged_over_the_others(tmp_path, strengths, words):
+    spaces = [
+        {"usl_type": ["simclr"], "temperature": [0.1, 0.2, 0.5], "strength": strengths, "seed": [0, 1, 2]},
+        {"usl_type": ["ae_parallel"], "alpha": [0.01, 0.1, 1], "strength": strengths, "seed": [0, 1, 2]},
+    ]
+
+    def metrics(trial):
+        settings = trial.settings
+        score = 0.3 + 0.05 * (settings.alpha + settings.temperature) + 0.1 * settings.seed
+        noise = 0.0005 * math.sin(17 * settings.alpha + 5 * settings.seed + 3 * settings.strength)
+        return dict.fromkeys(COLUMNS, score + noise)
+
+    report = building.read(*fill_with(tmp_path, {"name": "s", "search": spaces}, metrics))
+    (line,) = (line for line in report.in_words(scores=1) if line.startswith("With alpha"))
+    assert line.startswith(words)
+    (line,) = (line for line in report.in_words(scores=1) if line.startswith("With temperature"))
+    assert line.startswith(words.replace("alpha", "temperature").replace("ae_parallel", "simclr"))
 
 
 def test_a_missing_trial_does_not_distort_the_averages(tmp_path):
