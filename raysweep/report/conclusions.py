@@ -216,16 +216,13 @@ def next_steps(group: Group, family: Family) -> list[str]:
         rival, difference = unclear[0]
         divisor = divisor_of(group.points)
         count = seeds_to_show(difference, family.variance, family.points, MOST_SEEDS, divisor)
+        what = f"show a difference between {best.title} and {rival.title}"
+        if_true = f"if the true difference is {numbers_alone(difference)}"
         if count is None:
-            lines.append(
-                f"Next: even {MOST_SEEDS} seeds would hardly show a difference between {best.title} and {rival.title}, "
-                f"if it stays {numbers_alone(difference)}."
-            )
+            lines.append(f"Next: even {MOST_SEEDS} seeds would probably not {what}, {if_true}.")
         else:
-            lines.append(
-                f"Next: about {count} seeds in all would show a difference between {best.title} and {rival.title}, if "
-                f"it stays {numbers_alone(difference)}."
-            )
+            chance = f"about {count} seeds in all have an even chance to {what}"
+            lines.append(f"Next: {chance}, {if_true}. Twice as many are likely to show it.")
     for name, (shape, values) in family.shapes.items():
         end = {"rises": values[-1], "falls": values[0]}.get(shape.kind)
         if end is not None and best.varied.get(name) == end and can_go_beyond(name, end, shape.kind == "rises"):

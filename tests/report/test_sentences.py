@@ -4,7 +4,9 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from raysweep.report.building import build_tables, read_several
 from raysweep.report.cautions import cautions
@@ -131,7 +133,7 @@ def test_points_without_a_shown_difference_are_named_with_the_seeds_that_would_s
     difference = family.between(points["alpha=10.0"], points["alpha=1.0"])
     assert difference.method == "holm", "the width of the interval, which shrinks with the root of n, gives the number"
     count = math.ceil(difference.n * ((difference.high - difference.low) / 2 / difference.mean) ** 2)
-    expected = f"about {count} seeds in all would show" if count <= 50 else "even 50 seeds would hardly show"
+    expected = f"about {count} seeds in all have an even" if count <= 50 else "even 50 seeds would probably not show"
     assert any(expected in line for line in rest)
 
 
@@ -154,8 +156,8 @@ def test_seeds_that_would_show_a_difference_are_more_than_there_are_where_the_sp
     assert not difference.differs
     assert seeds_needed(difference.mean, family.variance, 6) < len(SEEDS)
     assert (
-        "Next: about 6 seeds in all would show a difference between alpha=0.6 and alpha=0.5, if it stays +0.0150."
-        in report.in_words(scores=1)
+        "Next: about 6 seeds in all have an even chance to show a difference between alpha=0.6 and alpha=0.5, if the "
+        "true difference is +0.0150. Twice as many are likely to show it." in report.in_words(scores=1)
     )
 
 
@@ -181,6 +183,23 @@ def test_points_with_different_seeds_show_the_mean_that_ranks_them(tmp_path, oth
     same = [{"alpha": [0.1], "seed": [0, 1, 2]}, {"alpha": [1], "seed": [0, 1, 2]}]
     report = build_tables(*fill_with(tmp_path, {"name": "t", "search": same}, metrics))
     assert " (0.9000, mean of 3 seeds)" in report.in_words(scores=1)[0]
+
+
+def test_the_recommended_seeds_show_a_difference_in_half_of_the_cases_and_twice_as_many_usually_do():
+    """The power of the comparison of two points by simulation, for a difference of one standard deviation."""
+    points, random, shown = 4, np.random.default_rng(0), []
+    count = seeds_needed(1.0, 1.0, points)
+    for seeds in (count, 2 * count):
+        tables = random.standard_normal((400, points, seeds)) + np.array([1.0, 0, 0.5, 0.5])[:, None]
+        residuals = (
+            tables - tables.mean(2, keepdims=True) - tables.mean(1, keepdims=True) + tables.mean((1, 2))[:, None, None]
+        )
+        df = (points - 1) * (seeds - 1)
+        error = np.sqrt((residuals**2).sum((1, 2)) / df * 2 / seeds)
+        difference = tables[:, 0].mean(1) - tables[:, 1].mean(1)
+        shown.append((difference > stats.studentized_range.isf(0.05, points, df) / math.sqrt(2) * error).mean())
+    assert 0.35 < shown[0] < 0.65, shown
+    assert shown[1] > 0.8, shown
 
 
 def test_no_point_beats_the_random_encoder(tmp_path):
