@@ -15,13 +15,14 @@ from raysweep.report.sentences import (
     alone_words,
     compared,
     few_seeds,
-    is_above,
+    is_better,
     listed,
     named,
     no_verdict,
     numbers,
     numbers_alone,
     others_sentence,
+    score_words,
     shortened,
     subject_of,
     tie_words,
@@ -111,9 +112,9 @@ def no_best_sentences(group: Group, family: Family) -> list[str]:
 
 def winners_sentence(group: Group, family: Family) -> str:
     """Say which points beat the random encoder."""
-    winners = [point for point in group.points if is_above(family.from_control(point))]
+    winners = [point for point in group.points if is_better(family.from_control(point), family)]
     start = f"{named(winners)} {'beats' if len(winners) == 1 else 'beat'}" if winners else "No point beats"
-    return f"{start} the random encoder in {family.score}."
+    return f"{start} the random encoder in {score_words(family)}."
 
 
 def titles_of(points: Sequence[Point]) -> list[str]:
@@ -131,8 +132,8 @@ def random_sentence(group: Group, main: Family, without_random: str) -> str:
         minus = f"{capital(subject_of(group))} minus the random encoder in {main.score}"
         return f". {minus}: {numbers(difference)}. {no_verdict(difference)}."
     joined = " and" if len(titles_of(group.best)) == 1 else f". {group.ranked[0].title}"
-    text = f"{joined} {compared(difference)} the random encoder in {main.score}: {numbers(difference)}."
-    return text if is_above(difference) else f"{text} {winners_sentence(group, main)}"
+    text = f"{joined} {compared(difference, main)} the random encoder in {score_words(main)}: {numbers(difference)}."
+    return text if is_better(difference, main) else f"{text} {winners_sentence(group, main)}"
 
 
 def further_sentences(group: Group, families: Sequence[Family]) -> list[str]:
@@ -141,7 +142,8 @@ def further_sentences(group: Group, families: Sequence[Family]) -> list[str]:
     for family in families:
         difference = family.from_control(group.ranked[0])
         if difference is not None and difference.low is not None:
-            scores.setdefault(compared(difference), []).append(f"{family.score} ({numbers(difference)})")
+            less = "; less is better" if family.mode == "min" else ""
+            scores.setdefault(compared(difference, family), []).append(f"{family.score} ({numbers(difference)}{less})")
     subject = capital(subject_of(group))
     return [f"{subject} {verb} the random encoder in {listed(words)}." for verb, words in scores.items()]
 
@@ -163,7 +165,8 @@ def control_sentences(best: Point, family: Family) -> list[str]:
                 f"{best.title} minus {name} in {family.score}: {numbers(difference)}. {no_verdict(difference)}."
             )
         else:
-            lines.append(f"{best.title} {compared(difference)} {name} in {family.score}: {numbers(difference)}.")
+            verb = compared(difference, family)
+            lines.append(f"{best.title} {verb} {name} in {score_words(family)}: {numbers(difference)}.")
     return lines
 
 
@@ -224,9 +227,12 @@ def next_steps(group: Group, family: Family) -> list[str]:
             chance = f"about {count} seeds in all have an even chance to {what}"
             lines.append(f"Next: {chance}, {if_true}. Twice as many are likely to show it.")
     for name, (shape, values) in family.shapes.items():
-        end = {"rises": values[-1], "falls": values[0]}.get(shape.kind)
-        if end is not None and best.varied.get(name) == end and can_go_beyond(name, end, shape.kind == "rises"):
-            which, more = ("largest", "larger") if shape.kind == "rises" else ("smallest", "smaller")
+        if shape.kind not in ("rises", "falls"):
+            continue
+        upward = (shape.kind == "rises") == (family.mode == "max")
+        end = values[-1] if upward else values[0]
+        if best.varied.get(name) == end and can_go_beyond(name, end, upward):
+            which, more = ("largest", "larger") if upward else ("smallest", "smaller")
             lines.append(f"Next: {name} = {end} is the {which} that was tried; try {more} values.")
     return lines
 

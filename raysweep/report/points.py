@@ -53,13 +53,16 @@ def has_block_scores(point: Point) -> bool:
 
 
 def further_scores() -> tuple[str, ...]:
-    """Return the scores on the test split of the probes that are off by default. Tables show them after the others."""
+    """Return the scores on the test split of the probes that are off by default, and of those from plugins.
+
+    Tables show them after the others. A metric of which neither more nor less is better is no score.
+    """
     return tuple(
         name
         for part in parts.probe.values()
-        if part.traits["switch"] is not None
+        if part.traits["switch"] is not None or part.plugin
         for name, metric in part.metrics.items()
-        if metric.uses_test and not metric.is_diagnosis
+        if metric.uses_test and metric.better is not None and not metric.is_diagnosis
     )
 
 

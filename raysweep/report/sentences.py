@@ -83,9 +83,9 @@ def others_sentence(group: Group, family: Family, subject: str) -> str:
         subject: What the sentence calls the first point.
     """
     best, others = group.ranked[0], group.rivals
-    score, is_less_better = family.score, family.mode == "min"
-    if all_equal([best, *others], [score]):
-        return f"But {equal_words([best, *others], [score])}"
+    score, is_less_better = score_words(family), family.mode == "min"
+    if all_equal([best, *others], [family.score]):
+        return f"But {equal_words([best, *others], [family.score])}"
     differences = {point.title: family.between(best, point) for point in others}
     above = [point for point in others if is_above(differences[point.title])]
     below = [point for point in others if is_below(differences[point.title])]
@@ -93,7 +93,6 @@ def others_sentence(group: Group, family: Family, subject: str) -> str:
     unclear = [point for point in others if point not in above and point not in below and point not in unjudged]
     worse, better = (below, above) if is_less_better else (above, below)
     side, other_side = ("below", "above") if is_less_better else ("above", "below")
-    score += " (less is better)" if is_less_better else ""
     rest = f" Nothing is shown about {named(unjudged)}, because no interval can be computed." if unjudged else ""
     if better:
         return f"In {score}, however, {subject} is {other_side} {named(better)}.{rest}"
@@ -127,9 +126,21 @@ def size(difference: Difference | None) -> float:
     return abs(difference.mean) if difference is not None and difference.mean is not None else 0.0
 
 
-def compared(difference: Difference) -> str:
+def is_better(difference: Difference | None, family: Family) -> bool:
+    """Return whether a difference in a score shows that the first point is better."""
+    return is_below(difference) if family.mode == "min" else is_above(difference)
+
+
+def compared(difference: Difference, family: Family) -> str:
     """Return the verb between a point and what it is compared with."""
-    return "beats" if is_above(difference) else "is below" if is_below(difference) else "shows no difference from"
+    if is_better(difference, family):
+        return "beats"
+    return "is above" if is_above(difference) else "is below" if is_below(difference) else "shows no difference from"
+
+
+def score_words(family: Family) -> str:
+    """Return the name of a score, with a remark if less of it is better."""
+    return f"{family.score} (less is better)" if family.mode == "min" else family.score
 
 
 def verdict(difference: Difference | None, than: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from raysweep import parts
+from raysweep.config import metrics_by_name
 from raysweep.errors import printable
 from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
@@ -53,10 +54,18 @@ def reading(report: Report) -> str:
     """Say how the sentences and tables of differences are read."""
     if not report.has_labels:
         return READING
+    others = [name for name in report.columns if not is_accuracy(name)]
+    which = f"All scores except {listed(others)} are" if others else "All scores are"
     return (
-        "All scores are accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted "
+        f"{which} accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted "
         f"{percent(report.points)} interval follows it in brackets."
     )
+
+
+def is_accuracy(score: str) -> bool:
+    """Return whether more of a score is better and 1 is most."""
+    metric = metrics_by_name()[score]
+    return metric.better == "max" and metric.highest == 1
 
 
 def overview(report: Report) -> list[str]:
@@ -117,15 +126,16 @@ def notes(report: Report) -> list[str]:
             "Scores of different evaluation protocols are not comparable, so the points of each protocol are ranked "
             "separately."
         )
+    randoms = [point for point in report.points if point.control == "random"]
     saturated = [
         score
         for score in report.scores
-        if any(point.control == "random" and mean_above(point, score, SATURATED) for point in report.points)
+        if is_accuracy(score) and any(mean_above(point, score, SATURATED) for point in randoms)
     ]
     if saturated:
         lines.append(
-            f"The random encoder already reaches more than {SATURATED:.0%} in {' and '.join(saturated)}, so this task "
-            "leaves little room for differences."
+            f"The random encoder already reaches more than {100 * SATURATED:.0f} % in {' and '.join(saturated)}, so "
+            "this task leaves little room for differences."
         )
     precisions = {
         result.precision

@@ -163,7 +163,7 @@ def make_family(
         score,
         pairs_of(points, values, [known_as[point.title] for point in best if point.title in known_as]),
         {name: differences_from(name, score, points) for name in (controls_of(points) if with_controls else ())},
-        {name: shape for name in settings if (shape := shape_of(name, score, points)) is not None},
+        {name: shape for name in settings if (shape := shape_of(name, score, points, mode)) is not None},
         fit_blocks(values).variance if points else None,
         len(points),
         known_as,
@@ -233,7 +233,7 @@ def experiment_of(results: Mapping[int, Result]) -> tuple[Any, ...]:
     )
 
 
-def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Sequence[Any]] | None:
+def shape_of(name: str, score: str, points: Sequence[Point], better: str = "max") -> tuple[Shape, Sequence[Any]] | None:
     """Return the shape of the score over a numeric setting, averaged over the other searched settings.
 
     It is None if the setting has fewer than `LEAST_VALUES` values, or if no combination of values of the other settings
@@ -245,7 +245,8 @@ def shape_of(name: str, score: str, points: Sequence[Point]) -> tuple[Shape, Seq
     scores = [[by_value[value].scores(score) for value in values] for by_value in whole.values()]
     seeds = sorted({seed for row in scores for by_seed in row for seed in by_seed})
     cells = [[[by_seed.get(seed, np.nan) for seed in seeds] for by_seed in row] for row in scores]
-    return compare_shape(average(np.array(cells, dtype=float)), divisor=divisor_of(points)), values
+    table = average(np.array(cells, dtype=float))
+    return compare_shape(table, "min" if better == "min" else "max", divisor_of(points)), values
 
 
 def whole_combinations(

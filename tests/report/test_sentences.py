@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from raysweep import parts
+from raysweep.declarations import Metric
+from raysweep.parts import Part
 from raysweep.report.building import build_tables, read_several
 from raysweep.report.cautions import cautions
-from raysweep.report.conclusions import shape_words
+from raysweep.report.conclusions import shape_words, winners_sentence
 from raysweep.report.final_table import summary_table
 from raysweep.report.headings import headings
 from raysweep.report.page import page, points_table
 from raysweep.report.points import SCORES
 from raysweep.report.seeds import seeds_needed
-from raysweep.report.sentences import named
+from raysweep.report.sentences import named, others_sentence
 from tests.report.test_report import COLUMNS, fill_with
 
 SEEDS = [0, 1, 2, 3]
@@ -234,6 +237,56 @@ def test_the_verdicts_of_further_scores_name_score_and_control(tmp_path):
         interval = f"{each.mean:+.4f} [{each.low:+.4f}, {each.high:+.4f}]"
         assert line == f"The best point {verb} the random encoder in {score} ({interval})."
     assert not any(" it " in line for line in lines)
+
+
+@pytest.fixture
+def error_probe():
+    """A probe without a switch, as a plugin declares it, with a score of which less is better."""
+    metrics = {"mine/test_error": Metric("Error.", better="min", highest=1, uses_test=True)}
+    part = Part("probe", "mine", print, "", {}, metrics, dict(parts.probe.traits), "hash of a plugin")
+    parts.probe.add(part)
+    yield
+    parts.probe.remove(part)
+
+
+def test_a_score_of_a_plugin_has_verdicts_in_its_own_direction(tmp_path, error_probe):
+    effects = {"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.4, "alpha=10.0": 0.5}
+    errors = {"random": 0.4, "alpha=0.1": 0.2, "alpha=1.0": 0.45, "alpha=10.0": 0.6}
+
+    def metrics(trial):
+        error = scores_of(errors)(trial)["knn/test_accuracy"]
+        return scores_of(effects)(trial) | {"mine/test_error": error}
+
+    report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, metrics, baseline=True)
+    text = (report.members[0].store.root / "summary.md").read_text()
+    assert "The best point beats the random encoder in knn/test_accuracy (+0.3" in text
+    assert "- The best point is above the random encoder in mine/test_error (+0.2" in text
+    assert "; less is better)." in text
+    assert "\nAll scores except mine/test_error are accuracies between 0 and 1. " in text
+    assert "| point | n | linear/val_accuracy | linear/test_accuracy |" in text
+    assert "| kmeans/accuracy | mine/test_error |\n" in text
+    group = report.groups[0]
+    family = group.families["mine/test_error"]
+    (worst,) = group.best
+    assert worst.title == "alpha=10.0"
+    line = others_sentence(group, family, "the best point")
+    assert line == "In mine/test_error (less is better), however, the best point is above alpha=1.0 and alpha=0.1."
+    assert winners_sentence(group, family) == "alpha=0.1 beats the random encoder in mine/test_error (less is better)."
+    saturated = report_of(tmp_path / "s", {"alpha": [0.1]}, lambda trial: {"mine/test_error": 0.99}, baseline=True)
+    assert "97 %" not in (saturated.members[0].store.root / "summary.md").read_text()
+    saturated = report_of(tmp_path / "t", {"alpha": [0.1]}, lambda trial: dict.fromkeys(COLUMNS, 0.99), baseline=True)
+    assert "more than 97 % in linear/test_accuracy" in (saturated.members[0].store.root / "summary.md").read_text()
+
+
+def test_the_inner_optimum_of_a_score_of_which_less_is_better_is_its_least_value(tmp_path, error_probe):
+    errors = {"alpha=0.1": 0.4, "alpha=1.0": 0.2, "alpha=10.0": 0.5}
+    report = report_of(
+        tmp_path,
+        {"alpha": [0.1, 1, 10]},
+        lambda trial: {"mine/test_error": scores_of(errors)(trial)["kmeans/accuracy"]},
+    )
+    shape, values = report.groups[0].families["mine/test_error"].shapes["alpha"]
+    assert (shape.kind, values[shape.best]) == ("optimum", 1)
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "One seed cannot tell"), (2, "Two seeds cannot tell")])
