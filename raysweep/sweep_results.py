@@ -145,14 +145,14 @@ class Results:
             >>> results.figure("pretrain/loss")
         """
         check_text(name, "figure: give the name of a figure or of a metric")
-        from raysweep.report.building import drawings_of
+        from raysweep.report.building import drawings_of, needs_of
 
         report = self._report()
         drawings = drawings_of(report)
         if name in drawings:
             figure = drawings[name]()
             if figure is None:
-                raise InputError(f"figure {name!r}: there is nothing to draw; it needs results of at least two values")
+                raise InputError(f"figure {name!r}: there is nothing to draw; it needs {needs_of(name)}")
             return figure
         if name not in METRICS and "/" not in name:
             hint = suggest(name, [*drawings, *METRICS], f"; valid: {', '.join(drawings)}, or a metric")

@@ -125,7 +125,7 @@ def test_a_figure_is_an_open_matplotlib_figure_and_can_be_shown(results, tmp_pat
 def test_a_figure_that_does_not_exist_is_refused(results):
     with pytest.raises(InputError, match="unknown name 'strenght', did you mean 'strength'"):
         results.figure("strenght")
-    with pytest.raises(InputError, match="'layers': there is nothing to draw"):
+    with pytest.raises(InputError, match="'layers': there is nothing to draw; it needs results of linear probes on bl"):
         results.figure("layers")
 
 

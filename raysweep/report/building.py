@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -230,6 +231,26 @@ def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
         drawings["_x_".join(pair)] = partial(draw_heatmap, sweep, report.points)
     drawings["layers"] = partial(draw_layers, sweep, report.points)
     return drawings
+
+
+def needs_of(name: str) -> str:
+    """Return in words what a figure needs to have something to draw."""
+    from raysweep.report.search_figures import LEAST_FOR_IMPORTANCE, LEAST_POINTS
+
+    if name == "importance" and find_spec("optuna") is None:
+        return "the package optuna, which the extra raysweep[optuna] installs"
+    if name == "comparison":
+        return "results with a test score"
+    if name == "layers":
+        return "results of linear probes on blocks of the encoder"
+    if name in ("importance", "parallel_coordinates"):
+        least = LEAST_FOR_IMPORTANCE if name == "importance" else LEAST_POINTS
+        return f"two settings that vary, and results of {least} points that have both settings"
+    if name.endswith("_minus_random"):
+        return "two values with at least three seeds of the point and of the random encoder"
+    if "_x_" in name:
+        return "results with a test score, and the same evaluation protocol for all points"
+    return f"results of at least two values, and of {LEAST_POINTS} points if values are drawn"
 
 
 def is_category(name: str, points: Sequence[Point]) -> bool:

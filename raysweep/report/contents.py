@@ -181,6 +181,12 @@ class Report:
             if name and all(member.sweep.metric == metric for member in self.members):
                 return f"{metric} cannot be compared between points that differ in {name}"
             return "the sweeps do not choose by the same metric"
+        without = [member for member in self.members if member.sweep.metric is None]
+        if self.has_labels and len(without) < len(self.members):
+            names = [member.label for member in without]
+            return f"{shortened(names)} {'has' if len(names) == 1 else 'have'} no metric to choose by"
+        if self.has_labels and any(point.settings.val_fraction for point in self.points if not point.baseline):
+            return "only some of the points have a validation split to choose by"
         if self.has_labels:
             return "there is no validation split to choose by"
         return "the points were evaluated without labels; set tune.metric to a measure that is to choose"

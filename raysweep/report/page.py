@@ -229,7 +229,7 @@ def exact(value: Any) -> str:
 def listed(values: Sequence[str]) -> str:
     """Return the values of a varied setting: the first ones, and the number of the others."""
     more = len(values) - MOST_SHOWN
-    return ", ".join([*values[:MOST_SHOWN], *([f"and {more} others"] if more > 0 else [])])
+    return ", ".join([*values[:MOST_SHOWN], f"and {more} others"] if more > 1 else values)
 
 
 def conduct(sweep: Sweep) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from raysweep.report.tables import cell, differing, markdown, name_columns, name
 from raysweep.report.unlabelled import READING
 from raysweep.report.verdicts import MOST_PAIRED, Group, same_experiment
 from raysweep.results.result import Result
+from raysweep.system.terminal import counted
 
 MOST_WARNINGS = 20
 """Most warnings that are listed; for the others only their number is given."""
@@ -292,6 +293,6 @@ def warnings_of(results: Sequence[tuple[str, Result]]) -> list[str]:
         for warning, names in trials.items()
     ]
     more = len(lines) - MOST_WARNINGS
-    return (
-        lines if more <= 0 else [*lines[:MOST_WARNINGS], f"and {more} other warnings, which the trials' results list"]
-    )
+    if more <= 0:
+        return lines
+    return [*lines[:MOST_WARNINGS], f"and {counted(more, 'other warning')}, which the trials' results list"]

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from raysweep.report.comparison import draw_comparison
 from raysweep.report.heatmaps import draw_heatmap, heatmap_settings
 from raysweep.report.layers import draw_layers
 from raysweep.report.marks import scale_axis
+from raysweep.report.page import listed as listed_values
 from raysweep.report.points import COLUMNS, SCORES, Estimate, estimate, gather, mean_of
 from raysweep.report.ranking import rank_points
 from raysweep.report.sentences import verdict
 from raysweep.report.statistics import compare_with_control
+from raysweep.report.summary import warnings_of
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.result import make_result, write_result
 from raysweep.results.store import Store
@@ -336,6 +339,23 @@ def test_nothing_is_called_best_without_validation_or_results(tmp_path):
     store = fill(tmp_path, failed=[trial.name for trial in SWEEP.trials])
     assert main(["report", str(store.root)]) == 1
     assert "0 of 12 trials finished, 12 failed" in (store.root / "summary.md").read_text()
+
+
+def test_points_that_lack_a_validation_split_are_not_said_to_be_all_points(tmp_path):
+    raw = {"name": "a", "search": {"val_fraction": [0, 0.1], "seed": [0, 1, 2]}}
+    sentences = words(tmp_path, raw, lambda trial: dict.fromkeys(SCORES, 0.5))
+    assert sentences == ["No point is called best: only some of the points have a validation split to choose by."]
+
+
+def test_numbers_of_others_agree_with_their_noun(tmp_path):
+    assert listed_values([str(n) for n in range(13)]) == ", ".join(map(str, range(13)))
+    assert listed_values([str(n) for n in range(14)]).endswith(", 11, and 2 others")
+    results = [("", Warned(f"trial {number}", [f"warning {number}"])) for number in range(21)]
+    assert warnings_of(results)[-1] == "and 1 other warning, which the trials' results list"
+    assert warnings_of([*results, ("", Warned("x", ["y"]))])[-1].startswith("and 2 other warnings, ")
+
+
+Warned = namedtuple("Warned", ["trial", "warnings"])
 
 
 def test_points_of_different_protocols_are_never_compared(tmp_path):
@@ -656,6 +676,10 @@ def test_no_best_among_sweeps_that_choose_differently(tmp_path):
     raw = {"name": "k", "search": {"alpha": [3]}, "tune": {"metric": "knn/val_accuracy"}}
     comparison = read_several([(first, sweep), fill_with(tmp_path, raw, metrics)])
     assert comparison.in_words() == ["No point is called best: the sweeps do not choose by the same metric."]
+    without = {"name": "w", "base": {"val_fraction": 0}, "search": {"alpha": [3]}}
+    raw = {**without, "name": "l", "tune": {"metric": "pretrain/loss"}}
+    comparison = read_several([fill_with(tmp_path, each, metrics) for each in (without, raw)])
+    assert comparison.in_words() == ["No point is called best: w has no metric to choose by."]
 
 
 # Results of older versions

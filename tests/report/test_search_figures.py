@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+import raysweep
 from raysweep import space
+from raysweep.errors import InputError
 from raysweep.report import drawing
 from raysweep.report.building import drawings_of, read, write_figures
 from raysweep.report.figures import draw
@@ -139,6 +141,8 @@ def test_importance_is_the_share_of_the_variance_that_a_setting_explains_alone(t
 def test_few_points_have_no_importance(tmp_path):
     store, sweep = fill_with(tmp_path, {**DRAWN, "tune": {"num_samples": 7}}, by_learning_rate)
     assert draw_importance(sweep, read(store, sweep).points) is None
+    with pytest.raises(InputError, match="two settings that vary, and results of 8 points that have both settings"):
+        raysweep.open(store.root).figure("importance")
 
 
 def test_a_legend_has_at_most_ten_entries_and_the_best_lines_are_kept(tmp_path):
