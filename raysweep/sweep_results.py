@@ -122,6 +122,8 @@ class Results:
     def conclusions(self) -> list[str]:
         """Return the conclusions as sentences, followed by the reasons to doubt some scores.
 
+        With several evaluation protocols, a heading stands before the sentences of each.
+
         Example:
             >>> for sentence in results.conclusions():
             ...     print(sentence)

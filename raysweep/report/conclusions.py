@@ -13,6 +13,7 @@ from raysweep.report.sentences import (
     NAMES,
     all_equal,
     alone_words,
+    best_titles,
     compared,
     few_seeds,
     is_better,
@@ -28,7 +29,7 @@ from raysweep.report.sentences import (
     tie_words,
     value_words,
 )
-from raysweep.report.verdicts import Family, Group, same_experiment, whole_combinations
+from raysweep.report.verdicts import Family, Group, whole_combinations
 from raysweep.space.expansion import point_name
 
 MOST_SEEDS = 50
@@ -71,7 +72,7 @@ def best_words(group: Group) -> str:
     """Say which point is best; the sentence has no full stop yet."""
     if not group.rivals:
         return alone_words(group)
-    names = titles_of(group.best)
+    names = best_titles(group)
     return f"{shortened(names)} {'is' if len(names) == 1 else 'are'} best by {group.metric} ({value_words(group)})"
 
 
@@ -81,7 +82,7 @@ def few_seeds_sentences(group: Group, family: Family, more: str) -> list[str]:
     if not group.best:
         return [*no_best_sentences(group, family), more]
     if group.rivals:
-        names = titles_of(group.best)
+        names = best_titles(group)
         have = "has" if len(names) == 1 else "have"
         lines = [f"{shortened(names)} {have} the best {group.metric} ({value_words(group)})."]
     else:
@@ -117,12 +118,6 @@ def winners_sentence(group: Group, family: Family) -> str:
     return f"{start} the random encoder in {score_words(family)}."
 
 
-def titles_of(points: Sequence[Point]) -> list[str]:
-    """Return the titles of points, without those that are the same experiment as the first one."""
-    first, *others = points
-    return [first.title, *(point.title for point in others if not same_experiment(point, first))]
-
-
 def random_sentence(group: Group, main: Family, without_random: str) -> str:
     """Return the end of the first sentence: whether the best point, or another one, beats the random encoder."""
     difference = main.from_control(group.ranked[0])
@@ -131,7 +126,7 @@ def random_sentence(group: Group, main: Family, without_random: str) -> str:
     if difference.low is None:
         minus = f"{capital(subject_of(group))} minus the random encoder in {main.score}"
         return f". {minus}: {numbers(difference)}. {no_verdict(difference)}."
-    joined = " and" if len(titles_of(group.best)) == 1 else f". {group.ranked[0].title}"
+    joined = " and" if len(best_titles(group)) == 1 else f". {group.ranked[0].title}"
     text = f"{joined} {compared(difference, main)} the random encoder in {score_words(main)}: {numbers(difference)}."
     return text if is_better(difference, main) else f"{text} {winners_sentence(group, main)}"
 

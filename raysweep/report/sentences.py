@@ -37,9 +37,15 @@ def value_words(group: Group) -> str:
     return f"{fmean(scores.values()):.4f}, {seeds}"
 
 
+def best_titles(group: Group) -> list[str]:
+    """Return the titles of the best points, without those that are the same experiment as the first one."""
+    rivals = {point.title for point in group.rivals}
+    return [point.title for number, point in enumerate(group.best) if number == 0 or point.title in rivals]
+
+
 def subject_of(group: Group) -> str:
     """Return what a sentence calls the first point: `the best point` if there is one and others compete with it."""
-    return "the best point" if len(group.best) == 1 and group.rivals else group.ranked[0].title
+    return "the best point" if len(best_titles(group)) == 1 and group.rivals else group.ranked[0].title
 
 
 def more_seeds(is_evaluation: bool, is_race: bool) -> str:

@@ -8,7 +8,17 @@ from raysweep.config import SETTINGS, Settings, about, has_effect
 from raysweep.parts import Chooses
 from raysweep.report.choosing import LEAST_POINTS, MEASURES, best_by, tau_words, usable
 from raysweep.report.points import LEAST_SEEDS, Point, confidence
-from raysweep.report.sentences import alone_words, few_seeds, listed, named, others_sentence, tie_words, value_words
+from raysweep.report.sentences import (
+    alone_words,
+    best_titles,
+    few_seeds,
+    listed,
+    named,
+    others_sentence,
+    shortened,
+    tie_words,
+    value_words,
+)
 from raysweep.report.verdicts import Group
 from raysweep.space import Agreement, Sweep
 from raysweep.system.terminal import counted
@@ -35,15 +45,16 @@ def choice_sentences(group: Group, more: str) -> list[str]:
     if not group.rivals:
         return [f"{alone_words(group)}."]
     if group.best:
-        equally = " equally" if len(group.best) > 1 else ""
-        lines = [f"{group.metric} chooses {named(group.best)}{equally} ({value_words(group)})."]
+        titles = best_titles(group)
+        equally = " equally" if len(titles) > 1 else ""
+        lines = [f"{group.metric} chooses {shortened(titles)}{equally} ({value_words(group)})."]
     else:
         lines = [f"{group.metric} chooses no point: {tie_words(group, [group.metric])}"]
     lines.append(lacking_sentence(group.complete, group.metric))
     if group.best and len(group.ranked[0].by_seed) < LEAST_SEEDS:
         lines += [f"{few_seeds(len(group.ranked[0].by_seed))} which differences are real.", more]
     elif group.best:
-        subject = "the chosen point" if len(group.best) == 1 else group.ranked[0].title
+        subject = "the chosen point" if len(best_titles(group)) == 1 else group.ranked[0].title
         lines.append(others_sentence(group, group.families[group.metric], subject))
     lines += [others_choose(group), method_sentence(group, group.metric)]
     return [line for line in lines if line]

@@ -601,6 +601,8 @@ def test_the_same_experiment_in_two_sweeps_is_not_its_own_second(tmp_path):
     comparison = read_several(opened)
     sentences = comparison.in_words(scores=1)
     assert sentences[0].startswith("a/alpha=1.0 is best by ")
+    assert sentences[1].startswith("In linear/test_accuracy the best point is above every other ranked point; ")
+    assert comparison.best == {"a/alpha=1.0", "b/alpha=1.0"}
     assert "the closest is a/alpha=0.1," in sentences[1]
     family = comparison.groups[0].families["linear/test_accuracy"]
     assert family.points == 3, "three experiments, not four"
