@@ -171,59 +171,18 @@ class Report:
             return ["No point is called best: no trial of any point finished."] if ended else []
         if self.single:
             return [f"{words_of_score(self.points[0], self.columns)}."] if self.columns else []
-        return None if self.metric is not None else [f"No point is called best: {self.without_metric()}."]
-
-    def without_metric(self) -> str:
-        """Say why no metric chooses the best point."""
-        if self.several and all(member.sweep.metric for member in self.members):
-            metric = self.members[0].sweep.metric
-            name = differing_objective(metric, self.points)
-            if name and all(member.sweep.metric == metric for member in self.members):
-                return f"{metric} cannot be compared between points that differ in {name}"
-            return "the sweeps do not choose by the same metric"
-        without = [member for member in self.members if member.sweep.metric is None]
-        if self.has_labels and len(without) < len(self.members):
-            names = [member.label for member in without]
-            return f"{shortened(names)} {'has' if len(names) == 1 else 'have'} no metric to choose by"
-        if self.has_labels and any(point.settings.val_fraction for point in self.points if not point.baseline):
-            return "only some of the points have a validation split to choose by"
-        if self.has_labels:
-            return "there is no validation split to choose by"
-        return "the points were evaluated without labels; set tune.metric to a measure that is to choose"
+        return None if self.metric is not None else [f"No point is called best: {without_metric(self)}."]
 
     def words_of_group(self, group: Group, scores: int | None, more: str) -> list[str]:
         """Return the conclusions about the points of one protocol."""
         if group.ranked and not self.has_labels:
             return choice_sentences(group, more)
         if group.ranked:
-            return conclusions(group, self.scores[:scores], more, self.without_random(group.ranked[0]))
+            return conclusions(group, self.scores[:scores], more, without_random(self, group.ranked[0]))
         if group.complete:
             which = "point that has all its planned seeds" if group.incomplete else "point"
             return [f"No point is called best: no {which} reports {self.metric}."]
         return [f"No point is called best: none of {named(group.points)} has all its planned seeds."]
-
-    def without_random(self, point: Point) -> str:
-        """Say why a point has no random encoder to be compared with, if it has none."""
-        start = "There is no random encoder to compare with"
-        if not parts.trains(point.settings):
-            return f"{start}, because encoder {point.settings.encoder} is not a network."
-        if self.several:
-            return f"{start}."
-        (member,) = self.members
-        if RANDOM not in member.sweep.baseline:
-            return f"{start}; add `--set baseline=true`."
-        status = {result.trial: result.status for result in member.results}
-        trials = [make_control(trial, RANDOM) for trial in member.sweep.trials if trial.point == point.name]
-        ended = [status.get(trial.name, "") for trial in trials if trial is not None]
-        failed = ended.count("failed")
-        if "finished" in ended or not ended:
-            return f"{start}."
-        if failed == len(ended):
-            return f"{start}, because {'its trial' if failed == 1 else f'all {failed} of its trials'} failed."
-        if len(ended) == 1:
-            return f"{start}, because its trial has not finished yet."
-        some_failed = f" ({failed} failed)" if failed else ""
-        return f"{start}, because none of its {len(ended)} trials has finished yet{some_failed}."
 
     def counts(self) -> str:
         """Return how many trials have ended, in words: `20 finished, 3 stopped early, 1 failed`."""
@@ -263,6 +222,49 @@ class Report:
             for titles, words in reasons
             if titles
         ]
+
+
+def without_metric(report: Report) -> str:
+    """Say why no metric chooses the best point."""
+    if report.several and all(member.sweep.metric for member in report.members):
+        metric = report.members[0].sweep.metric
+        name = differing_objective(metric, report.points)
+        if name and all(member.sweep.metric == metric for member in report.members):
+            return f"{metric} cannot be compared between points that differ in {name}"
+        return "the sweeps do not choose by the same metric"
+    without = [member for member in report.members if member.sweep.metric is None]
+    if report.has_labels and len(without) < len(report.members):
+        names = [member.label for member in without]
+        return f"{shortened(names)} {'has' if len(names) == 1 else 'have'} no metric to choose by"
+    if report.has_labels and any(point.settings.val_fraction for point in report.points if not point.baseline):
+        return "only some of the points have a validation split to choose by"
+    if report.has_labels:
+        return "there is no validation split to choose by"
+    return "the points were evaluated without labels; set tune.metric to a measure that is to choose"
+
+
+def without_random(report: Report, point: Point) -> str:
+    """Say why a point has no random encoder to be compared with, if it has none."""
+    start = "There is no random encoder to compare with"
+    if not parts.trains(point.settings):
+        return f"{start}, because encoder {point.settings.encoder} is not a network."
+    if report.several:
+        return f"{start}."
+    (member,) = report.members
+    if RANDOM not in member.sweep.baseline:
+        return f"{start}; add `--set baseline=true`."
+    status = {result.trial: result.status for result in member.results}
+    trials = [make_control(trial, RANDOM) for trial in member.sweep.trials if trial.point == point.name]
+    ended = [status.get(trial.name, "") for trial in trials if trial is not None]
+    failed = ended.count("failed")
+    if "finished" in ended or not ended:
+        return f"{start}."
+    if failed == len(ended):
+        return f"{start}, because {'its trial' if failed == 1 else f'all {failed} of its trials'} failed."
+    if len(ended) == 1:
+        return f"{start}, because its trial has not finished yet."
+    some_failed = f" ({failed} failed)" if failed else ""
+    return f"{start}, because none of its {len(ended)} trials has finished yet{some_failed}."
 
 
 def words_of_score(point: Point, names: Sequence[str]) -> str:
