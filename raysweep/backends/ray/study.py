@@ -15,7 +15,6 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.study import StudySummary
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from raysweep.errors import InputError, masked
 from raysweep.results.result import describe_error
@@ -102,7 +101,7 @@ def open_study(sweep: Sweep, store: Store) -> StudyWriter | None:
     """
     try:
         return StudyWriter(sweep, store)
-    except (InputError, SQLAlchemyError, optuna.exceptions.OptunaError) as fault:
+    except Exception as fault:  # see `StudyWriter.write`
         reason = str(fault) if isinstance(fault, InputError) else f"the Optuna study: {describe_error(fault)}"
         warnings.warn(f"{masked(reason)}; the sweep continues without a study", stacklevel=2)
         return None
@@ -137,6 +136,7 @@ class StudyWriter:
             with warnings.catch_warnings():  # the dashboard shows the name, and nothing depends on it
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.study.set_metric_names([str(sweep.metric)])
+        self.identity = sweep_id(store)
         trials = [trial for trial in self.study.trials if POINT in trial.user_attrs]  # another program may add trials
         self.written = {trial.user_attrs[POINT]: (trial.number, trial.state) for trial in trials}
         """For each point: the number of its newest trial of Optuna, and the state of that trial."""
@@ -146,26 +146,42 @@ class StudyWriter:
     def write(self, points: Iterable[tuple[str, FrozenTrial]]) -> None:
         """Write what is new about the points, each given by its name and its present trial of Optuna.
 
-        If this fails, a warning says so and the sweep continues. The next call writes the rest.
+        If this fails, a warning says so and the sweep continues. The next call writes the rest. If the study was
+        deleted, a warning says so too, and nothing is written any more.
         """
+        changed = [(name, trial) for name, trial in points if self.written.get(name, (None, None))[1] != trial.state]
+        if not changed:
+            return
         try:
-            for name, trial in points:
+            if not self._exists():
+                self._warn("the Optuna study was deleted; the sweep continues without a study")
+                return
+            for name, trial in changed:
                 number, state = self.written.get(name, (None, None))
-                if state == trial.state:
-                    continue
                 if number is not None and state == TrialState.RUNNING:
-                    self.study.tell(number, trial.value, trial.state)
+                    # Another program may have ended the trial of Optuna.
+                    self.study.tell(number, trial.value, trial.state, skip_if_finished=True)
                 else:
                     number = self._add(name, trial)
                 self.written[name] = (number, trial.state)
             self.is_failing = False
-        except (SQLAlchemyError, optuna.exceptions.OptunaError) as fault:
-            if not self.is_failing:
-                warnings.warn(
-                    f"the Optuna study cannot be written: {masked(describe_error(fault))}; the sweep continues",
-                    stacklevel=2,
-                )
-            self.is_failing = True
+        # Each driver of a database has its own exceptions. Optuna raises KeyError and ValueError if another program
+        # has deleted or changed something.
+        except Exception as fault:
+            self._warn(f"the Optuna study cannot be written: {masked(describe_error(fault))}; the sweep continues")
+
+    def _exists(self) -> bool:
+        """Return whether the study is still there. SQLite may give the number of a deleted study to a new one."""
+        try:
+            return self.study.user_attrs.get(SWEEP) == self.identity
+        except KeyError:
+            return False
+
+    def _warn(self, message: str) -> None:
+        """Warn that the points were not written, once until the next success."""
+        if not self.is_failing:
+            warnings.warn(message, stacklevel=3)
+        self.is_failing = True
 
     def _add(self, name: str, trial: FrozenTrial) -> int:
         """Add a trial of Optuna for a point, and return its number."""
@@ -178,4 +194,5 @@ class StudyWriter:
                 user_attrs={POINT: name},
             )
         )
-        return self.study.get_trials(deepcopy=False)[-1].number
+        trials = self.study.get_trials(deepcopy=False)  # another program may have added trials in the meantime
+        return max(each.number for each in trials if each.user_attrs.get(POINT) == name)
