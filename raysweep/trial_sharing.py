@@ -88,11 +88,11 @@ class TakingOver(Sharing):
 
     def take(self) -> Taken | None:
         """See `Sharing`. A state that is lost or damaged is not taken over."""
-        state = self.handout.read(self.trial.settings.pretrain_epochs)
+        key = online_key(self.trial.settings)
+        state = self.handout.read(self.trial.settings.pretrain_epochs, key)
         if state is None:
             return None
         content, records = state
-        key = online_key(self.trial.settings)
         metrics = dict(content["metrics"])
         if key != content["key"]:
             if key not in content["measured"]:

@@ -222,6 +222,45 @@ def test_the_last_trial_that_is_left_takes_the_state_over(tmp_path):
     assert not list((tmp_path / "x" / FOLDER).glob("*"))
 
 
+def test_a_second_leader_hands_out_for_the_trials_that_the_first_does_not_cover(tmp_path):
+    """The first one resumes from a checkpoint of a run that shared nothing, so it measured only for itself."""
+    search = {"knn_k": [1, 2], "labels_per_class": [1, 2, 3]}
+    sweep = sweep_of(search, tune={"checkpoint_seconds": 0})
+    progress = StopAfter(lambda trial, status: status.epoch == 2)
+    with pytest.raises(KeyboardInterrupt):
+        sweep_run(tmp_path / "x", sweep, share=False, progress=progress)
+    shared = sweep_run(tmp_path / "x", sweep)
+    assert sum(not result.pretrained_by for result in shared.results(sweep)) == 2
+    assert_same(shared, sweep_run(tmp_path / "alone", sweep, share=False), sweep.trials)
+    assert not list((tmp_path / "x" / FOLDER).glob("*"))
+
+
+def test_trials_wait_for_the_state_of_a_second_leader(tmp_path):
+    """As on a cluster: the state of the first leader, which does not cover the others, is known when they wait."""
+    sweep = sweep_of({"knn_k": [1, 2], "labels_per_class": [1, 2, 3]})
+    store = Store(tmp_path / "x")
+    store.create(sweep, {})
+    queue = PretrainingQueue(sweep.trials, store, share=True)
+    first = queue.next()
+    handout = Handout(store, first.role.digest)
+    handout.write(3, {}, b"", [online_key(first.trial.settings)])
+    queue.open[0].looked.clear()
+    takers = [queue.next(), queue.next()]
+    assert {start.trial.settings.knn_k for start in takers} == {1}
+    assert queue.next() is None, "the first leader still runs"
+    assert queue.ended(first.trial, failed=False) == []
+    second = queue.next()
+    assert is_leader(second)
+    assert queue.next() is None
+    handout.write(3, {}, b"", handout_keys(second))
+    queue.open[0].looked.clear()
+    takers += [queue.next(), queue.next()]
+    assert all(start.role == TakesOver(first.role.digest) for start in takers)
+    for start in (second, *takers):
+        assert queue.ended(start.trial, failed=False) == []
+    assert handout.covered(3) is None
+
+
 @pytest.mark.parametrize("name", ["00000003.pt", "00000003.events", "00000003.json"])
 def test_a_damaged_state_is_not_taken_over(name, tmp_path):
     """The next trial then pretrains. Without the file that names the hashes, the first trial hands it out again."""

@@ -34,7 +34,7 @@ class Group:
     looked: dict[int, float] = field(default_factory=dict)
     """For each epoch, the monotonic time of the last look whether its state is there."""
     states: dict[int, frozenset[str]] = field(default_factory=dict)
-    """For each epoch with a complete state: the keys of the trials that can take it over."""
+    """For each epoch that had a state at the last look: the keys of the trials that can take it over."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ class PretrainingQueue:
         """Return whether the state that the trial can take over is there."""
         if not group.pretraining.digest:
             return False
-        epoch = trial.settings.pretrain_epochs
-        if epoch not in group.states:
+        epoch, key = trial.settings.pretrain_epochs, online_key(trial.settings)
+        if key not in group.states.get(epoch, ()):  # a later leader may hand out a state for these trials too
             every = LOOK_SECONDS if self.store.bucket is None else LOOK_SECONDS_BUCKET
             if time.monotonic() - group.looked.get(epoch, -math.inf) < every:
                 return False
@@ -190,7 +190,7 @@ class PretrainingQueue:
             if covered is None:
                 return False
             group.states[epoch] = covered
-        return online_key(trial.settings) in group.states[epoch]
+        return key in group.states[epoch]
 
 
 def failure(leader: str, error: str | None) -> str:

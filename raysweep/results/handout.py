@@ -4,6 +4,9 @@
     DIR/NAME/pretraining/DIGEST/00000400.events  the TensorBoard records of the pretraining before its last epoch
     DIR/NAME/pretraining/DIGEST/00000400.json    the hashes of both, written last
 
+If another trial pretrains later and hands out the same epoch for other trials, its two files are 00000400-HASH.pt and
+00000400-HASH.events, and 00000400.json names both states.
+
 The files are in the results directory, or in its bucket without a local copy, so that trials on every node read them.
 """
 
@@ -16,7 +19,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +33,7 @@ from raysweep.system.files import check_held, discard, parse_json, read_regular,
 
 FOLDER = "pretraining"
 """The directory of handed-out states in a results directory."""
-NAME = re.compile(r"\.?[0-9]{8}\.(pt|events|json)(\..+)?")
+NAME = re.compile(r"\.?[0-9]{8}(-[0-9a-f]{8})?\.(pt|events|json)(\..+)?")
 """Names of the files, including temporary files of a process that was killed while writing."""
 DIGEST = re.compile(r"[0-9a-f]{16}")
 
@@ -77,7 +80,9 @@ class Handout:
     digest: str
 
     def write(self, epoch: int, state: dict[str, Any], events: bytes, covered: Collection[str]) -> None:
-        """Hand out the state after an epoch, unless that was done before.
+        """Hand out the state after an epoch, unless all trials that can take it over have a state already.
+
+        Earlier states of the epoch stay, because other trials may be reading them, or need them.
 
         Args:
             epoch: The number of finished epochs of pretraining.
@@ -88,35 +93,42 @@ class Handout:
         Raises:
             OSError: The files cannot be written.
         """
-        if self.covered(epoch) is not None:  # another trial may be reading the files
+        earlier = self._states(epoch)
+        if earlier and set(covered) <= keys_of(earlier):
             return
         content = to_bytes(state)
-        manifest = {"state": digest_of(content), "events": digest_of(events), "covered": sorted(covered)}
-        self._write(f"{epoch:08}.pt", content)
-        self._write(f"{epoch:08}.events", events)
-        self._write(f"{epoch:08}.json", json.dumps(manifest).encode())
+        name = f"{epoch:08}-{digest_of(content)[:8]}" if earlier else f"{epoch:08}"
+        entry = {"name": name, "state": digest_of(content), "events": digest_of(events), "covered": sorted(covered)}
+        self._write(f"{name}.pt", content)
+        self._write(f"{name}.events", events)
+        self._write(f"{epoch:08}.json", json.dumps({"states": [*earlier, entry]}).encode())
 
     def covered(self, epoch: int) -> frozenset[str] | None:
-        """Return the keys of the trials that can take over the state after an epoch; None if it is not complete.
+        """Return the keys of the trials that can take over a state after an epoch; None if no state is complete.
 
         A bucket or a disk that does not answer counts as not complete.
         """
-        manifest = self._manifest(epoch)
-        return None if manifest is None else frozenset(manifest["covered"])
+        states = self._states(epoch)
+        return keys_of(states) if states else None
 
-    def read(self, epoch: int) -> tuple[dict[str, Any], bytes] | None:
-        """Return the state after an epoch, on the CPU, and the TensorBoard records; None if it is not intact."""
+    def read(self, epoch: int, key: str) -> tuple[dict[str, Any], bytes] | None:
+        """Return the state after an epoch for the trials with this key, on the CPU, and the TensorBoard records.
+
+        Returns None if there is no intact state for them.
+        """
         import torch
 
-        manifest = self._manifest(epoch)
-        try:
-            content, events = self._read(f"{epoch:08}.pt"), self._read(f"{epoch:08}.events")
-        except (OSError, ValueError):
-            return None
-        if manifest is None or (digest_of(content), digest_of(events)) != (manifest["state"], manifest["events"]):
-            return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return state, events
+        for entry in self._states(epoch):
+            if key not in entry["covered"]:
+                continue
+            try:
+                content, events = self._read(f"{entry['name']}.pt"), self._read(f"{entry['name']}.events")
+            except (OSError, ValueError):
+                continue
+            if (digest_of(content), digest_of(events)) == (entry["state"], entry["events"]):
+                state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                return state, events
+        return None
 
     def remove(self) -> None:
         """Remove the files; raises OSError if that fails."""
@@ -133,13 +145,14 @@ class Handout:
         with suppress(OSError):  # they may hold files of the user
             folder.rmdir()
 
-    def _manifest(self, epoch: int) -> dict[str, Any] | None:
+    def _states(self, epoch: int) -> list[dict[str, Any]]:
+        """Return what the manifest says about each state after an epoch."""
         try:
             manifest: Any = parse_json(self._read(f"{epoch:08}.json"))
         except (OSError, ValueError):
-            return None
-        is_sound = isinstance(manifest, dict) and {"state", "events", "covered"} <= manifest.keys()
-        return manifest if is_sound and isinstance(manifest["covered"], list) else None
+            return []
+        states = manifest.get("states") if isinstance(manifest, dict) else None
+        return states if isinstance(states, list) and all(map(is_sound, states)) else []
 
     def _write(self, name: str, content: bytes) -> None:
         if self.store.bucket is not None:
@@ -160,6 +173,18 @@ class Handout:
         if name.endswith(".json") and not bucket.has(name):  # `read` would try again and again if the object is missing
             raise FileNotFoundError(errno.ENOENT, "there is no such object", name)
         return bucket.read(name)
+
+
+def is_sound(entry: Any) -> bool:
+    """Return whether an entry of a manifest has all its fields, and names files of the same directory."""
+    if not isinstance(entry, dict) or not {"name", "state", "events", "covered"} <= entry.keys():
+        return False
+    return isinstance(entry["covered"], list) and NAME.fullmatch(f"{entry['name']}.pt") is not None
+
+
+def keys_of(states: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the keys of the trials that can take over one of these states."""
+    return frozenset(key for each in states for key in each["covered"])
 
 
 def digest_of(content: bytes) -> str:

@@ -32,13 +32,17 @@ def test_a_state_in_a_bucket_is_complete_with_its_hashes(s3, uri):
     store = Store(f"{uri}/x")
     handout = Handout(store, "0123456789abcdef")
     assert handout.covered(3) is None
-    assert handout.read(3) is None
+    assert handout.read(3, "key") is None
     handout.write(3, {"epoch": 3}, b"records", ["key"])
     assert handout.covered(3) == {"key"}
-    assert Handout(Store(f"{uri}/x"), "0123456789abcdef").read(3) == ({"epoch": 3}, b"records")
+    assert Handout(Store(f"{uri}/x"), "0123456789abcdef").read(3, "key") == ({"epoch": 3}, b"records")
     handout.write(3, {"epoch": 4}, b"others", ["key"])
-    assert handout.read(3) == ({"epoch": 3}, b"records"), "another trial may be reading it"
+    assert handout.read(3, "key") == ({"epoch": 3}, b"records"), "another trial may be reading it"
+    handout.write(3, {"epoch": 5}, b"more", ["key", "another"])
+    assert handout.covered(3) == {"key", "another"}
+    assert handout.read(3, "another") == ({"epoch": 5}, b"more")
+    assert handout.read(3, "key") == ({"epoch": 3}, b"records")
     s3.delete_object(Bucket=uri.split("/")[2], Key=f"some prefix/x/{FOLDER}/0123456789abcdef/00000003.json")
-    assert handout.read(3) is None
+    assert handout.read(3, "key") is None
     handout.remove()
     assert keys(s3, uri) == []
