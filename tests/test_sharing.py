@@ -11,6 +11,7 @@ from raysweep import parts, plugins, space
 from raysweep.backends import local
 from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.progress import SilentTrials
+from raysweep.backends.ray.handout import Dispenser
 from raysweep.backends.ray.tuner import ahead
 from raysweep.backends.stopping import Stopping
 from raysweep.backends.sweep_run import SweepRun
@@ -325,6 +326,26 @@ def test_trials_wait_for_a_running_pretraining_and_no_other_trial_waits(tmp_path
     assert handout.covered(3) is None, "all trials have ended"
     assert [trial.settings.labels_per_class for trial in queue.ended(first.trial, failed=True)] == [2]
     assert queue.is_empty()
+
+
+@pytest.mark.parametrize("has_result", [False, True])
+def test_the_state_stays_while_a_trial_that_needs_it_has_no_result(has_result, tmp_path):
+    """A worker that has just started leaves without a checkpoint if the sweep ends early."""
+    sweep = sweep_of({"labels_per_class": [1, 2]})
+    store = Store(tmp_path / "x")
+    store.create(sweep, {})
+    leader, taker = sweep.trials
+    handout = Handout(store, pretrainings_of(sweep.trials)[0].digest)
+    handout.write(3, {}, b"", [online_key(leader.settings)])  # the leader has ended in an earlier run
+    done = set()
+    dispenser = Dispenser(PretrainingQueue([taker, leader], store, True), Stopping(store), done, {}, lambda *_: None)
+    for number in ("1", "2"):
+        trial = dispenser.suggest(number)["trial"]
+        if has_result or trial is leader:
+            done.add(trial.name)
+        dispenser.on_trial_complete(number)
+    assert dispenser.suggest("3") == "FINISHED"
+    assert (handout.covered(3) is None) == has_result
 
 
 def test_no_worker_idles_while_the_last_pretraining_runs(tmp_path):

@@ -30,7 +30,7 @@ class Group:
     leader: str = ""
     """The name of the trial that pretrains for the others at the moment; empty if there is none."""
     is_kept: bool = False
-    """Whether a trial has failed, so that the state must be kept for a resume."""
+    """Whether a trial has failed or left, so that the state must be kept for a resume."""
     looked: dict[int, float] = field(default_factory=dict)
     """For each epoch, the monotonic time of the last look whether its state is there."""
     states: dict[int, frozenset[str]] = field(default_factory=dict)
@@ -94,19 +94,20 @@ class PretrainingQueue:
                 return start
         return self._begin(self.unopened.pop()) if self.unopened else None
 
-    def ended(self, trial: Trial, failed: bool) -> list[Trial]:
+    def ended(self, trial: Trial, failed: bool, left: bool = False) -> list[Trial]:
         """Take note that a trial has ended.
 
         Args:
             trial: The trial.
             failed: Whether it failed.
+            left: Whether it left without a result, for example because the sweep ends early.
 
         Returns:
             The trials that cannot run, because this trial failed while it pretrained for them.
         """
         group = self.groups.pop(trial.name)
         group.running.discard(trial.name)
-        group.is_kept |= failed
+        group.is_kept |= failed or left
         stranded: list[Trial] = []
         if group.leader == trial.name:
             group.leader, group.looked = "", {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -20,15 +20,21 @@ class Dispenser(Searcher):
     Args:
         queue: The trials.
         stopping: Tells when the sweep must end early.
+        done: The names of the trials that have a result; the set grows while the sweep runs.
         failed: Why trials have failed in this run, by name; the mapping grows while the sweep runs.
         fail: Records that a trial failed that could not start, and why.
     """
 
     def __init__(
-        self, queue: PretrainingQueue, stopping: Stopping, failed: Mapping[str, str], fail: Callable[[Trial, str], None]
+        self,
+        queue: PretrainingQueue,
+        stopping: Stopping,
+        done: Container[str],
+        failed: Mapping[str, str],
+        fail: Callable[[Trial, str], None],
     ) -> None:
         super().__init__()
-        self.queue, self.stopping, self.failed, self.fail = queue, stopping, failed, fail
+        self.queue, self.stopping, self.done, self.failed, self.fail = queue, stopping, done, failed, fail
         self.running: dict[str, Trial] = {}
         """The trials that run, by Tune's id."""
         self.over: list[Trial] = []
@@ -43,7 +49,7 @@ class Dispenser(Searcher):
         over, self.over = self.over, []
         for trial in over:
             error = self.failed.get(trial.name)
-            for stranded in self.queue.ended(trial, error is not None):
+            for stranded in self.queue.ended(trial, error is not None, trial.name not in self.done):
                 self.fail(stranded, failure(trial.name, error))
         if self.stopping.asked() or self.queue.is_empty():
             return Searcher.FINISHED
