@@ -117,6 +117,12 @@ class Mirror:
         self._known |= {name: remote[name] for name in sent}
         self._pushed = time.monotonic()
 
+    def has_unsent(self, name: str) -> bool:
+        """Return whether this process has claimed the directory and has written a file that the bucket may lack."""
+        path = self.local / name
+        is_sent = name in self._known and unchanged(path, self._known[name])
+        return self._claim is not None and path.exists() and not is_sent
+
     def _local_files(self, wanted: Wanted) -> dict[str, Path]:
         """Return the wanted regular files of the copy, by their relative path."""
         files = {}

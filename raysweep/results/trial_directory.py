@@ -15,7 +15,7 @@ from raysweep.results.mirror import Mirror, Replaced
 from raysweep.results.result import Result, describe_error, make_result, note_traceback, write_result
 from raysweep.results.store import Store
 from raysweep.space import Trial
-from raysweep.system.files import check_held
+from raysweep.system.files import check_held, discard
 
 
 @contextmanager
@@ -60,6 +60,8 @@ def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
             raise
         except OSError:
             note_traceback(store.trial(name))
+            if mirror.has_unsent("result.json"):  # the copy alone must not tell that the trial has ended
+                discard(store.trial(name) / "result.json")
             raise
 
 
@@ -72,7 +74,9 @@ def recording(store: Store, name: str) -> Iterator[Path]:
     try:
         yield store.trial(name)
         if store.bucket is not None:
-            Mirror(store.bucket / name, store.trial(name)).push(lambda each: each.endswith((".json", ".stopped")))
+            Mirror(store.bucket / name, store.trial(name)).push(
+                lambda each: each in ("attempt.json", "result.json") or each.endswith(".stopped")
+            )
     except OSError as fault:
         if store.present():  # otherwise the command reports once that the directory is gone
             warnings.warn(f"{name}: the end of the trial cannot be recorded: {describe_error(fault)}", stacklevel=3)

@@ -321,6 +321,32 @@ def test_the_driver_sees_how_trials_on_other_machines_stand(uri, monkeypatch, tm
         assert [(result.trial, result.attempts) for result in opened.results(sweep)] == [(trial.name, 1)]
 
 
+def test_a_result_that_does_not_reach_the_bucket_does_not_count(uri, few, no_figures, monkeypatch):
+    """The trial has failed then, also in the tables, and a resume finishes it."""
+    base = {**few, "usl_epochs": 1, "le_epochs": 1, "seed": 0}
+    search = {"labels_per_class": [1, 2]}
+    put = bucket.put
+
+    def lose_the_first(file_system, path, content):
+        if path.endswith("labels_per_class=1,seed=0/result.json") and b'"finished"' in content:
+            raise OSError("no route to host")
+        put(file_system, path, content)
+
+    def statuses():
+        here = Bucket(f"{uri}/x")
+        return [json.loads(here.read(name))["status"] for name in here.files() if name.endswith("/result.json")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "PATIENCE", 0.0)
+        patch.setattr(bucket, "put", lose_the_first)
+        raysweep.run({"base": base, "search": search, "baseline": False}, output=uri, name="x", local=True)
+    assert sorted(statuses()) == ["failed", "finished"]
+    table = list(csv.DictReader(Bucket(f"{uri}/x").read("results.csv").decode().splitlines()))
+    assert sorted(row["status"] for row in table) == ["failed", "finished"]
+    raysweep.resume(f"{uri}/x", local=True)
+    assert statuses() == ["finished"] * 2
+
+
 HOLD = "import sys; from raysweep.results.store import Store\nwith Store(sys.argv[1]).lock(): "
 
 
