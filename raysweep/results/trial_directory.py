@@ -66,10 +66,15 @@ def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def recording(store: Store, name: str) -> Iterator[Path]:
+def recording(store: Store, name: str, resumes: bool = True) -> Iterator[Path]:
     """Provide a trial's directory to record how it ended when its own process cannot; a bucket is updated afterwards.
 
     If the record cannot be written, a warning says so. The sweep continues, and a resume runs the trial again.
+
+    Args:
+        store: The results directory of the sweep.
+        name: The name of the trial.
+        resumes: Whether a resume runs the trial again. If not, its checkpoints are removed once the record is written.
     """
     try:
         yield store.trial(name)
@@ -77,6 +82,8 @@ def recording(store: Store, name: str) -> Iterator[Path]:
             Mirror(store.bucket / name, store.trial(name)).push(
                 lambda each: each in ("attempt.json", "result.json") or each.endswith(".stopped")
             )
+        if not resumes:
+            forget_checkpoints(store, name)
     except OSError as fault:
         if store.present():  # otherwise the command reports once that the directory is gone
             warnings.warn(f"{name}: the end of the trial cannot be recorded: {describe_error(fault)}", stacklevel=3)

@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import raysweep
 from raysweep import space
+from raysweep.backends.progress import SilentTrials
+from raysweep.backends.ray.callbacks import Watch
 from raysweep.backends.stopping import LOOK_SECONDS_BUCKET
 from raysweep.errors import InputError
 from raysweep.results import bucket
@@ -30,7 +32,7 @@ from raysweep.results.encoders import load_encoder
 from raysweep.results.mirror import CLAIM, Mirror
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
-from tests.support import ROOT, forked
+from tests.support import ROOT, forked, trials
 from tests.support.cluster import cluster, wait_for
 from tests.support.commands import flags, here, patiently, resume_command
 from tests.support.gate import Gate
@@ -345,6 +347,34 @@ def test_a_result_that_does_not_reach_the_bucket_does_not_count(uri, few, no_fig
     assert sorted(row["status"] for row in table) == ["failed", "finished"]
     raysweep.resume(f"{uri}/x", local=True)
     assert statuses() == ["finished"] * 2
+
+
+def test_the_end_of_a_stopped_trial_is_in_the_bucket_before_its_checkpoints_are_removed(s3, uri, monkeypatch):
+    """Without either of them, a resume would run the trial from the beginning."""
+    store = Store(f"{uri}/a")
+    store.create(SWEEP, {})
+    trial = SWEEP.trials[0]
+    begin(Mirror(store.bucket / trial.name, store.trial(trial.name)))
+    prefix = f"a/{trial.name}/"
+    before = keys(s3, uri)
+    assert f"{prefix}checkpoints/00000001.pt" in before
+    watch = Watch(trials.DATASETS, store, None, {}, SilentTrials())
+    put = bucket.put
+
+    def refuse(file_system, path, content):
+        if path.endswith("result.json"):
+            raise OSError("no route to host")
+        put(file_system, path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "PATIENCE", 0.0)
+        patch.setattr(bucket, "put", refuse)
+        with pytest.warns(UserWarning, match="the end of the trial cannot be recorded"):
+            watch._record_stop(trial, "weak", {"seconds": 1.0})
+    assert set(before) <= set(keys(s3, uri))
+    assert watch._record_stop(trial, "weak", {"seconds": 1.0}).status == "stopped"
+    assert f"{prefix}result.json" in keys(s3, uri)
+    assert not [key for key in keys(s3, uri) if "checkpoints" in key]
 
 
 HOLD = "import sys; from raysweep.results.store import Store\nwith Store(sys.argv[1]).lock(): "

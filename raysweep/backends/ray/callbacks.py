@@ -25,7 +25,7 @@ from raysweep.data.selection import Datasets, data_of
 from raysweep.errors import InputError
 from raysweep.results.result import Result, attempts, describe_error, make_result, write_result
 from raysweep.results.store import Store
-from raysweep.results.trial_directory import forget_checkpoints, record_failure, recording
+from raysweep.results.trial_directory import record_failure, recording
 from raysweep.space import Trial
 from raysweep.system.files import read_json
 from raysweep.trial_progress import Status
@@ -217,10 +217,9 @@ class Watch(tune.Callback):
             device="unknown",
             warnings=[],
         )
-        with recording(self.results, trial.name):
+        with recording(self.results, trial.name, resumes=False):
             end_stopped(directory, attempts(directory))
             write_result(directory, result)
-            forget_checkpoints(self.results, trial.name)
         return result
 
     def _end(self, result: Result) -> None:
