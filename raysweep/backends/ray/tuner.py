@@ -21,6 +21,7 @@ from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.cluster import check_bucket, check_shared, connect, own_session
 from raysweep.backends.ray.handout import Dispenser
 from raysweep.backends.ray.health import HeadWatch
+from raysweep.backends.ray.limit import AtMost
 from raysweep.backends.ray.schedulers import ByEvaluation, make_scheduler, recall_evaluations
 from raysweep.backends.ray.trainable import TrialOptions, trial_function
 from raysweep.backends.sweep_run import SweepRun
@@ -269,9 +270,9 @@ def make_tuner(
         # No metric here: Tune raises if a first report lacks it, and the best point is computed from the store.
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            search_alg=proposer,
+            search_alg=None if proposer is None else AtMost(proposer, most_at_a_time(sweep)),
             num_samples=1 if proposer is None else -1,  # the proposer tells when it has finished
-            max_concurrent_trials=most_at_a_time(sweep),
+            max_concurrent_trials=most_at_a_time(sweep) if proposer is None else None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),

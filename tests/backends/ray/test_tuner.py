@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.tune.search import Searcher
 
 from raysweep import space
 from raysweep.backends.display import ProgressDisplay
@@ -91,6 +92,48 @@ def test_the_median_rule_needs_three_others_and_stops_nobody_before(started, tmp
     ends, reasons = run(tmp_path, [1, 2, 3, 1.5, 4, 1.75], scheduler="median", grace_epochs=4)
     assert ends == ["end", "end", "end", 4, "end", 4]
     assert reasons["alpha=1.5,seed=0"] == "stopped by median after epoch 4: online/knn_val_accuracy 1.5000"
+
+
+def hold(config, folder):
+    """A trainable that notes that it runs, and ends after a while."""
+    from ray import tune
+
+    note = Path(folder, config["trial"].name)
+    note.touch()
+    time.sleep(0.2)
+    tune.report({"share": 1.0})
+    note.unlink()
+
+
+class Listed(Searcher):
+    """Gives Tune the trials of a list, and notes how many notes of `hold` there were then."""
+
+    def __init__(self, trials, folder):
+        super().__init__()
+        self.trials, self.folder, self.held, self.drawn = list(trials), folder, [], []
+
+    def suggest(self, trial_id):
+        if not self.trials:
+            return Searcher.FINISHED
+        self.held.append(len(list(self.folder.iterdir())))
+        return {"trial": self.trials.pop(0)}
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        self.drawn.append(len(self.held))
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(1, 1), (8, 3)])
+def test_a_searcher_is_asked_for_one_trial_in_advance_whatever_the_limit(started, tmp_path, most, drawn):
+    """Two trials run at a time on two cores. A searcher that uses results must not choose all points before them."""
+    sweep = space.build({"search": {"seed": list(range(6))}, "tune": {"max_concurrent": most}}, {}, "test")
+    (tmp_path / "notes").mkdir()
+    trainable = tuner.shared(hold, {"folder": str(tmp_path / "notes")}, sweep)
+    listed = Listed(sweep.trials, tmp_path / "notes")
+    grid = make_tuner(trainable, sweep, sweep.trials, tmp_path / "results", proposer=listed).fit()
+    assert not grid.errors
+    assert len(grid) == len(listed.drawn) == 6
+    assert listed.drawn[0] <= drawn
+    assert max(listed.held) <= min(most, 2)
 
 
 def private_memory():

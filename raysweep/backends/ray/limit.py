@@ -1,0 +1,46 @@
+"""The limit of trials at a time for a searcher of Tune."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.search import Searcher
+
+
+class AtMost(Searcher):
+    """Asks a searcher for a trial only while fewer than `most` of its trials are alive.
+
+    With `max_concurrent_trials`, Tune would ask the searcher for that many trials in advance, even if the nodes hold
+    fewer. A searcher that uses results would then have chosen many points before the first result.
+
+    Args:
+        searcher: The searcher.
+        most: The number of trials that may wait or run at a time; None for no limit.
+    """
+
+    def __init__(self, searcher: Searcher, most: int | None) -> None:
+        super().__init__()
+        self.inner, self.most = searcher, most  # an attribute `searcher` would have a meaning for Tune
+        self.alive: set[str] = set()
+        """The trials that wait or run, by Tune's id."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing to pickle. Tune pickles searchers to restore a run, which never happens here."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return what the searcher suggests; None if as many trials as allowed are alive."""
+        if self.most is not None and len(self.alive) >= self.most:
+            return None
+        suggestion: Any = self.inner.suggest(trial_id)
+        if suggestion is not None and suggestion != Searcher.FINISHED:
+            self.alive.add(trial_id)
+        return suggestion
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Note that the trial has ended, and tell the searcher."""
+        self.alive.discard(trial_id)
+        self.inner.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing, because the store has all state."""
