@@ -85,6 +85,7 @@ class Watch(tune.Callback):
         ended: The results by trial, to which new results are added; None if no searcher needs them.
         earlier: For each trial that failed in an earlier run of the sweep, its number of attempts then.
         view: The progress display.
+        max_failures: The number of failures that a trial may have.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Watch(tune.Callback):
         ended: dict[str, Result] | None,
         earlier: Mapping[str, int],
         view: TrialProgress,
+        max_failures: int = 0,
     ) -> None:
         self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
         self.scheduler: ByEvaluation | None = None
@@ -105,6 +107,13 @@ class Watch(tune.Callback):
         self.earlier = earlier
         self.running: dict[str, Trial] = {}
         """The running trials, by name."""
+        self.max_failures = max_failures
+        self.recovered: dict[str, int] = {}
+        """The iteration of Tune in which it last recovered each of its trials, by Tune's id."""
+        self.given_up: Counter[str] = Counter()
+        """How often Tune has given each trial up too early, by name."""
+        self.must_run_again = False
+        """Whether Tune has given a trial up too early in this run of Tune."""
         self.failed: dict[str, str] = {}
         """Why trials have failed, by name."""
 
@@ -126,6 +135,7 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker of the trial died; the trial resumes."""
         recovered = self._trial_of(trial)
+        self.recovered[trial.trial_id] = iteration
         self.running.pop(recovered.name, None)
         if self.scheduler is not None:  # a trial that should stop resumes if its stop could not be recorded
             self.scheduler.reasons.pop(recovered.name, None)
@@ -145,10 +155,20 @@ class Watch(tune.Callback):
             self.view.leave(completed)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The last attempt of the trial failed."""
+        """The last attempt of the trial failed.
+
+        If Tune gives a trial to a worker that died while it was idle, Tune handles this failure twice in one
+        iteration: it recovers the trial, and then gives it up. The next run of Tune runs such a trial again.
+        """
         failed = self._trial_of(trial)
         self.running.pop(failed.name, None)
         result = self._result(failed)
+        if result is None and self.recovered.get(trial.trial_id) == iteration:
+            self.given_up[failed.name] += 1
+            if self.given_up[failed.name] <= self.max_failures:
+                self.must_run_again = True
+                self.view.leave(failed)
+                return
         if result is None:
             result = record_failure(self.results, failed, self._digest(failed), broke_off(trial))
         self._end(result)

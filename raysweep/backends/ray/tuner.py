@@ -77,9 +77,10 @@ def run(sweep_run: SweepRun) -> Sweep:
     """Run the pending trials on the connected cluster; with a searcher, also the trials of the points that it proposes.
 
     A trial that raises or whose worker dies is restarted up to `max_failures` times and resumes from its own
-    checkpoint. After that it is recorded as failed. Tune ends its whole run when Ray's memory monitor kills a worker;
-    then a new run of Tune continues with the remaining trials. If the sweep must end early, the running trials are
-    saved first. A race of seeds continues with its next round as soon as all trials of the present one have ended.
+    checkpoint. After that it is recorded as failed. Tune ends its whole run when Ray's memory monitor kills a worker,
+    and it gives up the next trial of a worker that died while it was idle. In both cases, a new run of Tune continues
+    with the remaining trials. If the sweep must end early, the running trials are saved first. A race of seeds
+    continues with its next round as soon as all trials of the present one have ended.
     """
     sweep, pending, kept, results = sweep_run.sweep, sweep_run.pending, sweep_run.kept, sweep_run.store
     datasets, stopping = sweep_run.datasets, sweep_run.stopping
@@ -102,7 +103,7 @@ def run(sweep_run: SweepRun) -> Sweep:
     if sweep.tune.searcher == "optuna":
         ended = {result.trial: result for result in kept}
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
-    seen = Watch(datasets, results, ended, earlier, sweep_run.progress)
+    seen = Watch(datasets, results, ended, earlier, sweep_run.progress, sweep.tune.max_failures)
     stop = Stop(stopping, seen, CapacityMonitor(sweep.resources))
     callbacks: list[tune.Callback] = [seen]
     if parallel:
@@ -122,7 +123,7 @@ def run(sweep_run: SweepRun) -> Sweep:
         scheduler = make_scheduler(sweep)
         if scheduler is not None:
             recall_evaluations(scheduler, sweep, results)
-        seen.scheduler = scheduler
+        seen.scheduler, seen.must_run_again = scheduler, False
         proposer = None
         if ended is not None:
             from raysweep.backends.ray.searcher import Proposer, Queue  # Optuna need not be installed
@@ -139,12 +140,13 @@ def run(sweep_run: SweepRun) -> Sweep:
                 raise
             seen.break_off(fault.__cause__, broken, sweep.tune.max_failures)
         else:
-            if proposer is not None:
-                return proposer.queue.sweep
-            sweep, pending = sweep_run.next_round(sweep)
-            if not pending:
-                return sweep
-            continue
+            if not seen.must_run_again:
+                if proposer is not None:
+                    return proposer.queue.sweep
+                sweep, pending = sweep_run.next_round(sweep)
+                if not pending:
+                    return sweep
+                continue
         if proposer is not None:
             sweep = proposer.queue.sweep
             pending = list(sweep.trials)
