@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
+from ray.exceptions import RayError
 
 from raysweep import parts, plugins, space
 from raysweep.backends import local
 from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.progress import SilentTrials
+from raysweep.backends.ray.callbacks import Watch
 from raysweep.backends.ray.handout import Dispenser
 from raysweep.backends.ray.tuner import ahead
 from raysweep.backends.stopping import Stopping
@@ -346,6 +349,23 @@ def test_the_state_stays_while_a_trial_that_needs_it_has_no_result(has_result, t
         dispenser.on_trial_complete(number)
     assert dispenser.suggest("3") == "FINISHED"
     assert (handout.covered(3) is None) == has_result
+
+
+def test_a_leader_that_fails_as_the_run_of_tune_ends_strands_the_others(tmp_path):
+    """For example because Ray's memory monitor has ended it. The others would repeat the pretraining that failed."""
+    sweep = sweep_of({"labels_per_class": [1, 2, 3]})
+    store = Store(tmp_path / "x").create(sweep, {})
+    watch = Watch(dict(DATASETS), store, None, {}, SilentTrials())
+    queue = PretrainingQueue(sweep.trials, store, share=True)
+    dispenser = Dispenser(queue, Stopping(store), watch.done, watch.failed, watch.fail)
+    watch.strand = dispenser.strand
+    leader, *others = sweep.trials
+    assert dispenser.suggest("1")["trial"] is leader
+    watch.running[leader.name] = leader
+    watch.break_off(RayError("low on memory"), Counter(), max_failures=0)
+    assert watch.done == {trial.name for trial in sweep.trials}
+    for trial in others:
+        assert f"it shares with {leader.name} failed: " in store.result(trial.name).error
 
 
 def test_no_worker_idles_while_the_last_pretraining_runs(tmp_path):

@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,8 @@ class Watch(tune.Callback):
         """The scheduler of the current run of Tune."""
         self.ending: Callable[[], None] = lambda: None
         """Called after a trial has ended and its result is in `ended`."""
+        self.strand: Callable[[Iterable[Trial]], None] = lambda failed: None
+        """Called with the trials that failed as a run of Tune ended, so that no trial waits for them."""
         self.done: set[str] = set()
         """The names of the trials that have ended since the sweep was started or resumed."""
         self.earlier = earlier
@@ -194,7 +196,8 @@ class Watch(tune.Callback):
         pid = int(named[1]) if named is not None else None
         hit = [name for name in self.running if pid is not None and last_pid(self.results.trial(name)) == pid]
         why = died(str(fault)) if LOW_ON_MEMORY in str(fault) else describe_error(fault)
-        for name, trial in list(self.running.items()):
+        interrupted = list(self.running.items())
+        for name, trial in interrupted:
             del self.running[name]
             self.results.pull(name)
             result = self._result(trial)
@@ -208,6 +211,7 @@ class Watch(tune.Callback):
                 self._end(result)
             else:
                 self.view.leave(trial)
+        self.strand([trial for name, trial in interrupted if name in self.failed])
 
     def _result(self, trial: Trial) -> Result | None:
         """Return how a trial ended in this run, None if it has not. Failures of earlier runs do not count."""

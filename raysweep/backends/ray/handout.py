@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -46,11 +46,7 @@ class Dispenser(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial; None if all have to wait; FINISHED if there is none or the sweep must end."""
-        over, self.over = self.over, []
-        for trial in over:
-            error = self.failed.get(trial.name)
-            for stranded in self.queue.ended(trial, error is not None, trial.name not in self.done):
-                self.fail(stranded, failure(trial.name, error))
+        self._tell_queue()
         if self.stopping.asked() or self.queue.is_empty():
             return Searcher.FINISHED
         start = self.queue.next()
@@ -64,6 +60,19 @@ class Dispenser(Searcher):
         trial = self.running.pop(trial_id, None)
         if trial is not None:
             self.over.append(trial)
+
+    def strand(self, failed: Iterable[Trial]) -> None:
+        """Record that the trials fail that wait for one of these, which failed as the run of Tune ended."""
+        self.over += failed
+        self._tell_queue()
+
+    def _tell_queue(self) -> None:
+        """Tell the queue which trials have ended, and record that the trials fail that cannot run any more."""
+        over, self.over = self.over, []
+        for trial in over:
+            error = self.failed.get(trial.name)
+            for stranded in self.queue.ended(trial, error is not None, trial.name not in self.done):
+                self.fail(stranded, failure(trial.name, error))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, because the store has all state."""
