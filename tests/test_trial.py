@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import subprocess
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from raysweep.augment.operations import to_float
 from raysweep.augment.policies import simclr
 from raysweep.backends import local
 from raysweep.backends.display import ProgressDisplay
+from raysweep.backends.progress import SilentTrials
 from raysweep.backends.stopping import Stopping
 from raysweep.backends.sweep_run import SweepRun
 from raysweep.config import METRICS, PROTOCOL_VERSION, Collapse
@@ -34,11 +36,14 @@ from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.probes.probes import counted_specs
 from raysweep.randomness import generator
+from raysweep.results import attempts
+from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
 from raysweep.results.result import read_result
 from raysweep.results.store import Store
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
+from tests.support import ROOT, forked
 from tests.support.networks import conv6_with_head, embed, make_decoder, make_encoder
 from tests.support.trials import (
     CLOCK,
@@ -299,6 +304,26 @@ def test_a_result_stands_whatever_breaks_after_it(tmp_path):
     with ProgressDisplay(sweep, [], Console(file=io.StringIO())) as view:
         local.run(SweepRun(sweep, list(sweep.trials), [], store, DATASETS, view, stopping))
     assert store.result("seed=0").status == "finished"
+
+
+def test_an_attempt_that_cannot_begin_replaces_the_failure_of_an_earlier_run(tmp_path, monkeypatch):
+    """Here a process of the earlier run still holds the directory."""
+    sweep = space.build({"base": TINY}, {}, "test")
+    store = Store(tmp_path / "x").create(sweep, {})
+    (trial,) = sweep.trials
+    sweep_run = SweepRun(sweep, [trial], [], store, DATASETS, SilentTrials(), Stopping(store))
+    begin_attempt(store.trial(trial.name), trial.settings)
+    local.fail(sweep_run, trial, "the old reason")
+    program = "import pathlib, sys; from raysweep.results.attempts import hold_directory\n"
+    program += f"directory = pathlib.Path({str(store.trial(trial.name))!r})\n"
+    program += "with hold_directory(directory): print(flush=True); sys.stdin.read()"
+    monkeypatch.setattr(attempts, "HOLD_SECONDS", 0.0)
+    holder = forked.start("-c", program, cwd=ROOT, stdin=subprocess.PIPE)
+    holder.stdout.readline()
+    result = local.run_one(sweep_run, trial)
+    holder.communicate()
+    assert "another process still runs the trial" in result.error
+    assert store.result(trial.name).error == result.error
 
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):

@@ -8,7 +8,7 @@ from raysweep.data.selection import data_of
 from raysweep.results.encoders import source_file
 from raysweep.results.final_state import final_state_of
 from raysweep.results.mirror import Replaced
-from raysweep.results.result import Result, describe_error
+from raysweep.results.result import Result, attempts, describe_error
 from raysweep.results.store import PUSH_SECONDS, Store
 from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.space import Sweep, Trial
@@ -57,7 +57,9 @@ def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Resu
     """
     sweep, store, progress = sweep_run.sweep, sweep_run.store, sweep_run.progress
     progress.begin(trial)
+    before = 0
     try:
+        before = attempts(store.trial(trial.name))
         with at_work(store, trial.name) as push:
 
             def report(moment: Progress) -> None:
@@ -84,9 +86,10 @@ def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Resu
     except Exception as fault:
         if not store.present():
             return None  # the command reports it
-        # The trial's traceback is in its error.txt. An existing result stays valid, whatever failed after it.
+        # The trial's traceback is in its error.txt. An existing result stays valid, whatever failed after it. The
+        # failure of an earlier run does not, which is still there if this attempt has not begun.
         result = store.result(trial.name)
-        if result is None:
+        if result is None or (result.status == "failed" and result.attempts <= before):
             result = fail(sweep_run, trial, describe_error(fault))
     if result is not None:
         progress.end(result)
