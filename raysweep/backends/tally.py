@@ -136,13 +136,14 @@ class Tally:
         In a race of seeds, a point whose new seeds have not finished has the mean of its seeds of the round before.
         The score of the random encoder follows if it is known. None means that no two points can be compared.
         """
-        if not self.means or len(self.protocols) > 1 or self.total == 1:
+        means, protocols = dict(self.means), set(self.protocols)  # trials may end while a thread draws
+        if not means or len(protocols) > 1 or self.total == 1:
             return None
         choose = max if self.sweep.mode == "max" else min
-        point = choose(self.means, key=lambda point: self.means[point].value)
-        mean = self.means[point]
+        point = choose(means, key=lambda point: means[point].value)
+        mean = means[point]
         score = f"{self.metric} {mean.value:.4f} ({counted(mean.count, 'seed')})"
-        random = [value for protocol in self.protocols for value in self.random[protocol]]
+        random = [value for protocol in protocols for value in self.random.get(protocol, ())]
         return point, score + (f", random encoder {fmean(random):.4f}" if random else "")
 
     @property

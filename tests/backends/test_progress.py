@@ -47,6 +47,26 @@ def test_progress_is_the_sum_over_the_trials_weights():
     assert "[3/10]" in output.getvalue()
 
 
+def test_trials_may_end_while_another_thread_looks_for_the_best_point():
+    sweep = space.build({"search": {"alpha": [0.1, 0.2, 0.3]}}, {}, "test")
+    first, second, third = (result(trial) for trial in sweep.trials)
+    tally = Tally(sweep, [first, second])
+
+    class Meanwhile:
+        """A mean. When its value is read, a trial ends, as if another thread came in between."""
+
+        count = 1
+
+        @property
+        def value(self):
+            tally.end(third)
+            return 0.6
+
+    tally.means[first.point] = Meanwhile()
+    assert tally.best() == ("alpha=0.1", "linear/val_accuracy 0.6000 (1 seed)")
+    assert len(tally.means) == 3
+
+
 def test_a_trial_that_a_searcher_proposes_adds_its_weight():
     proposing = space.build(
         {
