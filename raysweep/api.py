@@ -21,9 +21,9 @@ from raysweep.config import Settings
 from raysweep.evaluations import PlannedEvaluation
 from raysweep.plugins import Plugin, check_origin, given
 from raysweep.preparation import Space, check_picture, dataset_of
+from raysweep.results.cleaning import clean_up
 from raysweep.results.continuing import planned_continuations, with_continuations
 from raysweep.results.encoders import check_encoders
-from raysweep.results.handout import remove_unneeded
 from raysweep.results.mirror import local_encoder
 from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
@@ -245,7 +245,7 @@ def resume(
             if changed:
                 store.extend(sweep, preparation.provenance())
                 describe_for_tensorboard(store, sweep)
-            remove_unneeded(store, sweep)
+            clean_up(store, sweep, kept)
             done = "the trial has" if len(kept) == 1 else f"all {len(kept)} trials have"
             progress.tell(f"{store.place}: {done} finished")
             return conclude(store, sweep)

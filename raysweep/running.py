@@ -16,9 +16,9 @@ from raysweep.backends.progress import Progress, TrialProgress
 from raysweep.backends.stopping import Stopping
 from raysweep.errors import InputError, ResultsLost, SweepBrokeOff, SweepInterrupted
 from raysweep.preparation import importing_report
+from raysweep.results.cleaning import clean_up
 from raysweep.results.encoders import ENCODER
 from raysweep.results.feature_cache import cache_words
-from raysweep.results.handout import remove_unneeded
 from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, shown_place
 from raysweep.results.sweep_file import write_race
@@ -176,7 +176,7 @@ def run_trials(
             sweep = run_on_backend(sweep_run, where)
         if stopping.number is not None:
             raise interrupted(store, where, stopping.number)
-        remove_unneeded(store, sweep)
+        clean_up(store, sweep, kept)
     if stopping.number is not None:  # the signal arrived after the last trial had ended
         raise interrupted(store, where, stopping.number)
     cached = cache_words(sweep.examples[0].settings) if sweep.encoders else ""

@@ -1,6 +1,7 @@
 """The Python interface, through real sweeps of the digits."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,8 +230,10 @@ def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(few, tmp_p
     statuses = results.frame().set_index("trial")["status"]
     assert statuses.to_dict() == {"seed=0": "finished", "seed=1": "unfinished"}
     assert list(tmp_path.glob("one/seed=1/checkpoints/*.json"))
+    shutil.copytree(tmp_path / "one" / "seed=1" / "checkpoints", tmp_path / "one" / "seed=0" / "checkpoints")
     resumed = raysweep.resume(tmp_path / "one", local=True)
     assert set(resumed.frame()["status"]) == {"finished"}
+    assert not list(tmp_path.glob("one/*/checkpoints")), "also those that a process left that was killed at the end"
 
 
 def test_sigterm_saves_the_trials_and_then_ends_the_process_as_before(few, tmp_path):

@@ -347,6 +347,10 @@ def test_a_result_that_does_not_reach_the_bucket_does_not_count(uri, few, no_fig
     assert sorted(row["status"] for row in table) == ["failed", "finished"]
     raysweep.resume(f"{uri}/x", local=True)
     assert statuses() == ["finished"] * 2
+    left = "labels_per_class=1,seed=0/checkpoints/00000001.pt"  # by a process that was killed at the end
+    Bucket(f"{uri}/x").write(left, b"state")
+    raysweep.resume(f"{uri}/x", local=True)
+    assert left not in Bucket(f"{uri}/x").files()
 
 
 def test_the_end_of_a_stopped_trial_is_in_the_bucket_before_its_checkpoints_are_removed(s3, uri, monkeypatch):
