@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 
 from raysweep.backends.stopping import Stopping
-from raysweep.system.terminal import end_process, say_at_once
+from raysweep.system.terminal import INTERRUPTED, end_process, say_at_once
 
 START_SECONDS = 45.0
 """Seconds without any worker after which the user is told. A worker starts in 2 to 5 s, or 30 s on a busy machine."""
@@ -114,9 +114,12 @@ class HeadWatch:
                 self._end()
 
     def _end(self) -> None:
-        say_at_once("Ray's head process has died: trials are saving checkpoints")
+        if not self.stopping.interrupted:  # otherwise the user knows already
+            say_at_once("Ray's head process has died: trials are saving checkpoints")
         self.stopping.ask()
         end = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < end and not self.is_idle():
             time.sleep(0.1)
+        if self.stopping.interrupted:  # a signal to all processes of a job ends the head process too
+            end_process(INTERRUPTED, f"interrupted; resume with: {self.stopping.resume}")
         end_process(1, f"the sweep broke off: Ray's head process has died; resume with: {self.stopping.resume}")

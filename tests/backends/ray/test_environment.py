@@ -108,6 +108,24 @@ def test_the_death_of_rays_head_process_leaves_checkpoints(tmp_path, quick):
     assert list(root.glob("seed=0/checkpoints/*.json"))
 
 
+def test_a_signal_that_also_ends_rays_head_process_interrupts_the_sweep(tmp_path, quick):
+    """A batch system may send SIGTERM to all processes of a job. It may start a job again whose status is 130."""
+    gate = Gate(tmp_path, step=2)
+    longer = {"RAY_gcs_rpc_server_reconnect_timeout_s": f"{PATIENCE:.0f}"}  # Ray's own library would end the driver
+    options = [*flags(quick | {"usl_epochs": 1000}), *gate.arguments, "--name", "x"]
+    process = patiently(*options, cwd=tmp_path, **longer)
+    gate.wait(process)
+    (head,) = [pid for pid, name in descendants(process.pid).items() if name == "gcs_server"]
+    os.kill(head, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGTERM)
+    gate.open_when_told(tmp_path / "runs" / "x", process)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == f"interrupted; resume with: {resume_command('runs/x')}"
+    assert "head process" not in err
+    assert list(tmp_path.glob("runs/x/seed=0/checkpoints/*.json"))
+
+
 HOARDING = """
 import time
 import raysweep
