@@ -19,7 +19,7 @@ import raysweep
 @raysweep.probe(
     metrics={
         "means/test_accuracy": raysweep.Metric(
-            "Nearest class mean of the features, test split.", better="max", highest=1.0, uses_test=True
+            "Nearest class mean of the features, test split.", better="max", lowest=0.0, highest=1.0, uses_test=True
         )
     }
 )

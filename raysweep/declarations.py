@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from raysweep.errors import InputError
 
 if TYPE_CHECKING:
     from raysweep.config.settings import Settings
+
+
+ROUNDING = 1e-6
+"""Tolerance for values in single precision at the ends of a metric's range."""
 
 
 @dataclass(frozen=True)
@@ -97,24 +102,34 @@ class Parameter:
 class Metric:
     """A metric that a part yields.
 
+    A trial in which the metric is not finite, or outside of the range from `lowest` to `highest`, fails.
+
     Example:
-        >>> Metric("Accuracy of the nearest class mean, test split.", better="max", highest=1.0, uses_test=True)
+        >>> Metric("Accuracy of the class means, test split.", better="max", lowest=0.0, highest=1.0, uses_test=True)
     """
 
     text: str
     """The description."""
     better: Literal["max", "min"] | None = None
     """Whether a greater or a smaller value is better; None if neither is."""
-    lowest: float = 0.0
-    """The least possible value."""
+    lowest: float = -float("inf")
+    """The least possible value; no limit if it is not given."""
     highest: float = float("inf")
-    """The greatest possible value."""
+    """The greatest possible value; no limit if it is not given."""
     uses_test: bool = False
     """Whether it is computed from the test split, so that nothing may be chosen by it."""
     is_diagnosis: bool = False
     """Whether it only describes how a trial went, so that nothing may be chosen by it."""
     is_reported: Callable[[Settings], bool] | None = None
     """A function that returns whether a trial that uses the part reports the metric; None means always."""
+
+    def allows(self, value: float) -> bool:
+        """Return whether a value is finite and in the declared range, up to rounding."""
+        return math.isfinite(value) and self.lowest - ROUNDING <= value <= self.highest + ROUNDING
+
+    def range_words(self) -> str:
+        """Return the declared range for messages, such as `[0, 1]`."""
+        return f"[{self.lowest:g}, {self.highest:g}]"
 
 
 def parameters_of(function: Callable[..., Any], kind: str) -> dict[str, Parameter]:

@@ -124,4 +124,7 @@ class InputError(ValueError, RaysweepError):
 
 
 class Diverged(ArithmeticError):
-    """A loss, weight or feature became NaN or infinite. This is a result: the same settings would only repeat it."""
+    """A loss, weight, feature or metric became NaN or infinite, or a metric left the range that its part declares.
+
+    This is a result: the same settings would only repeat it.
+    """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from io import BytesIO
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from raysweep import parts
 from raysweep.augment.operations import BatchPart, all_views, to_float
-from raysweep.config import Settings, metrics_by_name
+from raysweep.config import Settings, metrics_by_name, outside_range
 from raysweep.data.dataset import Dataset
 from raysweep.data.selection import Datasets, TrialData, data_of
 from raysweep.errors import InputError
@@ -160,9 +161,10 @@ def check_method(part: Part, settings: Settings, data: TrialData) -> None:
         if not isinstance(losses, Losses):
             raise InputError(f"a call returns {type(losses).__name__}; it must return raysweep.Losses")
         need_loss("total", losses.total)
-        for name in losses.parts:
+        for name, value in losses.parts.items():
             if f"pretrain/{name}" not in metrics_by_name():
                 raise InputError(f"returns the part {name!r}, but declares no metric pretrain/{name}")
+            need_range(f"pretrain/{name}", float(value.detach()))
     if hasattr(module, "after_step"):
         module.after_step(0.5)
     with torch.no_grad():
@@ -216,6 +218,7 @@ def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
             raise InputError(f"yields {pair!r}; it must yield pairs of a metric's name and a float")
         if pair[0] not in part.metrics:
             raise InputError(f"yields {pair[0]!r}, which it does not declare among its metrics")
+        need_range(*pair)
 
 
 def check_dataset(part: Part, settings: Settings, data: TrialData) -> None:
@@ -250,6 +253,13 @@ def few(dataset: Dataset) -> Dataset:
             chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)]))
             changes |= {f"{split}_images": images[chosen], f"{split}_labels": labels[chosen]}
     return replace(dataset, **changes)
+
+
+def need_range(name: str, value: float) -> None:
+    """Raise InputError if the value of a metric is outside of its declared range. NaN on a few images is allowed."""
+    fault = None if math.isnan(value) else outside_range({name: value})
+    if fault is not None:
+        raise InputError(f"{fault}; declare its lowest and highest value in raysweep.Metric")
 
 
 def need_module(network: object) -> None:

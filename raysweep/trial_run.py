@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from raysweep.config import PROTOCOL_VERSION, Collapse, has_effect, has_metric
+from raysweep.config import PROTOCOL_VERSION, Collapse, has_effect, has_metric, outside_range
 from raysweep.config.metrics import WATCHED, is_watched
 from raysweep.data.selection import TrialData
 from raysweep.errors import Diverged, InputError
@@ -237,7 +237,14 @@ class TrialRun:
             keep_encoder(self.directory, self.state.encoder, self.settings)
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
-        """Keep the newest value of each metric, and write it to TensorBoard."""
+        """Keep the newest value of each metric, and write it to TensorBoard.
+
+        Raises:
+            Diverged: A metric is not finite, or outside of the range that its part declares.
+        """
+        fault = outside_range(metrics)
+        if fault is not None:
+            raise Diverged(fault)
         self.metrics.update(metrics)
         if metrics:
             self.events.scalars(metrics, step)

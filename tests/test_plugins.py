@@ -279,6 +279,61 @@ WRONG = {
 }
 
 
+RANGES = """
+@raysweep.probe(metrics={"own/cosine": raysweep.Metric("Negative cosine similarity.", better="min")})
+def cosine(evaluation):
+    yield "own/cosine", -0.5
+
+@raysweep.probe(metrics={"own/images": raysweep.Metric("Number of images.", lowest=0.0, highest=300.0)})
+def images(evaluation, *, images_factor: Annotated[int, "Factor."] = 1):
+    yield "own/images", float(len(evaluation.labels("fit")) * images_factor)
+
+class Negative(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+    def embed(self, images):
+        return self.encoder(images)
+    def forward(self, views, clean):
+        loss = -1 - self.encoder(views).square().mean()
+        return raysweep.Losses(loss, {"part": loss.detach()})
+
+@raysweep.method(metrics={"pretrain/part": raysweep.Metric("A part of the loss.", better="min")})
+def negative(encoder):
+    return Negative(encoder)
+"""
+
+
+def test_a_metric_may_be_negative_and_a_value_outside_of_its_declared_range_fails_the_trial(sweep):
+    (sweep.root / "ranges.py").write_text(HEAD + RANGES)
+    settings = {**PRETRAINED, "usl_type": "negative", "usl_lr": 1e-6, "images_factor": "[0, 1]"}
+    process = sweep("--plugin", "ranges.py", "--name", "r", "--local", *small(settings))
+    assert process.returncode == 1, process.stderr
+    words = "own/images is 1292, outside of its declared range [0, 300] after pretraining epoch 1"
+    assert words in process.stdout + process.stderr
+    assert "damaged" not in process.stdout + process.stderr
+    table = raysweep.open(sweep.root / "runs" / "r").frame().set_index("images_factor")
+    assert list(table["status"]) == ["finished", "failed"]
+    assert table.loc[0, "own/cosine"] == -0.5
+    assert table.loc[0, "pretrain/part"] == table.loc[0, "pretrain/loss"] <= -1
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("lowest=0.0", "own/cosine is -0.5, outside of its declared range [0, inf]"),
+        ("highest=-0.9", "own/cosine is -0.5, outside of its declared range [-inf, -0.9]"),
+    ],
+)
+def test_a_wrong_range_is_refused_before_anything_starts(sweep, metric, words):
+    (sweep.root / "ranges.py").write_text(HEAD + RANGES.replace('better="min")})\ndef c', f"{metric})}})\ndef c"))
+    process = sweep("--plugin", "ranges.py", "--local", *small(UNTRAINED))
+    assert process.returncode == 2
+    assert f"probe cosine: {words}; declare its lowest and highest value" in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert not (sweep.root / "runs").exists()
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_a_part_that_returns_something_wrong_is_refused_before_anything_starts(sweep, case):
     text, settings, words = WRONG[case]

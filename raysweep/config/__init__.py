@@ -12,6 +12,7 @@ from raysweep.config.metrics import (
     is_objective,
     metrics_by_name,
     online_metrics,
+    outside_range,
 )
 from raysweep.config.older import with_present_names
 from raysweep.config.parameters import check_choices, check_parameter
@@ -62,6 +63,7 @@ __all__ = [
     "make_settings",
     "metrics_by_name",
     "online_metrics",
+    "outside_range",
     "plain",
     "protocol",
     "read_number",

@@ -21,31 +21,28 @@ def is_pretrained(settings: Settings) -> bool:
     return settings.usl_epochs > 0
 
 
-LOSS = Metric(
-    "The loss of pretraining, mean over the steps of the epoch.",
-    better="min",
-    lowest=-float("inf"),
-    is_reported=is_pretrained,
-)
+LOSS = Metric("The loss of pretraining, mean over the steps of the epoch.", better="min", is_reported=is_pretrained)
 RANKME = "label_free/embedding_rankme"
 """RankMe of the embedding of evaluated images, which the probe `label_free` reports."""
 LAST_FALL = Metric(
     "Fraction of the loss's whole fall that happened in the last tenth of the epochs; near 0 if the loss levelled off.",
-    lowest=-float("inf"),
     is_diagnosis=True,
     is_reported=lambda settings: settings.usl_epochs >= 5 and settings.layerwise == "none",
 )
 WATCHED = {
     "pretrain/embedding_std": Metric(
-        "Mean standard deviation of the embedding's dimensions, on 1,024 fixed images.", is_reported=is_watched
+        "Mean standard deviation of the embedding's dimensions, on 1,024 fixed images.",
+        lowest=0.0,
+        is_reported=is_watched,
     ),
     "pretrain/rankme": Metric(
-        "RankMe: effective rank of the same embeddings (Garrido et al. 2023).", is_reported=is_watched
+        "RankMe: effective rank of the same embeddings (Garrido et al. 2023).", lowest=0.0, is_reported=is_watched
     ),
-    "pretrain/images_per_s": Metric("Training images per second.", better="max", is_reported=is_pretrained),
+    "pretrain/images_per_s": Metric("Training images per second.", better="max", lowest=0.0, is_reported=is_pretrained),
     "online/knn_val_accuracy": Metric(
         "kNN accuracy during pretraining, on fixed subsets: neighbours from the fit split, queries from validation.",
         better="max",
+        lowest=0.0,
         highest=1.0,
         is_reported=lambda settings: is_watched(settings) and settings.val_fraction > 0 and settings.probe_labels,
     ),
@@ -64,6 +61,15 @@ def metrics_by_name() -> dict[str, Metric]:
 
 
 parts.watchers.append(metrics_by_name.cache_clear)
+
+
+def outside_range(metrics: Mapping[str, float]) -> str | None:
+    """Return in words which metric is not finite or not in its declared range; None if there is none."""
+    known = metrics_by_name()
+    for name, value in metrics.items():
+        if name in known and not known[name].allows(value):
+            return f"{name} is {value:.8g}, outside of its declared range {known[name].range_words()}"
+    return None
 
 
 class MetricTexts(Mapping[str, str]):

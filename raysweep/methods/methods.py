@@ -26,12 +26,16 @@ from raysweep.parts import Chooses, Condition, Metric, Remark, method
 if TYPE_CHECKING:
     from torch import nn
 
-REC_LOSS = Metric("Its reconstruction part, summed over the views.", better="min", lowest=-float("inf"))
-EMB_LOSS = Metric("Its embedding part, before the weight α.", better="min", lowest=-float("inf"))
+REC_LOSS = Metric("Its reconstruction part, summed over the views.", better="min")
+EMB_LOSS = Metric("Its embedding part, before the weight α.", better="min")
 VICREG_LOSSES = {
-    "pretrain/invariance_loss": Metric("VICReg's mean squared difference of the views, without weight.", better="min"),
-    "pretrain/variance_loss": Metric("VICReg's hinge on the standard deviations, without weight.", better="min"),
-    "pretrain/covariance_loss": Metric("VICReg's squared covariances, without weight.", better="min"),
+    "pretrain/invariance_loss": Metric(
+        "VICReg's mean squared difference of the views, without weight.", better="min", lowest=0.0
+    ),
+    "pretrain/variance_loss": Metric(
+        "VICReg's hinge on the standard deviations, without weight.", better="min", lowest=0.0
+    ),
+    "pretrain/covariance_loss": Metric("VICReg's squared covariances, without weight.", better="min", lowest=0.0),
 }
 
 Denoising = Annotated[

@@ -114,7 +114,9 @@ def check_strengths(settings: Any) -> None:
         "logistic/test_accuracy": accuracy(
             "Logistic regression with the best C: accuracy on the test split.", uses_test=True
         ),
-        "logistic/c": Metric("Logistic regression: the C that was best on the validation split.", is_diagnosis=True),
+        "logistic/c": Metric(
+            "Logistic regression: the C that was best on the validation split.", lowest=0.0, is_diagnosis=True
+        ),
     },
 )
 def logistic(
@@ -161,12 +163,14 @@ def few_shot_metrics() -> dict[str, Metric]:
         metrics[f"few_shot/{labels}_test_accuracy"] = Metric(
             f"{words}: accuracy on the test split, mean over draws.",
             better="max",
+            lowest=0.0,
             highest=1.0,
             uses_test=True,
             is_reported=partial(reports, "few_shot", labels),
         )
         metrics[f"few_shot/{labels}_std"] = Metric(
             f"{words}: standard deviation of the accuracy over draws.",
+            lowest=0.0,
             uses_test=True,
             is_diagnosis=True,
             is_reported=partial(reports_spread, labels),
@@ -325,16 +329,18 @@ def label_free_metrics() -> dict[str, Metric]:
     metrics = {}
     for layer in ("embedding", "trunk"):
         metrics[f"label_free/{layer}_rankme"] = Metric(
-            f"RankMe of the {layer}: effective rank of 1,024 fixed images (Garrido et al. 2023).", better="max"
+            f"RankMe of the {layer}: effective rank of 1,024 fixed images (Garrido et al. 2023).",
+            better="max",
+            lowest=0.0,
         )
         metrics[f"label_free/{layer}_alpha_req"] = Metric(
             f"α-ReQ of the {layer}: decay of the covariance's eigenvalues, best near 1 (Agrawal et al. 2022).",
-            lowest=-float("inf"),
             is_diagnosis=True,
         )
         metrics[f"label_free/{layer}_lidar"] = Metric(
             f"LiDAR of the {layer}: rank of a discriminant analysis of 10 views of 1,000 images (Thilak et al. 2024).",
             better="max",
+            lowest=0.0,
             is_reported=lambda settings: settings.strength > 0,
         )
     return metrics

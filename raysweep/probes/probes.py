@@ -49,7 +49,7 @@ class TrainedProbe(Protocol):
 def accuracy(text: str, uses_test: bool = False) -> Metric:
     """Return a metric that is an accuracy."""
     is_reported = None if uses_test else lambda settings: settings.val_fraction > 0
-    return Metric(text, better="max", highest=1.0, uses_test=uses_test, is_reported=is_reported)
+    return Metric(text, better="max", lowest=0.0, highest=1.0, uses_test=uses_test, is_reported=is_reported)
 
 
 def split_accuracies(prefix: str, words: str, is_reported: Callable[[str, Any], bool]) -> dict[str, Metric]:
@@ -64,6 +64,7 @@ def split_accuracies(prefix: str, words: str, is_reported: Callable[[str, Any], 
         f"{prefix}{split}_accuracy": Metric(
             f"{words}: accuracy on the {name}.",
             better="max",
+            lowest=0.0,
             highest=1.0,
             uses_test=split == "test",
             is_reported=partial(is_reported, split),
@@ -138,7 +139,7 @@ def linear_metrics() -> dict[str, Metric]:
     """Return the metrics of the linear probe, including those for every block that an encoder can have."""
     metrics = {
         "linear/train_accuracy": Metric(
-            "Linear probe: accuracy on its training images during the epoch.", better="max", highest=1.0
+            "Linear probe: accuracy on its training images during the epoch.", better="max", lowest=0.0, highest=1.0
         ),
         "linear/val_accuracy": accuracy("Linear probe: accuracy on the validation split."),
         "linear/test_accuracy": accuracy(
@@ -246,10 +247,13 @@ def linear(
         "kmeans/accuracy": Metric(
             "k-means on the test features: accuracy under the best one-to-one assignment of clusters to classes.",
             better="max",
+            lowest=0.0,
             highest=1.0,
             uses_test=True,
         ),
-        "kmeans/nmi": Metric("k-means: normalised mutual information.", better="max", highest=1.0, uses_test=True),
+        "kmeans/nmi": Metric(
+            "k-means: normalised mutual information.", better="max", lowest=0.0, highest=1.0, uses_test=True
+        ),
         "kmeans/ari": Metric("k-means: adjusted Rand index.", better="max", lowest=-1.0, highest=1.0, uses_test=True),
     }
 )

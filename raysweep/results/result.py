@@ -21,7 +21,7 @@ from raysweep.config import (
     default_of,
     fingerprint,
     has_effect,
-    metrics_by_name,
+    outside_range,
     protocol,
     with_present_names,
 )
@@ -30,8 +30,6 @@ from raysweep.results.bucket import Bucket
 from raysweep.space import Trial
 from raysweep.system.files import check_held, read_json, set_aside, write_json
 
-ROUNDING = 1e-6
-"""Tolerance for scores in single precision at the ends of a metric's range."""
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "low on memory")
 """Phrases for exhausted memory in messages of PyTorch (on a CPU and on a GPU), the system and Ray."""
 Count = Annotated[int, Field(strict=True, ge=0, lt=10**9)]
@@ -45,10 +43,9 @@ Plain = Annotated[int, Field(strict=True, ge=-(2**64), le=2**64)] | Number | Str
 
 def check_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """Raise ValueError if a known metric has an impossible value."""
-    known = metrics_by_name()
-    for name in metrics.keys() & known.keys():
-        if not known[name].lowest - ROUNDING <= metrics[name] <= known[name].highest + ROUNDING:
-            raise ValueError(f"{name} is {metrics[name]}")
+    fault = outside_range(metrics)
+    if fault is not None:
+        raise ValueError(fault)
     return metrics
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 RATE = {
     "pretrain/lr": Metric(
-        "Learning rate of the epoch's last step, reported if the schedule is not constant.", is_diagnosis=True
+        "Learning rate of the epoch's last step, reported if the schedule is not constant.",
+        lowest=0.0,
+        is_diagnosis=True,
     )
 }
 
