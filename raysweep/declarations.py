@@ -123,6 +123,24 @@ class Metric:
     is_reported: Callable[[Settings], bool] | None = None
     """A function that returns whether a trial that uses the part reports the metric; None means always."""
 
+    def __post_init__(self) -> None:
+        """Raise InputError if a value is of a wrong type, or the range is empty."""
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise InputError(f"Metric: a description in words expected, not {self.text!r}")
+        if self.better not in ("max", "min", None):
+            raise InputError(f"Metric: better: 'max', 'min' or None expected, not {self.better!r}")
+        for name in ("lowest", "highest"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+                raise InputError(f"Metric: {name}: a number expected, not {value!r}")
+        if self.lowest > self.highest:
+            raise InputError(f"Metric: lowest is {self.lowest:g}, which is above highest, {self.highest:g}")
+        for name in ("uses_test", "is_diagnosis"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"Metric: {name}: True or False expected, not {getattr(self, name)!r}")
+        if self.is_reported is not None and not callable(self.is_reported):
+            raise InputError(f"Metric: is_reported: a function of the settings expected, not {self.is_reported!r}")
+
     def allows(self, value: float) -> bool:
         """Return whether a value is finite and in the declared range, up to rounding."""
         return math.isfinite(value) and self.lowest - ROUNDING <= value <= self.highest + ROUNDING

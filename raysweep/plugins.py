@@ -24,7 +24,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from raysweep import parts
-from raysweep.config import check_choices, check_parameter, metrics_by_name
+from raysweep.config import check_choices, check_declaration, try_functions
 from raysweep.errors import InputError
 from raysweep.parts import Part
 from raysweep.system.files import read_text
@@ -34,20 +34,6 @@ LONGEST = 2**20
 """The largest number of characters in a plugin."""
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 FILE = re.compile(r"\w[\w. -]*\.py")
-POSITIONAL: Mapping[str, tuple[str, ...]] = {
-    "encoder": ("channels", "image_size"),
-    "head": ("feature_dim", "embedding_dim"),
-    "policy": ("images", "strength", "generator", "part"),
-    "loss": ("z1", "z2"),
-    "method": ("encoder",),
-    "optimizer": ("weights", "lr"),
-    "schedule": ("step", "steps", "epoch_steps"),
-    "dataset": ("request",),
-    "probe": ("evaluation",),
-}
-"""The positional arguments that a part of each kind is called with."""
-TRAIT_ARGUMENTS = {"takes_dim": "embedding_dim", "reads_labels": "classes"}
-"""The positional argument after those in `POSITIONAL` if a part has the trait."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +81,20 @@ def activate(plugins: Iterable[Plugin]) -> None:
         if not any(entry[0].equals(plugin) for plugin in wanted):
             _active.remove(entry)
             _take_out(entry[1])
+    new: list[tuple[Plugin, list[Part]]] = []
     for plugin in wanted:
         if not any(plugin.equals(other) for other in active()):
-            _active.append((plugin, _load(plugin)))
+            new.append((plugin, _load(plugin)))
+            _active.append(new[-1])
+    try:
+        for part in (part for _, taken in new for part in taken):  # it may read settings of a plugin that comes later
+            with explained(part):
+                try_functions(part)
+    except InputError:
+        for entry in new:
+            _active.remove(entry)
+            _take_out(entry[1])
+        raise
 
 
 def given(plugins: Sequence[str | Path], values: Sequence[Callable[..., Any]] = ()) -> tuple[Plugin, ...]:
@@ -315,33 +312,6 @@ def _take_out(taken: Iterable[Part]) -> None:
         parts.TABLES[part.kind].remove(part)
 
 
-def check_declaration(part: Part) -> None:
-    """Raise InputError if a part has wrong arguments or parameters, or another part declares its metric differently."""
-    what = f"{part.kind} {part.name}"
-    expected = POSITIONAL[part.kind] + tuple(name for trait, name in TRAIT_ARGUMENTS.items() if part.traits.get(trait))
-    signature = list(inspect.signature(part.function).parameters.values())
-    positional = [p for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    is_open = any(p.kind is p.VAR_POSITIONAL for p in signature)
-    if len(positional) > len(expected):
-        raise InputError(
-            f"{what}: {positional[len(expected)].name}: write the parameters of the part after a *, as in "
-            f"({', '.join(expected)}, *, {positional[len(expected)].name}: …)"
-        )
-    if len(positional) < len(expected) and not is_open:
-        raise InputError(f"{what}: is called with {', '.join(expected)}, but takes {len(positional)} arguments")
-    for parameter in part.parameters.values():
-        try:
-            check_parameter(parameter)
-        except InputError as fault:
-            raise InputError(f"{what}: {fault}") from None
-    if part.kind == "dataset" and not part.traits["size"]:
-        raise InputError(f"{what}: say the side of its images in pixels, as in @raysweep.dataset(size=32)")
-    known = metrics_by_name()
-    for name, metric in part.metrics.items():
-        if name in known and known[name] != metric:
-            raise InputError(f"{what}: metric {name}: another part declares it differently; give it another name")
-
-
 def line_of(part: Part) -> int | None:
     """Return the line at which a part is defined; None if it is unknown."""
     codes = codes_of(part.function)
@@ -363,7 +333,13 @@ def place_of(part: Part) -> str:
 
 @contextmanager
 def explained(part: Part) -> Iterator[None]:
-    """Turn an exception inside the block into an InputError that names the part, its file and the line."""
+    """Turn an exception inside the block into an InputError that names the plugin's part, its file and the line.
+
+    An exception of a built-in part is not changed.
+    """
+    if not part.plugin:
+        yield
+        return
     try:
         yield
     except InputError as fault:

@@ -30,6 +30,72 @@ def gap(z1, z2, *, gap_power: Annotated[float, "Exponent of the difference."] = 
 HEAD = "import raysweep, torch\nfrom torch import nn\nfrom typing import Annotated\n"
 
 
+METRIC = "@raysweep.probe(metrics={'x/y': raysweep.Metric(%s)})\ndef x(evaluation): ..."
+PARAMETER = "*, mean: Annotated[bool, 'On.'] = False"
+DECLARED = [
+    (METRIC % "'X.', better='higher'", ", line 4: Metric: better: 'max', 'min' or None expected, not 'higher'"),
+    (METRIC % "'X.', lowest=1.0, highest=0.0", ", line 4: Metric: lowest is 1, which is above highest, 0"),
+    (METRIC % "'X.', highest='1'", ", line 4: Metric: highest: a number expected, not '1'"),
+    (METRIC % "3", ", line 4: Metric: a description in words expected, not 3"),
+    (METRIC % "'X.', is_reported=True", ", line 4: Metric: is_reported: a function of the settings expected, not True"),
+    (METRIC % "'X.', uses_test='no'", ", line 4: Metric: uses_test: True or False expected, not 'no'"),
+    (
+        "@raysweep.probe(metrics={'x/y': 'Accuracy.'})\ndef x(evaluation): ...",
+        ", line 4: probe x: metrics: 'x/y': a name and a raysweep.Metric expected, such as 'means/test_accuracy': "
+        "raysweep.Metric('Accuracy of the class means.')",
+    ),
+    (
+        "@raysweep.probe(metrics=['x/y'])\ndef x(evaluation): ...",
+        ", line 4: probe x: metrics: a dict of names and raysweep.Metric expected, not ['x/y']",
+    ),
+    (
+        f"@raysweep.probe(switch='means')\ndef x(evaluation, {PARAMETER}): ...",
+        ", line 4: probe x: switch: the name of one of its parameters expected, not 'means', did you mean 'mean'?",
+    ),
+    (
+        "@raysweep.dataset(size=(32, 32))\ndef x(request): ...",
+        ", line 4: dataset x: size: a whole number of at least 1 expected, not (32, 32)",
+    ),
+    (
+        "@raysweep.dataset(size=32, images='500')\ndef x(request): ...",
+        ", line 4: dataset x: images: a whole number of at least 0 expected, not '500'",
+    ),
+    (
+        "@raysweep.encoder(layers='layer1')\ndef x(channels, image_size): ...",
+        ", line 4: encoder x: layers: a list of texts expected, not 'layer1'",
+    ),
+    (
+        "@raysweep.method(reads_labels='yes')\ndef x(encoder): ...",
+        ", line 4: method x: reads_labels: True or False expected, not 'yes'",
+    ),
+    (
+        "@raysweep.schedule(reads_total=0)\ndef x(step, steps, epoch_steps): ...",
+        ", line 4: schedule x: reads_total: True or False expected, or a function of the settings, not 0",
+    ),
+    (
+        "@raysweep.optimizer(check='always')\ndef x(weights, lr): ...",
+        ", line 4: optimizer x: check: a function expected, not 'always'",
+    ),
+    (
+        "kappa = Annotated[float, raysweep.parts.Condition('kapa > 0',\n"
+        "  lambda settings: settings.kapa > 0), 'K.']\n@raysweep.probe\ndef x(evaluation, *, width: kappa = 1.0): ...",
+        ", line 6: probe x: raises AttributeError: 'Settings' object has no attribute 'kapa' (line 5)",
+    ),
+    (
+        METRIC % "'X.', is_reported=lambda settings: settings.kapa > 0",
+        ", line 4: probe x: raises AttributeError: 'Settings' object has no attribute 'kapa' (line 4)",
+    ),
+    (
+        "@raysweep.optimizer(check=lambda settings: settings.kapa > 0)\ndef x(weights, lr): ...",
+        ", line 4: optimizer x: raises AttributeError: 'Settings' object has no attribute 'kapa' (line 4)",
+    ),
+    (
+        "@raysweep.head(batch_norm=lambda settings: settings.kapa > 0)\ndef x(feature_dim, embedding_dim): ...",
+        ", line 4: head x: raises AttributeError: 'Settings' object has no attribute 'kapa' (line 4)",
+    ),
+]
+
+
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
@@ -141,6 +207,7 @@ def test_an_installed_module_is_a_plugin(sweep, monkeypatch, tmp_path):
             ", line 2: dataset x: say the side of its images in pixels, as in @raysweep.dataset(size=32)",
         ),
         ("x = '\0'", "null bytes"),
+        *((HEAD + text, words) for text, words in DECLARED),
     ],
 )
 def test_a_faulty_plugin_is_one_line_with_its_place(sweep, text, words):

@@ -1,5 +1,6 @@
 """The settings of one trial, its metrics, its evaluation protocol, and the checks of all values."""
 
+from raysweep.config.declaration_checks import check_declaration, try_functions
 from raysweep.config.description import About
 from raysweep.config.metrics import (
     METRICS,
@@ -49,6 +50,7 @@ __all__ = [
     "about",
     "changes_losses",
     "check_choices",
+    "check_declaration",
     "check_model",
     "check_parameter",
     "check_type",
@@ -69,5 +71,6 @@ __all__ = [
     "read_number",
     "shown",
     "suggest",
+    "try_functions",
     "with_present_names",
 ]

@@ -89,6 +89,18 @@ def is_read(name: str, settings: Settings) -> bool:
     return name in parts.parameters_read(settings)
 
 
+def check_part(part: Part, settings: Settings) -> None:
+    """Raise ValueError if the trait `check` of a part says that settings do not fit together, or if it is faulty."""
+    try:
+        part.traits["check"](settings)
+    except ValueError:
+        raise
+    except Exception as fault:
+        if not part.plugin:
+            raise
+        raise ValueError(f"{part.kind} {part.name}: its check raises {type(fault).__name__}: {fault}") from None
+
+
 def changes_data(name: str) -> bool:
     """Return whether the setting `name` decides which images a trial reads."""
     return name in ("dataset", "probe_dataset", "image_size") or name in parts.declared_parameters(("dataset",))

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from raysweep import parts
 from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LABELLED, LAYERED, PRETRAINED, TRAINABLE, VALIDATED
 from raysweep.config.description import About
-from raysweep.config.part_settings import ANCHORS, field_of_parameter, in_a_family, make_field, one_of
+from raysweep.config.part_settings import ANCHORS, check_part, field_of_parameter, in_a_family, make_field, one_of
 from raysweep.config.validation import check_model, check_type
 from raysweep.config.values import NUMBERS, suggest
 from raysweep.errors import InputError
@@ -270,7 +270,7 @@ class Settings(BaseModel):
                 if parameter.is_layer:
                     self.check_layer(parameter.name, getattr(self, parameter.name))
             if part.traits.get("check") is not None:
-                part.traits["check"](self)
+                check_part(part, self)
         return self
 
     def check_layer(self, name: str, layer: str) -> None:

@@ -16,6 +16,7 @@ from raysweep.data.dataset import Dataset, Images, Indices, Labels, class_name, 
 from raysweep.data.layout import has_val_folder, no_classes
 from raysweep.data.splits import fit_and_val, split_train
 from raysweep.errors import InputError
+from raysweep.plugins import explained
 from raysweep.space import Trial
 from raysweep.space.seen_labels import reads_labels
 
@@ -199,15 +200,16 @@ def check_data(settings: Settings, data: TrialData) -> None:
         if data.chosen is not None:
             which += f" that are not kept for validation, and usl_type: {settings.usl_type} reads no others"
         raise InputError(f"batch_size: {settings.batch_size} is more than {which}")
-    if parts.encoder[settings.encoder].traits["takes_dim"]:
+    encoder = parts.encoder[settings.encoder]
+    if encoder.traits["takes_dim"]:
         for count, what in ((images, "training images"), (data.pretrain[0].size, "pixels of an image")):
             if settings.embedding_dim > count:
                 raise InputError(
                     f"{settings.encoder}: embedding_dim {settings.embedding_dim} is more than the {count:,} {what}"
                 )
-    check_size = parts.encoder[settings.encoder].traits["check_size"]
-    if check_size is not None:
-        check_size(data.pretrain.shape[1], data.pretrain.shape[2])
+    if encoder.traits["check_size"] is not None:
+        with explained(encoder):
+            encoder.traits["check_size"](data.pretrain.shape[1], data.pretrain.shape[2])
     check_evaluation(settings, data)
     if data.labels is not None:
         check_classes(settings.dataset, data.labels, (), f"usl_type: {settings.usl_type}")
@@ -243,7 +245,8 @@ def check_evaluation(settings: Settings, data: TrialData) -> None:
     fit, _ = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
     for part in parts.probes_in_use(settings):
         if part.traits["check_fit"] is not None:
-            part.traits["check_fit"](settings, fit.labels, data.probe.classes)
+            with explained(part):
+                part.traits["check_fit"](settings, fit.labels, data.probe.classes)
     assert data.probe.test_images is not None
     tests, classes = len(data.probe.test_images), len(data.probe.classes)
     if tests < classes:
