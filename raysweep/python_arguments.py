@@ -13,6 +13,7 @@ from raysweep import preparation
 from raysweep.config import SETTINGS, plain, suggest
 from raysweep.errors import InputError
 from raysweep.space import Sweep
+from raysweep.system.places import expanded
 
 Space = str | Path | Mapping[str, Any] | Sweep
 OPTION = re.compile(r"(?:--(name|output|plugin|set)(?::|(?= ))|command line:)")
@@ -67,7 +68,7 @@ def source_of(space: Space) -> preparation.Space:
     if not isinstance(space, (str, Path)):
         raise InputError(f"space: give a file name, a dict or a sweep, not {type(space).__name__}")
     name, shipped = checked_place(space, "space"), preparation.shipped_spaces()
-    return shipped[name] if name in shipped and not Path(space).exists() else Path(space)
+    return shipped[name] if name in shipped and not Path(name).exists() else Path(name)
 
 
 def overrides_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -91,12 +92,12 @@ def converted(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def checked_place(place: object, where: str = "place", wanted: str = "a results directory or a URI") -> str:
-    """Return a path or the place of a sweep as text; raise InputError if it is something else."""
+    """Return a path or the place of a sweep as text, with `~` replaced; raise InputError if it is something else."""
     if not isinstance(place, (str, Path)):
         raise InputError(f"{where}: give {wanted}, not {type(place).__name__}")
     if not str(place) or "\0" in str(place):
         raise InputError(f"{where}: {str(place)!r} is not a path")
-    return str(place)
+    return expanded(str(place))
 
 
 def checked_flag(value: object, where: str) -> None:

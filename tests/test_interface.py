@@ -350,6 +350,23 @@ def test_no_output_means_the_default_directory(few, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+def test_a_path_may_begin_with_the_home_directory(few, tmp_path, monkeypatch):
+    home, folder = tmp_path / "home", tmp_path / "folder"
+    home.mkdir()
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(folder)
+    base = {**few, "usl_epochs": 0, "le_epochs": 1}
+    (home / "one.yaml").write_text(json.dumps({"name": "one", "base": base}))
+    results = raysweep.run("~/one.yaml", output="~/runs", local=True)
+    assert results.places == [str(home / "runs" / "one")]
+    assert raysweep.open("~/runs/one").trials == raysweep.open(["~/runs/one"]).trials == ["seed=0"]
+    assert raysweep.resume("~/runs/one", set={"seed": [0, 1]}, local=True).trials == ["seed=0", "seed=1"]
+    evaluation = raysweep.evaluate("~/runs/one/seed=0", set={"labels_per_class": [1]}, output="~/runs", local=True)
+    assert evaluation.places == [str(home / "runs" / "evaluation")]
+    assert list(folder.iterdir()) == []
+
+
 def test_an_existing_name_is_refused(results, folder):
     with pytest.raises(raysweep.RaysweepError, match=r"exists; choose another name"):
         raysweep.run(ONE, output=folder, name="s", local=True)
