@@ -333,6 +333,20 @@ WRONG = {
         {"dataset": "bad"},
         "line 5: dataset bad: declares size=9, but its images are 1×8×8",
     ),
+    **{
+        f"labelled dataset, {name}": (
+            "import numpy as np\n@raysweep.dataset(size=8)\ndef bad(request):\n"
+            "    images, labels = np.zeros((10, 1, 8, 8), np.uint8), np.arange(10) % 2\n"
+            f"    return raysweep.Dataset(request.name, ('a', 'b'), images, labels, {given})",
+            {"dataset": "bad"},
+            f"line 5: dataset bad: has train_labels, but no {words}",
+        )
+        for name, given, words in (
+            ("no test", "None, None", "test_images; give the images and labels of a test split"),
+            ("no test labels", "images, None", "test_labels; give the labels of these images"),
+            ("no val labels", "images, labels, val_images=images", "val_labels; give the labels of these images"),
+        )
+    },
     "probe": (
         "@raysweep.probe\ndef bad(evaluation):\n    yield 'x/y', 1.0",
         {},

@@ -190,10 +190,17 @@ def check_content(dataset: object, sizes: Sequence[int]) -> None:
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
         if split == "train" or images is not None:
             check_images(images, shape, f"{split}_images")
+            if labels is None and dataset.labelled:
+                raise InputError(f"has train_labels, but no {split}_labels; give the labels of these images")
         if labels is not None:
             labels = arrays.labels_of(labels, 0 if images is None else len(images), split)
             if labels.max() >= len(dataset.classes):
                 raise InputError(f"{split}: the label {labels.max()} is too large for {len(dataset.classes)} classes")
+    if dataset.labelled and dataset.test_images is None:
+        raise InputError(
+            "has train_labels, but no test_images; give the images and labels of a test split, for example some of the "
+            "training images, which then are no longer training images"
+        )
     if dataset.unlabelled is not None:
         check_images(dataset.unlabelled, shape, "unlabelled")
     side = min(shape[2:])
