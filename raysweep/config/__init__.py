@@ -1,5 +1,6 @@
 """The settings of one trial, its metrics, its evaluation protocol, and the checks of all values."""
 
+from raysweep.config.consistency import EMBEDDING, TRUNK, check_layer
 from raysweep.config.declaration_checks import check_declaration, try_functions
 from raysweep.config.description import About
 from raysweep.config.metrics import (
@@ -19,15 +20,14 @@ from raysweep.config.older import with_present_names
 from raysweep.config.parameters import check_choices, check_parameter
 from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
 from raysweep.config.settings import (
-    EMBEDDING,
     FOLDER,
     SETTINGS,
-    TRUNK,
     Settings,
     about,
     default_of,
     has_effect,
     is_number,
+    make_base,
     make_settings,
 )
 from raysweep.config.validation import check_model, check_type
@@ -51,6 +51,7 @@ __all__ = [
     "changes_losses",
     "check_choices",
     "check_declaration",
+    "check_layer",
     "check_model",
     "check_parameter",
     "check_type",
@@ -62,6 +63,7 @@ __all__ = [
     "has_metric",
     "is_number",
     "is_objective",
+    "make_base",
     "make_settings",
     "metrics_by_name",
     "online_metrics",

@@ -17,17 +17,16 @@ from pydantic.fields import FieldInfo
 
 from raysweep import parts
 from raysweep.config.conditions import AUGMENTED, EMBEDDED, HEADED, LABELLED, LAYERED, PRETRAINED, TRAINABLE, VALIDATED
+from raysweep.config.consistency import check_combination
 from raysweep.config.description import About
-from raysweep.config.part_settings import ANCHORS, check_part, field_of_parameter, in_a_family, make_field, one_of
-from raysweep.config.validation import check_model, check_type
+from raysweep.config.part_settings import ANCHORS, field_of_parameter, in_a_family, make_field, one_of
+from raysweep.config.validation import ALONE, check_model, check_type
 from raysweep.config.values import NUMBERS, suggest
 from raysweep.errors import InputError
 from raysweep.system.places import expanded
 
 FOLDER = "folder:"
 """The name of an image folder as a dataset begins with this."""
-TRUNK, EMBEDDING = "trunk", "embedding"
-"""The layers that every encoder has for probes: its features, and the output of the head."""
 
 
 class Settings(BaseModel):
@@ -253,33 +252,12 @@ class Settings(BaseModel):
     _types = field_validator("*", mode="before")(check_type)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Settings:
-        """Check what concerns several settings. Raise ValueError if they contradict each other."""
-        encoder = parts.encoder[self.encoder]
-        if self.layerwise != "none" and encoder.traits["trains"]:
-            able = [name for name, other in parts.encoder.items() if other.traits["blocks"]]
-            if not encoder.traits["blocks"]:
-                raise ValueError(
-                    f"layerwise: {self.layerwise} needs an encoder that is made of blocks; {self.encoder} has none; "
-                    f"use encoder: {' or '.join(able)}"
-                )
-            if not parts.method[self.usl_type].traits["layerwise"]:
-                raise ValueError(f"layerwise: {self.layerwise}: usl_type {self.usl_type} cannot train block by block")
-        for part in parts.in_use(self):
-            for parameter in part.parameters.values():
-                if parameter.is_layer:
-                    self.check_layer(parameter.name, getattr(self, parameter.name))
-            if part.traits.get("check") is not None:
-                check_part(part, self)
+    def _consistent(self, info: ValidationInfo) -> Settings:
+        """Check what concerns several settings, unless `make_base` asks only about each of them."""
+        parts.encoder[self.encoder]  # the part of a family may not exist
+        if not (info.context or {}).get(ALONE):
+            check_combination(self)
         return self
-
-    def check_layer(self, name: str, layer: str) -> None:
-        """Raise ValueError if the encoder has no such layer; `name` is the setting that asks for it."""
-        if not parts.trains(self):
-            return  # each layer stands for its features
-        layers = (TRUNK, EMBEDDING, *parts.encoder[self.encoder].traits["layers"])
-        if layer not in layers:
-            raise ValueError(f"{name}: {self.encoder} has no layer {layer!r}; it has {', '.join(layers)}")
 
     @field_validator("dataset", "probe_dataset", "data_dir")
     @classmethod
@@ -397,3 +375,12 @@ def make_settings(values: Mapping[str, Any], where: str, typed: Mapping[str, str
         InputError: a value is wrong; the message begins with `where`.
     """
     return check_model(Settings, values, where, typed)
+
+
+def make_base(values: Mapping[str, Any], where: str, typed: Mapping[str, str] | None = None) -> Settings:
+    """Check each of `values` by itself and fill in the defaults. Trials change some of them before `make_settings`.
+
+    Raises:
+        InputError: a value is wrong, whatever the other values are; the message begins with `where`.
+    """
+    return check_model(Settings, values, where, typed, {ALONE: True})

@@ -12,6 +12,9 @@ from raysweep.config.description import About
 from raysweep.config.values import BOOLS, NUMBERS, TEXTS, read_number, shown, suggest
 from raysweep.errors import InputError
 
+ALONE = "alone"
+"""A key of the context of `check_model`: only each value is checked, not their combination."""
+
 
 def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """Refuse what pydantic accepts but users do not mean: numbers in other notations, true as a number, 1 as true."""
@@ -38,7 +41,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def check_model(
-    model: type[Model], values: Mapping[str, Any], where: str, typed: Mapping[str, str] | None = None
+    model: type[Model],
+    values: Mapping[str, Any],
+    where: str,
+    typed: Mapping[str, str] | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> Model:
     """Build `model` from `values`.
 
@@ -47,6 +54,7 @@ def check_model(
         values: Its values by name.
         where: The beginning of messages: the file and the section that the values come from.
         typed: For a value that comes from the command line instead, the beginning of messages about it.
+        context: What the checks of the model are told.
 
     Raises:
         InputError: a key is unknown or a value is wrong; the message is about the first fault.
@@ -55,7 +63,7 @@ def check_model(
     if unknown:
         raise InputError(f"{where}: unknown key {str(unknown[0])!r}{suggest(unknown[0], model.model_fields)}")
     try:
-        return model(**values)
+        return model.model_validate(dict(values), context=context)
     except ValidationError as fault:
         error = fault.errors()[0]
         problem = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

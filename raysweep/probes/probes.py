@@ -107,9 +107,11 @@ def counted_specs(settings: Any) -> tuple[Any, ...]:
 
 def check_grid(settings: Any) -> None:
     """Raise ValueError if the encoder lacks a layer of the grid, or if validation images are missing."""
+    from raysweep.config import check_layer
+
     specs = counted_specs(settings)
     for spec in specs:
-        settings.check_layer("probe_grid", spec.layer)
+        check_layer(settings, "probe_grid", spec.layer)
     if len(specs) > 1 and settings.val_fraction == 0:
         raise ValueError("probe_grid: the best probe is chosen on validation images; set val_fraction above 0")
 

@@ -14,6 +14,7 @@ from raysweep.config import (
     check_model,
     default_of,
     is_number,
+    make_base,
     make_settings,
     suggest,
     with_present_names,
@@ -106,10 +107,14 @@ def build(
     is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
     where_base = f"{where}: base" if raw.get("base") else where
     typed = {key: f"command line: {key}" for key in overrides}
-    resolved = make_settings(base, where_base, typed)
+    resolved = make_base(base, where_base, typed)
+    if not all(set(space) - {"seed"} for space in spaces):
+        make_settings(base, where_base, typed)  # it has the settings of a trial
     search = tuple(
         {
-            key: check_distribution(key, spec, resolved, typed.get(key, f"{where}: search.{key}"))
+            key: check_distribution(
+                key, spec, resolved, typed.get(key, f"{where}: search.{key}"), is_alone=not set(space) - {key, "seed"}
+            )
             for key, spec in space.items()
         }
         for space in spaces
@@ -120,7 +125,7 @@ def build(
             base["probe_labels"] = False
     if is_layerwise and base.get("probe_labels", True) and not any("per_layer" in space for space in (base, *spaces)):
         base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike
-    resolved = make_settings(base, where_base, typed)
+    resolved = make_base(base, where_base, typed)
     if not recorded:
         check_labels(resolved, base, spaces, where)
     seeded = search
@@ -245,8 +250,11 @@ def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
     return [mapping(value, where)]
 
 
-def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict[str, Any]:
-    """Check one `search` entry and return `{distribution: values}`; a list or a single value becomes a grid."""
+def check_distribution(name: str, spec: Any, base: Settings, where: str, is_alone: bool = True) -> dict[str, Any]:
+    """Check one `search` entry and return `{distribution: values}`; a list or a single value becomes a grid.
+
+    With `is_alone`, its sub-space searches no other setting, so that each value must fit `base`.
+    """
     if name not in SETTINGS:
         raise InputError(f"{where}: unknown setting{suggest_setting(name)}")
     if not about(name).search:
@@ -262,9 +270,8 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str) -> dict
     if not isinstance(values, list):
         raise InputError(f"{where}: {distribution}: expected a list, not {values!r}")
 
-    checked = [
-        getattr(make_settings({**base.model_dump(), name: value}, where, {name: where}), name) for value in values
-    ]
+    check = make_settings if is_alone and name != "seed" else make_base
+    checked = [getattr(check({**base.model_dump(), name: value}, where, {name: where}), name) for value in values]
     if distribution in ("grid", "choice"):
         if not checked:
             raise InputError(f"{where}: {distribution}: the list is empty")

@@ -88,7 +88,8 @@ def build_evaluation(
     if not all(encoder.settings.probe_labels for encoder in encoders):
         base.setdefault("probe_labels", True)  # how the encoders were evaluated before does not matter
     search = tuple(
-        {key: check_grid(key, spec, points[0], base, where) for key, spec in space.items()} for space in content.spaces
+        {key: check_grid(key, spec, points[0], base, where, len(space) == 1) for key, spec in space.items()}
+        for space in content.spaces
     )
     if not recorded:
         settings = evaluated(points[0].settings, base, where)
@@ -195,11 +196,11 @@ def check_run(content: Content, where: str) -> None:
 
 
 def check_grid(
-    name: str, spec: Any, encoder: Trial, base: Mapping[str, Any], where: str
+    name: str, spec: Any, encoder: Trial, base: Mapping[str, Any], where: str, is_alone: bool
 ) -> Mapping[str, Sequence[Any]]:
-    """Return a checked entry of `search`, which must be a grid."""
+    """Return a checked entry of `search`, which must be a grid; for `is_alone` see `check_distribution`."""
     settings = evaluated(encoder.settings, base, where)
-    checked = check_distribution(name, spec, settings, f"{where}: search.{name}")
+    checked = check_distribution(name, spec, settings, f"{where}: search.{name}", is_alone)
     if "grid" not in checked:
         raise InputError(f"{where}: search.{name}: an evaluation runs every combination; write {{grid: [...]}}")
     return checked

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from raysweep import parts
-from raysweep.config import SETTINGS, Settings, about, default_of, has_effect, make_settings
+from raysweep.config import SETTINGS, Settings, about, default_of, has_effect, make_base, make_settings
 from raysweep.config.part_settings import example_of
 from raysweep.errors import InputError
 from raysweep.space.controls import CONTROLS, SUPERVISED
@@ -37,7 +37,7 @@ def propose(sweep: Sweep, point: Proposal, strict: bool = True) -> Sweep | None:
     searched = {name: spec for name, spec in sweep.search[point.space].items() if name != "seed"}
     if set(point.values) != set(searched) or not all(holds(searched[n], v) for n, v in point.values.items()):
         return None
-    base = make_settings(sweep.base, sweep.name)
+    base = make_base(sweep.base, sweep.name)
     values = {name: point.values[name] for name in searched}
     try:
         new = [make_trial(base, {**values, "seed": seed}, sweep.name, strict) for seed in sweep.seeds]

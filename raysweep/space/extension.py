@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from raysweep.config import SETTINGS, about, make_settings
+from raysweep.config import SETTINGS, about, make_base
 from raysweep.errors import InputError
 from raysweep.space.building import build
 from raysweep.space.controls import ordered, written
@@ -32,7 +32,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
     """
     if sweep.race is not None or by.race is not None:
         return resumed_race(sweep, by, where)
-    was, now = make_settings(sweep.base, where), make_settings(by.base, where)
+    was, now = make_base(sweep.base, where), make_base(by.base, where)
     existing, search = with_seed(drawn(sweep), was.seed), with_seed(by.search, now.seed)
     grows = now.usl_epochs > was.usl_epochs and sweep.tune.searcher == by.tune.searcher == "none"
     named = {trial.name for trial in by.trials}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from raysweep.config import About, Collapse, Settings, check_type, default_metric, make_settings, metrics_by_name
+from raysweep.config import About, Collapse, Settings, check_type, default_metric, make_base, metrics_by_name
 from raysweep.plugins import Plugin, active
 from raysweep.space.controls import written
 from raysweep.space.encoder_entry import Agreement, EncoderSource, written_encoders
@@ -304,7 +304,7 @@ class Sweep:
     def seeds(self) -> tuple[int, ...]:
         """The seeds of every point that a searcher proposes."""
         seeds = self.search[0].get("seed")
-        return tuple(seeds["grid"]) if seeds else (make_settings(self.base, self.name).seed,)
+        return tuple(seeds["grid"]) if seeds else (make_base(self.base, self.name).seed,)
 
     @property
     def metric(self) -> str | None:
@@ -328,7 +328,7 @@ class Sweep:
     @property
     def grace_epochs(self) -> int:
         """The number of pretraining epochs before a scheduler may stop a trial."""
-        return self.tune.grace_epochs or make_settings(self.base, self.name).probe_every
+        return self.tune.grace_epochs or make_base(self.base, self.name).probe_every
 
     @property
     def longest(self) -> int:
@@ -351,7 +351,7 @@ class Sweep:
         """
         everywhere = set.intersection(*(set(space) for space in self.search))
         everywhere |= {"seed"} if self.race is not None else set()
-        resolved = make_settings(self.base, self.name).model_dump()
+        resolved = make_base(self.base, self.name).model_dump()
         origins = [plugin.origin for plugin in self.plugins if plugin.origin]
         told = (self.trained_search, self.agreement, self.missing_encoders)
         trained = written_encoders(self.encoders, *told) if self.encoders else None

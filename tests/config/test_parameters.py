@@ -64,7 +64,7 @@ def test_the_names_of_all_columns_are_known(tmp_path):
     assert {*header, *TEXTS, *COUNTS} - {*SETTINGS, *METRICS} == COLUMNS
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS | COLUMNS | OTHERS | {"_x", "views", "check_layer", "model_dump"}))
+@pytest.mark.parametrize("name", sorted(OPTIONS | COLUMNS | OTHERS | {"_x", "views", "policies", "model_dump"}))
 def test_a_parameter_with_a_name_of_raysweep_is_refused(plan, tmp_path, name):
     process = plan(loss(name))
     assert (process.returncode, process.stdout) == (2, "")

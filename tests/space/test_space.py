@@ -46,6 +46,42 @@ def test_grid_is_expanded_with_baseline_first_and_seeds_side_by_side():
     ]
 
 
+COMBINED = {
+    "base and grid": ({"schedule": "cosine", "usl_epochs": 5}, [{"warmup_epochs": [1, 2]}], 2),
+    "schedules": ({"usl_epochs": 5}, [{"schedule": ["constant"]}, {"schedule": ["cosine"], "warmup_epochs": [1]}], 2),
+    "layer by layer": (
+        {"encoder": "resnet18", "usl_type": "simclr"},
+        [{"seed": [0]}, {"encoder": ["conv6"], "layerwise": ["none", "greedy"]}],
+        3,
+    ),
+    "layers": ({"encoder": "resnet18"}, [{}, {"encoder": ["conv6"], "probe_layer": ["layer4", "trunk"]}], 3),
+    "methods": ({"layerwise": "greedy", "usl_type": "simclr"}, [{}, {"usl_type": ["byol"], "layerwise": ["none"]}], 2),
+    "base that no trial has": ({"layerwise": "greedy", "usl_type": "byol"}, [{"usl_type": ["simclr"]}], 1),
+}
+
+
+@pytest.mark.parametrize("case", COMBINED)
+def test_searched_values_are_checked_in_their_combination(case):
+    base, search, count = COMBINED[case]
+    sweep = build({"base": base, "search": search})
+    assert len(sweep.trials) == count
+    for trial in sweep.trials:
+        assert trial.settings == Settings(**trial.settings.model_dump()), "its settings fit together"
+    rebuilt = space.rebuild(yaml.safe_load(yaml.safe_dump(sweep.to_dict(), sort_keys=False)), "file.yaml")
+    assert rebuilt.trials == sweep.trials
+    assert space.extend(sweep, build({"base": base, "search": search}), "file.yaml").trials == sweep.trials
+
+
+def test_combinations_that_contradict_each_other_are_refused():
+    for search in ([{"warmup_epochs": [1, 9]}], [{"schedule": ["cosine"], "seed": [0]}], [{"alpha": [1, 2]}]):
+        base = {"schedule": "cosine", "usl_epochs": 5}
+        assert "but pretraining has only 5 epochs; raise usl_epochs" in refused({"base": base, "search": search})
+    search = [{"encoder": ["resnet18"], "layerwise": ["greedy"]}]
+    assert "resnet18 has none; use encoder: conv6" in refused({"search": search})
+    assert "search.encoder: must be" in refused({"search": [{"encoder": ["nonsense"], "layerwise": ["greedy"]}]})
+    assert "timm/nonsense" in refused({"search": [{"encoder": ["timm/nonsense"], "alpha": [1]}]})
+
+
 def test_names_hold_floats_exactly():
     value = 0.1 + 0.2
     trial = build({"search": {"alpha": {"grid": [value]}}}).trials[0]
