@@ -358,6 +358,7 @@ def refused(process, message, root):
         (["--set", "knn_k=5000"], "knn_k: 5000 is more than the"),
         (["--set", "labels_per_class=1000"], "labels_per_class"),
         (["--set", "probe_layer=layer9"], "probe_layer"),
+        (["--set", "mlp_width=[64,256]"], "usl_epochs: 1); it needs mlp_probe; sweep"),
         (["--set", "tune.scheduler=asha"], "tune.scheduler: has no effect on an evaluation"),
         (["--set", "tune.metric=pretrain/loss"], "tune.metric: pretrain/loss is a metric of pretraining"),
         (["--set", "resources.workers=2"], "resources.workers: an evaluation runs in one process"),

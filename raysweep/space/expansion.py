@@ -186,14 +186,22 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool 
     varied = {**{name: value for name, value in varied.items() if name != "seed"}, "seed": settings.seed}
     for name in varied:
         if strict and not has_effect(name, settings):
-            needs = about(name).effect.words.replace("`", "")
-            if not settings.usl_epochs:
-                needs = "usl_epochs > 0" if parts.trains(settings) else "an encoder that is a network"
             raise InputError(
                 f"{where}: search.{name}: has no effect in {trial_name(varied)} ({situation(settings)}); it needs "
-                f"{needs}; {how_to_sweep(name)}"
+                f"{needs_of(name, settings)}; {how_to_sweep(name)}"
             )
     return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
+
+
+def needs_of(name: str, settings: Settings) -> str:
+    """Return in words what a setting needs that has no effect: pretraining, if that is missing and would help."""
+    words = about(name).effect.words.replace("`", "")
+    encoder = settings.encoder if parts.trains(settings) else default_of("encoder")
+    trained = settings.model_copy(update={"usl_epochs": 1, "encoder": encoder})
+    is_of_pretraining = about(name).group not in ("Data", "Evaluation") or has_effect(name, trained)
+    if settings.usl_epochs or not is_of_pretraining:
+        return words
+    return "usl_epochs > 0" if parts.trains(settings) else "an encoder that is a network"
 
 
 def situation(settings: Settings) -> str:

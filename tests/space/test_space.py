@@ -82,6 +82,25 @@ def test_combinations_that_contradict_each_other_are_refused():
     assert "timm/nonsense" in refused({"search": [{"encoder": ["timm/nonsense"], "alpha": [1]}]})
 
 
+NO_VALIDATION = {"usl_epochs": 0, "val_fraction": 0}
+
+
+@pytest.mark.parametrize(
+    ("base", "search", "needs", "cure"),
+    [
+        ({"usl_epochs": 0}, {"mlp_width": [64, 256]}, "mlp_probe", {"mlp_probe": True}),
+        (NO_VALIDATION, {"split_seed": [0, 1]}, "val_fraction > 0 and probe_labels", {"val_fraction": 0.5}),
+        ({"encoder": "pixels"}, {"finetune_epochs": [1, 2]}, "finetune", {"finetune": True}),
+        ({"encoder": "pca"}, {"strength": [0, 1]}, "an encoder that is a network", {"encoder": "conv6"}),
+        ({"usl_epochs": 0}, {"strength": [0, 1]}, "usl_epochs > 0", {"usl_epochs": 5}),
+        ({"usl_epochs": 0}, {"usl_type": ["simclr", "byol"]}, "usl_epochs > 0", {"usl_epochs": 5}),
+    ],
+)
+def test_a_setting_without_effect_is_told_what_it_needs(base, search, needs, cure):
+    assert f"it needs {needs}; sweep" in refused({"base": base, "search": search})
+    assert len(build({"base": {**base, **cure}, "search": search}).trials) == 2
+
+
 def test_names_hold_floats_exactly():
     value = 0.1 + 0.2
     trial = build({"search": {"alpha": {"grid": [value]}}}).trials[0]
