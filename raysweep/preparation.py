@@ -199,6 +199,12 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
         from raysweep.part_checks import check_parts
 
         check_parts(sweep, datasets)
+    if sweep.tune.metric is not None and sweep.tune.metric.endswith("_lidar"):
+        from raysweep.probes.label_free import check_lidar
+
+        points = (trial for trial in sweep.examples if not trial.baseline)
+        shapes = ((trial.settings, data_of(trial, datasets).pretrain.shape[1:3]) for trial in points)
+        check_lidar(sweep.tune.metric, shapes)
     return datasets
 
 

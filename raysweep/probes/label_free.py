@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from raysweep import parts
 from raysweep.augment.operations import only_view
 from raysweep.augment.views import augment
+from raysweep.errors import InputError
+from raysweep.models.building import build_encoder
 from raysweep.probes.collapse import rankme
 from raysweep.probes.features import compute, fixed_subset, read_layers
 from raysweep.randomness import generator
 
 if TYPE_CHECKING:
+    from raysweep.config import Settings
     from raysweep.probes.evaluation import Evaluation
 
 IMAGES = 1024
@@ -28,6 +32,32 @@ LIDAR_WIDEST = 8192
 RANKS = (4, 100)
 """The ranks of the eigenvalues to which α-ReQ fits its power law, as in the authors' code; the paper names no range."""
 LAYERS = ("embedding", "trunk")
+
+
+def check_lidar(metric: str, trials: Iterable[tuple[Settings, tuple[int, int]]]) -> None:
+    """Raise InputError if a sweep is to choose by LiDAR of a layer that is too wide for it.
+
+    Args:
+        metric: LiDAR of a layer.
+        trials: For each trial its settings, and the channels and the side of its images.
+    """
+    layer = metric.removeprefix("label_free/").removesuffix("_lidar")
+    checked = set()
+    for settings, (channels, size) in trials:
+        names = (*parts.encoder[settings.encoder].parameters, *parts.head[settings.head].parameters)
+        names = ("encoder", "head", "embedding_dim", *names)
+        network = (channels, size, *(getattr(settings, name) for name in names))
+        if network in checked:
+            continue
+        checked.add(network)
+        encoder = build_encoder(settings, channels, size)
+        width = encoder.feature_dim if layer == "trunk" else getattr(encoder.head, "out_features", encoder.feature_dim)
+        if width > LIDAR_WIDEST:
+            raise InputError(
+                f"tune.metric: {metric} is left out if the {layer} is wider than {LIDAR_WIDEST:,}, and that of "
+                f"{settings.encoder} has {width:,} features of images of {size}×{size} pixels; choose by "
+                f"label_free/{layer}_rankme"
+            )
 
 
 def alpha_req(features: Tensor) -> float | None:

@@ -34,6 +34,21 @@ def test_what_the_data_lacks_is_refused(refused, few, settings, words):
     assert words in refused(*words_of(few, **settings))
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image_size": 64}, "the trunk is wider than 8,192, and that of conv6 has 32,768 features of images of 64×64"),
+        ({"encoder": "pixels", "image_size": 96}, "that of pixels has 27,648 features of images of 96×96 pixels"),
+        ({"tune.metric": "label_free/embedding_lidar", "embedding_dim": 8200}, "the embedding is wider than 8,192"),
+    ],
+)
+def test_a_sweep_does_not_choose_by_a_measure_that_is_left_out(refused, few, settings, words):
+    given = {"label_free": True, "tune.metric": "label_free/trunk_lidar", **settings}
+    message = refused(*words_of(few, **given))
+    assert words in message
+    assert f"choose by {given['tune.metric'].replace('lidar', 'rankme')}" in message
+
+
 def test_a_sweep_and_its_evaluation_give_the_same_scores_from_one_extraction(run_sweep, tmp_path, few, monkeypatch):
     passes = []
     compute = features_module.compute

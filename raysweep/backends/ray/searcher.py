@@ -84,7 +84,8 @@ class Queue:
     def _known(self) -> list[FrozenTrial]:
         """Return the points so far as Optuna trials, scored by the mean over their seeds.
 
-        A point with a failed or stopped seed has no score and ranks below all points with a score.
+        A point with a seed that failed, was stopped or lacks the metric has no score and ranks below all points with a
+        score.
         """
         metric = self.sweep.metric
         assert metric is not None, "checked with the search space"
@@ -96,7 +97,8 @@ class Queue:
         for point, results in zip(self.points, ended.values(), strict=True):
             state, score = TrialState.RUNNING, None
             if all(results):
-                scores = [each.metrics[metric] for each in results if each is not None and each.status == "finished"]
+                finished = [each for each in results if each is not None and each.status == "finished"]
+                scores = [each.metrics[metric] for each in finished if metric in each.metrics]
                 state = TrialState.COMPLETE if len(scores) == len(results) else TrialState.PRUNED
                 score = mean(scores) if state == TrialState.COMPLETE else None
             distributions = distributions_of(self.sweep, point.space)

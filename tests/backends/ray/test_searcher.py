@@ -81,16 +81,19 @@ def test_a_resumed_search_goes_on_as_the_uninterrupted_one(tmp_path):
 
 
 def test_a_point_counts_by_its_mean_and_one_that_did_not_finish_ranks_last(tmp_path):
-    sweep = build(ALPHA, 5)
-    scores = [(0.2, 0.6), (0.7, 0.1), (0.9, None), (0.9, "stopped"), (0.9, "failed")]
+    sweep = build(ALPHA, 6)
+    scores = [(0.2, 0.6), (0.7, 0.1), (0.9, None), (0.9, "stopped"), (0.9, "failed"), (0.9, "no metric")]
     results, points = {}, []
-    for alpha, point_scores in zip((0.1, 0.2, 0.3, 0.4, 0.5), scores):
+    for alpha, point_scores in zip((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), scores):
         points.append(space.Proposal(0, {"alpha": alpha}))
         sweep = space.propose(sweep, points[-1])
         for trial, score in zip(sweep.trials[-2:], point_scores):
             if score is not None:
-                status = score if isinstance(score, str) else "finished"
-                results[trial.name] = result_of(trial, tmp_path, 0.99 if status == score else score, status)
+                status = score if score in ("stopped", "failed") else "finished"
+                value = 0.99 if isinstance(score, str) else score
+                results[trial.name] = result_of(trial, tmp_path, value, status)
+                if score == "no metric":
+                    del results[trial.name].metrics["linear/val_accuracy"]
     kept = Store(tmp_path)
     kept.record_proposals(points)
     known = Queue(sweep, [], results, kept)._known()
@@ -100,8 +103,9 @@ def test_a_point_counts_by_its_mean_and_one_that_did_not_finish_ranks_last(tmp_p
         ("RUNNING", None),
         ("PRUNED", None),
         ("PRUNED", None),
+        ("PRUNED", None),
     ]
-    assert [trial.params for trial in known] == [{"alpha": alpha} for alpha in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert [trial.params for trial in known] == [{"alpha": alpha} for alpha in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]
 
 
 def test_few_points_are_all_proposed_once(tmp_path):
