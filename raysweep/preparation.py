@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, parts, space
 from raysweep.config import Settings, protocol
@@ -27,7 +27,7 @@ from raysweep.results.credentials import is_uri
 from raysweep.results.result import Result, protocol_difference
 from raysweep.results.store import Store, candidates, check_writable, shown_place
 from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
-from raysweep.space import Sweep, Trial
+from raysweep.space import Sweep
 from raysweep.space.seen_labels import reads_labels
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
         InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
     """
     from raysweep.data.folders import check_exists, labels_all_pretraining_images
-    from raysweep.data.selection import check_validation
+    from raysweep.data.selection import check_validation, refuse_unlabelled
 
     pretrains = [trial for trial in sweep.examples if trial.source is None]
     for name in dict.fromkeys(trial.settings.dataset for trial in pretrains):
@@ -117,19 +117,11 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
     trained = {trial.settings.dataset: trial for trial in pretrains if reads_labels(trial.settings)}
     for name, trial in trained.items() if is_evaluated else ():
         if not labels_all_pretraining_images(name):
-            refuse_unlabelled(trial)
+            refuse_unlabelled(trial.settings, "baseline" if trial.baseline else "usl_type")
     with_labels = {trial.settings.evaluated_dataset for trial in sweep.examples if trial.settings.probe_labels}
     for name in dict.fromkeys(trial.settings.evaluated_dataset for trial in sweep.examples):
         check_exists(name, labelled=is_evaluated and name in with_labels)
         check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
-
-
-def refuse_unlabelled(trial: Trial) -> NoReturn:
-    """Raise InputError, because a trial needs the labels of all its pretraining images."""
-    key, settings = "baseline" if trial.baseline else "usl_type", trial.settings
-    has_some = settings.dataset in parts.dataset and parts.dataset[settings.dataset].traits["unlabelled"]
-    lacks = "also pretrains on images without labels" if has_some else "has no labels"
-    raise InputError(f"{key}: {settings.usl_type}: dataset {settings.dataset} {lacks}")
 
 
 def comparison_directories(
@@ -180,7 +172,14 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
     Raises:
         InputError: a dataset cannot be loaded, does not fit the settings, or has changed; or a part of a plugin fails.
     """
-    from raysweep.data.selection import check_data, check_evaluation, check_unchanged, check_unseen, data_of
+    from raysweep.data.selection import (
+        check_data,
+        check_evaluation,
+        check_unchanged,
+        check_unseen,
+        data_of,
+        refuse_unlabelled,
+    )
 
     trained = {encoder.source: encoder.settings for encoder in sweep.encoders}
     datasets: Datasets = {}
@@ -192,7 +191,7 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
                 check_unseen(trained[trial.source], trial, data)
             continue
         if reads_labels(trial.settings) and data.labels is None:
-            refuse_unlabelled(trial)
+            refuse_unlabelled(trial.settings, "baseline" if trial.baseline else "usl_type")
         check_data(trial.settings, data)
     check_unchanged(datasets, recorded)
     if sweep.plugins:

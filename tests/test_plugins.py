@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import raysweep
@@ -425,6 +426,20 @@ def test_a_part_that_returns_something_wrong_is_refused_before_anything_starts(s
     assert words in process.stderr
     assert process.stderr.count("\n") == 1
     assert not (sweep.root / "runs").exists()
+
+
+def test_an_encoder_may_have_more_features_than_an_image_has_pixels(sweep):
+    text = """
+@raysweep.encoder(takes_dim=True)
+def wide(channels, image_size, dim):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, dim))
+"""
+    (sweep.root / "wide.py").write_text(HEAD + text)
+    settings = {**UNTRAINED, "encoder": "wide", "embedding_dim": 128}
+    process = sweep("--plugin", "wide.py", "--name", "w", "--local", *small(settings))
+    assert process.returncode == 0, process.stderr
+    encoder = raysweep.open(sweep.root / "runs" / "w").encoder("seed=0")
+    assert encoder(torch.zeros(2, 1, 8, 8)).shape == (2, 128)
 
 
 def test_a_loss_may_be_nan_on_equal_views(sweep):

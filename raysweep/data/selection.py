@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from raysweep.plugins import explained
 from raysweep.space import Trial
 from raysweep.space.seen_labels import reads_labels
 
+PCA = "pca"
+"""The encoder that has at most as many components as there are images, and pixels of an image."""
 DataKey = tuple[str, int, int | None]
 """The dataset's name, image size and channels (None means the dataset's own), which together determine the arrays."""
 Datasets = MutableMapping[DataKey, Dataset]
@@ -192,6 +195,18 @@ def check_unseen(trained: Settings, trial: Trial, data: TrialData) -> None:
         )
 
 
+def refuse_unlabelled(settings: Settings, key: str = "usl_type") -> NoReturn:
+    """Raise InputError, because an experiment needs the labels of all its pretraining images.
+
+    Args:
+        settings: The experiment.
+        key: The setting that asks for them.
+    """
+    has_some = settings.dataset in parts.dataset and parts.dataset[settings.dataset].traits["unlabelled"]
+    lacks = "also pretrains on images without labels" if has_some else "has no labels"
+    raise InputError(f"{key}: {settings.usl_type}: dataset {settings.dataset} {lacks}")
+
+
 def check_data(settings: Settings, data: TrialData) -> None:
     """Raise InputError if the settings need more than the data holds."""
     images = len(data.pretrain)
@@ -201,7 +216,7 @@ def check_data(settings: Settings, data: TrialData) -> None:
             which += f" that are not kept for validation, and usl_type: {settings.usl_type} reads no others"
         raise InputError(f"batch_size: {settings.batch_size} is more than {which}")
     encoder = parts.encoder[settings.encoder]
-    if encoder.traits["takes_dim"]:
+    if settings.encoder == PCA:
         for count, what in ((images, "training images"), (data.pretrain[0].size, "pixels of an image")):
             if settings.embedding_dim > count:
                 raise InputError(

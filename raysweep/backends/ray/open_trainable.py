@@ -16,12 +16,13 @@ from ray import tune
 
 from raysweep import parts
 from raysweep.config import FOLDER, METRICS, SETTINGS, Settings, about, default_of, has_metric, make_settings, plain
-from raysweep.data.folders import is_meant_unlabelled
-from raysweep.data.selection import Datasets, TrialData, check_data, select_data
+from raysweep.data.folders import check_exists, is_meant_unlabelled
+from raysweep.data.selection import Datasets, TrialData, check_data, refuse_unlabelled, select_data
 from raysweep.errors import InputError
 from raysweep.results.checkpoints import load_plain, save_checkpoint
 from raysweep.results.encoders import ENCODER
 from raysweep.space import Trial
+from raysweep.space.seen_labels import reads_labels
 from raysweep.space.unlabelled import check_labels, needs_no_labels
 from raysweep.system.memory import kept_memory
 from raysweep.system.temporary import temporary_directory
@@ -127,7 +128,11 @@ def load_data(settings: Settings) -> TrialData:
     Raises:
         InputError: A dataset cannot be loaded, or does not fit the settings.
     """
+    for name in dict.fromkeys((settings.dataset, settings.evaluated_dataset)):
+        check_exists(name)
     data = select_data(settings, _datasets.setdefault((settings.data_dir, settings.skip_bad_images), {}), load=True)
+    if reads_labels(settings) and data.labels is None:
+        refuse_unlabelled(settings)
     check_data(settings, data)
     return data
 

@@ -9,11 +9,12 @@ import pandas
 import pytest
 import ray
 import torch
+from PIL import Image
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
 import raysweep
-from raysweep.backends.ray.open_trainable import adapted, read_config
+from raysweep.backends.ray.open_trainable import adapted, load_data, read_config
 from raysweep.config import make_settings
 from raysweep.data.selection import select_data
 from raysweep.errors import InputError
@@ -191,6 +192,21 @@ def test_a_faulty_setting_of_a_trainable_is_one_line(config, message):
     with pytest.raises(InputError, match=r"^trainable: ") as caught:
         read_config({**BASE, **config})
     assert message in str(caught.value)
+
+
+def test_data_that_a_trainable_cannot_use_are_refused_as_in_a_sweep(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    flat = f"folder:{tmp_path}"
+    for config, message in (
+        ({"dataset": "cifar11"}, "unknown dataset 'cifar11', did you mean 'cifar10'?"),
+        ({"probe_dataset": "cifar11"}, "unknown dataset 'cifar11', did you mean 'cifar10'?"),
+        ({"dataset": f"{flat}/none"}, "there is no folder"),
+        ({"dataset": flat, "usl_type": "supervised", "label_free": True}, f"supervised: dataset {flat} has no labels"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_data(read_config({**BASE, "batch_size": 2, **config})[0])
+        assert message in str(caught.value)
 
 
 def test_a_faulty_trainable_says_so_in_the_result_grid(tmp_path):
