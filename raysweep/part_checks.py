@@ -30,8 +30,11 @@ from raysweep.training.state import state_of
 
 BATCH = 8
 """Number of images in the small batch."""
-PROBED, LEAST = 256, 4
-"""Number of images of each split with which a probe is checked, and the least number of images of a class."""
+PROBED, LEAST = (256, 4096), 4
+"""Number of images of each split with which a probe is checked, and the least number of images of a class.
+
+A probe that raises on the first number of images is tried on the second number, because it may need more images.
+"""
 EVALUATE = ("probe", "dataset")
 """The kinds of parts that take part in an evaluation of a trained encoder."""
 ZERO = 1e-3
@@ -52,7 +55,7 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
             if part.plugin and (part.kind, part.name) not in checked:
                 checked.add((part.kind, part.name))
                 data = data_of(trial, datasets)
-                with explained(part):
+                with explained(part, f", in a check on {PROBED[-1]:,} images" if part.kind == "probe" else ""):
                     CHECKS[part.kind](part, trial.settings, data)
                     if part.kind == "policy" and sweep.resources.workers > 1:
                         check_rows(part, trial.settings, data)
@@ -197,7 +200,24 @@ def check_schedule(part: Part, settings: Settings, data: TrialData) -> None:
 
 def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
     """Check that a probe yields pairs of a declared metric and a number, on a small part of the images."""
-    probed = few(data.probe)
+    for most in PROBED:
+        probed = few(data.probe, most, settings)
+        try:
+            pairs = scores_of(part, settings, probed)
+            break
+        except Exception:
+            if most == PROBED[-1] or len(probed.train_images) == len(data.probe.train_images):
+                raise
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], float)):
+            raise InputError(f"yields {pair!r}; it must yield pairs of a metric's name and a float")
+        if pair[0] not in part.metrics:
+            raise InputError(f"yields {pair[0]!r}, which it does not declare among its metrics")
+        need_range(*pair)
+
+
+def scores_of(part: Part, settings: Settings, probed: Dataset) -> list[Any]:
+    """Return what a probe yields on the images of a dataset; a probe that trains runs until its first metrics."""
     encoder = build_encoder(settings, *probed.train_images.shape[1:3]).eval()
     images = resident(probed.train_images, torch.device("cpu"))
     fit_encoder(encoder, images, settings.seed)
@@ -208,17 +228,10 @@ def check_probe(part: Part, settings: Settings, data: TrialData) -> None:
         missing = [name for name in needed if not hasattr(result, name)]
         if missing:
             raise InputError(f"returns {type(result).__name__}, which has no {missing[0]!r}; it must be a TrainedProbe")
-        pairs = list(next(iter(result.run())).items())
-    elif not isinstance(result, Iterator):
+        return list(next(iter(result.run())).items())
+    if not isinstance(result, Iterator):
         raise InputError(f"returns {type(result).__name__}; it must yield pairs of a metric's name and its value")
-    else:
-        pairs = list(result)
-    for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], float)):
-            raise InputError(f"yields {pair!r}; it must yield pairs of a metric's name and a float")
-        if pair[0] not in part.metrics:
-            raise InputError(f"yields {pair[0]!r}, which it does not declare among its metrics")
-        need_range(*pair)
+    return list(result)
 
 
 def check_dataset(part: Part, settings: Settings, data: TrialData) -> None:
@@ -243,15 +256,18 @@ def batch_of(data: TrialData) -> Tensor:
     return torch.from_numpy(np.array(data.pretrain[:BATCH]))
 
 
-def few(dataset: Dataset) -> Dataset:
-    """Return a dataset with about `PROBED` images in each split, but `LEAST` or more of each class if possible."""
+def few(dataset: Dataset, most: int, settings: Settings) -> Dataset:
+    """Return a dataset with about `most` images in each split, but with as many of each class as the probes draw."""
     changes: dict[str, Any] = {}
-    each = max(LEAST, PROBED // max(1, len(dataset.classes)))
+    drawn = getattr(settings, "labels_per_class") or 0  # noqa: B009  # a part declares it
+    each = max(LEAST, most // max(1, len(dataset.classes)), math.ceil((drawn + 1) / (1 - settings.val_fraction)))
     for split in ("train", "test", "val"):
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
         if images is not None and labels is not None:
             chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)]))
             changes |= {f"{split}_images": images[chosen], f"{split}_labels": labels[chosen]}
+        elif images is not None:
+            changes[f"{split}_images"] = images[:most]
     return replace(dataset, **changes)
 
 

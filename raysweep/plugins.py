@@ -332,10 +332,10 @@ def place_of(part: Part) -> str:
 
 
 @contextmanager
-def explained(part: Part) -> Iterator[None]:
+def explained(part: Part, during: str = "") -> Iterator[None]:
     """Turn an exception inside the block into an InputError that names the plugin's part, its file and the line.
 
-    An exception of a built-in part is not changed.
+    An exception of a built-in part is not changed. `during` tells the user more about what raised it.
     """
     if not part.plugin:
         yield
@@ -349,7 +349,7 @@ def explained(part: Part) -> Iterator[None]:
     except BaseException as fault:
         line = line_within(fault, part)
         where = f" (line {line})" if line is not None else ""
-        raise InputError(f"{place_of(part)}: raises {describe(fault)}{where}") from None
+        raise InputError(f"{place_of(part)}: raises {describe(fault)}{where}{during}") from None
 
 
 def line_within(fault: BaseException, part: Part) -> int | None:

@@ -428,6 +428,45 @@ def test_a_part_that_returns_something_wrong_is_refused_before_anything_starts(s
     assert not (sweep.root / "runs").exists()
 
 
+NEEDY = """
+import numpy, sys
+@raysweep.dataset(size=8, labelled=False)
+def plain(request):
+    images = numpy.random.RandomState(0).randint(0, 256, (600, 1, 8, 8)).astype('uint8')
+    return raysweep.Dataset(request.name, (), images, None, None, None)
+@raysweep.probe(metrics={'%s/score': raysweep.Metric('Score.')}, needs_labels=%s)
+def %s(evaluation):
+    print(len(evaluation.features('trunk')['fit']), file=sys.stderr)
+    yield '%s/score', %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "needs_labels", "settings", "images"),
+    [
+        ("1.0", False, {"dataset": "plain"}, [256, 600]),
+        ("1.0", True, {}, [220, 1292]),
+        ("float(len(evaluation.drawn(100)))", True, {"labels_per_class": 100}, [1020, 1292]),
+        ("evaluation.features('trunk')['fit'][:, 0].topk(500).values.mean().item()", True, {}, [220, 1292, 1292]),
+    ],
+)
+def test_a_probe_is_checked_on_few_images_unless_it_needs_more(sweep, value, needs_labels, settings, images):
+    name = "counting"
+    (sweep.root / "mine.py").write_text(HEAD + NEEDY % (name, needs_labels, name, name, value))
+    process = sweep("--plugin", "mine.py", "--local", *small({**UNTRAINED, **settings}))
+    assert process.returncode == 0, process.stderr
+    assert [int(line) for line in process.stderr.splitlines() if line.isdigit()] == images
+
+
+def test_a_probe_that_needs_more_images_than_the_check_has_is_told_so(sweep):
+    value = "evaluation.features('trunk')['fit'][:, 0].topk(5000).values.mean().item()"
+    (sweep.root / "mine.py").write_text(HEAD + NEEDY % ("hungry", True, "hungry", "hungry", value))
+    process = sweep("--plugin", "mine.py", "--local", *small(UNTRAINED))
+    assert process.returncode == 2
+    words = "probe hungry: raises RuntimeError: selected index k out of range (line 13), in a check on 4,096 images\n"
+    assert process.stderr.endswith(words)
+
+
 def test_an_encoder_may_have_more_features_than_an_image_has_pixels(sweep):
     text = """
 @raysweep.encoder(takes_dim=True)
