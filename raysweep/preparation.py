@@ -28,6 +28,7 @@ from raysweep.results.result import Result, protocol_difference
 from raysweep.results.store import Store, candidates, check_writable, shown_place
 from raysweep.results.sweep_file import check_version, recorded_datasets, with_proposals
 from raysweep.space import Sweep
+from raysweep.space.checking import NAME
 from raysweep.space.seen_labels import reads_labels
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def build_sweep(
         InputError: one line that names the key, what was given and what is valid.
     """
     name = overrides.get("usl_type", Settings().usl_type)
-    raw, where, listed = read_space(source, name if isinstance(name, str) else "sweep")
+    is_name = isinstance(name, str) and NAME.fullmatch(name)  # a text that names no method is refused as such
+    raw, where, listed = read_space(source, name if is_name else "sweep")
     plugins = with_existing(existing.plugins if existing is not None else (), merged(listed, given))
     activate(plugins)
     if isinstance(source, Sweep) and not overrides and plugins == source.plugins:

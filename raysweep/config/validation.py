@@ -73,4 +73,6 @@ def check_model(
             raise InputError(f"{where}: {problem}") from None
         key = error["loc"][0]
         start = (typed or {}).get(str(key), f"{where}: {key}")
-        raise InputError(f"{start}: {problem}, not {shown(error['input'])}") from None
+        valid = re.findall(r"'([^']+)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
+        hint = suggest(error["input"], valid, "")
+        raise InputError(f"{start}: {problem}, not {shown(error['input'])}{hint}") from None
