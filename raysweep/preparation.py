@@ -158,6 +158,11 @@ def check_means(sweep: Sweep, local: bool) -> None:
     needs_ray += [f"tune.searcher: {tune.searcher}"] if tune.searcher != "none" else []
     if local and needs_ray:
         raise InputError(f"--local runs trials one after the other, without Ray, but {needs_ray[0]} needs Ray")
+    if local and sweep.resources.workers > 1:
+        raise InputError(
+            f"--local runs each trial in one process, but resources.workers is {sweep.resources.workers}; set "
+            "resources.workers=1"
+        )
     if tune.searcher == "optuna" and find_spec("optuna") is None:
         raise InputError(
             f"tune.searcher: {tune.searcher} needs a package that is not installed: pip install 'optuna>=5'"

@@ -413,6 +413,8 @@ def test_what_needs_ray_is_refused_without_it(run_sweep, tmp_path):
     for arguments, words in (
         (["space.yaml"], "tune.searcher: optuna needs Ray"),
         (["--exp_type", "asha"], "tune.scheduler: asha needs Ray"),
+        (["--alpha", "1", "--set", "resources.workers=2"], "but resources.workers is 2; set resources.workers=1"),
+        (["--alpha", "1", "--set", "resources.workers=2", "--dry-run"], "but resources.workers is 2"),
     ):
         process = run_sweep(*arguments, "--local")
         assert process.returncode == 2

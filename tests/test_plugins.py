@@ -420,7 +420,8 @@ def test_a_wrong_range_is_refused_before_anything_starts(sweep, metric, words):
 def test_a_part_that_returns_something_wrong_is_refused_before_anything_starts(sweep, case):
     text, settings, words = WRONG[case]
     (sweep.root / "wrong.py").write_text(HEAD + text + "\n")
-    process = sweep("--plugin", "wrong.py", "--local", *small({**PRETRAINED, **settings}))
+    local = () if "resources.workers" in settings else ("--local",)
+    process = sweep("--plugin", "wrong.py", *local, *small({**PRETRAINED, **settings}))
     assert process.returncode == 2, process.stdout
     assert process.stderr.startswith(f"error: {sweep.root}/wrong.py, line")
     assert words in process.stderr
