@@ -348,6 +348,20 @@ WRONG = {
             ("no val labels", "images, labels, val_images=images", "val_labels; give the labels of these images"),
         )
     },
+    **{
+        f"dataset, {name}": (
+            "import numpy as np\n@raysweep.dataset(size=8)\ndef bad(request):\n"
+            "    images, labels = np.zeros((10, 8, 8), np.uint8), np.arange(10) % 2\n"
+            f"    return raysweep.Dataset.from_numpy(images, {given})",
+            {"dataset": "bad"},
+            f"line 5: dataset bad: class '{absent}' has no training image, and label {label} does not occur; number",
+        )
+        for name, given, absent, label in (
+            ("labels from 1", "labels + 1, images, labels + 1", "0", 0),
+            ("a class too many", "labels, images, labels, classes=['a', 'b', 'c']", "c", 2),
+            ("a class only of test images", "labels, images, labels + np.arange(10) // 9", "2", 2),
+        )
+    },
     "probe": (
         "@raysweep.probe\ndef bad(evaluation):\n    yield 'x/y', 1.0",
         {},

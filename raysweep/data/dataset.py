@@ -196,6 +196,13 @@ def check_content(dataset: object, sizes: Sequence[int]) -> None:
             labels = arrays.labels_of(labels, 0 if images is None else len(images), split)
             if labels.max() >= len(dataset.classes):
                 raise InputError(f"{split}: the label {labels.max()} is too large for {len(dataset.classes)} classes")
+    if dataset.train_labels is not None:
+        absent = np.setdiff1d(np.arange(len(dataset.classes)), dataset.train_labels)
+        if 0 < len(absent) < len(dataset.classes) - 1:  # a single class is refused where two are needed
+            raise InputError(
+                f"class {dataset.classes[absent[0]]!r} has no training image, and label {absent[0]} does not occur; "
+                "number the labels from 0, without a gap, and name only the classes that occur"
+            )
     if dataset.labelled and dataset.test_images is None:
         raise InputError(
             "has train_labels, but no test_images; give the images and labels of a test split, for example some of the "
