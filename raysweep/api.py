@@ -396,5 +396,5 @@ def _planned(
     sweep = preparation.extended(before, store, source, overrides, extra)
     preparation.check_paths(sweep)
     check_encoders(store, sweep)
-    preparation.check_means(sweep, where.local)
+    preparation.check_means(sweep, where.local, is_new=False)
     return store, before, sweep

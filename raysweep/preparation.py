@@ -30,6 +30,7 @@ from raysweep.results.sweep_file import check_version, recorded_datasets, with_p
 from raysweep.space import Sweep
 from raysweep.space.checking import NAME
 from raysweep.space.seen_labels import reads_labels
+from raysweep.space.storage import database_file
 
 if TYPE_CHECKING:
     from raysweep.data.dataset import Dataset
@@ -147,8 +148,11 @@ def comparison_directories(
     return lambda name: (stores[0].root.resolve().parent / candidate for candidate in candidates(None, name))
 
 
-def check_means(sweep: Sweep, local: bool) -> None:
-    """Raise InputError if the sweep needs something that is absent: Ray, or an optional package."""
+def check_means(sweep: Sweep, local: bool, is_new: bool = True) -> None:
+    """Raise InputError if a sweep needs something that is absent: Ray, an optional package, or a directory.
+
+    A resume may lack the directory of the study, because it does not depend on the study.
+    """
     if not local and "@" in os.environ.get("RAY_ADDRESS", ""):
         raise InputError(
             "RAY_ADDRESS: an address must not contain credentials, because it is logged; set RAY_AUTH_TOKEN"
@@ -167,6 +171,9 @@ def check_means(sweep: Sweep, local: bool) -> None:
         raise InputError(
             f"tune.searcher: {tune.searcher} needs a package that is not installed: pip install 'optuna>=5'"
         )
+    study = database_file(tune.storage) if is_new and tune.storage is not None else None
+    if study is not None and not study.parent.is_dir():
+        raise InputError(f"tune.storage: {tune.storage}: there is no directory {str(study.parent)!r}")
 
 
 def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
@@ -237,7 +244,7 @@ def extended(
             raise InputError(f"{shown_place(store)}: an evaluation takes no new settings; start another one")
         return existing
     by = build_sweep(store.root / "sweep.yaml" if source is None else source, overrides, extra, existing)
-    name = source if isinstance(source, Path) else "command line"
+    name = source if isinstance(source, Path) else "search space" if source is not None else "command line"
     return with_proposals(store.root, space.extend(existing, by, f"{name} for {shown_place(store)}"))
 
 

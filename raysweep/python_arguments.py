@@ -16,7 +16,7 @@ from raysweep.space import Sweep
 from raysweep.system.places import expanded
 
 Space = str | Path | Mapping[str, Any] | Sweep
-OPTION = re.compile(r"(?:--(name|output|plugin|set)(?::|(?= ))|command line:)")
+OPTION = re.compile(r"(?:--(name|output|plugin|set)(?::|(?= ))|command line(?: for .+?)?:(?= ))")
 """What a message about the command line may begin with."""
 
 P = ParamSpec("P")

@@ -422,6 +422,18 @@ def test_what_needs_ray_is_refused_without_it(run_sweep, tmp_path):
         assert len(process.stderr.splitlines()) == 1
 
 
+def test_a_plan_refuses_a_study_without_a_directory(run_sweep, tmp_path):
+    pytest.importorskip("optuna")
+    (tmp_path / "space.yaml").write_text(SEARCH)
+    given = ("space.yaml", "--set", "tune.storage=sqlite:///missing/x.db")
+    for arguments in (given, (*given, "--dry-run")):
+        process = run_sweep(*arguments)
+        assert process.returncode == 2
+        assert f"/missing/x.db: there is no directory '{tmp_path}/missing'" in process.stderr
+        assert len(process.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_optuna_is_an_extra(tmp_path):
     (tmp_path / "space.yaml").write_text(SEARCH)
     program = """

@@ -388,6 +388,11 @@ def with_labels(trained_with_labels, tmp_path):
     return shutil.copytree(trained_with_labels, tmp_path / "labels")
 
 
+def test_the_controls_of_a_sweep_are_valid_controls_of_its_evaluation(with_labels, tmp_path):
+    process = evaluate(with_labels, "--set", "baseline=pca", cwd=tmp_path)
+    refused(process, "no trained encoder is this control; valid: random, pixels, supervised", with_labels)
+
+
 @pytest.mark.parametrize("word", ["val_fraction=0.4", "split_seed=1"])
 def test_images_with_whose_labels_an_encoder_was_trained_do_not_validate_it(with_labels, tmp_path, word):
     process = evaluate(with_labels, "--set", word, cwd=tmp_path)

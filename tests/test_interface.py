@@ -343,6 +343,16 @@ def test_a_fault_of_an_evaluation_names_the_keyword(folder):
         raysweep.evaluate(folder / "s", set={"usl_epochs": 3}, local=True)
 
 
+def test_a_fault_of_a_resume_names_what_was_given(results):
+    for space, given in ((None, {"batch_size": 7}), ({**SPACE, "base": {**BASE, "batch_size": 7}}, None)):
+        with pytest.raises(raysweep.RaysweepError) as caught:
+            raysweep.resume(results.places[0], space, set=given, local=True)
+        start = "search space for" if given is None else "set:"
+        assert str(caught.value).startswith(start)
+        assert "batch_size: is 7" in str(caught.value)
+        assert "command line" not in str(caught.value)
+
+
 def test_no_output_means_the_default_directory(few, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = raysweep.run(ONE, output=None, set={**few, "usl_epochs": 0}, local=True)

@@ -15,7 +15,7 @@ from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.building import Content, build, check_distribution, read_content
 from raysweep.space.checking import check_metric
-from raysweep.space.controls import RANDOM
+from raysweep.space.controls import RANDOM, ordered
 from raysweep.space.encoder_entry import Agreement
 from raysweep.space.encoder_reading import read_agreement, read_encoders, read_missing, read_trained_search
 from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_controls, make_trial, point_name
@@ -107,8 +107,9 @@ def build_evaluation(
     control_trials = list(make_evaluated_controls(trials, sources, wanted, encoders))
     for name in content.controls or ():
         if not any(trial.control == name for trial in control_trials) and not recorded:
+            valid = ordered([*BUILT, *(encoder.control for encoder in encoders if encoder.baseline)])
             raise InputError(
-                f"{where}: baseline: {name}: no trained encoder is this control; valid: {', '.join(BUILT)}"
+                f"{where}: baseline: {name}: no trained encoder is this control; valid: {', '.join(valid)}"
             )
     kinds = tuple(name for name in wanted if any(trial.control == name for trial in control_trials))
     all_trials = (*control_trials, *trials)

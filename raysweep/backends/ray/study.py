@@ -47,8 +47,6 @@ def check_study(sweep: Sweep, store: Store) -> None:
     file = database_file(url)
     if file is None or file.exists():
         find_study(url, connect(url), store)
-    elif not file.parent.is_dir():
-        raise InputError(f"tune.storage: {url}: there is no directory {str(file.parent)!r}")
     else:
         check_writable(file.parent, option="tune.storage:")
 
