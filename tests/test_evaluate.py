@@ -358,6 +358,8 @@ def refused(process, message, root):
         (["--set", "knn_k=5000"], "knn_k: 5000 is more than the"),
         (["--set", "labels_per_class=1000"], "labels_per_class"),
         (["--set", "probe_layer=layer9"], "probe_layer"),
+        (["--set", "finetune_epochs=10"], "finetune_epochs: has no effect in any trial; it needs finetune"),
+        (["mlp.yaml"], "mlp.yaml: mlp_width: has no effect in any trial; it needs mlp_probe"),
         (["--set", "mlp_width=[64,256]"], "usl_epochs: 1); it needs mlp_probe; sweep"),
         (["--set", "tune.scheduler=asha"], "tune.scheduler: has no effect on an evaluation"),
         (["--set", "tune.metric=pretrain/loss"], "tune.metric: pretrain/loss is a metric of pretraining"),
@@ -371,6 +373,7 @@ def refused(process, message, root):
 )
 def test_bad_input_is_refused_in_one_line(sweep, tmp_path, words, message):
     (tmp_path / "space.yaml").write_text("search: {strength: [0, 1]}")
+    (tmp_path / "mlp.yaml").write_text("base: {mlp_width: 64}")
     (tmp_path / "drawn.yaml").write_text("search: {knn_temperature: {uniform: [0.05, 0.2]}}")
     refused(evaluate(sweep.directory, *words, cwd=tmp_path), message, sweep.directory)
 

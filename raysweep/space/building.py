@@ -22,6 +22,7 @@ from raysweep.config import (
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.checking import (
+    COLLAPSE_SETTINGS,
     SCHEDULER_SETTINGS,
     check_meant,
     check_metric,
@@ -153,6 +154,11 @@ def build(
     if content.race is not None:
         check_racers(sweep, where)
     check_scheduler(sweep, where)
+    unused = next((n for n in COLLAPSE_SETTINGS if getattr(tune, n) != Tune.model_fields[n].default), None)
+    if tune.collapse_stop is None and unused is not None and not recorded:
+        raise InputError(
+            f"{where}: tune.{unused}: has no effect, because nothing is stopped; it needs tune.collapse_stop"
+        )
     watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)
     if tune.collapse_stop is not None and not watched:
         raise InputError(f"{where}: tune.collapse_stop: needs evaluations during pretraining; set probe_every above 0")
@@ -160,12 +166,16 @@ def build(
 
 
 def drop_replaced_settings(tune: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Drop from `tune` the settings of the file's scheduler or searcher if the command line chooses another one.
+    """Drop from `tune` the settings of what the command line turns off or replaces: scheduler, searcher, collapse.
 
     A setting that the command line gives stays.
     """
     if overrides.get("tune.searcher") == "none" and "tune.storage" not in overrides:
         tune.pop("storage", None)
+    if overrides.get("tune.collapse_stop", 0) in (None, "none"):
+        for name in COLLAPSE_SETTINGS:
+            if f"tune.{name}" not in overrides:
+                tune.pop(name, None)
     if "tune.scheduler" in overrides:
         for name, schedulers in SCHEDULER_SETTINGS.items():
             if tune["scheduler"] not in schedulers and f"tune.{name}" not in overrides:

@@ -33,6 +33,8 @@ from raysweep.space.unlabelled import check_reported
 
 SCHEDULER_SETTINGS: Mapping[str, tuple[str, ...]] = {"grace_epochs": ("asha", "median"), "reduction_factor": ("asha",)}
 """For each setting of `tune` that only some schedulers read: these schedulers."""
+COLLAPSE_SETTINGS = ("collapse_rankme", "collapse_std")
+"""The settings of `tune` that only `collapse_stop` reads."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -76,6 +78,18 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
                 f"{where}: {name}: has no effect in any trial (policy: {pretrained[0].policy}); it needs policy with "
                 f"{' or '.join(declaring)}"
             )
+
+
+def check_turned_on(given: Iterable[str], trials: Iterable[Trial], where: str) -> None:
+    """Raise InputError if a setting of a probe was given, but no trial turns this probe on."""
+    settings = [trial.settings for trial in trials]
+    for name in given:
+        readers = [part for part in parts.probe.values() if name in part.parameters]
+        switches = [part.traits["switch"] for part in readers]
+        if not switches or None in switches or name in switches:
+            continue
+        if not any(getattr(each, switch) for each in settings for switch in switches):
+            raise InputError(f"{where}: {name}: has no effect in any trial; it needs {' or '.join(switches)}")
 
 
 def check_name(name: object, where: str) -> None:

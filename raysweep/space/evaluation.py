@@ -9,12 +9,22 @@ from dataclasses import replace
 from typing import Any
 
 from raysweep import parts
-from raysweep.config import METRICS, SETTINGS, Settings, about, has_effect, has_metric, make_settings, suggest
+from raysweep.config import (
+    METRICS,
+    SETTINGS,
+    Settings,
+    about,
+    default_of,
+    has_effect,
+    has_metric,
+    make_settings,
+    suggest,
+)
 from raysweep.config.conditions import PRETRAINED
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.building import Content, build, check_distribution, read_content
-from raysweep.space.checking import check_metric
+from raysweep.space.checking import check_metric, check_turned_on
 from raysweep.space.controls import RANDOM, ordered
 from raysweep.space.encoder_entry import Agreement
 from raysweep.space.encoder_reading import read_agreement, read_encoders, read_missing, read_trained_search
@@ -101,6 +111,8 @@ def build_evaluation(
         check_labels(settings, base, content.spaces, where)
     trials, sources = expand_evaluation(points, base, search, where, strict=not recorded)
     if not recorded:
+        changed = [key for key in content.base if content.base[key] != default_of(key)]
+        check_turned_on([*(key for key in overrides if key in SETTINGS), *changed], trials, where)
         check_evaluates(trials, where)
         tune = tune if trained_tune is None else with_metric(tune, trained_tune, trials)
     wanted = controls if content.controls is None else content.controls

@@ -887,6 +887,17 @@ def test_schedulers_and_searchers_that_could_not_work_are_refused(raw, words):
         assert word in message
 
 
+def test_settings_of_a_stop_that_is_off_are_refused():
+    for name, value in (("collapse_rankme", 2.0), ("collapse_std", 0.1)):
+        assert f"tune.{name}: has no effect" in refused({"tune": {name: value}})
+        tune = {"collapse_stop": 2, name: value}
+        assert getattr(build({"tune": tune}).tune, name) == value
+        off = build({"tune": tune}, **{"tune.collapse_stop": None})
+        assert off.tune == build({}).tune
+        assert f"tune.{name}: has no effect" in refused({}, **{f"tune.{name}": value})
+        assert space.rebuild({"tune": {name: value}}, "file.yaml").tune.collapse_stop is None
+
+
 def test_what_a_scheduler_goes_by():
     sweep = build({"search": {"usl_epochs": [20, 40], "seed": [0, 1]}, "tune": {"scheduler": "asha"}, "baseline": True})
     assert (sweep.stop_metric, sweep.metric) == ("online/knn_val_accuracy", "linear/val_accuracy")
