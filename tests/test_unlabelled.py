@@ -364,6 +364,7 @@ def test_the_agreement_with_a_sweep_that_was_not_evaluated_alike_is_unknown(swee
             "split_seed: needs labels, and the evaluation reads none",
         ),
         (["--label_free=true", "--set", "val_fraction=[0, 0.1]"], "val_fraction: needs labels"),
+        (["--label_free=true", "--probe_labels=true"], "has no labels; leave it out, or set it to false"),
         (["--probe_labels=false"], "probe_labels: false: nothing would be evaluated in seed=0; set label_free=true"),
         (
             ["--label_free=true", "--set", "tune.metric=label_free/trunk_lidar", "--set", "strength=[0, 1]"],

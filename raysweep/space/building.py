@@ -122,7 +122,7 @@ def build(
     )
     if not recorded and resolved.probe_labels:
         datasets = evaluated_datasets([(resolved.dataset, resolved.probe_dataset)], search)
-        if needs_no_labels(resolved, datasets, search, is_unlabelled, where):
+        if needs_no_labels(resolved, datasets, search, is_unlabelled, where, "probe_labels" in base):
             base["probe_labels"] = False
     if is_layerwise and base.get("probe_labels", True) and not any("per_layer" in space for space in (base, *spaces)):
         base["per_layer"] = True  # for all trials, so that they and the controls are evaluated alike

@@ -95,6 +95,7 @@ def build_evaluation(
             prefix = f"--set {name}" if name in overrides else f"{where}: {name}"
             check_setting(name, points, seeds, prefix)
         check_run(content, where)
+    asks_for_labels = "probe_labels" in base
     if not all(encoder.settings.probe_labels for encoder in encoders):
         base.setdefault("probe_labels", True)  # how the encoders were evaluated before does not matter
     search = tuple(
@@ -105,7 +106,7 @@ def build_evaluation(
         settings = evaluated(points[0].settings, base, where)
         pairs = (datasets_of(encoder, settings, base) for encoder in points)
         datasets = evaluated_datasets(pairs, search)
-        if settings.probe_labels and needs_no_labels(settings, datasets, search, is_unlabelled, where):
+        if settings.probe_labels and needs_no_labels(settings, datasets, search, is_unlabelled, where, asks_for_labels):
             base["probe_labels"] = False
             settings = evaluated(points[0].settings, base, where)
         check_labels(settings, base, content.spaces, where)

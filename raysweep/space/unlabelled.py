@@ -45,7 +45,7 @@ def values_of(space: Mapping[str, Mapping[str, Any]], name: str, default: Any) -
 
 
 def needs_no_labels(
-    settings: Settings, datasets: Iterable[str], search: Search, is_unlabelled: IsUnlabelled, where: str
+    settings: Settings, datasets: Iterable[str], search: Search, is_unlabelled: IsUnlabelled, where: str, is_asked: bool
 ) -> bool:
     """Return whether to evaluate without labels, because the images have none and a probe needs none.
 
@@ -57,9 +57,10 @@ def needs_no_labels(
         search: The sub-spaces.
         is_unlabelled: Says which datasets have no labels.
         where: The start of the message.
+        is_asked: Whether the user asked for labels by `probe_labels: true`.
 
     Raises:
-        InputError: Only some of the datasets have labels.
+        InputError: Only some of the datasets have labels, or the user asked for them.
     """
     names = list(datasets)
     unlabelled = [name for name in names if is_unlabelled(name)]
@@ -69,6 +70,10 @@ def needs_no_labels(
     if labelled is not None:
         raise InputError(
             f"{where}: probe_dataset: {unlabelled[0]} has no labels, and {labelled} has; evaluate them separately"
+        )
+    if is_asked:
+        raise InputError(
+            f"{where}: probe_labels: true, but {unlabelled[0]} has no labels; leave it out, or set it to false"
         )
     return True
 

@@ -111,7 +111,8 @@ def read_config(config: Mapping[str, Any]) -> tuple[Settings, int]:
             values[name] = FOLDER + from_start(values[name].removeprefix(FOLDER))
     settings = make_settings(values, "trainable")
     datasets = [settings.evaluated_dataset]
-    if settings.probe_labels and needs_no_labels(settings, datasets, (), is_meant_unlabelled, "trainable"):
+    asks = "probe_labels" in values
+    if settings.probe_labels and needs_no_labels(settings, datasets, (), is_meant_unlabelled, "trainable", asks):
         settings = make_settings({**values, "probe_labels": False}, "trainable")
     check_labels(settings, values, (), "trainable")
     return settings, every
