@@ -295,7 +295,14 @@ def _run(plugin: Plugin) -> list[Part]:
     try:
         exec(compile(plugin.text, file, "exec", dont_inherit=True), vars(module))
         # Parts of modules that it imports do not count: such a module runs only once in a process.
-        return [part for part in parts.declared[start:] if part.function.__module__ == module.__name__]
+        others = [part for part in parts.declared[start:] if part.function.__module__ != module.__name__]
+        if others and len(parts.declared) == start + len(others):
+            what, source = f"{others[0].kind} {others[0].name}", others[0].function.__module__
+            raise InputError(
+                f"declares no part of its own: {what} is defined in {source}; wrap it in a function of this file, or "
+                f"name {source} as the plugin"
+            )
+        return [part for part in parts.declared[start:] if part not in others]
     except KeyboardInterrupt:
         raise
     except BaseException as fault:  # also SystemExit, and exceptions that the plugin derives from BaseException

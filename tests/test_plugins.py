@@ -224,6 +224,20 @@ def test_a_faulty_plugin_is_one_line_with_its_place(sweep, text, words):
         api.plan(None, {"seed": 1}, plugins=[sweep.root / "faulty.py"])
 
 
+def test_a_plugin_that_decorates_a_function_of_another_module_is_told_so(sweep, monkeypatch, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "other_losses.py").write_text("def far(z1, z2): ...\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    (sweep.root / "faulty.py").write_text("import raysweep\nfrom other_losses import far\nraysweep.loss(far)\n")
+    for _ in range(2):  # the other module runs only once in a process
+        process = sweep("--plugin", "faulty.py", "--dry-run", "--seed", "1")
+        assert process.returncode == 2
+        assert process.stderr == (
+            f"error: {sweep.root}/faulty.py: declares no part of its own: loss far is defined in other_losses; wrap it "
+            "in a function of this file, or name other_losses as the plugin\n"
+        )
+
+
 def test_a_plugin_that_cannot_be_read_is_refused(sweep):
     (sweep.root / "folder.py").mkdir()
     (sweep.root / "bytes.py").write_bytes(b"\xff\xfe")
