@@ -14,6 +14,9 @@ ROUNDING = 1e-6
 """Tolerance for float images at the ends of [0, 1]."""
 
 
+CONVERT = 'for example by image.convert("RGB") in a transform of the dataset'
+
+
 def images_of(array: Any, where: str) -> NDArray[np.uint8]:
     """Convert an array of images to uint8 (N, C, H, W).
 
@@ -71,14 +74,22 @@ def read_pairs(pairs: Iterable[tuple[Any, Any]], where: str) -> tuple[NDArray[np
         where: The start of every message.
 
     Raises:
-        InputError: An image differs in size from the first one, or is none of these; or a label is no whole number.
+        InputError: An image differs in size or channels from the first one, or is none of these; or a label is no
+            whole number.
     """
     images: list[NDArray[np.uint8]] = []
     labels: list[Any] = []
     for number, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise InputError(f"{where}: item {number} is {type(pair).__name__}; expected an image and its label")
+        if hasattr(pair[0], "getbands") and len(pair[0].getbands()) not in (1, 3):
+            raise InputError(f"{where}: image {number} has the mode {pair[0].mode}; convert it, {CONVERT}")
         image = images_of(pixels_of(pair[0])[None], f"{where}: image {number}")[0]
+        if images and len(image) != len(images[0]):
+            raise InputError(
+                f"{where}: image {number} has {channels_of(image)}, but image 0 has {channels_of(images[0])}; convert "
+                f"all images alike, {CONVERT}"
+            )
         if images and image.shape != images[0].shape:
             raise InputError(
                 f"{where}: image {number} is {sizes(image.shape)}, but image 0 is {sizes(images[0].shape)}; give all "
@@ -99,6 +110,11 @@ def pixels_of(image: Any) -> NDArray[Any]:
     if hasattr(image, "detach"):
         image = image.detach().cpu().numpy()
     return np.asarray(image)
+
+
+def channels_of(image: NDArray[Any]) -> str:
+    """Return the number of channels of an image (C, H, W) for messages."""
+    return f"{len(image)} channel{'s' if len(image) > 1 else ''} ({'gray' if len(image) == 1 else 'RGB'})"
 
 
 def sizes(shape: Sequence[int]) -> str:

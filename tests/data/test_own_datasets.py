@@ -93,8 +93,16 @@ def test_images_of_several_sizes_or_channels_are_refused():
         Dataset.from_torch([(small, 0), (large, 1)], [(small, 0)], name="mine")
     with pytest.raises(InputError, match="train images are 1×5×5, but test images are 1×5×6"):
         Dataset.from_torch([(small, 0)], [(large, 0)])
+    for mode in ("RGBA", "LA", "CMYK"):
+        with pytest.raises(InputError, match=f"mine: train: image 0 has the mode {mode}; convert it, for example by"):
+            Dataset.from_torch([(Image.new(mode, (5, 5)), 0)], [(small, 0)], name="mine")
     with pytest.raises(InputError, match=r"mine: train: image 0: images have the shape \(1, 5, 5, 4\)"):
-        Dataset.from_torch([(Image.new("RGBA", (5, 5)), 0)], [(small, 0)], name="mine")
+        Dataset.from_torch([(np.zeros((5, 5, 4), np.uint8), 0)], [(small, 0)], name="mine")
+    colour = Image.new("RGB", (5, 5))
+    words = r'image 1 has 3 channels \(RGB\), but image 0 has 1 channel \(gray\); convert all .* image.convert\("RGB"\)'
+    with pytest.raises(InputError, match=words):
+        Dataset.from_torch([(small, 0), (colour, 1)], [(small, 0)])
+    Dataset.from_torch([(each.convert("RGB"), 0) for each in (small, colour)], [(colour, 0)])
     with pytest.raises(InputError, match="item 0 is Image; expected an image and its label"):
         Dataset.from_torch([small], [(small, 0)])
     with pytest.raises(InputError, match="the label 2 is too large for 2 classes"):
