@@ -54,7 +54,8 @@ class Panel:
         """The title, such as `policy simclr+noise on digits`."""
         changed = policy_arguments(self.settings)
         words = " and ".join(in_words(name, value) for name, value in changed)
-        return f"policy {self.settings.policy}{' with ' + words if words else ''} on {self.settings.dataset}"
+        dataset = ", ".join([self.settings.dataset, *(in_words(*each) for each in dataset_arguments(self.settings))])
+        return f"policy {self.settings.policy}{' with ' + words if words else ''} on {dataset}"
 
 
 def in_words(name: str, value: object) -> str:
@@ -69,6 +70,13 @@ def policy_arguments(settings: Settings) -> tuple[tuple[str, Any], ...]:
     arguments: dict[str, Any] = {}
     for name in settings.policies:
         arguments.update(parts.policy[name].arguments(settings))
+    return tuple((name, value) for name, value in arguments.items() if value != default_of(name))
+
+
+def dataset_arguments(settings: Settings) -> tuple[tuple[str, Any], ...]:
+    """Return the arguments of the dataset that differ from their defaults, as pairs of name and value."""
+    name = settings.dataset
+    arguments = parts.dataset[name].arguments(settings) if name in parts.dataset else {}
     return tuple((name, value) for name, value in arguments.items() if value != default_of(name))
 
 
@@ -89,6 +97,7 @@ def panels_of(sweep: Sweep) -> list[Panel]:
         if not trial.baseline:
             key = (
                 chosen_settings.dataset,
+                dataset_arguments(chosen_settings),
                 chosen_settings.image_size,
                 chosen_settings.policy,
                 policy_arguments(chosen_settings),
@@ -179,10 +188,10 @@ def draw(sweep: Sweep, load: Callable[[Settings], Dataset]) -> Figure:
         InputError: the sweep has more than `MAX_PANELS` panels, or `load` raises it.
     """
     panels = panels_of(sweep)
-    datasets: dict[tuple[str, int | None], Dataset] = {}
+    datasets: dict[tuple[Any, ...], Dataset] = {}
     blocks: list[tuple[str, list[tuple[str, NDArray[np.float32]]]]] = []
     for panel in panels:
-        key = (panel.settings.dataset, panel.settings.image_size)
+        key = (panel.settings.dataset, dataset_arguments(panel.settings), panel.settings.image_size)
         if key not in datasets:
             datasets[key] = load(panel.settings)
         blocks.append(block(panel, datasets[key]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raysweep import space
+from raysweep import api, plugins, preparation, space
 from raysweep.cli import main
 from raysweep.data import loading
 from raysweep.errors import InputError
@@ -123,6 +123,28 @@ def test_strengths_of_components_are_panels_of_their_own():
     titles = [panel.title for panel in preview.panels_of(sweep)]
     own = ["", " and crop_strength 0.0", " and crop_strength 0.25"]
     assert titles == [f"policy simclr with no flip{crop} and color_strength 0.5 on digits" for crop in own]
+
+
+def test_each_value_of_a_datasets_own_parameter_is_a_panel_with_its_images():
+    files = [ROOT / "examples" / "my_dataset.py"]
+    sweep = api.plan({"name": "t", "base": {"dataset": "stripes"}, "search": {"noise": [0, 100, 200]}}, {},
+                     plugins=files)  # fmt: skip
+    panels = preview.panels_of(sweep)
+    titles = [f"policy simclr on stripes{words}" for words in (", noise 0.0", "", ", noise 200.0")]
+    assert [panel.title for panel in panels] == titles
+    drawn = []
+
+    def loaded(settings):
+        drawn.append(settings.noise)
+        return preparation.dataset_of(settings)
+
+    figure = preview.draw(sweep, loaded)
+    assert drawn == [0, 100, 200]
+    assert all(any(text.startswith(title) for text in texts(figure)) for title in titles)
+    originals = [axes.images[0].get_array() for axes in figure.axes[:: len(figure.axes) // 3]]
+    assert not np.array_equal(originals[0], originals[1])
+    assert not np.array_equal(originals[1], originals[2])
+    plugins.activate(())
 
 
 def test_the_baseline_and_the_seeds_are_no_panels():
