@@ -132,8 +132,8 @@ def page(report: Report, directory: Path) -> str:
 def averages(report: Report) -> str:
     """Say what the numbers in the table of the points are."""
     return (
-        f"Mean over seeds ± half of the {percent(report.points)} Student-t interval of the mean; fewer than "
-        f"{LEAST_SEEDS} seeds have no interval."
+        f"Mean over the n seeds of a point ± half of the {percent(report.points)} Student-t interval of the mean; "
+        f"fewer than {LEAST_SEEDS} seeds have no interval."
     )
 
 
@@ -149,7 +149,7 @@ def points_table(report: Report) -> Table:
     families = {point.title: group.families for group in report.groups for point in group.points}
     header = [*name_columns(report), "n", *scores]
     for score, control in pairs:
-        header += [f"{score} minus {NAMES.get(control, control)}", f"against {control}"]
+        header += [f"{score} minus {NAMES.get(control, control)}", f"{score} against {control}"]
     rows = []
     for point in report.points:
         row = [*names_of(report, point), str(len(point.by_seed))]

@@ -58,8 +58,8 @@ def reading(report: Report) -> str:
     others = [name for name in report.columns if not is_accuracy(name)]
     which = f"All scores except {listed(others)} are" if others else "All scores are"
     return (
-        f"{which} accuracies between 0 and 1. A difference is a mean over seeds. Its adjusted "
-        f"{percent(report.points)} interval follows it in brackets."
+        f"{which} accuracies between 0 and 1. A difference is a mean over the n seeds that both have. "
+        f"Its adjusted {percent(report.points)} interval follows it in brackets."
     )
 
 
@@ -82,7 +82,7 @@ def overview(report: Report) -> list[str]:
     if report.single:
         return lines
     reading = (
-        f"Mean over seeds ± half of the {percent(report.points)} Student-t interval of the mean, for each point alone; "
+        f"Mean over the n seeds of a point ± half of the {percent(report.points)} Student-t interval of the mean; "
         f"fewer than {LEAST_SEEDS} seeds have no interval."
     )
     if not report.several:
@@ -248,7 +248,7 @@ def cells(differences: Sequence[Difference | None], than: str) -> list[str]:
 
 def score_columns(scores: Sequence[str]) -> list[str]:
     """Return the header of `cells`, without the number of seeds."""
-    return [column for score in scores for column in (score, "")]
+    return [column for score in scores for column in (score, "verdict")]
 
 
 def blocks_section(report: Report) -> list[str]:

@@ -28,8 +28,8 @@ CAUTION = (
     "on labelled images before you rely on it."
 )
 READING = (
-    "High values of RankMe and LiDAR are good, and α-ReQ is best near 1. A difference is a mean over seeds. Its "
-    "adjusted interval follows it in brackets."
+    "High values of RankMe and LiDAR are good, and α-ReQ is best near 1. A difference is a mean over the n "
+    "seeds that both have. Its adjusted interval follows it in brackets."
 )
 NETWORK = ("method", "encoder", "head", "loss")
 """The kinds of parts that decide what the embedding is. RankMe compares runs in which they are the same."""

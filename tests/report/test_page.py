@@ -17,6 +17,7 @@ import pytest
 from raysweep.report import page_curves
 from raysweep.report.building import build_comparison, build_tables, read_several, with_page
 from raysweep.report.page_curves import MOST_STEPS, compact, rounded, spread
+from raysweep.report.points import SCORES
 from raysweep.results.result import write_result
 from tests.report.test_report import SWEEP, fill
 from tests.support.commands import here
@@ -133,6 +134,18 @@ def test_page_has_sentences_tables_figures_curves_pictures_and_settings(root):
     for name in ("commit", "started"):
         assert re.search(rf"  {name}: '?([^\n']*)", record)[1].replace("null", "none") in text
     assert "--dataset 'folder:" in text
+
+
+def test_every_column_of_a_table_has_its_own_title(root):
+    page = read_page(root)
+    for table in ("points", "trials"):
+        header = page.rows[table][0]
+        assert "" not in header
+        assert len(set(header)) == len(header), "a click on a title sorts by every column with this title"
+    verdicts = [name for name in page.rows["points"][0] if name.endswith(" against random")]
+    assert verdicts == [f"{score} against random" for score in SCORES]
+    rows = [line.split(" | ") for line in (root / "summary.md").read_text().splitlines() if line.startswith("| point")]
+    assert all(name.strip("| ") for header in rows for name in header), "the verdicts have a title in summary.md too"
 
 
 def test_curves_have_the_values_of_every_trial(root):
@@ -274,6 +287,12 @@ def test_a_chosen_point_and_a_filter_of_trials_agree_in_both_tables(root, tmp_pa
     page = Page(browse(root, "point=alpha=0.15", tmp_path).stdout)
     assert {row[0] for row in page.rows["trials"][1:]} == {"alpha=0.15,seed=0", "alpha=0.15,seed=1"}
     assert [row[0] for row in page.rows["points"]] == ["point", "alpha=0.15"]
+    column = "knn/test_accuracy against random"
+    page = Page(browse(root, f"sort={column}", tmp_path).stdout)
+    assert [name.get("aria-sort") for name in page.attributes("th")].count("ascending") == 1
+    place = page.rows["points"][0].index(column)
+    verdicts = [row[place] for row in page.rows["points"][1:]]
+    assert verdicts == sorted(verdicts, key=lambda text: (text == "–", text))
     page = Page(browse(root, "filter=seed=1+finished", tmp_path).stdout)
     assert [row[0] for row in page.rows["points"]] == ["point", "random", "alpha=0.1", "alpha=0.15"]
     assert {row[0] for row in page.rows["trials"][1:]} == {"random,seed=1", "alpha=0.1,seed=1", "alpha=0.15,seed=1"}
