@@ -8,7 +8,17 @@ from typing import Any
 from raysweep.report.drawing import Figure, add_legend, own_style, panel_grid
 from raysweep.report.figures import best_lines, lines_of
 from raysweep.report.heatmaps import headed, is_numeric, title
-from raysweep.report.marks import BELOW, COLOURS, MARKERS, MOST_ENTRIES, dodge, legend_columns, scale_axis
+from raysweep.report.marks import (
+    BELOW,
+    COLOURS,
+    MARKERS,
+    MOST_ENTRIES,
+    SIDE_BY_SIDE,
+    legend_columns,
+    scale_axis,
+    side_by_side,
+    tick_at,
+)
 from raysweep.report.points import percent
 from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Group
@@ -52,21 +62,25 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
     values = sorted(values) if numeric else values
     lines, kept = best_lines(sweep, lines_of(points, name, values), MOST_ENTRIES)
     figure, panels = panel_grid(len(scores), (4.2, 3.6), margin=(0, 0.4 + 0.18 * len(lines)))
+    is_moved = False
     for axes, score in zip(panels, scores, strict=True):
         scale_axis(axes, name, values, numeric)
+        if numeric:
+            tick_at(axes, values)
         places = {value: float(value) if numeric else float(n) for n, value in enumerate(values)}
         axes.axhline(0, color="0.4", linestyle="--", linewidth=1)
-        for place, (label, line) in enumerate(lines.items()):
-            drawn = [(point, each) for point in line if (each := by_point[point.title][score]) is not None]
-            positions = dodge(
-                axes, [places[point.varied[name]] for point, _ in drawn], place, len(lines), list(places.values())
-            )
-            draw_line(axes, positions, [difference for _, difference in drawn], label, place, joined=numeric)
+        drawn = [[point for point in line if by_point[point.title][score] is not None] for line in lines.values()]
+        every = [[places[point.varied[name]] for point in line] for line in drawn]
+        positions = side_by_side(axes, every)
+        is_moved = is_moved or positions != every
+        for place, (label, line) in enumerate(zip(lines, drawn, strict=True)):
+            differences = [each for point in line if (each := by_point[point.title][score]) is not None]
+            draw_line(axes, positions[place], differences, label, place, joined=numeric)
         axes.set_title(title(score), fontsize=10)
         axes.set_ylabel("difference of accuracy")
         axes.grid(alpha=0.25)
     words = f"minus the random encoder, mean over seeds; bars: adjusted {percent(points)} intervals"
-    figure.suptitle(headed(sweep.name, words + kept), fontsize=11)
+    figure.suptitle(headed(sweep.name, words + kept + (SIDE_BY_SIDE if is_moved else "")), fontsize=11)
     entries = {
         label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True) if label
     }

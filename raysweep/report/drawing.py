@@ -136,6 +136,7 @@ __all__ = [
     "own_style",
     "panel_grid",
     "panels_in_a_row",
+    "power_of_ten",
     "save",
     "wrapped",
 ]

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raysweep.report.control_styles import DASHES, TINTS, in_order, label_of
-from raysweep.report.drawing import Figure, add_legend, own_style, panel_grid, panels_in_a_row
+from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, panels_in_a_row
 from raysweep.report.heatmaps import headed, is_numeric, kind_of_metric, title
 from raysweep.report.marks import (
     BELOW,
     COLOURS,
     MARKERS,
     MOST_ENTRIES,
+    SIDE_BY_SIDE,
     add_seeds,
     clip,
-    dodge,
     legend_columns,
     scale_axis,
     seeds_and_bars,
+    side_by_side,
+    tick_at,
     wrapped_lines,
 )
-from raysweep.report.points import LEAST_SEEDS, Point, divisor_of, mean_of, shown_scores
+from raysweep.report.points import LEAST_SEEDS, Point, divisor_of, shown_scores
 from raysweep.report.ranking import rank_points
 from raysweep.space import Sweep
 
@@ -35,7 +39,24 @@ if TYPE_CHECKING:
 Lines = Mapping[str, Sequence[Point]]
 """The points of each line, by the line's label."""
 MOST_NAMED_CONTROLS = 3
-"""With more controls than this, the legend has one entry for each kind of control."""
+"""With more lines of controls than this, the legend has one entry for each kind of control."""
+
+
+@dataclass(frozen=True)
+class ControlLine:
+    """The line of a control in the figure of one setting."""
+
+    points: Sequence[Point]
+    """Its points: one, or one for each value of the setting if the control varies with it."""
+    label: str
+    colour: str
+    swept: bool
+    """Whether the control varies with the setting. If not, it is a horizontal line."""
+
+    @property
+    def control(self) -> str:
+        """The kind of control."""
+        return self.points[0].control
 
 
 @own_style()
@@ -44,7 +65,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
 
     There is a panel for each score and a line for each combination of the other searched settings. If there are more
     lines than a legend can name, only the lines with the best points are drawn, and the figure says so. A control is a
-    horizontal line with its interval as a band, or a line if it varies with the setting.
+    horizontal line with its interval as a band, or a line of its own with bars if it varies with the setting.
 
     Args:
         sweep: The sweep.
@@ -61,13 +82,16 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
         return None
     numeric = is_numeric(values)
     values = sorted(values) if numeric else values
-    baselines = in_order(point for point in points if point.baseline)
-    names = {point.name: label_of(point.control, point.name) for point in baselines}
-    if len(names) > MOST_NAMED_CONTROLS:
-        names = {point.name: label_of(point.control) for point in baselines}
+    baselines = [point for point in points if point.baseline and point.varied.get(name, values[0]) in values]
+    baselines = in_order(sorted(baselines, key=lambda point: values.index(point.varied.get(name, values[0]))))
     every = lines_of([point for point in points if not point.baseline], name, values)
-    lines, words = best_lines(sweep, every, MOST_ENTRIES - len(set(names.values())))
-    labels = [*(lines if len(lines) > 1 else ()), *names.values()]
+    entries_of_controls = {control.label for control in control_lines(name, every, baselines)}
+    lines, words = best_lines(sweep, every, MOST_ENTRIES - len(entries_of_controls))
+    absent = [line for label, line in every.items() if label not in lines]
+    baselines = [point for point in baselines if has_line(point, lines.values(), name)
+                 or not has_line(point, absent, name)]  # fmt: skip
+    controls = control_lines(name, lines, baselines)
+    labels = list(dict.fromkeys([*(lines if len(lines) > 1 else ()), *(control.label for control in controls)]))
     width = 4.2 * panels_in_a_row(len(scores))
     columns = legend_columns(labels, width) if labels else 1
     rows = math.ceil(sum(len(wrapped_lines(label)) for label in labels) / columns)
@@ -75,18 +99,29 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     for axes, score in zip(panels, scores, strict=True):
         scale_axis(axes, name, values, numeric)
         places = {value: float(value) if numeric else float(n) for n, value in enumerate(values)}
+        swept = [control for control in controls if control.swept]
+        drawn = [[places[p.varied[name]] for p in line] for line in (*lines.values(), *(c.points for c in swept))]
+        positions = side_by_side(axes, drawn)
+        if numeric:
+            tick_at(axes, values)
         for place, (label, line) in enumerate(lines.items()):
-            positions = dodge(
-                axes, [places[point.varied[name]] for point in line], place, len(lines), list(places.values())
-            )
-            draw_line(axes, positions, line, score, label, place, joined=numeric)
-        draw_controls(axes, name, score, lines, [(point, names[point.name]) for point in baselines], places)
+            draw_line(axes, positions[place], line, score, label, place, joined=numeric)
+        for control in controls:
+            if not control.swept:
+                draw_baseline(axes, control.points[0], score, control.colour, control.label)
+        for control, moved in zip(swept, positions[len(lines) :], strict=True):
+            draw_swept(axes, control, score, moved, joined=numeric)
         axes.set_title(title(score), fontsize=10)
         axes.set_ylabel(kind_of_metric(score))
         clip(axes, score)
         axes.grid(alpha=0.25)
+    words += SIDE_BY_SIDE if positions != drawn else ""
     figure.suptitle(headed(sweep.name, seeds_and_bars(points) + words), fontsize=11)
     entries = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
+    for control in controls:
+        if len({other.colour for other in controls if other.label == control.label}) > 1:
+            style = control_style(control.control, numeric) if control.swept else {"linestyle": DASHES[control.control]}
+            entries[control.label] = Line2D([], [], color=TINTS[control.control], **style)
     shown = {label: entries[label] for label in labels if label in entries}
     if shown:
         add_legend(figure, shown, ncols=columns, **BELOW)
@@ -142,40 +177,47 @@ def draw_line(
         add_seeds(axes, x, values, colour, divisor_of(line))
 
 
-def draw_controls(
-    axes: Axes, name: str, score: str, lines: Lines, controls: Sequence[tuple[Point, str]], places: Mapping[Any, float]
-) -> None:
-    """Draw the controls: as horizontal lines with bands, or as lines where they vary with the setting `name`.
+def control_lines(name: str, lines: Lines, controls: Sequence[Point]) -> list[ControlLine]:
+    """Return the lines of the controls. The control points of a line differ only in the setting `name`.
+
+    A control that only some lines of points share has the colour of the first one of these lines.
 
     Args:
-        axes: The axes.
         name: The setting along the x axis.
-        score: The metric.
         lines: The lines of the points.
-        controls: Each control with its label.
-        places: The position of each value of the setting on the x axis.
+        controls: The controls, in the order of the legend.
     """
-    for point, label in controls:
-        if name not in point.varied:
-            index = next((n for n, line in enumerate(lines.values()) if belongs(point, line[0], name)), None)
-            is_of_one_line = len(lines) > 1 and index is not None and point.varied
-            colour = COLOURS[(index or 0) % len(COLOURS)] if is_of_one_line else TINTS[point.control]
-            draw_baseline(axes, point, score, colour, label)
-    swept = [(point, label) for point, label in controls if name in point.varied and point.varied[name] in places]
-    for control, line in itertools.product(dict.fromkeys(point.control for point, _ in swept), lines.values()):
-        matching = [(p, label) for p, label in swept if p.control == control and belongs(p, line[0], name)]
-        matching.sort(key=lambda pair: places[pair[0].varied[name]])
-        means = [mean_of(point, score) if point.values(score) else math.nan for point, _ in matching]
-        axes.plot(
-            [places[point.varied[name]] for point, _ in matching],
-            means,
-            "s",
-            linestyle=DASHES[control],
-            color=TINTS[control],
-            markersize=4,
-            linewidth=1,
-            label=label_of(control),
-        )
+    grouped: dict[tuple[Any, ...], list[Point]] = {}
+    for point in controls:
+        others = [(key, repr(value)) for key, value in point.varied.items() if key != name]
+        grouped.setdefault((point.control, name in point.varied, *others), []).append(point)
+    drawn = []
+    for first, *more in grouped.values():
+        owners = [number for number, line in enumerate(lines.values()) if has_line(first, [line], name)]
+        words = ",".join([first.control, *(f"{key}={each}" for key, each in first.varied.items() if key != name)])
+        colour = COLOURS[owners[0] % len(COLOURS)] if 0 < len(owners) < len(lines) else TINTS[first.control]
+        drawn.append(ControlLine([first, *more], label_of(first.control, words), colour, name in first.varied))
+    counts = Counter(line.control for line in drawn)
+    kinds = {control: label_of(control) for control in counts if counts[control] == 1}
+    if len(drawn) > MOST_NAMED_CONTROLS:
+        kinds |= {control: f"{label_of(control)} of the line of that colour" for control in counts.keys() - kinds}
+    return [replace(line, label=kinds.get(line.control, line.label)) for line in drawn]
+
+
+def control_style(control: str, joined: bool) -> dict[str, Any]:
+    """Return the style of a control that varies with the setting along the x axis. No line of points has its marker."""
+    marker = {"marker": "s", "markersize": 5, "markerfacecolor": "white"}
+    return {"linestyle": DASHES[control] if joined else "", "linewidth": 1, **marker}
+
+
+def draw_swept(axes: Axes, control: ControlLine, score: str, positions: Sequence[float], joined: bool) -> None:
+    """Draw a control that varies with the setting along the x axis: mean, interval and seeds of each of its points."""
+    scores = [(x, p.values(score)) for x, p in zip(positions, control.points, strict=True) if p.values(score)]
+    style = control_style(control.control, joined)
+    means = [float(np.mean(values)) for _, values in scores]
+    axes.plot([x for x, _ in scores], means, color=control.colour, label=control.label, **style)
+    for x, values in scores:
+        add_seeds(axes, x, values, control.colour, divisor_of(control.points))
 
 
 def draw_baseline(axes: Axes, point: Point, score: str, colour: str, label: str) -> None:
@@ -188,6 +230,7 @@ def draw_baseline(axes: Axes, point: Point, score: str, colour: str, label: str)
         axes.axhspan(value.low, value.high, color=colour, alpha=0.15, linewidth=0)
 
 
-def belongs(baseline: Point, point: Point, name: str) -> bool:
-    """Return whether a control has the same searched settings as the line of a point, except `name`, the x axis."""
-    return all(point.varied.get(key) == value for key, value in baseline.varied.items() if key != name)
+def has_line(control: Point, lines: Iterable[Sequence[Point]], name: str) -> bool:
+    """Return whether a control has the searched settings of any of the lines, except `name`, the x axis."""
+    others = {key: value for key, value in control.varied.items() if key != name}
+    return any(all(line[0].varied.get(key) == value for key, value in others.items()) for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.report.colours import COLOURS as COLOURS
-from raysweep.report.drawing import label_powers_of_ten, wrapped
-from raysweep.report.heatmaps import axis_label, kind_of_metric, seeds
+from raysweep.report.drawing import label_powers_of_ten, power_of_ten, wrapped
+from raysweep.report.heatmaps import axis_label, kind_of_metric, number, seeds
 from raysweep.report.points import LEAST_SEEDS, Point, estimate, percent
 from raysweep.report.ranking import rank_points
 from raysweep.space import Sweep
@@ -25,7 +26,13 @@ LEGEND_WIDTH = 60  # most characters of a line in a legend
 BELOW: dict[str, Any] = {"width": LEGEND_WIDTH, "loc": "outside lower center", "fontsize": 8}
 """The style of a legend below a whole figure."""
 APART = 0.03
-"""Distance between the bars of two lines at one value, as a share of the axis. A bar with its caps is 0.025 wide."""
+"""Greatest distance between the bars of two lines at one value, as a share of the axis. A bar is 0.025 wide."""
+LABEL_WIDTH = 0.022
+"""Width of a character in the label of a tick, as a share of the axis of a panel that is 4.2 inches wide."""
+FARTHEST = 0.04
+"""Greatest distance of a bar from its value on the axis, as a share of the axis."""
+SIDE_BY_SIDE = "\npoints at the same value stand side by side"
+"""The words of a heading if points were moved sideways."""
 
 
 def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Point], str]:
@@ -57,24 +64,30 @@ def dot_style(colour: str) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": colour}
 
 
-def dodge(axes: Axes, positions: Sequence[float], place: int, lines: int, every: Sequence[float]) -> list[float]:
-    """Return positions moved a little sideways, so that the intervals of several lines do not hide one another.
+def side_by_side(axes: Axes, lines: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return the positions of several lines, moved a little sideways where they are equal in two lines or more.
+
+    So intervals do not hide one another. A position that one line alone has stays as it is.
 
     Args:
         axes: The axes, whose scale has been set.
-        positions: The positions of a line's points on the x axis.
-        place: The index of the line, from 0. The middle line stays where it is.
-        lines: The number of lines.
-        every: All positions on the x axis.
+        lines: For each line, the positions of its points on the x axis.
     """
-    step = place - (lines - 1) / 2
-    if step == 0 or len(positions) == 0:
-        return list(positions)
+    every = sorted({position for line in lines for position in line})
+    if len(every) < 2:
+        return [list(line) for line in lines]
     scale = axes.xaxis.get_transform()
-    even: NDArray[Any] = np.unique(scale.transform(np.array(every, dtype=float)))
-    shown = np.asarray(scale.transform(np.array(positions, dtype=float)))
-    width = min(APART * float(np.ptp(even)), 0.7 / lines * float(np.diff(even).min()))
-    return [float(value) for value in scale.inverted().transform(shown + step * width)]
+    even: NDArray[Any] = scale.transform(np.array(every, dtype=float))
+    moved = [list(line) for line in lines]
+    for position, centre in zip(every, even, strict=True):
+        sharing = [number for number, line in enumerate(lines) if position in line]
+        if len(sharing) > 1:
+            apart = min(APART, 2 * FARTHEST / (len(sharing) - 1)) * float(np.ptp(even))
+            apart = min(apart, 0.7 / len(sharing) * float(np.diff(even).min()))
+            for place, number in enumerate(sharing):
+                shifted = centre + (place - (len(sharing) - 1) / 2) * apart
+                moved[number][lines[number].index(position)] = float(scale.inverted().transform(shifted))
+    return moved
 
 
 def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, is_even: bool = False) -> None:
@@ -106,6 +119,24 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, is_e
         else:
             axes.set_xscale("symlog", linthresh=min(positive))
         label_powers_of_ten(axes)
+
+
+def tick_at(axes: Axes, values: Sequence[float]) -> None:
+    """Put the ticks of a numeric x axis at these sorted values. A label for which there is no room is left out.
+
+    The scale of the axis must have been set before.
+    """
+    places = axes.xaxis.get_transform().transform(np.array(values, dtype=float))
+    width = float(np.ptp(places)) or 1.0
+    is_linear = axes.get_xscale() == "linear"
+    labels, end = [], -math.inf
+    for value, place in zip(values, (places - places[0]) / width, strict=True):
+        label = number(value) if is_linear else power_of_ten(value)
+        half = LABEL_WIDTH * (len(label) + 1) / 2
+        labels.append(label if place - half > end else "")
+        end = place + half if labels[-1] else end
+    axes.set_xticks(values, labels)
+    axes.set_xticks([], minor=True)
 
 
 def clip(axes: Axes, score: str) -> None:

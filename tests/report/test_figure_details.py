@@ -1,7 +1,11 @@
 """Details of the figures that a reader would stumble over: lines between categories, hidden points, wide intervals."""
 
+import itertools
+
+import numpy as np
 import pytest
 
+from raysweep.report import drawing
 from raysweep.report.figures import draw
 from raysweep.report.heatmaps import draw_heatmap
 from raysweep.report.points import COLUMNS, gather
@@ -45,6 +49,77 @@ def test_cells_of_a_heat_map_have_an_interval_from_three_seeds_on(tmp_path, seed
     store, sweep = fill_with(tmp_path, {"name": "s", "search": search}, metrics)
     figure = draw_heatmap(sweep, gather(sweep, store.results(sweep)))
     assert {len(text.get_text().split("\n")) for text in figure.axes[0].texts} == {lines}
+
+
+def scored_by_labels(trial):
+    """Return scores that grow with the number of labels, and are lower without pretraining."""
+    labels, seed = trial.settings.labels_per_class or 1000, trial.settings.seed
+    return dict.fromkeys(COLUMNS, 0.1 * len(str(labels)) + 0.01 * seed + (0 if trial.baseline else 0.05))
+
+
+def drawn_by_labels(tmp_path, search, name):
+    raw = {"name": "s", "search": {**search, "seed": [0, 1, 2]}, "baseline": True}
+    store, sweep = fill_with(tmp_path, raw, scored_by_labels)
+    return draw(sweep, gather(sweep, store.results(sweep)), name)
+
+
+@pytest.mark.parametrize("labels", [[1, 10], [1, 10, 100], [1, 2, 10, 20, 100]])
+def test_a_control_that_varies_along_the_axis_is_in_the_legend_and_has_its_intervals(tmp_path, labels):
+    figure = drawn_by_labels(tmp_path, {"labels_per_class": labels, "alpha": [0.1, 1]}, "labels_per_class")
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert entries == ["alpha = 0.1", "alpha = 1", "random encoder"]
+    axes = figure.axes[0]
+    line = lines_of(figure)["random encoder"]
+    assert list(line.get_ydata()) == pytest.approx([0.1 * len(str(each)) + 0.01 for each in labels])
+    assert len(axes.containers) == 3 * len(labels), "a bar for each value of each line"
+    dots = [each for each in axes.lines if each.get_gid() == "seeds"]
+    grey = [each for each in dots if each.get_markeredgecolor() == line.get_color()]
+    assert sum(len(each.get_xdata()) for each in grey) == 3 * len(labels)
+
+
+def test_controls_of_several_lines_along_the_axis_have_the_colours_of_their_lines(tmp_path):
+    search = {"le_epochs": [20, 200], "labels_per_class": [1, 10]}
+    figure = drawn_by_labels(tmp_path / "two", search, "le_epochs")
+    lines = lines_of(figure)
+    for labels, value in ((1, 0.11), (10, 0.21)):
+        control = lines[f"random,labels_per_class={labels} encoder"]
+        assert control.get_color() == lines[f"labels_per_class = {labels}"].get_color()
+        assert list(control.get_ydata()) == pytest.approx([value, value])
+    search["labels_per_class"] = [1, 2, 10, 100]
+    figure = drawn_by_labels(tmp_path / "four", search, "le_epochs")
+    assert figure.legends[0].get_texts()[-1].get_text() == "random encoder of the line of that colour"
+    colours = [line.get_color() for line in figure.axes[0].lines if line.get_label().startswith("random encoder")]
+    points = [line.get_color() for label, line in lines_of(figure).items() if label.startswith("labels_per_class")]
+    assert colours == points
+    assert len(set(colours)) == 4
+    assert figure.legends[0].get_lines()[-1].get_color() not in colours
+
+
+def test_points_stand_near_their_value_which_has_a_tick(tmp_path):
+    search = {"usl_epochs": [15, 30, 60], "strength": [n / 10 for n in range(1, 11)]}
+    figure = drawn(tmp_path / "a", search, "usl_epochs")
+    lines = [line for label, line in lines_of(figure).items() if label.startswith("strength")]
+    assert len(lines) == 10
+    places = np.array([line.get_xdata() for line in lines])
+    assert np.abs(places - [15, 30, 60]).max() < 0.05 * (60 - 15)
+    assert np.diff(places, axis=0).min() > 0.005 * (60 - 15), "the lines are moved in their order"
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["15", "30", "60"]
+    assert list(figure.axes[0].get_xticks()) == [15, 30, 60]
+    assert figure.get_suptitle().endswith("points at the same value stand side by side")
+    alone = drawn(tmp_path / "b", [{"usl_epochs": [15], "strength": [0.1]}, {"usl_epochs": [30], "strength": [0.2]}],
+                  "usl_epochs")  # fmt: skip
+    assert [list(line.get_xdata()) for line in lines_of(alone).values()] == [[15], [30]]
+    assert "side by side" not in alone.get_suptitle()
+
+
+def test_labels_of_ticks_do_not_overlap(tmp_path):
+    values = [1e-4, 1.5e-4, 2e-4, 1e-3, 0.01, 0.0105, 1]
+    axes = drawn(tmp_path, {"alpha": values}, "alpha").axes[0]
+    assert list(axes.get_xticks()) == pytest.approx(values)
+    drawing.save(axes.figure)
+    boxes = [text.get_window_extent() for text in axes.get_xticklabels() if text.get_text()]
+    assert len(boxes) >= 4
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_points_of_several_lines_at_one_value_stand_beside_each_other(tmp_path):
