@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import shortened
 from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
+from raysweep.report.figures import has_line
 from raysweep.report.heatmaps import MOST_ROWS, headed, kind_of_metric, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, dot_style, legend_columns, seeds_and_bars
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, percent, shown_scores
@@ -26,9 +28,9 @@ def draw_comparison(
 ) -> Figure | None:
     """Draw points one below another: mean, interval and seeds of every score.
 
-    The means of the controls are dashed lines through all rows, unless the points differ in protocol. A last panel
-    shows the differences from the random encoder in the first score, with adjusted intervals. If there are more than
-    `MOST_ROWS` points, only the best ones by `metric` are drawn, and the figure says so.
+    The means of the controls are dashed lines through the rows of their points, unless the points differ in protocol.
+    A last panel shows the differences from the random encoder in the first score, with adjusted intervals. If there are
+    more than `MOST_ROWS` points, only the best ones by `metric` are drawn, and the figure says so.
 
     Args:
         name: The name of the sweep or of the comparison.
@@ -106,14 +108,26 @@ def draw_row(axes: Axes, place: int, value: Estimate | None, values: Sequence[fl
 
 
 def draw_control_means(axes: Axes, points: Sequence[Point], score: str, sweeps: Sequence[str]) -> None:
-    """Draw the mean of each control as a line through all rows. Dashes of several sweeps alternate."""
+    """Draw the mean of each control as a line through all rows. Dashes of several sweeps alternate.
+
+    If a sweep has several controls of one kind, such as one for each encoder, the line of each goes only through its
+    own row and the rows of points with its settings.
+    """
+    kinds = Counter((point.sweep, point.control) for point in points if point.baseline)
     for point in points:
         value = point.estimate(score) if point.baseline else None
         if value is not None:
             number, length = sweeps.index(point.sweep), DASH_LENGTHS[point.control]
             dashes: Any = (length * number, (length, length * max(1, len(sweeps) - 1)))
             colour = COLOURS[number % len(COLOURS)] if point.sweep else TINTS[point.control]
-            axes.axvline(value.mean, color=colour, linestyle=dashes, linewidth=1.2, zorder=1, gid=point.control)
+            style: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "zorder": 1}
+            if kinds[point.sweep, point.control] == 1:
+                axes.axvline(value.mean, gid=point.control, **style)
+                continue
+            for place, row in enumerate(points):
+                is_alike = row.sweep == point.sweep and not row.baseline and has_line(point, [[row]], "")
+                if row is point or is_alike:
+                    axes.plot([value.mean] * 2, [place - 0.5, place + 0.5], gid=point.control, **style)
 
 
 def differences_of(groups: Sequence[Group], score: str) -> dict[str, Difference]:

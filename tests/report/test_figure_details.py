@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raysweep.report import drawing
+from raysweep.report.comparison import draw_comparison
 from raysweep.report.figures import draw
 from raysweep.report.heatmaps import draw_heatmap
 from raysweep.report.points import COLUMNS, gather
@@ -129,3 +130,21 @@ def test_points_of_several_lines_at_one_value_stand_beside_each_other(tmp_path):
     places = [lines[label].get_xdata()[0] for label in list(lines)[1:]]
     assert places[0] == pytest.approx(2, abs=0.1)
     assert places[1] - places[0] > 0.01
+
+
+def test_the_mean_of_a_control_goes_through_the_rows_of_its_own_points(tmp_path):
+    def by_encoder(trial):
+        return dict.fromkeys(
+            COLUMNS, {"conv6": 0.3, "resnet18": 0.6}[trial.settings.encoder] + (not trial.baseline) / 9
+        )
+
+    search = {"encoder": ["conv6", "resnet18"], "strength": [0.2, 0.4]}
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": search, "baseline": True}, by_encoder)
+    axes = draw_comparison("s", gather(sweep, store.results(sweep)), sweep.metric, sweep.mode).axes[0]
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    for line in (line for line in axes.lines if line.get_gid() == "random"):
+        encoder = "conv6" if line.get_xdata()[0] == 0.3 else "resnet18"
+        for place in (row for row in range(len(rows)) if min(line.get_ydata()) < row < max(line.get_ydata())):
+            assert encoder in rows[place]
+            rows[place] = rows[place].replace(encoder, "")
+    assert not [row for row in rows if "conv6" in row or "resnet18" in row], "every row has its control"
