@@ -57,6 +57,9 @@ function contains(content, word) {
   return false;
 }
 
+// A verdict names a control in the row of another point, so the filter does not search verdicts.
+const isSearched = (cell) => cell.className !== "verdict";
+
 // Hide the rows that do not contain every word of the filter, and those of other points than the chosen one.
 // A point is shown if the row of one of its trials is.
 function showFiltered(text, chosen) {
@@ -65,7 +68,7 @@ function showFiltered(text, chosen) {
   for (const table of [...tables].reverse()) {
     const rows = [...table.tBodies[0].rows];
     for (const row of rows) {
-      const content = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
+      const content = [...row.cells].filter(isSearched).map((cell) => cell.textContent).join(" ").toLowerCase();
       const point = row.dataset.point;
       const fits = words.every((word) => contains(content, word)) || shownPoints.has(point);
       row.hidden = !fits || (chosen !== "" && point !== chosen);

@@ -52,6 +52,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     bold: Sequence[int] = ()
     """The numbers of the rows in bold type."""
+    verdicts: Sequence[int] = ()
+    """The numbers of the columns with verdicts, which the page's filter does not search."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ def points_table(report: Report) -> Table:
             row += [numbers(difference), "–" if difference is None else verdict(difference, control)]
         rows.append(row)
     best = () if report.single else report.best
-    return Table(header, rows, [number for number, point in enumerate(report.points) if point.title in best])
+    bold = [number for number, point in enumerate(report.points) if point.title in best]
+    verdicts = range(len(header) - 2 * len(pairs) + 1, len(header), 2)
+    return Table(header, rows, bold, verdicts)
 
 
 def bold_words(report: Report, count: int) -> str:

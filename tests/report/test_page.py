@@ -287,6 +287,8 @@ def test_a_chosen_point_and_a_filter_of_trials_agree_in_both_tables(root, tmp_pa
     page = Page(browse(root, "point=alpha=0.15", tmp_path).stdout)
     assert {row[0] for row in page.rows["trials"][1:]} == {"alpha=0.15,seed=0", "alpha=0.15,seed=1"}
     assert [row[0] for row in page.rows["points"]] == ["point", "alpha=0.15"]
+    page = Page(browse(root, "filter=random", tmp_path).stdout)
+    assert [row[0] for row in page.rows["points"]] == ["point", "random"], "verdicts name the random encoder too"
     column = "knn/test_accuracy against random"
     page = Page(browse(root, f"sort={column}", tmp_path).stdout)
     assert [name.get("aria-sort") for name in page.attributes("th")].count("ascending") == 1
