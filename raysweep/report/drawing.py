@@ -120,12 +120,13 @@ import matplotlib  # noqa: E402 - after it has been imported safely
 from matplotlib import colormaps  # noqa: E402
 from matplotlib import figure as matplotlib_figure  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.colors import Normalize  # noqa: E402
+from matplotlib.colors import ListedColormap, Normalize  # noqa: E402
 from matplotlib.ft2font import FT2Font  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import NullFormatter  # noqa: E402
 
 __all__ = [
+    "SHADES",
     "Figure",
     "Line2D",
     "Normalize",
@@ -140,6 +141,10 @@ __all__ = [
     "save",
     "wrapped",
 ]
+
+
+SHADES = ListedColormap([colormaps["viridis"](place / 255 * 0.7) for place in range(256)])
+"""The colours of lines and dots by a number. The bright end of viridis is left out: it is too pale on white."""
 
 
 class Figure(matplotlib_figure.Figure):

@@ -1,7 +1,6 @@
 "use strict";
 // The state of the page is in the address, so that a link shows the same view:
 // #filter=seed=0&point=alpha=0.1&sort=-linear/test_accuracy&metric=pretrain/loss
-const MOST_NAMED = 30; // with more points than this, the curves have no legend
 const data = JSON.parse(document.getElementById("data").textContent);
 const tables = [...document.querySelectorAll("table.data")];
 const filter = document.getElementById("filter");
@@ -87,19 +86,21 @@ function showCurves(metric) {
     ys: lines.map(([, , values]) => values.map((value) => (value === null ? NaN : value))),
     trial: lines.map(([trial]) => data.names[trial]),
     color: lines.map(([trial]) => data.colors[trial]),
+    dash: lines.map(([trial]) => data.dashes[trial]),
   };
   const count = document.getElementById("curves-count");
   count.textContent = lines.length < all.length ? `${lines.length} of ${all.length} shown` : "";
   document.getElementById("description").textContent =
     document.getElementById("descriptions").children[menu.selectedIndex].textContent;
-  const points = new Map(lines.map(([trial]) => [data.points[trial], data.colors[trial]]));
+  const points = new Map(lines.map(([trial]) => [data.points[trial], trial]));
   const legend = document.getElementById("legend");
   legend.replaceChildren();
   const chosen = readState().get("point") || "";
-  for (const [point, color] of points.size <= MOST_NAMED ? points : []) {
+  for (const [point, trial] of points.size <= data.most_named ? points : []) { // with more, styles are repeated
     const entry = document.createElement("button");
     entry.textContent = data.labels[point] || point;
-    entry.style.setProperty("--color", color);
+    entry.style.setProperty("--color", data.colors[trial]);
+    entry.style.setProperty("--dash", data.dashes[trial]);
     entry.title = point === chosen ? "show all points" : "show only this point";
     entry.ariaPressed = point === chosen;
     entry.addEventListener("click", () => setState("point", point === chosen ? "" : point));

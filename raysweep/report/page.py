@@ -113,7 +113,7 @@ def page(report: Report, directory: Path) -> str:
             bold=bold_words(report, len(points.bold)),
             trials=trials_table(report, rows[:MOST_TRIALS]),
             left_out=max(0, len(rows) - MOST_TRIALS),
-            figures=figures_in(directory),
+            figures=figures_in(directory, report),
             metrics={name: METRICS.get(name, "") for name in ordered(curves)},
             titles=[printable(point.exact_title) for point in report.points],
             trial_points=[point_title(label, trial) for label, trial in trials],

@@ -20,6 +20,8 @@ MOST_STEPS = 200
 """Most values of one curve. A longer curve shows evenly spaced values, among them its first and its last one."""
 MOST_VALUES = 1_000_000
 """Most values of all curves together. Each takes about 9 bytes of the page."""
+LINE_DASHES = ("solid", "dashed", "dotted")
+"""The dashes of lines, by their names in both Bokeh and CSS."""
 DIGITS = 5
 """Significant digits of a value."""
 
@@ -119,17 +121,20 @@ def compact(curves: Curves) -> dict[str, Any]:
     return {"steps": list(numbers), "metrics": metrics}
 
 
-def colours_of(trials: Sequence[tuple[str, Trial]]) -> list[str]:
-    """Return the colour of each trial, given with the name of its sweep. The trials of a point share one colour."""
+def styles_of(trials: Sequence[tuple[str, Trial]]) -> list[tuple[str, str]]:
+    """Return the colour and the dash of each trial, given with the name of its sweep. The trials of a point share them.
+
+    So points have different lines until all colours have been used with all dashes.
+    """
     points: dict[tuple[str, str], int] = {}
-    colours = []
+    styles = []
     for sweep, trial in trials:
         if trial.baseline:
-            colours.append(TINTS[trial.control])
+            styles.append((TINTS[trial.control], LINE_DASHES[0]))
         else:
             place = points.setdefault((sweep, trial.point), len(points))
-            colours.append(COLOURS[place % len(COLOURS)])
-    return colours
+            styles.append((COLOURS[place % len(COLOURS)], LINE_DASHES[place // len(COLOURS) % len(LINE_DASHES)]))
+    return styles
 
 
 def first_metric(metrics: Sequence[str]) -> str:
@@ -143,11 +148,13 @@ def plot() -> dict[str, Any]:
     from bokeh.models import ColumnDataSource, HoverTool
     from bokeh.plotting import figure
 
-    source = ColumnDataSource({"xs": [], "ys": [], "trial": [], "color": []}, name="curves")
+    source = ColumnDataSource({"xs": [], "ys": [], "trial": [], "color": [], "dash": []}, name="curves")
     axes = figure(
         height=420, sizing_mode="stretch_width", x_axis_label="epoch", tools="pan,box_zoom,wheel_zoom,reset,save"
     )
-    lines = axes.multi_line("xs", "ys", source=source, line_color="color", line_width=1.4, line_alpha=0.8)
+    lines = axes.multi_line(
+        "xs", "ys", source=source, line_color="color", line_dash="dash", line_width=1.4, line_alpha=0.8
+    )
     lines.hover_glyph = lines.glyph.clone(line_width=4.0, line_alpha=1.0)
     axes.add_tools(
         HoverTool(
@@ -183,13 +190,15 @@ def script_data(trials: Sequence[tuple[str, Trial]], curves: Curves, labels: Map
         curves: Their curves.
         labels: The short names of points by their exact titles, for points that have one.
     """
-    metrics = list(curves)
+    metrics, styles = list(curves), styles_of(trials)
     return {
         "plot": plot(),
         "first": first_metric(metrics),
         "names": [printable(f"{sweep}/{trial.name}" if sweep else trial.name) for sweep, trial in trials],
         "points": [point_title(sweep, trial) for sweep, trial in trials],
         "labels": {title: printable(label) for title, label in labels.items()},
-        "colors": colours_of(trials),
+        "colors": [colour for colour, _ in styles],
+        "dashes": [dash for _, dash in styles],
+        "most_named": len(COLOURS) * len(LINE_DASHES),
         **compact(curves),
     }

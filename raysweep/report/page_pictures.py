@@ -29,6 +29,8 @@ class Picture:
     caption: str
     uri: str
     """The picture as a data URI."""
+    alt: str = ""
+    """What the picture shows, for those who cannot see it; empty if the caption says it."""
 
 
 def data_uri(content: bytes, kind: str = "png") -> str:
@@ -36,13 +38,30 @@ def data_uri(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
-def figures_in(directory: Path) -> list[Picture]:
+def figures_in(directory: Path, report: Report) -> list[Picture]:
     """Return the figures of the report in `directory`, in the order of their names."""
     return [
-        Picture(path.stem, data_uri(path.read_bytes()))
+        Picture(path.stem, data_uri(path.read_bytes()), what_it_shows(path.stem, report))
         for path in sorted((directory / "figures").glob("*.png"))
         if path.is_file()
     ]
+
+
+def what_it_shows(name: str, report: Report) -> str:
+    """Return in words what a figure of the report shows."""
+    searched = list(dict.fromkeys(name for member in report.members for name in member.sweep.searched))
+    words = {
+        "comparison": "the scores of the points one below another: the mean over seeds with its interval",
+        "parallel_coordinates": "a line for each point through its values of all settings and its score",
+        "importance": "the share of the variance of each score that each setting explains",
+        "layers": "the test accuracy of a linear probe on every block of the encoder, for each point",
+    }
+    for setting in searched:
+        words[setting] = f"the scores against {setting}: the mean over seeds with its interval"
+        words[f"{setting}_minus_random"] = f"the scores minus those of the random encoder, against {setting}"
+        for other in searched:
+            words[f"{setting}_x_{other}"] = f"the mean scores as colours over {setting} and {other}"
+    return f"Figure: {words[name]}. The tables have the numbers." if name in words else name
 
 
 def pictures_of(report: Report) -> tuple[list[Picture], list[str]]:

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raysweep.report.control_styles import TINTS, in_order, label_of
-from raysweep.report.drawing import Figure, Normalize, add_legend, colormaps, own_style, panel_grid
+from raysweep.report.drawing import SHADES, Figure, Normalize, add_legend, own_style, panel_grid
 from raysweep.report.figures import draw_baseline, shown
 from raysweep.report.heatmaps import axis_label, headed, is_numeric, kind_of_metric, title
 from raysweep.report.marks import BELOW, clip, dot_style, scale_axis, seeds_and_bars
 from raysweep.report.points import Point, mean_of, shown_scores
 from raysweep.space import Sweep
 
-COLOUR_MAP = "viridis"
 LEAST_POINTS = 3
 """With fewer points than this, there is no figure of a search."""
 LEAST_FOR_IMPORTANCE = 8
@@ -60,7 +59,7 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
     if colour_by:
         shades, is_even = [point.varied[colour_by] for point in trained], colour_by in sweep.evenly_drawn
         tints = [scaled(value, shades, is_even) for value in shades]
-    colours = colormaps[COLOUR_MAP](tints)
+    colours = SHADES(tints)
     figure, panels = panel_grid(len(scores), (4.2, 3.8), margin=(0.8 if colour_by else 0, 0.4))
     for axes, score in zip(panels, scores, strict=True):
         scale_axis(axes, name, values, numeric, name in sweep.evenly_drawn)
@@ -122,7 +121,7 @@ def scaled(value: Any, values: Sequence[Any], is_even: bool) -> float:
 
 def add_colour_bar(figure: Figure, panels: Any, quarters: Sequence[float], label: str) -> None:
     """Add a colour bar with numbers at five places, which `quarter_values` returns."""
-    image = panels[-1].scatter([], [], c=[], norm=Normalize(0, 1), cmap=COLOUR_MAP)
+    image = panels[-1].scatter([], [], c=[], norm=Normalize(0, 1), cmap=SHADES)
     bar = figure.colorbar(image, ax=list(panels), ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels([shown(float(value)) for value in quarters])
     bar.set_label(label)
@@ -162,7 +161,7 @@ def draw_parallel(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     tints = [scaled(value, columns[score], is_even=True) for value in columns[score]]
     for row, tint in enumerate(tints):
         places = [scaled(values[row], values, name in even) for name, values in columns.items()]
-        axes.plot(range(len(columns)), places, color=colormaps[COLOUR_MAP](tint), linewidth=1.2, alpha=0.8)
+        axes.plot(range(len(columns)), places, color=SHADES(tint), linewidth=1.2)
     for place, (name, values) in enumerate(columns.items()):
         axes.axvline(place, color="0.3", linewidth=0.8)
         ticks = tick_places(values, name in even)

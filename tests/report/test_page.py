@@ -14,9 +14,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from raysweep import space
 from raysweep.report import page_curves
 from raysweep.report.building import build_comparison, build_tables, read_several, with_page
-from raysweep.report.page_curves import MOST_STEPS, compact, rounded, spread
+from raysweep.report.page_curves import MOST_STEPS, compact, rounded, script_data, spread, styles_of
 from raysweep.report.points import SCORES
 from raysweep.results.result import write_result
 from tests.report.test_report import SWEEP, fill
@@ -128,6 +129,13 @@ def test_page_has_sentences_tables_figures_curves_pictures_and_settings(root):
     pictures = [values["src"] for values in page.attributes("img")]
     figures = [b64encode(path.read_bytes()).decode() for path in sorted((root / "figures").glob("*.png"))]
     assert [uri.removeprefix("data:image/png;base64,") for uri in pictures[: len(figures)]] == figures
+    alternatives = {values["alt"] for values in page.attributes("img")[: len(figures)]}
+    assert "Figure: the scores against alpha: the mean over seeds with its interval. The tables have the numbers." in (
+        alternatives
+    )
+    assert all(len(text) > 30 for text in alternatives)
+    (plot,) = (values for values in page.attributes("div") if values.get("id") == "plot")
+    assert plot["aria-label"]
     trial_pictures = len(pictures) - len(figures)
     assert trial_pictures == 2 * 3, "of two points: views after epochs 2 and 3, and the confusion matrix"
     record = (root / "sweep.yaml").read_text()
@@ -221,6 +229,22 @@ def test_damaged_curves_of_a_trial_are_left_out_with_a_warning(tmp_path, damage)
     assert why in (store.root / "report.html").read_text()
 
 
+def test_points_have_different_lines_until_every_colour_has_every_dash():
+    search = {"alpha": [(number + 1) / 100 for number in range(22)], "seed": [0, 1]}
+    sweep = space.build({"name": "many", "search": search, "baseline": True}, {}, "test")
+    styles = {}
+    for trial, style in zip(sweep.trials, styles_of([("", trial) for trial in sweep.trials]), strict=True):
+        styles.setdefault(trial.point, set()).add(style)
+    assert {len(each) for each in styles.values()} == {1}, "the trials of a point look alike"
+    lines = [style for each in styles.values() for style in each]
+    assert len(lines) == 23
+    assert len(set(lines[:-1])) == 22, "21 points and the control"
+    assert lines[-1] == lines[1]
+    data = script_data([("", trial) for trial in sweep.trials], {"pretrain/loss": [(0, {1: 1.0, 2: 0.5})]}, {})
+    assert data["most_named"] == 21
+    assert set(data["dashes"]) == {"solid", "dashed", "dotted"}
+
+
 def test_long_curves_are_thinned():
     long = {step: math.sin(step) for step in range(1, 10_001)}
     data = compact({"a": [(0, long), (1, {1: 0.123456789, 2: math.nan, 9: math.inf})]})
@@ -275,6 +299,7 @@ def test_page_sorts_and_filters_in_a_browser_without_the_network(root, tmp_path)
     text = "".join(page.words)
     assert "2 of 4 shown" in text, "the plot has the curves of two trials"
     assert 'class="bk-' in process.stdout, "Bokeh has drawn"
+    assert "--dash: solid" in process.stdout, "the legend"
     console = [line for line in process.stderr.splitlines() if "CONSOLE" in line and '"[bokeh ' not in line]
     assert not console
     requests = set(re.findall(r'"url":"(\w+)://([^/"]*)', (tmp_path / "net.json").read_text()))

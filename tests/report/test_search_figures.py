@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 import raysweep
@@ -12,6 +13,7 @@ from raysweep import space
 from raysweep.errors import InputError
 from raysweep.report import drawing
 from raysweep.report.building import drawings_of, read, write_figures
+from raysweep.report.colours import COLOURS
 from raysweep.report.figures import draw
 from raysweep.report.points import COLUMNS
 from raysweep.report.search_figures import draw_importance, draw_parallel, draw_scatter, importances, seed_share
@@ -98,6 +100,23 @@ def test_values_that_were_drawn_evenly_have_a_linear_scale(drawn):
     assert scales == {"strength": "linear", "usl_lr": "log"}
     words = [text.get_text().strip() for text in draw_parallel(sweep, points).axes[0].texts]
     assert any(0.4 < float(word) < 0.6 for word in words[5:10]), "the middle of the axis of the strengths"
+
+
+def contrast_on_white(colour):
+    """Return the contrast ratio of a colour on white, as WCAG 2 defines it."""
+    linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(colour)]
+    return 1.05 / (np.dot([0.2126, 0.7152, 0.0722], linear) + 0.05)
+
+
+def test_the_best_point_of_a_search_is_not_paler_than_the_colours_of_points(drawn):
+    _, sweep, report = drawn
+    palest = min(map(contrast_on_white, COLOURS))
+    lines = [line for line in draw_parallel(sweep, report.points).axes[0].lines if len(line.get_xdata()) == 4]
+    assert len({line.get_color() for line in lines}) > 10
+    assert min(contrast_on_white(line.get_color()) for line in lines) >= palest
+    assert all(line.get_alpha() is None for line in lines)
+    dots = draw_scatter(sweep, report.points, "strength").axes[0].lines
+    assert min(contrast_on_white(line.get_markeredgecolor()) for line in dots) >= palest
 
 
 def test_parallel_coordinates_have_a_line_for_each_point_that_has_all_settings(tmp_path, drawn):
