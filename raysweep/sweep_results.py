@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -215,11 +216,16 @@ class Results:
 
     def _repr_html_(self) -> str:
         from raysweep.report.frames import point_frame
+        from raysweep.report.sentences import digits_of
 
         report = self._report()
         table, scores = point_frame(report), report.columns
-        names = ("sweep", "point", "n", *(f"{score} {part}" for score in scores for part in ("mean", "std")))
-        shown = table[[name for name in names if name in table]].to_html(index=False, na_rep="", float_format="%.4f")
+        columns = {f"{score} {part}": score for score in scores for part in ("mean", "std")}
+        shown = table[[name for name in ("sweep", "point", "n", *columns) if name in table]].to_html(
+            index=False,
+            na_rep="",
+            formatters={name: partial(digits_of, metric=score) for name, score in columns.items()},
+        )
         return f"<p>{html.escape(repr(self)[1:-1])}</p>" + (shown if len(table) else "")
 
     def _report(self) -> Report:

@@ -107,7 +107,8 @@ def no_best_sentences(group: Group, family: Family) -> list[str]:
         lines[0] += f" `differences.csv` compares the points in {family.score}."
         lines += [winners_sentence(group, family)] if difference is not None and difference.low is not None else []
     elif difference is not None:
-        lines.append(f"Each of these points minus the random encoder in {family.score}: {numbers(difference)}.")
+        value = numbers(difference, family.score)
+        lines.append(f"Each of these points minus the random encoder in {family.score}: {value}.")
     return lines
 
 
@@ -125,9 +126,10 @@ def random_sentence(group: Group, main: Family, without_random: str) -> str:
         return f". {without_random}"
     if difference.low is None:
         minus = f"{capital(subject_of(group))} minus the random encoder in {main.score}"
-        return f". {minus}: {numbers(difference)}. {no_verdict(difference)}."
+        return f". {minus}: {numbers(difference, main.score)}. {no_verdict(difference)}."
     joined = " and" if len(best_titles(group)) == 1 else f". {group.ranked[0].title}"
-    text = f"{joined} {compared(difference, main)} the random encoder in {score_words(main)}: {numbers(difference)}."
+    value = numbers(difference, main.score)
+    text = f"{joined} {compared(difference, main)} the random encoder in {score_words(main)}: {value}."
     return text if is_better(difference, main) else f"{text} {winners_sentence(group, main)}"
 
 
@@ -138,7 +140,8 @@ def further_sentences(group: Group, families: Sequence[Family]) -> list[str]:
         difference = family.from_control(group.ranked[0])
         if difference is not None and difference.low is not None:
             less = "; less is better" if family.mode == "min" else ""
-            scores.setdefault(compared(difference, family), []).append(f"{family.score} ({numbers(difference)}{less})")
+            value = numbers(difference, family.score)
+            scores.setdefault(compared(difference, family), []).append(f"{family.score} ({value}{less})")
     subject = capital(subject_of(group))
     return [f"{subject} {verb} the random encoder in {listed(words)}." for verb, words in scores.items()]
 
@@ -155,13 +158,12 @@ def control_sentences(best: Point, family: Family) -> list[str]:
         difference, name = family.from_control(best, control), NAMES.get(control, control)
         if control == "random" or difference is None:
             continue
+        value = numbers(difference, family.score)
         if difference.low is None:
-            lines.append(
-                f"{best.title} minus {name} in {family.score}: {numbers(difference)}. {no_verdict(difference)}."
-            )
+            lines.append(f"{best.title} minus {name} in {family.score}: {value}. {no_verdict(difference)}.")
         else:
             verb = compared(difference, family)
-            lines.append(f"{best.title} {verb} {name} in {score_words(family)}: {numbers(difference)}.")
+            lines.append(f"{best.title} {verb} {name} in {score_words(family)}: {value}.")
     return lines
 
 

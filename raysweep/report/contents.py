@@ -19,7 +19,7 @@ from raysweep.report.headings import headings
 from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.ranking import rank_points
-from raysweep.report.sentences import more_seeds, named, shortened
+from raysweep.report.sentences import digits_of, more_seeds, named, shortened
 from raysweep.report.unlabelled import CAUTION, agreement_sentences, choice_sentences
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
@@ -107,9 +107,9 @@ class Report:
 
     @cached_property
     def columns(self) -> list[str]:
-        """The metrics in the main table. Without labels, the metric that chooses is always one of them."""
+        """The metrics in the main table. The metric that chooses is always one of them."""
         names = shown_scores(self.points, COLUMNS)
-        is_absent = self.metric is not None and self.metric not in names and not self.has_labels
+        is_absent = self.metric is not None and self.metric not in names
         chooses = [self.metric] if is_absent and any(point.values(str(self.metric)) for point in self.points) else []
         return [*map(str, chooses), *names]
 
@@ -269,7 +269,7 @@ def without_random(report: Report, point: Point) -> str:
 
 def words_of_score(point: Point, names: Sequence[str]) -> str:
     """Return the scores of a point with one trial: `linear/val_accuracy 0.9650, linear/test_accuracy 0.9583`."""
-    return ", ".join(f"{name} {point.values(name)[0]:.4f}" for name in names)
+    return ", ".join(f"{name} {digits_of(point.values(name)[0], name)}" for name in names)
 
 
 def labels(roots: Sequence[Path]) -> list[str]:

@@ -83,7 +83,7 @@ def number_columns(report: Report) -> list[Column]:
     columns = [Column("n", "n", [str(len(point.by_seed)) for point in points])]
     for name in report.columns:
         header = name.replace("_", " ").replace("/", "\n")
-        columns.append(Column(name, header, [cell(point.estimate(name)) for point in points]))
+        columns.append(Column(name, header, [cell(point.estimate(name), name) for point in points]))
     if report.scores:
         score = report.scores[0]
         families = {point.title: group.families[score] for group in report.groups for point in group.points}
@@ -96,7 +96,7 @@ def number_columns(report: Report) -> list[Column]:
 def from_random(point: Point, families: dict[str, Family]) -> str:
     """Return the difference of a point from the random encoder; `–` without one."""
     family = families.get(point.title)
-    return numbers(family.from_control(point) if family is not None else None)
+    return "–" if family is None else numbers(family.from_control(point), family.score)
 
 
 def name_widths(longest: list[int], room: int) -> list[int]:

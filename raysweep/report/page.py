@@ -155,11 +155,11 @@ def points_table(report: Report) -> Table:
     rows = []
     for point in report.points:
         row = [*names_of(report, point), str(len(point.by_seed))]
-        row += [cell(point.estimate(score)) for score in scores]
+        row += [cell(point.estimate(score), score) for score in scores]
         for score, control in pairs:
             family = families.get(point.title, {}).get(score)
             difference = family.from_control(point, control) if family is not None else None
-            row += [numbers(difference), "–" if difference is None else verdict(difference, control)]
+            row += [numbers(difference, score), "–" if difference is None else verdict(difference, control)]
         rows.append(row)
     best = () if report.single else report.best
     bold = [number for number, point in enumerate(report.points) if point.title in best]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from raysweep.report import race_words
+from raysweep.report.digits import decimals_of
 from raysweep.report.points import LEAST_SEEDS, Point, divisor_of
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
@@ -32,9 +33,14 @@ def value_words(group: Group) -> str:
     most = max(len(point.scores(group.metric)) for point in group.ranked)
     if divisor_of(group.ranked) == 1 and 0 < len(shared) < most:
         seeds = "the one seed" if len(shared) == 1 else f"mean of the {len(shared)} seeds"
-        return f"{fmean(scores[seed] for seed in shared):.4f}, {seeds} that all points have"
+        return f"{digits_of(fmean(scores[seed] for seed in shared), group.metric)}, {seeds} that all points have"
     seeds = "one seed" if len(scores) == 1 else f"mean of {len(scores)} seeds"
-    return f"{fmean(scores.values()):.4f}, {seeds}"
+    return f"{digits_of(fmean(scores.values()), group.metric)}, {seeds}"
+
+
+def digits_of(value: float, metric: str) -> str:
+    """Return a value of a metric with the digits that a reader sees."""
+    return f"{value:.{decimals_of(metric, value)}f}"
 
 
 def best_titles(group: Group) -> list[str]:
@@ -106,14 +112,14 @@ def others_sentence(group: Group, family: Family, subject: str) -> str:
         return f"In {score} nothing is shown about {named(unjudged)}, because no interval can be computed."
     if not unclear:
         closest = min(worse, key=lambda point: size(differences[point.title]))
-        difference = numbers(differences[closest.title])
+        difference = numbers(differences[closest.title], family.score)
         if len(worse) == 1:
             return f"In {score} {subject} is {side} {closest.title}: {difference}.{rest}"
         each = "every other point that can be compared" if unjudged else "every other ranked point"
         return f"In {score} {subject} is {side} {each}; the closest is {closest.title}, {difference}.{rest}"
     ahead = f", and is {side} {named(worse)}" if worse else ""
     which = f" from {unclear[0].title}" if len(unclear) > 1 else ""
-    first = f" ({numbers(differences[unclear[0].title])}{which})"
+    first = f" ({numbers(differences[unclear[0].title], family.score)}{which})"
     return f"In {score} {subject} shows no difference from {named(unclear)}{first}{ahead}.{rest}"
 
 
@@ -172,18 +178,20 @@ def few_seeds(count: int) -> str:
     return f"{'One seed' if count == 1 else 'Two seeds'} cannot tell"
 
 
-def numbers(difference: Difference | None) -> str:
+def numbers(difference: Difference | None, score: str = "") -> str:
     """Return `+0.0120 [+0.0040, +0.0200]`: mean and interval, only the mean without an interval, `–` without a mean."""
     if difference is None or difference.mean is None:
         return "–"
     if difference.low is None:
-        return numbers_alone(difference)
-    return f"{numbers_alone(difference)} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        return numbers_alone(difference, score)
+    digits = decimals_of(score, difference.mean, difference.low, difference.high)
+    return f"{numbers_alone(difference, score)} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
 
 
-def numbers_alone(difference: Difference) -> str:
+def numbers_alone(difference: Difference, score: str = "") -> str:
     """Return the mean, such as `+0.0120`; never `-0.0000`."""
-    return f"{round(difference.mean or 0.0, 4) + 0.0:+.4f}"
+    digits = decimals_of(score, difference.mean, difference.low, difference.high)
+    return f"{round(difference.mean or 0.0, digits) + 0.0:+.{digits}f}"
 
 
 def named(points: Iterable[Point]) -> str:

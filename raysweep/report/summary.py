@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from raysweep import parts
 from raysweep.config import metrics_by_name
@@ -40,7 +41,7 @@ def summary_md(report: Report) -> str:
     text += ["## Scores" if report.has_labels else "## Measures without labels", *overview(report)]
     columns = report.columns
     rows = [
-        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name)) for name in columns)]
+        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name), name) for name in columns)]
         for point in report.points
     ]
     text.append(markdown([*name_columns(report), "n", *columns], rows))
@@ -170,7 +171,7 @@ def control_section(report: Report, control: str) -> list[str]:
         for point in group.points:
             differences = [group.families[score].from_control(point, control) for score in report.scores]
             if any(differences):
-                rows.append([*names_of(report, point), *cells(differences, control)])
+                rows.append([*names_of(report, point), *cells(differences, report.scores, control)])
     if not rows:
         return []
     return [
@@ -191,7 +192,7 @@ def best_section(report: Report) -> list[str]:
         for point in group.points:
             if point is not best and not same_experiment(point, best):
                 differences = [group.families[score].between(point, best) for score in report.compared]
-                rows.append([*names_of(report, point), *cells(differences, word)])
+                rows.append([*names_of(report, point), *cells(differences, report.compared, word)])
         several = len(report.groups) > 1 or len(group.best) > 1
         tables += [
             *([f"Each point minus {best.title}:"] if several else []),
@@ -240,10 +241,11 @@ def paired(group: Group) -> int:
     return max((family.points for family in group.families.values()), default=0)
 
 
-def cells(differences: Sequence[Difference | None], than: str) -> list[str]:
+def cells(differences: Sequence[Difference | None], scores: Sequence[str], than: str) -> list[str]:
     """Return the number of shared seeds, and for each score the difference and its verdict."""
     count = max((difference.n for difference in differences if difference is not None), default=0)
-    return [str(count), *(text for item in differences for text in (numbers(item), verdict(item, than)))]
+    texts = [[numbers(item, score), verdict(item, than)] for item, score in zip(differences, scores, strict=True)]
+    return [str(count), *chain.from_iterable(texts)]
 
 
 def score_columns(scores: Sequence[str]) -> list[str]:
@@ -257,7 +259,7 @@ def blocks_section(report: Report) -> list[str]:
     if not points:
         return []
     rows = [
-        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name)) for name in block_scores())]
+        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name), name) for name in block_scores())]
         for point in points
     ]
     header = [*name_columns(report), "n", *(f"block {block}" for block in range(1, parts.most_blocks() + 1))]

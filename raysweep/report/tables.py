@@ -10,6 +10,7 @@ from typing import Any
 from raysweep.config import METRICS, SETTINGS, about, has_effect
 from raysweep.errors import printable
 from raysweep.report.contents import Report
+from raysweep.report.digits import decimals_of
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, confidence, differences, divisor_of, estimate
 from raysweep.report.sentences import verdict
 from raysweep.report.statistics import Difference
@@ -183,12 +184,14 @@ def difference_columns(prefix: str, difference: Difference, alone: Estimate | No
     return {f"{prefix}{name}": value for name, value in zip(difference_names(divisor), values, strict=True)}
 
 
-def cell(value: Estimate | None) -> str:
+def cell(value: Estimate | None, metric: str) -> str:
     """Return `0.9821 ± 0.0043`: the mean and half of its interval; only the mean for one or two seeds."""
     if value is None:
         return "–"
     wide = value.high is None or value.n < LEAST_SEEDS  # the interval of two seeds is 12.7 times their standard error
-    return f"{value.mean:.4f}" if wide or value.high is None else f"{value.mean:.4f} ± {value.high - value.mean:.4f}"
+    digits = decimals_of(metric, value.mean)
+    mean = f"{value.mean:.{digits}f}"
+    return mean if wide or value.high is None else f"{mean} ± {value.high - value.mean:.{digits}f}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from raysweep.report.page import page, points_table
 from raysweep.report.points import SCORES
 from raysweep.report.seeds import seeds_needed
 from raysweep.report.sentences import named, others_sentence
+from raysweep.report.summary import summary_md
 from tests.report.test_report import COLUMNS, fill_with
 
 SEEDS = [0, 1, 2, 3]
@@ -622,3 +624,28 @@ def test_a_sweep_of_many_points_compares_pairs_with_the_best_only(tmp_path):
     family = report.groups[0].families["linear/test_accuracy"]
     assert len(family.pairs) == 59
     assert all(values and f"alpha={values[-1]}" in pair for pair in family.pairs)
+
+
+@pytest.mark.parametrize("metric", ["pretrain/loss", "knn/val_accuracy", "linear/val_accuracy"])
+def test_the_metric_that_chooses_is_in_every_table(tmp_path, metric):
+    losses = {"usl_lr=0.001": 0.00012, "usl_lr=0.01": 0.00008}
+
+    def metrics(trial):
+        value = losses[trial.point] if metric == "pretrain/loss" else 0.5 + 1000 * losses[trial.point]
+        return dict.fromkeys(COLUMNS, 0.5) | {metric: value * (1 + trial.settings.seed / 10)}
+
+    tune = {"metric": metric, "mode": "min" if metric == "pretrain/loss" else "max"}
+    report = report_of(tmp_path, {"usl_lr": [0.001, 0.01]}, metrics, tune=tune)
+    assert report.columns.count(metric) == 1
+    header = metric.replace("_", " ").replace("/", "\n")
+    assert header in [column.header for column in summary_table(report, 300)[0].columns]
+    table = points_table(report)
+    shown = [row[table.header.index(metric)] for row in table.rows]
+    text = summary_md(report)
+    assert all(f" {each} |" in text for each in shown)
+    if metric == "pretrain/loss":
+        assert [each.split(" ")[0] for each in shown] == ["0.0001380", "0.00009200"], "not 0.0001 for both"
+        assert "usl_lr=0.01 is best by pretrain/loss (0.00009200, mean of 4 seeds)" in text
+        assert "All scores except pretrain/loss are accuracies" in text
+    else:
+        assert all(re.fullmatch(r"0\.\d{4} ± 0\.\d{4}", each) for each in shown), "four decimals"
