@@ -123,7 +123,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.colors import ListedColormap, Normalize  # noqa: E402
 from matplotlib.ft2font import FT2Font  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import NullFormatter  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 __all__ = [
     "SHADES",
@@ -276,8 +276,16 @@ def add_legend(parent: Figure | Axes, entries: Mapping[str, Artist], width: int,
         text.set_text(wrapped(label, width))
 
 
-def label_powers_of_ten(axes: Axes) -> None:
-    """Label a logarithmic x axis 10⁻³, 10⁻², …; Matplotlib's own labels need mathematical text, which is off."""
+def label_powers_of_ten(axes: Axes, is_narrow: bool = False) -> None:
+    """Label a logarithmic x axis 10⁻³, 10⁻², …; Matplotlib's own labels need mathematical text, which is off.
+
+    A narrow axis has too few powers of ten. It is labelled 0.1, 0.2, 0.5, 1, ….
+    """
+    if is_narrow:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        return
     axes.xaxis.set_major_formatter(lambda value, _: power_of_ten(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -14,6 +14,7 @@ from raysweep.report.drawing import label_powers_of_ten, power_of_ten, wrapped
 from raysweep.report.heatmaps import axis_label, kind_of_metric, number, seeds
 from raysweep.report.points import LEAST_SEEDS, Point, estimate, percent
 from raysweep.report.ranking import rank_points
+from raysweep.report.scales import WIDE, Scale, suitable
 from raysweep.space import Sweep
 
 if TYPE_CHECKING:
@@ -90,17 +91,17 @@ def side_by_side(axes: Axes, lines: Sequence[Sequence[float]]) -> list[list[floa
     return moved
 
 
-def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, is_even: bool = False) -> None:
-    """Label the x axis, and make it logarithmic if the values span a factor of 100 or more.
+def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, scale: Scale | None = None) -> None:
+    """Label the x axis, and give it the scale that suits its values.
 
-    If zero is among the values, the axis is linear up to the smallest positive value.
+    If zero is among the values of a logarithmic axis, it is linear up to the smallest positive value.
 
     Args:
         axes: The axes.
         name: The setting.
         values: Its values.
         numeric: Whether they are numbers.
-        is_even: Whether they were drawn evenly from a range. Then the axis is linear.
+        scale: The scale; None for the one that suits numbers.
     """
     axes.set_xlabel(axis_label(name))
     if not numeric:
@@ -112,13 +113,12 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, is_e
             ha="right" if rotate else "center",
         )
         return
-    positive = [value for value in values if value > 0]
-    if positive and max(positive) / min(positive) >= 100 and min(values) >= 0 and not is_even:
-        if len(positive) == len(values):
-            axes.set_xscale("log")
-        else:
-            axes.set_xscale("symlog", linthresh=min(positive))
-        label_powers_of_ten(axes)
+    scale = scale or suitable(values)
+    if scale != "linear":
+        positive = [value for value in values if value > 0]
+        options = {"linthresh": min(positive)} if scale == "symlog" else {}
+        axes.set_xscale(scale, **options)
+        label_powers_of_ten(axes, is_narrow=scale == "log" and max(positive) / min(positive) < WIDE)
 
 
 def tick_at(axes: Axes, values: Sequence[float]) -> None:

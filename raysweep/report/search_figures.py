@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from raysweep.report.control_styles import TINTS, in_order, label_of
@@ -16,13 +15,16 @@ from raysweep.report.drawing import SHADES, Figure, Normalize, add_legend, own_s
 from raysweep.report.figures import draw_baseline, shown
 from raysweep.report.heatmaps import axis_label, headed, is_numeric, kind_of_metric, title
 from raysweep.report.marks import BELOW, clip, dot_style, scale_axis, seeds_and_bars
-from raysweep.report.points import Point, mean_of, shown_scores
+from raysweep.report.points import Point, matrix, mean_of, shown_scores
+from raysweep.report.scales import Scale, places_of, scale_of, values_at
+from raysweep.report.statistics import fit_blocks
 from raysweep.space import Sweep
 
 LEAST_POINTS = 3
 """With fewer points than this, there is no figure of a search."""
 LEAST_FOR_IMPORTANCE = 8
 """With fewer points than this, the importance of a setting cannot be estimated."""
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_TICKS = 8
 """Most values that an axis of the parallel coordinates names."""
 
@@ -57,12 +59,12 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
     colour_by = strongest(trained, [each for each in sweep.searched if each != name], scores[0])
     tints = [0.3] * len(trained)
     if colour_by:
-        shades, is_even = [point.varied[colour_by] for point in trained], colour_by in sweep.evenly_drawn
-        tints = [scaled(value, shades, is_even) for value in shades]
+        shades = [point.varied[colour_by] for point in trained]
+        tints = places_of(shades, scale_of(sweep, colour_by, shades))
     colours = SHADES(tints)
     figure, panels = panel_grid(len(scores), (4.2, 3.8), margin=(0.8 if colour_by else 0, 0.4))
     for axes, score in zip(panels, scores, strict=True):
-        scale_axis(axes, name, values, numeric, name in sweep.evenly_drawn)
+        scale_axis(axes, name, values, numeric, scale_of(sweep, name, values) if numeric else None)
         for point, colour in zip(trained, colours, strict=True):
             if point.values(score):
                 x = point.varied[name] if numeric else values.index(point.varied[name])
@@ -77,7 +79,9 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
         clip(axes, score)
         axes.grid(alpha=0.25)
     if colour_by:
-        add_colour_bar(figure, panels, quarter_values(shades, is_even), axis_label(colour_by))
+        add_colour_bar(
+            figure, panels, values_at(QUARTERS, shades, scale_of(sweep, colour_by, shades)), axis_label(colour_by)
+        )
     colour = f", colour: {axis_label(colour_by)}" if colour_by else ""
     figure.suptitle(headed(sweep.name, f"a filled dot for each point{colour}; {seeds_and_bars(points)}"), fontsize=11)
     entries = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
@@ -98,41 +102,20 @@ def strongest(points: Sequence[Point], names: Sequence[str], score: str) -> str 
     return max(strengths, key=lambda name: strengths[name]) if strengths else None
 
 
-def is_logarithmic(values: Sequence[float], is_even: bool) -> bool:
-    """Return whether values are shown on a logarithmic scale: if they are positive and span a factor of 100.
-
-    Values that were drawn evenly from a range (`is_even`) have a linear scale.
-    """
-    return not is_even and min(values) > 0 and max(values) / min(values) >= 100
-
-
-def scaled(value: Any, values: Sequence[Any], is_even: bool) -> float:
-    """Return the place of a value among `values` in [0, 1]: by size for numbers, else by first occurrence."""
-    if not is_numeric(values):
-        different = list(dict.fromkeys(values))
-        return different.index(value) / max(1, len(different) - 1)
-    low, high = min(values), max(values)
-    if low == high:
-        return 0.5
-    if is_logarithmic(values, is_even):
-        return math.log(value / low) / math.log(high / low)
-    return float((value - low) / (high - low))
+def heights(sweep: Sweep, name: str, values: Sequence[Any]) -> list[float]:
+    """Return the places of a setting's values in [0, 1]: on their scale for numbers, else by first occurrence."""
+    if is_numeric(values):
+        return places_of(values, scale_of(sweep, name, values))
+    different = list(dict.fromkeys(values))
+    return [different.index(value) / max(1, len(different) - 1) for value in values]
 
 
 def add_colour_bar(figure: Figure, panels: Any, quarters: Sequence[float], label: str) -> None:
-    """Add a colour bar with numbers at five places, which `quarter_values` returns."""
+    """Add a colour bar with numbers at the places `QUARTERS`."""
     image = panels[-1].scatter([], [], c=[], norm=Normalize(0, 1), cmap=SHADES)
-    bar = figure.colorbar(image, ax=list(panels), ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar = figure.colorbar(image, ax=list(panels), ticks=QUARTERS)
     bar.ax.set_yticklabels([shown(float(value)) for value in quarters])
     bar.set_label(label)
-
-
-def quarter_values(values: Sequence[float], is_even: bool) -> list[float]:
-    """Return the values at 0, 1/4, 1/2, 3/4 and 1 of the scale of `values`."""
-    low, high = float(min(values)), float(max(values))
-    if is_logarithmic(values, is_even):
-        return [low * (high / low) ** share for share in (0, 0.25, 0.5, 0.75, 1)]
-    return [low + (high - low) * share for share in (0, 0.25, 0.5, 0.75, 1)]
 
 
 @own_style()
@@ -157,14 +140,14 @@ def draw_parallel(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     columns[score] = [mean_of(point, score) for point in complete]
     figure = Figure(figsize=(1.5 + 1.6 * len(columns), 4.4), layout="constrained")
     axes = figure.subplots()
-    even = {*sweep.evenly_drawn, score}
-    tints = [scaled(value, columns[score], is_even=True) for value in columns[score]]
-    for row, tint in enumerate(tints):
-        places = [scaled(values[row], values, name in even) for name, values in columns.items()]
-        axes.plot(range(len(columns)), places, color=SHADES(tint), linewidth=1.2)
+    tints = places_of(columns[score], "linear")
+    places = [tints if name == score else heights(sweep, name, values) for name, values in columns.items()]
+    for tint, line in zip(tints, zip(*places, strict=True), strict=True):
+        axes.plot(range(len(columns)), line, color=SHADES(tint), linewidth=1.2)
     for place, (name, values) in enumerate(columns.items()):
         axes.axvline(place, color="0.3", linewidth=0.8)
-        ticks = tick_places(values, name in even)
+        scale = scale_of(sweep, name, values) if name != score and is_numeric(values) else "linear"
+        ticks = tick_places(values, places[place], scale)
         for height, words in ticks:
             axes.text(place, height, f" {words}", fontsize=7, va="center", bbox={"facecolor": "white", "pad": 0.6,
                       "edgecolor": "none", "alpha": 0.7})  # fmt: skip
@@ -179,16 +162,16 @@ def draw_parallel(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     return figure
 
 
-def tick_places(values: Sequence[Any], is_even: bool) -> list[tuple[float, str]]:
+def tick_places(values: Sequence[Any], places: Sequence[float], scale: Scale) -> list[tuple[float, str]]:
     """Return the heights in [0, 1] at which an axis of the parallel coordinates names values, and their words."""
+    different = dict(zip(values, places, strict=True))
     if is_numeric(values):
-        if len(set(values)) <= MOST_TICKS:
-            return [(scaled(value, values, is_even), shown(value)) for value in dict.fromkeys(values)]
-        return [(share, shown(float(f"{value:.3g}"))) for share, value in zip((0, 0.25, 0.5, 0.75, 1),
-                quarter_values(values, is_even), strict=True)]  # fmt: skip
-    different = list(dict.fromkeys(values))
+        if len(different) <= MOST_TICKS:
+            return [(place, shown(value)) for value, place in different.items()]
+        return [(share, shown(float(f"{value:.3g}")))
+                for share, value in zip(QUARTERS, values_at(QUARTERS, values, scale), strict=True)]  # fmt: skip
     step = math.ceil(len(different) / MOST_TICKS)
-    return [(scaled(value, values, is_even), str(value)[:24]) for value in different[::step]]
+    return [(place, str(value)[:24]) for value, place in list(different.items())[::step]]
 
 
 @own_style()
@@ -196,7 +179,7 @@ def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     """Draw how much of the variance between points each setting explains, for each score.
 
     The shares are those of fANOVA (Hutter, Hoos and Leyton-Brown 2014) with a random forest, as Optuna computes them.
-    The title of a panel says how much of the variance of single trials lies between seeds, which no setting explains.
+    The title of a panel says how much of this variance comes from the seeds: it would differ with other seeds.
 
     Returns:
         The figure; None with fewer than two settings or `LEAST_FOR_IMPORTANCE` points, or if Optuna is not installed.
@@ -207,14 +190,18 @@ def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     scores = shown_scores(trained)
     if len(names) < 2 or len(trained) < LEAST_FOR_IMPORTANCE or not scores or find_spec("optuna") is None:
         return None
-    figure, panels = panel_grid(len(scores), (3.2, 1.0 + 0.35 * len(names)), margin=(1.8, 0.6), sharey=True)
+    figure, panels = panel_grid(len(scores), (3.2, 1.2 + 0.35 * len(names)), margin=(1.8, 0.6), sharey=True)
     order: list[str] = []
     for axes, score in zip(panels, scores, strict=True):
-        shares = importances(trained, names, score, sweep.evenly_drawn)
+        shares = importances(sweep, trained, names, score)
         order = order or sorted(names, key=lambda name: shares[name])
         axes.barh([axis_label(name) for name in order], [shares[name] for name in order], color="#0072B2")
-        noise = seed_share(trained, score)
-        words = "" if noise is None else f"\n{100 * noise:.0f} % of the variance of trials is between seeds"
+        part = seed_share(trained, score)
+        words = (
+            f"\nabout {100 * part:.0f} % of the variance between points\ncomes from the seeds"
+            if part is not None
+            else ""
+        )
         axes.set_title(f"{title(score)}{words}", fontsize=9)
         axes.set_xlabel("share of the variance between points")
         axes.set_xlim(0, 1)
@@ -223,16 +210,14 @@ def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     return figure
 
 
-def importances(
-    points: Sequence[Point], names: Sequence[str], score: str, even: Collection[str] = ()
-) -> dict[str, float]:
+def importances(sweep: Sweep, points: Sequence[Point], names: Sequence[str], score: str) -> dict[str, float]:
     """Return for each setting the share of the variance between points that it explains alone, in [0, 1].
 
     Args:
+        sweep: The sweep, which says how the values were drawn.
         points: The points.
         names: The settings.
         score: The score.
-        even: The settings whose values were drawn evenly from a range.
     """
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -244,7 +229,7 @@ def importances(
         values = [point.varied[name] for point in points]
         if is_numeric(values):
             # Optuna's forest is averaged evenly over the range, also if the distribution is logarithmic.
-            columns[name] = [scaled(value, values, name in even) for value in values]
+            columns[name] = heights(sweep, name, values)
             distributions[name] = FloatDistribution(0, 1)
         else:
             columns[name] = list(map(str, values))
@@ -263,14 +248,15 @@ def importances(
 
 
 def seed_share(points: Sequence[Point], score: str) -> float | None:
-    """Return the share of the sum of squares of all trials that lies within points, in [0, 1].
+    """Return the share of the variance between the means of points that comes from the seeds, estimated in [0, 1].
 
-    Points differ within themselves only by the seed. None if no point has several seeds, or if all trials are equal.
+    An effect of a seed that all points share does not count, because it changes no difference between points. None if
+    no point has several seeds, or if all means are equal.
     """
-    groups: list[NDArray[np.float64]] = [np.array(point.values(score)) for point in points if point.values(score)]
-    if all(len(group) < 2 for group in groups):
+    fit = fit_blocks(matrix([point.scores(score) for point in points if point.values(score)]))
+    between = float(np.var(fit.effects, ddof=1)) if len(fit.effects) > 1 else 0.0
+    if not fit.df or between <= 0:
         return None
-    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
-    every = np.concatenate(groups)
-    total = float(((every - every.mean()) ** 2).sum())
-    return within / total if total > 0 else None
+    count = len(fit.effects)
+    from_seeds = float(np.trace(fit.covariance) - fit.covariance.sum() / count) / (count - 1)
+    return min(1.0, from_seeds / between)

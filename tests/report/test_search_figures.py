@@ -16,6 +16,7 @@ from raysweep.report.building import drawings_of, read, write_figures
 from raysweep.report.colours import COLOURS
 from raysweep.report.figures import draw
 from raysweep.report.points import COLUMNS
+from raysweep.report.scales import places_of, scale_of, values_at
 from raysweep.report.search_figures import draw_importance, draw_parallel, draw_scatter, importances, seed_share
 from tests.report.test_report import fill_with
 
@@ -131,17 +132,65 @@ def test_parallel_coordinates_have_a_line_for_each_point_that_has_all_settings(t
     assert "40 of 80 points lack a setting" in draw_parallel(sweep, read(store, sweep).points).get_suptitle()
 
 
-def test_importance_finds_the_setting_that_decides_and_names_the_noise_between_seeds(drawn):
+def test_importance_finds_the_setting_that_decides_and_names_the_share_of_the_seeds(drawn):
     _, sweep, report = drawn
     points = [point for point in report.points if not point.baseline]
-    shares = importances(points, ["usl_lr", "strength", "policy"], COLUMNS[1])
+    shares = importances(sweep, points, ["usl_lr", "strength", "policy"], COLUMNS[1])
     assert shares["usl_lr"] > 0.8
     assert sum(shares.values()) < 1
-    scores = np.array([point.values(COLUMNS[1]) for point in points])
-    within = ((scores - scores.mean(1, keepdims=True)) ** 2).sum() / ((scores - scores.mean()) ** 2).sum()
-    assert seed_share(points, COLUMNS[1]) == pytest.approx(within)
     words = texts(draw_importance(sweep, report.points))
-    assert any(f"{100 * within:.0f} % of the variance of trials is between seeds" in text for text in words)
+    assert any("about 0 % of the variance between points\ncomes from the seeds" in text for text in words), (
+        "all points share the effect of the seed"
+    )
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_the_share_of_the_seeds_is_that_of_an_analysis_of_variance(tmp_path, spread):
+    rng = np.random.default_rng(0)
+    effects, noise = rng.normal(0, spread, 40), rng.normal(0, 0.01, (40, 2))
+    table = iter((0.5 + effects[:, None] + [0, 0.2] + noise).ravel())
+
+    def metrics(trial):
+        return dict.fromkeys(COLUMNS, 0.3 if trial.baseline else float(next(table)))
+
+    store, sweep = fill_with(tmp_path, DRAWN, metrics)
+    points = [point for point in read(store, sweep).points if not point.baseline]
+    given = np.array([point.values(COLUMNS[1]) for point in points])
+    rows, columns = given.mean(1, keepdims=True), given.mean(0, keepdims=True)
+    residual = ((given - rows - columns + given.mean()) ** 2).sum() / 39
+    between = 2 * ((rows - given.mean()) ** 2).sum() / 39
+    assert seed_share(points, COLUMNS[1]) == pytest.approx(min(1, residual / between))
+    if spread == 0:
+        assert seed_share(points, COLUMNS[1]) > 0.7, "all points are equal"
+    else:
+        assert seed_share(points, COLUMNS[1]) < 0.3, "the truth is 0.11"
+
+
+def test_a_scale_is_that_of_the_distribution_also_with_zero(tmp_path):
+    search = {
+        "usl_lr": {"loguniform": [1e-3, 2e-2]},
+        "alpha": {"choice": [0, 1e-4, 1e-3, 1e-2, 1]},
+        "strength": {"uniform": [0, 1]},
+    }
+    raw = {"name": "s", "search": search, "tune": {"num_samples": 40}}
+    store, sweep = fill_with(tmp_path, raw, lambda trial: dict.fromkeys(COLUMNS, trial.settings.strength / 2))
+    points = read(store, sweep).points
+    names = list(search)
+    axes = {name: draw_scatter(sweep, points, name).axes[0] for name in names}
+    assert [each.get_xscale() for each in axes.values()] == ["log", "symlog", "linear"]
+    drawing.save(axes["usl_lr"].figure, dpi=20)
+    assert {"0.002", "0.005", "0.01"} <= {text.get_text() for text in axes["usl_lr"].get_xticklabels()}
+    lines = [line for line in draw_parallel(sweep, points).axes[0].lines if len(line.get_xdata()) == 4]
+    heights = {round(float(line.get_ydata()[1]), 9) for line in lines}
+    assert heights == {0, 0.2, 0.4, 0.6, 1}, "zero is one decade below the smallest positive value"
+    for name in names:
+        values = [point.varied[name] for point in points]
+        scale = scale_of(sweep, name, values)
+        places = places_of(values, scale)
+        assert values_at(places, values, scale) == pytest.approx(values)
+        span = axes[name].xaxis.get_transform().transform(np.array(values, dtype=float))
+        if scale != "symlog":  # Matplotlib gives the linear part 1.11 decades
+            assert places == pytest.approx(list((span - span.min()) / np.ptp(span)))
 
 
 def test_importance_is_the_share_of_the_variance_that_a_setting_explains_alone(tmp_path):
@@ -151,7 +200,7 @@ def test_importance_is_the_share_of_the_variance_that_a_setting_explains_alone(t
 
     store, sweep = fill_with(tmp_path, {**DRAWN, "tune": {"num_samples": 100}}, with_simclr)
     points = [point for point in read(store, sweep).points if not point.baseline]
-    shares = importances(points, ["usl_lr", "strength", "policy"], COLUMNS[1])
+    shares = importances(sweep, points, ["usl_lr", "strength", "policy"], COLUMNS[1])
     # Var(f) = 5/48 for f = x with one policy and 0 with the other. The mean over x has the variance 1/16, the mean over
     # the policies 1/48. What remains is the effect of both together.
     assert shares == pytest.approx({"policy": 3 / 5, "usl_lr": 1 / 5, "strength": 0}, abs=0.06)
