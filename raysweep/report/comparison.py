@@ -70,7 +70,7 @@ def draw_comparison(
     panels[0].set_yticks(range(len(rows)), [wrapped(shortened(row_label(point)), 48) for point in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     adjusted = f"\nlast panel: adjusted {percent(points)} intervals" if away else ""
-    figure.suptitle(headed(name, f"{seeds_and_bars(points)}{words}{adjusted}"), fontsize=11)
+    figure.suptitle(headed(name, f"{seeds_and_bars(points, 'bars')}{words}{adjusted}"), fontsize=11)
     if sweeps != [""]:
         entries = legend_of(points, sweeps)
         add_legend(figure, entries, ncols=legend_columns(entries, figure.get_figwidth()), **BELOW)

@@ -7,7 +7,7 @@ from typing import Any
 
 from raysweep.report.drawing import Figure, add_legend, own_style, panel_grid
 from raysweep.report.figures import best_lines, lines_of
-from raysweep.report.heatmaps import headed, is_numeric, title
+from raysweep.report.heatmaps import headed, in_order_of_size, is_numeric, title
 from raysweep.report.marks import (
     BELOW,
     COLOURS,
@@ -59,7 +59,7 @@ def draw_differences(sweep: Sweep, groups: Sequence[Group], scores: Sequence[str
     if len(values) < 2 or not scores:
         return None
     numeric = is_numeric(values)
-    values = sorted(values) if numeric else values
+    values = in_order_of_size(values)
     lines, kept = best_lines(sweep, lines_of(points, name, values), MOST_ENTRIES)
     figure, panels = panel_grid(len(scores), (4.2, 3.6), margin=(0, 0.4 + 0.18 * len(lines)))
     is_moved = False

@@ -13,7 +13,7 @@ import numpy as np
 
 from raysweep.report.control_styles import DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, panels_in_a_row
-from raysweep.report.heatmaps import headed, is_numeric, kind_of_metric, title
+from raysweep.report.heatmaps import headed, in_order_of_size, is_numeric, kind_of_metric, title
 from raysweep.report.marks import (
     BELOW,
     COLOURS,
@@ -81,7 +81,7 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
     if len(values) < 2 or not scores:
         return None
     numeric = is_numeric(values)
-    values = sorted(values) if numeric else values
+    values = in_order_of_size(values)
     baselines = [point for point in points if point.baseline and point.varied.get(name, values[0]) in values]
     baselines = in_order(sorted(baselines, key=lambda point: values.index(point.varied.get(name, values[0]))))
     every = lines_of([point for point in points if not point.baseline], name, values)
@@ -115,8 +115,9 @@ def draw(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | None:
         axes.set_ylabel(kind_of_metric(score))
         clip(axes, score)
         axes.grid(alpha=0.25)
+    marks = "bars" if all(control.swept for control in controls) else "bars and bands"
     words += SIDE_BY_SIDE if positions != drawn else ""
-    figure.suptitle(headed(sweep.name, seeds_and_bars(points) + words), fontsize=11)
+    figure.suptitle(headed(sweep.name, seeds_and_bars(points, marks) + words), fontsize=11)
     entries = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
     for control in controls:
         if len({other.colour for other in controls if other.label == control.label}) > 1:

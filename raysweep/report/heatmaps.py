@@ -59,7 +59,7 @@ def draw_heatmap(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         return None
     planned = [trial.varied for trial in sweep.trials if not trial.baseline]
     axis = [list(dict.fromkeys(varied[name] for varied in planned)) for name in names]
-    x_values, y_values = (sorted(values, key=ordered) if is_numeric(values) else values for values in axis)
+    x_values, y_values = (in_order_of_size(values) for values in axis)
     beside, below = (0.08 * max(map(longest_line, values)) for values in (y_values, x_values))
     slanted = max(map(longest_line, x_values)) > 7
     width, height = max(4.0, 0.72 * len(x_values) + 1.4), max(2.8, 0.5 * len(y_values) + 1.6)
@@ -154,9 +154,10 @@ def is_numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
-def ordered(value: Any) -> float:
-    """Return a number as a key to sort by."""
-    return float(value)
+def in_order_of_size(values: Sequence[Any]) -> list[Any]:
+    """Return numbers in the order of their size, and None after them. Other values keep their order."""
+    numbers = [value for value in values if value is not None]
+    return [*sorted(numbers), *(None for value in values if value is None)] if is_numeric(numbers) else list(values)
 
 
 def longest_line(value: Any) -> int:

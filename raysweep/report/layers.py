@@ -61,7 +61,7 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy")
     panels[0, 0].set_xticks(range(1, 1 + most_blocks(points)))
-    heading = f"linear probe on every block, test accuracy\n{seeds_and_bars(points)}"
+    heading = f"linear probe on every block, test accuracy\n{seeds_and_bars(points, 'bars')}"
     figure.suptitle(headed(sweep.name, f"{heading}\n{words}" if words else heading), fontsize=11)
     entries = {label: handle for axes in panels.flat
                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip

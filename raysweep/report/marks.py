@@ -146,10 +146,10 @@ def clip(axes: Axes, score: str) -> None:
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 
-def seeds_and_bars(points: Sequence[Point]) -> str:
-    """Return the number of seeds in words, and what the dots, bars and bands of the figure mean."""
+def seeds_and_bars(points: Sequence[Point], marks: str = "bars and bands") -> str:
+    """Return the number of seeds in words, and what the dots and the `marks` of the figure mean."""
     most = max(len(point.by_seed) for point in points)
-    bars = f", bars and bands: {percent(points)} interval of the mean" if most >= LEAST_SEEDS else ""
+    bars = f", {marks}: {percent(points)} interval of the mean" if most >= LEAST_SEEDS and marks else ""
     return seeds(points) + (f" (dots){bars}" if most > 1 else "")
 
 

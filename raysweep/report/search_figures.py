@@ -13,7 +13,7 @@ from scipy import stats
 from raysweep.report.control_styles import TINTS, in_order, label_of
 from raysweep.report.drawing import SHADES, Figure, Normalize, add_legend, own_style, panel_grid
 from raysweep.report.figures import draw_baseline, shown
-from raysweep.report.heatmaps import axis_label, headed, is_numeric, kind_of_metric, title
+from raysweep.report.heatmaps import axis_label, headed, in_order_of_size, is_numeric, kind_of_metric, title
 from raysweep.report.marks import BELOW, clip, dot_style, scale_axis, seeds_and_bars
 from raysweep.report.points import Point, matrix, mean_of, shown_scores
 from raysweep.report.scales import Scale, places_of, scale_of, values_at
@@ -55,7 +55,7 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
     if len(trained) < LEAST_POINTS or len(values) < 2 or not scores:
         return None
     numeric = is_numeric(values)
-    values = sorted(values) if numeric else values
+    values = in_order_of_size(values)
     colour_by = strongest(trained, [each for each in sweep.searched if each != name], scores[0])
     tints = [0.3] * len(trained)
     if colour_by:
@@ -82,8 +82,11 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
         add_colour_bar(
             figure, panels, values_at(QUARTERS, shades, scale_of(sweep, colour_by, shades)), axis_label(colour_by)
         )
+    marks = "bands" if any(point.baseline for point in points) else ""
     colour = f", colour: {axis_label(colour_by)}" if colour_by else ""
-    figure.suptitle(headed(sweep.name, f"a filled dot for each point{colour}; {seeds_and_bars(points)}"), fontsize=11)
+    figure.suptitle(
+        headed(sweep.name, f"a filled dot for each point{colour}; {seeds_and_bars(points, marks)}"), fontsize=11
+    )
     entries = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
     if entries:
         add_legend(figure, entries, ncols=3, **BELOW)

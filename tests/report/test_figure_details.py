@@ -148,3 +148,25 @@ def test_the_mean_of_a_control_goes_through_the_rows_of_its_own_points(tmp_path)
             assert encoder in rows[place]
             rows[place] = rows[place].replace(encoder, "")
     assert not [row for row in rows if "conv6" in row or "resnet18" in row], "every row has its control"
+
+
+def test_numbers_are_in_the_order_of_their_size_and_none_comes_last(tmp_path):
+    figure = drawn_by_labels(tmp_path, {"labels_per_class": [100, None, 1]}, "labels_per_class")
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "100", "None"]
+    lines = lines_of(figure)
+    assert len(lines) == 2
+    for label, line in lines.items():
+        first = 0.11 if label == "random encoder" else 0.16
+        assert list(line.get_ydata()) == pytest.approx([first, first + 0.2, first + 0.3])
+        assert line.get_linestyle() == "None", "values that are not all numbers are not joined"
+
+
+def test_a_heading_promises_only_what_the_figure_has(tmp_path):
+    search = {"alpha": [0.1, 1], "seed": [0, 1, 2]}
+    assert ", bars: 95 %" in drawn(tmp_path / "a", search, "alpha").get_suptitle()
+    assert ", bars and bands: 95 %" in drawn(tmp_path / "b", search, "alpha", baseline=True).get_suptitle()
+    store, sweep = fill_with(
+        tmp_path / "c", {"name": "s", "search": {"policy": ["simclr", "noise"], **search}}, metrics
+    )
+    figure = draw_comparison("s", gather(sweep, store.results(sweep)), sweep.metric, sweep.mode)
+    assert ", bars: 95 %" in figure.get_suptitle()

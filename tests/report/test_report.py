@@ -288,7 +288,7 @@ def test_a_sweep_that_varies_the_protocol_has_a_best_point_for_each(tmp_path):
 
     by_labels = figures.draw(sweep, points, "labels_per_class").axes[0]
     random = next(line for line in by_labels.lines if line.get_label() == "random encoder")
-    assert list(random.get_ydata()) == [0.9, 0.5], "each baseline is drawn at its own position"
+    assert list(random.get_ydata()) == [0.5, 0.9], "each baseline is drawn at its own position"
 
 
 def test_a_changed_sweep_file_is_noticed(tmp_path):
