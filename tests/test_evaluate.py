@@ -425,7 +425,7 @@ def other_name(kind, few, where):
 @pytest.mark.parametrize("is_single", [False, True])
 def test_the_same_images_under_another_name_do_not_validate_it_either(with_labels, few, tmp_path, kind, is_single):
     other = {"probe_dataset": other_name(kind, few, tmp_path / "images")}
-    trial = with_labels.directory / "supervised,seed=0" if is_single else with_labels.directory
+    trial = with_labels / "supervised,seed=0" if is_single else with_labels
     where = {"local": True, **({"output": tmp_path} if is_single else {})}
     with pytest.raises(raysweep.RaysweepError, match=r"labels of [0-9]+ of the [0-9]+ validation images: set val_"):
         raysweep.evaluate(trial, set={**other, "split_seed": 1}, name=kind, **where)
@@ -470,7 +470,7 @@ def of_older_version(directory, copy, forget):
 
 @pytest.mark.parametrize("forget", [[], ["protocol"], ["protocol", "datasets"]])
 def test_encoders_of_versions_that_trained_with_all_labels(with_labels, few, tmp_path, forget):
-    older = of_older_version(with_labels.directory, tmp_path / "older", forget)
+    older = of_older_version(with_labels, tmp_path / "older", forget)
     process = evaluate(older, "--set", "knn_k=3", cwd=tmp_path)
     words = "labels of 16 of the 16 validation images: set val_fraction: 0, or leave supervised out of baseline"
     refused(process, words, older)

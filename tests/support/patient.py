@@ -27,7 +27,7 @@ def lengthen_the_last_seconds():
     while not hasattr(sys.modules.get(HEALTH), "LEAVE_SECONDS"):
         time.sleep(0.05)
     # The driver does not always learn from dead servers that the trials have left. Then it waits for all of this time.
-    sys.modules[HEALTH].LEAVE_SECONDS = PATIENCE / 10
+    sys.modules[HEALTH].LEAVE_SECONDS = PATIENCE / 20
 
 
 if __name__ == "__main__":
