@@ -1,6 +1,6 @@
 """Every random draw of a trial comes from a `torch.Generator` named here; no global one.
 
-Modules draw their initial weights, and masks such as those of dropout, from PyTorch's global generators. These are
+Modules draw their initial weights, and the masks of dropout, from PyTorch's global generators. These are
 seeded for it and put back afterwards.
 """
 

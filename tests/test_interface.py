@@ -233,7 +233,7 @@ def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(few, tmp_p
     shutil.copytree(tmp_path / "one" / "seed=1" / "checkpoints", tmp_path / "one" / "seed=0" / "checkpoints")
     resumed = raysweep.resume(tmp_path / "one", local=True)
     assert set(resumed.frame()["status"]) == {"finished"}
-    assert not list(tmp_path.glob("one/*/checkpoints")), "also those that a process left that was killed at the end"
+    assert not list(tmp_path.glob("one/*/checkpoints")), "also the checkpoints that a killed process left at the end"
 
 
 def test_sigterm_saves_the_trials_and_then_ends_the_process_as_before(few, tmp_path):

@@ -338,7 +338,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_that_step(tmp_path):
 @pytest.mark.parametrize("phase", ["pretraining", "linear probe"])
 @pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1), (1, 2)])
 def test_a_resume_may_change_the_online_measures(tmp_path, phase, before, after):
-    """The final measures are those of a trial that was not interrupted: of the last epoch, or none."""
+    """The final measures equal the measures of an uninterrupted trial: of the last epoch, or none."""
     seen = []
     cut, wanted = trial_on_half(probe_every=before), trial_on_half(probe_every=after)
     leaving = {"stop": lambda: phase in seen, "report": lambda at: seen.append(at.phase)}

@@ -19,7 +19,7 @@ BYOL's teacher was one step ahead, the masks of dropout did not depend on the se
 head, and layer-wise Barlow Twins and VICReg normalised both views of a batch together in the encoder's blocks.
 """
 LABELS_LEFT_OUT = 4
-"""The first version that trains with labels without those of the validation images."""
+"""The first version whose training with labels leaves out the validation images."""
 
 
 OMITTED_AT_DEFAULT = ("probe_labels",)

@@ -57,7 +57,7 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         else:
             network.head = nn.Identity()  # nothing trains a head, so the embedding is the features
         if hasattr(network, "draw_weights"):
-            if part.traits["trains"]:  # the draws follow those of the default head, whatever head the encoder has
+            if part.traits["trains"]:  # the draws follow the draws of a default head, whatever head the encoder has
                 torch.set_rng_state(drawn)
                 build_head(Settings(), network.feature_dim)
             network.draw_weights()

@@ -242,7 +242,7 @@ class Evaluation:
         again.
 
         Returns:
-            The names of the metrics that do not count any more: those of all probes that are not kept.
+            The names of the metrics that do not count any more: the metrics of all probes that are not kept.
         """
         now = {part.name: values_of(part, self.settings) for part in parts.probes_in_use(self.settings)}
         self._done = {name: values for name, values in state.get("probes_done", {}).items() if now.get(name) == values}

@@ -44,7 +44,7 @@ def conclusions(group: Group, scores: Sequence[str], more: str, without_random: 
     what to do next.
 
     Args:
-        group: the points, of which at least one competes.
+        group: the points. At least one point competes.
         scores: the scores to speak about; only the first one gets all sentences. The sentences about settings cover
             all test scores.
         more: the sentence that says how to get enough seeds for a verdict.

@@ -181,7 +181,7 @@ def draw_line(
 def control_lines(name: str, lines: Lines, controls: Sequence[Point]) -> list[ControlLine]:
     """Return the lines of the controls. The control points of a line differ only in the setting `name`.
 
-    A control that only some lines of points share has the colour of the first one of these lines.
+    A control that only some lines of points share has the colour of the first of these lines.
 
     Args:
         name: The setting along the x axis.

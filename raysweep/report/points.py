@@ -55,7 +55,7 @@ def has_block_scores(point: Point) -> bool:
 def further_scores() -> tuple[str, ...]:
     """Return the scores on the test split of the probes that are off by default, and of those from plugins.
 
-    Tables show them after the others. A metric of which neither more nor less is better is no score.
+    Tables show them after the others. A metric without a better direction is no score.
     """
     return tuple(
         name

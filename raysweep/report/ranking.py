@@ -57,7 +57,7 @@ def shared_seeds(group: Sequence[Point], metric: str) -> set[int]:
 
 
 def tied(ranked: Sequence[Point], metric: str) -> list[Point]:
-    """Return the first one of the ranked points, and those that are ranked by the same value, apart from rounding."""
+    """Return the first ranked point, and all points that have the same ranking value, apart from rounding."""
     values = ranking_values(ranked, metric)
     most = max(abs(value) for point in ranked for value in point.values(metric))
     return [point for point in ranked if abs(values[point.title] - values[ranked[0].title]) <= ROUNDING * most]

@@ -25,7 +25,7 @@ def alone_words(group: Group) -> str:
 
 
 def value_words(group: Group) -> str:
-    """Return the mean by which the first point is ranked, and of which seeds it is: `0.7297, mean of 5 seeds`.
+    """Return the mean by which the first point is ranked, and its seeds: `0.7297, mean of 5 seeds`.
 
     A race ranks by means that are adjusted for missing seeds. There it is the mean of all seeds of the point.
     """
@@ -44,7 +44,7 @@ def digits_of(value: float, metric: str) -> str:
 
 
 def best_titles(group: Group) -> list[str]:
-    """Return the titles of the best points, without those that are the same experiment as the first one."""
+    """Return the titles of the best points. A point that is the same experiment as the first one is left out."""
     rivals = {point.title for point in group.rivals}
     return [point.title for number, point in enumerate(group.best) if number == 0 or point.title in rivals]
 
@@ -90,7 +90,7 @@ def others_sentence(group: Group, family: Family, subject: str) -> str:
     """Say from which points the first one differs in a score, and from which it shows no difference.
 
     Args:
-        group: The points, of which at least two compete.
+        group: The points. At least two points compete.
         family: The comparisons in the score.
         subject: What the sentence calls the first point.
     """
@@ -151,7 +151,7 @@ def compared(difference: Difference, family: Family) -> str:
 
 
 def score_words(family: Family) -> str:
-    """Return the name of a score, with a remark if less of it is better."""
+    """Return the name of a score, with a remark if less is better."""
     return f"{family.score} (less is better)" if family.mode == "min" else family.score
 
 

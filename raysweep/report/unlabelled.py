@@ -39,7 +39,7 @@ def choice_sentences(group: Group, more: str) -> list[str]:
     """Say which point the metric chooses, from which points it shows no difference, and what other measures choose.
 
     Args:
-        group: The points, of which at least one competes.
+        group: The points. At least one point competes.
         more: The sentence that says how to get enough seeds for a verdict.
     """
     if not group.rivals:

@@ -80,12 +80,12 @@ class Group:
 
     @cached_property
     def rivals(self) -> list[Point]:
-        """The ranked points after the first one, without those that are the same experiment in another sweep."""
+        """The ranked points after the first one. The same experiment in another sweep is left out."""
         return [point for point in self.ranked[1:] if not same_experiment(point, self.ranked[0])]
 
     @cached_property
     def best(self) -> list[Point]:
-        """The points that are called best: the first one, and those that tie with it.
+        """The points that are called best: the first one, and all points that tie with it.
 
         It is empty if no point competes, or if all points that compete tie.
         """

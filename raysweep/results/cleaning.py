@@ -1,4 +1,4 @@
-"""Removing files of a sweep that no trial needs any more, such as those that a killed process has left."""
+"""Removing files of a sweep that no trial needs any more, such as files that a killed process has left."""
 
 from __future__ import annotations
 

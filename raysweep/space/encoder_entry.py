@@ -23,7 +23,7 @@ class EncoderSource:
     digest: str = ""
     """The SHA-256 digest of the file when the evaluation was planned; empty for a control that is built."""
     labels_of: str = ""
-    """The digest of the dataset with whose labels the encoder was trained; empty if there is none, or if unknown."""
+    """The digest of the dataset whose labels trained the encoder; empty if there is none, or if it is unknown."""
     leaves_out: bool = False
     """Whether this training left out the labels of the images that validated the encoder in its sweep."""
 

@@ -179,7 +179,7 @@ class Trial:
     continues: str = field(default="", compare=False)
     """The name of the shorter trial from whose final state the trial continues; empty if from the beginning."""
     views: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """The settings that replace those of the trial where LiDAR draws views; see `views_of_points`."""
+    """LiDAR draws views with this augmentation in place of the trial's own settings; see `views_of_points`."""
 
     @property
     def baseline(self) -> bool:

@@ -243,7 +243,7 @@ def test_the_verdicts_of_further_scores_name_score_and_control(tmp_path):
 
 @pytest.fixture
 def error_probe():
-    """A probe without a switch, as a plugin declares it, with a score of which less is better."""
+    """A probe without a switch, as a plugin declares it, with a score for which less is better."""
     metrics = {"mine/test_error": Metric("Error.", better="min", highest=1, uses_test=True)}
     part = Part("probe", "mine", print, "", {}, metrics, dict(parts.probe.traits), "hash of a plugin")
     parts.probe.add(part)

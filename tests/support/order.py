@@ -24,7 +24,7 @@ LONGEST = (
     "backends/ray/test_faults.py",
     "backends/ray/test_stopping.py",
 )
-"""The longest files, the first of which come first. The last ones share a Ray, as the files after them do."""
+"""The longest files, in the order in which they begin. The last ones share a Ray, as the files after them do."""
 TESTS = Path(__file__).parents[1]
 assert all((TESTS / name).exists() for name in LONGEST), "a file has another name now"
 

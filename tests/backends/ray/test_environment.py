@@ -89,41 +89,38 @@ def test_an_import_that_fails_in_a_worker_is_reported_as_that(tmp_path, quick):
     assert completed.stderr.splitlines() == ["failed: seed=0: ImportError: the wrong threadpoolctl"]
 
 
-def test_the_death_of_rays_head_process_leaves_checkpoints(tmp_path, quick):
-    gate = Gate(tmp_path, step=2)
+def sweep_with_a_dead_head(tmp_path, quick, *signals):
+    """Kill Ray's head process while a trial runs, and send the signals to the command. Return its status and errors."""
+    gate, root = Gate(tmp_path, step=2), tmp_path / "runs" / "x"
     longer = {"RAY_gcs_rpc_server_reconnect_timeout_s": f"{PATIENCE:.0f}"}  # Ray's own library would end the driver
     options = [*flags(quick | {"usl_epochs": 1000}), *gate.arguments, "--name", "x"]
     process = patiently(*options, cwd=tmp_path, **longer)
     gate.wait(process)
     (head,) = [pid for pid, name in descendants(process.pid).items() if name == "gcs_server"]
     os.kill(head, signal.SIGKILL)
-    root = tmp_path / "runs" / "x"
+    for number in signals:
+        os.kill(process.pid, number)
     gate.open_when_told(root, process)
     _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert err.splitlines() == [
+    assert list(root.glob("seed=0/checkpoints/*.json"))
+    return process.returncode, err.splitlines()
+
+
+def test_the_death_of_rays_head_process_leaves_checkpoints(tmp_path, quick):
+    status, lines = sweep_with_a_dead_head(tmp_path, quick)
+    assert status == 1
+    assert lines == [
         "Ray's head process has died: trials are saving checkpoints",
         f"the sweep broke off: Ray's head process has died; resume with: {resume_command('runs/x')}",
     ]
-    assert list(root.glob("seed=0/checkpoints/*.json"))
 
 
 def test_a_signal_that_also_ends_rays_head_process_interrupts_the_sweep(tmp_path, quick):
     """A batch system may send SIGTERM to all processes of a job. It may start a job again whose status is 130."""
-    gate = Gate(tmp_path, step=2)
-    longer = {"RAY_gcs_rpc_server_reconnect_timeout_s": f"{PATIENCE:.0f}"}  # Ray's own library would end the driver
-    options = [*flags(quick | {"usl_epochs": 1000}), *gate.arguments, "--name", "x"]
-    process = patiently(*options, cwd=tmp_path, **longer)
-    gate.wait(process)
-    (head,) = [pid for pid, name in descendants(process.pid).items() if name == "gcs_server"]
-    os.kill(head, signal.SIGKILL)
-    os.kill(process.pid, signal.SIGTERM)
-    gate.open_when_told(tmp_path / "runs" / "x", process)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == f"interrupted; resume with: {resume_command('runs/x')}"
-    assert "head process" not in err
-    assert list(tmp_path.glob("runs/x/seed=0/checkpoints/*.json"))
+    status, lines = sweep_with_a_dead_head(tmp_path, quick, signal.SIGTERM)
+    assert status == 130
+    assert lines[-1] == f"interrupted; resume with: {resume_command('runs/x')}"
+    assert not any("head process" in line for line in lines)
 
 
 HOARDING = """

@@ -1,4 +1,4 @@
-"""A trial on two nodes with Ray Train: each process of it is killed once. One node does not see the other's disk."""
+"""A trial on two nodes with Ray Train: each of its processes is killed once. One node does not see the other's disk."""
 
 import json
 import os
