@@ -222,7 +222,8 @@ encoder = Table(
     batch_norm=False,
     trains=True,
     takes_dim=False,
-    check_size=None,
+    fits=False,
+    check_images=None,
 )
 """`(channels, image_size, *, …)` gives an `nn.Module`: images (B, C, H, W) in [0, 1] -> features (B, D).
 
@@ -230,7 +231,8 @@ encoder = Table(
 beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation. `trains=False` says that no
 method can train it: its trials are not pretrained, and every layer that any encoder has, the embedding too, stands for
 its features. `takes_dim` says that it has `embedding_dim` features; it gets that number as a third positional argument.
-`check_size` is a function of `(channels, image_size)` that raises InputError if the encoder cannot take such images."""
+`fits` says that it has a method `fit`; the encoder of a plugin need not say this. `check_images` is a function of the
+settings and the shape (N, C, H, W) of the pretraining images that raises InputError if the encoder cannot take them."""
 head = Table("head", ("raysweep.models.heads",), batch_norm=False)
 """`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim).
 
@@ -267,8 +269,8 @@ factor; it may be a function. For `check` see `optimizer`. A schedule with the m
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0, labelled=True)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 
-`size` and `channels` are those of its images, `images` is the number of labelled images, for the check of memory, and
-`unlabelled` the number of images that only pretraining reads. `labelled=False` says that no image has a label."""
+`size` and `channels` describe its images, `images` is the number of labelled images, for the check of memory, and
+`unlabelled` is the number of images that only pretraining reads. `labelled=False` says that no image has a label."""
 probe = Table(
     "probe",
     ("raysweep.probes.probes", "raysweep.probes.optional"),

@@ -13,6 +13,7 @@ VALIDATED = Condition("`val_fraction` > 0", lambda s: s.val_fraction > 0) & LABE
 LAYERED = Condition("an encoder made of blocks", lambda s: parts.encoder[s.encoder].traits["blocks"] > 0)
 HEADED = Condition("`usl_epochs` > 0, or a probe on the embedding", parts.has_head)
 EMBEDDED = Condition(
-    "`usl_epochs` > 0, a probe on the embedding, or `encoder: pca`",
+    "`usl_epochs` > 0, a probe on the embedding, or "
+    + " or ".join(f"`encoder: {part.name}`" for part in parts.encoder.values() if part.traits["takes_dim"]),
     lambda s: parts.has_head(s) or bool(parts.encoder[s.encoder].traits["takes_dim"]),
 )

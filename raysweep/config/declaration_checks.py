@@ -32,7 +32,7 @@ NUMBERS = ("blocks", "views", "size", "channels", "images", "unlabelled")
 """The traits that are whole numbers."""
 OF_SETTINGS = ("batch_norm", "reads_total", "acts_as", "reads", "check")
 """The traits that may be functions of the settings."""
-FUNCTIONS = ("acts_as", "reads", "check", "check_fit", "check_size")
+FUNCTIONS = ("acts_as", "reads", "check", "check_fit", "check_images")
 """The traits that are functions or None."""
 
 

@@ -27,8 +27,8 @@ def obstacle(settings: Settings) -> str | None:
     """Return why the first epochs of a pretraining differ from a pretraining with fewer `usl_epochs`.
 
     Returns:
-        The setting that is the reason, with its value; None if the first epochs are exactly those of a pretraining
-        that has fewer `usl_epochs` and is otherwise the same.
+        The setting that is the reason, with its value; None if the first epochs are exactly the same as in a
+        pretraining that has fewer `usl_epochs` and otherwise equal settings.
 
     Example:
         `obstacle(Settings(schedule="cosine"))` gives `"schedule: cosine"`, and `obstacle(Settings())` gives None.

@@ -32,8 +32,8 @@ FOLDER = "folder:"
 class Settings(BaseModel):
     """One experiment: self-supervised pretraining of an encoder, then its evaluation.
 
-    The names are those of the command line in the document that raysweep implements. Defaults that the document states
-    are kept.
+    The document that raysweep implements uses the same names on its command line. Defaults that the document states are
+    kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -21,8 +21,6 @@ from raysweep.plugins import explained
 from raysweep.space import Trial
 from raysweep.space.seen_labels import reads_labels
 
-PCA = "pca"
-"""The encoder that has at most as many components as there are images, and pixels of an image."""
 DataKey = tuple[str, int, int | None]
 """The dataset's name, image size and channels (None means the dataset's own), which together determine the arrays."""
 Datasets = MutableMapping[DataKey, Dataset]
@@ -209,22 +207,15 @@ def refuse_unlabelled(settings: Settings, key: str = "usl_type") -> NoReturn:
 
 def check_data(settings: Settings, data: TrialData) -> None:
     """Raise InputError if the settings need more than the data holds."""
-    images = len(data.pretrain)
     if settings.usl_epochs and settings.batch_size > data.count:
         which = f"the {data.count} training images of {settings.dataset}"
         if data.chosen is not None:
             which += f" that are not kept for validation, and usl_type: {settings.usl_type} reads no others"
         raise InputError(f"batch_size: {settings.batch_size} is more than {which}")
     encoder = parts.encoder[settings.encoder]
-    if settings.encoder == PCA:
-        for count, what in ((images, "training images"), (data.pretrain[0].size, "pixels of an image")):
-            if settings.embedding_dim > count:
-                raise InputError(
-                    f"{settings.encoder}: embedding_dim {settings.embedding_dim} is more than the {count:,} {what}"
-                )
-    if encoder.traits["check_size"] is not None:
+    if encoder.traits["check_images"] is not None:
         with explained(encoder):
-            encoder.traits["check_size"](data.pretrain.shape[1], data.pretrain.shape[2])
+            encoder.traits["check_images"](settings, data.pretrain.shape)
     check_evaluation(settings, data)
     if data.labels is not None:
         check_classes(settings.dataset, data.labels, (), f"usl_type: {settings.usl_type}")

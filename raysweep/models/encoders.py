@@ -19,6 +19,7 @@ Networks are imported inside the functions, because commands import this module 
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +28,8 @@ from raysweep.parts import Part, encoder
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from raysweep.config import Settings
 
 
 @encoder(blocks=5, layers=("layer1", "layer2", "layer3", "layer4", "layer5"))
@@ -83,7 +86,19 @@ def pixels(channels: int, image_size: int) -> nn.Module:
     return Pixels(channels, image_size)
 
 
-@encoder(trains=False, takes_dim=True)
+def check_components(settings: Settings, shape: tuple[int, int, int, int]) -> None:
+    """Raise InputError if `pca` has more components than pretraining images, or than pixels of an image.
+
+    Args:
+        settings: The experiment.
+        shape: The shape (N, C, H, W) of the pretraining images.
+    """
+    for count, what in ((shape[0], "training images"), (math.prod(shape[1:]), "pixels of an image")):
+        if settings.embedding_dim > count:
+            raise InputError(f"pca: embedding_dim {settings.embedding_dim} is more than the {count:,} {what}")
+
+
+@encoder(trains=False, takes_dim=True, fits=True, check_images=check_components)
 def pca(channels: int, image_size: int, components: int) -> nn.Module:
     """The first principal components of the pixels, fitted on the pretraining images: (B, `components`)."""
     from raysweep.models.pca import Pca

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -15,6 +15,9 @@ from raysweep import parts
 from raysweep.errors import InputError
 from raysweep.models.building import has_batch_norm
 from raysweep.parts import Part
+
+if TYPE_CHECKING:
+    from raysweep.config import Settings
 
 LARGEST_FOR_SMALL_STEM = 64
 """The largest side, in pixels, of images for which a ResNet gets the stem for small images."""
@@ -39,11 +42,16 @@ def part_of(name: str) -> Part:
         "batch_norm": has_batch_norm(model),
         "blocks": len(STAGES) if has_stages else 0,
         "layers": STAGES if has_stages else (),
-        "check_size": partial(check_size, name),
+        "check_images": partial(check_images, name),
     }
     builder = TimmResNet if has_stages else TimmEncoder
     text = f"timm's {name}, untrained."
     return Part("encoder", f"timm/{name}", partial(builder, name), text, {}, {}, {**parts.encoder.traits, **traits})
+
+
+def check_images(name: str, settings: Settings, shape: tuple[int, int, int, int]) -> None:
+    """Check the shape of the pretraining images; see the table of encoders in `raysweep.parts`."""
+    check_size(name, shape[1], shape[2])
 
 
 @cache

@@ -35,9 +35,10 @@ def with_images(points: Sequence[Point], recorded: Mapping[str, Mapping[str, str
 def reads_images(settings: Settings) -> bool:
     """Return whether the encoder of an experiment depends on the pretraining images.
 
-    It is trained or fitted on them. The encoder of a plugin may have a method `fit`.
+    It is trained or fitted on them. The encoder of a plugin may have a method `fit` without saying so.
     """
-    return settings.pretrain_epochs > 0 or settings.encoder == "pca" or bool(parts.encoder[settings.encoder].plugin)
+    encoder = parts.encoder[settings.encoder]
+    return settings.pretrain_epochs > 0 or bool(encoder.traits["fits"] or encoder.plugin)
 
 
 def experiment_key(settings: Settings, encoder: str = "", images: str = "") -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from raysweep import portable, space
+from raysweep import parts, portable, space
 from raysweep.config import Settings, has_effect
 from raysweep.data.selection import TrialData, check_data
 from raysweep.data.splits import split_train
@@ -172,3 +172,9 @@ class Third:
     def __call__(self):
         self.asked += 1
         return self.asked >= 3
+
+
+@pytest.mark.parametrize("name", sorted(parts.encoder))
+def test_an_encoder_declares_that_it_has_fit(name):
+    encoder = build_encoder(Settings(encoder=name, embedding_dim=4, usl_epochs=0), 1, 8)
+    assert hasattr(encoder, "fit") == parts.encoder[name].traits["fits"]
