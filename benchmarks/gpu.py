@@ -452,7 +452,7 @@ class Table:
         self.rows.append({"what": what, "value": number, "unit": unit, "remark": remark})
 
     def rates(self, rates_by_name: Mapping[str, list[float]], prefix: str, against: str) -> None:
-        """Print each rate, and its ratio to that of `against`."""
+        """Print each rate, and its ratio to the rate of `against`."""
         for name, values in rates_by_name.items():
             times = measure.ratio(values, rates_by_name[against])["median"]
             remark = "" if name == against else f"{times:.3g} × {against}"

@@ -2,7 +2,7 @@
 
     python benchmarks/linear.py
 
-Both run 300 epochs at batch 250 on one thread. The cached way is that of a trial: it encodes the fit split once,
+Both run 300 epochs at batch 250 on one thread. The cached way is what a trial does: it encodes the fit split once,
 standardises it, and trains the probe, with an accuracy on the val split after every epoch. The other way runs the
 frozen encoder on each batch of each epoch, in the same precision and memory format, without the decoding and transforms
 that a DataLoader would add. It is measured over a few epochs and scaled to 300, as the file says. The script writes

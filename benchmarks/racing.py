@@ -23,7 +23,7 @@ class Raced:
     """The outcome of one simulated race."""
 
     trials: int
-    """The number of trials of the points, without those of the control."""
+    """The number of trials of the points, without the trials of the control."""
     false_pair: bool
     """Whether any look showed a difference between two points whose true means are equal."""
     false_control: bool
@@ -70,7 +70,7 @@ def simulate(race, truth, spread=1.0, agreement=0.7, races=1000, state=0):
         race: the numbers of seeds.
         truth: the true means, the control's first.
         spread: the standard deviation of the residuals of each point, or one for all.
-        agreement: the correlation of the residuals of the metric that ranks the points with those of the score.
+        agreement: the correlation of the residuals of the metric that ranks the points with the residuals of the score.
         races: the number of races.
         state: the state of the random numbers.
     """

@@ -1,4 +1,4 @@
-"""Compare the results of this working tree with those of another commit, bit for bit.
+"""Compare the results of this working tree with the results of another commit, bit for bit.
 
 `python benchmarks/same_results.py COMMIT` runs small sweeps with the command of both trees: every method and layer-wise
 mode, both encoders, every policy, grids of probes, few labels, an image folder evaluated on another dataset, a resumed

@@ -73,7 +73,7 @@ class Sweeps:
     Args:
         space: the file in `search_spaces/`.
         dataset: `digits`, or a folder of images.
-        changes: settings that override those of the file, for `--quick`.
+        changes: settings that override the settings of the file, for `--quick`.
         folder: an empty directory.
     """
 

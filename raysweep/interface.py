@@ -43,7 +43,7 @@ def run(
 
     Args:
         space: A search-space file, the name of a shipped one, the content of one as a dict, or a checked sweep.
-        set: Settings by name that replace those of the search space, as `--set` does; a list becomes a grid.
+        set: Settings by name that replace the settings of the search space, as `--set` does; a list becomes a grid.
         output: The directory in which the results directory is created, or a URI in a bucket; None: `runs`.
         name: The name of the results directory, which must not exist; None takes the name of the search space, with a
             suffix if it exists.
@@ -140,7 +140,7 @@ def open(place: str | Path | Sequence[str | Path]) -> Results:
         place: A results directory, its URI in a bucket (`s3://…`), or a list of these.
 
     Returns:
-        The results. They are read anew at every call, so those of a running sweep grow.
+        The results. They are read anew at every call, so the results of a running sweep grow.
 
     Raises:
         RaysweepError: No sweep is at a place, or several sweeps were not evaluated alike.

@@ -267,7 +267,7 @@ def check_resumable(store: Store, sweep: Sweep) -> list[Result]:
 def check_kept(sweep: Sweep, kept: Sequence[Result], datasets: Datasets | None = None) -> None:
     """Raise InputError if a kept result was evaluated on other data or with another version than the remaining trials.
 
-    Without `datasets`, the data are taken to be those of the results.
+    Without `datasets`, the data are assumed not to have changed since the results were computed.
     """
     from raysweep.data.selection import data_of
 

@@ -104,7 +104,7 @@ def run_new(
 
 
 def pretrainings(sweep: Sweep, share: bool, done: Collection[str] = ()) -> str:
-    """Return the number of pretrainings in words, after a comma, if it is not that of the trials, else an empty text.
+    """Return the number of pretrainings in words, after a comma; an empty text if it is the number of trials.
 
     Args:
         sweep: The sweep. Of a race of seeds, the trials of its first round count.

@@ -50,7 +50,7 @@ class TrialRun:
         attempt: the number of this attempt.
         gpu: whether to use CUDA where it is visible.
         caught: the list into which warnings are recorded.
-        context: the processes of a data-parallel trial, of which this one is the main process.
+        context: the processes of a data-parallel trial. This process is the main one.
         encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.
         sharing, shorter: see `run_trial`.
     """
@@ -151,7 +151,7 @@ class TrialRun:
                         break
                     leaving = stop()
                     # The report comes before the checkpoint. If the process died between the two in the other order,
-                    # the trial would resume after an evaluation of which no scheduler has heard.
+                    # the trial would resume after an evaluation that no scheduler has seen.
                     if moment is not None and not leaving:
                         report(moment)
                     if leaving or due():

@@ -285,7 +285,7 @@ def test_drawn_values_keep_their_short_names_and_figures(base, tmp_path):
     drawn = [point.short_name.removeprefix("strength=") for point in report.points if not point.baseline]
     assert len(drawn) == 3
     assert all(len(value) <= 6 for value in drawn), "four significant digits"
-    assert is_drawn(report.members[0].sweep), "the figures are those of a search"
+    assert is_drawn(report.members[0].sweep), "the figures are the figures of a search"
 
 
 def images_folder(root, bright=0):

@@ -96,7 +96,7 @@ def test_embedded_features_equal_the_probes_reference(tmp_path, architecture, ch
     assert np.array_equal(features, expected)
     assert paths.tolist() == [str(path.relative_to(folder)) for path in layout.images_below(folder)]
     assert len(paths) == 11
-    assert len(np.unique(features, axis=0)) == 11, "the features are those of different images"
+    assert len(np.unique(features, axis=0)) == 11, "the features belong to different images"
 
 
 def test_features_do_not_depend_on_the_batches_and_come_out_alike_again(tmp_path):

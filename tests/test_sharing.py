@@ -130,7 +130,7 @@ def test_other_validation_images_and_another_dataset_share_the_pretraining(tmp_p
 
 
 def test_other_validation_images_need_another_pretraining_with_labels(tmp_path):
-    """A pretraining with labels must not read those of the validation images."""
+    """A pretraining with labels must not read the labels of the validation images."""
     search = [{"val_fraction": [0.1, 0.3, 0], "labels_per_class": [1, 2]}, {"split_seed": [1]}]
     sweep = sweep_of(search, usl_type="supervised", strength=0.0)
     shared, alone = sweep_run(tmp_path / "shared", sweep), sweep_run(tmp_path / "alone", sweep, share=False)

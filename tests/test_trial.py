@@ -499,7 +499,7 @@ def test_final_metrics_are_those_of_the_saved_encoder_on_the_right_splits(tmp_pa
 
 
 def test_the_last_online_accuracy_is_that_of_its_own_images(tmp_path, monkeypatch):
-    """All features exist by then, and the last evaluation uses only those of the fixed subsets."""
+    """All features exist by then, and the last evaluation uses only the features of the fixed subsets."""
     monkeypatch.setattr(evaluation, "ONLINE_BANK", 40)
     monkeypatch.setattr(evaluation, "ONLINE_QUERIES", 15)
     trial = trial_of(seed=1)

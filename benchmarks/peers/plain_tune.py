@@ -3,7 +3,7 @@
     python benchmarks/peers/plain_tune.py --dataset digits --out plain.json
 
 The script is complete and imports nothing from raysweep. Network, decoder, objective, images, epochs, batch size,
-optimiser, seeds and α are those of `benchmarks/search_spaces/`, and a trial has one core in both. The script leaves out
+optimiser, seeds and α are as in `benchmarks/search_spaces/`, and a trial has one core in both. The script leaves out
 raysweep's additional work: k-means, kNN, measures while training, pictures, checkpoints, error bars.
 
 It does what a careful author does. The driver decodes images once, and they reach the trials through the object store.

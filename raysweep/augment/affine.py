@@ -28,8 +28,8 @@ def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffinePa
     With s = `strength` > 0, u = min(s, 1) and v = min(s, 2):
 
     - an affine map with probability u/2 (a random half of the batch at s = 1): each of the four entries of its linear
-      part is the identity's entry plus U(−0.25v, 0.25v), and each of the two shifts is U(−0.5v, 0.5v). Coordinates are
-      those of `torch.nn.functional.affine_grid`, where the image spans [−1, 1], so 0.5 is a quarter of its side. The
+      part is the identity's entry plus U(−0.25v, 0.25v), and each of the two shifts is U(−0.5v, 0.5v). Coordinates
+      are as in `torch.nn.functional.affine_grid`: the image spans [−1, 1], so 0.5 is a quarter of its side. The
       range stops growing at twice the published one, because many views would show nothing of the image;
     - flip with probability u/2;
     - saturation factor 2^U(−2s, 2s), and 2^U(−8, 8) from s = 4 on, where colours are practically pure or gray;

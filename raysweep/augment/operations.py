@@ -194,7 +194,7 @@ def turn_hue(images: Tensor, weights: Tensor, shares: Tensor, out: Tensor | None
 def solarize(images: Tensor) -> Tensor:
     """Invert every channel value x of at least 0.5 to 1 − x; equals torchvision's `solarize` at threshold 0.5.
 
-    The threshold is the one of BYOL (Grill et al. 2020, arXiv 2006.07733, Appendix B).
+    BYOL uses this threshold (Grill et al. 2020, arXiv 2006.07733, Appendix B).
     """
     return torch.where(images < 0.5, images, 1 - images)
 

@@ -72,7 +72,7 @@ class PretrainingQueue:
                 self.unopened.append(Group(pretraining, list(pretraining.trials)))
         self.unopened.reverse()  # the last one is next
         self.open: list[Group] = []
-        """The groups of which a trial has started and another one waits or runs."""
+        """The groups in which a trial has started and another one waits or runs."""
         self.groups: dict[str, Group] = {}
         """The group of each running trial, by the trial's name."""
 

@@ -196,7 +196,7 @@ class Mean:
 
     value: float
     count: int
-    """The number of seeds of which it is the mean."""
+    """The mean is over this number of seeds."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from raysweep.plugins import explained
 
 
 def read_part(part: Part, request: DatasetRequest, parameters: Mapping[str, Any]) -> Dataset:
-    """Read a dataset of the table; raises InputError if the one of a plugin is faulty."""
+    """Read a dataset of the table; raises InputError if a plugin's dataset is faulty."""
     if not part.plugin:
         dataset: Dataset = part.function(request, **parameters)
         return dataset

@@ -62,7 +62,7 @@ def split_train(
         if len(members) < 2:
             raise InputError(
                 f"class {class_name(index, classes)} has {len(members)} training image, too few to divide into fit and "
-                "val: add images of it, or set val_fraction: 0"
+                "val: add images of this class, or set val_fraction: 0"
             )
         in_val[members[: share(len(members), val_fraction)]] = True
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)

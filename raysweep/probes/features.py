@@ -126,6 +126,6 @@ def standardize_(fit: Tensor, *others: Tensor) -> None:
 
 def fixed_subset(available: int, wanted: int) -> Tensor:
     """Choose `wanted` of `available` images (or all), the same in every trial. Return their positions, sorted."""
-    # NumPy promises that the numbers of RandomState are the same in every version, but not those of default_rng.
+    # NumPy promises the same numbers of RandomState in every version. It does not promise this for default_rng.
     chosen = np.random.RandomState(0).permutation(available)[:wanted]
     return torch.from_numpy(np.sort(chosen))

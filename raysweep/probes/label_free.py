@@ -54,8 +54,8 @@ def check_lidar(metric: str, trials: Iterable[tuple[Settings, tuple[int, int]]])
         width = encoder.feature_dim if layer == "trunk" else getattr(encoder.head, "out_features", encoder.feature_dim)
         if width > LIDAR_WIDEST:
             raise InputError(
-                f"tune.metric: {metric} is left out if the {layer} is wider than {LIDAR_WIDEST:,}, and that of "
-                f"{settings.encoder} has {width:,} features of images of {size}×{size} pixels; choose by "
+                f"tune.metric: {metric} is left out if the {layer} is wider than {LIDAR_WIDEST:,}, and the "
+                f"{layer} of {settings.encoder} has {width:,} features of images of {size}×{size} pixels; choose by "
                 f"label_free/{layer}_rankme"
             )
 
@@ -115,7 +115,7 @@ def lidar(views: Tensor) -> float | None:
     covariance = within.T @ within
     del within
     covariance.diagonal().add_(DELTA)
-    # The nonzero eigenvalues are those of the smaller matrix (L^-1 B)^T (L^-1 B), where Σw = L L^T and Σb = B B^T.
+    # The smaller matrix (L^-1 B)^T (L^-1 B), where Σw = L L^T and Σb = B B^T, has the same nonzero eigenvalues.
     root, failure = torch.linalg.cholesky_ex(covariance)
     if failure:
         return None

@@ -21,7 +21,7 @@ def logistic_scores(
 ) -> dict[str, float]:
     """Fit logistic regression to the fit split for each strength; evaluate the best one on the validation split.
 
-    The protocol is that of Kornblith et al. 2019 (arXiv 1805.08974), but the validation images are not used to train
+    The protocol follows Kornblith et al. 2019 (arXiv 1805.08974), but the validation images are not used to train
     again. If two strengths are equally good, the one that is listed first counts. Nothing is drawn at random.
 
     Args:

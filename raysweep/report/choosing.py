@@ -123,7 +123,7 @@ def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
 
 
 def acting_value(name: str, settings: Settings) -> Any:
-    """Return the value of a setting; the default if it has no effect. The size of the images is that of all images."""
+    """Return the value of a setting; the default if it has no effect. For `image_size` it is the size of the images."""
     return side_of(settings) if name == "image_size" else getattr(computed(settings), name)
 
 

@@ -202,7 +202,7 @@ class Report:
     def absent(self) -> list[str]:
         """Return a line that names the points with ended trials but no finished one; empty without such points.
 
-        Another line names the points of which an evaluation has no encoder.
+        Another line names the points whose encoders an evaluation lacks.
         """
         names, without_encoder = [], []
         for member in self.members:

@@ -51,7 +51,7 @@ def at_most(sweep: Sweep, points: Sequence[Point], most: int) -> tuple[list[Poin
 def add_seeds(axes: Axes, x: float, values: Sequence[float], colour: str, divisor: int) -> None:
     """Draw each seed as a dot at `x`, and the interval of the mean for `LEAST_SEEDS` seeds or more.
 
-    Nothing is drawn for a single seed, because its dot would hide the mean. `divisor` is that of the points.
+    Nothing is drawn for a single seed, because its dot would hide the mean. `divisor` is the same as for the points.
     """
     value = estimate(values, divisor)
     if value is not None and value.n > 1:

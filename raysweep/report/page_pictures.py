@@ -58,7 +58,7 @@ def what_it_shows(name: str, report: Report) -> str:
     }
     for setting in searched:
         words[setting] = f"the scores against {setting}: the mean over seeds with its interval"
-        words[f"{setting}_minus_random"] = f"the scores minus those of the random encoder, against {setting}"
+        words[f"{setting}_minus_random"] = f"the scores minus the scores of the random encoder, against {setting}"
         for other in searched:
             words[f"{setting}_x_{other}"] = f"the mean scores as colours over {setting} and {other}"
     return f"Figure: {words[name]}. The tables have the numbers." if name in words else name

@@ -98,7 +98,7 @@ class Point:
     sweep: str = ""
     """The name of its sweep if several sweeps are compared, else empty."""
     planned: Sequence[int] = ()
-    """The seeds of all its trials, including unfinished ones, and those whose encoder an evaluation lacks."""
+    """The seeds of all its trials, including unfinished trials, and trials whose encoder an evaluation lacks."""
     without_encoder: Sequence[int] = ()
     """The planned seeds that have no trial, because the evaluation lacks their encoder."""
     label: str = ""

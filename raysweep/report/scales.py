@@ -14,7 +14,7 @@ WIDE = 100
 
 
 def scale_of(sweep: Sweep, name: str, values: Sequence[float]) -> Scale:
-    """Return the scale of a setting's values: that of its distribution, or the one that suits the values."""
+    """Return the scale of a setting's values: the scale of its distribution, or else a scale that suits the values."""
     if name in sweep.evenly_drawn:
         return "linear"
     return suitable(values, {kind for key, kind in sweep.distributions if key == name} == {"loguniform"})

@@ -181,7 +181,7 @@ def tick_places(values: Sequence[Any], places: Sequence[float], scale: Scale) ->
 def draw_importance(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     """Draw how much of the variance between points each setting explains, for each score.
 
-    The shares are those of fANOVA (Hutter, Hoos and Leyton-Brown 2014) with a random forest, as Optuna computes them.
+    Optuna computes the shares by fANOVA (Hutter, Hoos and Leyton-Brown 2014) with a random forest.
     The title of a panel says how much of this variance comes from the seeds: it would differ with other seeds.
 
     Returns:

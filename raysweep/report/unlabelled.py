@@ -107,7 +107,7 @@ def method_sentence(group: Group, metric: str) -> str:
 
 
 def differing(group: Group, names: Sequence[str]) -> Iterator[str]:
-    """Yield the settings of which the points have several values, counting only values that have an effect."""
+    """Yield the settings that differ between the points, counting only values that have an effect."""
     for name in names:
         values = {str(getattr(point.settings, name)) for point in group.points if has_effect(name, point.settings)}
         if len(values) > 1:

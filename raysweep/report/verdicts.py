@@ -97,7 +97,7 @@ class Group:
 
     @property
     def complete(self) -> list[Point]:
-        """The points of which all planned seeds have finished."""
+        """The points whose planned seeds have all finished."""
         return [point for point in self.points if not point.missing]
 
     @property

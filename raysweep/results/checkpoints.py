@@ -1,4 +1,4 @@
-"""Training checkpoints: numbered files with a hash, of which the newest two are kept."""
+"""Training checkpoints: numbered files with a hash. The newest two are kept."""
 
 from __future__ import annotations
 

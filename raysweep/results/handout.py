@@ -193,7 +193,7 @@ def digest_of(content: bytes) -> str:
 
 
 def remove_unneeded(store: Store, sweep: Sweep) -> None:
-    """Remove the states that no unfinished trial of a sweep needs, such as those of a process that was killed.
+    """Remove the states that no unfinished trial of a sweep needs, such as the states of a process that was killed.
 
     If that fails, a warning says so; the sweep has its results all the same.
     """

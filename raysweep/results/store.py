@@ -135,7 +135,7 @@ class Store:
             place: See `Store`.
             copies: See `Store`.
             given: The parts that the sweep needs and that no file has.
-            beside: Plugins to activate beside those of the sweep.
+            beside: Plugins to activate beside the plugins of the sweep.
 
         Raises:
             InputError: There is no sweep, its bucket cannot be reached, or a plugin is missing or faulty.

@@ -15,7 +15,7 @@ CONTROLS: Mapping[str, Mapping[str, Any]] = {
     "pca": {"usl_epochs": 0, "encoder": "pca"},
     SUPERVISED: {"usl_type": "supervised", "layerwise": "none", "strength": 0.0},
 }
-"""For each control, in the order of tables and figures, the settings that differ from those of a point."""
+"""For each control, in the order of tables and figures, the settings that differ from a point's settings."""
 
 
 def read_controls(value: Any, where: str) -> tuple[str, ...]:

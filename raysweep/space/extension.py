@@ -18,7 +18,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
     """Extend an existing sweep by new points.
 
     The trials of `by` come first, in its order. The trials that it no longer contains follow. Controls stay, and
-    those of `by` are added. `tune`, `resources` and settings that change no score are taken from `by`. A larger
+    the controls of `by` are added. `tune`, `resources` and settings that change no score are taken from `by`. A larger
     `usl_epochs` in the base of `by` gives new trials, and their names contain it.
 
     Args:

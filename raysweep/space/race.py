@@ -48,7 +48,7 @@ def check_racers(sweep: Sweep, where: str) -> None:
 
 
 def names_of_points(sweep: Sweep) -> tuple[list[str], list[str]]:
-    """Return the names of the points of the search, and those of the controls."""
+    """Return the names of the points of the search, and the names of the controls."""
     points = dict.fromkeys(trial.point for trial in sweep.trials if not trial.baseline)
     controls = dict.fromkeys(trial.point for trial in sweep.trials if trial.baseline)
     return list(points), list(controls)

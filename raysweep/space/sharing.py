@@ -40,7 +40,7 @@ class HandsOut:
     epochs: tuple[int, ...]
     """The epochs after which the state is handed out, in increasing order; the last one may be the trial's own."""
     variants: tuple[Trial, ...] = ()
-    """A trial for each way in which the online measures of the other trials differ from those of this trial."""
+    """A trial for each way in which the online measures of the other trials differ from this trial's measures."""
 
     def __str__(self) -> str:
         """Return a short text, from which Tune makes tags."""

@@ -49,7 +49,7 @@ class BatchShard:
     def gather(self, z: Tensor) -> Tensor:
         """Gather this process's rows (end − start, D) into all rows (batch, D), with gradient.
 
-        A value computed from all rows, divided by the number of processes, is this process's share of it.
+        A value computed from all rows, divided by the number of processes, is this process's share of the value.
         """
         rows: Tensor = _Gather.apply(z, self)
         return rows
@@ -172,7 +172,7 @@ class TrainingStep(nn.Module):
     """The modules that one optimizer trains and the losses of a batch, as one network that is trained in parallel.
 
     Args:
-        trained: The modules. Every parameter of them must take part in the losses.
+        trained: The modules. Each of their parameters must take part in the losses.
         losses: A function of (views, clean images).
     """
 

@@ -26,7 +26,7 @@ def follow_trial(
     Args:
         settings: the settings of the trial.
         datasets: the datasets that the trial needs.
-        context: the processes of the trial, of which this one is not the main process.
+        context: the processes of the trial. This process is not the main one.
         threads: the number of threads of this process.
         gpu: whether to use CUDA where it is visible.
     """

@@ -34,7 +34,7 @@ def settings_of(**changed):
 
 
 def test_reference_training_is_the_textbook_loop():
-    """The first loss is torch's cross-entropy on the first batch; the following ones are those of Adam."""
+    """The first loss is torch's cross-entropy on the first batch; Adam determines the following losses."""
     settings = settings_of(usl_epochs=2, batch_size=60)
     state = fresh_state(settings, 1, 8, CPU, classes=10)
     reported = [metrics["pretrain/loss"] for metrics in pretrain(settings, state, IMAGES, labels=LABELS)]

@@ -157,7 +157,7 @@ def test_features_of_a_block_are_its_output_pooled_until_no_wider_than_the_trunk
 
 def test_batch_norm_stays_in_evaluation_mode_while_probing():
     encoder = make_encoder("resnet18", 3, 16, 8, seed=0)
-    with torch.no_grad():  # statistics that differ from those of every batch below
+    with torch.no_grad():  # statistics that differ from the statistics of every batch below
         for module in encoder.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.fill_(0.1)

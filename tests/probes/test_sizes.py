@@ -28,7 +28,7 @@ def digits():
 
 
 def reference(bank, bank_labels, queries, labels, *, classes, k, temperature):
-    """Compute kNN in float64 by its definition, with each vote divided by that of the nearest neighbour."""
+    """Compute kNN in float64 by its definition, with each vote divided by the nearest neighbour's vote."""
     bank, queries = (part.double().numpy() for part in (bank, queries))
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
@@ -158,7 +158,7 @@ def test_features_that_hardly_vary_are_said_to(digits, scale):
 @pytest.mark.parametrize("temperature", [1e-6, 0.019, 0.02, 0.07, 0.5])
 def test_scores_of_older_versions_are_never_compared_with_present_ones(temperature):
     present = protocol(make_settings({"knn_temperature": temperature}, "here"), "digest")
-    for version in (1, 2, 3):  # version 2 was that of small temperatures
+    for version in (1, 2, 3):  # version 2 changed small temperatures
         assert fingerprint({**present, "version": version}) != fingerprint(present)
         assert protocol_difference({**present, "version": version}, present) == ("version", version, 4)
 

@@ -427,7 +427,7 @@ def test_a_dead_lock_of_another_machine_is_taken_over_after_a_while_and_a_live_o
         monkeypatch.setattr(mirror_module, "STALE", 3600.0)
         seen = set()
         wait_for(lambda: seen.update(locks(s3, uri).items()) or len(seen) == 3)
-        assert len({key for key, _ in seen}) == 1, "the live lock is renewed, and its time is therefore that of a beat"
+        assert len({key for key, _ in seen}) == 1, "the live lock is renewed, so a beat has set its time"
         monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "elsewhere"))
         with pytest.raises(InputError, match="is running this sweep"), Store(store.place).lock():
             pass

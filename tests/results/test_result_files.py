@@ -324,7 +324,7 @@ USERS = [
     ),
     *(".result.json.my-raysweep-ab12cd34", ".raysweep.ab12cd34", ".features.ab12cd34", ".nfs00000000ab12cd34"),
 ]
-"""Names that a user, an editor or a file system could give to files beside those of a trial."""
+"""Names that a user, an editor or a file system could give to files beside the files of a trial."""
 
 
 def test_only_names_that_raysweep_gives_to_temporary_files_count_as_such(tmp_path):

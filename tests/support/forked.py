@@ -121,7 +121,7 @@ class Server:
         """Start a Python program and return it while it runs.
 
         `arguments` are what follows `python` on a command line: a file, `-m MODULE` or `-c PROGRAM`, and its arguments.
-        `environment` has all of the process's environment variables; None stands for those of this process. `changes`
+        `environment` has all environment variables of the process; None stands for this process's variables. `changes`
         are environment variables to set in addition.
         """
         environment = {**(os.environ if environment is None else environment), **changes}

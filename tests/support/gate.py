@@ -28,7 +28,7 @@ class Gate:
         self.hold(step)
 
     def hold(self, step):
-        """Hold trials before this later step, and let go on those that are held before another one."""
+        """Hold trials before this later step, and let trials go on that are held before another step."""
         new = self.file.with_name("new gate")
         new.write_text(str(step))
         new.replace(self.file)

@@ -37,7 +37,7 @@ BLOCKWISE = {
     "greedy": ("parallel, barlow", "parallel, denoising", "autoencoder", "denoising autoencoder", "simclr", "vicreg"),
     "random": ("parallel, mse", "autoencoder", "simclr"),
 }
-"""The losses of a block are those of the whole encoder, so each kind of loss is here once."""
+"""A block is trained with the same losses as the whole encoder, so each kind of loss is here once."""
 METHODS = {
     **PARALLEL,
     **{f"{way}, {name}": {**PARALLEL[name], "layerwise": way} for way, names in BLOCKWISE.items() for name in names},

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 CHECKPOINT_EVERY = "checkpoint_every"
 """The key for the number of epochs between two checkpoints. All other keys are settings."""
 DEFAULTS = {"probe_every": 1, "images_every": 0, "projector_images": 0}
-"""Defaults that differ from those of a sweep. They change no score."""
+"""Defaults that differ from a sweep's defaults. They change no score."""
 STRUCTURE = ("usl_type", "encoder", "layerwise", "head", "embedding_dim", "dataset", "image_size", "optimizer")
 """Settings that a trial cannot change between two checkpoints, as well as the parameters of the kinds `FIXED`."""
 FIXED = ("encoder", "head", "dataset", "optimizer")

@@ -263,7 +263,7 @@ def make_tuner(
     stop: tune.Stopper | None = None,
     callbacks: Sequence[tune.Callback] = (),
 ) -> tune.Tuner:
-    """Return a Tuner that runs the trainable that `shared` returned, for these trials or for those of the proposer.
+    """Return a Tuner that runs the trainable that `shared` returned, for these trials or the proposer's trials.
 
     The trainable is called with config `{"trial": trial}`. Workers are reused, so that each imports torch only once.
     """

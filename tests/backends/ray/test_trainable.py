@@ -130,7 +130,7 @@ def test_a_trainable_that_pbt_perturbs_continues_from_the_checkpoint_of_its_dono
                 continue
             perturbed += 1
             given = [state for state in donor if state["losses"] == after["losses"][:-1]]
-            assert given, "its first epochs are those of the donor"
+            assert given, "its first epochs are the donor's epochs"
             settings = make_settings(after["settings"], "test")
             assert given[0]["settings"]["usl_lr"] != settings.usl_lr
             assert given[0]["settings"]["strength"] != settings.strength
