@@ -319,7 +319,7 @@ def preview(
     preparation.check_paths(sweep, is_evaluated=False)
     from raysweep.report import preview as drawing
 
-    with (progress or Silence()).waiting("loading the data; what is not there yet is downloaded"):
+    with (progress or Silence()).waiting("loading the data; missing datasets are downloaded"):
         figure = drawing.draw(sweep, dataset_of)
     drawing.save(figure, output)
     return drawing.panels_of(sweep)

@@ -130,7 +130,7 @@ def add_plugins(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="FILE.py",
-        help="a file, or an installed module, that declares parts; may be given several times; it is run",
+        help="a Python file or installed module that declares parts; raysweep runs it; may be given several times",
     )
 
 
@@ -185,8 +185,8 @@ def add_sweep_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--no-share",
         action="store_true",
-        help="let every trial pretrain (default: trials share a pretraining that is the same, or the beginning of a "
-        "longer one)",
+        help="let every trial pretrain (default: trials with the same pretraining share it, also if one of them "
+        "trains longer)",
     )
     parser.add_argument(
         "--estimate",

@@ -127,8 +127,8 @@ def check_rows(part: Part, settings: Settings, data: TrialData) -> None:
     some = part.function(images[index], settings.strength, generator(0, "check"), rows, **arguments)
     if not torch.allclose(views[index], some, atol=1e-5):
         raise InputError(
-            "draws other numbers for a part of a batch, which a trial in several processes needs to be equal; draw for "
-            "`part.batch` images and select the rows `part.index`"
+            "draws other numbers for a part of a batch than for the whole batch; draw for `part.batch` images and "
+            "select the rows `part.index`"
         )
 
 

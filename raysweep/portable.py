@@ -63,7 +63,7 @@ def build(saved: SavedEncoder) -> Any:
         if name not in saved.weights:
             fault = f"{name} is missing"
         elif name not in needed:
-            fault = f"{name} is none of its weights"
+            fault = f"{name} is not a weight of this encoder"
         elif saved.weights[name].shape != needed[name].shape:
             fault = f"{name} is {tuple(saved.weights[name].shape)} instead of {tuple(needed[name].shape)}"
         elif saved.weights[name].dtype != needed[name].dtype:

@@ -128,7 +128,7 @@ def prepare(
     sweep: Sweep, store: Store, recorded: Mapping[str, str], where: Where, progress: Progress
 ) -> tuple[Datasets, str]:
     """Load and check the data, and prepare the backend. Write nothing. Return the datasets and the plan in words."""
-    with progress.waiting("loading the data; what is not there yet is downloaded"):
+    with progress.waiting("loading the data; missing datasets are downloaded"):
         datasets = preparation.load_datasets(sweep, recorded)
     if where.local:
         from raysweep.backends import local

@@ -33,7 +33,7 @@ def is_blurred(settings: Any) -> bool:
 
 
 BLURRED = Condition("`blur: true`", is_blurred)
-TWO_VIEWS = Condition("a method with two views", lambda s: s.views > 1)
+TWO_VIEWS = Condition("two views of each image", lambda s: s.views > 1)
 
 
 def simclr_acts_as(settings: Any) -> dict[str, float]:
@@ -61,7 +61,7 @@ def simclr(
     blur_probability_second: Annotated[
         float | None,
         Field(ge=0, le=1),
-        "`simclr`: the same for the second view of each image; none means `blur_probability`.",
+        "`simclr`: probability of the blur for the second view of each image; none means `blur_probability`.",
         BLURRED & TWO_VIEWS,
     ] = None,
     solarize_probability: Annotated[
@@ -73,7 +73,7 @@ def simclr(
     solarize_probability_second: Annotated[
         float | None,
         Field(ge=0, le=1),
-        "`simclr`: the same for the second view of each image; none means `solarize_probability`.",
+        "`simclr`: probability of solarization for the second view; none means `solarize_probability`.",
         TWO_VIEWS,
     ] = None,
     flip: Annotated[bool, "`simclr`: mirror an image left to right with probability min(s, 1)/2."] = True,

@@ -36,7 +36,9 @@ WATCHED = {
         is_reported=is_watched,
     ),
     "pretrain/rankme": Metric(
-        "RankMe: effective rank of the same embeddings (Garrido et al. 2023).", lowest=0.0, is_reported=is_watched
+        "RankMe: effective rank of the embeddings of 1,024 fixed images (Garrido et al. 2023).",
+        lowest=0.0,
+        is_reported=is_watched,
     ),
     "pretrain/images_per_s": Metric("Training images per second.", better="max", lowest=0.0, is_reported=is_pretrained),
     "online/knn_val_accuracy": Metric(

@@ -90,7 +90,7 @@ class Settings(BaseModel):
         parts.Chooses("optimizer"),
     ] = "adam"
     usl_lr: Annotated[
-        float, Field(gt=0), About("Learning rate of pretraining; the largest one if `schedule` varies it.", PRETRAINED)
+        float, Field(gt=0), About("Learning rate of pretraining; its maximum if `schedule` varies it.", PRETRAINED)
     ] = 1e-4
     schedule: Annotated[
         str,

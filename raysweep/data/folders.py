@@ -86,14 +86,14 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
 
 def ignoring(ignored: Sequence[Path]) -> str:
     """Return the part of a missing-images message that lists the ignored files."""
-    return f" (only files that end like images are read; there are {layout.kinds(ignored)})" if ignored else ""
+    return f" (only files with image endings are read; there are {layout.kinds(ignored)})" if ignored else ""
 
 
 def warn_of_ignored(spec: str, ignored: Sequence[Path]) -> None:
-    """Warn about the files in a dataset's folders whose names do not end like images."""
+    """Warn about the files in a dataset's folders whose names have no image ending."""
     if ignored:
         files = "1 file is" if len(ignored) == 1 else f"{len(ignored):,} files are"
-        warn_once(f"{spec}: {files} ignored, as only files that end like images are read: {layout.kinds(ignored)}")
+        warn_once(f"{spec}: {files} ignored, as only files with image endings are read: {layout.kinds(ignored)}")
 
 
 def differences(train: tuple[str, ...], other: tuple[str, ...], name: str) -> str:

@@ -216,7 +216,7 @@ def images_below(folder: Path, ignored: list[Path] | None = None) -> Iterator[Pa
 
 
 def images_among(folder: Path, names: Iterable[str], ignored: list[Path] | None = None) -> Iterator[Path]:
-    """Yield, sorted, the files among `names` that end like images; `ignored` as in `images_below`."""
+    """Yield the files in `names` with image endings, sorted. For `ignored` see `images_below`."""
     for name in sorted(names):
         if name.startswith(".") or name.lower() in SIDE_FILES:
             continue

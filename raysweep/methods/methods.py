@@ -26,8 +26,8 @@ from raysweep.parts import Chooses, Condition, Metric, Remark, method
 if TYPE_CHECKING:
     from torch import nn
 
-REC_LOSS = Metric("Its reconstruction part, summed over the views.", better="min")
-EMB_LOSS = Metric("Its embedding part, before the weight α.", better="min")
+REC_LOSS = Metric("Reconstruction part of the loss, summed over the views.", better="min")
+EMB_LOSS = Metric("Embedding part of the loss, before the weight α.", better="min")
 VICREG_LOSSES = {
     "pretrain/invariance_loss": Metric(
         "VICReg's mean squared difference of the views, without weight.", better="min", lowest=0.0

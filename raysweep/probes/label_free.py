@@ -54,8 +54,8 @@ def check_lidar(metric: str, trials: Iterable[tuple[Settings, tuple[int, int]]])
         width = encoder.feature_dim if layer == "trunk" else getattr(encoder.head, "out_features", encoder.feature_dim)
         if width > LIDAR_WIDEST:
             raise InputError(
-                f"tune.metric: {metric} is left out if the {layer} is wider than {LIDAR_WIDEST:,}, and the "
-                f"{layer} of {settings.encoder} has {width:,} features of images of {size}×{size} pixels; choose by "
+                f"tune.metric: {metric} needs at most {LIDAR_WIDEST:,} features, but the {layer} of "
+                f"{settings.encoder} has {width:,} for images of {size}×{size} pixels; choose by "
                 f"label_free/{layer}_rankme"
             )
 

@@ -174,7 +174,7 @@ LearningRate = Annotated[
     Field(gt=0),
     "Adam's learning rate for the linear probe and for the MLP.",
     Condition(
-        "no `lr` in `probe_grid`, `per_layer`, or `mlp_probe`",
+        "`per_layer`, `mlp_probe`, or no `lr` in `probe_grid`",
         lambda s: s.per_layer or has_mlp(s) or not is_listed("lr", s),
     ),
 ]
@@ -184,7 +184,7 @@ WeightDecay = Annotated[
     Field(ge=0),
     "Weight decay (an L2 penalty, as in Adam) of the linear probe and of the MLP.",
     Condition(
-        "no `weight_decay` in `probe_grid`, `per_layer`, or `mlp_probe`",
+        "`per_layer`, `mlp_probe`, or no `weight_decay` in `probe_grid`",
         lambda s: s.per_layer or has_mlp(s) or not is_listed("weight_decay", s),
     ),
 ]

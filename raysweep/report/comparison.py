@@ -162,5 +162,5 @@ def legend_of(points: Sequence[Point], sweeps: Sequence[str]) -> dict[str, Line2
     }
     for control in dict.fromkeys(point.control for point in in_order(point for point in points if point.baseline)):
         dashes = (0, (DASH_LENGTHS[control], DASH_LENGTHS[control]))
-        entries[f"{label_of(control)} of the sweep of that colour"] = Line2D([], [], color="0.4", linestyle=dashes)
+        entries[f"{label_of(control)} (colour: the sweep)"] = Line2D([], [], color="0.4", linestyle=dashes)
     return entries

@@ -240,7 +240,7 @@ def without_metric(report: Report) -> str:
         return "only some of the points have a validation split to choose by"
     if report.has_labels:
         return "there is no validation split to choose by"
-    return "the points were evaluated without labels; set tune.metric to a measure that is to choose"
+    return "the points were evaluated without labels; set tune.metric to the measure that chooses"
 
 
 def without_random(report: Report, point: Point) -> str:

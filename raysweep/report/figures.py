@@ -201,7 +201,7 @@ def control_lines(name: str, lines: Lines, controls: Sequence[Point]) -> list[Co
     counts = Counter(line.control for line in drawn)
     kinds = {control: label_of(control) for control in counts if counts[control] == 1}
     if len(drawn) > MOST_NAMED_CONTROLS:
-        kinds |= {control: f"{label_of(control)} of the line of that colour" for control in counts.keys() - kinds}
+        kinds |= {control: f"{label_of(control)} (colour: the line of its points)" for control in counts.keys() - kinds}
     return [replace(line, label=kinds.get(line.control, line.label)) for line in drawn]
 
 

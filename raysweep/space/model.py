@@ -81,7 +81,9 @@ class Tune(BaseModel):
         ),
     ] = 1
     max_concurrent: Annotated[
-        int | None, Field(ge=1), About("Most trials at a time. None means as many as the resources allow.")
+        int | None,
+        Field(ge=1),
+        About("The largest number of trials at a time. None means as many as the resources allow."),
     ] = None
     max_failures: Annotated[
         int,
@@ -92,8 +94,8 @@ class Tune(BaseModel):
         float | None,
         Field(ge=0),
         About(
-            "Least number of seconds between two checkpoints of a trial. None means 30, or 50 times as long as the "
-            "last checkpoint took, if that is more."
+            "Least number of seconds between two checkpoints of a trial. None means 30, or more if checkpoints would "
+            "take more than 2 % of the time."
         ),
     ] = None
     time_budget: Annotated[

@@ -20,7 +20,7 @@ class Race(BaseModel):
 
     _types = field_validator("*", mode="before")(check_type)
 
-    most: Annotated[int, Field(ge=3), About("Most seeds of a point. A verdict needs three seeds.")]
+    most: Annotated[int, Field(ge=3), About("The largest number of seeds of a point. A verdict needs three seeds.")]
     least: Annotated[int, Field(ge=2), About("Seeds with which every point starts: 0, 1, 2, …")] = 3
     until: Annotated[
         Literal["separated"],

@@ -88,7 +88,7 @@ def test_controls_of_several_lines_along_the_axis_have_the_colours_of_their_line
         assert list(control.get_ydata()) == pytest.approx([value, value])
     search["labels_per_class"] = [1, 2, 10, 100]
     figure = drawn_by_labels(tmp_path / "four", search, "le_epochs")
-    assert figure.legends[0].get_texts()[-1].get_text() == "random encoder of the line of that colour"
+    assert figure.legends[0].get_texts()[-1].get_text() == "random encoder (colour: the line of its points)"
     colours = [line.get_color() for line in figure.axes[0].lines if line.get_label().startswith("random encoder")]
     points = [line.get_color() for label, line in lines_of(figure).items() if label.startswith("labels_per_class")]
     assert colours == points

@@ -62,7 +62,7 @@ class Stop(tune.Stopper):
         if self.start.is_late(bool(self.watch.running or self.watch.done)):
             self.watch.view.note(explain_late_workers(own_session()))
         if self.monitor.begins_to_wait(bool(self.watch.running) and self.monitor.resources.workers == 1):
-            self.watch.view.note("no node that is up has room for a trial: waiting until one joins")
+            self.watch.view.note("no running node has room for a trial; waiting for another node")
         if not self.stopping.asked():
             return False
         # A trial that starts before the flag is set computes until it checks the flag. A trial that starts later stops

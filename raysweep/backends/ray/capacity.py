@@ -77,7 +77,7 @@ def unused_gpus(nodes: Sequence[Node], resources: Resources) -> str:
     if resources.gpu or not idle:
         return ""
     uses = "is" if idle == 1 else "are"
-    return f"; {counted(idle, 'GPU')} {uses} not used, --set resources.gpu=1 gives one to each trial"
+    return f"; {counted(idle, 'GPU')} {uses} not used (--set resources.gpu=1 gives one to each trial)"
 
 
 def needs(resources: Resources) -> str:

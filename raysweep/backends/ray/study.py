@@ -86,8 +86,8 @@ def find_study(url: str, storage: RDBStorage, store: Store) -> StudySummary | No
             return summary
     if any(summary.study_name == name for summary in summaries):
         raise InputError(
-            f"tune.storage: {url} already has a study {name!r}, which is not of this sweep; choose another name with "
-            "--name, or another storage"
+            f"tune.storage: {url} already has a study {name!r} of another sweep; choose another name with --name, "
+            "or another storage"
         )
     return None
 

@@ -28,14 +28,14 @@ def resources(cpu=1, gpu=0.0, workers=1):
             [node(4, 2), node(4)],
             {},
             None,
-            "8 at a time on 2 nodes; 2 GPUs are not used, --set resources.gpu=1 gives one to each trial",
+            "8 at a time on 2 nodes; 2 GPUs are not used (--set resources.gpu=1 gives one to each trial)",
         ),
         (
             [node(2, 1)],
             {"workers": 2},
             None,
-            "1 at a time, each 2 workers with 1 core, on 1 node; 1 GPU is not used, --set resources.gpu=1 gives one to "
-            "each trial",
+            "1 at a time, each 2 workers with 1 core, on 1 node; 1 GPU is not used (--set resources.gpu=1 gives one to "
+            "each trial)",
         ),
         ([node(3), node(3)], {"cpu": 2}, None, "2 at a time on 2 nodes"),  # 6 cores, but no node holds two trials
         ([node(0), node(4), node(1)], {"cpu": 2}, 9, "2 at a time on 1 node"),

@@ -21,7 +21,7 @@ from tests.support.racing import race_of
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LARGE = ["--num-cpus=1", "--num-gpus=2"]  # the only nodes for trials with two GPUs
 NO_CUDA = "resources.gpu gives the trial a GPU, but PyTorch sees none: it ran on the CPU"
-WAITING = "no node that is up has room for a trial: waiting until one joins\n"
+WAITING = "no running node has room for a trial; waiting for another node\n"
 
 
 PLUGIN = """

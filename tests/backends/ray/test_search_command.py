@@ -132,7 +132,7 @@ def test_another_sweep_may_not_take_the_name_of_a_study(searched):
     process = on_shared_ray("space.yaml", "--output", "other", cwd=root.parent.parent)
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
-    assert "already has a study 'search', which is not of this sweep; choose another name" in process.stderr
+    assert "already has a study 'search' of another sweep; choose another name" in process.stderr
     assert not (root.parent.parent / "other").exists()
 
 
