@@ -136,8 +136,8 @@ def evaluations(content: Content) -> str:
     for name, trials, files in zip(names, content["evaluations"], content["new files of features"], strict=True):
         entry = content["seconds"][name]
         body.append((name, trials, files, spread(entry), f"{100 * entry['median'] / sweep:.1f} %"))
-    head = ["", "trials", "extractions (one for each encoder and split)", "seconds from start to exit", "of the sweep"]
-    return rows(head, body)
+    extractions = "extractions (one for each encoder and split)"
+    return rows(["", "trials", extractions, "seconds from start to exit", "share of the sweep"], body)
 
 
 def draw() -> str:
