@@ -671,7 +671,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--quick", action="store_true", help="all in small, to see that it works")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be repeated")
-    parser.add_argument("--workers", type=int, default=max(1, min(16, os.cpu_count() or 1)), help="of the DataLoader")
+    workers = max(1, min(16, os.cpu_count() or 1))
+    parser.add_argument("--workers", type=int, default=workers, help="worker processes of the DataLoader")
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         print("PyTorch sees no GPU here, so nothing is measured (--device cpu --quick shows that the script works)")

@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep, and print and write the figures."""
     parser = argparse.ArgumentParser(description="A sweep of very many very short trials.")
     parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=0, help="of pretraining (0)")
+    parser.add_argument("--epochs", type=int, default=0, help="pretraining epochs (0)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where the JSON goes")
     parser.add_argument("--keep", type=Path, help="a new directory for the sweep (default: a temporary one)")
     parsed = parser.parse_args(argv)

@@ -58,12 +58,12 @@ class Span:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="What a sweep costs beside its trials' own work.")
-    parser.add_argument("--trials", type=int, nargs="+", default=[7, 100, 500], help="sweeps of so many trials")
-    parser.add_argument("--short", type=int, default=5, help="runs of each of them but the longest (5)")
-    parser.add_argument("--long", type=int, default=3, help="runs of the longest (3)")
+    parser.add_argument("--trials", type=int, nargs="+", default=[7, 100, 500], help="numbers of trials of the sweeps")
+    parser.add_argument("--short", type=int, default=5, help="runs of each sweep except the longest (5)")
+    parser.add_argument("--long", type=int, default=3, help="runs of the longest sweep (3)")
     parser.add_argument("--turns", type=int, default=5, help="runs of a trial with and without records (5)")
     parser.add_argument(
-        "--epochs", type=int, default=20, help="of that trial's pretraining, and 1.5 as many of its probe"
+        "--epochs", type=int, default=20, help="pretraining epochs of that trial; its probe gets 1.5 times as many"
     )
     parsed = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="raysweep-overhead-"))

@@ -76,11 +76,14 @@ CASES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="What limits a sweep of very many trials on very many nodes.")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; the others stay written")
-    parser.add_argument("--case", type=int, nargs=3, metavar=("SLOTS", "TRIALS", "REPORTS"), help="another of `driver`")
-    parser.add_argument("--case_seconds", type=float, default=1.0, help="between two reports in that (1)")
-    parser.add_argument("--trials", type=int, default=10_000, help="of `start` (10,000)")
-    parser.add_argument("--runs", type=int, default=500, help="of `tensorboard` (500)")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="run only these parts; other results stay"
+    )
+    sizes = ("SLOTS", "TRIALS", "REPORTS")
+    parser.add_argument("--case", type=int, nargs=3, metavar=sizes, help="an additional case of `driver`")
+    parser.add_argument("--case_seconds", type=float, default=1.0, help="seconds between two reports in this case (1)")
+    parser.add_argument("--trials", type=int, default=10_000, help="number of trials of `start` (10,000)")
+    parser.add_argument("--runs", type=int, default=500, help="number of runs of `tensorboard` (500)")
     parser.add_argument("--drive", help=argparse.SUPPRESS)  # a case, in a separate process
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a real trial in a separate process, for strace
     parsed = parser.parse_args(argv)

@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=["digits", "cifar", "lightly"], action="append", help="default: all")
     parser.add_argument("--folder", type=Path, help="train/<class>/*, test/<class>/*; default: random images")
     parser.add_argument("--images", type=int, default=3000, help="training images of the cifar sweep (3000)")
-    parser.add_argument("--repeats", type=int, default=3, help="of the sweeps (3); lightly has five at least")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each sweep (3); lightly has at least five")
     parser.add_argument("--quick", action="store_true", help="small and once: for development, no measurement")
     given = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

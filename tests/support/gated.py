@@ -17,7 +17,7 @@ def gated(
     steps: int,
     epoch_steps: int,
     *,
-    gate: Annotated[str, "File with the number of the step before which trials wait; without it they do not."] = "gate",
+    gate: Annotated[str, "File with the step before which trials wait. They do not wait without it."] = "gate",
 ) -> float:
     """Return the constant factor 1. A trial that waits creates a file whose name ends with its process id."""
     note, end = Path(f"{gate}.{os.getpid()}"), time.monotonic() + LONGEST
