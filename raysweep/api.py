@@ -55,7 +55,7 @@ def plan(
     Args:
         source: a search space; None: only what `overrides` says.
         overrides: settings by name (a list becomes a grid), `baseline`, `tune.NAME`, `seeds.NAME`, `resources.NAME`.
-        where: how it is to run.
+        where: how and where it will run.
         plugins: files or installed modules with parts; the search space may list more of them.
         parts: decorated functions and classes, which are passed to the workers by value.
 

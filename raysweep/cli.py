@@ -88,7 +88,7 @@ def where_of(parsed: argparse.Namespace) -> api.Where:
 
 
 def check_destination(parsed: argparse.Namespace, directory: str, sweep: Sweep) -> None:
-    """Refuse in a dry run a --name or --output that the run would refuse. A bucket is not asked."""
+    """Raise InputError for a --name or --output that a real run would refuse. Buckets are not checked."""
     if {"name", "output"} & parsed.given.keys() and not is_uri(directory):
         Store.plan(directory, parsed.name, sweep.name)
 

@@ -71,7 +71,7 @@ class Remark:
     may_be_unused: bool = False
     """Whether it may be given to a sweep in which no trial reads it."""
     protocol: bool = True
-    """For a parameter of a probe: whether scores are comparable only if they agree in it."""
+    """For a probe's parameter: whether scores with different values cannot be compared."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a value for a message; of a long one the middle is left out."""
+    """Return a value for a message. The middle of a long value is left out."""
     return text if len(text) <= QUOTED else f"{text[: QUOTED // 2]} … {text[-QUOTED // 2 :]}"
 
 

@@ -133,7 +133,7 @@ def plan_for_sweep(
         trained_tune=sweep.tune,
         is_unlabelled=is_meant_unlabelled,
     )
-    evaluation = replace(evaluation, race=sweep.race)  # its intervals allow for seeds that were added after looks
+    evaluation = replace(evaluation, race=sweep.race)  # a race looks at results and adds seeds, so intervals are wider
     if not evaluation.examples[0].settings.probe_labels:
         evaluation = replace(evaluation, agreement=agreement_in(store, sweep, evaluation.metric))
     return PlannedEvaluation(evaluation, store.place, digests=evaluated_before(store, sweep, encoders))

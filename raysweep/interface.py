@@ -52,7 +52,7 @@ def run(
         plugins: Files or installed modules with parts of your own. The search space may list more of them.
         parts: Functions and classes that a decorator such as `raysweep.loss` declared, for example in a notebook. They
             are sent to the workers by value.
-        share: Whether trials share a pretraining that is the same, or the beginning of a longer one. The results are
+        share: Whether trials with the same pretraining share it, also if one of them trains longer. The results are
             the same.
         progress: True shows the progress, False shows nothing, and "auto" shows it in a notebook and on a terminal.
 

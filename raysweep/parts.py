@@ -7,7 +7,7 @@ their types, ranges, defaults and descriptions, are settings of an experiment::
     def nt_xent(z1, z2, *, temperature: Annotated[float, Field(gt=0), "Temperature τ."] = 0.5):
         '''Normalised temperature-scaled cross entropy.'''
 
-From the tables of parts follow the flags of the command line, the checks of a search space, the settings that have an
+The tables of parts determine the flags of the command line, the checks of a search space, the settings that have an
 effect, the evaluation protocol, TensorBoard's hyperparameters, the metrics and the reference page. A module that
 declares parts must not import torch at its top level: it is read to print the help of a command.
 """
@@ -229,10 +229,10 @@ encoder = Table(
 
 `blocks` is the number of blocks that can be trained one by one, `layers` the names of the layers that probes can read
 beside `trunk` and `embedding`, and `batch_norm` says whether it has batch normalisation. `trains=False` says that no
-method can train it: its trials are not pretrained, and every layer that any encoder has, the embedding too, stands for
-its features. `takes_dim` says that it has `embedding_dim` features; it gets that number as a third positional argument.
-`fits` says that it has a method `fit`; the encoder of a plugin need not say this. `check_images` is a function of the
-settings and the shape (N, C, H, W) of the pretraining images that raises InputError if the encoder cannot take them."""
+method can train it. Its trials are not pretrained, and each name of a layer, also `embedding`, gives its features.
+`takes_dim` says that it has `embedding_dim` features; it gets that number as a third positional argument. `fits` says
+that it has a method `fit`; the encoder of a plugin need not say this. `check_images` is a function of the settings and
+the shape (N, C, H, W) of the pretraining images that raises InputError if the encoder cannot take them."""
 head = Table("head", ("raysweep.models.heads",), batch_norm=False)
 """`(feature_dim, embedding_dim, *, …)` gives an `nn.Module`: features (B, D) -> embeddings (B, embedding_dim).
 
@@ -265,7 +265,8 @@ schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, r
 
 `steps` is the number of all steps, and `epoch_steps` the number of steps of an epoch. `constant` says that the factor
 is always 1, so that pretraining leaves the learning rate alone. `reads_total=False` says that `steps` changes no
-factor; it may be a function. For `check` see `optimizer`. A schedule with the metric `pretrain/lr` has it reported."""
+factor; it may be a function. For `check` see `optimizer`. If a schedule declares the metric `pretrain/lr`, trials
+report it."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0, labelled=True)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 

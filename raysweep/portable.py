@@ -169,7 +169,7 @@ def embed(
         numbers: NDArray[np.float32] = features.cpu().numpy()
         return numbers
 
-    # How many rows there will be is known only after the last image, and it comes first in the file.
+    # The number of rows is at the beginning of the file, but it is known only after the last image.
     with new_file(output) as file, tempfile.TemporaryFile(dir=output.parent) as rows:
         kept: list[str] = []
         width = 0

@@ -346,9 +346,10 @@ def dataset_of(settings: Settings) -> Dataset:
 
 @contextmanager
 def importing_report() -> Iterator[None]:
-    """Import what the report needs while trials run: its reader would wait 2 s, but not while workers import PyTorch.
+    """Import the report's modules while trials run, because its reader would wait 2 s for them.
 
-    If an import fails, it fails again at the report, which says so.
+    The import starts after a delay, because workers import PyTorch first. If an import fails, it fails again at the
+    report, which says so.
     """
 
     def import_report() -> None:

@@ -1,7 +1,7 @@
-"""Every random draw of a trial comes from a `torch.Generator` named here; no global one.
+"""Generators for the random draws of a trial, so that no draw depends on the state of a global generator.
 
-Modules draw their initial weights, and the masks of dropout, from PyTorch's global generators. These are
-seeded for it and put back afterwards.
+Modules draw their initial weights and dropout masks from PyTorch's global generators, which are seeded before and
+restored afterwards.
 """
 
 from __future__ import annotations

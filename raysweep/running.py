@@ -104,10 +104,12 @@ def run_new(
 
 
 def pretrainings(sweep: Sweep, share: bool, done: Collection[str] = ()) -> str:
-    """Return the number of pretrainings in words, after a comma; an empty text if it is the number of trials.
+    """Return text such as `, 3 pretrainings`.
+
+    It is empty if there are as many pretrainings as trials, or no pretrainings, or a searcher.
 
     Args:
-        sweep: The sweep. Of a race of seeds, the trials of its first round count.
+        sweep: The sweep. In a race of seeds, the trials of the rounds so far count.
         share: Whether trials share pretrainings.
         done: The names of the trials that do not run.
     """

@@ -1,4 +1,4 @@
-"""What a trial tells while it runs, and what it is told."""
+"""The messages between a running trial and its caller: progress, the end, and the request to stop."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ def draw_affine(n: int, strength: float, generator: torch.Generator) -> AffinePa
 
     - an affine map with probability u/2 (a random half of the batch at s = 1): each of the four entries of its linear
       part is the identity's entry plus U(−0.25v, 0.25v), and each of the two shifts is U(−0.5v, 0.5v). Coordinates
-      are as in `torch.nn.functional.affine_grid`: the image spans [−1, 1], so 0.5 is a quarter of its side. The
-      range stops growing at twice the published one, because many views would show nothing of the image;
+      are as in `torch.nn.functional.affine_grid`: the image spans [−1, 1], so 0.5 is a quarter of its side. The range
+      grows to at most twice the published range, because many views of a larger range would miss the image;
     - flip with probability u/2;
     - saturation factor 2^U(−2s, 2s), and 2^U(−8, 8) from s = 4 on, where colours are practically pure or gray;
     - hue U(−h, h) with h = min(0.1s, 0.5).
 
-    How much is drawn from `generator` (a CPU generator) depends only on `n`, so runs that differ in strength use the
+    The number of draws from `generator` (a CPU generator) depends only on `n`, so runs that differ in strength use the
     same random numbers.
     """
     assert strength > 0

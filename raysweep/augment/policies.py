@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raysweep.augment.operations import BatchPart
 
 SMALLEST = 5e-324
-"""The smallest strength above 0. It stands for all of them in a policy that is the same at all of them."""
+"""The smallest strength above 0. It replaces the strength of a policy that is the same at every strength above 0."""
 
 
 def is_blurred(settings: Any) -> bool:

@@ -65,8 +65,7 @@ def draw_simclr(
 ) -> SimCLRParameters:
     """Draw the parameters for views of `n` images of `height` × `width` pixels.
 
-    With s = `strength` > 0 and u = min(s, 1), and with c and k, the strengths of crop and colours, which are s where
-    they are None:
+    Here s = `strength` > 0, u = min(s, 1), and c and k are the strengths of crop and colours (s if they are None):
 
     - crop: area U(1 − 0.92v, 1) of the image, aspect ratio log-uniform in [(3/4)^v, (4/3)^v], v = min(c, 1); the window
       is found and placed as in torchvision's RandomResizedCrop. With c = 0 it is the whole image;
@@ -80,10 +79,10 @@ def draw_simclr(
 
     These two probabilities are numbers, or (n,) with a number for each image.
 
-    All probabilities follow s, as in the paper, where half the colour distortion halves the ranges alone. So c and k
-    change nothing but the crop and the colours.
+    All probabilities follow s, and c and k change only the crop and the colours. In the paper too, half the colour
+    distortion halves only the ranges.
 
-    How much is drawn from `generator` (a CPU generator) depends only on `n`, so runs that differ in any of the other
+    The number of draws from `generator` (a CPU generator) depends only on `n`, so runs that differ in any of the other
     arguments use the same random numbers.
     """
     assert strength > 0
@@ -109,8 +108,8 @@ def draw_simclr(
     limits = torch.tensor([[u / 2 if flip else 0.0], [0.8 * colored], [0.2 * colored]])
     flipped, jitter, grayscale = chances[:3] < limits
     blurred = chances[3] < torch.as_tensor(u * blur_probability if blur else 0.0)
-    # The low bits of a chance are a second chance, which does not depend on the high bits: torch.rand draws 24 bits. A
-    # number drawn for it would change all later draws.
+    # The low bits of a draw are a second draw that does not depend on the high bits (torch.rand draws 24 bits). A
+    # separate draw would change all later draws.
     solarized = (chances[3] * 2**12).frac_() < torch.as_tensor(u * solarize_probability)
     brightness, contrast, saturation = uniform(max(0.0, 1 - 0.8 * color), 1 + 0.8 * color, 3, n)
     max_hue = min(0.2 * color, 0.5)

@@ -53,8 +53,8 @@ class PretrainingQueue:
         pending: The trials.
         store: The results directory of the sweep.
         share: Whether trials share pretrainings.
-        ahead: The number of shared pretrainings that may be unfinished while another one starts. With more of them
-            fewer workers idle at the end, but more states lie in the results directory.
+        ahead: The number of shared pretrainings that may be unfinished while another one starts. A larger number leaves
+            fewer workers idle at the end, but more states in the results directory.
     """
 
     def __init__(self, pending: Iterable[Trial], store: Store, share: bool, ahead: int = 0) -> None:
@@ -153,9 +153,9 @@ class PretrainingQueue:
         return Start(trial, role)
 
     def _choose_leader(self, waiting: Sequence[Trial]) -> Trial:
-        """Return the trial that pretrains: the longest.
+        """Return the longest trial, which pretrains.
 
-        Of several, one that has begun in an earlier run is best, and then one that continues a shorter trial.
+        Among equally long trials, one that an earlier run has begun is best, and then one that continues a shorter one.
         """
 
         def rank(trial: Trial) -> tuple[int, bool, bool]:

@@ -86,8 +86,8 @@ def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Resu
     except Exception as fault:
         if not store.present():
             return None  # the command reports it
-        # The trial's traceback is in its error.txt. An existing result stays valid, whatever failed after it. The
-        # failure of an earlier run does not, which is still there if this attempt has not begun.
+        # The trial's traceback is in its error.txt. An existing result stays valid, whatever failed after it. But a
+        # failure of an earlier run, which is still there if this attempt has not begun, does not count.
         result = store.result(trial.name)
         if result is None or (result.status == "failed" and result.attempts <= before):
             result = fail(sweep_run, trial, describe_error(fault))

@@ -37,8 +37,8 @@ class SweepRun:
     share: bool = True
     """Whether trials share pretrainings where they can."""
     next_round: Callable[[Sweep], tuple[Sweep, list[Trial]]] = lambda sweep: (sweep, [])
-    """Returns the sweep with the next round of a race of seeds, and the trials of that round, when all trials of the
-    sweep have ended. There are no such trials without a race, or if the race or the sweep must end."""
+    """Called when all trials of the sweep have ended. Returns the sweep with the next round of a race of seeds, and the
+    new trials. There are none without a race, or if the race or the sweep must end."""
 
     @property
     def shares(self) -> bool:

@@ -89,7 +89,7 @@ def check_traits(part: Part) -> None:
 
 
 def check_declared_metrics(part: Part) -> None:
-    """Raise InputError if what a part declares as its metrics are none, or another part declares one differently."""
+    """Raise InputError if a part declares metrics that are invalid, or that another part declares differently."""
     metrics: Any = part.metrics
     if not isinstance(metrics, Mapping):
         raise InputError(f"metrics: a dict of names and raysweep.Metric expected, not {shown(metrics)}")
@@ -105,7 +105,7 @@ def check_declared_metrics(part: Part) -> None:
 
 
 def try_functions(part: Part) -> None:
-    """Call each function of the settings that a part declares, with the default settings; let exceptions pass."""
+    """Call each function of the settings that a part declares, with the default settings. Exceptions are raised."""
     settings = Settings.model_construct()
     for parameter in part.parameters.values():
         if parameter.condition is not None:

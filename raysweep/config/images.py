@@ -38,10 +38,10 @@ def pretraining_images(settings: Settings) -> str:
 
 
 def evaluated_images(settings: Settings) -> tuple[str, int, int | str]:
-    """Return what decides the images of the evaluation: their name, side and channels.
+    """Return the name, side and channels of the images of the evaluation, which identify them.
 
-    The images have the channels of the pretraining images. The dataset of a plugin may have other channels than it
-    declares, so its name stands for them.
+    The images have the channels of the pretraining images. A plugin's dataset may have other channels than it declares,
+    so its name takes their place.
     """
     dataset = settings.dataset
     if dataset not in parts.dataset:

@@ -96,7 +96,7 @@ def is_objective(name: str) -> bool:
 
 
 def changes_losses(name: str, settings: Settings) -> bool:
-    """Return whether the losses of an experiment cannot be compared with those under another value of a setting.
+    """Return whether losses with different values of the setting `name` cannot be compared.
 
     These are the settings of the objective, and of the images of pretraining. A parameter of a dataset counts only if
     the trial pretrains on this dataset.
@@ -107,7 +107,7 @@ def changes_losses(name: str, settings: Settings) -> bool:
 
 
 def default_metric(settings: Settings) -> str | None:
-    """Return the metric by which the best point is chosen if `tune.metric` does not say it; None if there is none.
+    """Return the metric that chooses the best point if `tune.metric` is not set; None if there is none.
 
     Without labels it is RankMe of the embedding; docs/evaluate.md says why.
     """

@@ -32,8 +32,8 @@ FOLDER = "folder:"
 class Settings(BaseModel):
     """One experiment: self-supervised pretraining of an encoder, then its evaluation.
 
-    The document that raysweep implements uses the same names on its command line. Defaults that the document states are
-    kept.
+    The document that raysweep implements uses the same names on its command line. raysweep has the defaults that the
+    document states.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

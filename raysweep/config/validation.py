@@ -17,7 +17,7 @@ ALONE = "alone"
 
 
 def check_type(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
-    """Refuse what pydantic accepts but users do not mean: numbers in other notations, true as a number, 1 as true."""
+    """Refuse mistakes that pydantic accepts: numbers in other notations, true as a number, 1 as true."""
     field = cls.model_fields[str(info.field_name)]
     kind = field.annotation
     if isinstance(value, str) and "\0" in value:

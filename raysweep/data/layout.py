@@ -246,7 +246,7 @@ def has_val_folder(spec: str) -> bool:
 
 
 def likely_folder(spec: str) -> Path | None:
-    """Return the folder with classes that the path of a folder without classes probably means; None without one.
+    """Return the folder with classes that the user probably meant instead of this one; None without one.
 
     It is the folder around `train/`, or the first folder inside that has `train/<class>/`.
     """

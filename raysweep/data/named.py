@@ -278,7 +278,7 @@ def download(
     name: str, data_dir: Path, files: Sequence[str], archives: Sequence[str], make: Callable[[Path, bool], T]
 ) -> T:
     """Download a dataset into a temporary folder and move its files to their places; see `fetch`."""
-    # Some file systems keep the locks of each machine apart. Only folders of this machine can be told to be left over.
+    # Some file systems keep separate locks for each machine. So only folders of this machine are known to be left over.
     prefix = f"{DOWNLOAD.format(name)}{socket.gethostname()}-"
     with temporary_directory(data_dir, prefix) as temporary, quiet_network():
         for archive in archives:

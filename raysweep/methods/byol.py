@@ -1,4 +1,4 @@
-"""BYOL: a predictor learns to tell a slowly moving teacher's embedding of the other view."""
+"""BYOL: a predictor learns to predict a slowly moving teacher's embedding of the other view."""
 
 from __future__ import annotations
 

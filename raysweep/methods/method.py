@@ -34,7 +34,7 @@ class Losses:
 
 
 class Method(Protocol):
-    """What the training loop needs of a method. A method is an `nn.Module` with these attributes and methods.
+    """The interface of a method for the training loop: an `nn.Module` with these attributes and methods.
 
     The parameters that require a gradient are optimised. These are optional:
 

@@ -27,7 +27,7 @@ def fp32_region(like: Tensor) -> AbstractContextManager[Any]:
 
 
 def precision_of(settings: Settings, device: str) -> str:
-    """`fp32` or `bf16`: what the setting comes to on this type of device."""
+    """Return the precision on this type of device: `fp32` or `bf16`."""
     if settings.precision == "auto":
         return "bf16" if has_bf16(device) else "fp32"
     return settings.precision
@@ -35,7 +35,7 @@ def precision_of(settings: Settings, device: str) -> str:
 
 @cache
 def has_bf16(device: str) -> bool:
-    """Whether this type of device computes bf16 in hardware; emulated it is slower than fp32."""
+    """Whether this type of device computes bf16 in hardware. Emulated bf16 is slower than fp32."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # PyTorch before 2.11 does not tell
@@ -45,5 +45,5 @@ def has_bf16(device: str) -> bool:
 
 
 def to_fp32(x: Tensor) -> Tensor:
-    """In fp32 at least: bf16 keeps 8 bits of mantissa, too few for a similarity over τ or a mean of small squares."""
+    """Convert bf16 to fp32. Its 8 bits of mantissa are too few for a similarity over τ or a mean of small squares."""
     return x.float() if x.dtype == torch.bfloat16 else x

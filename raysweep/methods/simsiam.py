@@ -1,4 +1,4 @@
-"""SimSiam: a predictor learns to tell the embedding of the other view, without a teacher."""
+"""SimSiam: a predictor learns to predict the embedding of the other view, without a teacher."""
 
 from __future__ import annotations
 

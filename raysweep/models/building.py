@@ -29,7 +29,7 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
     """Build a new encoder on the CPU, with its projection head as the attribute `head`; `fit` is not called.
 
     Its weights depend only on the encoder and the seed, and not on its head. So all methods and the random encoder of
-    one seed start equally.
+    one seed start with the same weights.
 
     Args:
         settings: The experiment.
@@ -57,7 +57,7 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         else:
             network.head = nn.Identity()  # nothing trains a head, so the embedding is the features
         if hasattr(network, "draw_weights"):
-            if part.traits["trains"]:  # the draws follow the draws of a default head, whatever head the encoder has
+            if part.traits["trains"]:  # so that the draws are the same for every head
                 torch.set_rng_state(drawn)
                 build_head(Settings(), network.feature_dim)
             network.draw_weights()

@@ -83,6 +83,6 @@ class ProbeGrid(BaseModel):
 
 
 def probe_specs(probe_grid: str | None, layer: str, lr: float, weight_decay: float) -> tuple[ProbeSpec, ...]:
-    """Return the linear probes of a trial: one without a grid; in a grid, the best one on validation images counts."""
+    """Return the linear probes of a trial: all probes of the grid, or one probe without a grid."""
     grid = ProbeGrid() if probe_grid is None else ProbeGrid.read(probe_grid)
     return grid.specs(layer, lr, weight_decay)

@@ -101,7 +101,7 @@ def scale_axis(axes: Axes, name: str, values: Sequence[Any], numeric: bool, scal
         name: The setting.
         values: Its values.
         numeric: Whether they are numbers.
-        scale: The scale; None for the one that suits numbers.
+        scale: The scale; None for the scale that suits numbers.
     """
     axes.set_xlabel(axis_label(name))
     if not numeric:

@@ -136,7 +136,7 @@ def effective(point: Point, name: str) -> Any:
 
 
 def differing(report: Report) -> dict[str, list[list[Any]]]:
-    """Return the settings, except the seed, that differ between points, with each sweep's values with an effect."""
+    """Return settings (not the seed) that differ between points, with the values that have an effect in each sweep."""
     values = {}
     for name in SETTINGS:
         if about(name).changes_scores and name != "seed":

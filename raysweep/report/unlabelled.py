@@ -61,7 +61,7 @@ def choice_sentences(group: Group, more: str) -> list[str]:
 
 
 def lacking_sentence(points: Sequence[Point], metric: str) -> str:
-    """Say which points cannot be chosen because they lack the metric, as LiDAR lacks at strength 0; empty if none."""
+    """Say which points lack the metric and cannot be chosen (LiDAR is missing at strength 0); empty if none."""
     lacking = [point for point in points if not point.values(metric)]
     if not lacking:
         return ""

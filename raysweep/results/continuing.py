@@ -32,9 +32,9 @@ def with_continuations(store: Store, sweep: Sweep, kept: Sequence[Result], share
             continues, but keeps `continues` for the case that the state to take over is lost.
 
     Returns:
-        The sweep, in which those trials have `continues`; and what it means in words, which begin with a comma, such
-        as `, 6 continue from shorter ones`. The words also say why trials with such a shorter trial do not continue it.
-        They are empty if there is no such shorter trial.
+        The sweep, in which those trials have `continues`, and a text for the plan, such as `, 6 continue from shorter
+        ones`. The text also says why trials do not continue a shorter trial that exists. It is empty if there is no
+        such shorter trial.
     """
     finished = {result.trial: result for result in kept if result.status == "finished"}
     ended = {result.trial for result in kept}

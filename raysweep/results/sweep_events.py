@@ -237,7 +237,7 @@ def column(name: str, values: list[Any]) -> api_pb2.HParamInfo:
 
 
 def is_numeric(value: Any) -> bool:
-    """Return whether a value is a number; True and False are none."""
+    """Return whether a value is a number. True and False are not numbers."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -89,8 +89,8 @@ def build(
         raw: The file's content.
         overrides: Settings by name (a list becomes a grid), `baseline`, `tune.NAME`, `seeds.NAME`, `resources.NAME`.
         where: The start of every message.
-        recorded: Whether a results directory holds this sweep. Then it was found to be meaningful when it was begun,
-            perhaps by an older version that refused less, and this is not checked again.
+        recorded: Whether a results directory holds this sweep. If so, the checks for a meaningless sweep are skipped:
+            it passed them when it started, perhaps in an older version with fewer checks.
         plugins: The plugins of the sweep, which the caller has read and activated.
         is_unlabelled: Says which datasets have no labels. If the evaluated ones have none, and a probe needs none, the
             sweep is evaluated without labels.
@@ -166,7 +166,7 @@ def build(
 
 
 def drop_replaced_settings(tune: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Drop from `tune` the settings of what the command line turns off or replaces: scheduler, searcher, collapse.
+    """Drop the `tune` settings of a scheduler, searcher or collapse rule that the command line turns off or replaces.
 
     A setting that the command line gives stays.
     """

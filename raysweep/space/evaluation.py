@@ -78,8 +78,8 @@ def build_evaluation(
         trained_search: The search of the sweep that trained the encoders.
         agreement: See `Sweep.agreement`.
         missing: The trials of the points that have no encoder; see `Sweep.missing_encoders`.
-        trained_tune: How the sweep that trained the encoders was run. The evaluation chooses by the same metric if it
-            reports it and is given no other one.
+        trained_tune: How the sweep that trained the encoders was run. The evaluation chooses by the same metric,
+            unless it has another one or does not report this one.
         is_unlabelled: See `raysweep.space.build`.
 
     Raises:

@@ -233,8 +233,8 @@ def make_controls(trials: Iterable[Trial], controls: tuple[str, ...]) -> list[Tr
 def control_settings(settings: Settings, control: str) -> Settings | None:
     """Return the settings of a point's control: the same seed and evaluation, without settings that have no effect.
 
-    The result is None for a point without pretraining and the supervised control, which would train for as many epochs.
-    It is also None for a point whose encoder is no network and a control that has the same encoder.
+    The result is None for the supervised control of a point without pretraining, because it would have no epochs. It is
+    also None for a control with the encoder of the point if this encoder is not a network.
     """
     forced = CONTROLS[control]
     if "encoder" not in forced and not parts.trains(settings):

@@ -128,7 +128,7 @@ class Tune(BaseModel):
     @field_validator("scheduler", mode="before")
     @classmethod
     def _none_is_fifo(cls, value: Any) -> Any:
-        """Read `none`, which a searcher is called if there is none, as the scheduler that stops no trial."""
+        """Read `none`, the searcher that does nothing, as `fifo`, the scheduler that stops no trial."""
         return "fifo" if value in ("none", None) else value
 
     @property

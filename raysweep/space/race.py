@@ -104,7 +104,7 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
 
 def complete_rounds(sweep: Sweep, ended: Collection[str]) -> Sweep:
-    """Return the sweep without the rounds that have unfinished trials, except the first one.
+    """Return the sweep with only the rounds before the first unfinished one. The first round always stays.
 
     A verdict reads only complete rounds. Otherwise the points whose trials happened to end first would be compared, and
     the others would count as points with missing seeds.

@@ -46,7 +46,7 @@ NUMBER_TAGS = (
 
 
 class Strict(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
-    """What makes a safe loader of PyYAML stricter.
+    """Rules that make PyYAML's safe loader stricter.
 
     It rejects duplicate keys (PyYAML takes the last one) and aliases that would fill the memory. Numbers are decimal.
     PyYAML follows YAML 1.1, and reads `010` as 8, `1:30` as 90 and `1e-5` as text.

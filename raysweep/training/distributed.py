@@ -86,7 +86,7 @@ class DistributedContext:
     It uses the network even if gradients go from GPU to GPU, so that a message never waits for a GPU.
     """
     has_met: bool = False
-    """Whether the main process has called the other processes."""
+    """Whether this process has called `meet`."""
 
     @property
     def is_main(self) -> bool:
@@ -94,12 +94,12 @@ class DistributedContext:
         return self.rank == 0
 
     def meet(self) -> bool:
-        """Let the main process call the others, which wait for this; returns whether there is something to train."""
+        """Start training in all processes. Return False if the main process has called `dismiss` instead."""
         self.has_met = True
         return self.broadcast_flag(True)
 
     def dismiss(self) -> None:
-        """End the other processes if the main process, which must call this, has never called them."""
+        """In the main process: end the other processes, which wait in `meet`, if it has never called `meet`."""
         if not self.has_met:
             self.broadcast_flag(False)
 

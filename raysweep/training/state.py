@@ -125,7 +125,7 @@ class State:
 def evaluating(networks: Collection[nn.Module]) -> Iterator[None]:
     """Put networks into evaluation mode inside the block; afterwards each of their modules has its own mode again.
 
-    So a measure or a picture draws nothing, as dropout does, and leaves the statistics of batch normalisation alone.
+    In this mode dropout draws nothing, and the statistics of batch normalisation do not change.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:

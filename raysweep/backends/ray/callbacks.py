@@ -32,7 +32,7 @@ from raysweep.trial_progress import Status
 
 
 class Stop(tune.Stopper):
-    """Ends Tune's run if the sweep must end, once its running trials have saved or their time for this is over.
+    """Ends Tune's run when the sweep must end and its running trials have saved or have had enough time for it.
 
     Args:
         stopping: Tells whether the sweep must end.
@@ -176,16 +176,16 @@ class Watch(tune.Callback):
         self._end(result)
 
     def fail(self, trial: Trial, error: str) -> None:
-        """Record that a trial failed that could not start, and why."""
+        """Record the failure of a trial that could not start, with the reason."""
         self.view.begin(trial)
         self._end(record_failure(self.results, trial, self._digest(trial), error))
 
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
         """Handle the trials that were running when one of Ray's errors ended the run of Tune.
 
-        If the error names a process, only the trial in this process has failed, else all of them. A trial that
-        failed more than `max_failures` times is recorded as failed. The others resume from their checkpoints in the
-        next run.
+        If the error names the process of a running trial, only this trial has failed; else all running trials have. A
+        trial that failed more than `max_failures` times is recorded as failed. The others resume from their checkpoints
+        in the next run.
 
         Args:
             fault: The error.

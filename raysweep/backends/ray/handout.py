@@ -22,7 +22,7 @@ class Dispenser(Searcher):
         stopping: Tells when the sweep must end early.
         done: The names of the trials that have a result; the set grows while the sweep runs.
         failed: Why trials have failed in this run, by name; the mapping grows while the sweep runs.
-        fail: Records that a trial failed that could not start, and why.
+        fail: Records the failure of a trial that could not start, with the reason.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Dispenser(Searcher):
             self.over.append(trial)
 
     def strand(self, failed: Iterable[Trial]) -> None:
-        """Record that the trials fail that wait for one of these, which failed as the run of Tune ended."""
+        """Record the failure of the trials that wait for a trial in `failed`. These failed as the run of Tune ended."""
         self.over += failed
         self._tell_queue()
 
     def _tell_queue(self) -> None:
-        """Tell the queue which trials have ended, and record that the trials fail that cannot run any more."""
+        """Tell the queue which trials have ended. Record the failure of the trials that can no longer run."""
         over, self.over = self.over, []
         for trial in over:
             error = self.failed.get(trial.name)
