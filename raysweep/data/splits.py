@@ -64,7 +64,7 @@ def split_train(
                 f"class {class_name(index, classes)} has {len(members)} training image, too few to divide into fit and "
                 "val: add images of this class, or set val_fraction: 0"
             )
-        in_val[members[: share(len(members), val_fraction)]] = True
+        in_val[members[: count_of_fraction(len(members), val_fraction)]] = True
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
@@ -105,6 +105,6 @@ def draw_labels(
     return np.sort(np.concatenate(drawn))
 
 
-def share(count: int, fraction: float) -> int:
+def count_of_fraction(count: int, fraction: float) -> int:
     """Return `fraction` of `count` ≥ 2, rounded, but at least 1 and at most `count` - 1."""
     return min(max(int(count * fraction + 0.5), 1), count - 1)

@@ -46,10 +46,10 @@ def logistic_scores(
     scores: dict[str, float] = {}
     best = strengths[0]
     if len(labels["val"]):
-        accuracies = {strength: share_right(model, features, labels, "val") for strength, model in models.items()}
+        accuracies = {strength: split_accuracy(model, features, labels, "val") for strength, model in models.items()}
         best = max(accuracies, key=lambda strength: accuracies[strength])
         scores["logistic/val_accuracy"] = accuracies[best]
-    scores["logistic/test_accuracy"] = share_right(models[best], features, labels, "test")
+    scores["logistic/test_accuracy"] = split_accuracy(models[best], features, labels, "test")
     scores["logistic/c"] = float(best)
     return scores
 
@@ -69,7 +69,7 @@ def fitted(features: NDArray[np.float32], labels: NDArray[np.int64], strength: f
     return model
 
 
-def share_right(
+def split_accuracy(
     model: LogisticRegression,
     features: Mapping[str, NDArray[np.float32]],
     labels: Mapping[str, NDArray[np.int64]],
