@@ -68,7 +68,7 @@ def plan(
     """
     sweep = preparation.build_sweep(source, overrides, given(plugins, parts))
     preparation.check_paths(sweep)
-    preparation.check_means(sweep, where.local)
+    preparation.check_requirements(sweep, where.local)
     return sweep
 
 
@@ -145,7 +145,7 @@ def plan_evaluation(
     """
     planned = evaluations.plan_evaluation(place, source, overrides, given(plugins, parts))
     preparation.check_paths(planned.sweep)
-    preparation.check_means(planned.sweep, where.local)
+    preparation.check_requirements(planned.sweep, where.local)
     return planned
 
 
@@ -396,5 +396,5 @@ def _planned(
     sweep = preparation.extended(before, store, source, overrides, extra)
     preparation.check_paths(sweep)
     check_encoders(store, sweep)
-    preparation.check_means(sweep, where.local, is_new=False)
+    preparation.check_requirements(sweep, where.local, is_new=False)
     return store, before, sweep

@@ -148,7 +148,7 @@ def comparison_directories(
     return lambda name: (stores[0].root.resolve().parent / candidate for candidate in candidates(None, name))
 
 
-def check_means(sweep: Sweep, local: bool, is_new: bool = True) -> None:
+def check_requirements(sweep: Sweep, local: bool, is_new: bool = True) -> None:
     """Raise InputError if a sweep needs something that is absent: Ray, an optional package, or a directory.
 
     A resume may lack the directory of the study, because it does not depend on the study.
