@@ -38,24 +38,24 @@ def present_token(address: str | None) -> None:
     file = Path.home() / ".ray" / "auth_token"
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if "RAY_AUTH_TOKEN" in os.environ:
-        close(file, "this sweep uses RAY_AUTH_TOKEN instead")
+        make_private(file, "this sweep uses RAY_AUTH_TOKEN instead")
         has_token = True
     elif path is not None:
-        close(file, "this sweep uses RAY_AUTH_TOKEN_PATH instead; RAY_AUTH_TOKEN would do as well")
+        make_private(file, "this sweep uses RAY_AUTH_TOKEN_PATH instead; RAY_AUTH_TOKEN would do as well")
         if not holds_token(Path(path)):
             raise InputError(
                 f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; write one, or set RAY_AUTH_TOKEN"
             )
         has_token = True
     elif address is not None:  # the cluster's own token, used even if others can read it
-        close(file, "whoever has it can run code as you; set RAY_AUTH_TOKEN instead, and remove the file")
+        make_private(file, "whoever has it can run code as you; set RAY_AUTH_TOKEN instead, and remove the file")
         has_token = holds_token(file)
     else:
         with suppress(OSError):  # without a writable home directory, the token is put in the environment
             make_token(file)
-        if not close(file, "Ray gets another token for this sweep; set RAY_AUTH_TOKEN to choose it") or not holds_token(
-            file
-        ):
+        if not make_private(
+            file, "Ray gets another token for this sweep; set RAY_AUTH_TOKEN to choose it"
+        ) or not holds_token(file):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         has_token = True
     # A process that has imported Ray must not set the mode any more, because Ray has stored it. Then `ray.init` turns
@@ -72,7 +72,7 @@ def holds_token(file: Path) -> bool:
         return False
 
 
-def is_open(file: Path) -> bool:
+def others_can_read(file: Path) -> bool:
     """Return whether others may read the file; False if this user cannot reach such a file."""
     try:
         return bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
@@ -80,18 +80,18 @@ def is_open(file: Path) -> bool:
         return False
 
 
-def close(file: Path, consequence: str) -> bool:
+def make_private(file: Path, consequence: str) -> bool:
     """Make a token file unreadable for others. If that is not allowed, warn and return False.
 
     Args:
         file: The token file, which need not exist.
         consequence: The consequence of a failure, for the warning.
     """
-    if not is_open(file):
+    if not others_can_read(file):
         return True
     try:
         file.chmod(0o600)
-        if not is_open(file):
+        if not others_can_read(file):
             return True
         why = "its file system stores no permissions"
     except OSError as fault:
@@ -114,7 +114,7 @@ def make_token(file: Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=file.parent)
     try:
         with os.fdopen(handle, "w") as opened:
-            if is_open(Path(temporary)):
+            if others_can_read(Path(temporary)):
                 raise OSError(errno.EPERM, "its file system stores no permissions", str(file))
             opened.write(secrets.token_hex(32))
         with suppress(FileExistsError):  # another process created one in the meantime
