@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from raysweep.errors import masked, printable
 from raysweep.results.store import Store, shown_place
-from raysweep.system.files import lies
+from raysweep.system.files import is_occupied
 from raysweep.system.places import shown_path
 from raysweep.system.terminal import duration, output_is_lost, quoted, redraws, resume_command
 
@@ -74,7 +74,7 @@ def show_report(report: Report, directory: Path, console: Console, started: floa
     for figure in sorted((directory / "figures").glob("*.png")):
         tell(console, f"figure      {shown_path(figure)}")
     tell(console, f"summary     {shown_path(directory / 'summary.md')}")
-    if lies(directory / PAGE):
+    if is_occupied(directory / PAGE):
         tell(console, f"page        {shown_path(directory / PAGE)}")
 
 
@@ -85,7 +85,7 @@ def open_page(directory: Path) -> None:
     from raysweep.report.page import PAGE
 
     page = directory / PAGE
-    if lies(page) and not webbrowser.open(page.absolute().as_uri()):
+    if is_occupied(page) and not webbrowser.open(page.absolute().as_uri()):
         say(f"there is no browser on this machine; the page is {shown_path(page)}")
 
 

@@ -22,7 +22,7 @@ from raysweep.results.result import Result, describe_error
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import recorded_datasets
 from raysweep.space import Sweep, count_tables, shorten
-from raysweep.system.files import lies, make_directory, set_aside, write_atomically
+from raysweep.system.files import is_occupied, make_directory, set_aside, write_atomically
 
 if TYPE_CHECKING:
     from raysweep.report.drawing import Figure
@@ -110,7 +110,7 @@ def add_missing_curves(store: Store, results: Sequence[Result]) -> None:
     died, could not. A trial whose event files cannot be read stays without the file, with a warning.
     """
     for directory in (store.trial(result.trial) for result in results):
-        if not lies(directory / "curves.csv") and any(directory.glob("events.out.tfevents.*")):
+        if not is_occupied(directory / "curves.csv") and any(directory.glob("events.out.tfevents.*")):
             from raysweep.results.curves import write_curves  # TensorBoard and scikit-learn take a second to import
 
             try:
@@ -148,7 +148,7 @@ def write_tables(report: Report, directory: Path) -> None:
 
 def with_figures(report: Report, directory: Path) -> Report:
     """Write the figures into `directory`, and return the report with the figures that could not be drawn."""
-    if lies(directory / "figures") and not (directory / "figures").is_dir():
+    if is_occupied(directory / "figures") and not (directory / "figures").is_dir():
         set_aside(directory / "figures")
     (directory / "figures").mkdir(exist_ok=True)
     return replace(report, not_drawn=write_figures(report, directory / "figures"))

@@ -14,7 +14,7 @@ from raysweep.report.colours import COLOURS
 from raysweep.report.control_styles import TINTS
 from raysweep.results.result import describe_error
 from raysweep.space import Trial
-from raysweep.system.files import lies, open_regular
+from raysweep.system.files import is_occupied, open_regular
 
 MOST_STEPS = 200
 """Most values of one curve. A longer curve shows evenly spaced values, among them its first and its last one."""
@@ -65,7 +65,7 @@ def read_trial(directory: Path) -> dict[str, dict[int, float]]:
     """
     metrics: dict[str, dict[int, float]] = {}
     path = directory / "curves.csv"
-    if lies(path):
+    if is_occupied(path):
         try:
             with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):

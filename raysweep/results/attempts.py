@@ -19,7 +19,7 @@ from raysweep.system.files import (
     discard,
     holding,
     irregular,
-    lies,
+    is_occupied,
     open_lock,
     same_file,
     set_aside,
@@ -81,7 +81,7 @@ def begin_attempt(directory: Path, settings: Settings) -> int:
         elif path.name.startswith("events.out.tfevents.") and irregular(path) is not None:
             set_aside(path, name=f"set-aside.{path.name}")  # under its old name it would count as an event file
     checkpoints = directory / "checkpoints"
-    if lies(checkpoints) and not checkpoints.is_dir():
+    if is_occupied(checkpoints) and not checkpoints.is_dir():
         set_aside(checkpoints)
     attempt = attempts(directory) + 1
     write_json(

@@ -22,7 +22,7 @@ from raysweep.results.mirror import fetch_encoder
 from raysweep.results.store import Store
 from raysweep.results.sweep_file import read_plugins
 from raysweep.space import LONGEST_WRITTEN, Sweep, Trial, read
-from raysweep.system.files import lies, parse_json, read_regular, write_atomically
+from raysweep.system.files import is_occupied, parse_json, read_regular, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ def check_encoders(store: Store, sweep: Sweep) -> None:
     files = {trial.name: trial.source.file for trial in sweep.trials if trial.source is not None and trial.source.file}
     files = {name: file for name, file in files.items() if file.startswith("../")}
     if store.bucket is None:
-        missing = {name for name, file in files.items() if not lies(Path(os.path.normpath(store.root / file)))}
+        missing = {name for name, file in files.items() if not is_occupied(Path(os.path.normpath(store.root / file)))}
     else:
         names = Bucket(resolve(store.place, "../..")).names() if files else set()
         missing = {name for name, file in files.items() if file.split("/")[-2] not in names}

@@ -60,7 +60,7 @@ from raysweep.space import Proposal, Sweep, check_name, rebuild
 from raysweep.system.files import (
     check_held,
     holding,
-    lies,
+    is_occupied,
     make_directory,
     open_lock,
     set_aside,
@@ -116,7 +116,7 @@ class Store:
         else:
             check_writable(Path(output), locks=True)
             paths = (Path(output) / chosen for chosen in candidates(name, default))
-            stores = (cls(path) for path in paths if not lies(path))
+            stores = (cls(path) for path in paths if not is_occupied(path))
         store = next(stores, None)
         if store is None:
             raise InputError(f"--name {name}: {output}/{name} exists; choose another name, or resume that sweep")
@@ -190,7 +190,7 @@ class Store:
 
     def _make(self, sweep: Sweep, made_by: dict[str, Any]) -> bool:
         """Create a local directory; returns False if it exists. If `sweep.yaml` cannot be written, nothing is left."""
-        created = [path for path in (self.root, *self.root.parents) if not lies(path)]
+        created = [path for path in (self.root, *self.root.parents) if not is_occupied(path)]
         if not make_directory(self.root):
             return False
         try:
@@ -323,7 +323,7 @@ class Store:
         """Rename every damaged `result.json` with a warning; its trial then counts as not finished."""
         for trial in sweep.trials:
             directory = self.trial(trial.name)
-            if lies(directory) and not directory.is_dir():
+            if is_occupied(directory) and not directory.is_dir():
                 aside = set_aside(directory)
                 warnings.warn(f"{directory} was not a directory; it was renamed to {aside.name}", stacklevel=2)
             bucket = None if self.bucket is None else self.bucket / trial.name

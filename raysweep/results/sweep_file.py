@@ -15,7 +15,7 @@ from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import LONGEST_WRITTEN, Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
 from raysweep.space.race_settings import RaceEnd
-from raysweep.system.files import irregular, lies, read_json, write_atomically, write_json
+from raysweep.system.files import irregular, is_occupied, read_json, write_atomically, write_json
 
 PLUGINS = "plugins"
 """The folder of a results directory with the text of every plugin."""
@@ -118,7 +118,7 @@ def explanation(place: Path | str, file: Path) -> str:
     Example:
         If the user names `runs`, the text is `(no sweep.yaml); give one of the sweeps in it, such as runs/alpha`.
     """
-    why = f"its sweep.yaml is {irregular(file)}" if lies(file) else "no sweep.yaml"
+    why = f"its sweep.yaml is {irregular(file)}" if is_occupied(file) else "no sweep.yaml"
     names = sorted(path.parent.name for path in Path(place).glob("*/sweep.yaml"))
     return f"({why})" + (f"; give one of the sweeps in it, such as {Path(place, names[0])}" if names else "")
 

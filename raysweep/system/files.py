@@ -44,7 +44,7 @@ class Gone(FileNotFoundError):
     """A directory that this process holds was removed, renamed or replaced."""
 
 
-def lies(path: Path) -> bool:
+def is_occupied(path: Path) -> bool:
     """Return whether the path exists, even if only as a broken link."""
     return os.path.lexists(path)
 
@@ -58,7 +58,7 @@ def irregular(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except OSError as fault:
-        # `lies` would not do here, because another process may have created a file after the call of `stat`.
+        # `is_occupied` would not do here, because another process may have created a file after the call of `stat`.
         if fault.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             return "a link that leads nowhere"
         raise
@@ -119,7 +119,7 @@ def parse_json(text: str | bytes) -> Any:
 def set_aside(path: Path, name: str | None = None) -> Path:
     """Rename a file or directory to the next free `NAME.damaged-N` beside it; returns the new path."""
     number = 1
-    while lies(aside := path.with_name(f"{name or path.name}.damaged-{number}")):
+    while is_occupied(aside := path.with_name(f"{name or path.name}.damaged-{number}")):
         number += 1
     return path.rename(aside)
 
@@ -225,7 +225,7 @@ def make_directory(path: Path) -> bool:
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        if not lies(path):  # a parent is in the way
+        if not is_occupied(path):  # a parent is in the way
             raise
         return False
     except OSError:  # the name is too long, say
@@ -239,7 +239,7 @@ def make_directory(path: Path) -> bool:
 def existing_ancestor(path: Path) -> Path:
     """Return `path` itself or its nearest ancestor that exists."""
     path = path.absolute()
-    while not lies(path):
+    while not is_occupied(path):
         path = path.parent
     return path
 

@@ -11,7 +11,7 @@ import yaml
 import raysweep
 from raysweep.config import fingerprint
 from raysweep.results.store import Store
-from raysweep.system.files import lies
+from raysweep.system.files import is_occupied
 from tests.report.test_page import read_page
 from tests.support import ROOT, forked
 from tests.support.commands import QUICK, alone, here
@@ -126,7 +126,7 @@ def test_what_is_no_event_file_costs_only_its_own_curves(many, tmp_path, has_cur
     for kind, trial in trials.items():
         assert f"{trial.name}/{EVENTS}" in process.stderr, kind
         assert (trial / "curves.csv").is_file() == has_curves, kind
-        assert lies(trial / EVENTS), f"{kind} is not removed"
+        assert is_occupied(trial / EVENTS), f"{kind} is not removed"
     results = {path: path.read_bytes() for path in many.glob("*/result.json")}
     resumed = forked.run(ROOT / "run_sweep.py", "--resume", "s", "--local", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
