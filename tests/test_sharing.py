@@ -351,14 +351,14 @@ def test_the_state_stays_while_a_trial_that_needs_it_has_no_result(has_result, t
     assert (handout.covered(3) is None) == has_result
 
 
-def test_a_leader_that_fails_as_the_run_of_tune_ends_strands_the_others(tmp_path):
+def test_a_leader_that_fails_as_the_run_of_tune_ends_fails_its_dependents(tmp_path):
     """For example because Ray's memory monitor has ended it. The others would repeat the pretraining that failed."""
     sweep = sweep_of({"labels_per_class": [1, 2, 3]})
     store = Store(tmp_path / "x").create(sweep, {})
     watch = Watch(dict(DATASETS), store, None, {}, SilentTrials())
     queue = PretrainingQueue(sweep.trials, store, share=True)
     dispenser = Dispenser(queue, Stopping(store), watch.done, watch.failed, watch.fail)
-    watch.strand = dispenser.strand
+    watch.fail_dependents = dispenser.fail_dependents
     leader, *others = sweep.trials
     assert dispenser.suggest("1")["trial"] is leader
     watch.running[leader.name] = leader

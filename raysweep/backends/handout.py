@@ -108,13 +108,13 @@ class PretrainingQueue:
         group = self.groups.pop(trial.name)
         group.running.discard(trial.name)
         group.is_kept |= failed or left
-        stranded: list[Trial] = []
+        dependents: list[Trial] = []
         if group.leader == trial.name:
             group.leader, group.looked = "", {}
             if failed:
                 able = [other for other in group.waiting if self._is_able(group, other)]
-                stranded = [other for other in group.waiting if other not in able]
-                group.waiting = [other for other in group.waiting if other not in stranded]
+                dependents = [other for other in group.waiting if other not in able]
+                group.waiting = [other for other in group.waiting if other not in dependents]
         if not group.waiting and not group.running:
             self.open.remove(group)
             if (group.states or len(group.pretraining.trials) > 1) and not group.is_kept:
@@ -122,7 +122,7 @@ class PretrainingQueue:
                     Handout(self.store, group.pretraining.digest).remove()
                 except OSError as fault:  # the end of the sweep tries it again
                     warnings.warn(f"a shared pretraining cannot be removed: {describe_error(fault)}", stacklevel=2)
-        return stranded
+        return dependents
 
     def _begin(self, group: Group) -> Start:
         """Open a group and return its first trial."""

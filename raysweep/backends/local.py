@@ -40,9 +40,9 @@ def run(sweep_run: SweepRun) -> Sweep:
             result = run_one(sweep_run, start.trial, start.role)
             if result is None:
                 return sweep
-            for stranded in queue.ended(start.trial, result.status == "failed"):
-                sweep_run.progress.begin(stranded)
-                sweep_run.progress.end(fail(sweep_run, stranded, failure(start.trial.name, result.error)))
+            for dependent in queue.ended(start.trial, result.status == "failed"):
+                sweep_run.progress.begin(dependent)
+                sweep_run.progress.end(fail(sweep_run, dependent, failure(start.trial.name, result.error)))
         sweep, pending = sweep_run.next_round(sweep)
     return sweep
 

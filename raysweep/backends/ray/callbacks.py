@@ -102,7 +102,7 @@ class Watch(tune.Callback):
         """The scheduler of the current run of Tune."""
         self.ending: Callable[[], None] = lambda: None
         """Called after a trial has ended and its result is in `ended`."""
-        self.strand: Callable[[Iterable[Trial]], None] = lambda failed: None
+        self.fail_dependents: Callable[[Iterable[Trial]], None] = lambda failed: None
         """Called with the trials that failed as a run of Tune ended, so that no trial waits for them."""
         self.done: set[str] = set()
         """The names of the trials that have ended since the sweep was started or resumed."""
@@ -211,7 +211,7 @@ class Watch(tune.Callback):
                 self._end(result)
             else:
                 self.view.leave(trial)
-        self.strand([trial for name, trial in interrupted if name in self.failed])
+        self.fail_dependents([trial for name, trial in interrupted if name in self.failed])
 
     def _result(self, trial: Trial) -> Result | None:
         """Return how a trial ended in this run, None if it has not. Failures of earlier runs do not count."""

@@ -61,7 +61,7 @@ class Dispenser(Searcher):
         if trial is not None:
             self.over.append(trial)
 
-    def strand(self, failed: Iterable[Trial]) -> None:
+    def fail_dependents(self, failed: Iterable[Trial]) -> None:
         """Record the failure of the trials that wait for a trial in `failed`. These failed as the run of Tune ended."""
         self.over += failed
         self._tell_queue()
@@ -71,8 +71,8 @@ class Dispenser(Searcher):
         over, self.over = self.over, []
         for trial in over:
             error = self.failed.get(trial.name)
-            for stranded in self.queue.ended(trial, error is not None, trial.name not in self.done):
-                self.fail(stranded, failure(trial.name, error))
+            for dependent in self.queue.ended(trial, error is not None, trial.name not in self.done):
+                self.fail(dependent, failure(trial.name, error))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, because the store has all state."""

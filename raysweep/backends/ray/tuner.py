@@ -196,7 +196,7 @@ def run_parts(
         if shares:
             queue = PretrainingQueue(part, sweep_run.store, share=True, ahead=ahead(sweep, slots(sweep)))
             proposer = Dispenser(queue, stop.stopping, stop.watch.done, stop.watch.failed, stop.watch.fail)
-            stop.watch.strand = proposer.strand
+            stop.watch.fail_dependents = proposer.fail_dependents
         # Tune's own state is never read again. On the disk of the results it would fail with them if the disk is full.
         with temporary_directory() as state, hidden_credentials():
             make_tuner(trainable, sweep, part, state, scheduler, proposer, stop, callbacks).fit()
