@@ -97,8 +97,8 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
     cpus = allowed_cpus()
     try:
         if address is not None:
-            knock(address)
-        with nullcontext() if address is None else held_back(), imports_from_our_folder(), keeping_signals():
+            check_reachable(address)
+        with nullcontext() if address is None else stderr_held_back(), imports_from_our_folder(), keeping_signals():
             context = start_or_attach(address, cpus.count)
     except Exception as fault:  # Ray's start raises many kinds of exceptions, including plain Exception
         reason = " ".join(str(fault).split()) or type(fault).__name__
@@ -164,7 +164,7 @@ def is_token_refused(fault: BaseException) -> bool:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def stderr_held_back() -> Iterator[None]:
     """Hold back what is written to standard error inside the block, and drop it if the block fails.
 
     While Ray tries a token, its C++ code writes a line there every second, and no setting of Ray prevents that.
@@ -180,7 +180,7 @@ def held_back() -> Iterator[None]:
         stderr.write(held.read())
 
 
-def knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raise OSError if nothing listens at `address`, [ray://]HOST:PORT; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
@@ -207,12 +207,12 @@ def fault_at(place: str) -> str:
 def check_bucket(place: str) -> None:
     """Raise InputError unless every node of the cluster can use this place in a bucket."""
     nodes = alive_nodes()
-    for node, fault in zip(nodes, ray.get([on(fault_at, node).remote(place) for node in nodes]), strict=True):
+    for node, fault in zip(nodes, ray.get([pinned_to(fault_at, node).remote(place) for node in nodes]), strict=True):
         if fault:
             raise InputError(f"--output: node {node['NodeManagerAddress']}: {fault}")
 
 
-def on(task: Any, node: dict[str, Any]) -> Any:
+def pinned_to(task: Any, node: dict[str, Any]) -> Any:
     """Return the task, bound to this node."""
     return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
 
@@ -225,7 +225,7 @@ def check_shared(directory: Path) -> None:
     marker = directory / f".shared-{uuid.uuid4().hex}"
     marker.touch()
     try:
-        answers = [on(sees, node).remote(str(marker)) for node in nodes]
+        answers = [pinned_to(sees, node).remote(str(marker)) for node in nodes]
         blind = [node["NodeManagerAddress"] for node, seen in zip(nodes, ray.get(answers), strict=True) if not seen]
     finally:
         marker.unlink()
