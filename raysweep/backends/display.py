@@ -16,7 +16,7 @@ from rich.text import Text
 
 from raysweep.backends.live_table import LiveTable
 from raysweep.backends.progress import retry_words
-from raysweep.backends.tally import Tally, rough, shortened
+from raysweep.backends.tally import Tally, fit_to_width, rough
 from raysweep.errors import printable
 from raysweep.results.result import Result
 from raysweep.space import Sweep, Trial
@@ -118,7 +118,7 @@ class ProgressDisplay:
         start, end = f"[{len(self.tally.shares)}/{self.tally.total}] ", f"  {self.tally.outcome(result)}"
         if self.redraws:  # the rest is in the live display
             room = max(LEAST_NAME, self.console.width - len(start + end))
-            self.note(start + shortened(result.trial, room) + end)
+            self.note(start + fit_to_width(result.trial, room) + end)
         else:
             self.has_estimate = True
             self.note(f"{start}{result.trial}{end}  ({self.tally.state()})")
@@ -142,7 +142,7 @@ class ProgressDisplay:
         tally, width = self.tally, self.console.width
         rows: list[RenderableType] = [self.table.render(width)] if tally.running else []
         bar = BAR if width >= WIDE else BAR // 2
-        name = shortened(tally.sweep.name, NAME)
+        name = fit_to_width(tally.sweep.name, NAME)
         line = Table.grid(padding=(0, 1))
         line.add_row(
             Text(name, style="bold", no_wrap=True),
@@ -154,7 +154,7 @@ class ProgressDisplay:
         if best is not None:
             point, score = f"best so far: {best[0]}", best[1]
             is_short = len(point) + 2 + len(score) <= width
-            lines = [f"{point}  {score}"] if is_short else [shortened(point, width), f"  {score}"]
+            lines = [f"{point}  {score}"] if is_short else [fit_to_width(point, width), f"  {score}"]
             rows += [Text(text, no_wrap=True, overflow="ellipsis") for text in lines]
         return Group(*rows)
 

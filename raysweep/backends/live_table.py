@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.backends.tally import shortened
+from raysweep.backends.tally import fit_to_width
 from raysweep.errors import printable
 from raysweep.trial_progress import Status
 
@@ -94,7 +94,7 @@ class LiveTable:
             column_width = bar_width if column is COLUMNS[0] else column.width
             table.add_column(column.title, width=column_width, no_wrap=True, justify="right" if right else "left")
         for task in shown:
-            table.add_row(Text(shortened(task.description, name_width)), *(each.column(task) for each in columns))
+            table.add_row(Text(fit_to_width(task.description, name_width)), *(each.column(task) for each in columns))
         hidden = len(tasks) - SHOWN
         return Group(table, *([Text(f"and {hidden} more", style="dim")] if hidden > 0 else []))
 
@@ -102,7 +102,7 @@ class LiveTable:
 def cells(status: Status) -> dict[str, Any]:
     """Return the texts of a row by column."""
     return {
-        "phase": shortened(printable(status.phase), 12),
+        "phase": fit_to_width(printable(status.phase), 12),
         "epoch": f"{status.epoch}/{status.epochs}" if status.epochs else "",
         "loss": "" if status.loss is None else f"{status.loss:.4g}",
         "online": "" if status.online is None else f"{status.online:.4f}",

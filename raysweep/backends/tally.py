@@ -224,11 +224,11 @@ def rough(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else duration(60 * round(seconds / 60))
 
 
-def shortened(text: str, width: int) -> str:
+def fit_to_width(text: str, width: int) -> str:
     """Return the text in at most `width` characters. The middle of a longer text becomes `…`.
 
     Example:
-        `shortened("alpha=0.1,strength=0.5,seed=3", 17)` gives `alpha=0.…5,seed=3`.
+        `fit_to_width("alpha=0.1,strength=0.5,seed=3", 17)` gives `alpha=0.…5,seed=3`.
     """
     if len(text) <= width:
         return text

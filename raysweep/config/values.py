@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from raysweep.errors import shortened
+from raysweep.errors import shortened_value
 
 MAX_DIGITS = 300
 """Whole numbers with more digits become floats. The greatest float has 309 digits."""
@@ -53,7 +53,7 @@ def suggest(given: object, valid: Iterable[str], otherwise: str | None = None) -
 
 def shown(value: object) -> str:
     """Return a value for a message: as Python writes it, but a date as YAML writes it. A long one is shortened."""
-    return shortened(str(value) if isinstance(value, datetime.date) else repr(value))
+    return shortened_value(str(value) if isinstance(value, datetime.date) else repr(value))
 
 
 def plain(value: Any) -> Any:

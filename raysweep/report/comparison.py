@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raysweep.errors import shortened
+from raysweep.errors import shortened_value
 from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
 from raysweep.report.figures import has_line
@@ -67,7 +67,9 @@ def draw_comparison(
     if away:
         draw_differences_by_row(panels[-1], rows, away, sweeps)
         panels[-1].set_title(f"{title(scores[0])}\nminus the random encoder", fontsize=10)
-    panels[0].set_yticks(range(len(rows)), [wrapped(shortened(row_label(point)), 48) for point in rows], fontsize=8)
+    panels[0].set_yticks(
+        range(len(rows)), [wrapped(shortened_value(row_label(point)), 48) for point in rows], fontsize=8
+    )
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     adjusted = f"\nlast panel: adjusted {percent(points)} intervals" if away else ""
     figure.suptitle(headed(name, f"{seeds_and_bars(points, 'bars')}{words}{adjusted}"), fontsize=11)

@@ -16,6 +16,7 @@ from raysweep.report.sentences import (
     best_titles,
     compared,
     few_seeds,
+    first_names,
     is_better,
     listed,
     named,
@@ -24,7 +25,6 @@ from raysweep.report.sentences import (
     numbers_alone,
     others_sentence,
     score_words,
-    shortened,
     subject_of,
     tie_words,
     value_words,
@@ -73,7 +73,7 @@ def best_words(group: Group) -> str:
     if not group.rivals:
         return alone_words(group)
     names = best_titles(group)
-    return f"{shortened(names)} {'is' if len(names) == 1 else 'are'} best by {group.metric} ({value_words(group)})"
+    return f"{first_names(names)} {'is' if len(names) == 1 else 'are'} best by {group.metric} ({value_words(group)})"
 
 
 def few_seeds_sentences(group: Group, family: Family, more: str) -> list[str]:
@@ -84,7 +84,7 @@ def few_seeds_sentences(group: Group, family: Family, more: str) -> list[str]:
     if group.rivals:
         names = best_titles(group)
         have = "has" if len(names) == 1 else "have"
-        lines = [f"{shortened(names)} {have} the best {group.metric} ({value_words(group)})."]
+        lines = [f"{first_names(names)} {have} the best {group.metric} ({value_words(group)})."]
     else:
         lines = [f"{alone_words(group)}."]
     differences = [

@@ -19,7 +19,7 @@ from raysweep.report.headings import headings
 from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.ranking import rank_points
-from raysweep.report.sentences import digits_of, more_seeds, named, shortened
+from raysweep.report.sentences import digits_of, first_names, more_seeds, named
 from raysweep.report.unlabelled import CAUTION, agreement_sentences, choice_sentences
 from raysweep.report.verdicts import Group, judge
 from raysweep.results.result import Result
@@ -218,7 +218,7 @@ class Report:
             without_encoder += [f"{prefix}{labels.get(point, point)}" for point in lost]
         reasons = ((names, "finished"), (without_encoder, "had an encoder when the evaluation started"))
         return [
-            f"{shortened(titles)} {'is' if len(titles) == 1 else 'are'} not ranked: no seed {words}."
+            f"{first_names(titles)} {'is' if len(titles) == 1 else 'are'} not ranked: no seed {words}."
             for titles, words in reasons
             if titles
         ]
@@ -235,7 +235,7 @@ def without_metric(report: Report) -> str:
     without = [member for member in report.members if member.sweep.metric is None]
     if report.has_labels and len(without) < len(report.members):
         names = [member.label for member in without]
-        return f"{shortened(names)} {'has' if len(names) == 1 else 'have'} no metric to choose by"
+        return f"{first_names(names)} {'has' if len(names) == 1 else 'have'} no metric to choose by"
     if report.has_labels and any(point.settings.val_fraction for point in report.points if not point.baseline):
         return "only some of the points have a validation split to choose by"
     if report.has_labels:

@@ -42,17 +42,17 @@ def race_sentences(sweep: Sweep, most_named: int, best: Collection[str]) -> list
         ahead, behind = ([words[name] for name in more if (name in best) == is_best] for is_best in (True, False))
         if ahead and behind:
             which = "the best point" if len(ahead) == 1 else "the best points"
-            to = f"{which}, {shortened(ahead, most_named)}, and to {shortened(behind, most_named)}"
+            to = f"{which}, {first_names(ahead, most_named)}, and to {first_names(behind, most_named)}"
             gained = f"; more seeds went to {to}, whose comparison with the best point was open"
         else:
-            gained = f"; more seeds went to {shortened([*ahead, *behind], most_named)}, whose comparisons were open"
+            gained = f"; more seeds went to {first_names([*ahead, *behind], most_named)}, whose comparisons were open"
     else:
         gained = ", and none got more"
     trials = f"{len(sweep.trials)} of at most {largest(sweep)} trials"
     return [f"{start}{gained}. {ENDS[sweep.race_end]} ({trials})."]
 
 
-def shortened(names: Sequence[str], most: int) -> str:
+def first_names(names: Sequence[str], most: int) -> str:
     """Return names for a sentence: the first `most` ones, and the number of the others if there are several."""
     if len(names) > most + 1:
         names = [*names[:most], f"{len(names) - most} others"]

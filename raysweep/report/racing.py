@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from raysweep.report.contents import Report
 from raysweep.report.race_words import name_of
-from raysweep.report.sentences import shortened
+from raysweep.report.sentences import first_names
 from raysweep.report.statistics import FEWEST_SEEDS, Difference
 from raysweep.report.verdicts import Group, same_experiment
 from raysweep.space import Round, Sweep, add_round
@@ -84,7 +84,7 @@ def round_words(sweep: Sweep) -> str:
         return END_WORDS[sweep.race_end]
     newest = sweep.rounds[-1]
     names = [name_of(sweep, name) for name in newest.points]
-    return f"round {len(sweep.rounds) + 1}: {newest.seeds} seeds for {shortened(names)}, which are not separated yet"
+    return f"round {len(sweep.rounds) + 1}: {newest.seeds} seeds for {first_names(names)}, which are not separated yet"
 
 
 END_WORDS = {

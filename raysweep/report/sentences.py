@@ -196,9 +196,9 @@ def numbers_alone(difference: Difference, score: str = "") -> str:
 
 def named(points: Iterable[Point]) -> str:
     """Return the points for a sentence: `a`, `a and b`, `a, b, c and 4 others`."""
-    return shortened([point.title for point in points])
+    return first_names([point.title for point in points])
 
 
-def shortened(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """Return names for a sentence: the first `MOST_NAMED` ones, and the number of the others."""
-    return race_words.shortened(names, MOST_NAMED)
+    return race_words.first_names(names, MOST_NAMED)

@@ -12,10 +12,10 @@ from raysweep.report.sentences import (
     alone_words,
     best_titles,
     few_seeds,
+    first_names,
     listed,
     named,
     others_sentence,
-    shortened,
     tie_words,
     value_words,
 )
@@ -47,7 +47,7 @@ def choice_sentences(group: Group, more: str) -> list[str]:
     if group.best:
         titles = best_titles(group)
         equally = " equally" if len(titles) > 1 else ""
-        lines = [f"{group.metric} chooses {shortened(titles)}{equally} ({value_words(group)})."]
+        lines = [f"{group.metric} chooses {first_names(titles)}{equally} ({value_words(group)})."]
     else:
         lines = [f"{group.metric} chooses no point: {tie_words(group, [group.metric])}"]
     lines.append(lacking_sentence(group.complete, group.metric))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import __version__, parts
 from raysweep.config import EMBEDDING, FOLDER, TRUNK, Settings
 from raysweep.config.images import native_size
-from raysweep.errors import InputError, shortened
+from raysweep.errors import InputError, shortened_value
 from raysweep.plugins import activate
 from raysweep.results.bucket import Bucket
 from raysweep.results.checkpoints import load_plain
@@ -216,7 +216,7 @@ def load_encoder(path: Path) -> SavedEncoder:
         check_weights(weights, file)
         arguments = saved.get("arguments", {})
         if not isinstance(arguments, dict) or not isinstance(arguments.get("head", ""), str):
-            raise InputError(f"{file}: is damaged: its arguments are {shortened(repr(arguments))}")
+            raise InputError(f"{file}: is damaged: its arguments are {shortened_value(repr(arguments))}")
         load_parts(file, saved.get("settings", saved))
         description = describe(saved["settings"], weights) if "state" in saved else saved
         architecture = description.get("architecture", "conv6")  # conv6 was the only one when older files were written
@@ -278,7 +278,7 @@ def load_safetensors(file: Path) -> dict[str, Any]:
             try:
                 description[name] = parse_json(header[name])
             except ValueError:
-                raise InputError(f"{file}: is damaged: its {name} is {shortened(repr(header[name]))}") from None
+                raise InputError(f"{file}: is damaged: its {name} is {shortened_value(repr(header[name]))}") from None
     return {**description, **{name: header[name] for name in ("architecture",) if name in header}}
 
 

@@ -25,7 +25,7 @@ from raysweep.config import (
     protocol,
     with_present_names,
 )
-from raysweep.errors import InputError, masked, shortened
+from raysweep.errors import InputError, masked, shortened_value
 from raysweep.results.bucket import Bucket
 from raysweep.space import Trial
 from raysweep.system.files import check_held, read_json, set_aside, write_json
@@ -247,7 +247,7 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
         if (result.error is None) != (result.status == "finished"):
             raise ValueError(f"status is {result.status} and error {result.error!r}")
         if trial not in (None, result.trial):
-            raise ValueError(f"it is of the trial {shortened(result.trial)}")
+            raise ValueError(f"it is of the trial {shortened_value(result.trial)}")
         if "probe_data" not in result.protocol or fingerprint(result.protocol) != result.fingerprint:
             raise ValueError("its protocol does not match its fingerprint")
     except FileNotFoundError:

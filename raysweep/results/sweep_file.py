@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from raysweep.config import PROTOCOL_VERSION
-from raysweep.errors import InputError, shortened
+from raysweep.errors import InputError, shortened_value
 from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import LONGEST_WRITTEN, Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
@@ -144,16 +144,20 @@ def records_in(content: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """
     changes = content.get("changed_by") or []
     if not isinstance(changes, list):
-        raise InputError(f"{where}: changed_by: expected a list, not {shortened(repr(changes))}")
+        raise InputError(f"{where}: changed_by: expected a list, not {shortened_value(repr(changes))}")
     records = [mapping(entry, f"{where}: made_by and changed_by") for entry in (content.get("made_by"), *changes)]
     for record in records:
         for name in ("versions", "datasets"):
             mapping(record.get(name), f"{where}: made_by and changed_by: {name}")
         version, command = record.get("protocol", 1), record.get("command") or ""
         if type(version) is not int:
-            raise InputError(f"{where}: made_by: protocol: expected a whole number, not {shortened(repr(version))}")
+            raise InputError(
+                f"{where}: made_by: protocol: expected a whole number, not {shortened_value(repr(version))}"
+            )
         if not isinstance(command, str):
-            raise InputError(f"{where}: made_by and changed_by: command: expected text, not {shortened(repr(command))}")
+            raise InputError(
+                f"{where}: made_by and changed_by: command: expected text, not {shortened_value(repr(command))}"
+            )
     return records
 
 
