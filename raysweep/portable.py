@@ -149,7 +149,7 @@ def embed(
         raise InputError(f"--batch_size {batch_size}: must be at least 1")
     check_output(output, FEATURES)
     encoder_file(checkpoint)
-    folder, paths = listed(images)
+    folder, paths = find_images(images)
     encoder = load(checkpoint)
     import torch
 
@@ -195,7 +195,7 @@ def embed(
     return len(kept), width
 
 
-def listed(images: Path) -> tuple[Path, list[Path]]:
+def find_images(images: Path) -> tuple[Path, list[Path]]:
     """A folder and the image files in it and below, or an image file's own folder and that file.
 
     Raises:

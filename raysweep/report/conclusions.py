@@ -18,7 +18,7 @@ from raysweep.report.sentences import (
     few_seeds,
     first_names,
     is_better,
-    listed,
+    joined_words,
     named,
     no_verdict,
     numbers,
@@ -93,7 +93,7 @@ def few_seeds_sentences(group: Group, family: Family, more: str) -> list[str]:
         if (difference := family.from_control(first, control)) is not None and difference.mean is not None
     ]
     if differences:
-        lines.append(f"In {family.score} {subject_of(group)} differs by {listed(differences)}.")
+        lines.append(f"In {family.score} {subject_of(group)} differs by {joined_words(differences)}.")
     if group.rivals or differences:
         lines.insert(1, f"{few_seeds(len(first.by_seed))} which differences are real.")
     return [*lines, more]
@@ -143,7 +143,7 @@ def further_sentences(group: Group, families: Sequence[Family]) -> list[str]:
             value = numbers(difference, family.score)
             scores.setdefault(compared(difference, family), []).append(f"{family.score} ({value}{less})")
     subject = capital(subject_of(group))
-    return [f"{subject} {verb} the random encoder in {listed(words)}." for verb, words in scores.items()]
+    return [f"{subject} {verb} the random encoder in {joined_words(words)}." for verb, words in scores.items()]
 
 
 def capital(subject: str) -> str:

@@ -212,7 +212,7 @@ def origin_of(report: Report, number: int, rows: Sequence[tuple[str, Trial, dict
     for name in SETTINGS:
         values = list(dict.fromkeys(exact(row[name]) for row in points if name in row))
         if len(values) > 1:
-            varied.append([name, listed(values), about(name).text])
+            varied.append([name, first_values(values), about(name).text])
         elif values:
             common.append([name, values[0], exact(default_of(name)), about(name).text])
     differs = [number for number, row in enumerate(common) if row[1] != row[2]]
@@ -230,7 +230,7 @@ def exact(value: Any) -> str:
     return "none" if value is None else masked(str(value))
 
 
-def listed(values: Sequence[str]) -> str:
+def first_values(values: Sequence[str]) -> str:
     """Return the values of a varied setting: the first ones, and the number of the others."""
     more = len(values) - MOST_SHOWN
     return ", ".join([*values[:MOST_SHOWN], f"and {more} others"] if more > 1 else values)

@@ -56,9 +56,9 @@ def first_names(names: Sequence[str], most: int) -> str:
     """Return names for a sentence: the first `most` ones, and the number of the others if there are several."""
     if len(names) > most + 1:
         names = [*names[:most], f"{len(names) - most} others"]
-    return listed(names)
+    return joined_words(names)
 
 
-def listed(words: Sequence[str]) -> str:
+def joined_words(words: Sequence[str]) -> str:
     """Return words for a sentence: `a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

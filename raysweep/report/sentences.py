@@ -9,7 +9,7 @@ from raysweep.report import race_words
 from raysweep.report.digits import decimals_of
 from raysweep.report.points import LEAST_SEEDS, Point, divisor_of
 from raysweep.report.race_words import NAMES as NAMES
-from raysweep.report.race_words import listed as listed
+from raysweep.report.race_words import joined_words as joined_words
 from raysweep.report.ranking import shared_seeds
 from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Family, Group

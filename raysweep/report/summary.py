@@ -12,7 +12,7 @@ from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
 from raysweep.report.method_words import method
 from raysweep.report.points import LEAST_SEEDS, Point, block_scores, has_block_scores, percent
-from raysweep.report.sentences import NAMES, listed, numbers, verdict
+from raysweep.report.sentences import NAMES, joined_words, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
 from raysweep.report.unlabelled import READING
@@ -57,7 +57,7 @@ def reading(report: Report) -> str:
     if not report.has_labels:
         return READING
     others = [name for name in report.columns if not is_accuracy(name)]
-    which = f"All scores except {listed(others)} are" if others else "All scores are"
+    which = f"All scores except {joined_words(others)} are" if others else "All scores are"
     return (
         f"{which} accuracies between 0 and 1. A difference is a mean over the n seeds that both have. "
         f"Its adjusted {percent(report.points)} interval follows it in brackets."
@@ -94,7 +94,7 @@ def overview(report: Report) -> list[str]:
     ]
     differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in report.members)], rows)]
     borrowed = [
-        f"{name} is compared with {listed([NAMES.get(each, each) for each in controls])} of another sweep. The "
+        f"{name} is compared with {joined_words([NAMES.get(each, each) for each in controls])} of another sweep. The "
         "trials are the same: they are equal in seed and in every setting that has an effect on them."
         for name, controls in borrowed_controls(report).items()
     ]

@@ -13,7 +13,7 @@ from raysweep.report.sentences import (
     best_titles,
     few_seeds,
     first_names,
-    listed,
+    joined_words,
     named,
     others_sentence,
     tie_words,
@@ -83,7 +83,7 @@ def others_choose(group: Group) -> str:
                 words = "no point, because all are equal" if len(chosen) == len(measured) else f"{words} equally"
             choices.setdefault((not agrees, f"{words}{lacks}"), []).append(measure)
     texts = [
-        f"{listed(names)} {'chooses' if len(names) == 1 else 'choose'} {words}"
+        f"{joined_words(names)} {'chooses' if len(names) == 1 else 'choose'} {words}"
         for (_, words), names in sorted(choices.items(), key=lambda item: item[0][0])
     ]
     return f"{'; '.join(texts)}." if texts else ""
@@ -103,7 +103,7 @@ def method_sentence(group: Group, metric: str) -> str:
         words = "LiDAR depends on the augmentation"
     else:
         return ""
-    return f"{words}, and the points differ in {listed(differ)}." if differ else ""
+    return f"{words}, and the points differ in {joined_words(differ)}." if differ else ""
 
 
 def differing(group: Group, names: Sequence[str]) -> Iterator[str]:

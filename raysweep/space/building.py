@@ -105,7 +105,9 @@ def build(
         raise InputError(
             f"{where}: describes an evaluation of trained encoders; give it to raysweep evaluate, or resume it"
         )
-    is_layerwise = any(one != "none" for space in (base, *spaces) for one in listed(space.get("layerwise", "none")))
+    is_layerwise = any(
+        one != "none" for space in (base, *spaces) for one in values_of_entry(space.get("layerwise", "none"))
+    )
     where_base = f"{where}: base" if raw.get("base") else where
     typed = {key: f"command line: {key}" for key in overrides}
     resolved = make_base(base, where_base, typed)
@@ -244,7 +246,7 @@ def read_content(raw: Mapping[str, Any], overrides: Mapping[str, Any], where: st
     return Content(name, base, spaces, controls, tune, resources, race)
 
 
-def listed(spec: Any) -> list[Any]:
+def values_of_entry(spec: Any) -> list[Any]:
     """Return the values of an unchecked entry of `search` or `base`."""
     if isinstance(spec, dict):
         spec = next(iter(spec.values()), None)

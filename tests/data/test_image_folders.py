@@ -388,7 +388,7 @@ def test_a_folder_with_no_image_that_can_be_read(tmp_path):
     assert "neither train/" in message
     assert "1 .heic" in message
     with pytest.raises(InputError, match=r"1 \.heic"):
-        portable.listed(tmp_path)
+        portable.find_images(tmp_path)
 
 
 def special_files(folder):

@@ -22,7 +22,7 @@ from raysweep.report.comparison import draw_comparison
 from raysweep.report.heatmaps import draw_heatmap, heatmap_settings
 from raysweep.report.layers import draw_layers
 from raysweep.report.marks import scale_axis
-from raysweep.report.page import listed as listed_values
+from raysweep.report.page import first_values
 from raysweep.report.points import COLUMNS, SCORES, Estimate, estimate, gather, mean_of
 from raysweep.report.ranking import rank_points
 from raysweep.report.sentences import verdict
@@ -348,8 +348,8 @@ def test_points_that_lack_a_validation_split_are_not_said_to_be_all_points(tmp_p
 
 
 def test_numbers_of_others_agree_with_their_noun(tmp_path):
-    assert listed_values([str(n) for n in range(13)]) == ", ".join(map(str, range(13)))
-    assert listed_values([str(n) for n in range(14)]).endswith(", 11, and 2 others")
+    assert first_values([str(n) for n in range(13)]) == ", ".join(map(str, range(13)))
+    assert first_values([str(n) for n in range(14)]).endswith(", 11, and 2 others")
     results = [("", Warned(f"trial {number}", [f"warning {number}"])) for number in range(21)]
     assert warnings_of(results)[-1] == "and 1 other warning, which the trials' results list"
     assert warnings_of([*results, ("", Warned("x", ["y"]))])[-1].startswith("and 2 other warnings, ")
