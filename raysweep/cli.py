@@ -332,7 +332,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="raysweep",
         usage="raysweep COMMAND …",
-        description=overview.of_program() if asks_for_help(arguments[:1]) else None,
+        description=overview.program_overview() if asks_for_help(arguments[:1]) else None,
         epilog="raysweep COMMAND --help shows the arguments of a command.",
         allow_abbrev=False,
     )
@@ -345,7 +345,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if name == "sweep" and asks_for_help(arguments):
             top = {
                 "usage": f"{overview.program()} {overview.USAGE}",
-                "description": overview.of_sweep(description),
+                "description": overview.sweep_overview(description),
                 "epilog": overview.filled(SWEEP_STATUS),
             }
         command = commands.add_parser(name, help=line, allow_abbrev=False, **top)

@@ -46,7 +46,7 @@ def examples() -> str:
     return "\n".join(["examples:", *lines])
 
 
-def of_program() -> str:
+def program_overview() -> str:
     """Return the top of `raysweep --help`."""
     return "\n\n".join(
         [
@@ -57,7 +57,7 @@ def of_program() -> str:
     )
 
 
-def of_sweep(description: str) -> str:
+def sweep_overview(description: str) -> str:
     """Return the top of the help of `sweep`: its description, the examples, and the shipped sweeps."""
     lines = ["--exp_type offers:"]
     for name, path in sorted(shipped_spaces().items()):

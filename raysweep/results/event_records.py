@@ -33,7 +33,7 @@ def records_of(directory: Path) -> bytes:
     for path in sorted(directory.glob("events.out.tfevents.*")):
         for record in split(read_regular(path)):
             event = event_in(record)
-            if event is None or not (event.HasField("file_version") or of_hyperparameters(event)):
+            if event is None or not (event.HasField("file_version") or is_hyperparameter_event(event)):
                 kept.append(record)
     return b"".join(kept)
 
@@ -93,6 +93,6 @@ def event_in(record: bytes) -> Event | None:
     return None if PNG in content else Event.FromString(content)
 
 
-def of_hyperparameters(event: Event) -> bool:
+def is_hyperparameter_event(event: Event) -> bool:
     """Return whether an event starts or ends the trial in HParams."""
     return any(value.metadata.plugin_data.plugin_name == PLUGIN_NAME for value in event.summary.value)

@@ -258,7 +258,7 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
     return replace(result, settings=settings, protocol=evaluated_under)
 
 
-def of_trial(result: Result, trial: Trial, where: str) -> Result:
+def with_point_of(result: Result, trial: Trial, where: str) -> Result:
     """Return the result with the point of the trial as the sweep has it, in place of what the file says.
 
     Raises:

@@ -40,10 +40,10 @@ from raysweep.results.result import (
     Result,
     check_settings,
     describe_error,
-    of_trial,
     read_attempt,
     read_result,
     set_result_aside,
+    with_point_of,
 )
 from raysweep.results.sweep_file import (
     PLUGINS,
@@ -281,7 +281,7 @@ class Store:
             except OSError as fault:
                 warnings.warn(f"{trial}: {describe_error(fault)}", stacklevel=3)
         elif self._mirror is not None:
-            self._mirror.pull(lambda name: of_report(name) or (name.count("/") == 1 and name.split("/")[1] in STATE))
+            self._mirror.pull(lambda name: is_report_file(name) or name.partition("/")[2] in STATE)
 
     def pull_events(self) -> None:
         """Copy the event files of all trials from a bucket; raises OSError if it does not answer."""
@@ -293,7 +293,7 @@ class Store:
     def push(self) -> None:
         """Upload `sweep.yaml` and the report to a bucket; raises OSError if it does not accept them."""
         if self._mirror is not None:
-            self._mirror.push(of_report)
+            self._mirror.push(is_report_file)
 
     def trial(self, name: str) -> Path:
         """Return a trial's directory."""
@@ -339,7 +339,7 @@ class Store:
             try:
                 result = self.result(trial.name)
                 if result is not None:
-                    results.append(of_trial(result, trial, f"{self.trial(trial.name) / 'result.json'}"))
+                    results.append(with_point_of(result, trial, f"{self.trial(trial.name) / 'result.json'}"))
             except Damaged:
                 if not skip_damaged:
                     raise
@@ -379,7 +379,7 @@ def shown_place(store: Store) -> str:
     return shown_path(store.root) if store.bucket is None else store.place
 
 
-def of_report(name: str) -> bool:
+def is_report_file(name: str) -> bool:
     """Return whether a file of a sweep's directory is `sweep.yaml` or a plugin, or belongs to the report."""
     return "/" not in name or name.startswith(("figures/", f"{PLUGINS}/"))
 
