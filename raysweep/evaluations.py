@@ -161,7 +161,7 @@ def plan_for_one(
     if trial is None:
         plugins = with_existing(active(), plugins)  # the file may lie in a sweep with plugins
         activate(plugins)
-        trial = undocumented(saved, probe_dataset_in(raw, overrides), place)
+        trial = trial_of_unknown_encoder(saved, probe_dataset_in(raw, overrides), place)
     content = content_of(saved)
     source = EncoderSource(ENCODER, saved.channels, saved.image_size, digest_of(content))
     encoder = replace(trial, control="", source=source)
@@ -302,7 +302,7 @@ def with_resources(raw: Mapping[str, Any], sweep: Sweep, where: str) -> dict[str
     return {**raw, "resources": {**resources, **space.mapping(raw.get("resources"), f"{where}: resources")}}
 
 
-def undocumented(saved: SavedEncoder, dataset: object, place: str) -> Trial:
+def trial_of_unknown_encoder(saved: SavedEncoder, dataset: object, place: str) -> Trial:
     """Return a trial that stands for the unknown pretraining of an encoder.
 
     It has the strength 0, because LiDAR needs the augmentation of pretraining.

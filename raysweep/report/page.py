@@ -26,7 +26,7 @@ from raysweep.report.page_curves import bokeh_script, point_title, read_curves, 
 from raysweep.report.page_pictures import figures_in, pictures_of
 from raysweep.report.points import LEAST_SEEDS, percent
 from raysweep.report.sentences import NAMES, numbers, verdict
-from raysweep.report.summary import controls_of, notes, reading, warnings_of
+from raysweep.report.summary import controls_of, how_to_read, notes, warnings_of
 from raysweep.report.tables import cell, encoded, name_columns, names_of, trial_rows
 from raysweep.results.result import Result
 from raysweep.results.sweep_file import history
@@ -105,7 +105,7 @@ def page(report: Report, directory: Path) -> str:
             report=report,
             sections=report.sections(),
             notes=[*report.doubts(), *notes(report)],
-            reading=reading(report),
+            reading=how_to_read(report),
             method=method(report.points, report.has_labels) if report.groups and not report.single else "",
             averages=averages(report),
             time=duration(report.seconds()),
@@ -216,7 +216,7 @@ def origin_of(report: Report, number: int, rows: Sequence[tuple[str, Trial, dict
         elif values:
             common.append([name, values[0], exact(default_of(name)), about(name).text])
     differs = [number for number, row in enumerate(common) if row[1] != row[2]]
-    common += [[name, value, "", ""] for name, value in conduct(member.sweep)]
+    common += [[name, value, "", ""] for name, value in run_settings(member.sweep)]
     return Origin(
         member.label,
         Table(["setting", "values", "meaning"], varied),
@@ -236,7 +236,7 @@ def first_values(values: Sequence[str]) -> str:
     return ", ".join([*values[:MOST_SHOWN], f"and {more} others"] if more > 1 else values)
 
 
-def conduct(sweep: Sweep) -> Iterator[tuple[str, str]]:
+def run_settings(sweep: Sweep) -> Iterator[tuple[str, str]]:
     """Yield the names and values of `resources`, and of `tune` where it differs from its defaults."""
     for name, value in sweep.resources.model_dump().items():
         yield f"resources.{name}", exact(value)

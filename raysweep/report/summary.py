@@ -34,7 +34,7 @@ def summary_md(report: Report) -> str:
     for heading, lines in sections:
         text += [f"{printable(heading)}:"] if heading else []
         text.append("\n".join(f"- {printable(line)}" for line in lines))
-    text += [reading(report)] if sections and not report.single else []
+    text += [how_to_read(report)] if sections and not report.single else []
     remarks = [*report.doubts(), *notes(report)]
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
@@ -52,7 +52,7 @@ def summary_md(report: Report) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def reading(report: Report) -> str:
+def how_to_read(report: Report) -> str:
     """Say how the sentences and tables of differences are read."""
     if not report.has_labels:
         return READING

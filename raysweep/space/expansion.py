@@ -187,8 +187,8 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool 
     for name in varied:
         if strict and not has_effect(name, settings):
             raise InputError(
-                f"{where}: search.{name}: has no effect in {trial_name(varied)} ({situation(settings)}); it needs "
-                f"{needs_of(name, settings)}; {how_to_sweep(name)}"
+                f"{where}: search.{name}: has no effect in {trial_name(varied)} ({deciding_settings(settings)}); "
+                f"it needs {needs_of(name, settings)}; {how_to_sweep(name)}"
             )
     return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
 
@@ -204,7 +204,7 @@ def needs_of(name: str, settings: Settings) -> str:
     return "usl_epochs > 0" if parts.trains(settings) else "an encoder that is a network"
 
 
-def situation(settings: Settings) -> str:
+def deciding_settings(settings: Settings) -> str:
     """Name the settings that decide most about which other settings have an effect."""
     if not parts.trains(settings):
         return f"encoder: {settings.encoder}"
