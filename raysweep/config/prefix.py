@@ -42,7 +42,7 @@ def obstacle(settings: Settings) -> str | None:
     return None
 
 
-def is_prefix(shorter: Settings, longer: Settings, aside: Collection[str] = ()) -> bool:
+def is_prefix(shorter: Settings, longer: Settings, ignored: Collection[str] = ()) -> bool:
     """Return whether one pretraining is the exact beginning of another one.
 
     The two differ only in `usl_epochs`, and nothing in them depends on the number of all epochs. Then the state after
@@ -52,7 +52,7 @@ def is_prefix(shorter: Settings, longer: Settings, aside: Collection[str] = ()) 
     Args:
         shorter: The settings of the trial with fewer epochs, at least one.
         longer: The settings of the trial with more epochs.
-        aside: The names of other settings that may differ, such as settings that only the evaluation reads.
+        ignored: The names of other settings that may differ, such as settings that only the evaluation reads.
 
     Example:
         `is_prefix(Settings(usl_epochs=3), Settings(usl_epochs=6))` gives True. It gives False if both settings have
@@ -64,5 +64,5 @@ def is_prefix(shorter: Settings, longer: Settings, aside: Collection[str] = ()) 
     return not any(
         getattr(shorter, name) != getattr(longer, name) and (has_effect(name, shorter) or has_effect(name, longer))
         for name in compared
-        if name != "usl_epochs" and name not in aside
+        if name != "usl_epochs" and name not in ignored
     )

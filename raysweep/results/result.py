@@ -192,12 +192,12 @@ def complete_protocol(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def protocol_difference(
-    one: Mapping[str, Any], other: Mapping[str, Any], aside: Collection[str] = ()
+    one: Mapping[str, Any], other: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """Return the first key outside `aside` in which two protocols differ, and both values; None if they agree."""
+    """Return the first key outside `ignored` in which two protocols differ, and both values; None if they agree."""
     one, other = complete_protocol(one), complete_protocol(other)
     for key in dict.fromkeys([*one, *other]):
-        if key not in aside and one.get(key) != other.get(key):
+        if key not in ignored and one.get(key) != other.get(key):
             return key, one.get(key), other.get(key)
     return None
 

@@ -202,7 +202,7 @@ def test_protocols_are_compared_key_by_key():
     assert protocol_difference(now, older) is None
     assert protocol_difference(older, {**now, "le_weight_decay": 0.1}) == ("le_weight_decay", 0.0, 0.1)
     assert protocol_difference(now, {**now, "of_the_future": 1}) == ("of_the_future", None, 1)
-    assert protocol_difference(older, {**older, "knn_k": 5}, aside=["knn_k"]) is None
+    assert protocol_difference(older, {**older, "knn_k": 5}, ignored=["knn_k"]) is None
 
 
 def test_optional_parts_of_a_result_may_be_missing(tmp_path):

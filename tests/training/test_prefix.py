@@ -71,7 +71,7 @@ def test_settings_must_agree_if_they_have_an_effect():
         ("data_dir", "elsewhere", True),
     ]:
         assert is_prefix(short, Settings(usl_epochs=4, **{name: value})) == agrees, name
-    assert is_prefix(short, Settings(usl_epochs=4, labels_per_class=3), aside=("labels_per_class",))
+    assert is_prefix(short, Settings(usl_epochs=4, labels_per_class=3), ignored=("labels_per_class",))
 
 
 def test_a_pretraining_begins_only_longer_ones():
