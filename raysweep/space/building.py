@@ -42,11 +42,11 @@ from raysweep.space.reading import mapping
 from raysweep.space.storage import database_url
 from raysweep.space.unlabelled import (
     IsUnlabelled,
-    all_labelled,
     check_evaluates,
     check_labels,
     evaluated_datasets,
     needs_no_labels,
+    never_unlabelled,
 )
 
 EXAMPLES = 100
@@ -81,7 +81,7 @@ def build(
     *,
     recorded: bool = False,
     plugins: tuple[Plugin, ...] = (),
-    is_unlabelled: IsUnlabelled = all_labelled,
+    is_unlabelled: IsUnlabelled = never_unlabelled,
 ) -> Sweep:
     """Check a search space and expand it.
 

@@ -32,11 +32,11 @@ from raysweep.space.expansion import MAX_TRIALS, computed, make_control, make_co
 from raysweep.space.model import Resources, Sweep, Trial, Tune
 from raysweep.space.unlabelled import (
     IsUnlabelled,
-    all_labelled,
     check_evaluates,
     check_labels,
     evaluated_datasets,
     needs_no_labels,
+    never_unlabelled,
 )
 from raysweep.system.terminal import counted
 
@@ -62,7 +62,7 @@ def build_evaluation(
     agreement: Agreement | str | None = None,
     missing: Sequence[Trial] = (),
     trained_tune: Tune | None = None,
-    is_unlabelled: IsUnlabelled = all_labelled,
+    is_unlabelled: IsUnlabelled = never_unlabelled,
 ) -> Sweep:
     """Check a search space of evaluation settings and expand it: every encoder under every combination of settings.
 

@@ -17,7 +17,7 @@ DIVISION = ("val_fraction", "split_seed")
 Search = Sequence[Mapping[str, Mapping[str, Any]]]
 
 
-def all_labelled(name: str) -> bool:
+def never_unlabelled(name: str) -> bool:
     """Return False for every dataset, for a sweep that says itself whether it reads labels."""
     return False
 
