@@ -44,9 +44,8 @@ def digits_of(value: float, metric: str) -> str:
 
 
 def best_titles(group: Group) -> list[str]:
-    """Return the titles of the best points. A point that is the same experiment as the first one is left out."""
-    rivals = {point.title for point in group.rivals}
-    return [point.title for number, point in enumerate(group.best) if number == 0 or point.title in rivals]
+    """Return the titles of the best points."""
+    return [point.title for point in group.best]
 
 
 def subject_of(group: Group) -> str:

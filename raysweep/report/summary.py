@@ -12,11 +12,11 @@ from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
 from raysweep.report.method_words import method
 from raysweep.report.points import LEAST_SEEDS, Point, block_scores, has_block_scores, percent
-from raysweep.report.sentences import NAMES, listed, numbers, verdict
+from raysweep.report.sentences import NAMES, listed, numbers, shortened, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
 from raysweep.report.unlabelled import READING
-from raysweep.report.verdicts import MOST_PAIRED, Group, same_experiment
+from raysweep.report.verdicts import MOST_PAIRED, Group
 from raysweep.results.result import Result
 from raysweep.system.terminal import counted
 
@@ -128,6 +128,13 @@ def notes(report: Report) -> list[str]:
             "Scores of different evaluation protocols are not comparable, so the points of each protocol are ranked "
             "separately."
         )
+    twins = [f"{point.title} counts as {point.experiment}" for point in report.points if point.same_as]
+    if twins:
+        lines.append(
+            "Some experiments are in several sweeps. In sentences, in differences and in the order of the points each "
+            f"of them counts once, with the seeds of all its sweeps: {shortened(twins)}. Means of scores are for each "
+            "sweep alone."
+        )
     randoms = [point for point in report.points if point.control == "random"]
     saturated = [
         score
@@ -190,7 +197,7 @@ def best_section(report: Report) -> list[str]:
         best = group.ranked[0]
         rows = []
         for point in group.points:
-            if point is not best and not same_experiment(point, best):
+            if point is not best:
                 differences = [group.families[score].between(point, best) for score in report.compared]
                 rows.append([*names_of(report, point), *cells(differences, report.compared, word)])
         several = len(report.groups) > 1 or len(group.best) > 1
