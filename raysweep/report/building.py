@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from raysweep.errors import InputError
 from raysweep.report.choosing import differing_objective
 from raysweep.report.contents import Member, Report, labels
-from raysweep.report.experiments import lend_baselines, with_images
+from raysweep.report.experiments import lend_baselines, mark_experiments, with_images
 from raysweep.report.points import Point, check_alike, check_comparable, gather, shown_scores
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
@@ -64,7 +64,7 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     if differing_objective(metric, points):
         metric = None
     name = "+".join(member.label.replace(os.sep, "-") for member in members)
-    return Report(shorten(name), members, lend_baselines(points), metric, mode)
+    return Report(shorten(name), members, mark_experiments(lend_baselines(points)), metric, mode)
 
 
 def divisor_of_several(sweeps: Sequence[Sweep], has_changed_images: bool) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.errors import shortened_value
 from raysweep.report.control_styles import DASH_LENGTHS, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, Line2D, add_legend, own_style, panel_grid, wrapped
+from raysweep.report.experiments import join_experiments
 from raysweep.report.figures import has_line
 from raysweep.report.heatmaps import MOST_ROWS, headed, kind_of_metric, title
 from raysweep.report.marks import BELOW, COLOURS, MARKERS, dot_style, legend_columns, seeds_and_bars
@@ -92,7 +93,10 @@ def most_rows(points: Sequence[Point], metric: str | None, mode: str) -> tuple[l
     trained = [point for point in points if not point.baseline]
     if len(trained) <= MOST_ROWS:
         return list(points), ""
-    ranked = [point.title for group in rank_points(points, metric, mode) for point in group]
+    order = [point.title for group in rank_points(join_experiments(points), metric, mode) for point in group]
+    place = {title: number for number, title in enumerate(order)}
+    competing = [point for point in trained if point.experiment in place]
+    ranked = [point.title for point in sorted(competing, key=lambda point: place[point.experiment])]
     kept = set((ranked or [point.title for point in trained])[:MOST_ROWS])
     rows = [point for point in points if point.baseline or point.title in kept]
     return rows, f"; {len(kept)} of {len(trained)} points, {f'the best by mean {metric}' if ranked else 'the first'}"

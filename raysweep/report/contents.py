@@ -15,6 +15,7 @@ from raysweep.errors import printable
 from raysweep.report.cautions import cautions
 from raysweep.report.choosing import differing_objective
 from raysweep.report.conclusions import conclusions
+from raysweep.report.experiments import join_experiments
 from raysweep.report.headings import headings
 from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
@@ -74,24 +75,30 @@ class Report:
         return have_labels(self.points)
 
     @cached_property
+    def experiments(self) -> list[Point]:
+        """The points without the controls. Points of several sweeps that are the same experiment are one point."""
+        return join_experiments(self.points)
+
+    @cached_property
     def ranked(self) -> list[list[Point]]:
-        """The points that compete, best first: a list for each evaluation protocol."""
-        return rank_points(self.points, self.metric, self.mode)
+        """The experiments that compete, best first: a list for each evaluation protocol."""
+        return rank_points(self.experiments, self.metric, self.mode)
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The verdicts: a group of points for each evaluation protocol. All sentences and tables use these groups."""
+        """The verdicts: a group of experiments for each evaluation protocol. All sentences and tables use them."""
         settings = () if self.several else self.members[0].sweep.searched
         shown = shown_scores(self.points, COLUMNS) if self.has_labels else []
         scores = list(dict.fromkeys([*self.compared, *shown]))
-        groups = judge(self.points, self.ranked, scores, settings, self.has_labels, self.metric, self.mode)
+        groups = judge(self.experiments, self.ranked, scores, settings, self.has_labels, self.metric, self.mode)
         words = headings([group.points for group in groups])
         return [replace(group, heading=heading) for group, heading in zip(groups, words, strict=True)]
 
     @cached_property
     def best(self) -> set[str]:
         """The titles of the points that are called best. A protocol has one, several that tie, or none."""
-        return {point.title for group in self.groups for point in group.best}
+        best = {point.title for group in self.groups for point in group.best}
+        return {point.title for point in self.points if point.experiment in best}
 
     @cached_property
     def scores(self) -> list[str]:

@@ -1,4 +1,8 @@
-"""Experiments in several sweeps: which points are the same experiment, and which controls they lend each other."""
+"""Experiments in several sweeps: which points are the same experiment, and which controls they lend each other.
+
+A point is what one sweep knows about an experiment. Points of several sweeps that are the same experiment count as one
+point in the order and in all comparisons; it has the seeds of all of them.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +61,48 @@ def experiment_key(settings: Settings, encoder: str = "", images: str = "") -> t
 def key_without_seed(point: Point) -> tuple[Any, ...]:
     """Return a key of a point that is equal for the same experiment in two sweeps, whatever its seeds."""
     return experiment_key(point.settings.model_copy(update={"seed": 0}), point.encoder, point.images)
+
+
+def mark_experiments(points: Sequence[Point]) -> list[Point]:
+    """Return the points of several sweeps. A point whose experiment an earlier point has refers to that point."""
+    first_of: dict[Any, str] = {}
+    marked = []
+    for point in points:
+        first = point.title if point.baseline else first_of.setdefault(key_without_seed(point), point.title)
+        marked.append(point if first == point.title else replace(point, same_as=first))
+    return marked
+
+
+def join_experiments(points: Sequence[Point]) -> list[Point]:
+    """Return a point for each experiment, without the controls. It has the title of the experiment's first point."""
+    experiments: dict[str, Point] = {}
+    for point in points:
+        if not point.baseline:
+            first = experiments.get(point.experiment)
+            experiments[point.experiment] = point if first is None else joined(first, point)
+    return list(experiments.values())
+
+
+def joined(first: Point, other: Point) -> Point:
+    """Return the first one of two points of the same experiment in several sweeps, with the seeds of both."""
+    by_seed = both(first.by_seed, other.by_seed)
+    names = dict.fromkeys((*first.controls, *other.controls))
+    without = dict.fromkeys((*first.without_encoder, *other.without_encoder))
+    return replace(
+        first,
+        by_seed=by_seed,
+        controls={name: both(first.controls.get(name, {}), other.controls.get(name, {})) for name in names},
+        planned=list(dict.fromkeys((*first.planned, *other.planned))),
+        without_encoder=[seed for seed in without if seed not in by_seed],
+    )
+
+
+def both(first: Mapping[int, Result], other: Mapping[int, Result]) -> dict[int, Result]:
+    """Return the results of two sweeps by seed. Where both have a seed, the first one counts, with further metrics."""
+    merged = {**first, **other}
+    for seed, result in first.items():
+        merged[seed] = replace(result, metrics={**merged[seed].metrics, **result.metrics})
+    return merged
 
 
 def control_images(point: Point, control: str) -> str:

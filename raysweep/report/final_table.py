@@ -95,7 +95,7 @@ def number_columns(report: Report) -> list[Column]:
 
 def from_random(point: Point, families: dict[str, Family]) -> str:
     """Return the difference of a point from the random encoder; `–` without one."""
-    family = families.get(point.title)
+    family = families.get(point.experiment)
     return "–" if family is None else numbers(family.from_control(point), family.score)
 
 

@@ -157,7 +157,7 @@ def points_table(report: Report) -> Table:
         row = [*names_of(report, point), str(len(point.by_seed))]
         row += [cell(point.estimate(score), score) for score in scores]
         for score, control in pairs:
-            family = families.get(point.title, {}).get(score)
+            family = families.get(point.experiment, {}).get(score)
             difference = family.from_control(point, control) if family is not None else None
             row += [numbers(difference, score), "–" if difference is None else verdict(difference, control)]
         rows.append(row)

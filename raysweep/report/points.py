@@ -109,6 +109,8 @@ class Point:
     """The number by which the familywise error is divided; 1 unless the seeds of its sweep are a race."""
     images: str = ""
     """The digest of the pretraining images if the compared sweeps differ in it; see `with_images`."""
+    same_as: str = ""
+    """The title of the first point that is the same experiment, in another sweep; empty if the point is the first."""
 
     @property
     def baseline(self) -> bool:
@@ -134,6 +136,11 @@ class Point:
     def exact_title(self) -> str:
         """The exact name, with the sweep in front if several sweeps are compared."""
         return f"{self.sweep}/{self.name}" if self.sweep else self.name
+
+    @property
+    def experiment(self) -> str:
+        """The title of its experiment, which is the title of the experiment's first point; see `join_experiments`."""
+        return self.same_as or self.title
 
     @property
     def missing(self) -> list[int]:

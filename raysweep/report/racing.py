@@ -8,7 +8,7 @@ from raysweep.report.contents import Report
 from raysweep.report.race_words import name_of
 from raysweep.report.sentences import first_names
 from raysweep.report.statistics import FEWEST_SEEDS, Difference
-from raysweep.report.verdicts import Group, same_experiment
+from raysweep.report.verdicts import Group
 from raysweep.space import Round, Sweep, add_round
 
 
@@ -35,11 +35,7 @@ def open_points(group: Group, score: str) -> list[str]:
     if not group.ranked or score not in group.families:
         return []
     best, family = group.ranked[0], group.families[score]
-    rivals = [
-        point.name
-        for point in group.ranked[1:]
-        if not same_experiment(point, best) and is_open(family.between(best, point))
-    ]
+    rivals = [point.name for point in group.rivals if is_open(family.between(best, point))]
     controls = [
         next(iter(best.controls[control].values())).point
         for control in family.controls

@@ -58,6 +58,8 @@ class Difference:
     high: float | None
     """The bounds of the interval, adjusted for the family; None for fewer than three shared seeds or no spread."""
     method: Method
+    paired: tuple[float, ...] = ()
+    """The difference in each seed that both points have, first minus second."""
 
     @property
     def differs(self) -> bool:
@@ -314,7 +316,9 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
             critical = _dunnett_critical((weights @ weights.T).tobytes(), len(weights), fit.df, alpha)
         half[judged] = critical * np.sqrt(variance)
     means, lows, highs = ([None if math.isnan(x) else x for x in y.tolist()] for y in (mean, mean - half, mean + half))
-    return [Difference(*row, method) for row in zip(n.tolist(), means, lows, highs, strict=True)]
+    by_seed = [tuple(row[~np.isnan(row)].tolist()) for row in paired]
+    rows = zip(n.tolist(), means, lows, highs, strict=True)
+    return [Difference(*row, method, seeds) for row, seeds in zip(rows, by_seed, strict=True)]
 
 
 def _holm(paired: Array, n: Indices, alpha: float, others: int) -> tuple[Array, Array]:

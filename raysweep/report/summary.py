@@ -12,11 +12,11 @@ from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
 from raysweep.report.method_words import method
 from raysweep.report.points import LEAST_SEEDS, Point, block_scores, has_block_scores, percent
-from raysweep.report.sentences import NAMES, joined_words, numbers, verdict
+from raysweep.report.sentences import NAMES, first_names, joined_words, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
 from raysweep.report.unlabelled import READING
-from raysweep.report.verdicts import MOST_PAIRED, Group, same_experiment
+from raysweep.report.verdicts import MOST_PAIRED, Group
 from raysweep.results.result import Result
 from raysweep.system.terminal import counted
 
@@ -55,12 +55,28 @@ def summary_md(report: Report) -> str:
 def how_to_read(report: Report) -> str:
     """Say how the sentences and tables of differences are read."""
     if not report.has_labels:
-        return READING
+        return f"{READING} {difference_words(report)} Its adjusted interval follows it in brackets."
     others = [name for name in report.columns if not is_accuracy(name)]
     which = f"All scores except {joined_words(others)} are" if others else "All scores are"
+    interval = f"Its adjusted {percent(report.points)} interval follows it in brackets."
+    return f"{which} accuracies between 0 and 1. {difference_words(report)} {interval}"
+
+
+def difference_words(report: Report) -> str:
+    """Say what a difference is."""
+    if not any(map(lacks_seeds, report.groups)):
+        return "A difference is a mean over the n seeds that both have."
     return (
-        f"{which} accuracies between 0 and 1. A difference is a mean over the n seeds that both have. "
-        f"Its adjusted {percent(report.points)} interval follows it in brackets."
+        "A difference is between two means that are adjusted for the seeds that a point lacks, and n is the number of "
+        "seeds that both have. If the spreads clearly differ, a difference with an interval is a mean over these seeds."
+    )
+
+
+def lacks_seeds(group: Group) -> bool:
+    """Return whether a point or a control of a group lacks a seed that another point has."""
+    seeds = {seed for point in group.points for seed in point.by_seed}
+    return any(
+        seeds - by_seed.keys() for point in group.points for by_seed in (point.by_seed, *point.controls.values())
     )
 
 
@@ -88,9 +104,14 @@ def overview(report: Report) -> list[str]:
     )
     if not report.several:
         return [f"{lines[0]} {reading}"]
+    seeds = [
+        sorted({seed for point in report.points if point.sweep == member.label for seed in point.planned})
+        for member in report.members
+    ]
     rows = [
-        [name, *(str(values[0]) if len(values) == 1 else "varies" if values else "–" for values in by_sweep)]
-        for name, by_sweep in differing(report).items()
+        [name, *(first_names([str(value) for value in values]) if values else "–" for values in by_sweep)]
+        for name, by_sweep in {**differing(report), "seed": seeds}.items()
+        if len({frozenset(map(repr, values)) for values in by_sweep}) > 1
     ]
     differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in report.members)], rows)]
     borrowed = [
@@ -127,6 +148,13 @@ def notes(report: Report) -> list[str]:
         lines.append(
             "Scores of different evaluation protocols are not comparable, so the points of each protocol are ranked "
             "separately."
+        )
+    twins = [f"{point.title} counts as {point.experiment}" for point in report.points if point.same_as]
+    if twins:
+        lines.append(
+            "Some experiments are in several sweeps. In sentences, in differences and in the order of the points each "
+            f"of them counts once, with the seeds of all its sweeps: {first_names(twins)}. Means of scores are for each "
+            "sweep alone."
         )
     randoms = [point for point in report.points if point.control == "random"]
     saturated = [
@@ -190,7 +218,7 @@ def best_section(report: Report) -> list[str]:
         best = group.ranked[0]
         rows = []
         for point in group.points:
-            if point is not best and not same_experiment(point, best):
+            if point is not best:
                 differences = [group.families[score].between(point, best) for score in report.compared]
                 rows.append([*names_of(report, point), *cells(differences, report.compared, word)])
         several = len(report.groups) > 1 or len(group.best) > 1

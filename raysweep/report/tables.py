@@ -11,7 +11,7 @@ from raysweep.config import METRICS, SETTINGS, about, has_effect
 from raysweep.errors import printable
 from raysweep.report.contents import Report
 from raysweep.report.digits import decimals_of
-from raysweep.report.points import LEAST_SEEDS, Estimate, Point, confidence, differences, divisor_of, estimate
+from raysweep.report.points import LEAST_SEEDS, Estimate, Point, confidence, divisor_of, estimate
 from raysweep.report.sentences import verdict
 from raysweep.report.statistics import Difference
 from raysweep.results.result import Result, attempts
@@ -121,11 +121,10 @@ def point_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
         for metric in metrics:
             row |= interval_columns(metric, point.estimate(metric), divisor)
         for score, control in controls:
-            family = families.get(point.title, {}).get(score)
+            family = families.get(point.experiment, {}).get(score)
             difference = family.from_control(point, control) if family is not None else None
             if difference is not None:
-                alone = estimate(point.differences(score, control), divisor)
-                row |= difference_columns(f"{score} minus {control} ", difference, alone, divisor)
+                row |= difference_columns(f"{score} minus {control} ", difference, divisor)
         rows.append({key: value for key, value in row.items() if key in header})
     return header, rows
 
@@ -151,7 +150,7 @@ def differing(report: Report) -> dict[str, list[list[Any]]]:
 
 
 def differences_csv(report: Report) -> str:
-    """Return a row per pair of points and score as CSV: the difference over the shared seeds, with its intervals.
+    """Return a row per pair of points and score as CSV: the difference with its intervals.
 
     Points of different protocols are not paired. If there are more than `MOST_PAIRED` points, only the pairs with the
     best point are listed.
@@ -165,20 +164,16 @@ def differences_csv(report: Report) -> str:
             for score in report.compared:
                 difference = group.families[score].pairs.get((first, second))
                 if difference is not None and difference.mean is not None:
-                    alone = estimate(differences(one.scores(score), other.scores(score)), divisor)
                     row = {"first": one.exact_title, "second": other.exact_title, "score": score, "n": difference.n}
                     rows.append(
-                        {
-                            **row,
-                            **difference_columns("", difference, alone, divisor),
-                            "verdict": verdict(difference, "second"),
-                        }
+                        {**row, **difference_columns("", difference, divisor), "verdict": verdict(difference, "second")}
                     )
     return to_csv(["first", "second", "score", "n", *difference_names(divisor), "verdict"], rows)
 
 
-def difference_columns(prefix: str, difference: Difference, alone: Estimate | None, divisor: int) -> dict[str, Any]:
+def difference_columns(prefix: str, difference: Difference, divisor: int) -> dict[str, Any]:
     """Return a difference as columns of a CSV: its adjusted interval, and its paired, unadjusted Student-t interval."""
+    alone = estimate(difference.paired, divisor)
     low, high = (alone.low, alone.high) if alone is not None else (None, None)
     values = (difference.mean, difference.low, difference.high, low, high)
     return {f"{prefix}{name}": value for name, value in zip(difference_names(divisor), values, strict=True)}

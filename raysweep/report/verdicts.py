@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about, default_of, metrics_by_name
-from raysweep.report.experiments import control_images, key_without_seed
+from raysweep.report.experiments import control_images
 from raysweep.report.points import Point, divisor_of, matrix
-from raysweep.report.ranking import tied
+from raysweep.report.ranking import connected, tied
 from raysweep.report.shapes import Shape, average, compare_shape
 from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
 from raysweep.results.result import Result
@@ -45,28 +45,25 @@ class Family:
     variance: float | None
     """The variance of the residuals of the block model; None where there are too few cells."""
     points: int
-    """The number of points, each experiment counted once."""
-    known_as: Mapping[str, str]
-    """The title under which each point was compared. Two sweeps may hold the same experiment, which counts once."""
+    """The number of points."""
     mode: str
     """Whether a greater ("max") or a smaller ("min") score is better."""
 
     def between(self, first: Point, second: Point) -> Difference | None:
-        """Return the first point minus the second; None if the pair was not compared."""
-        one, another = self.known_as.get(first.title, ""), self.known_as.get(second.title, "")
-        if (one, another) in self.pairs:
-            return self.pairs[one, another]
-        other = self.pairs.get((another, one))
+        """Return the first experiment minus the second; None if the pair was not compared."""
+        if (first.experiment, second.experiment) in self.pairs:
+            return self.pairs[first.experiment, second.experiment]
+        other = self.pairs.get((second.experiment, first.experiment))
         return None if other is None else negated(other)
 
     def from_control(self, point: Point, control: str = "random") -> Difference | None:
-        """Return the point minus the control; None without that control."""
-        return self.controls.get(control, {}).get(self.known_as.get(point.title, ""))
+        """Return the experiment of a point minus the control; None without that control."""
+        return self.controls.get(control, {}).get(point.experiment)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The trained points of one evaluation protocol, and the verdicts about them."""
+    """The experiments of one evaluation protocol, and the verdicts about them."""
 
     points: Sequence[Point]
     ranked: Sequence[Point]
@@ -78,22 +75,27 @@ class Group:
     heading: str = ""
     """What sets this protocol apart, such as `With labels_per_class=10`; empty if the report has one protocol."""
 
-    @cached_property
-    def rivals(self) -> list[Point]:
-        """The ranked points after the first one. The same experiment in another sweep is left out."""
-        return [point for point in self.ranked[1:] if not same_experiment(point, self.ranked[0])]
+    @property
+    def rivals(self) -> Sequence[Point]:
+        """The ranked points after the first one."""
+        return self.ranked[1:]
 
     @cached_property
     def best(self) -> list[Point]:
         """The points that are called best: the first one, and all points that tie with it.
 
-        It is empty if no point competes, or if all points that compete tie.
+        It is empty if no point competes, if all points that compete tie, or if no shared seeds connect them.
         """
-        if not self.ranked:
+        if not self.ranked or self.apart:
             return []
         first = tied(self.ranked, self.metric)
-        titles = {point.title for point in first}
-        return [] if self.rivals and all(point.title in titles for point in self.rivals) else first
+        return [] if self.rivals and len(first) == len(self.ranked) else first
+
+    @cached_property
+    def apart(self) -> list[Point]:
+        """The ranked points that no shared seeds connect with the first one. Their means cannot be compared with it."""
+        together = connected([point.scores(self.metric) for point in self.ranked])
+        return [point for point, is_together in zip(self.ranked, together, strict=True) if not is_together]
 
     @property
     def complete(self) -> list[Point]:
@@ -118,7 +120,7 @@ def judge(
     """Return the verdicts about the points: a group for each evaluation protocol.
 
     Args:
-        points: all points of the report.
+        points: the experiments of the report; see `join_experiments`. Controls are ignored.
         ranked: the points that compete, best first, a list for each protocol; see `rank_points`.
         scores: the metrics that are compared.
         settings: the searched settings.
@@ -150,32 +152,17 @@ def make_family(
     score: str, points: Sequence[Point], best: Sequence[Point], settings: Sequence[str], with_controls: bool, mode: str
 ) -> Family:
     """Compare the points that have the score; see `judge`. `best` holds the best point, or nothing."""
-    first_of: dict[Any, Point] = {}
-    known_as: dict[str, str] = {}
-    for point in points:
-        if point.scores(score):
-            key = key_without_seed(point)
-            first_of[key] = joined(first_of[key], point) if key in first_of else point
-            known_as[point.title] = first_of[key].title
-    points = list(first_of.values())
+    points = [point for point in points if point.scores(score)]
     values = matrix([point.scores(score) for point in points])
     return Family(
         score,
-        pairs_of(points, values, [known_as[point.title] for point in best if point.title in known_as]),
+        pairs_of(points, values, [point.title for point in best if point.scores(score)]),
         {name: differences_from(name, score, points) for name in (controls_of(points) if with_controls else ())},
         {name: shape for name in settings if (shape := shape_of(name, score, points, mode)) is not None},
         fit_blocks(values).variance if points else None,
         len(points),
-        known_as,
         mode,
     )
-
-
-def joined(first: Point, other: Point) -> Point:
-    """Return the first one of two points of the same experiment in several sweeps, with the seeds of both."""
-    names = dict.fromkeys((*first.controls, *other.controls))
-    controls = {name: {**other.controls.get(name, {}), **first.controls.get(name, {})} for name in names}
-    return replace(first, by_seed={**other.by_seed, **first.by_seed}, controls=controls)
 
 
 def pairs_of(
@@ -278,9 +265,5 @@ def negated(difference: Difference) -> Difference:
         mean=None if mean is None else -mean,
         low=None if high is None else -high,
         high=None if low is None else -low,
+        paired=tuple(-each for each in difference.paired),
     )
-
-
-def same_experiment(first: Point, second: Point) -> bool:
-    """Return whether two points are the same experiment, which happens if they are from two sweeps."""
-    return key_without_seed(first) == key_without_seed(second)
