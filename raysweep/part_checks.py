@@ -81,14 +81,19 @@ def check_encoder(part: Part, settings: Settings, data: TrialData) -> None:
     images = to_float(batch_of(data))
     with torch.no_grad():
         need_shape("features", network(images), (len(images), None))
+    encoder = build_encoder(settings, channels, size)  # with its head, as the trials train and probe it
+    fit_encoder(encoder, batch_of(data), settings.seed)
+    encoder.eval()
+    with torch.no_grad():
+        what = f"features of an encoder with feature_dim {encoder.feature_dim}"
+        need_shape(what, encoder(images), (len(images), encoder.feature_dim))
         if part.traits["layers"]:
-            outputs = network.layer_outputs(images)
+            outputs = encoder.layer_outputs(images)
             missing = [name for name in (*part.traits["layers"], "trunk") if name not in outputs]
             if missing:
                 raise InputError(f"layer_outputs lacks the layer {missing[0]!r}")
-    if part.traits["blocks"] and len(network.blocks) != part.traits["blocks"]:
-        raise InputError(f"declares {part.traits['blocks']} blocks, but has {len(network.blocks)}")
-    build_encoder(settings, channels, size)
+    if part.traits["blocks"] and len(encoder.blocks) != part.traits["blocks"]:
+        raise InputError(f"declares {part.traits['blocks']} blocks, but has {len(encoder.blocks)}")
 
 
 def check_head(part: Part, settings: Settings, data: TrialData) -> None:
@@ -98,6 +103,8 @@ def check_head(part: Part, settings: Settings, data: TrialData) -> None:
     with torch.no_grad():
         embeddings = encoder.head.eval()(torch.randn(BATCH, encoder.feature_dim, generator=generator(0, "check")))
     need_shape("embeddings", embeddings, (BATCH, settings.embedding_dim))
+    if encoder.head.out_features != settings.embedding_dim:
+        raise InputError(f"has out_features={encoder.head.out_features!r}; it must be {settings.embedding_dim}")
 
 
 def check_policy(part: Part, settings: Settings, data: TrialData) -> None:

@@ -1,7 +1,8 @@
 """The table of encoders. To add an encoder, add a function here that builds its network.
 
-An encoder is an `nn.Module` that turns images (B, C, H, W) in [0, 1] into features (B, D). These attributes and methods
-are optional:
+An encoder is an `nn.Module` that turns images (B, C, H, W) in [0, 1] into features (B, D). Its attributes `head`,
+`channels` and `image_size` are set when it is built, so it must not use these names for anything else. These attributes
+and methods are optional:
 
 - `feature_dim`: D. Without it, D is found with one batch of images.
 - `layer_outputs(images)`: a mapping from the names in the trait `layers`, and `trunk`, to outputs of layers, (B, …).
