@@ -81,14 +81,55 @@ def check_encoder(part: Part, settings: Settings, data: TrialData) -> None:
     images = to_float(batch_of(data))
     with torch.no_grad():
         need_shape("features", network(images), (len(images), None))
-        if part.traits["layers"]:
-            outputs = network.layer_outputs(images)
-            missing = [name for name in (*part.traits["layers"], "trunk") if name not in outputs]
-            if missing:
-                raise InputError(f"layer_outputs lacks the layer {missing[0]!r}")
-    if part.traits["blocks"] and len(network.blocks) != part.traits["blocks"]:
-        raise InputError(f"declares {part.traits['blocks']} blocks, but has {len(network.blocks)}")
-    build_encoder(settings, channels, size)
+    encoder = build_encoder(settings, channels, size)  # with its head, as the trials train and probe it
+    fit_encoder(encoder, batch_of(data), settings.seed)
+    encoder.eval()
+    with torch.no_grad():
+        what = f"features of an encoder with feature_dim {encoder.feature_dim}"
+        need_shape(what, encoder(images), (len(images), encoder.feature_dim))
+        check_layers(part, encoder, images)
+        if part.traits["blocks"]:
+            check_blocks(part.traits["blocks"], encoder, images)
+
+
+def check_layers(part: Part, encoder: Any, images: Tensor) -> None:
+    """Check that an encoder has its declared layers, and the layer of each block but the last, for the linear probe."""
+    names = {*part.traits["layers"], *(f"layer{block}" for block in range(1, part.traits["blocks"]))}
+    if names:
+        need_attributes(encoder, ("layer_outputs",), "whose layers the probes read")
+    if not hasattr(encoder, "layer_outputs"):
+        return
+    outputs = encoder.layer_outputs(images)
+    for name in (*sorted(names), "trunk"):
+        if name not in outputs:
+            raise InputError(f"layer_outputs lacks the layer {name!r}")
+        output = outputs[name]
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(images):
+            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InputError(f"layer_outputs: {name!r} is {given}; it must be a tensor ({len(images)}, …)")
+    need_shape("layer_outputs: values of 'trunk'", outputs["trunk"], (len(images), encoder.feature_dim))
+
+
+def check_blocks(declared: int, encoder: Any, images: Tensor) -> None:
+    """Check the blocks of an encoder, and the methods with which layer-wise training trains each block by itself."""
+    need_attributes(encoder, ("blocks", "up_to", "width", "inverse_block"), "which layer-wise training needs")
+    if len(encoder.blocks) != declared:
+        raise InputError(f"declares {declared} blocks, but has {len(encoder.blocks)}")
+    below = encoder.up_to(images, 0)
+    need_shape("outputs of up_to(images, 0)", below, (*images.shape[:2], None, None))
+    for number, block in enumerate(encoder.blocks):
+        above = block(below)
+        need_shape(f"outputs of up_to(images, {number + 1})", encoder.up_to(images, number + 1), tuple(above.shape))
+        width = above.flatten(1).shape[1]
+        if encoder.width(number) != width:
+            raise InputError(
+                f"width({number}) is {encoder.width(number)!r}, but the block's output has {width} numbers"
+            )
+        restored = encoder.inverse_block(number)(above)
+        need_shape(f"outputs of inverse_block({number})", restored, tuple(below.shape))
+        below = above
+    if width != encoder.feature_dim:
+        raise InputError(f"has {encoder.feature_dim} features, but the output of its last block has {width} numbers")
 
 
 def check_head(part: Part, settings: Settings, data: TrialData) -> None:
@@ -98,6 +139,8 @@ def check_head(part: Part, settings: Settings, data: TrialData) -> None:
     with torch.no_grad():
         embeddings = encoder.head.eval()(torch.randn(BATCH, encoder.feature_dim, generator=generator(0, "check")))
     need_shape("embeddings", embeddings, (BATCH, settings.embedding_dim))
+    if encoder.head.out_features != settings.embedding_dim:
+        raise InputError(f"has out_features={encoder.head.out_features!r}; it must be {settings.embedding_dim}")
 
 
 def check_policy(part: Part, settings: Settings, data: TrialData) -> None:
@@ -282,6 +325,13 @@ def need_module(network: object) -> None:
     """Raise InputError unless `network` is a module."""
     if not isinstance(network, nn.Module):
         raise InputError(f"returns {type(network).__name__}; it must return a torch.nn.Module")
+
+
+def need_attributes(network: object, names: Iterable[str], reason: str) -> None:
+    """Raise InputError unless a module has these attributes or methods."""
+    missing = [name for name in names if not hasattr(network, name)]
+    if missing:
+        raise InputError(f"the module has no attribute {missing[0]!r}, {reason}")
 
 
 def need_shape(what: str, tensor: object, shape: tuple[int | None, ...]) -> None:

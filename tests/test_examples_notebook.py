@@ -1,5 +1,9 @@
 """The notebook of the examples, executed in a real kernel with its sizes cut."""
 
+import os
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
@@ -77,3 +81,30 @@ def test_a_loss_of_the_notebook_is_compared_with_the_built_in_one(cells):
     (summary,) = shown(cells["compare-summary"], "text/html")
     assert summary.count("<td>alpha-spread</td>") == 2
     assert summary.count("<td>alpha</td>") == 3
+
+
+PROGRAM = """
+import functools
+import raysweep, torch
+raysweep.run = functools.partial(raysweep.run, local=True)
+EPOCHS, PROBE_EPOCHS, ALPHAS, SEEDS = 1, 1, [0.1, 10], [0]
+"""
+
+
+def test_the_notebook_can_be_executed_again_in_the_same_folder(tmp_path):
+    notebook = nbformat.read(NOTEBOOK, 4)
+    sweeps = [cell["source"] for cell in notebook.cells if cell["id"] in ("run", "loss")]
+    (tmp_path / "cells.py").write_text("\n".join([PROGRAM, *sweeps]))
+    for _ in range(2):
+        process = subprocess.run(
+            [sys.executable, "cells.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        "alpha", "alpha-2", "alpha-spread", "alpha-spread-2",
+    }  # fmt: skip

@@ -49,6 +49,14 @@ DECLARED = [
         "@raysweep.probe(metrics=['x/y'])\ndef x(evaluation): ...",
         ", line 4: probe x: metrics: a dict of names and raysweep.Metric expected, not ['x/y']",
     ),
+    *(
+        (
+            f"@raysweep.probe(metrics={{{name!r}: raysweep.Metric('X.')}})\ndef x(evaluation): ...",
+            f", line 4: probe x: metrics: {name!r}: write the name as GROUP/NAME, such as 'means/test_accuracy', "
+            "because tables have other columns whose names are single words",
+        )
+        for name in ("status", "alpha", "silhouette", "/x", "x/")  # a column, a setting, and other names
+    ),
     (
         f"@raysweep.probe(switch='means')\ndef x(evaluation, {PARAMETER}): ...",
         ", line 4: probe x: switch: the name of one of its parameters expected, not 'means', did you mean 'mean'?",

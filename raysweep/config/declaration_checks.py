@@ -89,7 +89,10 @@ def check_traits(part: Part) -> None:
 
 
 def check_declared_metrics(part: Part) -> None:
-    """Raise InputError if a part declares metrics that are invalid, or that another part declares differently."""
+    """Raise InputError if a part declares metrics that are invalid, or that another part declares differently.
+
+    The slash in the name of a metric separates it from the settings and the other columns of the tables.
+    """
     metrics: Any = part.metrics
     if not isinstance(metrics, Mapping):
         raise InputError(f"metrics: a dict of names and raysweep.Metric expected, not {shown(metrics)}")
@@ -99,6 +102,11 @@ def check_declared_metrics(part: Part) -> None:
             raise InputError(
                 f"metrics: {shown(name)}: a name and a raysweep.Metric expected, such as "
                 "'means/test_accuracy': raysweep.Metric('Accuracy of the class means.')"
+            )
+        if not all(name.partition("/")):
+            raise InputError(
+                f"metrics: {shown(name)}: write the name as GROUP/NAME, such as 'means/test_accuracy', because tables "
+                "have other columns whose names are single words"
             )
         if name in known and known[name] != metric:
             raise InputError(f"metric {name}: another part declares it differently; give it another name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -108,16 +107,11 @@ def changes_data(name: str) -> bool:
 
 def words_of(name: str, declaring: list[Part]) -> str:
     """Return in words when a parameter has an effect, for messages and docs."""
-    members: dict[str, list[Part]] = defaultdict(list)
-    for part in declaring:
-        condition = part.parameters[name].condition
-        members[condition.words if condition is not None else ""].append(part)
-    texts = []
-    for words, group in members.items():
-        uses = [uses_of(part) if part.traits.get("switch") != name else [] for part in group]
-        use = " or ".join(dict.fromkeys(itertools.chain(*uses))) if all(uses) else ""
-        texts.append(f"{use}, with {words}" if use and words else use or words or "always")
-    return "; or ".join(texts)
+    uses = [uses_of(part) if part.traits.get("switch") != name else [] for part in declaring]
+    use = " or ".join(dict.fromkeys(itertools.chain(*uses))) if all(uses) else ""
+    condition = declaring[0].parameters[name].condition  # all parts that declare a parameter declare it equally
+    words = condition.words if condition is not None else ""
+    return f"{use}, with {words}" if use and words else use or words or "always"
 
 
 def uses_of(part: Part) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raysweep import parts
 from raysweep.config import Settings
+from raysweep.config.values import shown
 from raysweep.errors import InputError
 from raysweep.models.decoders import SymmetricDecoder
 from raysweep.parts import Part
@@ -40,7 +41,8 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         The encoder's `nn.Module`, with `channels`, `image_size`, `feature_dim` and `head` set.
 
     Raises:
-        InputError: The encoder or its head has batch normalisation but does not declare it.
+        InputError: The encoder or its head has batch normalisation but does not declare it, or the encoder's module
+            has a `head` of its own, or other values of `channels` and `image_size`.
     """
     part = parts.encoder[settings.encoder]
     with seeded(settings.seed, "encoder"):
@@ -48,7 +50,7 @@ def build_encoder(settings: Settings, channels: int, image_size: int) -> Any:
         network = part.function(*sizes, **part.arguments(settings))
         if isinstance(network, nn.Sequential):
             network = Encoder(network)
-        network.channels, network.image_size = channels, image_size
+        check_attributes(part, network, {"channels": channels, "image_size": image_size})
         if not hasattr(network, "feature_dim"):
             network.feature_dim = feature_dim_of(network, channels, image_size)
         drawn = torch.get_rng_state()
@@ -90,6 +92,24 @@ def build_head(settings: Settings, feature_dim: int) -> Any:
     return network
 
 
+def check_attributes(part: Part, network: nn.Module, sizes: Mapping[str, int]) -> None:
+    """Set the sizes of the images on an encoder; raise InputError if it uses a name that raysweep sets for itself."""
+    if hasattr(network, "head"):
+        raise InputError(
+            f"encoder {part.name} has an attribute head, but raysweep sets head to the projection head; give yours "
+            f"another name"
+        )
+    for name, size in sizes.items():
+        if not hasattr(network, name):
+            setattr(network, name, size)
+        value = getattr(network, name)
+        if not isinstance(value, int) or value != size:
+            raise InputError(
+                f"encoder {part.name} has {name}={shown(value)}, but raysweep reads {name} as the images' own, {size}; "
+                f"give yours another name"
+            )
+
+
 def check_batch_norm(part: Part, networks: Iterable[nn.Module], settings: Settings) -> None:
     """Raise InputError if networks of a part have batch normalisation but the part does not declare it."""
     if any(has_batch_norm(network) for network in networks) and not part.has_batch_norm(settings):
@@ -98,8 +118,14 @@ def check_batch_norm(part: Part, networks: Iterable[nn.Module], settings: Settin
         )
 
 
+OPTIONAL = ("feature_dim", "layer_outputs", "blocks", "up_to", "width", "inverse_block", "draw_weights", "fit")
+"""The optional attributes and methods of an encoder; `raysweep.models.encoders` describes them."""
+
+
 class Encoder(nn.Module):
     """Wraps an encoder that is an `nn.Sequential`, which would otherwise run the head as one of its layers.
+
+    The wrapper also has the optional attributes and methods that a class derived from `nn.Sequential` defines.
 
     Args:
         layers: The module that turns images into features.
@@ -113,6 +139,10 @@ class Encoder(nn.Module):
         """Images (B, C, H, W) in [0, 1] -> features (B, D)."""
         features: Tensor = self.layers(images)
         return features
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an optional attribute or method of the wrapped encoder."""
+        return getattr(self.layers, name) if name in OPTIONAL else super().__getattr__(name)
 
 
 def feature_dim_of(network: nn.Module, channels: int, image_size: int) -> int:

@@ -1,13 +1,16 @@
 """The table of encoders. To add an encoder, add a function here that builds its network.
 
-An encoder is an `nn.Module` that turns images (B, C, H, W) in [0, 1] into features (B, D). These attributes and methods
-are optional:
+An encoder is an `nn.Module` that turns images (B, C, H, W) in [0, 1] into features (B, D). Its attributes `head`,
+`channels` and `image_size` are set when it is built, so it must not use these names for anything else. These attributes
+and methods are optional:
 
 - `feature_dim`: D. Without it, D is found with one batch of images.
 - `layer_outputs(images)`: a mapping from the names in the trait `layers`, and `trunk`, to outputs of layers, (B, …).
+  `trunk` is the features. An encoder with blocks has `layer1` and so on for all of them but the last.
 - `blocks`: an `nn.ModuleList` of the blocks that layerwise training trains one by one. It requires the trait `blocks`
-  and three methods. `up_to(images, k)` returns the output of the first k blocks. `width(k)` returns the number of
-  elements of block k's output. `inverse_block(k)` returns a module that turns block k's output back into its input.
+  and three methods. `up_to(images, k)` returns the output of the first k blocks; with k = 0 it returns the input of the
+  first block. `width(k)` returns the number of elements of block k's output. `inverse_block(k)` returns a module that
+  turns block k's output back into its input.
 - `draw_weights()`: called once after the head is attached, while PyTorch's generator has a seed of the trial. The
   generator then has the same state for every head.
 - `fit(images)`: called once in a new trial, before the method is built, with the pretraining images (N, C, H, W) uint8,

@@ -153,8 +153,8 @@ def notes(report: Report) -> list[str]:
     if twins:
         lines.append(
             "Some experiments are in several sweeps. In sentences, in differences and in the order of the points each "
-            f"of them counts once, with the seeds of all its sweeps: {first_names(twins)}. Means of scores are for each "
-            "sweep alone."
+            f"of them counts once, with the seeds of all its sweeps: {first_names(twins)}. Means of scores are for "
+            "each sweep alone."
         )
     randoms = [point for point in report.points if point.control == "random"]
     saturated = [

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from raysweep import parts
-from raysweep.parts import Metric, schedule
+from raysweep.parts import Condition, Metric, schedule
 
 if TYPE_CHECKING:
     from raysweep.config import Settings
@@ -29,12 +29,26 @@ RATE = {
 }
 
 WarmupEpochs = Annotated[int, Field(ge=0), "Epochs at the start in which the learning rate rises linearly to `usl_lr`."]
-FinalLr = Annotated[float, Field(ge=0, le=1), "The factor by which `usl_lr` is multiplied at the end of the schedule."]
 
 
 def scheduled_epochs(settings: Settings) -> int:
     """Return the number of epochs of one schedule: `usl_epochs`, or the epochs of all blocks if `layerwise: random`."""
     return settings.pretrain_epochs if settings.layerwise == "random" else settings.usl_epochs
+
+
+def reaches_final_lr(settings: Any) -> bool:
+    """Return whether a step of a schedule depends on `final_lr`."""
+    if settings.schedule == "wsd":
+        return bool(settings.decay_epochs > 0)
+    return settings.schedule != "cosine" or bool(settings.warmup_epochs < scheduled_epochs(settings))
+
+
+FinalLr = Annotated[
+    float,
+    Field(ge=0, le=1),
+    "The factor by which `usl_lr` is multiplied at the end of the schedule.",
+    Condition("epochs after the warm-up (`cosine`) or `decay_epochs` > 0 (`wsd`)", reaches_final_lr),
+]
 
 
 def factor_of(settings: Settings) -> Callable[[int, int, int], float] | None:

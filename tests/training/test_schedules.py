@@ -6,7 +6,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from raysweep import space
-from raysweep.config import METRICS, Settings, choices, has_metric
+from raysweep.config import METRICS, Settings, choices, has_effect, has_metric
 from raysweep.errors import InputError
 from raysweep.training.loop import pretrain
 from raysweep.training.schedules import factor_of
@@ -97,6 +97,25 @@ def test_a_schedule_that_does_not_fit_is_one_line(given, words):
         space.build({"base": given}, {}, "test")
     assert words in str(fault.value)
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("layerwise", ["none", "random"])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2)])
+def test_final_lr_has_an_effect_if_it_changes_the_rate_of_a_step(schedule, warmup, decay, layerwise):
+    half = 5 if layerwise == "random" else 1  # of the epochs of the schedule; the phases are given in halves
+    phases = {"warmup_epochs": warmup * half, **({"decay_epochs": decay * half} if schedule == "wsd" else {})}
+    settings = Settings(schedule=schedule, layerwise=layerwise, usl_epochs=2, **phases)
+    factors = [factor_of(settings.model_copy(update={"final_lr": final})) for final in (0.0, 0.5)]
+    steps = 2 * half * STEPS
+    differs = any(factors[0](step, steps, STEPS) != factors[1](step, steps, STEPS) for step in range(steps))
+    assert has_effect("final_lr", settings) == differs
+
+
+def test_a_sweep_of_final_lr_that_no_step_reaches_is_refused():
+    base = {"schedule": "wsd", "usl_epochs": 12, "decay_epochs": 0}
+    with pytest.raises(InputError, match=r"final_lr: has no effect in .*decay_epochs > 0 \(wsd\)"):
+        space.build({"base": base, "search": {"final_lr": [0.0, 0.1]}}, {}, "test")
 
 
 def test_random_blocks_share_one_schedule_over_the_epochs_of_all_blocks():
