@@ -26,8 +26,8 @@ from raysweep.report.page_curves import bokeh_script, point_title, read_curves, 
 from raysweep.report.page_pictures import figures_in, pictures_of
 from raysweep.report.points import LEAST_SEEDS, percent
 from raysweep.report.sentences import NAMES, numbers, verdict
-from raysweep.report.summary import controls_of, notes, reading, warnings_of
-from raysweep.report.tables import cell, encoded, name_columns, names_of, trial_rows
+from raysweep.report.summary import controls_of, marked_names, notes, reading, warnings_of
+from raysweep.report.tables import cell, encoded, name_columns, trial_rows
 from raysweep.results.result import Result
 from raysweep.results.sweep_file import history
 from raysweep.space import Sweep, Trial
@@ -154,7 +154,7 @@ def points_table(report: Report) -> Table:
         header += [f"{score} minus {NAMES.get(control, control)}", f"{score} against {control}"]
     rows = []
     for point in report.points:
-        row = [*names_of(report, point), str(len(point.by_seed))]
+        row = [*marked_names(report, point), str(len(point.by_seed))]
         row += [cell(point.estimate(score), score) for score in scores]
         for score, control in pairs:
             family = families.get(point.title, {}).get(score)

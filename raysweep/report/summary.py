@@ -128,6 +128,11 @@ def notes(report: Report) -> list[str]:
             "Scores of different evaluation protocols are not comparable, so the points of each protocol are ranked "
             "separately."
         )
+    if not report.single and any(group.incomplete for group in report.groups):
+        lines.append(
+            "Points that lack planned seeds are marked as incomplete in the tables of differences. The missing seeds "
+            "may be the bad ones, so the verdicts about these points may be too good."
+        )
     randoms = [point for point in report.points if point.control == "random"]
     saturated = [
         score
@@ -159,6 +164,12 @@ def mean_above(point: Point, score: str, least: float) -> bool:
     return value is not None and value.mean > least
 
 
+def marked_names(report: Report, point: Point) -> list[str]:
+    """Return a point's name for a table of differences, where a point that lacks planned seeds is marked."""
+    *sweep, name = names_of(report, point)
+    return [*sweep, f"{name} (incomplete)" if point.missing and not point.baseline else name]
+
+
 def controls_of(report: Report) -> list[str]:
     """Return the controls with which points are compared."""
     return list(dict.fromkeys(c for group in report.groups for f in group.families.values() for c in f.controls))
@@ -171,7 +182,7 @@ def control_section(report: Report, control: str) -> list[str]:
         for point in group.points:
             differences = [group.families[score].from_control(point, control) for score in report.scores]
             if any(differences):
-                rows.append([*names_of(report, point), *cells(differences, report.scores, control)])
+                rows.append([*marked_names(report, point), *cells(differences, report.scores, control)])
     if not rows:
         return []
     return [
@@ -192,7 +203,7 @@ def best_section(report: Report) -> list[str]:
         for point in group.points:
             if point is not best and not same_experiment(point, best):
                 differences = [group.families[score].between(point, best) for score in report.compared]
-                rows.append([*names_of(report, point), *cells(differences, report.compared, word)])
+                rows.append([*marked_names(report, point), *cells(differences, report.compared, word)])
         several = len(report.groups) > 1 or len(group.best) > 1
         tables += [
             *([f"Each point minus {best.title}:"] if several else []),

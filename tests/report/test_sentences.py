@@ -443,6 +443,44 @@ def test_a_point_with_failed_seeds_does_not_compete_and_is_named(tmp_path):
     assert "not ranked" in (store.root / "summary.md").read_text()
 
 
+@pytest.mark.parametrize("others", [[0.5], [0.5, 1]])
+def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, others):
+    """Two seeds of alpha=10.0 are gone. They may be the bad ones, so its verdicts are no conclusions."""
+    effects = {"random": 0.4, "alpha=0.1": 0.3, "alpha=1.0": 0.35, "alpha=10.0": 0.6}
+
+    def metrics(trial):
+        name = "random" if trial.baseline else f"alpha={trial.settings.alpha}"
+        score = effects[name] + 0.05 * trial.settings.seed + NOISE[trial.settings.seed % 4] * (1 + len(trial.point) / 9)
+        return dict.fromkeys(COLUMNS, score) | {"linear/val_accuracy": effects[name]}
+
+    search = {"alpha": [0.1, 1, 10], "strength": others, "seed": [0, 1, 2, 3, 4]}
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": search, "baseline": True}, metrics)
+    complete = build_tables(store, sweep)
+    (gone,) = (point.title for point in complete.points if point.title.startswith("alpha=10.0,strength=0.5"))
+    trend = next(line for line in complete.in_words() if line.startswith("With alpha"))
+    assert " rises (Page's trend test, " in trend
+    assert "planned seeds" not in trend
+    assert "(incomplete)" not in (store.root / "summary.md").read_text()
+    for trial in sweep.trials:
+        if trial.point == gone and trial.settings.seed > 2:
+            (store.trial(trial.name) / "result.json").unlink()
+    report = build_tables(store, sweep)
+    lines, text = report.in_words(scores=1), (store.root / "summary.md").read_text()
+    assert not any("beats" in line and gone in line for line in lines)
+    if len(others) == 1:
+        none = "No point that has all its planned seeds beats the random encoder in linear/test_accuracy."
+        assert lines[0].endswith(f"]. {none}")
+    trend = next(line for line in report.in_words() if line.startswith("With alpha"))
+    remark = f". {gone} lacks planned seeds, which may be the bad ones."
+    assert trend.endswith(remark) == (len(others) == 1), "the combination with strength=1.0 is complete, and used alone"
+    for heading in ("## Difference from the random encoder", "## Difference from the best point"):
+        table = text.split(f"{heading}\n")[1].split("\n## ")[0]
+        marked = [row.split(" | ")[0] for row in table.splitlines() if "(incomplete)" in row]
+        assert marked == [f"| {gone} (incomplete)"]
+    assert [row[0] for row in points_table(report).rows if "incomplete" in row[0]] == [f"{gone} (incomplete)"]
+    assert "\n- Points that lack planned seeds are marked as incomplete in the tables of differences. " in text
+
+
 def test_all_seeds_of_a_point_failed(tmp_path):
     effects = {"alpha=0.1": 0.4, "alpha=1.0": 0.35}
     store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1]}}, scores_of(effects))
