@@ -58,6 +58,9 @@ class Difference:
     high: float | None
     """The bounds of the interval, adjusted for the family; None for fewer than three shared seeds or no spread."""
     method: Method
+    widened: float = 1.0
+    """The squared standard error of the interval in units of the one from the pooled spread. It is above 1 if the test
+    of equal spread is unclear and the spread of the two points is the larger one."""
 
     @property
     def differs(self) -> bool:
@@ -298,7 +301,7 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
     shared = present @ present.T
     n = shared[first, second]
     mean = np.where(n > 0, fit.effects[first] - fit.effects[second], np.nan)
-    half = np.full(len(first), np.nan)
+    half, widened = np.full(len(first), np.nan), np.ones(len(first))
     judged = np.flatnonzero(n >= FEWEST_SEEDS)
     i, j = first[judged], second[judged]
     family = np.nonzero(np.triu(shared >= FEWEST_SEEDS, 1)) if method == "tukey" else (i, j)
@@ -306,7 +309,9 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
         method = "holm"
         mean[judged], half[judged] = _holm(paired[judged], n[judged], alpha, len(family[0]) - len(judged))
     elif len(judged) and fit.spreads:
-        variance = np.max([_of_differences(covariance, i, j) for covariance in fit.covariances(p)], 0)
+        pooled, *doubtful = (_of_differences(covariance, i, j) for covariance in fit.covariances(p))
+        variance = np.max([pooled, *doubtful], 0)
+        widened[judged] = variance / pooled
         if method == "tukey":
             critical = tukey_critical(len(np.union1d(*family)), fit.df, divisor)
         else:
@@ -314,7 +319,8 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
             critical = _dunnett_critical((weights @ weights.T).tobytes(), len(weights), fit.df, alpha)
         half[judged] = critical * np.sqrt(variance)
     means, lows, highs = ([None if math.isnan(x) else x for x in y.tolist()] for y in (mean, mean - half, mean + half))
-    return [Difference(*row, method) for row in zip(n.tolist(), means, lows, highs, strict=True)]
+    rows = zip(n.tolist(), means, lows, highs, [method] * len(n), widened.tolist(), strict=True)
+    return [Difference(*row) for row in rows]
 
 
 def _holm(paired: Array, n: Indices, alpha: float, others: int) -> tuple[Array, Array]:
