@@ -16,7 +16,7 @@ from raysweep.report.cautions import cautions
 from raysweep.report.choosing import differing_objective
 from raysweep.report.conclusions import conclusions
 from raysweep.report.headings import headings
-from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
+from raysweep.report.points import COLUMNS, SCORES, Point, evaluates_one, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.ranking import rank_points
 from raysweep.report.sentences import digits_of, more_seeds, named, shortened
@@ -67,6 +67,11 @@ class Report:
     def single(self) -> bool:
         """Whether the report is about one experiment, which has nothing to be compared with."""
         return not self.several and self.members[0].sweep.total == 1
+
+    @property
+    def one_encoder(self) -> bool:
+        """Whether each sweep is the evaluation of one encoder, so that the seeds are not the seeds of pretraining."""
+        return all(evaluates_one(member.sweep) for member in self.members)
 
     @cached_property
     def has_labels(self) -> bool:
@@ -144,7 +149,9 @@ class Report:
             return [("", words)] if words else []
         sweeps = [member.sweep for member in self.members]
         more = more_seeds(
-            any(sweep.encoders for sweep in sweeps), any(sweep.race and not sweep.encoders for sweep in sweeps)
+            any(sweep.encoders for sweep in sweeps),
+            any(sweep.race and not sweep.encoders for sweep in sweeps),
+            self.one_encoder,
         )
         sections = [(group.heading, self.words_of_group(group, scores, more)) for group in self.groups]
         if len(sections) > 1:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from raysweep.report.contents import Report
+from raysweep.report.points import divisor_of, percent
 
-from raysweep.report.points import Point, divisor_of, percent
 
-
-def method(points: Sequence[Point], labels: bool = True) -> str:
-    """Say how the intervals and verdicts about these points are computed; `labels` says whether they have labels."""
+def method(report: Report) -> str:
+    """Say how the intervals and verdicts of a report are computed."""
+    points, labels = report.points, report.has_labels
     divisor = divisor_of(points)
+    runs = "evaluations of one encoder" if report.one_encoder else "runs"
     race = (
         ""
         if divisor == 1
@@ -20,11 +21,11 @@ def method(points: Sequence[Point], labels: bool = True) -> str:
         "The mean of a point that left the race early tends to lie a little too far from the best one."
     )
     images = (
-        " All seeds share one division of the images. So the intervals cover differences between runs, and not the "
+        f" All seeds share one division of the images. So the intervals cover differences between {runs}, and not the "
         "choice of the test images."
         if labels
-        else " All seeds share the images. So the intervals cover differences between runs, and not the choice of the "
-        "images."
+        else f" All seeds share the images. So the intervals cover differences between {runs}, and not the choice of "
+        "the images."
     )
     return (
         f"{'Scores' if labels else 'Measures'} are modelled as point + seed + residual. Intervals are at "

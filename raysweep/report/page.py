@@ -106,7 +106,7 @@ def page(report: Report, directory: Path) -> str:
             sections=report.sections(),
             notes=[*report.doubts(), *notes(report)],
             reading=reading(report),
-            method=method(report.points, report.has_labels) if report.groups and not report.single else "",
+            method=method(report) if report.groups and not report.single else "",
             averages=averages(report),
             time=duration(report.seconds()),
             points=points,

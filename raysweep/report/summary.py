@@ -11,7 +11,7 @@ from raysweep.errors import printable
 from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
 from raysweep.report.method_words import method
-from raysweep.report.points import LEAST_SEEDS, Point, block_scores, has_block_scores, percent
+from raysweep.report.points import LEAST_SEEDS, Point, block_scores, evaluates_one, has_block_scores, percent
 from raysweep.report.sentences import NAMES, listed, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
@@ -48,7 +48,7 @@ def summary_md(report: Report) -> str:
     text += [section for control in controls_of(report) for section in control_section(report, control)]
     text += best_section(report) + choosing_section(report) + blocks_section(report) + list(ended_sections(report))
     if report.groups and not report.single:
-        text += ["## Method", method(report.points, report.has_labels)]
+        text += ["## Method", method(report)]
     return "\n\n".join(text) + "\n"
 
 
@@ -133,6 +133,14 @@ def notes(report: Report) -> list[str]:
             "Points that lack planned seeds are marked as incomplete in the tables of differences. The missing seeds "
             "may be the bad ones, so the verdicts about these points may be too good."
         )
+    for member in report.members:
+        of_member = [point for point in report.points if point.sweep == member.label and not point.baseline]
+        if evaluates_one(member.sweep) and any(len(point.by_seed) >= LEAST_SEEDS for point in of_member):
+            lines.append(
+                f"{f'{member.label}: ' if report.several else ''}All seeds evaluate the same encoder. So the intervals "
+                "cover differences between its evaluations, such as the training of the probe, and not between "
+                "pretrainings."
+            )
     randoms = [point for point in report.points if point.control == "random"]
     saturated = [
         score
