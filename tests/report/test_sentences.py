@@ -21,6 +21,7 @@ from raysweep.report.page import page, points_table
 from raysweep.report.points import SCORES
 from raysweep.report.seeds import seeds_needed
 from raysweep.report.sentences import named, others_sentence
+from raysweep.report.statistics import compare_pairs
 from raysweep.report.summary import summary_md
 from tests.report.test_report import COLUMNS, fill_with
 
@@ -622,6 +623,21 @@ def test_each_protocol_has_a_heading_and_what_all_share_is_said_once(tmp_path):
     assert "so the points of each protocol are ranked separately." in text
     html = page(report, report.members[0].store.root)
     assert "<p>With labels_per_class=10:</p>\n<ul>\n<li>labels_per_class=10,alpha=1.0 has" in html
+
+
+def test_each_score_of_each_protocol_is_adjusted_alone(tmp_path):
+    val = {f"labels_per_class={n},alpha={a}": a / 100 + n / 50 for n in (1, 10) for a in (0.1, 1.0, 10.0)}
+    report = protocols_of(tmp_path, {"alpha": [0.1, 1, 10]}, val)
+    assert len(report.groups) == 2
+    for group in report.groups:
+        for score in SCORES:
+            alone = compare_pairs(np.array([point.values(score) for point in group.points]))
+            titles = [point.title for point in group.points]
+            expected = {(titles[first], titles[second]): difference for (first, second), difference in alone.items()}
+            assert group.families[score].pairs == expected
+    text = (report.members[0].store.root / "summary.md").read_text()
+    assert "all comparisons of a table" not in text
+    assert "Each score, each evaluation protocol and each control (such as the random encoder of one " in text
 
 
 def test_a_point_that_is_alone_in_its_protocol_is_not_called_the_only_one(tmp_path):
