@@ -141,8 +141,8 @@ class Report:
     def sections(self, scores: int | None = None) -> list[tuple[str, list[str]]]:
         """Return the conclusions as sections, which consist of a heading and sentences.
 
-        Several protocols have a section each, and one for what is true of all of them. The other sections, and the only
-        one of a report with one protocol, have an empty heading.
+        Several protocols have a section each, one for what is true of all of them, and one about the whole sweep. The
+        sections of a report with one protocol have an empty heading.
         """
         words = self.general_words()
         if words is not None:
@@ -169,7 +169,8 @@ class Report:
                 else agreement_sentences(member.sweep)
             )
             rest += [f"{prefix}{line}" for line in words]
-        return [(heading, lines) for heading, lines in [*sections, ("", rest)] if lines]
+        sections.append(("The whole sweep" if len(self.groups) > 1 else "", rest))
+        return [(heading, lines) for heading, lines in sections if lines]
 
     def general_words(self) -> list[str] | None:
         """Return the conclusions of a report in which nothing can be ranked; None if something may be ranked."""

@@ -104,7 +104,7 @@ def page(report: Report, directory: Path) -> str:
         .render(
             report=report,
             sections=report.sections(),
-            notes=[*report.doubts(), *notes(report)],
+            notes=notes(report),
             reading=reading(report),
             method=method(report) if report.groups and not report.single else "",
             averages=averages(report),

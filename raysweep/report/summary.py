@@ -35,7 +35,7 @@ def summary_md(report: Report) -> str:
         text += [f"{printable(heading)}:"] if heading else []
         text.append("\n".join(f"- {printable(line)}" for line in lines))
     text += [reading(report)] if sections and not report.single else []
-    remarks = [*report.doubts(), *notes(report)]
+    remarks = notes(report)
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
     text += ["## Scores" if report.has_labels else "## Measures without labels", *overview(report)]
@@ -121,8 +121,8 @@ def borrowed_controls(report: Report) -> dict[str, list[str]]:
 
 
 def notes(report: Report) -> list[str]:
-    """Return the remarks about data and evaluation that apply to this report."""
-    lines = []
+    """Return the reasons to doubt some scores, and the remarks about data and evaluation that apply to this report."""
+    lines = report.doubts()
     if len(report.groups) > 1:
         lines.append(
             "Scores of different evaluation protocols are not comparable, so the points of each protocol are ranked "

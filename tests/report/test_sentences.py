@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import raysweep
 from raysweep import parts
+from raysweep.cli import main
 from raysweep.declarations import Metric
 from raysweep.parts import Part
 from raysweep.report.building import build_tables, read_several
@@ -623,6 +625,30 @@ def test_each_protocol_has_a_heading_and_what_all_share_is_said_once(tmp_path):
     assert "so the points of each protocol are ranked separately." in text
     html = page(report, report.members[0].store.root)
     assert "<p>With labels_per_class=10:</p>\n<ul>\n<li>labels_per_class=10,alpha=1.0 has" in html
+
+
+def sentences_in(text):
+    """The headings and sentences before the first table of a `summary.md`."""
+    lines = text.split("\n## ")[0].splitlines()
+    kept = [line.removeprefix("- ") for line in lines[1:] if line.startswith("- ") or line.endswith(":")]
+    return [line for line in kept if line]
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 10]])
+def test_python_and_the_terminal_have_the_sentences_and_notes_of_the_summary(tmp_path, capsys, labels):
+    def metrics(trial):
+        score = 0.99 if trial.baseline else 0.5 + trial.settings.alpha / 100 + NOISE[trial.settings.seed]
+        return dict.fromkeys(COLUMNS, score)
+
+    search = {"labels_per_class": labels, "alpha": [0.1, 1], "seed": SEEDS}
+    store, _ = fill_with(tmp_path, {"name": "s", "search": search, "baseline": True}, metrics)
+    (store.root / f"labels_per_class=1,alpha=0.1,seed={SEEDS[-1]}" / "result.json").unlink()
+    assert main(["report", str(store.root)]) == 1
+    expected = sentences_in((store.root / "summary.md").read_text())
+    saturated = next(line for line in expected if line.startswith("The random encoder already reaches more than 97 %"))
+    sentences = raysweep.open(store.root).conclusions()
+    assert sentences == [line for line in expected if line != "Note:" or len(labels) > 1]
+    assert f"Note: {saturated}\n" in capsys.readouterr().out
 
 
 def test_each_score_of_each_protocol_is_adjusted_alone(tmp_path):
