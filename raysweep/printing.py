@@ -61,8 +61,9 @@ def show_report(report: Report, directory: Path, console: Console, started: floa
     """Print the conclusions, the table, the number of trials, and the paths of the report's files."""
     from raysweep.report.final_table import summary_table
     from raysweep.report.page import PAGE
+    from raysweep.report.summary import notes
 
-    for line in [*report.in_words(scores=1), *(f"Note: {line}" for line in report.doubts())]:
+    for line in [*report.in_words(scores=1), *(f"Note: {line}" for line in notes(report))]:
         tell_words(console, line)
     if report.points and not report.single:
         table, left_out = summary_table(report, console.width)

@@ -122,16 +122,20 @@ class Results:
         return point_frame(self._report())
 
     def conclusions(self) -> list[str]:
-        """Return the conclusions as sentences, followed by the reasons to doubt some scores.
+        """Return the conclusions as sentences, followed by the notes of `summary.md`.
 
-        With several evaluation protocols, a heading stands before the sentences of each.
+        With several evaluation protocols, a heading stands before the sentences of each, and `Note:` before the notes.
 
         Example:
             >>> for sentence in results.conclusions():
             ...     print(sentence)
         """
+        from raysweep.report.summary import notes
+
         report = self._report()
-        return [*report.in_words(), *report.doubts()]
+        remarks = notes(report)
+        heading = ["Note:"] if remarks and len(report.groups) > 1 else []
+        return [*report.in_words(), *heading, *remarks]
 
     def figure(self, name: str) -> Figure:
         """Return a figure of the report, or the curves of a metric.

@@ -46,6 +46,8 @@ class Progress:
     """What the trial does next, such as `pretraining` or `linear probe`."""
     phase_epochs: tuple[int, int]
     """Number of finished epochs of this phase, and of all its epochs; (0, 0) if the phase has no epochs."""
+    precision: str = ""
+    """The precision of pretraining, with `auto` resolved; empty while the trial does not pretrain."""
 
     def status(self) -> Status:
         """Return what a display shows."""

@@ -213,7 +213,7 @@ class TrialRun:
                 yield End("stopped", collapse.words(self.metrics, state.epoch))
         phase = (self.evaluation.first_phase, (0, 0)) if last else ("pretraining", (state.epoch, total - 1))
         share = 0.0 if self.pretrained_by else state.epoch / total
-        yield Progress(share, state.epoch, evaluated, self.metrics, self.seconds(), *phase)
+        yield Progress(share, state.epoch, evaluated, self.metrics, self.seconds(), *phase, self.precision)
 
     def _evaluate(self) -> Iterator[Progress]:
         """Let the probes evaluate the frozen encoder; then keep its weights."""

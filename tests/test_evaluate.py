@@ -17,6 +17,7 @@ from raysweep.backends.ray.session import session
 from raysweep.evaluations import plan_evaluation
 from raysweep.report import building
 from raysweep.report.search_figures import is_drawn
+from raysweep.report.verdicts import same_experiment
 from raysweep.results.encoders import save_encoder
 from raysweep.results.store import Store
 from tests.support import ROOT
@@ -222,6 +223,27 @@ def test_one_trial_of_a_sweep_is_evaluated_alone(sweep, tmp_path):
         sweep.directory / POINT / "encoder.safetensors"
     ).read_bytes()
     assert results.encoder(POINT).feature_dim > 0
+
+
+def test_the_intervals_of_one_encoder_are_not_said_to_cover_pretraining(copied, tmp_path):
+    remark = "All seeds evaluate the same encoder. So the intervals cover differences between its evaluations, "
+    one = raysweep.evaluate(copied / POINT, set={"seed": [0, 1]}, output=tmp_path, name="one", local=True)
+    assert any("--set 'seed=[0,1,2]'` evaluates the encoder with three seeds." in line for line in one.conclusions())
+    assert not any("an evaluation has the seeds of its encoders" in line for line in one.conclusions())
+    assert remark not in (one.directory / "summary.md").read_text(), "two seeds have no interval"
+    three = raysweep.evaluate(copied / POINT, set={"seed": [0, 1, 2]}, output=tmp_path, name="t", local=True)
+    text = (three.directory / "summary.md").read_text()
+    assert f"\n- {remark}" in text
+    assert "So the intervals cover differences between evaluations of one encoder, and not the" in text
+    whole = raysweep.evaluate(copied, name="whole", local=True)
+    text = (whole.directory / "summary.md").read_text()
+    assert remark not in text
+    assert "So the intervals cover differences between runs, and not the" in text
+    # One encoder with two seeds is not the same experiment as two encoders with these seeds.
+    points = building.read_several([Store.open(three.directory), Store.open(whole.directory)]).points
+    same = [point for point in points if point.name == POINT.removesuffix(",seed=0")]
+    assert [len(point.by_seed) for point in same] == [3, 2]
+    assert not same_experiment(*same)
 
 
 def test_an_encoder_file_alone_needs_a_dataset_and_takes_any(sweep, tmp_path):

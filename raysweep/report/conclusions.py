@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 from raysweep.config import make_settings
 from raysweep.errors import InputError
@@ -113,9 +114,10 @@ def no_best_sentences(group: Group, family: Family) -> list[str]:
 
 
 def winners_sentence(group: Group, family: Family) -> str:
-    """Say which points beat the random encoder."""
-    winners = [point for point in group.points if is_better(family.from_control(point), family)]
-    start = f"{named(winners)} {'beats' if len(winners) == 1 else 'beat'}" if winners else "No point beats"
+    """Say which points beat the random encoder. Points that lack planned seeds are left out, as in the ranking."""
+    winners = [point for point in group.complete if is_better(family.from_control(point), family)]
+    which = "point that has all its planned seeds" if group.incomplete else "point"
+    start = f"{named(winners)} {'beats' if len(winners) == 1 else 'beat'}" if winners else f"No {which} beats"
     return f"{start} the random encoder in {score_words(family)}."
 
 
@@ -170,7 +172,8 @@ def control_sentences(best: Point, family: Family) -> list[str]:
 def shape_sentence(name: str, families: Sequence[Family], points: Sequence[Point]) -> str:
     """Say how the scores depend on a numeric setting; empty if there are too few values or seeds.
 
-    The scores are averaged over the combinations of the other settings that were tried with all values.
+    The scores are averaged over the combinations of the other settings that were tried with all values. If no
+    combination is complete, a second sentence names the points that lack planned seeds.
     """
     words = [text for family in families if name in family.shapes and (text := shape_words(name, family))]
     if not words:
@@ -185,7 +188,17 @@ def shape_sentence(name: str, families: Sequence[Family], points: Sequence[Point
     }
     where = f" ({point_name(fixed)})" if fixed else ""
     averaged = ", averaged over the other settings" if others else ""
-    return f"With {name}{where}{averaged}: {'; '.join(words)}."
+    remark = lacking_words([list(by_value.values()) for by_value in whole.values()])
+    return f"With {name}{where}{averaged}: {'; '.join(words)}.{remark}"
+
+
+def lacking_words(combinations: Sequence[Sequence[Point]]) -> str:
+    """Say which points of a trend lack planned seeds; empty if any combination is complete and is thus used alone."""
+    lacking = [[point for point in combination if point.missing] for combination in combinations]
+    if not all(lacking):
+        return ""
+    points = list(chain.from_iterable(lacking))
+    return f" {named(points)} {'lacks' if len(points) == 1 else 'lack'} planned seeds, which may be the bad ones."
 
 
 def shape_words(name: str, family: Family) -> str | None:

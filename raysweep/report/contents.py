@@ -17,7 +17,7 @@ from raysweep.report.choosing import differing_objective
 from raysweep.report.conclusions import conclusions
 from raysweep.report.experiments import join_experiments
 from raysweep.report.headings import headings
-from raysweep.report.points import COLUMNS, SCORES, Point, have_labels, shown_scores
+from raysweep.report.points import COLUMNS, SCORES, Point, evaluates_one, have_labels, shown_scores
 from raysweep.report.race_words import race_sentences
 from raysweep.report.ranking import rank_points
 from raysweep.report.sentences import digits_of, first_names, more_seeds, named
@@ -68,6 +68,11 @@ class Report:
     def single(self) -> bool:
         """Whether the report is about one experiment, which has nothing to be compared with."""
         return not self.several and self.members[0].sweep.total == 1
+
+    @property
+    def one_encoder(self) -> bool:
+        """Whether each sweep is the evaluation of one encoder, so that the seeds are not the seeds of pretraining."""
+        return all(evaluates_one(member.sweep) for member in self.members)
 
     @cached_property
     def has_labels(self) -> bool:
@@ -143,15 +148,17 @@ class Report:
     def sections(self, scores: int | None = None) -> list[tuple[str, list[str]]]:
         """Return the conclusions as sections, which consist of a heading and sentences.
 
-        Several protocols have a section each, and one for what is true of all of them. The other sections, and the only
-        one of a report with one protocol, have an empty heading.
+        Several protocols have a section each, one for what is true of all of them, and one about the whole sweep. The
+        sections of a report with one protocol have an empty heading.
         """
         words = self.general_words()
         if words is not None:
             return [("", words)] if words else []
         sweeps = [member.sweep for member in self.members]
         more = more_seeds(
-            any(sweep.encoders for sweep in sweeps), any(sweep.race and not sweep.encoders for sweep in sweeps)
+            any(sweep.encoders for sweep in sweeps),
+            any(sweep.race and not sweep.encoders for sweep in sweeps),
+            self.one_encoder,
         )
         sections = [(group.heading, self.words_of_group(group, scores, more)) for group in self.groups]
         if len(sections) > 1:
@@ -169,7 +176,8 @@ class Report:
                 else agreement_sentences(member.sweep)
             )
             rest += [f"{prefix}{line}" for line in words]
-        return [(heading, lines) for heading, lines in [*sections, ("", rest)] if lines]
+        sections.append(("The whole sweep" if len(self.groups) > 1 else "", rest))
+        return [(heading, lines) for heading, lines in sections if lines]
 
     def general_words(self) -> list[str] | None:
         """Return the conclusions of a report in which nothing can be ranked; None if something may be ranked."""

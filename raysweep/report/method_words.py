@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from raysweep.report.contents import Report
+from raysweep.report.points import divisor_of, percent
 
-from raysweep.report.points import Point, divisor_of, percent
 
-
-def method(points: Sequence[Point], labels: bool = True) -> str:
-    """Say how the intervals and verdicts about these points are computed; `labels` says whether they have labels."""
+def method(report: Report) -> str:
+    """Say how the intervals and verdicts of a report are computed."""
+    points, labels = report.points, report.has_labels
     divisor = divisor_of(points)
+    runs = "evaluations of one encoder" if report.one_encoder else "runs"
     race = (
         ""
         if divisor == 1
@@ -20,21 +21,26 @@ def method(points: Sequence[Point], labels: bool = True) -> str:
         "The mean of a point that left the race early tends to lie a little too far from the best one."
     )
     images = (
-        " All seeds share one division of the images. So the intervals cover differences between runs, and not the "
+        f" All seeds share one division of the images. So the intervals cover differences between {runs}, and not the "
         "choice of the test images."
         if labels
-        else " All seeds share the images. So the intervals cover differences between runs, and not the choice of the "
-        "images."
+        else f" All seeds share the images. So the intervals cover differences between {runs}, and not the choice of "
+        "the images."
+    )
+    scope = (
+        "Each score, each evaluation protocol and each control (such as the random encoder of one architecture)"
+        if labels
+        else "Each measure and each evaluation protocol"
     )
     return (
         f"{'Scores' if labels else 'Measures'} are modelled as point + seed + residual. Intervals are at "
-        f"{percent(points)} and adjusted for all comparisons of a table: Dunnett's method adjusts the differences from "
-        "a control, and Tukey's method adjusts the differences between points. Both use the residual spread of all "
-        "points together. A test compares the spreads of the points. If the result is unclear, each interval uses the "
-        "larger of the pooled spread and the spread of its two points. If the spreads clearly differ, each pair has "
-        "the spread of its differences, and Holm's method adjusts them. A simulated sweep of seven equal points shows "
-        "a false difference in at most 5 % of cases, or in up to 11 % with three seeds and very unequal spreads. Each "
-        f"{'score' if labels else 'measure'} is adjusted alone. Page's trend test and a quadratic contrast test how "
+        f"{percent(points)}. Dunnett's method adjusts the differences of all points from a control, and Tukey's method "
+        f"adjusts the differences of all pairs of points. {scope} is adjusted alone. Both methods use the residual "
+        "spread of all points together. A test compares the spreads of the points. If the result is unclear, each "
+        "interval uses the larger of the pooled spread and the spread of its two points. If the spreads clearly "
+        "differ, each pair has the spread of its differences, and Holm's method adjusts them. A simulated sweep of "
+        "seven equal points shows a false difference in at most 5 % of cases, or in up to 11 % with three seeds and "
+        "very unequal spreads. Page's trend test and a quadratic contrast test how "
         f"{'a score' if labels else 'a measure'} depends on a numeric setting. Each seed counts once: its values are "
         "first averaged over the other varied settings."
         f"{images}{race}"

@@ -26,8 +26,8 @@ from raysweep.report.page_curves import bokeh_script, point_title, read_curves, 
 from raysweep.report.page_pictures import figures_in, pictures_of
 from raysweep.report.points import LEAST_SEEDS, percent
 from raysweep.report.sentences import NAMES, numbers, verdict
-from raysweep.report.summary import controls_of, how_to_read, notes, warnings_of
-from raysweep.report.tables import cell, encoded, name_columns, names_of, trial_rows
+from raysweep.report.summary import controls_of, how_to_read, marked_names, notes, warnings_of
+from raysweep.report.tables import cell, encoded, name_columns, trial_rows
 from raysweep.results.result import Result
 from raysweep.results.sweep_file import history
 from raysweep.space import Sweep, Trial
@@ -104,9 +104,9 @@ def page(report: Report, directory: Path) -> str:
         .render(
             report=report,
             sections=report.sections(),
-            notes=[*report.doubts(), *notes(report)],
+            notes=notes(report),
             reading=how_to_read(report),
-            method=method(report.points, report.has_labels) if report.groups and not report.single else "",
+            method=method(report) if report.groups and not report.single else "",
             averages=averages(report),
             time=duration(report.seconds()),
             points=points,
@@ -154,7 +154,7 @@ def points_table(report: Report) -> Table:
         header += [f"{score} minus {NAMES.get(control, control)}", f"{score} against {control}"]
     rows = []
     for point in report.points:
-        row = [*names_of(report, point), str(len(point.by_seed))]
+        row = [*marked_names(report, point), str(len(point.by_seed))]
         row += [cell(point.estimate(score), score) for score in scores]
         for score, control in pairs:
             family = families.get(point.experiment, {}).get(score)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from raysweep.report.contents import Report
 from raysweep.report.page_curves import spread
+from raysweep.report.points import LEAST_SEEDS
+from raysweep.report.search_figures import is_drawn
 from raysweep.results.result import describe_error
 from raysweep.space import Trial
 
@@ -50,14 +52,18 @@ def figures_in(directory: Path, report: Report) -> list[Picture]:
 def what_it_shows(name: str, report: Report) -> str:
     """Return in words what a figure of the report shows."""
     searched = list(dict.fromkeys(name for member in report.members for name in member.sweep.searched))
+    has_intervals = any(len(point.by_seed) >= LEAST_SEEDS for point in report.points)
+    mean = f"the mean over seeds{' with its interval' if has_intervals else ''}"
+    is_scatter = any(is_drawn(member.sweep) for member in report.members)
+    marks = "a dot for each point, at its mean over seeds" if is_scatter else mean
     words = {
-        "comparison": "the scores of the points one below another: the mean over seeds with its interval",
+        "comparison": f"the scores of the points one below another: {mean}",
         "parallel_coordinates": "a line for each point through its values of all settings and its score",
         "importance": "the share of the variance of each score that each setting explains",
-        "layers": "the test accuracy of a linear probe on every block of the encoder, for each point",
+        "layers": "the test accuracy of a linear probe on every block of the encoder, in a panel for each drawn point",
     }
     for setting in searched:
-        words[setting] = f"the scores against {setting}: the mean over seeds with its interval"
+        words[setting] = f"the scores against {setting}: {marks}"
         words[f"{setting}_minus_random"] = f"the scores minus the scores of the random encoder, against {setting}"
         for other in searched:
             words[f"{setting}_x_{other}"] = f"the mean scores as colours over {setting} and {other}"

@@ -104,7 +104,7 @@ class Point:
     label: str = ""
     """The name with drawn values rounded; empty if the name has none."""
     encoder: str = ""
-    """The digest of an evaluated encoder whose training is unknown; empty for other points."""
+    """The digest of an evaluated encoder that the settings do not tell; see `unknown_encoder`. Else empty."""
     divisor: int = 1
     """The number by which the familywise error is divided; 1 unless the seeds of its sweep are a race."""
     images: str = ""
@@ -264,7 +264,7 @@ def gather(sweep: Sweep, results: Sequence[Result], label: str = "") -> list[Poi
                 planned=[*planned[name], *without_encoder.get(name, ())],
                 without_encoder=without_encoder.get(name, ()),
                 label=labels.get(name, ""),
-                encoder=unknown_encoder(members[0]),
+                encoder=unknown_encoder(members[0], evaluates_one(sweep) and len(planned[name]) > 1),
                 divisor=sweep.divisor,
             )
         )
@@ -284,10 +284,22 @@ def controls_of(
     return results
 
 
-def unknown_encoder(trial: Trial) -> str:
-    """Return the digest of the encoder that a trial evaluates, if the settings do not say how it was trained."""
-    is_unknown = trial.source is not None and not trial.baseline and not trial.settings.pretrain_epochs
-    return trial.source.digest if trial.source is not None and is_unknown else ""
+def evaluates_one(sweep: Sweep) -> bool:
+    """Return whether a sweep evaluates one encoder, so that a seed decides only the labels and the training of probes.
+
+    The encoders of a sweep stay in the directories of its trials. A single encoder lies beside its evaluation.
+    """
+    return any(encoder.source is not None and "/" not in encoder.source.file for encoder in sweep.encoders)
+
+
+def unknown_encoder(trial: Trial, has_other_seeds: bool) -> str:
+    """Return the digest of the encoder that a trial evaluates, if the settings do not tell the encoder.
+
+    They do not say how an encoder file without a sweep was trained. If one encoder is evaluated with several seeds
+    (`has_other_seeds`), the seed is not always the one of its pretraining.
+    """
+    is_unknown = has_other_seeds or not trial.settings.pretrain_epochs
+    return trial.source.digest if trial.source is not None and not trial.baseline and is_unknown else ""
 
 
 def matrix(scores: Sequence[Mapping[int, float]]) -> NDArray[np.float64]:

@@ -36,15 +36,16 @@ def seeds_to_show(
 ) -> int | None:
     """Return about how many seeds would show a difference whose interval contains zero; None if more than `most`.
 
-    For a pooled interval, `seeds_needed`, which has the same arguments, gives the number as if no cell were missing. If
-    the points have that many seeds already, or for Holm's method, the width of the interval gives the number: the width
-    shrinks about with the square root of the number of seeds.
+    Except for Holm's method, `seeds_needed`, which has the same arguments, gives the number as if no cell were missing.
+    It assumes the variance by which the interval is computed, which is above the pooled one if the interval uses the
+    larger spread of the two points. If the points have that many seeds already, or for Holm's method, the width of the
+    interval gives the number: the width shrinks about with the square root of the number of seeds.
     """
     assert difference.mean is not None
     assert difference.low is not None
     assert difference.high is not None
     if difference.method != "holm":
-        seeds = seeds_needed(difference.mean, residual_variance, points, most, divisor)
+        seeds = seeds_needed(difference.mean, residual_variance * difference.widened, points, most, divisor)
         if seeds is None or seeds > difference.n:
             return seeds
     ratio = (difference.high - difference.low) / 2 / abs(difference.mean) if difference.mean else math.inf

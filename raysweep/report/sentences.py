@@ -57,15 +57,21 @@ def subject_of(group: Group) -> str:
     return "the best point" if len(best_titles(group)) == 1 and group.rivals else group.ranked[0].title
 
 
-def more_seeds(is_evaluation: bool, is_race: bool) -> str:
+def more_seeds(is_evaluation: bool, is_race: bool, is_one_encoder: bool) -> str:
     """Say how to get enough seeds for a verdict.
 
     Args:
         is_evaluation: Whether the points are evaluations of trained encoders, whose seeds are fixed.
         is_race: Whether the seeds of the sweep are a race, which refuses the setting `seed`.
+        is_one_encoder: Whether each sweep is the evaluation of one encoder, which may have any seeds.
     """
     if is_race:
         return "Next: resume the race; a verdict needs three seeds."
+    if is_one_encoder:
+        return (
+            "Next: `--set 'seed=[0,1,2]'` evaluates the encoder with three seeds. They decide the labels and the "
+            "training of the probe. For a verdict about pretraining, pretrain at least three seeds."
+        )
     if is_evaluation:
         return "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."
     return "Next: run at least three seeds. `--resume DIR/NAME --set 'seed=[0,1,2]'` adds them to this sweep."

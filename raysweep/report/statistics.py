@@ -60,6 +60,9 @@ class Difference:
     method: Method
     paired: tuple[float, ...] = ()
     """The difference in each seed that both points have, first minus second."""
+    widened: float = 1.0
+    """The squared standard error of the interval in units of the one from the pooled spread. It is above 1 if the test
+    of equal spread is unclear and the spread of the two points is the larger one."""
 
     @property
     def differs(self) -> bool:
@@ -300,7 +303,7 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
     shared = present @ present.T
     n = shared[first, second]
     mean = np.where(n > 0, fit.effects[first] - fit.effects[second], np.nan)
-    half = np.full(len(first), np.nan)
+    half, widened = np.full(len(first), np.nan), np.ones(len(first))
     judged = np.flatnonzero(n >= FEWEST_SEEDS)
     i, j = first[judged], second[judged]
     family = np.nonzero(np.triu(shared >= FEWEST_SEEDS, 1)) if method == "tukey" else (i, j)
@@ -308,7 +311,9 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
         method = "holm"
         mean[judged], half[judged] = _holm(paired[judged], n[judged], alpha, len(family[0]) - len(judged))
     elif len(judged) and fit.spreads:
-        variance = np.max([_of_differences(covariance, i, j) for covariance in fit.covariances(p)], 0)
+        pooled, *doubtful = (_of_differences(covariance, i, j) for covariance in fit.covariances(p))
+        variance = np.max([pooled, *doubtful], 0)
+        widened[judged] = variance / pooled
         if method == "tukey":
             critical = tukey_critical(len(np.union1d(*family)), fit.df, divisor)
         else:
@@ -317,8 +322,8 @@ def _compare(values: Array, first: Indices, second: Indices, method: Method, div
         half[judged] = critical * np.sqrt(variance)
     means, lows, highs = ([None if math.isnan(x) else x for x in y.tolist()] for y in (mean, mean - half, mean + half))
     by_seed = [tuple(row[~np.isnan(row)].tolist()) for row in paired]
-    rows = zip(n.tolist(), means, lows, highs, strict=True)
-    return [Difference(*row, method, seeds) for row, seeds in zip(rows, by_seed, strict=True)]
+    rows = zip(n.tolist(), means, lows, highs, [method] * len(n), by_seed, widened.tolist(), strict=True)
+    return [Difference(*row) for row in rows]
 
 
 def _holm(paired: Array, n: Indices, alpha: float, others: int) -> tuple[Array, Array]:

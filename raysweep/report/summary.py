@@ -11,7 +11,7 @@ from raysweep.errors import printable
 from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
 from raysweep.report.method_words import method
-from raysweep.report.points import LEAST_SEEDS, Point, block_scores, has_block_scores, percent
+from raysweep.report.points import LEAST_SEEDS, Point, block_scores, evaluates_one, has_block_scores, percent
 from raysweep.report.sentences import NAMES, first_names, joined_words, numbers, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
@@ -35,7 +35,7 @@ def summary_md(report: Report) -> str:
         text += [f"{printable(heading)}:"] if heading else []
         text.append("\n".join(f"- {printable(line)}" for line in lines))
     text += [how_to_read(report)] if sections and not report.single else []
-    remarks = [*report.doubts(), *notes(report)]
+    remarks = notes(report)
     if remarks:
         text += ["Note:", "\n".join(f"- {printable(line)}" for line in remarks)]
     text += ["## Scores" if report.has_labels else "## Measures without labels", *overview(report)]
@@ -48,7 +48,7 @@ def summary_md(report: Report) -> str:
     text += [section for control in controls_of(report) for section in control_section(report, control)]
     text += best_section(report) + choosing_section(report) + blocks_section(report) + list(ended_sections(report))
     if report.groups and not report.single:
-        text += ["## Method", method(report.points, report.has_labels)]
+        text += ["## Method", method(report)]
     return "\n\n".join(text) + "\n"
 
 
@@ -142,8 +142,8 @@ def borrowed_controls(report: Report) -> dict[str, list[str]]:
 
 
 def notes(report: Report) -> list[str]:
-    """Return the remarks about data and evaluation that apply to this report."""
-    lines = []
+    """Return the reasons to doubt some scores, and the remarks about data and evaluation that apply to this report."""
+    lines = report.doubts()
     if len(report.groups) > 1:
         lines.append(
             "Scores of different evaluation protocols are not comparable, so the points of each protocol are ranked "
@@ -156,6 +156,19 @@ def notes(report: Report) -> list[str]:
             f"of them counts once, with the seeds of all its sweeps: {first_names(twins)}. Means of scores are for "
             "each sweep alone."
         )
+    if not report.single and any(group.incomplete for group in report.groups):
+        lines.append(
+            "Points that lack planned seeds are marked as incomplete in the tables of differences. The missing seeds "
+            "may be the bad ones, so the verdicts about these points may be too good."
+        )
+    for member in report.members:
+        of_member = [point for point in report.points if point.sweep == member.label and not point.baseline]
+        if evaluates_one(member.sweep) and any(len(point.by_seed) >= LEAST_SEEDS for point in of_member):
+            lines.append(
+                f"{f'{member.label}: ' if report.several else ''}All seeds evaluate the same encoder. So the intervals "
+                "cover differences between its evaluations, such as the training of the probe, and not between "
+                "pretrainings."
+            )
     randoms = [point for point in report.points if point.control == "random"]
     saturated = [
         score
@@ -187,6 +200,12 @@ def mean_above(point: Point, score: str, least: float) -> bool:
     return value is not None and value.mean > least
 
 
+def marked_names(report: Report, point: Point) -> list[str]:
+    """Return a point's name for a table of differences, where a point that lacks planned seeds is marked."""
+    *sweep, name = names_of(report, point)
+    return [*sweep, f"{name} (incomplete)" if point.missing and not point.baseline else name]
+
+
 def controls_of(report: Report) -> list[str]:
     """Return the controls with which points are compared."""
     return list(dict.fromkeys(c for group in report.groups for f in group.families.values() for c in f.controls))
@@ -199,7 +218,7 @@ def control_section(report: Report, control: str) -> list[str]:
         for point in group.points:
             differences = [group.families[score].from_control(point, control) for score in report.scores]
             if any(differences):
-                rows.append([*names_of(report, point), *cells(differences, report.scores, control)])
+                rows.append([*marked_names(report, point), *cells(differences, report.scores, control)])
     if not rows:
         return []
     return [
@@ -220,7 +239,7 @@ def best_section(report: Report) -> list[str]:
         for point in group.points:
             if point is not best:
                 differences = [group.families[score].between(point, best) for score in report.compared]
-                rows.append([*names_of(report, point), *cells(differences, report.compared, word)])
+                rows.append([*marked_names(report, point), *cells(differences, report.compared, word)])
         several = len(report.groups) > 1 or len(group.best) > 1
         tables += [
             *([f"Each point minus {best.title}:"] if several else []),

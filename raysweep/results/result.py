@@ -76,6 +76,7 @@ class Result:
     wall_s: Seconds
     """Run time in seconds, summed over all attempts. An attempt that broke off counts up to its last checkpoint.
 
+    It is 0 if the trial failed and its process could not record this; `device` is then `unknown`.
     The time of a pretraining that the trial took over is in the result of the trial `pretrained_by`."""
     attempts: Count
     device: str

@@ -15,6 +15,7 @@ from raysweep.report import drawing
 from raysweep.report.building import drawings_of, read, write_figures
 from raysweep.report.colours import COLOURS
 from raysweep.report.figures import draw
+from raysweep.report.page_pictures import what_it_shows
 from raysweep.report.points import COLUMNS
 from raysweep.report.scales import places_of, scale_of, values_at
 from raysweep.report.search_figures import draw_importance, draw_parallel, draw_scatter, importances, seed_share
@@ -49,6 +50,19 @@ def texts(figure):
     """Return every text of a figure as it is saved."""
     assert drawing.save(figure, dpi=20)
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("seeds", [[0, 1], [0, 1, 2]])
+@pytest.mark.parametrize("strength", [{"uniform": [0.1, 1]}, {"grid": [0.25, 0.5, 1]}])
+def test_the_text_in_place_of_a_figure_names_intervals_where_points_have_some(tmp_path, strength, seeds):
+    raw = {"name": "s", "search": {"strength": strength, "usl_lr": {"grid": [1e-4, 1e-3]}, "seed": {"grid": seeds}}}
+    raw["tune"] = {"num_samples": 3 if "uniform" in strength else 1}
+    report = read(*fill_with(tmp_path, raw, by_learning_rate))
+    figure = drawings_of(report)["strength"]()
+    words = what_it_shows("strength", report)
+    assert ("interval" in words) == any(axes.containers for axes in figure.axes)
+    dots = [line for axes in figure.axes for line in axes.lines if line.get_gid() == "point"]
+    assert ("a dot for each point" in words) == bool(dots)
 
 
 def test_what_a_sweep_varies_chooses_its_figures(tmp_path, drawn):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import raysweep
 from raysweep import parts
+from raysweep.cli import main
 from raysweep.declarations import Metric
 from raysweep.parts import Part
 from raysweep.report.building import build_tables, read_several
@@ -21,6 +23,7 @@ from raysweep.report.page import page, points_table
 from raysweep.report.points import SCORES
 from raysweep.report.seeds import seeds_needed
 from raysweep.report.sentences import named, others_sentence
+from raysweep.report.statistics import compare_pairs
 from raysweep.report.summary import summary_md
 from tests.report.test_report import COLUMNS, fill_with
 
@@ -443,6 +446,44 @@ def test_a_point_with_failed_seeds_does_not_compete_and_is_named(tmp_path):
     assert "not ranked" in (store.root / "summary.md").read_text()
 
 
+@pytest.mark.parametrize("others", [[0.5], [0.5, 1]])
+def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, others):
+    """Two seeds of alpha=10.0 are gone. They may be the bad ones, so its verdicts are no conclusions."""
+    effects = {"random": 0.4, "alpha=0.1": 0.3, "alpha=1.0": 0.35, "alpha=10.0": 0.6}
+
+    def metrics(trial):
+        name = "random" if trial.baseline else f"alpha={trial.settings.alpha}"
+        score = effects[name] + 0.05 * trial.settings.seed + NOISE[trial.settings.seed % 4] * (1 + len(trial.point) / 9)
+        return dict.fromkeys(COLUMNS, score) | {"linear/val_accuracy": effects[name]}
+
+    search = {"alpha": [0.1, 1, 10], "strength": others, "seed": [0, 1, 2, 3, 4]}
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": search, "baseline": True}, metrics)
+    complete = build_tables(store, sweep)
+    (gone,) = (point.title for point in complete.points if point.title.startswith("alpha=10.0,strength=0.5"))
+    trend = next(line for line in complete.in_words() if line.startswith("With alpha"))
+    assert " rises (Page's trend test, " in trend
+    assert "planned seeds" not in trend
+    assert "(incomplete)" not in (store.root / "summary.md").read_text()
+    for trial in sweep.trials:
+        if trial.point == gone and trial.settings.seed > 2:
+            (store.trial(trial.name) / "result.json").unlink()
+    report = build_tables(store, sweep)
+    lines, text = report.in_words(scores=1), (store.root / "summary.md").read_text()
+    assert not any("beats" in line and gone in line for line in lines)
+    if len(others) == 1:
+        none = "No point that has all its planned seeds beats the random encoder in linear/test_accuracy."
+        assert lines[0].endswith(f"]. {none}")
+    trend = next(line for line in report.in_words() if line.startswith("With alpha"))
+    remark = f". {gone} lacks planned seeds, which may be the bad ones."
+    assert trend.endswith(remark) == (len(others) == 1), "the combination with strength=1.0 is complete, and used alone"
+    for heading in ("## Difference from the random encoder", "## Difference from the best point"):
+        table = text.split(f"{heading}\n")[1].split("\n## ")[0]
+        marked = [row.split(" | ")[0] for row in table.splitlines() if "(incomplete)" in row]
+        assert marked == [f"| {gone} (incomplete)"]
+    assert [row[0] for row in points_table(report).rows if "incomplete" in row[0]] == [f"{gone} (incomplete)"]
+    assert "\n- Points that lack planned seeds are marked as incomplete in the tables of differences. " in text
+
+
 def test_all_seeds_of_a_point_failed(tmp_path):
     effects = {"alpha=0.1": 0.4, "alpha=1.0": 0.35}
     store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1]}}, scores_of(effects))
@@ -584,6 +625,45 @@ def test_each_protocol_has_a_heading_and_what_all_share_is_said_once(tmp_path):
     assert "so the points of each protocol are ranked separately." in text
     html = page(report, report.members[0].store.root)
     assert "<p>With labels_per_class=10:</p>\n<ul>\n<li>labels_per_class=10,alpha=1.0 has" in html
+
+
+def sentences_in(text):
+    """The headings and sentences before the first table of a `summary.md`."""
+    lines = text.split("\n## ")[0].splitlines()
+    kept = [line.removeprefix("- ") for line in lines[1:] if line.startswith("- ") or line.endswith(":")]
+    return [line for line in kept if line]
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 10]])
+def test_python_and_the_terminal_have_the_sentences_and_notes_of_the_summary(tmp_path, capsys, labels):
+    def metrics(trial):
+        score = 0.99 if trial.baseline else 0.5 + trial.settings.alpha / 100 + NOISE[trial.settings.seed]
+        return dict.fromkeys(COLUMNS, score)
+
+    search = {"labels_per_class": labels, "alpha": [0.1, 1], "seed": SEEDS}
+    store, _ = fill_with(tmp_path, {"name": "s", "search": search, "baseline": True}, metrics)
+    (store.root / f"labels_per_class=1,alpha=0.1,seed={SEEDS[-1]}" / "result.json").unlink()
+    assert main(["report", str(store.root)]) == 1
+    expected = sentences_in((store.root / "summary.md").read_text())
+    saturated = next(line for line in expected if line.startswith("The random encoder already reaches more than 97 %"))
+    sentences = raysweep.open(store.root).conclusions()
+    assert sentences == [line for line in expected if line != "Note:" or len(labels) > 1]
+    assert f"Note: {saturated}\n" in capsys.readouterr().out
+
+
+def test_each_score_of_each_protocol_is_adjusted_alone(tmp_path):
+    val = {f"labels_per_class={n},alpha={a}": a / 100 + n / 50 for n in (1, 10) for a in (0.1, 1.0, 10.0)}
+    report = protocols_of(tmp_path, {"alpha": [0.1, 1, 10]}, val)
+    assert len(report.groups) == 2
+    for group in report.groups:
+        for score in SCORES:
+            alone = compare_pairs(np.array([point.values(score) for point in group.points]))
+            titles = [point.title for point in group.points]
+            expected = {(titles[first], titles[second]): difference for (first, second), difference in alone.items()}
+            assert group.families[score].pairs == expected
+    text = (report.members[0].store.root / "summary.md").read_text()
+    assert "all comparisons of a table" not in text
+    assert "Each score, each evaluation protocol and each control (such as the random encoder of one " in text
 
 
 def test_a_point_that_is_alone_in_its_protocol_is_not_called_the_only_one(tmp_path):

@@ -12,7 +12,7 @@ from raysweep.report.choosing import agreement
 from raysweep.report.final_table import summary_table
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, summary_csv
-from raysweep.report.unlabelled import agreement_sentences, lacking_sentence
+from raysweep.report.unlabelled import CAUTION, agreement_sentences, lacking_sentence
 from raysweep.results.sweep_events import layout, metrics_by_group
 from raysweep.space import Agreement
 from tests.report.test_report import fill_with
@@ -52,6 +52,16 @@ def test_the_sentences_name_the_choice_and_the_choices_of_other_measures(tmp_pat
     )
     assert [line.partition(",")[0] for line in rest] == ["The points were evaluated without labels"]
     assert not any("beats" in line or "accura" in line for line in (first, second, third, *rest))
+
+
+def test_what_is_true_of_the_whole_sweep_has_a_heading_after_several_protocols(tmp_path):
+    one = report_of(tmp_path / "one")
+    assert one.sections()[-1] == ("", [CAUTION])
+    several = report_of(tmp_path / "several", search={**SEARCH, "probe_dataset": ["digits", "digits_m"]})
+    headings = [heading for heading, _ in several.sections()]
+    assert headings == ["With probe_dataset=digits", "With probe_dataset=digits_m", "The whole sweep"]
+    assert several.in_words()[-2:] == ["The whole sweep:", CAUTION]
+    assert f"\n\nThe whole sweep:\n\n- {CAUTION}\n" in summary_md(several)
 
 
 @pytest.mark.parametrize(("seeds", "words"), [([0], "One seed cannot tell"), ([0, 1], "Two seeds cannot tell")])

@@ -238,6 +238,7 @@ class Watch(tune.Callback):
             error=reason,
             metrics={name: report[name] for name in METRICS if name in report},
             wall_s=report["seconds"],
+            precision=report.get("precision", ""),
             device="unknown",
             warnings=[],
         )

@@ -125,7 +125,8 @@ def attempt(
         status = {"share": moment.share, STATUS: astuple(moment.status())[1:]}
         if options.compared and moment.evaluated:
             push()  # the report may be the last thing that this process does for the trial
-            pace.tell({**status, "seconds": moment.seconds, EPOCH: moment.epoch, **moment.metrics})
+            told = {"seconds": moment.seconds, "precision": moment.precision}
+            pace.tell({**status, **told, EPOCH: moment.epoch, **moment.metrics})
         elif pace.due() or is_new_phase:  # the next report may come long after the start of a phase
             push(every=PUSH_SECONDS)
             pace.tell(status)

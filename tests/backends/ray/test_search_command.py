@@ -80,12 +80,15 @@ def test_stopped_trials_are_complete_and_in_no_mean(searched):
         )
         assert not [metric for metric in trial_result["metrics"] if "test" in metric]
         assert trial_result["wall_s"] > 0
+        assert trial_result["precision"] in ("fp32", "bf16")
         assert not (root / name / "checkpoints").exists()
         events = EventAccumulator(str(root / name), size_guidance={"scalars": 0}).Reload()
         assert [e.step for e in events.Scalars("online/knn_val_accuracy")] == list(range(epoch + 1))
         content = events.summary_metadata["_hparams_/session_end_info"].plugin_data.content
         status = plugin_data_pb2.HParamsPluginData.FromString(content).session_end_info.status
         assert status == api_pb2.Status.Value("STATUS_SUCCESS")
+    with open(root / "results.csv") as file:
+        assert {row["precision"] for row in csv.DictReader(file) if row["trial"] in stopped} <= {"fp32", "bf16"}
     with open(root / "summary.csv") as file:
         counted = sum(int(row["n"]) for row in csv.DictReader(file))
     assert counted == 10 - len(stopped)
