@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from raysweep import api
 from raysweep.backends.progress import Progress, Silence
+from raysweep.backends.ray.environment import check_address
 from raysweep.errors import InputError, SweepInterrupted
 from raysweep.python_arguments import Space, checked_flag, checked_place, for_python, overrides_of, source_of
 from raysweep.results.store import Store
@@ -228,6 +229,8 @@ def place_of_run(
     checked_flag(share, "share")
     if address is not None and not isinstance(address, str):
         raise InputError(f"address: give the text HOST:PORT, not {type(address).__name__}")
+    if address is not None:
+        check_address(address)
     if local and address is not None:
         raise InputError(f"local=True runs without Ray and takes no address {address!r}")
 

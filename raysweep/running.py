@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -137,10 +136,10 @@ def prepare(
     with progress.waiting("starting Ray"):
         # These must come before Ray is imported, which reads the environment.
         from raysweep.backends.ray.authentication import present_token
-        from raysweep.backends.ray.environment import prepare_environment
+        from raysweep.backends.ray.environment import cluster_address, prepare_environment
         from raysweep.backends.ray.session import is_initialized
 
-        address = where.address or os.environ.get("RAY_ADDRESS")
+        address = cluster_address(where.address)
         if not is_initialized():  # a Ray that the user has initialised is used as it is
             prepare_environment(address)
             present_token(address)

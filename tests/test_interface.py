@@ -313,6 +313,8 @@ def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_tor
         (lambda: raysweep.run(ONE, local="no"), "local: give True or False, not 'no'"),
         (lambda: raysweep.run(ONE, local=True, share=None), "share: give True or False, not None"),
         (lambda: raysweep.run(ONE, address=5), "address: give the text HOST:PORT, not int"),
+        (lambda: raysweep.run(ONE, address="ray://h:1"), "ray://h:1: a sweep cannot run through Ray's client"),
+        (lambda: raysweep.resume("none", address="me:word@h:1"), "an address must not contain credentials"),
         (
             lambda: raysweep.run(ONE, progress=np.zeros(2), local=True),
             "progress: give True, False or 'auto', not array",
