@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from raysweep.backends.ray.environment import check_address
 from raysweep.config import SETTINGS, Settings, about, default_of, read_number
 from raysweep.config.values import NUMBER
 from raysweep.errors import InputError
@@ -115,11 +116,11 @@ def local_path(text: str) -> Path:
 
 
 def cluster_address(text: str) -> str:
-    """Return the address of a Ray cluster. It must not contain a password, because it is printed and logged."""
-    if "@" in text:
-        raise argparse.ArgumentTypeError(
-            "an address must not contain credentials, because it is logged; set RAY_AUTH_TOKEN"
-        )
+    """Return the address of a Ray cluster from the command line."""
+    try:
+        check_address(text)
+    except InputError as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from None
     return text
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from raysweep import api
 from raysweep.backends.progress import Progress, Silence
+from raysweep.backends.ray.environment import check_address
 from raysweep.errors import InputError, SweepInterrupted
 from raysweep.python_arguments import Space, checked_flag, checked_place, for_python, overrides_of, source_of
-from raysweep.results.store import Store
 from raysweep.sweep_results import Results
 from raysweep.system.places import ensure_home
 
@@ -223,19 +223,16 @@ def evaluate(
 def place_of_run(
     local: bool, address: str | None, parts: Sequence[Callable[..., Any]], share: bool = True
 ) -> api.Where:
-    """Return where a sweep runs, and the command that resumes it."""
+    """Return how and where a sweep runs."""
     checked_flag(local, "local")
     checked_flag(share, "share")
     if address is not None and not isinstance(address, str):
         raise InputError(f"address: give the text HOST:PORT, not {type(address).__name__}")
+    if address is not None:
+        check_address(address)
     if local and address is not None:
         raise InputError(f"local=True runs without Ray and takes no address {address!r}")
-
-    def resume_command(store: Store) -> str:
-        names = ", ".join(part.__name__ for part in parts)
-        return f"raysweep.resume({store.place!r}{f', parts=[{names}]' if names else ''})"
-
-    return api.Where(local, address, resume_command, owns_process=False, share=share)
+    return api.Where(local, address, owns_process=False, share=share, parts=parts)
 
 
 def progress_of(shown: Shown) -> Progress:

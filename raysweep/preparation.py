@@ -20,6 +20,7 @@ from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, parts, space
+from raysweep.backends.ray.environment import check_address
 from raysweep.config import Settings, protocol
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate, find, merged, with_existing
@@ -153,10 +154,11 @@ def check_requirements(sweep: Sweep, local: bool, is_new: bool = True) -> None:
 
     A resume may lack the directory of the study, because it does not depend on the study.
     """
-    if not local and "@" in os.environ.get("RAY_ADDRESS", ""):
-        raise InputError(
-            "RAY_ADDRESS: an address must not contain credentials, because it is logged; set RAY_AUTH_TOKEN"
-        )
+    if not local:
+        try:
+            check_address(os.environ.get("RAY_ADDRESS", ""))
+        except InputError as fault:
+            raise InputError(f"RAY_ADDRESS: {fault}") from None
     tune = sweep.tune
     needs_ray = [f"tune.scheduler: {tune.scheduler}"] if tune.scheduler != "fifo" else []
     needs_ray += [f"tune.searcher: {tune.searcher}"] if tune.searcher != "none" else []

@@ -91,7 +91,7 @@ def open_page(directory: Path) -> None:
 
 
 def tell_state(report: Report, directory: Path, resume_of: Callable[[Store], str] = resume_of) -> int:
-    """Print which figures are missing, and which trials failed or have not finished. Return the exit status."""
+    """Print which figures are missing, and which trials and races have not finished. Return the exit status."""
     for line in report.not_drawn:
         say(f"warning: {line}")
     status = FINISHED
@@ -101,9 +101,9 @@ def tell_state(report: Report, directory: Path, resume_of: Callable[[Store], str
                 say(f"failed: {result.trial}: {result.error}")
                 status = SOME_FAILED
         unfinished = member.sweep.total - len(member.results)
-        if unfinished:
-            command = resume_of(member.store)
-            say(f"{unfinished} of {member.sweep.total} trials have not finished; resume with: {command}")
+        if unfinished or member.sweep.races:
+            what = f"{unfinished} of {member.sweep.total} trials have" if unfinished else "the race of seeds has"
+            say(f"{what} not finished; resume with: {resume_of(member.store)}")
             status = SOME_FAILED
     remarks = {warning for member in report.members for result in member.results for warning in result.warnings}
     if remarks:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysweep import preparation
 from raysweep.backends.progress import Progress, TrialProgress
@@ -52,12 +51,25 @@ class Where:
     """Run the trials one after the other in this process, without Ray."""
     address: str | None = None
     """The address of a Ray cluster; None takes `RAY_ADDRESS`, else Ray is started on this machine."""
-    resume_command: Callable[[Store], str] = lambda store: f"raysweep.resume({store.place!r})"
-    """The command that resumes the sweep, for messages."""
+    command: Callable[[Store], str] | None = None
+    """Returns the command that resumes a sweep, for messages; None for a call in Python."""
     owns_process: bool = True
     """Whether this process ends after the sweep: True for a command, False for a notebook."""
     share: bool = True
     """Whether trials share a pretraining where this changes no result."""
+    parts: Sequence[Callable[..., Any]] = ()
+    """The parts that a resume in Python needs again."""
+
+    def resume_command(self, store: Store) -> str:
+        """Return the command that resumes a sweep in the same way, for messages."""
+        if self.command is not None:
+            return self.command(store)
+        words = [repr(store.place)]
+        words += ["local=True"] if self.local else []
+        words += [f"address={self.address!r}"] if self.address is not None else []
+        words += [f"parts=[{', '.join(part.__name__ for part in self.parts)}]"] if self.parts else []
+        words += ["share=False"] if not self.share else []
+        return f"raysweep.resume({', '.join(words)})"
 
 
 DEFAULT = Where()
@@ -139,10 +151,10 @@ def prepare(
     with progress.waiting("starting Ray"):
         # These must come before Ray is imported, which reads the environment.
         from raysweep.backends.ray.authentication import present_token
-        from raysweep.backends.ray.environment import prepare_environment
+        from raysweep.backends.ray.environment import cluster_address, prepare_environment
         from raysweep.backends.ray.session import is_initialized
 
-        address = where.address or os.environ.get("RAY_ADDRESS")
+        address = cluster_address(where.address)
         if not is_initialized():  # a Ray that the user has initialised is used as it is
             prepare_environment(address)
             present_token(address)

@@ -4,7 +4,9 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import yaml
 from raysweep import space
 from raysweep.cli import parse
 from raysweep.preparation import shipped_spaces
-from tests.support import ROOT
+from raysweep.results.credentials import is_uri, join
+from tests.support import PATIENCE, ROOT
 
 CLUSTER = ROOT / "cluster"
 # The ray.io/v1 fields that KubeRay's reference (1.5.1 and newer) documents for these objects.
@@ -117,6 +120,62 @@ def test_a_job_that_could_not_find_its_sweep_again_is_refused(arguments, words, 
     process = subprocess.run(job, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert words in process.stderr
+
+
+PYTHON = """#!/bin/sh
+case $1 in
+    -c) echo token ;;
+    -) cat >/dev/null ;;
+    *run_sweep.py) shift; printf '%s\\n' "$*" >>"$CALLS" ;;
+esac
+"""
+SRUN = """#!/bin/sh
+case $* in *--block*) exec sleep 600 ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "restarts"),
+    [
+        ("/shared/runs", 1),
+        ("/shared/what?", 1),
+        ("s3://bucket/prefix", 1),
+        ("s3://bucket/prefix?region=eu-west-1", 1),
+        ("s3://bucket/prefix/?region=eu-west-1&scheme=http", 1),
+        ("s3://bucket?region=eu-west-1", 1),
+        ("s3://bucket/prefix?region=eu-west-1", 0),
+    ],
+)
+def test_a_job_that_slurm_runs_again_resumes_its_sweep(output, restarts, tmp_path):
+    """The job runs with programs in place of Slurm's and Ray's, and a `run_sweep.py` that notes its arguments."""
+    programs = {"python": PYTHON, "ray": "#!/bin/sh\n", "srun": SRUN, "scontrol": "#!/bin/sh\necho node\n"}
+    for name, content in programs.items():
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    for job in range(5000):
+        with suppress(OSError):  # another program may use the port
+            head = socket.create_server(("127.0.0.1", 20000 + 2 * job))  # the script waits until Ray's head listens
+            break
+    with head:
+        environment = {
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "CALLS": str(tmp_path / "calls"),
+            "HEAD_IP": "127.0.0.1",
+            "PYTHON": str(tmp_path / "python"),
+            "SLURM_CPUS_ON_NODE": "1",
+            "SLURM_JOB_ID": str(job),
+            "SLURM_JOB_NODELIST": "node",
+            "SLURM_RESTART_COUNT": str(restarts),
+            "SLURM_SUBMIT_DIR": str(ROOT),
+        }
+        given = ["alpha.yaml", "--output", output, "--name", "cifar"]
+        process = subprocess.run(
+            ["bash", str(CLUSTER / "slurm.sbatch"), *given], env=environment, timeout=PATIENCE, check=False
+        )
+    assert process.returncode == 0
+    place = join(output, "cifar") if is_uri(output) else f"{output}/cifar"
+    again = [f"--resume {place} --dry-run", f"--resume {place}"]
+    assert (tmp_path / "calls").read_text().splitlines() == (again if restarts else [" ".join(given)])
 
 
 def test_ray_up_accepts_its_file():

@@ -16,8 +16,10 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import raysweep
+import raysweep.interface
 from raysweep.errors import InputError
 from raysweep.portable import load
+from raysweep.results.store import Store
 from tests.support import ROOT, forked
 
 BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1, "probe_every": 1, "images_every": 0}
@@ -224,7 +226,7 @@ def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(few, tmp_p
     space = {"name": "one", "base": {**few, "usl_epochs": 3, "le_epochs": 1}, "search": {"seed": [0, 1]}}
     with at_reports(press), pytest.warns(UserWarning, match="interrupted") as caught:
         results = raysweep.run(space, output=tmp_path, local=True)
-    line = f"interrupted; resume with: raysweep.resume('{tmp_path}/one')"
+    line = f"interrupted; resume with: raysweep.resume('{tmp_path}/one', local=True)"
     assert line in [str(warning.message) for warning in caught]
     assert signal.getsignal(signal.SIGINT) is handler
     statuses = results.frame().set_index("trial")["status"]
@@ -234,6 +236,13 @@ def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(few, tmp_p
     resumed = raysweep.resume(tmp_path / "one", local=True)
     assert set(resumed.frame()["status"]) == {"finished"}
     assert not list(tmp_path.glob("one/*/checkpoints")), "also the checkpoints that a killed process left at the end"
+
+
+@pytest.mark.parametrize("given", [{}, {"local": True}, {"address": "h:1"}, {"local": True, "share": False}])
+def test_the_call_that_resumes_has_the_keywords_of_the_run(given, monkeypatch):
+    where = raysweep.interface.place_of_run(**{"local": False, "address": None, "parts": ()} | given)
+    monkeypatch.setattr(raysweep, "resume", lambda place, **keywords: (place, keywords))
+    assert eval(where.resume_command(Store("/x"))) == ("/x", given)
 
 
 def test_sigterm_saves_the_trials_and_then_ends_the_process_as_before(few, tmp_path):
@@ -313,6 +322,8 @@ def test_a_sweep_runs_outside_of_the_main_thread_and_restores_the_threads_of_tor
         (lambda: raysweep.run(ONE, local="no"), "local: give True or False, not 'no'"),
         (lambda: raysweep.run(ONE, local=True, share=None), "share: give True or False, not None"),
         (lambda: raysweep.run(ONE, address=5), "address: give the text HOST:PORT, not int"),
+        (lambda: raysweep.run(ONE, address="ray://h:1"), "ray://h:1: a sweep cannot run through Ray's client"),
+        (lambda: raysweep.resume("none", address="me:word@h:1"), "an address must not contain credentials"),
         (
             lambda: raysweep.run(ONE, progress=np.zeros(2), local=True),
             "progress: give True, False or 'auto', not array",

@@ -102,7 +102,7 @@ def pressing(z1, z2):
 def test_the_words_of_an_interrupt_name_the_parts(space, tmp_path):
     with pytest.warns(UserWarning, match="interrupted") as caught:
         results = raysweep.run(space, output=tmp_path, parts=[pressing], set={"emb_loss": "pressing"}, local=True)
-    words = f"interrupted; resume with: raysweep.resume('{tmp_path}/s', parts=[pressing])"
+    words = f"interrupted; resume with: raysweep.resume('{tmp_path}/s', local=True, parts=[pressing])"
     assert words in [str(warning.message) for warning in caught]
     assert list(results.frame()["status"]) == ["unfinished"]
 

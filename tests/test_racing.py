@@ -86,6 +86,25 @@ def test_the_time_budget_ends_a_race_and_a_resume_continues_it(space_of, undistu
     assert api.resume(str(tmp_path / "race"), where=LOCAL).sweep.race_end == outcome.sweep.race_end
 
 
+def test_a_race_that_its_time_budget_ends_between_two_rounds_has_status_1(undisturbed, tmp_path):
+    root = tmp_path / "race"
+    shutil.copytree(undisturbed.root, root)
+    (root / "race.json").write_text(json.dumps({"rounds": [], "end": ""}))
+    for trial in Store.open(undisturbed.root)[1].trials:
+        if trial.settings.seed >= 3:  # of a later round
+            shutil.rmtree(root / trial.name)
+    # The budget is over before the next round begins, and every trial of the first round has its result.
+    process = here("run_sweep.py", "--local", "--resume", root, "--set", "tune.time_budget=1e-9", cwd=tmp_path)
+    assert json.loads((root / "race.json").read_text()) == {"rounds": [], "end": "budget"}
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("the race of seeds has not finished; resume with: ")
+    assert last.endswith("run_sweep.py --resume race --local")
+    report = here("raysweep", "report", root, cwd=tmp_path)
+    assert report.returncode == 1
+    assert "the race of seeds has not finished" in report.stderr
+
+
 def test_a_race_that_has_ended_decides_again_if_one_of_its_trials_must_run_again(undisturbed, tmp_path):
     root = tmp_path / "race"
     shutil.copytree(undisturbed.root, root)

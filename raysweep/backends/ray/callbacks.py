@@ -14,7 +14,7 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from raysweep.backends.progress import TrialProgress
-from raysweep.backends.ray.capacity import CapacityMonitor
+from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.cluster import own_session
 from raysweep.backends.ray.health import StartWatch, explain_late_workers
 from raysweep.backends.ray.schedulers import ByEvaluation
@@ -109,6 +109,8 @@ class Watch(tune.Callback):
         self.earlier = earlier
         self.running: dict[str, Trial] = {}
         """The running trials, by name."""
+        self.processes: dict[str, tuple[str | None, int | None]] = {}
+        """The address of the node and the id of the process of each running trial that has reported, by name."""
         self.max_failures = max_failures
         self.recovered: dict[str, int] = {}
         """The iteration of Tune in which it last recovered each of its trials, by Tune's id."""
@@ -125,13 +127,16 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker has started the trial."""
-        self.running[self._trial_of(trial).name] = self._trial_of(trial)
-        self.view.begin(self._trial_of(trial))
+        started = self._trial_of(trial)
+        self.running[started.name] = started
+        self.processes.pop(started.name, None)
+        self.view.begin(started)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """The trial has reported."""
+        self.processes[self._trial_of(trial).name] = result["node_ip"], result["pid"]
         self.view.progress(self._trial_of(trial), Status(result["share"], *result.get(STATUS, ())))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -192,14 +197,13 @@ class Watch(tune.Callback):
             broken: How often each trial has failed in this way; it is updated.
             max_failures: The number of failures that a trial may have.
         """
-        named = re.search(r"\bpid=(\d+)", str(fault))
-        pid = int(named[1]) if named is not None else None
-        hit = [name for name in self.running if pid is not None and last_pid(self.results.trial(name)) == pid]
+        for name in self.running:  # the node of a trial may have written its process into a bucket
+            self.results.pull(name)
+        hit = self._trials_in_process(str(fault))
         why = died(str(fault)) if LOW_ON_MEMORY in str(fault) else describe_error(fault)
         interrupted = list(self.running.items())
         for name, trial in interrupted:
             del self.running[name]
-            self.results.pull(name)
             result = self._result(trial)
             if result is None and name in (hit or [name]):
                 broken[name] += 1
@@ -212,6 +216,26 @@ class Watch(tune.Callback):
             else:
                 self.view.leave(trial)
         self.fail_dependents([trial for name, trial in interrupted if name in self.failed])
+
+    def _trials_in_process(self, text: str) -> list[str]:
+        """Return the running trials whose process an error of Ray names; none if it names no process.
+
+        Processes on different nodes may have the same id, so the node must be the same too.
+        """
+        pid, address = re.search(r"\bpid=(\d+)", text), re.search(r"\b(?:IP: |ip=)([^\s,)]+)", text)
+        if pid is None:
+            return []
+        hosts: set[str | None] = {None}  # of an attempt whose host is unknown
+        if address is not None:
+            names = [node["NodeManagerHostname"] for node in alive_nodes() if node["NodeManagerAddress"] == address[1]]
+            hosts |= {address[1], *names}
+        trials = []
+        for name in self.running:
+            # A trial in several processes reports through the process that Ray Tune started, which Ray names.
+            host, number = self.processes.get(name) or last_process(self.results.trial(name))
+            if number == int(pid[1]) and (address is None or host in hosts):
+                trials.append(name)
+        return trials
 
     def _result(self, trial: Trial) -> Result | None:
         """Return how a trial ended in this run, None if it has not. Failures of earlier runs do not count."""
@@ -264,12 +288,13 @@ class Watch(tune.Callback):
         return ours
 
 
-def last_pid(directory: Path) -> int | None:
-    """Return the id of the process of the last attempt of the trial in `directory`; None if it is unknown."""
+def last_process(directory: Path) -> tuple[str | None, int | None]:
+    """Return the host and the id of the process of the last attempt of the trial in `directory`; None if unknown."""
     try:
-        return int(read_json(directory / "attempt.json")["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        attempt = read_json(directory / "attempt.json")
+        return attempt.get("host"), int(attempt["pid"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, None
 
 
 def broke_off(trial: Any) -> str:

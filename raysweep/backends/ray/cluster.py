@@ -17,10 +17,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
+from ray.util.client import ray as client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.backends.ray.capacity import alive_nodes, plan
-from raysweep.backends.ray.environment import imports_from_our_folder
+from raysweep.backends.ray.environment import cluster_address, imports_from_our_folder
 from raysweep.errors import InputError
 from raysweep.results.bucket import Bucket
 from raysweep.space import Resources
@@ -79,12 +80,17 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
     has already initialised Ray in this process, as in a notebook, that Ray is used as it is.
 
     Raises:
-        InputError: An address is given although Ray is initialised, nothing answers at the address, the cluster rejects
-            the token, or its nodes can never hold a trial.
+        InputError: An address is given although Ray is initialised, Ray is initialised as a client, nothing answers
+            at the address, the cluster rejects the token, or its nodes can never hold a trial.
     """
     global _own_session
     quieten()
     if ray.is_initialized():
+        if client.is_connected():
+            raise InputError(
+                "Ray is initialised in this process as a client (ray://…), through which a sweep cannot run; start "
+                "the sweep on a machine of the cluster, or send it there with `ray job submit`"
+            )
         if address is not None:
             raise InputError(
                 f"address {address}: Ray is already initialised in this process; leave the address out to use that "
@@ -93,7 +99,7 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
         _own_session = None
         words = plan([node["Resources"] for node in alive_nodes()], resources, most)
         return f"{words} of the Ray that is already initialised in this process"
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(address)
     cpus = allowed_cpus()
     try:
         if address is not None:
@@ -181,8 +187,8 @@ def stderr_held_back() -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Raise OSError if nothing listens at `address`, [ray://]HOST:PORT; Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    """Raise OSError if nothing listens at `address`, HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
             pass

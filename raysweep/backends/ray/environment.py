@@ -8,6 +8,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import raysweep
+from raysweep.errors import InputError
+
+
+def cluster_address(given: str | None) -> str | None:
+    """Return the address of the Ray cluster that a sweep uses; None if Ray is started on this machine.
+
+    As for Ray itself, an empty `RAY_ADDRESS` counts as unset, and the address `local` starts Ray.
+
+    Args:
+        given: The address from the command line or from Python; None takes `RAY_ADDRESS`.
+    """
+    address = (given or os.environ.get("RAY_ADDRESS", "")).strip()
+    return None if address in ("", "local") else address
+
+
+def check_address(address: str) -> None:
+    """Raise InputError if the address contains a password, or is an address for Ray's client."""
+    if "@" in address:  # the address is printed and logged
+        raise InputError("an address must not contain credentials, because it is logged; set RAY_AUTH_TOKEN")
+    if address.strip().startswith("ray://"):
+        raise InputError(
+            f"{address}: a sweep cannot run through Ray's client; start it on a machine of the cluster with the "
+            f"address HOST:6379, or send it there with `ray job submit`"
+        )
 
 
 def prepare_environment(address: str | None) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.search import Searcher
 
+LOOK_SECONDS = 5.0  # seconds between two looks at the limit, which may ask the cluster for its nodes
+
 
 class AtMost(Searcher):
-    """Asks a searcher for a trial only while fewer than `most` of its trials are alive.
+    """Asks a searcher for a trial only while fewer of its trials are alive than allowed at this time.
 
     With `max_concurrent_trials`, Tune would ask the searcher for that many trials in advance, even if the nodes hold
     fewer. A searcher that uses results would then have chosen many points before the first result.
 
     Args:
         searcher: The searcher.
-        most: The number of trials that may wait or run at a time; None for no limit.
+        most: Returns the number of trials that may wait or run at present; None for no limit.
     """
 
-    def __init__(self, searcher: Searcher, most: int | None) -> None:
+    def __init__(self, searcher: Searcher, most: Callable[[], int | None]) -> None:
         super().__init__()
-        self.inner, self.most = searcher, most  # an attribute `searcher` would have a meaning for Tune
+        self.inner = searcher  # an attribute `searcher` would have a meaning for Tune
+        self.most, self.limit, self.looked = most, most(), time.monotonic()
         self.alive: set[str] = set()
         """The trials that wait or run, by Tune's id."""
 
@@ -30,7 +35,9 @@ class AtMost(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return what the searcher suggests; None if as many trials as allowed are alive."""
-        if self.most is not None and len(self.alive) >= self.most:
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.limit, self.looked = self.most(), time.monotonic()
+        if self.limit is not None and len(self.alive) >= self.limit:
             return None
         suggestion: Any = self.inner.suggest(trial_id)
         if suggestion is not None and suggestion != Searcher.FINISHED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,16 +186,18 @@ def run_parts(
 ) -> None:
     """Run the pending trials in runs of about `PART` trials, or in one run if trials are compared with one another.
 
-    If trials share pretrainings, a dispenser gives Tune the trials of each run, instead of a grid.
+    If trials share pretrainings or have several workers, a dispenser gives Tune the trials of each run, instead of a
+    grid.
     """
     alone = scheduler is None and proposer is None
     size = max(PART, 20 * slots(sweep)) if alone else max(len(pending), 1)
     shares = sweep_run.shares and bool(taking_over(sweep))
+    dispenses = shares or (proposer is None and sweep.resources.workers > 1)
     for part in cut(pending, size, shares) if alone else [pending]:
         if stop.stopping.asked():
             break
-        if shares:
-            queue = PretrainingQueue(part, sweep_run.store, share=True, ahead=ahead(sweep, slots(sweep)))
+        if dispenses:
+            queue = PretrainingQueue(part, sweep_run.store, shares, ahead(sweep, slots(sweep)))
             proposer = Dispenser(queue, stop.stopping, stop.watch.done, stop.watch.failed, stop.watch.fail)
             stop.watch.fail_dependents = proposer.fail_dependents
         # Tune's own state is never read again. On the disk of the results it would fail with them if the disk is full.
@@ -221,10 +224,10 @@ def ahead(sweep: Sweep, room: int) -> int:
 
 
 def most_at_a_time(sweep: Sweep) -> int | None:
-    """Return how many trials may run at a time; None leaves the limit to their resources.
+    """Return how many trials may run at present; None leaves the limit to their resources.
 
     A data-parallel trial requests no resources for itself. Without a limit all such trials would start, and most would
-    wait for their workers in vain.
+    wait for their workers in vain. The limit changes as nodes join and leave.
     """
     most = sweep.tune.max_concurrent
     return most if sweep.resources.workers == 1 else min(most or sys.maxsize, slots(sweep))
@@ -273,9 +276,9 @@ def make_tuner(
         # No metric here: Tune raises if a first report lacks it, and the best point is computed from the store.
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            search_alg=None if proposer is None else AtMost(proposer, most_at_a_time(sweep)),
+            search_alg=None if proposer is None else AtMost(proposer, partial(most_at_a_time, sweep)),
             num_samples=1 if proposer is None else -1,  # the proposer tells when it has finished
-            max_concurrent_trials=most_at_a_time(sweep) if proposer is None else None,
+            max_concurrent_trials=sweep.tune.max_concurrent if proposer is None else None,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),

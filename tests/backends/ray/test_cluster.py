@@ -1,13 +1,19 @@
 """The plan says how many trials a cluster holds and where. Requests that it can never meet are refused.
 
-So is the address of a cluster that does not answer.
+So is the address of a cluster that does not answer, and an address for Ray's client.
 """
+
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from raysweep.backends.ray.capacity import plan, room
 from raysweep.errors import InputError
 from raysweep.space import Resources
+from tests.support import PATIENCE
+from tests.support.cluster import cluster
 from tests.support.commands import on_ray
 
 
@@ -93,3 +99,47 @@ def test_an_address_where_no_cluster_answers_is_refused(tmp_path):
     assert "127.0.0.1:9" in process.stderr
     assert len(process.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [{"arguments": ["--address", "ray://h:1"]}, {"RAY_ADDRESS": "ray://h:1"}])
+def test_an_address_for_the_client_of_ray_is_refused(refused, given):
+    arguments = given.get("arguments", [])
+    environment = {name: value for name, value in given.items() if name == "RAY_ADDRESS"}
+    for option in ([], ["--dry-run"]):
+        line = refused("--usl_type", "simclr", *arguments, *option, **environment)
+        assert "ray://h:1: a sweep cannot run through Ray's client" in line
+        assert "ray job submit" in line
+
+
+THROUGH_A_CLIENT = """
+import sys
+import ray, raysweep
+while not ray.is_initialized():
+    try:
+        ray.init(sys.argv[1], logging_level="ERROR")
+    except ConnectionAbortedError as fault:  # on a busy machine, the 30 s that Ray gives its server are too short
+        print(fault, file=sys.stderr)
+try:
+    raysweep.run({"base": {"usl_type": "simclr"}}, output="runs")
+except raysweep.RaysweepError as fault:
+    print(fault)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_a_client_of_ray_is_refused(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with cluster(tmp_path, "--num-cpus=1", f"--ray-client-server-port={port}") as one:
+        process = subprocess.run(
+            [sys.executable, "-c", THROUGH_A_CLIENT, f"ray://127.0.0.1:{port}"],
+            cwd=tmp_path,
+            env={**one.environment, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert process.stdout.startswith("Ray is initialised in this process as a client"), process.stderr
+    assert not (tmp_path / "runs").exists()

@@ -219,3 +219,14 @@ def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path):
     assert present() == "token"
     assert (token.read_text(), stat.S_IMODE(token.stat().st_mode)) == (content, 0o600)
     assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+
+
+@pytest.mark.parametrize("address", ["", " ", "local"])
+def test_an_address_that_names_no_cluster_leaves_the_token_private_and_the_directory_checked(tmp_path, address):
+    """`RAY_ADDRESS= python run_sweep.py …` starts Ray, as it does without the variable."""
+    environment = {name: value for name, value in os.environ.items() if name not in USERS_OWN}
+    environment |= {"HOME": str(tmp_path), "RAY_ADDRESS": address, "RAY_TMPDIR": str(tmp_path / "it's")}
+    process = forked.run(ROOT / "run_sweep.py", "--usl_type", "simclr", cwd=tmp_path, environment=environment)
+    assert process.returncode == 2
+    assert "Ray cannot keep its files in RAY_TMPDIR" in process.stderr
+    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600

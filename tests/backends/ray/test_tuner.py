@@ -6,14 +6,20 @@ They measure that the dataset reaches the workers through shared memory.
 
 import json
 import time
+import uuid
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import boto3
 import numpy as np
 import pytest
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from raysweep import space
 from raysweep.backends.display import ProgressDisplay
+from raysweep.backends.progress import SilentTrials
 from raysweep.backends.ray import capacity, tuner
 from raysweep.backends.ray.callbacks import Stop, Watch
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
@@ -22,6 +28,7 @@ from raysweep.backends.ray.tuner import make_tuner
 from raysweep.backends.stopping import Stopping
 from raysweep.data.dataset import Dataset
 from raysweep.errors import InputError
+from raysweep.results.bucket import Bucket
 from raysweep.results.store import Store
 from raysweep.system.terminal import make_console
 from tests.support import PATIENCE
@@ -230,3 +237,45 @@ def test_running_trials_are_waited_for_although_the_flag_is_set_before_tune_asks
     assert not stop.stop_all(), "the trial still has to save its checkpoint"
     watch.running = {}
     assert stop.stop_all()
+
+
+@pytest.fixture
+def uri(server, monkeypatch, tmp_path):
+    """The URI of a new bucket."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
+    name = uuid.uuid4().hex
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}/runs"
+
+
+KILLED = """1 worker(s) were killed due to the node running low on memory.
+Memory on the node (IP: {}, ID: 0c13) was 15.30GB used / 16.00GB limit (0.956)
+Ray killed 1 worker(s) based on the killing policy: [
+(pid={}, actual memory used=8.10GB, worker ID=5e)]
+Considered workers: [(pid=999, actual memory used=0.10GB, worker ID=6e)]
+"""
+
+
+@pytest.mark.parametrize(("pid", "hit"), [(70, [0]), (71, [2]), (80, [3]), (90, [0, 1, 2, 3]), (99, [0, 1, 2, 3])])
+def test_a_process_that_ray_ends_costs_its_trial_alone_on_several_nodes_with_a_bucket(started, uri, pid, hit):
+    """If no trial is known to run in the process, the failure counts for every running trial."""
+    (node,) = alive_nodes()
+    address, host = node["NodeManagerAddress"], node["NodeManagerHostname"]
+    sweep = space.build({"search": {"seed": [0, 1, 2, 3]}}, {}, "test")
+    results = Store(f"{uri}/x").create(sweep, {})
+    watch = Watch({}, results, None, {}, SilentTrials())
+    attempts = [(70, host), (70, "elsewhere"), (71, host), (90, host)]  # written on the nodes of the trials
+    for trial, (process, where) in zip(sweep.trials, attempts, strict=True):
+        settings = trial.settings.model_dump()
+        content = {"attempt": 1, "pid": process, "host": where, "settings": settings}
+        Bucket(f"{results.place}/{trial.name}").write("attempt.json", json.dumps(content).encode())
+        watch.running[trial.name] = trial
+    parallel = SimpleNamespace(config={"trial": sweep.trials[3]})  # a trial in several processes
+    watch.on_trial_result(1, [], parallel, {"share": 0.1, "node_ip": address, "pid": 80})
+    broken = Counter()
+    watch.break_off(RayError(KILLED.format(address, pid)), broken, max_failures=1)
+    assert broken == {sweep.trials[number].name: 1 for number in hit}

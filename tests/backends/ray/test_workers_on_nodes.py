@@ -1,4 +1,7 @@
-"""A trial on two nodes with Ray Train: each of its processes is killed once. One node does not see the other's disk."""
+"""Trials with several workers on several nodes with Ray Train: processes are killed, and a node joins late.
+
+One node does not see the other's disk.
+"""
 
 import json
 import os
@@ -7,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.cluster import wait_for
+from tests.support.cluster import descendants, lose, wait_for
 from tests.support.commands import alone, flags, result, scores
 from tests.support.gate import Gate
 from tests.support.nodes import BRIEF, LOST, actors, ended, start, steps
@@ -74,3 +77,22 @@ def test_a_trial_on_two_nodes_survives_its_processes_and_another_is_stopped(ray,
     assert scores(root, survivor.name) == pytest.approx(expected, rel=0.01, abs=0.015)
     assert whole["metrics"]["pretrain/loss"] == pytest.approx(expected["pretrain/loss"], rel=1e-4)
     assert steps(survivor) == steps(tmp_path / "runs" / "plain" / "seed=0")
+
+
+def test_a_node_that_joins_gets_a_waiting_trial_with_several_workers(ray, few, tmp_path):
+    wide, gate = "--num-cpus=8", Gate(tmp_path, step=2)  # the other nodes have three cores
+    one = ray.join(wide)
+    sweep = [*flags({**few, **BRIEF, "probe_every": 0, "usl_epochs": 1}), *gate.arguments, "--set", "seed=[0, 1]"]
+    sweep += ["--set", "resources.workers=2", "--set", "resources.cpu=4"]
+    process = start(ray, *sweep, cwd=tmp_path)
+    first = set(gate.wait(process, trials=2))
+    assert first <= descendants(one.pid).keys()
+    other = ray.join(wide)
+    both = set(gate.wait(process, trials=4))
+    assert both - first <= descendants(other.pid).keys()
+    gate.open()
+    status, out, err = ended(process, tmp_path)
+    assert status == 0, err
+    assert ": 2 trials, 1 at a time, each 2 workers with 4 cores, on 1 node" in out
+    lose(one)
+    lose(other)
