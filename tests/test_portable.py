@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from raysweep import cli, portable
+from raysweep import cli, plugins, portable
 from raysweep.config import Settings
 from raysweep.data import layout
 from raysweep.data.loading import load
@@ -26,7 +26,7 @@ from raysweep.data.pixels import decode
 from raysweep.errors import InputError
 from raysweep.probes.features import extract
 from raysweep.results.checkpoints import save_checkpoint, to_bytes
-from raysweep.results.encoders import save_encoder
+from raysweep.results.encoders import keep_encoder, save_encoder
 from raysweep.training.state import fresh_state
 from tests.support import ROOT, forked
 from tests.support.networks import embed, make_encoder
@@ -232,6 +232,66 @@ def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep, few):
         InputError, match=r"has no encoder\.safetensors; give one of the trials in it, such as .*seed=0"
     ):
         portable.load(tmp_path / "x")
+
+
+# ---- tensors that a state_dict lacks ---------------------------------------------------------------------------------
+
+UNSAVED = """
+import numpy as np
+import raysweep
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, channels, image_size):
+        super().__init__()
+        self.linear = nn.Linear(channels * image_size**2, 4)
+        self.register_buffer("scale", torch.full((4,), 3.0), persistent=False)
+        self.shift = SHIFT
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)) * self.scale + self.shift
+
+@raysweep.encoder
+def scaled(channels, image_size):
+    "Features with a scale and a shift that its state_dict lacks."
+    return Scaled(channels, image_size)
+"""
+SHIFTS = {
+    "a plain tensor": "torch.tensor([1.0, 2.0, 3.0, 4.0])",
+    "an array": "torch.from_numpy(np.array([1, 2, 3, 4], np.float32))",
+    "values": "torch.tensor(torch.linspace(1, 4, 4).tolist())",
+    "values of NumPy": "torch.from_numpy(torch.linspace(1, 4, 4).numpy())",
+}
+
+
+def check_rebuilt(directory, settings, size):
+    """Check that an encoder that was saved and rebuilt has the features of the encoder, also after it was moved."""
+    encoder = fresh_state(settings, 1, size, torch.device("cpu")).encoder.eval()
+    keep_encoder(directory, encoder, settings)
+    rebuilt = portable.load(directory)
+    images = torch.rand(2, 1, size, size)
+    with torch.inference_mode():
+        assert torch.equal(rebuilt(images), encoder(images))
+        assert torch.equal(rebuilt.to("cpu")(images), encoder(images))
+
+
+@pytest.mark.parametrize("name", ["resnetblur18", "swin_tiny_patch4_window7_224"])
+def test_an_encoder_of_timm_keeps_the_tensors_that_are_not_saved(tmp_path, name):
+    check_rebuilt(tmp_path, Settings(encoder=f"timm/{name}"), 72)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_an_encoder_of_a_plugin_keeps_the_tensors_that_are_not_saved(tmp_path, shift):
+    plugins.activate([plugins.Plugin("scaled.py", UNSAVED.replace("SHIFT", SHIFTS[shift]))])
+    try:
+        check_rebuilt(tmp_path, Settings(encoder="scaled"), 8)
+        Image.new("L", (8, 8), 0).save(tmp_path / "black.png")
+        portable.embed(tmp_path, tmp_path / "black.png", tmp_path / "f.npz")
+        expected = 3 * portable.load(tmp_path).linear.bias.detach().numpy() + np.arange(1, 5)
+        assert np.allclose(np.load(tmp_path / "f.npz")["features"], expected, atol=1e-6)
+    finally:
+        plugins.activate(())
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------
