@@ -282,6 +282,7 @@ class TrialRun:
             **self._content(),
             "version": version_of(self.settings),
             "settings": self.settings.model_dump(),
+            "images": (self.state.encoder.channels, self.state.encoder.image_size),
             "evaluation": self.evaluation.state_dict(),
             "events": self.events.positions(),
             "wall_s": self.seconds(),

@@ -25,12 +25,12 @@ from raysweep.data.loading import load
 from raysweep.data.pixels import decode
 from raysweep.errors import InputError
 from raysweep.probes.features import extract
-from raysweep.results.checkpoints import save_checkpoint, to_bytes
+from raysweep.results.checkpoints import load_checkpoint, save_checkpoint, to_bytes
 from raysweep.results.encoders import keep_encoder, save_encoder
 from raysweep.training.state import fresh_state
 from tests.support import ROOT, forked
 from tests.support.networks import embed, make_encoder
-from tests.support.trials import read_encoder
+from tests.support.trials import few_digits, read_encoder, run, trial_of
 
 
 @pytest.fixture
@@ -216,6 +216,57 @@ def test_a_training_checkpoint_gives_its_encoder(tmp_path, settings, channels, s
     with torch.inference_mode():
         assert torch.equal(loaded(images), encoder(images))
     assert not loaded.training
+
+
+POSITIONED = """
+import raysweep
+import torch
+from torch import nn
+
+class Positioned(nn.Module):
+    def __init__(self, channels, image_size):
+        super().__init__()
+        self.position = nn.Parameter(torch.rand(1, 5, image_size, image_size))
+        self.convolution = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, images):
+        return (self.convolution(images) + self.position).relu().mean((2, 3))
+
+@raysweep.encoder
+def positioned(channels, image_size):
+    "The first weight with four dimensions is not a convolution."
+    return Positioned(channels, image_size)
+"""
+MLP = (ROOT / "examples" / "my_encoder.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "channels"), [("mlp", MLP, 1), ("mlp", MLP, 3), ("positioned", POSITIONED, 1)]
+)
+def test_a_checkpoint_of_a_plugins_encoder_gives_its_encoder(tmp_path, here, name, text, channels):
+    (tmp_path / "mine.py").write_text(text)
+    plugins.activate([plugins.Plugin("mine.py", text)])
+    try:
+        trial = trial_of(encoder=name, usl_type="simclr", probe_every=0)
+        leaving = iter(range(100))
+        assert run(tmp_path, trial, {("digits", 8, None): few_digits(channels)}, stop=lambda: next(leaving) > 6) is None
+        (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
+        encoder = portable.load(checkpoint)
+        assert (encoder.channels, encoder.image_size) == (channels, 8)
+        state = fresh_state(trial.settings, channels, 8, torch.device("cpu"))
+        state.load_state_dict(load_checkpoint(tmp_path)["state"])
+        images = torch.rand(3, channels, 8, 8)
+        with torch.inference_mode():
+            assert torch.equal(encoder(images), state.encoder.eval()(images))
+    finally:
+        plugins.activate(())
+    Image.new("L", (8, 8), 77).save(tmp_path / "image.png")
+    status, out, err = here("embed", checkpoint, "image.png", "-o", "f.npz", "--plugin", "mine.py")
+    assert (status, err) == (0, "")
+    assert "trunk features of 1 image" in out
+    status, out, err = here("export", checkpoint, "-o", "e.pt", "--plugin", "mine.py")
+    assert (status, err) == (0, "")
+    assert f"{name} for images of {channels}×8×8" in out
 
 
 @pytest.mark.usefixtures("no_figures")
