@@ -153,11 +153,11 @@ def plan_for_one(
     If it is known that `trial` of a sweep trained the encoder, `opened` has the store and the sweep.
     """
     from raysweep.data.folders import is_meant_unlabelled
-    from raysweep.portable import build
+    from raysweep.portable import check_fit
 
     sweep = None if opened is None else opened[1]
     saved = load_encoder(encoder_file(local_encoder(place)))
-    build(saved)
+    check_fit(saved)
     if trial is None:
         plugins = with_existing(active(), plugins)  # the file may lie in a sweep with plugins
         activate(plugins)
@@ -230,13 +230,13 @@ def checked(store: Store, trial: Trial) -> Trial:
     Raises:
         InputError: The file is damaged, or is the encoder of another experiment.
     """
-    from raysweep.portable import build
+    from raysweep.portable import check_fit
 
     file = source_file(store, trial)
     assert file is not None
     assert trial.source is not None
     saved = load_encoder(file)
-    build(saved)
+    check_fit(saved)
     if (saved.architecture, saved.embedding_dim) != (trial.settings.encoder, trial.settings.embedding_dim):
         raise InputError(f"{file}: is not the encoder of its trial: it is a {saved.architecture}")
     digest = digest_of(saved.file.read_bytes())

@@ -26,6 +26,7 @@ from raysweep.probes.evaluation import Evaluation
 from raysweep.randomness import generator
 from raysweep.space import Sweep
 from raysweep.training.compute import resident
+from raysweep.training.loop import check_synchronisable
 from raysweep.training.state import state_of
 
 BATCH = 8
@@ -37,6 +38,8 @@ A probe that raises on the first number of images is tried on the second number,
 """
 EVALUATE = ("probe", "dataset")
 """The kinds of parts that take part in an evaluation of a trained encoder."""
+SYNCHRONISED = ("encoder", "head", "method")
+"""The kinds of parts whose batch normalisation is synchronised between the processes of a trial."""
 ZERO = 1e-3
 """Largest loss on equal views that counts as zero: the square root of a rounding error in fp32 is about 2e-4."""
 
@@ -59,6 +62,8 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
                     CHECKS[part.kind](part, trial.settings, data)
                     if part.kind == "policy" and sweep.resources.workers > 1:
                         check_rows(part, trial.settings, data)
+                    if part.kind in SYNCHRONISED and sweep.resources.workers > 1:
+                        check_batch_norms(part, trial.settings, data)
 
 
 def check_policies(policies: Iterable[Part], settings: Settings, dataset: Dataset) -> None:
@@ -173,6 +178,21 @@ def check_rows(part: Part, settings: Settings, data: TrialData) -> None:
             "draws other numbers for a part of a batch than for the whole batch; draw for `part.batch` images and "
             "select the rows `part.index`"
         )
+
+
+def check_batch_norms(part: Part, settings: Settings, data: TrialData) -> None:
+    """Check that the batch normalisation of a part that is trained can be synchronised between processes."""
+    if not settings.pretrain_epochs:
+        return
+    encoder = build_encoder(settings, *data.pretrain.shape[1:3])
+    if part.kind == "encoder":
+        networks = [module for name, module in encoder.named_children() if name != "head"]
+    elif part.kind == "head":
+        networks = [encoder.head]
+    else:
+        networks = [state_of(settings, encoder, torch.device("cpu"), data.classes).method]
+    for network in networks:
+        check_synchronisable(network)
 
 
 def check_loss(part: Part, settings: Settings, data: TrialData) -> None:

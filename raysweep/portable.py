@@ -48,17 +48,22 @@ def load(checkpoint: Path) -> Any:
 
 def build(saved: SavedEncoder) -> Any:
     """The encoder that a file describes, with its weights; raises InputError where the two do not fit."""
+    check_fit(saved)
+    encoder = without_weights(saved)
+    encoder.load_state_dict(saved.weights)
+    return encoder.eval()
+
+
+def check_fit(saved: SavedEncoder) -> None:
+    """Raise InputError unless the weights of a file fit the encoder that it describes."""
     import torch
 
-    from raysweep.models.building import build_encoder
-
-    # On the meta device nothing is computed or allocated: a damaged size cannot fill the memory.
-    with torch.device("meta"):
-        size = {"embedding_dim": saved.embedding_dim, "usl_epochs": 0}  # some encoders cannot be trained
-        chosen = {**saved.arguments, "encoder": saved.architecture, **size}
-        settings = make_settings(chosen, str(saved.file))
-        encoder = build_encoder(settings, saved.channels, saved.image_size)
-    needed = encoder.state_dict()
+    try:
+        # On the meta device nothing is computed or allocated, so a damaged size cannot fill the memory.
+        with torch.device("meta"):
+            needed = without_weights(saved).state_dict()
+    except (RuntimeError, TypeError):  # the code of a plugin may need the values of its tensors
+        needed = without_weights(saved).state_dict()
     for name in (*needed, *saved.weights):
         if name not in saved.weights:
             fault = f"{name} is missing"
@@ -74,8 +79,15 @@ def build(saved: SavedEncoder) -> Any:
             f"{saved.file}: its weights do not fit a {saved.architecture} for {saved.channels}×{saved.image_size}×"
             f"{saved.image_size} images and embeddings of {saved.embedding_dim}: {fault}"
         )
-    encoder.load_state_dict(saved.weights, assign=True)
-    return encoder.to(memory_format=torch.channels_last).eval()
+
+
+def without_weights(saved: SavedEncoder) -> Any:
+    """The encoder that a file describes, with new weights."""
+    from raysweep.models.building import build_encoder
+
+    size = {"embedding_dim": saved.embedding_dim, "usl_epochs": 0}  # some encoders cannot be trained
+    settings = make_settings({**saved.arguments, "encoder": saved.architecture, **size}, str(saved.file))
+    return build_encoder(settings, saved.channels, saved.image_size)
 
 
 def export(checkpoint: Path, output: Path) -> dict[str, str]:

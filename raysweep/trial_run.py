@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from raysweep.config import PROTOCOL_VERSION, Collapse, has_effect, has_metric, outside_range
+from raysweep.config import Collapse, has_effect, has_metric, outside_range, version_of
 from raysweep.config.metrics import WATCHED, is_watched
 from raysweep.data.selection import TrialData
 from raysweep.errors import Diverged, InputError
@@ -280,8 +280,9 @@ class TrialRun:
         """Return everything that a resumed trial needs."""
         return {
             **self._content(),
-            "version": PROTOCOL_VERSION,
+            "version": version_of(self.settings),
             "settings": self.settings.model_dump(),
+            "images": (self.state.encoder.channels, self.state.encoder.image_size),
             "evaluation": self.evaluation.state_dict(),
             "events": self.events.positions(),
             "wall_s": self.seconds(),
@@ -317,7 +318,7 @@ class TrialRun:
     def _load(self, saved: dict[str, Any]) -> None:
         """Load what `save` wrote, except the positions of the event files."""
         check_settings(saved["settings"], self.settings, f"the checkpoint in {self.directory}")
-        if saved.get("version") != PROTOCOL_VERSION:
+        if saved.get("version") != version_of(self.settings):
             raise InputError(
                 f"the checkpoint in {self.directory} was written by another version of raysweep, whose numbers differ; "
                 "start a new sweep"

@@ -292,6 +292,35 @@ WRONG = {
         {"encoder": "bad"},
         "encoder bad has batch normalisation: declare it by @encoder(batch_norm=True)",
     ),
+    **{
+        f"batch norm of its own, {kind}": (
+            f"class Norm(nn.BatchNorm1d):\n    def forward(self, h):\n        return super().forward(h).relu()\n{text}",
+            {kind: "bad", "resources.workers": 2, "resources.gpu": 1},
+            f"{kind.replace('usl_type', 'method')} bad: Norm is a batch normalisation with "
+            "a `forward` of its own, which several workers cannot compute together; set resources.workers to 1",
+        )
+        for kind, text in (
+            (
+                "encoder",
+                "@raysweep.encoder(batch_norm=True)\ndef bad(channels, image_size):\n"
+                "    return nn.Sequential(nn.Flatten(), Norm(channels * image_size**2))",
+            ),
+            (
+                "head",
+                "@raysweep.head(batch_norm=True)\ndef bad(feature_dim, embedding_dim):\n"
+                "    return nn.Sequential(nn.Linear(feature_dim, embedding_dim), Norm(embedding_dim))",
+            ),
+            (
+                "usl_type",
+                "class M(nn.Module):\n    def __init__(self, encoder):\n        super().__init__()\n"
+                "        self.encoder, self.norm = encoder, Norm(encoder.head.out_features)\n"
+                "    def embed(self, images):\n        return self.norm(self.encoder.head(self.encoder(images)))\n"
+                "    def forward(self, views, clean):\n        loss = self.embed(views).square().mean()\n"
+                "        return raysweep.Losses(loss, {})\n"
+                "@raysweep.method(batch_norm=True)\ndef bad(encoder):\n    return M(encoder)",
+            ),
+        )
+    },
     "head": (
         "@raysweep.head\ndef bad(feature_dim, embedding_dim):\n    return nn.Linear(feature_dim, 3)",
         {"head": "bad"},

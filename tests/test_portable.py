@@ -18,19 +18,19 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from raysweep import cli, portable
+from raysweep import cli, plugins, portable
 from raysweep.config import Settings
 from raysweep.data import layout
 from raysweep.data.loading import load
 from raysweep.data.pixels import decode
 from raysweep.errors import InputError
 from raysweep.probes.features import extract
-from raysweep.results.checkpoints import save_checkpoint, to_bytes
-from raysweep.results.encoders import save_encoder
+from raysweep.results.checkpoints import load_checkpoint, save_checkpoint, to_bytes
+from raysweep.results.encoders import keep_encoder, save_encoder
 from raysweep.training.state import fresh_state
 from tests.support import ROOT, forked
 from tests.support.networks import embed, make_encoder
-from tests.support.trials import read_encoder
+from tests.support.trials import few_digits, read_encoder, run, trial_of
 
 
 @pytest.fixture
@@ -218,6 +218,57 @@ def test_a_training_checkpoint_gives_its_encoder(tmp_path, settings, channels, s
     assert not loaded.training
 
 
+POSITIONED = """
+import raysweep
+import torch
+from torch import nn
+
+class Positioned(nn.Module):
+    def __init__(self, channels, image_size):
+        super().__init__()
+        self.position = nn.Parameter(torch.rand(1, 5, image_size, image_size))
+        self.convolution = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, images):
+        return (self.convolution(images) + self.position).relu().mean((2, 3))
+
+@raysweep.encoder
+def positioned(channels, image_size):
+    "The first weight with four dimensions is not a convolution."
+    return Positioned(channels, image_size)
+"""
+MLP = (ROOT / "examples" / "my_encoder.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "channels"), [("mlp", MLP, 1), ("mlp", MLP, 3), ("positioned", POSITIONED, 1)]
+)
+def test_a_checkpoint_of_a_plugins_encoder_gives_its_encoder(tmp_path, here, name, text, channels):
+    (tmp_path / "mine.py").write_text(text)
+    plugins.activate([plugins.Plugin("mine.py", text)])
+    try:
+        trial = trial_of(encoder=name, usl_type="simclr", probe_every=0)
+        leaving = iter(range(100))
+        assert run(tmp_path, trial, {("digits", 8, None): few_digits(channels)}, stop=lambda: next(leaving) > 6) is None
+        (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
+        encoder = portable.load(checkpoint)
+        assert (encoder.channels, encoder.image_size) == (channels, 8)
+        state = fresh_state(trial.settings, channels, 8, torch.device("cpu"))
+        state.load_state_dict(load_checkpoint(tmp_path)["state"])
+        images = torch.rand(3, channels, 8, 8)
+        with torch.inference_mode():
+            assert torch.equal(encoder(images), state.encoder.eval()(images))
+    finally:
+        plugins.activate(())
+    Image.new("L", (8, 8), 77).save(tmp_path / "image.png")
+    status, out, err = here("embed", checkpoint, "image.png", "-o", "f.npz", "--plugin", "mine.py")
+    assert (status, err) == (0, "")
+    assert "trunk features of 1 image" in out
+    status, out, err = here("export", checkpoint, "-o", "e.pt", "--plugin", "mine.py")
+    assert (status, err) == (0, "")
+    assert f"{name} for images of {channels}×8×8" in out
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep, few):
     """`embed` and `export` read the file that a sweep writes."""
@@ -232,6 +283,66 @@ def test_encoders_of_a_real_trial_are_the_trial_s(tmp_path, run_sweep, few):
         InputError, match=r"has no encoder\.safetensors; give one of the trials in it, such as .*seed=0"
     ):
         portable.load(tmp_path / "x")
+
+
+# ---- tensors that a state_dict lacks ---------------------------------------------------------------------------------
+
+UNSAVED = """
+import numpy as np
+import raysweep
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, channels, image_size):
+        super().__init__()
+        self.linear = nn.Linear(channels * image_size**2, 4)
+        self.register_buffer("scale", torch.full((4,), 3.0), persistent=False)
+        self.shift = SHIFT
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)) * self.scale + self.shift
+
+@raysweep.encoder
+def scaled(channels, image_size):
+    "Features with a scale and a shift that its state_dict lacks."
+    return Scaled(channels, image_size)
+"""
+SHIFTS = {
+    "a plain tensor": "torch.tensor([1.0, 2.0, 3.0, 4.0])",
+    "an array": "torch.from_numpy(np.array([1, 2, 3, 4], np.float32))",
+    "values": "torch.tensor(torch.linspace(1, 4, 4).tolist())",
+    "values of NumPy": "torch.from_numpy(torch.linspace(1, 4, 4).numpy())",
+}
+
+
+def check_rebuilt(directory, settings, size):
+    """Check that an encoder that was saved and rebuilt has the features of the encoder, also after it was moved."""
+    encoder = fresh_state(settings, 1, size, torch.device("cpu")).encoder.eval()
+    keep_encoder(directory, encoder, settings)
+    rebuilt = portable.load(directory)
+    images = torch.rand(2, 1, size, size)
+    with torch.inference_mode():
+        assert torch.equal(rebuilt(images), encoder(images))
+        assert torch.equal(rebuilt.to("cpu")(images), encoder(images))
+
+
+@pytest.mark.parametrize("name", ["resnetblur18", "swin_tiny_patch4_window7_224"])
+def test_an_encoder_of_timm_keeps_the_tensors_that_are_not_saved(tmp_path, name):
+    check_rebuilt(tmp_path, Settings(encoder=f"timm/{name}"), 72)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_an_encoder_of_a_plugin_keeps_the_tensors_that_are_not_saved(tmp_path, shift):
+    plugins.activate([plugins.Plugin("scaled.py", UNSAVED.replace("SHIFT", SHIFTS[shift]))])
+    try:
+        check_rebuilt(tmp_path, Settings(encoder="scaled"), 8)
+        Image.new("L", (8, 8), 0).save(tmp_path / "black.png")
+        portable.embed(tmp_path, tmp_path / "black.png", tmp_path / "f.npz")
+        expected = 3 * portable.load(tmp_path).linear.bias.detach().numpy() + np.arange(1, 5)
+        assert np.allclose(np.load(tmp_path / "f.npz")["features"], expected, atol=1e-6)
+    finally:
+        plugins.activate(())
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------

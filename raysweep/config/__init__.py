@@ -18,7 +18,7 @@ from raysweep.config.metrics import (
 )
 from raysweep.config.older import with_present_names
 from raysweep.config.parameters import check_choices, check_parameter
-from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol
+from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol, version_of
 from raysweep.config.settings import (
     FOLDER,
     SETTINGS,
@@ -74,5 +74,6 @@ __all__ = [
     "shown",
     "suggest",
     "try_functions",
+    "version_of",
     "with_present_names",
 ]

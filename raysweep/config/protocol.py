@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysweep import parts
+from raysweep.config.images import side_of
 from raysweep.config.settings import SETTINGS, Settings, about, default_of, has_effect
 
 PROTOCOL_VERSION = 4
@@ -18,12 +19,25 @@ score of kNN at temperatures below 0.02. Version 3 trained with labels on the va
 BYOL's teacher was one step ahead, the masks of dropout did not depend on the seed, Kaiming's weights depended on the
 head, and layer-wise Barlow Twins and VICReg normalised both views of a batch together in the encoder's blocks.
 """
+ODD_SIDES_WHOLE = 5
+"""The version of the scores on images whose side is not a power of two.
+
+In version 4, probes on blocks left out the last row and column of feature maps with an odd side. The version depends on
+the side of the images alone, so that all scores on the same images have the same version. It does not see that the
+encoder of a plugin can have such maps at any side of the images.
+"""
 LABELS_LEFT_OUT = 4
 """The first version whose training with labels leaves out the validation images."""
 
 
 OMITTED_AT_DEFAULT = ("probe_labels",)
 """Settings that are in a protocol only if they differ from their defaults, because older fingerprints lack them."""
+
+
+def version_of(settings: Settings) -> int:
+    """Return the version of the scores of an experiment; see `PROTOCOL_VERSION` and `ODD_SIDES_WHOLE`."""
+    is_power_of_two = side_of(settings).bit_count() == 1
+    return PROTOCOL_VERSION if is_power_of_two else ODD_SIDES_WHOLE
 
 
 def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
@@ -47,7 +61,7 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     chosen["probe_dataset"] = settings.evaluated_dataset.split(":")[0]  # a folder is identified by its content alone
     code = ", ".join(f"{name} {part.plugin[:12]}" for name, part in parts.probe.items() if part.plugin)
     plugins = {"probe_code": code} if code else {}  # only then, so that other fingerprints stay as they were
-    return {**chosen, **plugins, "probe_data": probe_digest, "version": PROTOCOL_VERSION}
+    return {**chosen, **plugins, "probe_data": probe_digest, "version": version_of(settings)}
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

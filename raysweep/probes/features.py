@@ -58,8 +58,8 @@ def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[T
 
     `trunk` is the output of the encoder, and `embedding` is the output of its head. Other names are keys of the
     encoder's `layer_outputs`. Feature maps are flattened. If a layer is wider than the trunk, it is first
-    average-pooled by 2×2 until it is not wider. So no probe reads more numbers per image than the trunk has, unless
-    the layer has more channels than that; such a layer is pooled to 1×1.
+    average-pooled by 2×2 until it is not wider; the last windows of an odd side are smaller. So no probe reads more
+    numbers per image than the trunk has, unless the layer has more channels than that; such a layer is pooled to 1×1.
     """
     outputs = encoder.layer_outputs(images) if hasattr(encoder, "layer_outputs") else {"trunk": encoder(images)}
     features = []
@@ -68,8 +68,8 @@ def read_layers(encoder: Any, images: Tensor, layers: tuple[str, ...]) -> list[T
             features.append(encoder.head(outputs["trunk"]))
             continue
         h = outputs[layer]
-        while h.ndim == 4 and h.shape[-1] > 1 and math.prod(h.shape[1:]) > encoder.feature_dim:
-            h = F.avg_pool2d(h, 2)
+        while h.ndim == 4 and max(h.shape[2:]) > 1 and math.prod(h.shape[1:]) > encoder.feature_dim:
+            h = F.avg_pool2d(h, 2, ceil_mode=True, count_include_pad=False)
         features.append(h.flatten(1))
     return features
 

@@ -205,7 +205,7 @@ def check_comparable(sweep: Sweep, results: Sequence[Result]) -> None:
     """Raise InputError if two results differ in an evaluation setting that the sweep does not vary."""
     varied = set(sweep.searched)
     if any(map(changes_data, varied)):
-        varied |= {"probe_dataset", "probe_data", "image_size"}
+        varied |= {"probe_dataset", "probe_data", "image_size", "version"}
     is_complete = False  # computing the rest takes 4 s for 10,000 points, so it waits until protocols differ
     for result in results[1:]:
         if not is_complete and protocol_difference(results[0].protocol, result.protocol, varied) is not None:

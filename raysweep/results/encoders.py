@@ -218,7 +218,7 @@ def load_encoder(path: Path) -> SavedEncoder:
         if not isinstance(arguments, dict) or not isinstance(arguments.get("head", ""), str):
             raise InputError(f"{file}: is damaged: its arguments are {shortened_value(repr(arguments))}")
         load_parts(file, saved.get("settings", saved))
-        description = describe(saved["settings"], weights) if "state" in saved else saved
+        description = describe(saved, weights) if "state" in saved else saved
         architecture = description.get("architecture", "conv6")  # conv6 was the only one when older files were written
         channels, image_size, embedding_dim = (description[n] for n in ("channels", "image_size", "embedding_dim"))
     except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as fault:
@@ -319,12 +319,18 @@ def check_weights(weights: Any, file: Path) -> None:
         )
 
 
-def describe(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Derive an encoder's description from the settings and the weights in a training checkpoint."""
+def describe(saved: Mapping[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Derive an encoder's description from a training checkpoint, of which `weights` are the encoder's weights."""
+    settings = saved["settings"]
+    if "images" in saved:
+        channels, image_size = saved["images"]
+    else:  # older versions did not record the images, so the first convolution must be the input's
+        channels = next(weight.shape[1] for weight in weights.values() if weight.ndim == 4)
+        image_size = settings["image_size"] or native_size(settings["dataset"])
     return {
         "architecture": settings.get("encoder", "conv6"),
-        "channels": next(weight.shape[1] for weight in weights.values() if weight.ndim == 4),
-        "image_size": settings["image_size"] or native_size(settings["dataset"]),
+        "channels": channels,
+        "image_size": image_size,
         "embedding_dim": settings["embedding_dim"],
         "arguments": {name: settings[name] for name in encoder_parameters(settings) if name in settings},
     }

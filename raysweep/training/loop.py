@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raysweep import parts
 from raysweep.augment.operations import all_views, to_float
 from raysweep.augment.views import augment
 from raysweep.config import Settings
-from raysweep.errors import Diverged
+from raysweep.errors import Diverged, InputError
 from raysweep.methods.method import Losses
 from raysweep.methods.precision import autocast_for, precision_of
 from raysweep.randomness import generator, seeded_step
@@ -159,10 +161,38 @@ def last_fall(losses: Sequence[float]) -> dict[str, float]:
 
 
 def synchronise_batch_norm(state: State) -> None:
-    """Let batch normalisation use the statistics of the rows of all processes, in the method and its local heads.
+    """Let batch normalisation use the statistics of the rows of all processes.
 
     This works only on GPUs, which is checked before a sweep starts. The weights stay the same objects.
+
+    Raises:
+        InputError: See `check_synchronisable`.
     """
-    for parent in (state.method, *([state.heads] if state.heads is not None else [])):
-        for name, module in list(parent.named_children()):
-            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+    for network in state.modules().values():
+        check_synchronisable(network)
+        for parent in list(network.modules()):
+            for name, module in list(parent.named_children()):
+                if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+                    setattr(parent, name, conversions()[type(module).forward](module))
+
+
+def check_synchronisable(network: nn.Module) -> None:
+    """Raise InputError if a batch normalisation of a network computes what a synchronised one would not compute."""
+    for module in network.modules():
+        is_known = isinstance(module, nn.SyncBatchNorm) or type(module).forward in conversions()
+        if isinstance(module, _BatchNorm) and not is_known:
+            raise InputError(
+                f"{type(module).__name__} is a batch normalisation with a `forward` of its own, which several workers "
+                "cannot compute together; set resources.workers to 1, or use a batch normalisation of PyTorch"
+            )
+
+
+def conversions() -> dict[Callable[..., Tensor], Callable[[nn.Module], nn.Module]]:
+    """For each `forward` that a batch normalisation may have: the function that makes a synchronised one of it."""
+    known: dict[Callable[..., Tensor], Callable[[nn.Module], nn.Module]] = {
+        _BatchNorm.forward: nn.SyncBatchNorm.convert_sync_batchnorm
+    }
+    layers = sys.modules.get("timm.layers")  # a network has layers of timm only if timm was imported
+    if layers is not None:
+        known[layers.BatchNormAct2d.forward] = layers.convert_sync_batchnorm  # keeps the activation
+    return known

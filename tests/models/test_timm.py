@@ -17,6 +17,8 @@ from raysweep.errors import InputError
 from raysweep.methods.layerwise import block_losses
 from raysweep.models.building import build_encoder, build_local_heads, build_symmetric_decoder
 from raysweep.models.timm_models import check_size
+from raysweep.training.loop import synchronise_batch_norm
+from raysweep.training.state import fresh_state
 from tests.support import ROOT
 from tests.support.commands import here
 from tests.support.networks import method_of
@@ -85,11 +87,38 @@ def test_every_block_trains_with_every_term():
         encoder.zero_grad()
 
 
-def test_synchronised_batch_norm_reaches_the_blocks():
-    encoder = encoder_of("resnet10t", 1, 16)
-    nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-    kinds = {type(module) for module in encoder.blocks.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
-    assert kinds == {nn.SyncBatchNorm}
+@pytest.mark.parametrize(
+    ("name", "layerwise"),
+    [("test_efficientnet", "none"), ("mobilenetv3_small_050", "none"), ("resnet10t", "none"), ("resnet10t", "greedy")],
+)
+def test_synchronised_batch_norm_is_the_same_function(name, layerwise):
+    """Without other processes, synchronised batch normalisation is plain batch normalisation, also on a CPU."""
+    settings = Settings(encoder=f"timm/{name}", layerwise=layerwise, usl_type="simclr", head="mlp", precision="fp32")
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    states = [fresh_state(settings, 3, 32, torch.device("cpu")) for _ in range(2)]
+    synchronise_batch_norm(states[1])
+    synchronise_batch_norm(states[1])  # changes nothing more
+    for step, (plain, changed) in enumerate(zip(*(state.steps() for state in states), strict=True)):
+        kinds = [isinstance(module, nn.SyncBatchNorm) for module in changed.modules() if is_batch_norm(module)]
+        assert kinds, step
+        assert all(kinds), step
+        losses = []
+        for network in (plain, changed):
+            torch.manual_seed(0)  # for dropout
+            losses.append(network(images, images[:2]).total)
+            losses[-1].backward()
+        assert torch.equal(*losses)
+        for expected, weight in zip(plain.parameters(), changed.parameters(), strict=True):
+            torch.testing.assert_close(weight.grad, expected.grad)
+    saved, expected = (state.encoder.state_dict() for state in reversed(states))
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[key], expected[key]) for key in saved), "the statistics and the weights are the same"
+    with torch.no_grad():
+        assert torch.equal(*(state.encoder.eval()(images) for state in states))
+
+
+def is_batch_norm(module):
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def test_the_real_command_sweeps_embeds_and_exports(no_figures, tmp_path):

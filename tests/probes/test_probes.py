@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from raysweep.augment.operations import to_float
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.features import extract, extract_layers, standardize_
+from raysweep.probes.features import extract, extract_layers, read_layers, standardize_
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
@@ -140,6 +140,51 @@ def test_reference_every_head_of_a_bank_equals_the_head_trained_alone(digits):
             assert scores[i] == pytest.approx(alone.accuracy(layers, labels)[0], abs=2e-3)
 
 
+def means_of_windows(h):
+    """Return the mean of each 2×2 window of maps (B, C, H, W); the last windows of an odd side are smaller."""
+    rows = [
+        [h[..., y : y + 2, x : x + 2].mean((2, 3)) for x in range(0, h.shape[3], 2)] for y in range(0, h.shape[2], 2)
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+class Maps(torch.nn.Module):
+    """An encoder whose layer is the images themselves, wider than its trunk."""
+
+    feature_dim = 6
+
+    def layer_outputs(self, images):
+        return {"layer1": images, "trunk": images.flatten(1)[:, :6]}
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 5), (6, 6), (7, 7), (12, 12), (28, 28), (5, 9), (9, 1), (1, 9)])
+def test_a_probe_on_a_block_reads_every_position(shape):
+    images = torch.rand(2, 2, *shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (features,) = read_layers(Maps(), images, ("layer1",))
+    expected = images
+    while expected[0].numel() > 6:
+        expected = means_of_windows(expected)
+    torch.testing.assert_close(features, expected.flatten(1))
+    features.sum().backward()
+    assert (images.grad > 0).all()
+
+
+@pytest.mark.parametrize("size", [20, 32])
+def test_a_probe_on_a_stage_of_a_resnet_reads_the_whole_map(size):
+    encoder = make_encoder("timm/resnet10t", 1, size, 4).eval()
+    images = torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(0))
+    names = ("layer1", "layer2", "layer3", "layer4")
+    with torch.no_grad():
+        outputs = encoder.layer_outputs(images)
+        for name, features in zip(names, read_layers(encoder, images, names), strict=True):
+            expected = plain = outputs[name]
+            while expected[0].numel() > encoder.feature_dim:
+                expected = means_of_windows(expected)
+                plain = torch.nn.functional.avg_pool2d(plain, 2, ceil_mode=size != 32)
+            torch.testing.assert_close(features, expected.flatten(1))
+            assert size != 32 or torch.equal(features, plain.flatten(1)), "even sides give the same bits as ever"
+
+
 def test_features_of_a_block_are_its_output_pooled_until_no_wider_than_the_trunk():
     encoder = make_encoder("conv6", 3, 12, 16, seed=0)
     images = torch.randint(0, 256, (7, 3, 12, 12), dtype=torch.uint8)
@@ -149,7 +194,7 @@ def test_features_of_a_block_are_its_output_pooled_until_no_wider_than_the_trunk
     with torch.no_grad():
         for block, name in zip(encoder.blocks, names, strict=True):
             h = block(h)
-            pooled = h if h[0].numel() <= 2048 else torch.nn.functional.avg_pool2d(h, 2)
+            pooled = h if h[0].numel() <= 2048 else means_of_windows(h)
             torch.testing.assert_close(got[name], pooled.flatten(1))
         assert torch.equal(got["layer5"], got["trunk"])
         torch.testing.assert_close(got["embedding"], embed(encoder, to_float(images)))

@@ -163,6 +163,25 @@ def test_scores_of_older_versions_are_never_compared_with_present_ones(temperatu
         assert protocol_difference({**present, "version": version}, present) == ("version", version, 4)
 
 
+@pytest.mark.parametrize(
+    ("images", "version"),
+    [
+        ({"dataset": "cifar10"}, 4),
+        ({"dataset": "folder:images", "image_size": 64}, 4),
+        ({"dataset": "mnist"}, 5),
+        ({"dataset": "mnist", "image_size": 32}, 4),
+        ({"dataset": "cifar10", "image_size": 224}, 5),
+        ({"dataset": "cifar10", "probe_dataset": "stl10"}, 4),
+    ],
+)
+def test_scores_on_odd_feature_maps_are_never_compared_with_scores_of_older_versions(images, version):
+    """The maps of images whose side is a power of two have even sides."""
+    for reads in ({}, {"per_layer": True}, {"probe_layer": "layer1"}):
+        present = protocol(make_settings({**images, **reads}, "here"), "digest")
+        differs = protocol_difference({**present, "version": 4}, present)
+        assert differs == (None if version == 4 else ("version", 4, 5))
+
+
 def test_a_trial_whose_features_are_too_large_fails_and_says_so(tmp_path, run_sweep):
     # One step at this learning rate makes the weights huge; the loss was computed before it.
     step = ["--usl_type", "simclr", "--usl_epochs", "1", "--batch_size", "1437", "--usl_lr", "1e8"]

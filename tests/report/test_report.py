@@ -268,6 +268,14 @@ def test_points_without_a_validation_score_do_not_stop_the_report(tmp_path):
     assert points["val_fraction=0.1"].differences("linear/val_accuracy") == [0, 0]
 
 
+def test_a_sweep_may_vary_the_size_of_its_images(tmp_path):
+    raw = {"name": "sizes", "search": {"image_size": [8, 12], "seed": [0, 1]}}
+    store, sweep = fill_with(tmp_path, raw, lambda trial: dict.fromkeys(COLUMNS, 0.5))
+    points = build_tables(store, sweep).points
+    assert [point.name for point in points] == ["image_size=8", "image_size=12"]
+    assert len(rank_points(points, sweep.metric, sweep.mode)) == 2, "their scores are not comparable"
+
+
 def test_a_sweep_that_varies_the_protocol_has_a_best_point_for_each(tmp_path):
     raw = {"name": "l", "search": {"labels_per_class": [None, 10], "alpha": [0.1, 1]}, "baseline": True}
 

@@ -175,6 +175,10 @@ def test_weights_that_are_not_finite_are_exported_as_they_are_and_embed_nothing(
         ({"state": {"encoder": encoder()}, "settings": {"image_size": 8}}, "holds no encoder"),
         ({"state": {"encoder": encoder()}, "settings": {"image_size": 0, "dataset": [], "embedding_dim": 16}}, ""),
         ({"state": {"encoder": encoder()}, "settings": {"image_size": 0, "dataset": "x", "embedding_dim": 16}}, ""),
+        ({"state": {"encoder": encoder()}, "settings": DESCRIPTION, "images": 8}, "holds no encoder"),
+        ({"state": {"encoder": encoder()}, "settings": DESCRIPTION, "images": [1]}, "holds no encoder"),
+        ({"state": {"encoder": encoder()}, "settings": DESCRIPTION, "images": [2, 8]}, "is damaged"),
+        ({"state": {"encoder": encoder()}, "settings": DESCRIPTION, "images": torch.tensor([1, 8])}, "is damaged"),
     ],
     ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
 )
