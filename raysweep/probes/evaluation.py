@@ -16,7 +16,7 @@ from raysweep.config import Settings
 from raysweep.data.dataset import Dataset, Images
 from raysweep.data.splits import SplitPart, draw_labels, fit_and_val
 from raysweep.probes.cached_features import CachedFeatures
-from raysweep.probes.features import extract, extract_layers, fixed_subset
+from raysweep.probes.features import extract_layers, fixed_subset
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.probes import TrainedProbe
 from raysweep.results.feature_cache import FeatureCache
@@ -143,21 +143,38 @@ class Evaluation:
     def extract(self, layers: tuple[str, ...] | None = None) -> None:
         """Extract the features of every split in the layers, in one pass, unless they are present or in the cache.
 
-        None stands for all layers that the probes read first.
+        None stands for all layers of which a probe reads every image.
         """
-        layers = self._first_layers() if layers is None else layers
-        if self._features and all(layer in self._features["fit"] for layer in layers):
+        layers = parts.layers_read(self.settings, of_all_images=True) if layers is None else layers
+        present = self._features.get("fit", {})
+        if all(layer in present for layer in layers):
             return
-        self._features = {
-            name: (extract_layers if self._cached is None else partial(self._cached.extract, name))(
-                self.encoder, split.images, split.index, layers
-            )
-            for name, split in self.splits.items()
+        self._features = {name: self._extracted(name, split.index, layers) for name, split in self.splits.items()}
+
+    def features_of(self, name: str, layers: tuple[str, ...], chosen: Tensor) -> dict[str, Tensor]:
+        """Return the features of chosen images of a split in the layers, without the features of its other images.
+
+        They are extracted in one pass, and not kept, unless the features of the whole split are present.
+
+        Args:
+            name: the name of the split.
+            layers: the names of the layers.
+            chosen: (M,) int64, positions in the split.
+
+        Returns:
+            For each layer, features (M, D).
+        """
+        whole = self._features.get(name, {})
+        missing = tuple(layer for layer in layers if layer not in whole)
+        extracted = self._extracted(name, self.splits[name].index[chosen], missing) if missing else {}
+        return {
+            layer: extracted[layer] if layer in extracted else whole[layer].index_select(0, chosen) for layer in layers
         }
 
-    def _first_layers(self) -> tuple[str, ...]:
-        """Return the layers that the probes read. Layers of probes without training come first."""
-        return parts.layers_read(self.settings)
+    def _extracted(self, name: str, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the features of images of a split in the layers, from the cache or the encoder."""
+        extract = extract_layers if self._cached is None else partial(self._cached.extract, name)
+        return extract(self.encoder, self.splits[name].images, index, layers)
 
     def online_accuracy(self) -> float | None:
         """Return the kNN accuracy on fixed subsets during pretraining, or None without validation images or labels."""
@@ -174,12 +191,8 @@ class Evaluation:
 
     def _chosen(self, name: str, layer: str) -> tuple[Tensor, Tensor]:
         """Return features and labels of the images of a split that kNN reads during pretraining."""
-        split, chosen = self.splits[name], self.online[name]
-        if self._features:
-            features = self._features[name][layer].index_select(0, chosen)
-        else:
-            features = extract(self.encoder, split.images, split.index[chosen], layer)
-        return features, self.labels(name)[chosen]
+        chosen = self.online[name]
+        return self.features_of(name, (layer,), chosen)[layer], self.labels(name)[chosen]
 
     def run(self, trained_epochs: int) -> Iterator[Scores]:
         """Run all probes. Probes without training come first, because the others may change the features.

@@ -347,7 +347,11 @@ def label_free_metrics() -> dict[str, Metric]:
 
 
 @probe(
-    switch="label_free", needs_labels=False, reads=lambda settings: ("embedding", "trunk"), metrics=label_free_metrics
+    switch="label_free",
+    needs_labels=False,
+    reads=lambda settings: ("embedding", "trunk"),
+    samples=True,
+    metrics=label_free_metrics,
 )
 def label_free(
     evaluation: Evaluation,
