@@ -151,25 +151,26 @@ class Evaluation:
             return
         self._features = {name: self._extracted(name, split.index, layers) for name, split in self.splits.items()}
 
-    def features_of(self, name: str, layers: tuple[str, ...], chosen: Tensor) -> dict[str, Tensor]:
-        """Return the features of chosen images of a split in the layers, without the features of its other images.
+    def features_of(self, name: str, layers: tuple[str, ...], chosen: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the features of chosen images of one split in the layers. They must not be changed.
 
-        They are extracted in one pass, and not kept, unless the features of the whole split are present.
+        They are extracted in one pass, and not kept, unless the features of every split are present.
 
         Args:
             name: the name of the split.
             layers: the names of the layers.
-            chosen: (M,) int64, positions in the split.
+            chosen: (M,) int64, positions in the split; None means all images of the split.
 
         Returns:
             For each layer, features (M, D).
         """
-        whole = self._features.get(name, {})
-        missing = tuple(layer for layer in layers if layer not in whole)
-        extracted = self._extracted(name, self.splits[name].index[chosen], missing) if missing else {}
-        return {
-            layer: extracted[layer] if layer in extracted else whole[layer].index_select(0, chosen) for layer in layers
-        }
+        present = {layer: each for layer, each in self._features.get(name, {}).items() if layer in layers}
+        index = self.splits[name].index
+        if chosen is not None:
+            present = {layer: each.index_select(0, chosen) for layer, each in present.items()}
+            index = index[chosen]
+        missing = tuple(layer for layer in layers if layer not in present)
+        return present | (self._extracted(name, index, missing) if missing else {})
 
     def _extracted(self, name: str, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the features of images of a split in the layers, from the cache or the encoder."""

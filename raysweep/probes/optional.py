@@ -285,7 +285,6 @@ def reports_fine_tuning(split: str, settings: Any) -> bool:
     trains=True,
     keeps_features=True,
     switch="finetune",
-    reads=lambda settings: ("trunk",) if settings.standardize and parts.trains(settings) else (),
     metrics=lambda: split_accuracies("finetune/", "Fine-tuned encoder", reports_fine_tuning),
 )
 def finetune(
