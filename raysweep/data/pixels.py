@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from raysweep.data import layout
-from raysweep.data.dataset import Images, in_threads
+from raysweep.data.dataset import Images, Indices, in_threads
 from raysweep.errors import InputError
 from raysweep.system.files import Irregular, open_regular
 
@@ -100,13 +100,25 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
     if bad:
         first = min(bad)
         good[list(bad)] = False
-        images = images[good]
+        images = move_to_front(images, np.flatnonzero(good))
         warnings.warn(
             f"{len(bad)} of {len(paths)} images left out because they cannot be read, the first "
             f"{str(paths[first])!r} ({bad[first]})",
             stacklevel=2,
         )
     return images, good
+
+
+def move_to_front(images: Images, chosen: Indices) -> Images:
+    """Return chosen images as the front of the same array, because a second array could exceed the memory.
+
+    Args:
+        images: (N, C, H, W). The chosen images replace other ones in it.
+        chosen: (n,), positions in ascending order.
+    """
+    for place, position in enumerate(chosen):
+        images[place] = images[position]
+    return images[: len(chosen)]
 
 
 @contextmanager
