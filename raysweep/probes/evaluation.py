@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,17 @@ Features = dict[str, dict[str, Tensor]]
 class Split:
     """One split of the evaluated dataset, on the training device."""
 
-    images: Tensor
-    """(N, C, H, W) uint8. The split is a subset of these images."""
+    bring: Callable[[], Tensor]
+    """Returns `images`. Its first call brings them to the device."""
     index: Tensor
     """(M,) int64. The positions of the split's images."""
     labels: Tensor | None
     """(M,) int64. The labels of the split's images; None if the evaluation reads no labels."""
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8. The split is a subset of these images."""
+        return self.bring()
 
 
 @dataclass(frozen=True)
@@ -278,20 +283,24 @@ def values_of(part: parts.Part, settings: Settings) -> dict[str, Any]:
 def make_splits(
     settings: Settings, dataset: Dataset, pretrain: tuple[Images, Tensor], device: torch.device
 ) -> dict[str, Split]:
-    """Bring the splits of the evaluated dataset to the device.
+    """Return the splits of the evaluated dataset on the device. Images are brought there when they are first read.
 
     The images stay in the memory that other trials share; a split is an index into them. Without labels, all training
     images are the split `fit`, and there is no other split.
     """
     array, tensor = pretrain
-    train = tensor if dataset.train_images is array else resident(dataset.train_images, device)
+
+    def on_device(images: Images) -> Callable[[], Tensor]:
+        return (lambda: tensor) if images is array else cache(partial(resident, images, device))
+
+    train = on_device(dataset.train_images)
     if not settings.probe_labels:
-        return {"fit": Split(train, torch.arange(len(train), device=device), None)}
+        return {"fit": Split(train, torch.arange(len(dataset.train_images), device=device), None)}
     assert dataset.test_labels is not None
     assert dataset.test_images is not None
 
     def split(part: SplitPart) -> Split:
-        images = train if part.images is dataset.train_images else resident(part.images, device)
+        images = train if part.images is dataset.train_images else on_device(part.images)
         return Split(images, torch.from_numpy(part.index).to(device), resident(part.labels, device))
 
     fit, val = fit_and_val(dataset, settings.val_fraction, settings.split_seed)
