@@ -19,7 +19,7 @@ from raysweep.errors import Diverged
 from raysweep.probes.evaluation import Evaluation
 from raysweep.probes.features import batch_of, extract_layers
 from raysweep.probes.grid import ProbeSpec
-from raysweep.probes.label_free import LIDAR_IMAGES, LIDAR_VIEWS
+from raysweep.probes.label_free import IMAGES, LIDAR_IMAGES, LIDAR_VIEWS
 from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.space import Sweep, Trial
 from raysweep.space.sharing import taking_over
@@ -144,7 +144,9 @@ def time_evaluation(settings: Settings, state: State, data: TrialData, device: t
 
     per_image = seconds_of_step(extractions(), device) / len(images)
     if not settings.probe_labels:
-        return per_image * (len(train) + count_views(settings, len(train))), 0.0
+        whole = bool(parts.layers_read(settings, of_all_images=True))
+        extracted_images = len(train) if whole else min(len(train), IMAGES)
+        return per_image * (extracted_images + count_views(settings, len(train))), 0.0
     fit, val = fit_and_val(data.probe, settings.val_fraction, settings.split_seed)
     test = 0 if data.probe.test_images is None else len(data.probe.test_images)
     probe = parts.probe["linear"].arguments(settings)

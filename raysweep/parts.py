@@ -281,6 +281,7 @@ probe = Table(
     check=None,
     check_fit=None,
     reads=None,
+    samples=False,
     needs_labels=True,
 )
 """`(evaluation, *, …)` yields pairs of a metric's name and its value; see `raysweep.probes.probes`.
@@ -292,7 +293,8 @@ such a probe does not change the features; it then runs before the others, so th
 evaluates every trial. `check` is a function of the settings that raises ValueError where they do not fit together.
 `check_fit` is a function of the settings, the labels of the fit split and the names of the classes that raises
 InputError if the probe needs more images. `reads` is a function of the settings that gives the names of the layers that
-the probe reads, where a parameter does not name the layer."""
+the probe reads, where a parameter does not name the layer. `samples` says that it reads only some images in these
+layers, with `Evaluation.features_of`; the features of the other images are then not computed for it."""
 
 TABLES: Mapping[str, Table] = {
     table.kind: table for table in (encoder, method, loss, head, optimizer, schedule, policy, dataset, probe)
@@ -386,10 +388,10 @@ def parameters_read(settings: Settings) -> frozenset[str]:
     )
 
 
-def layers_read(settings: Settings) -> tuple[str, ...]:
-    """The layers of the encoder that the probes read, each once."""
+def layers_read(settings: Settings, of_all_images: bool = False) -> tuple[str, ...]:
+    """The layers of the encoder that the probes read, each once. A probe that samples does not read all images."""
     layers = []
-    for part in probes_in_use(settings):
+    for part in (part for part in probes_in_use(settings) if not (of_all_images and part.traits["samples"])):
         layers += [getattr(settings, name) for name, parameter in part.parameters.items() if parameter.is_layer]
         if part.traits["reads"] is not None:
             layers += part.traits["reads"](settings)

@@ -174,6 +174,20 @@ def test_an_epoch_of_linear_probes_sends_the_order_and_reads_the_losses():
         assert traffic.since() == (0, 1)
 
 
+def test_only_images_that_are_read_are_sent():
+    """Pretraining that trials share has an evaluation for each of them, and measures kNN on fit and val alone."""
+    dataset = few_digits(train=30, test=20)
+    encoder = fresh_state(settings_of(), 1, 8, torch.device("cpu")).encoder
+    images = dataset.train_images, torch.from_numpy(dataset.train_images).to(META)
+    with Traffic() as traffic:
+        evaluation = Evaluation(settings_of(), encoder, dataset, images, META)
+        assert traffic.since() == (8, 0), "indices and labels of three splits, and the images for kNN by their number"
+        assert evaluation.splits["fit"].images is evaluation.splits["val"].images is images[1]
+        assert traffic.since() == (0, 0)
+        assert evaluation.splits["test"].images is evaluation.splits["test"].images
+        assert traffic.since() == (1, 0)
+
+
 @pytest.mark.parametrize(("augment", "sent"), [("none", 1), ("crop_mirror", 1 + 6)])
 def test_an_epoch_of_fine_tuning_sends_the_order_and_the_crops_and_reads_the_loss(augment, sent):
     dataset = few_digits(train=30, test=20)

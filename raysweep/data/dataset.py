@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from numpy.typing import NDArray
 from raysweep.data import arrays
 from raysweep.errors import InputError
 from raysweep.system.cpus import allowed_cpus
+from raysweep.system.memory import allowed_memory
 
 Images = NDArray[np.uint8]  # (N, C, H, W), C = 1 or 3
 Labels = NDArray[np.int64]  # (N,)
 Indices = NDArray[np.int64]
-MEMORY_SHARE = 0.5  # largest share of physical memory for one dataset; the encoder and the features need memory too
+MEMORY_SHARE = 0.5  # largest share of the allowed memory for one dataset; the encoder and the features need memory too
 T = TypeVar("T")
 
 
@@ -287,11 +287,12 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
 
 
 def check_memory(spec: str, count: int, channels: int, size: int) -> None:
-    """Raise InputError if `count` images would take more than `MEMORY_SHARE` of this machine's memory."""
+    """Raise InputError if `count` images would take more than `MEMORY_SHARE` of the allowed memory."""
     needed = count * channels * size * size
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = allowed_memory()
     if needed > memory * MEMORY_SHARE:
         raise InputError(
             f"dataset {spec!r}: {count:,} images of {channels}×{size}×{size} take {needed / 2**30:,.1f} GiB, more than "
-            f"{MEMORY_SHARE:.0%} of this machine's {memory / 2**30:,.1f} GiB: lower image_size, or use fewer images"
+            f"{MEMORY_SHARE:.0%} of the {memory / 2**30:,.1f} GiB that this process may use: lower image_size, or use "
+            "fewer images"
         )

@@ -13,7 +13,7 @@ from raysweep.config import FOLDER
 from raysweep.data import layout
 from raysweep.data.dataset import Dataset, Labels, check_memory
 from raysweep.data.layout import folder_path, likely_folder, no_classes
-from raysweep.data.pixels import decode, warn_once
+from raysweep.data.pixels import decode, move_to_front, warn_once
 from raysweep.data.splits import split_train
 from raysweep.errors import InputError
 
@@ -81,7 +81,10 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
             "and test: add images, or a test/ folder"
         )
     fit, held_out = split_train(labels, 0.2, split_seed=0)
-    return Dataset(spec, classes, images[fit], labels[fit], images[held_out], labels[held_out])
+    few = images[held_out]
+    train_images, test_images = move_to_front(images, fit), images[len(fit) :]
+    test_images[:] = few
+    return Dataset(spec, classes, train_images, labels[fit], test_images, labels[held_out])
 
 
 def ignoring(ignored: Sequence[Path]) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from raysweep.data import layout
-from raysweep.data.dataset import Images, in_threads
+from raysweep.data.dataset import Images, Indices, in_threads
 from raysweep.errors import InputError
 from raysweep.system.files import Irregular, open_regular
 
@@ -33,6 +33,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """For each EXIF orientation, the operation that makes the image upright."""
+SIXTEEN_BITS = ("PNG", "PPM")
+"""Formats in which gray has at most 16 bits, although Pillow may return it as 32 bits."""
 # Some of Pillow's decoders log a fault and then raise it. Without a handler, Python would print the log message, which
 # does not name the file.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -77,6 +79,7 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
     def one(i: int) -> None:
         try:
             with open_regular(paths[i]) as file, Image.open(file, formats=layout.formats()) as image:
+                check_range(image)
                 images[i] = square(to_rgb(upright(image)), size, channels)
         except MemoryError:
             raise
@@ -100,13 +103,25 @@ def decode(paths: Sequence[Path], size: int, channels: int, skip_bad_images: boo
     if bad:
         first = min(bad)
         good[list(bad)] = False
-        images = images[good]
+        images = move_to_front(images, np.flatnonzero(good))
         warnings.warn(
             f"{len(bad)} of {len(paths)} images left out because they cannot be read, the first "
             f"{str(paths[first])!r} ({bad[first]})",
             stacklevel=2,
         )
     return images, good
+
+
+def move_to_front(images: Images, chosen: Indices) -> Images:
+    """Return chosen images as the front of the same array, because a second array could exceed the memory.
+
+    Args:
+        images: (N, C, H, W). The chosen images replace other ones in it.
+        chosen: (n,), positions in ascending order.
+    """
+    for place, position in enumerate(chosen):
+        images[place] = images[position]
+    return images[: len(chosen)]
 
 
 @contextmanager
@@ -183,16 +198,31 @@ def upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def check_range(image: Image.Image) -> None:
+    """Raise ValueError if nobody can know which pixel value of an open file is white."""
+    is_wide = image.mode == "I" and image.format not in SIXTEEN_BITS and 16 not in bits_of(image)
+    if image.mode == "F" or is_wide:
+        kind = "32-bit" if is_wide else "floating-point"
+        raise ValueError(f"{kind} pixels have no fixed range: save it with 8 or 16 bits")
+
+
+def bits_of(image: Image.Image) -> tuple[int, ...]:
+    """Return the bits of each channel of a TIFF; () for other formats."""
+    bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, ())
+    return bits
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB like torchvision's loader, but scale 16-bit gray instead of clipping it.
 
     Transparency is dropped: a transparent pixel keeps the colour that the file stores for it.
     """
-    if image.mode.startswith("I"):  # 16 bits; some versions and formats return them as 32 bits
-        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 12 or 16 bits; some versions and formats return them as 32 bits
+        wide = np.asarray(image)
+        if wide.min() < 0:
+            raise ValueError("negative pixels have no fixed range: save it with 8 or 16 bits without a sign")
+        white = 4095 if 12 in bits_of(image) else 65535
+        image = Image.fromarray(((wide.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # same pixels; Pillow warns about a direct conversion to RGB
     return image.convert("RGB")

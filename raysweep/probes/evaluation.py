@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from raysweep.config import Settings
 from raysweep.data.dataset import Dataset, Images
 from raysweep.data.splits import SplitPart, draw_labels, fit_and_val
 from raysweep.probes.cached_features import CachedFeatures
-from raysweep.probes.features import extract, extract_layers, fixed_subset
+from raysweep.probes.features import extract_layers, fixed_subset
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.probes import TrainedProbe
 from raysweep.results.feature_cache import FeatureCache
@@ -33,12 +33,17 @@ Features = dict[str, dict[str, Tensor]]
 class Split:
     """One split of the evaluated dataset, on the training device."""
 
-    images: Tensor
-    """(N, C, H, W) uint8. The split is a subset of these images."""
+    bring: Callable[[], Tensor]
+    """Returns `images`. Its first call brings them to the device."""
     index: Tensor
     """(M,) int64. The positions of the split's images."""
     labels: Tensor | None
     """(M,) int64. The labels of the split's images; None if the evaluation reads no labels."""
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8. The split is a subset of these images."""
+        return self.bring()
 
 
 @dataclass(frozen=True)
@@ -143,21 +148,39 @@ class Evaluation:
     def extract(self, layers: tuple[str, ...] | None = None) -> None:
         """Extract the features of every split in the layers, in one pass, unless they are present or in the cache.
 
-        None stands for all layers that the probes read first.
+        None stands for all layers of which a probe reads every image.
         """
-        layers = self._first_layers() if layers is None else layers
-        if self._features and all(layer in self._features["fit"] for layer in layers):
+        layers = parts.layers_read(self.settings, of_all_images=True) if layers is None else layers
+        present = self._features.get("fit", {})
+        if all(layer in present for layer in layers):
             return
-        self._features = {
-            name: (extract_layers if self._cached is None else partial(self._cached.extract, name))(
-                self.encoder, split.images, split.index, layers
-            )
-            for name, split in self.splits.items()
-        }
+        self._features = {name: self._extracted(name, split.index, layers) for name, split in self.splits.items()}
 
-    def _first_layers(self) -> tuple[str, ...]:
-        """Return the layers that the probes read. Layers of probes without training come first."""
-        return parts.layers_read(self.settings)
+    def features_of(self, name: str, layers: tuple[str, ...], chosen: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the features of chosen images of one split in the layers. They must not be changed.
+
+        They are extracted in one pass, and not kept, unless the features of every split are present.
+
+        Args:
+            name: the name of the split.
+            layers: the names of the layers.
+            chosen: (M,) int64, positions in the split; None means all images of the split.
+
+        Returns:
+            For each layer, features (M, D).
+        """
+        present = {layer: each for layer, each in self._features.get(name, {}).items() if layer in layers}
+        index = self.splits[name].index
+        if chosen is not None:
+            present = {layer: each.index_select(0, chosen) for layer, each in present.items()}
+            index = index[chosen]
+        missing = tuple(layer for layer in layers if layer not in present)
+        return present | (self._extracted(name, index, missing) if missing else {})
+
+    def _extracted(self, name: str, index: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the features of images of a split in the layers, from the cache or the encoder."""
+        extract = extract_layers if self._cached is None else partial(self._cached.extract, name)
+        return extract(self.encoder, self.splits[name].images, index, layers)
 
     def online_accuracy(self) -> float | None:
         """Return the kNN accuracy on fixed subsets during pretraining, or None without validation images or labels."""
@@ -174,12 +197,8 @@ class Evaluation:
 
     def _chosen(self, name: str, layer: str) -> tuple[Tensor, Tensor]:
         """Return features and labels of the images of a split that kNN reads during pretraining."""
-        split, chosen = self.splits[name], self.online[name]
-        if self._features:
-            features = self._features[name][layer].index_select(0, chosen)
-        else:
-            features = extract(self.encoder, split.images, split.index[chosen], layer)
-        return features, self.labels(name)[chosen]
+        chosen = self.online[name]
+        return self.features_of(name, (layer,), chosen)[layer], self.labels(name)[chosen]
 
     def run(self, trained_epochs: int) -> Iterator[Scores]:
         """Run all probes. Probes without training come first, because the others may change the features.
@@ -264,20 +283,24 @@ def values_of(part: parts.Part, settings: Settings) -> dict[str, Any]:
 def make_splits(
     settings: Settings, dataset: Dataset, pretrain: tuple[Images, Tensor], device: torch.device
 ) -> dict[str, Split]:
-    """Bring the splits of the evaluated dataset to the device.
+    """Return the splits of the evaluated dataset on the device. Images are brought there when they are first read.
 
     The images stay in the memory that other trials share; a split is an index into them. Without labels, all training
     images are the split `fit`, and there is no other split.
     """
     array, tensor = pretrain
-    train = tensor if dataset.train_images is array else resident(dataset.train_images, device)
+
+    def on_device(images: Images) -> Callable[[], Tensor]:
+        return (lambda: tensor) if images is array else cache(partial(resident, images, device))
+
+    train = on_device(dataset.train_images)
     if not settings.probe_labels:
-        return {"fit": Split(train, torch.arange(len(train), device=device), None)}
+        return {"fit": Split(train, torch.arange(len(dataset.train_images), device=device), None)}
     assert dataset.test_labels is not None
     assert dataset.test_images is not None
 
     def split(part: SplitPart) -> Split:
-        images = train if part.images is dataset.train_images else resident(part.images, device)
+        images = train if part.images is dataset.train_images else on_device(part.images)
         return Split(images, torch.from_numpy(part.index).to(device), resident(part.labels, device))
 
     fit, val = fit_and_val(dataset, settings.val_fraction, settings.split_seed)

@@ -166,7 +166,7 @@ class FineTuning:
         if not self.is_applicable:
             return
         if not self._is_scaled:  # before the first batch, and not after a resume
-            mean, scale = standard_scale(self.evaluation.features("trunk")["fit"])
+            mean, scale = standard_scale(self.evaluation.features_of("fit", ("trunk",))["trunk"])
             self.network.mean.copy_(mean)
             self.network.scale.copy_(scale)
             self._is_scaled = True

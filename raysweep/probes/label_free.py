@@ -138,14 +138,14 @@ def label_free_scores(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
     """
     fit = evaluation.splits["fit"]
     chosen = fixed_subset(len(fit.index), IMAGES).to(evaluation.device)
+    features = evaluation.features_of("fit", LAYERS, chosen)
     for layer in LAYERS:
-        features = evaluation.features(layer)["fit"].index_select(0, chosen)
-        yield f"label_free/{layer}_rankme", rankme(features)
-        alpha = alpha_req(features)
+        yield f"label_free/{layer}_rankme", rankme(features[layer])
+        alpha = alpha_req(features[layer])
         if alpha is not None:
             yield f"label_free/{layer}_alpha_req", alpha
     if evaluation.views.strength > 0:
-        layers = tuple(layer for layer in LAYERS if evaluation.features(layer)["fit"].shape[1] <= LIDAR_WIDEST)
+        layers = tuple(layer for layer in LAYERS if features[layer].shape[1] <= LIDAR_WIDEST)
         views = features_of_views(evaluation, layers)
         for layer in layers:
             value = lidar(views.pop(layer))

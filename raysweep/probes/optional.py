@@ -285,7 +285,6 @@ def reports_fine_tuning(split: str, settings: Any) -> bool:
     trains=True,
     keeps_features=True,
     switch="finetune",
-    reads=lambda settings: ("trunk",) if settings.standardize and parts.trains(settings) else (),
     metrics=lambda: split_accuracies("finetune/", "Fine-tuned encoder", reports_fine_tuning),
 )
 def finetune(
@@ -347,7 +346,11 @@ def label_free_metrics() -> dict[str, Metric]:
 
 
 @probe(
-    switch="label_free", needs_labels=False, reads=lambda settings: ("embedding", "trunk"), metrics=label_free_metrics
+    switch="label_free",
+    needs_labels=False,
+    reads=lambda settings: ("embedding", "trunk"),
+    samples=True,
+    metrics=label_free_metrics,
 )
 def label_free(
     evaluation: Evaluation,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from raysweep.system.cgroups import cgroups
+
 
 @cache
 def processor() -> str:
@@ -59,37 +61,10 @@ def allowed_cpus(environment: Mapping[str, str] = os.environ, proc: Path = Path(
 
 def cgroup_quotas(proc: Path) -> Iterator[float]:
     """Yield the CPU quotas, in cores, of the process's cgroups and of all their ancestors."""
-    for mount, folder, version in cgroup_folders(proc):
-        while True:
-            quota = read_quota(folder, version)
-            if quota is not None:
-                yield quota
-            if folder == mount:
-                break
-            folder = folder.parent
-
-
-def cgroup_folders(proc: Path) -> Iterator[tuple[Path, Path, int]]:
-    """Yield the mount point, the process's folder and the version of each cgroup hierarchy that can limit CPU time."""
-    try:
-        # A file system may be mounted at a path that is not valid text.
-        mounts = os.fsdecode((proc / "mountinfo").read_bytes()).splitlines()
-        memberships = [line.split(":", 2) for line in os.fsdecode((proc / "cgroup").read_bytes()).splitlines()]
-    except OSError:  # this is not Linux, or there is no /proc
-        return
-    for line in mounts:
-        left, _, right = line.partition(" - ")
-        root, mount = left.split()[3:5]
-        kind, _, options = [*right.split(), "", "", ""][:3]
-        for _, controllers, path in memberships:
-            is_version_2 = kind == "cgroup2" and controllers == ""
-            is_version_1 = kind == "cgroup" and "cpu" in controllers.split(",") and "cpu" in options.split(",")
-            if is_version_2 or is_version_1:
-                # In a container the mount shows only a part of the hierarchy, which starts at `root`.
-                inside = path.removeprefix(root) if root != "/" else path
-                folder = Path(mount, inside.lstrip("/"))
-                is_below = ".." not in folder.parts and folder.is_dir()
-                yield Path(mount), folder if is_below else Path(mount), 2 if is_version_2 else 1
+    for folder, version in cgroups(proc, "cpu"):
+        quota = read_quota(folder, version)
+        if quota is not None:
+            yield quota
 
 
 def read_quota(folder: Path, version: int) -> float | None:

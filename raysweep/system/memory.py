@@ -1,12 +1,35 @@
-"""Settings of glibc's allocator for trial processes. Imports nothing heavy, as it must run before a trial's thread."""
+"""The memory that this process may use, and settings of glibc's allocator for trial processes.
+
+It imports nothing heavy, because the settings must be made before a trial's thread starts.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from raysweep.system.cgroups import cgroups
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # constants of glibc's malloc.h
+
+LIMITS = {1: "memory.limit_in_bytes", 2: "memory.max"}
+"""For each version of cgroups, the file with the largest number of bytes that the processes of a cgroup may use."""
+
+
+def allowed_memory(proc: Path = Path("/proc/self")) -> int:
+    """Return the bytes of memory that this process may use: the machine's memory, or a smaller limit of its cgroups.
+
+    Args:
+        proc: The process's directory in /proc.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder, version in cgroups(proc, "memory"):
+        with suppress(OSError, ValueError):  # there may be no such file, and `max` in it means no limit
+            limits.append(int((folder / LIMITS[version]).read_text()))
+    return min(limits)
 
 
 def keep_memory() -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from raysweep import parts
 from raysweep.config.images import native_size
@@ -620,7 +620,7 @@ def modes() -> dict[str, tuple[Image.Image, NDArray[np.uint8]]]:
         "bits.png": (Image.fromarray(gray > 127), np.stack([(gray > 127) * np.uint8(255)] * 3)),
         "sixteen.png": (Image.fromarray(wide), three),
         "sixteen.tif": (Image.fromarray(wide), three),
-        "thirty-two.tif": (Image.fromarray(wide.astype(np.int32)), three),
+        "sixteen.pgm": (Image.fromarray(wide), three),
         "cmyk.tif": (cmyk, np.asarray(cmyk.convert("RGB")).transpose(2, 0, 1)),
         "rgb.ppm": (image, planes),
         "rgb.bmp": (image, planes),
@@ -650,6 +650,44 @@ def test_sixteen_bits_are_scaled_and_rounded(tmp_path: Path) -> None:
     wide = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
     save(tmp_path / "x.png", wide)
     np.testing.assert_array_equal(read(tmp_path).train_images[0, 0], np.rint(wide / 257))
+
+
+def twelve_bits(gray: NDArray[np.uint16]) -> bytes:
+    """Return an uncompressed TIFF with 12 bits for each pixel, by the TIFF specification. The sides must be even."""
+    first, second = gray.reshape(-1, 2).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    height, width = gray.shape
+    # The tags are width, height, bits, compression, photometric, offset, samples, rows and bytes of the one strip.
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(packed)) + packed + directory
+
+
+def test_twelve_bits_are_scaled_and_rounded(tmp_path: Path) -> None:
+    gray = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 4 + 3
+    (tmp_path / "x.tif").write_bytes(twelve_bits(gray))
+    np.testing.assert_array_equal(read(tmp_path).train_images[0, 0], np.rint(gray / 4095 * 255))
+
+
+@pytest.mark.parametrize("white", [255, 65535, 10**6])
+def test_integers_of_32_bits_are_bad_images(white: int, tmp_path: Path) -> None:
+    gray = np.linspace(0, white, 1024).astype(np.int32).reshape(32, 32)
+    save(tmp_path / "x.tif", Image.fromarray(gray))
+    assert "(32-bit pixels have no fixed range: save it with 8 or 16 bits)" in fault(lambda: read(tmp_path))
+
+
+def test_negative_pixels_are_bad_images(tmp_path: Path) -> None:
+    gray = np.arange(1024, dtype=np.int32).reshape(32, 32)
+    for least in (0, -1):
+        signed = Image.fromarray((gray + least).astype(np.uint16))
+        signed.save(tmp_path / "x.tif", tiffinfo={ExifTags.Base.SampleFormat: 2})
+        with Image.open(tmp_path / "x.tif") as image:
+            assert image.mode == "I"
+            assert image.getextrema() == (least, 1023 + least)
+        if least == 0:
+            np.testing.assert_array_equal(read(tmp_path).train_images[0, 0], np.rint(gray / 257))
+    assert "negative pixels have no fixed range" in fault(lambda: read(tmp_path))
 
 
 def test_odd_sizes_are_cut_and_scaled(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import tracemalloc
 import unicodedata
 import warnings
 from contextlib import closing
@@ -17,7 +18,7 @@ from raysweep.data import layout
 from raysweep.data.dataset import Dataset, digest_of
 from raysweep.data.loading import load
 from raysweep.data.selection import select_data
-from raysweep.data.splits import fit_and_val
+from raysweep.data.splits import fit_and_val, split_train
 from raysweep.errors import InputError
 
 SMALL = (
@@ -79,6 +80,34 @@ def assert_refused(process, *words):
 
 
 # ---- Splits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [(), (0, 17, 99)])
+def test_dividing_a_folder_needs_no_second_copy_of_its_images(tmp_path, bad):
+    """The reference decodes each file by itself and copies the chosen images."""
+    paths = [tmp_path / "set" / "train" / name / f"{i:02}.png" for name in ("dark", "light") for i in range(50)]
+    for i, path in enumerate(paths):
+        save(path, picture(i))
+        if i in bad:
+            path.write_bytes(b"no image")
+    read(make(tmp_path / "other", {"train": 2}))  # imports what is needed, which takes memory
+    good = [path for i, path in enumerate(paths) if i not in bad]
+    tracemalloc.start()
+    try:
+        _, dataset = warned(tmp_path / "set", image_size=96, skip_bad_images=True)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 1.5 * dataset.train_images[0].size * len(paths)
+    images = np.stack([np.asarray(Image.open(path).resize((96, 96), Image.Resampling.BILINEAR)) for path in good])
+    labels = np.array([int(path.parent.name == "light") for path in good])
+    fit, held_out = split_train(labels, 0.2, 0)
+    for chosen, got, got_labels in (
+        (fit, dataset.train_images, dataset.train_labels),
+        (held_out, dataset.test_images, dataset.test_labels),
+    ):
+        assert np.array_equal(got, images[chosen].transpose(0, 3, 1, 2))
+        assert np.array_equal(got_labels, labels[chosen])
 
 
 @pytest.mark.parametrize("name", ["val", "validation"])

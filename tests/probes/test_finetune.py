@@ -122,6 +122,21 @@ def test_fine_tuning_is_adamw_on_cross_entropy_of_the_whole_network(settings):
         assert scores[f"finetune/{split}_accuracy"] == pytest.approx(accuracy, abs=1.01 / len(labels))
 
 
+@pytest.mark.parametrize("layer", ["trunk", "layer3"])
+def test_fine_tuning_extracts_only_the_fit_split_and_does_not_keep_it(layer):
+    settings = trial_of(**FAST, **ON, probe_layer=layer).settings
+    evaluation, seen = evaluation_of(settings), []
+    evaluation.encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    images = {name: len(split.index) for name, split in evaluation.splits.items()}
+    next(parts.probe["finetune"].function(evaluation, **parts.probe["finetune"].arguments(settings)).run())
+    assert sum(seen) == images["fit"]
+    evaluation.extract()
+    assert sum(seen) == images["fit"] + sum(images.values()), "nothing was kept"
+    next(parts.probe["finetune"].function(evaluation, **parts.probe["finetune"].arguments(settings)).run())
+    again = images["fit"] if layer == "layer3" else 0
+    assert sum(seen) == images["fit"] + sum(images.values()) + again, "the trunk is read where it is present"
+
+
 def test_the_evaluated_encoder_keeps_its_weights_statistics_and_mode():
     evaluation = evaluation_of(make_settings({**FAST, **ON, "encoder": "normed", "finetune_lr": 0.1}, "x"))
     before = {name: value.clone() for name, value in evaluation.encoder.state_dict().items()}

@@ -12,9 +12,13 @@ import torch
 import raysweep
 from raysweep import space
 from raysweep.config import Settings, has_effect
+from raysweep.data.dataset import Dataset
 from raysweep.models.building import build_encoder
+from raysweep.probes.collapse import rankme
 from raysweep.probes.evaluation import Evaluation
-from raysweep.probes.label_free import DELTA, LIDAR_VIEWS, alpha_req, features_of_views, lidar
+from raysweep.probes.features import fixed_subset
+from raysweep.probes.label_free import DELTA, IMAGES, LIDAR_VIEWS, alpha_req, features_of_views, lidar
+from raysweep.results.feature_cache import FeatureCache
 from tests.support.commands import here
 from tests.support.trials import TINY, few_digits, run, trial_of
 
@@ -98,6 +102,37 @@ def test_second_views_are_drawn_only_for_a_method_that_has_them(usl_type):
         views.append(features_of_views(evaluation, ("trunk",))["trunk"])
     assert torch.equal(views[0][:, ::2], views[1][:, ::2])
     assert torch.equal(views[0][:, 1::2], views[1][:, 1::2]) == (usl_type == "ae_single")
+
+
+def seen_by(encoder):
+    """Return a list to which every later call of the encoder appends its number of images."""
+    seen = []
+    encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    return seen
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_only_the_images_that_are_read_pass_through_the_encoder(tmp_path, labelled):
+    """The measures equal the measures of the same rows of all features, bit for bit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3000, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(3000) % 2
+    dataset = Dataset("d", ("a", "b"), pixels, labels, pixels[:100], labels[:100], digest="0" * 16)
+    settings = Settings(label_free=True, probe_labels=labelled, strength=0, usl_epochs=0)
+    encoder, tensor = build_encoder(settings, 1, 8), torch.from_numpy(pixels)
+    cache = FeatureCache(tmp_path, 10**9)
+    evaluation = Evaluation(settings, encoder, dataset, (pixels, tensor), torch.device("cpu"), cache)
+    seen = seen_by(encoder)
+    scores = next(evaluation.run(0)).metrics
+    assert sum(seen) == IMAGES + 3100 * labelled, "with labels, other probes read the trunk of all images"
+    fit = evaluation.splits["fit"].index
+    for layer in ("embedding", "trunk"):
+        features = evaluation.features(layer)["fit"][fixed_subset(len(fit), IMAGES)]
+        assert scores[f"label_free/{layer}_rankme"] == rankme(features)
+        assert scores[f"label_free/{layer}_alpha_req"] == alpha_req(features)
+    seen.clear()
+    again = Evaluation(settings, encoder, dataset, (pixels, tensor), torch.device("cpu"), cache)
+    assert next(again.run(0)).metrics == scores
+    assert not seen, "all features are in the cache"
 
 
 VIEWS = {"strength": 1.0, "policy": "simclr+noise", "crop_strength": 0.25}
