@@ -31,6 +31,7 @@ from raysweep.space.checking import (
     check_scheduler,
     check_searcher,
     check_workers,
+    replaced_settings,
 )
 from raysweep.space.controls import read_controls
 from raysweep.space.expansion import expand
@@ -80,6 +81,7 @@ def build(
     where: str,
     *,
     recorded: bool = False,
+    has_begun: bool = False,
     plugins: tuple[Plugin, ...] = (),
     is_unlabelled: IsUnlabelled = all_labelled,
 ) -> Sweep:
@@ -91,6 +93,8 @@ def build(
         where: The start of every message.
         recorded: Whether a results directory holds this sweep. Then it was found to be meaningful when it was begun,
             perhaps by an older version that refused less, and this is not checked again.
+        has_begun: Whether the search space is an existing sweep with new points. Its `base` may then have values that
+            no trial reads. This also holds for the `sweep.yaml` of a results directory.
         plugins: The plugins of the sweep, which the caller has read and activated.
         is_unlabelled: Says which datasets have no labels. If the evaluated ones have none, and a probe needs none, the
             sweep is evaluated without labels.
@@ -141,7 +145,15 @@ def build(
     examples = tuple(expand(resolved, seeded, samples, controls, where, strict=not recorded))
     if not recorded:
         changed = [key for key in base if getattr(resolved, key) != default_of(key)]
-        check_meant([*overrides, *changed], examples, where)
+        replaced = replaced_settings(
+            changed, overrides, examples, lambda: build(raw, {}, where, recorded=True, plugins=plugins)
+        )
+        if replaced:
+            base = {key: value for key, value in base.items() if key not in replaced}
+            resolved = make_base(base, where_base, typed)
+            examples = tuple(expand(resolved, seeded, samples, controls, where))
+        given = [] if has_begun or not set(RECORDS).isdisjoint(raw) else [key for key in changed if key in base]
+        check_meant([*overrides, *given], examples, where)
         check_evaluates(examples, where)
         check_objective(tune.metric, search, examples, where)
     check_workers(resources, examples, where)

@@ -6,7 +6,7 @@ import datetime
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raysweep import parts
@@ -26,7 +26,7 @@ from raysweep.config import (
 )
 from raysweep.config.part_settings import changes_data
 from raysweep.errors import InputError
-from raysweep.space.expansion import MAX_TRIALS, distinct
+from raysweep.space.expansion import MAX_TRIALS, distinct, needs_of, situation
 from raysweep.space.model import Resources, Sweep, Trial, Tune
 from raysweep.space.reading import kind
 from raysweep.space.unlabelled import check_reported
@@ -64,20 +64,52 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
 
 def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:
     """Raise InputError if a setting of a loss, a method or a policy was given although no trial uses it."""
+    for name in without_effect(given, trials):
+        settings = next(trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline)
+        raise InputError(
+            f"{where}: {name}: has no effect in any trial ({situation(name, settings)}); it needs "
+            f"{needs_of(name, settings)}"
+        )
+
+
+def without_effect(names: Iterable[str], trials: Iterable[Trial]) -> list[str]:
+    """Return the settings of a loss, a method or a policy that no trial uses."""
     pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
-    for name in given:
-        must_be_used = name in SETTINGS and about(name).must_be_used
-        if must_be_used and pretrained and not any(has_effect(name, settings) for settings in pretrained):
-            raise InputError(
-                f"{where}: {name}: has no effect in any trial (usl_type: {pretrained[0].usl_type}); it needs "
-                f"{about(name).effect.words.replace('`', '')}"
-            )
-        declaring = [policy for policy, part in parts.policy.items() if name in part.parameters]
-        if declaring and pretrained and not any(policy in s.policies for s in pretrained for policy in declaring):
-            raise InputError(
-                f"{where}: {name}: has no effect in any trial (policy: {pretrained[0].policy}); it needs policy with "
-                f"{' or '.join(declaring)}"
-            )
+    policies = parts.declared_parameters(("policy",))
+    used = [each.model_copy(update={"strength": each.strength or 1.0}) for each in pretrained]
+    return [
+        name
+        for name in names
+        if pretrained
+        and name in SETTINGS
+        and (about(name).must_be_used or name in policies)
+        and not any(has_effect(name, settings) for settings in (used if name in policies else pretrained))
+    ]
+
+
+def replaced_settings(
+    names: Iterable[str], overrides: Mapping[str, Any], trials: Sequence[Trial], alone: Callable[[], Sweep]
+) -> list[str]:
+    """Return the settings of a file that have an effect in the file alone, but none with those of the command line.
+
+    Example:
+        A file has `usl_type: simclr` and `temperature: 0.2`, and the command line gives `usl_type=vicreg`. Then the
+        result is `["temperature"]`.
+
+    Args:
+        names: The settings in `base` of the file.
+        overrides: The settings of the command line.
+        trials: The trials with the settings of the command line.
+        alone: A function that builds the sweep of the file alone.
+    """
+    unused = without_effect([name for name in names if name not in overrides], trials)
+    if not unused or not overrides:
+        return []
+    try:
+        before = without_effect(unused, alone().examples)
+    except InputError:  # the file needs the settings of the command line
+        return []
+    return [name for name in unused if name not in before]
 
 
 def check_turned_on(given: Iterable[str], trials: Iterable[Trial], where: str) -> None:

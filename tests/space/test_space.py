@@ -573,7 +573,7 @@ def test_none_is_no_value_where_that_is_valid_in_files_and_on_the_command_line()
         ({}, {"crop_strength": [1, 2]}, "crop_strength=2.0,seed=0 is the same trial as crop_strength=1.0,seed=0"),
         ({"strength": 0.5}, {"crop_strength": [None, 0.5]}, "policy simclr draws the same views in both"),
         ({"policy": "mask"}, {"strength": [1.5, 2]}, "policy mask draws the same views in both"),
-        ({"policy": "noise", "flip": False}, {}, "flip: has no effect in any trial (policy: noise); it needs policy"),
+        ({"policy": "noise", "flip": False}, {}, "flip: has no effect in any trial (policy: noise, strength: 0.5)"),
         ({"policy": "noise"}, {"flip": [True, False]}, "search.flip: has no effect in flip=True,seed=0"),
         ({"strength": 0}, {"color_strength": [0, 1]}, "search.color_strength: has no effect in color_strength=0.0"),
     ],
