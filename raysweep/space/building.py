@@ -24,6 +24,8 @@ from raysweep.plugins import Plugin
 from raysweep.space.checking import (
     COLLAPSE_SETTINGS,
     SCHEDULER_SETTINGS,
+    check_collapse,
+    check_final_states,
     check_meant,
     check_metric,
     check_name,
@@ -31,9 +33,10 @@ from raysweep.space.checking import (
     check_scheduler,
     check_searcher,
     check_workers,
+    replaced_settings,
 )
 from raysweep.space.controls import read_controls
-from raysweep.space.expansion import expand
+from raysweep.space.expansion import UNTRAINED, expand
 from raysweep.space.hints import suggest_setting
 from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.race import check_race, check_racers
@@ -80,6 +83,7 @@ def build(
     where: str,
     *,
     recorded: bool = False,
+    has_begun: bool = False,
     plugins: tuple[Plugin, ...] = (),
     is_unlabelled: IsUnlabelled = never_unlabelled,
 ) -> Sweep:
@@ -91,6 +95,8 @@ def build(
         where: The start of every message.
         recorded: Whether a results directory holds this sweep. If so, the checks for a meaningless sweep are skipped:
             it passed them when it started, perhaps in an older version with fewer checks.
+        has_begun: Whether the search space is an existing sweep with new points. Its `base` may then have values that
+            no trial reads. This also holds for the `sweep.yaml` of a results directory.
         plugins: The plugins of the sweep, which the caller has read and activated.
         is_unlabelled: Says which datasets have no labels. If the evaluated ones have none, and a probe needs none, the
             sweep is evaluated without labels.
@@ -99,6 +105,7 @@ def build(
         InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
     """
     content = read_content(raw, overrides, where)
+    is_begun = has_begun or not set(RECORDS).isdisjoint(raw)
     base, spaces, tune, resources = content.base, content.spaces, content.tune, content.resources
     controls = content.controls or ()
     if "encoders" in raw:
@@ -142,8 +149,19 @@ def build(
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
     examples = tuple(expand(resolved, seeded, samples, controls, where, strict=not recorded))
     if not recorded:
+        off = [key for key, value in UNTRAINED.items() if getattr(resolved, key) == value]
         changed = [key for key in base if getattr(resolved, key) != default_of(key)]
-        check_meant([*overrides, *changed], examples, where)
+        replaced = replaced_settings(
+            changed, overrides, examples, lambda: build(raw, {}, where, recorded=True, plugins=plugins)
+        )
+        if replaced:
+            base = {key: value for key, value in base.items() if key not in replaced}
+            resolved = make_base(base, where_base, typed)
+            examples = tuple(expand(resolved, seeded, samples, controls, where))
+        given = [] if is_begun else [key for key in changed if key in base]
+        check_meant([key for key in (*overrides, *given) if key not in off], examples, where)
+        if not is_begun:
+            check_final_states(examples, where)
         check_evaluates(examples, where)
         check_objective(tune.metric, search, examples, where)
     check_workers(resources, examples, where)
@@ -156,14 +174,7 @@ def build(
     if content.race is not None:
         check_racers(sweep, where)
     check_scheduler(sweep, where)
-    unused = next((n for n in COLLAPSE_SETTINGS if getattr(tune, n) != Tune.model_fields[n].default), None)
-    if tune.collapse_stop is None and unused is not None and not recorded:
-        raise InputError(
-            f"{where}: tune.{unused}: has no effect, because nothing is stopped; it needs tune.collapse_stop"
-        )
-    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)
-    if tune.collapse_stop is not None and not watched:
-        raise InputError(f"{where}: tune.collapse_stop: needs evaluations during pretraining; set probe_every above 0")
+    check_collapse(tune, examples, where, recorded)
     return sweep
 
 
@@ -282,8 +293,13 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str, is_alon
     if not isinstance(values, list):
         raise InputError(f"{where}: {distribution}: expected a list, not {values!r}")
 
+    is_drawn_below = distribution == "randint" and len(values) == 2 and type(values[1]) is int
+    if is_drawn_below:  # the bound itself is no value
+        values = [values[0], values[1] - 1]
     check = make_settings if is_alone and name != "seed" else make_base
     checked = [getattr(check({**base.model_dump(), name: value}, where, {name: where}), name) for value in values]
+    if is_drawn_below:
+        checked[1] += 1
     if distribution in ("grid", "choice"):
         if not checked:
             raise InputError(f"{where}: {distribution}: the list is empty")

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -187,7 +188,7 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool 
     for name in varied:
         if strict and not has_effect(name, settings):
             raise InputError(
-                f"{where}: search.{name}: has no effect in {trial_name(varied)} ({deciding_settings(settings)}); "
+                f"{where}: search.{name}: has no effect in {trial_name(varied)} ({deciding_settings(name, settings)}); "
                 f"it needs {needs_of(name, settings)}; {how_to_sweep(name)}"
             )
     return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
@@ -204,11 +205,11 @@ def needs_of(name: str, settings: Settings) -> str:
     return "usl_epochs > 0" if parts.trains(settings) else "an encoder that is a network"
 
 
-def deciding_settings(settings: Settings) -> str:
-    """Name the settings that decide most about which other settings have an effect."""
-    if not parts.trains(settings):
-        return f"encoder: {settings.encoder}"
-    return f"usl_type: {settings.usl_type}, usl_epochs: {settings.usl_epochs}"
+def deciding_settings(name: str, settings: Settings) -> str:
+    """Return the values of the settings that decide whether the setting `name` has an effect."""
+    words = re.findall(r"\w+", needs_of(name, settings))
+    deciding = dict.fromkeys(word for word in words if word in SETTINGS)
+    return ", ".join(f"{each}: {getattr(settings, each)}" for each in deciding)
 
 
 def how_to_sweep(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from raysweep.config import SETTINGS, about, make_base
+from raysweep.config import SETTINGS, about, has_effect, make_base
 from raysweep.errors import InputError
 from raysweep.space.building import build
 from raysweep.space.controls import ordered, written
@@ -19,7 +19,8 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
 
     The trials of `by` come first, in its order. The trials that it no longer contains follow. Controls stay, and
     the controls of `by` are added. `tune`, `resources` and settings that change no score are taken from `by`. A larger
-    `usl_epochs` in the base of `by` gives new trials, and their names contain it.
+    `usl_epochs` in the base of `by` gives new trials, and their names contain it. A setting that no trial of `by` reads
+    keeps its value.
 
     Args:
         sweep: The existing sweep.
@@ -56,7 +57,8 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
             )
         if not all(before):  # if every sub-space searches the setting, its value in base is never read
             base[name] = getattr(was, name)
-            if not all(after) and base[name] != getattr(now, name):
+            differs = not all(after) and base[name] != getattr(now, name)
+            if differs and any(has_effect(name, trial.settings) for trial in by.examples):
                 is_labelled_now = name == "probe_labels" and now.probe_labels
                 hint = ", or set probe_labels=false to go on without labels" if is_labelled_now else ""
                 raise InputError(
@@ -77,7 +79,7 @@ def extend(sweep: Sweep, by: Sweep, where: str) -> Sweep:
             search.append(space)
     controls = written(ordered([*sweep.baseline, *by.baseline]))
     raw = {**by.to_dict(), "name": sweep.name, "base": base, "search": search, "baseline": controls}
-    return build(raw, {}, where, plugins=by.plugins)
+    return build(raw, {}, where, has_begun=True, plugins=by.plugins)
 
 
 def resumed_race(sweep: Sweep, by: Sweep, where: str) -> Sweep:
