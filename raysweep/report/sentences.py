@@ -27,8 +27,8 @@ def alone_words(group: Group) -> str:
 def value_words(group: Group) -> str:
     """Return the mean by which the first point is ranked, and its seeds: `0.7297, mean of 5 seeds`.
 
-    It says where means are adjusted for missing seeds. In a race, all of which is adjusted, it is the mean of all seeds
-    of the point.
+    The words say if means are adjusted for missing seeds. A race always adjusts them, and its method is described in
+    the report. There the value is the plain mean of the point.
     """
     first = group.ranked[0]
     scores = first.scores(group.metric)
