@@ -12,6 +12,7 @@ from scipy import stats
 from raysweep.config import SETTINGS, Settings, changes_losses, is_objective
 from raysweep.config.images import side_of
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
+from raysweep.report.ranking import adjusted_means, connected
 from raysweep.report.sentences import named
 from raysweep.report.verdicts import Group
 from raysweep.space import Agreement, computed
@@ -44,10 +45,10 @@ class Ranking:
     agreement: Estimate
     """Kendall's τ between the measure and the test score over points: mean and interval over seeds."""
     chosen: Sequence[Point]
-    """The point whose mean of the measure is best; several points if their means are equal."""
-    score: float
-    """The mean test score of the chosen points."""
-    loss: float
+    """The point whose mean of the measure is best; several points if their means are equal; see `best_by`."""
+    score: float | None
+    """The mean test score of the chosen points; None without chosen points."""
+    loss: float | None
     """The mean test score of the best point, which may lack the measure, minus `score`."""
 
 
@@ -70,6 +71,8 @@ def rankings(group: Group, score: str) -> list[Ranking]:
                        for name in result.metrics)  # fmt: skip
     if len(points) < LEAST_POINTS or not has_measures:
         return []
+    scores = [point.scores(score) for point in points]
+    means = dict(zip((point.title for point in points), adjusted_means(scores), strict=True))
     ranked = []
     for measure, scale in usable(points).items():
         measured = [point for point in points if point.values(measure)]
@@ -78,16 +81,22 @@ def rankings(group: Group, score: str) -> list[Ranking]:
         ]
         agreement = estimate(values, divisor_of(points))
         if agreement is not None:
-            chosen = best_by(measured, measure, scale)
-            best = max(fmean(point.values(score)) for point in points)
-            reached = fmean(fmean(point.values(score)) for point in chosen)
-            ranked.append(Ranking(measure, len(measured), agreement, chosen, reached, best - reached))
+            chosen = best_by(measured, measure, scale) if all(connected(scores)) else []
+            reached = fmean(means[point.title] for point in chosen) if chosen else None
+            loss = None if reached is None else max(means.values()) - reached
+            ranked.append(Ranking(measure, len(measured), agreement, chosen, reached, loss))
     return ranked
 
 
 def best_by(points: Sequence[Point], measure: str, scale: Scale) -> list[Point]:
-    """Return the points whose mean of a measure is best: one, or several with equal means. All points have it."""
-    means = [fmean(map(scale, point.values(measure))) for point in points]
+    """Return the points whose mean of a measure is best: one, or several with equal means. All points have it.
+
+    Means are adjusted for missing seeds. No point is best if no shared seeds connect the points.
+    """
+    scores = [{seed: scale(value) for seed, value in point.scores(measure).items()} for point in points]
+    if not all(connected(scores)):
+        return []
+    means = adjusted_means(scores)
     return [point for point, mean in zip(points, means, strict=True) if mean == max(means)]
 
 
@@ -194,7 +203,6 @@ def words_of(ranking: Ranking) -> list[str]:
         ranking.measure,
         str(ranking.count),
         tau_words(value.mean, value.low, value.high, value.n),
-        named(ranking.chosen),
-        f"{ranking.score:.4f}",
-        f"{ranking.loss:.4f}",
+        named(ranking.chosen) if ranking.chosen else "–",
+        *("–" if value is None else f"{value:.4f}" for value in (ranking.score, ranking.loss)),
     ]

@@ -104,7 +104,7 @@ def no_best_sentences(group: Group, family: Family) -> list[str]:
     lines = [f"No point is best: {tie_words(group, (group.metric, family.score))}"]
     difference = family.from_control(group.ranked[0])
     if not all_equal([group.ranked[0], *group.rivals], [family.score]):
-        lines[0] += f" `differences.csv` compares the points in {family.score}."
+        lines[0] += "" if group.apart else f" `differences.csv` compares the points in {family.score}."
         lines += [winners_sentence(group, family)] if difference is not None and difference.low is not None else []
     elif difference is not None:
         value = numbers(difference, family.score)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from raysweep.report.points import Point, divisor_of, matrix
+import numpy as np
+
+from raysweep.report.points import Point, matrix
 from raysweep.report.statistics import fit_blocks
 
 ROUNDING = 1e-9
@@ -16,10 +18,9 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
     """Return the points that compete, best first, in a list for each protocol.
 
     A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
-    bad ones. Points are ranked by their mean over the seeds that all of them have, or over all their seeds if there is
-    no such seed. In a race of seeds they are ranked by their means in the block model, which uses all seeds and adjusts
-    for seeds that a point lacks. Scores of different protocols are not comparable, so a sweep that varies the
-    evaluation has several best points. Without a metric no point competes.
+    bad ones. Points are ranked by their means, which are adjusted for the seeds that a point lacks; see
+    `adjusted_means`. Scores of different protocols are not comparable, so a sweep that varies the evaluation has
+    several best points. Without a metric no point competes.
 
     Args:
         points: points and controls; controls never compete.
@@ -41,19 +42,29 @@ def ranked(group: Sequence[Point], metric: str, mode: str) -> list[Point]:
 
 def ranking_values(group: Sequence[Point], metric: str) -> dict[str, float]:
     """Return the values by which the points of one protocol are ranked, by their titles; see `rank_points`."""
-    if divisor_of(group) > 1:
-        effects = fit_blocks(matrix([point.scores(metric) for point in group])).effects
-        return {point.title: float(effect) for point, effect in zip(group, effects, strict=True)}
-    shared = shared_seeds(group, metric)
-    return {
-        point.title: fmean(value for seed, value in point.scores(metric).items() if seed in shared or not shared)
-        for point in group
-    }
+    means = adjusted_means([point.scores(metric) for point in group])
+    return {point.title: mean for point, mean in zip(group, means, strict=True)}
 
 
-def shared_seeds(group: Sequence[Point], metric: str) -> set[int]:
-    """Return the seeds for which all points have the metric."""
-    return set.intersection(*(set(point.scores(metric)) for point in group))
+def adjusted_means(scores: Sequence[Mapping[int, float]]) -> list[float]:
+    """Return the mean of each point, from its scores by seed.
+
+    If some points lack seeds of others, the means are effects in the block model, which uses all seeds and adjusts for
+    the seeds that a point lacks. They can be compared if the points are connected; see `connected`.
+    """
+    values = matrix(scores)
+    if np.isnan(values).any():
+        return [float(effect) for effect in fit_blocks(values).effects]
+    return [fmean(by_seed.values()) for by_seed in scores]
+
+
+def connected(scores: Sequence[Mapping[int, float]]) -> list[bool]:
+    """Return which points share seeds with the first one, directly or through other points, from scores by seed."""
+    seeds, before = set(scores[0]), 0
+    while len(seeds) > before:
+        before = len(seeds)
+        seeds.update(*(by_seed for by_seed in scores if not seeds.isdisjoint(by_seed)))
+    return [not seeds.isdisjoint(by_seed) for by_seed in scores]
 
 
 def tied(ranked: Sequence[Point], metric: str) -> list[Point]:

@@ -10,7 +10,7 @@ from raysweep.report.digits import decimals_of
 from raysweep.report.points import LEAST_SEEDS, Point, divisor_of
 from raysweep.report.race_words import NAMES as NAMES
 from raysweep.report.race_words import listed as listed
-from raysweep.report.ranking import shared_seeds
+from raysweep.report.ranking import ranking_values
 from raysweep.report.statistics import Difference
 from raysweep.report.verdicts import Family, Group
 
@@ -27,15 +27,19 @@ def alone_words(group: Group) -> str:
 def value_words(group: Group) -> str:
     """Return the mean by which the first point is ranked, and its seeds: `0.7297, mean of 5 seeds`.
 
-    A race ranks by means that are adjusted for missing seeds. There it is the mean of all seeds of the point.
+    The words say if means are adjusted for missing seeds. A race always adjusts them, and its method is described in
+    the report. There the value is the plain mean of the point.
     """
-    scores, shared = group.ranked[0].scores(group.metric), shared_seeds(group.ranked, group.metric)
-    most = max(len(point.scores(group.metric)) for point in group.ranked)
-    if divisor_of(group.ranked) == 1 and 0 < len(shared) < most:
-        seeds = "the one seed" if len(shared) == 1 else f"mean of the {len(shared)} seeds"
-        return f"{digits_of(fmean(scores[seed] for seed in shared), group.metric)}, {seeds} that all points have"
+    first = group.ranked[0]
+    scores = first.scores(group.metric)
     seeds = "one seed" if len(scores) == 1 else f"mean of {len(scores)} seeds"
-    return f"{digits_of(fmean(scores.values()), group.metric)}, {seeds}"
+    other_seeds = {seed for point in group.ranked for seed in point.scores(group.metric)}
+    value, words = fmean(scores.values()), ""
+    if divisor_of(group.ranked) == 1 and len(scores) < len(other_seeds):
+        value, words = ranking_values(group.ranked, group.metric)[first.title], ", adjusted for missing seeds"
+    elif divisor_of(group.ranked) == 1 and any(len(point.scores(group.metric)) < len(scores) for point in group.ranked):
+        words = "; other means are adjusted for missing seeds"
+    return f"{digits_of(value, group.metric)}, {seeds}{words}"
 
 
 def digits_of(value: float, metric: str) -> str:
@@ -78,7 +82,10 @@ def equal_words(points: Sequence[Point], scores: Iterable[str]) -> str:
 
 
 def tie_words(group: Group, scores: Sequence[str]) -> str:
-    """Say why no point is best: all points that compete have the same scores, or the same mean of the metric."""
+    """Say why no point is best: no shared seeds connect the points, or all have the same scores or the same mean."""
+    if group.apart:
+        apart = f"no shared seeds connect {group.ranked[0].title} with {named(group.apart)}"
+        return f"{apart}, so their means cannot be compared."
     points = [group.ranked[0], *group.rivals]
     if all_equal(points, scores):
         return equal_words(points, scores)

@@ -76,8 +76,10 @@ def others_choose(group: Group) -> str:
         measured = [point for point in points if point.values(measure)]
         if measure != group.metric and len(measured) > 1:
             chosen = best_by(measured, measure, scale)
+            if not chosen:
+                continue
             lacks = "" if len(measured) == len(points) else f" among {len(measured)} of {len(points)} points"
-            agrees = bool(chosen) and [point.title for point in chosen] == [point.title for point in group.best]
+            agrees = [point.title for point in chosen] == [point.title for point in group.best]
             words = ("the same point" if len(chosen) == 1 else "the same points") if agrees else named(chosen)
             if len(chosen) > 1 and not agrees:
                 words = "no point, because all are equal" if len(chosen) == len(measured) else f"{words} equally"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from raysweep.config import SETTINGS, about, default_of, metrics_by_name
 from raysweep.report.experiments import control_images
 from raysweep.report.points import Point, divisor_of, matrix
-from raysweep.report.ranking import tied
+from raysweep.report.ranking import connected, tied
 from raysweep.report.shapes import Shape, average, compare_shape
 from raysweep.report.statistics import Difference, compare_pairs, compare_with_control, fit_blocks
 from raysweep.results.result import Result
@@ -84,12 +84,18 @@ class Group:
     def best(self) -> list[Point]:
         """The points that are called best: the first one, and all points that tie with it.
 
-        It is empty if no point competes, or if all points that compete tie.
+        It is empty if no point competes, if all points that compete tie, or if no shared seeds connect them.
         """
-        if not self.ranked:
+        if not self.ranked or self.apart:
             return []
         first = tied(self.ranked, self.metric)
         return [] if self.rivals and len(first) == len(self.ranked) else first
+
+    @cached_property
+    def apart(self) -> list[Point]:
+        """The ranked points that no shared seeds connect with the first one. Their means cannot be compared with it."""
+        together = connected([point.scores(self.metric) for point in self.ranked])
+        return [point for point, is_together in zip(self.ranked, together, strict=True) if not is_together]
 
     @property
     def complete(self) -> list[Point]:

@@ -169,8 +169,8 @@ def test_seeds_that_would_show_a_difference_are_more_than_there_are_where_the_sp
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        ([0, 1, 2], "0.9000, mean of the 3 seeds that all points have"),
-        ([1], "0.9000, the one seed that all points have"),
+        ([0, 1, 2], "0.7400, mean of 5 seeds; other means are adjusted for missing seeds"),
+        ([1], "0.7400, mean of 5 seeds; other means are adjusted for missing seeds"),
     ],
 )
 def test_points_with_different_seeds_show_the_mean_that_ranks_them(tmp_path, others, words):

@@ -1,21 +1,15 @@
 """Verdicts about points that are hard to compare, from made-up results of sweeps."""
 
-import csv
-import io
 import math
 from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from raysweep.report import building
-from raysweep.report.building import read_several
 from raysweep.report.figures import draw
 from raysweep.report.shapes import average, compare_shape
-from raysweep.report.summary import summary_md
-from raysweep.report.tables import differences_csv, summary_csv
 from raysweep.report.verdicts import shape_of
 from tests.report.test_report import COLUMNS, fill_with, made_up
 
@@ -50,139 +44,6 @@ def test_a_value_none_that_controls_lack_is_drawn(tmp_path):
     raw = {**RAW, "search": {"crop_strength": [None, 0.25], "seed": [0, 1, 2]}}
     store, sweep = fill_with(tmp_path, raw, made_up(defaultdict(lambda: 0.5), spread=0.01))
     assert draw(sweep, building.read(store, sweep).points, "crop_strength") is not None
-
-
-def test_an_experiment_of_two_sweeps_has_the_seeds_of_both(tmp_path):
-    effects = {"alpha=1.0": 0.5, "alpha=10.0": 0.7}
-    searches = {"a": {"alpha": [1], "seed": [0, 1, 2]}, "b": {"alpha": [1, 10], "seed": [3, 4, 5, 6]}}
-    opened = [
-        fill_with(tmp_path, {"name": name, "search": search}, made_up(effects, seeds=tuple(range(7))))
-        for name, search in searches.items()
-    ]
-    comparison = read_several(opened)
-    family = comparison.groups[0].families["linear/test_accuracy"]
-    first, second, third = comparison.points
-    for twin in (first, second):
-        difference = family.between(third, twin)
-        assert difference.n == 4
-        assert difference.mean == pytest.approx(0.2, abs=0.01)
-
-
-ALPHAS = {"alpha=0.1": 0.5, "alpha=1.0": 0.501, "alpha=10.0": 0.5005, "random": 0.4}
-
-
-def noisy(trial, run=0):
-    """Metrics with a seed effect and much noise; `run` tells two runs of the same trial apart."""
-    noise = np.random.default_rng([run, trial.settings.seed, *map(ord, trial.point)]).normal(size=4) * 0.02
-    return dict(zip(COLUMNS, (ALPHAS[trial.point] + trial.settings.seed / 20 + noise).tolist(), strict=True))
-
-
-def replicated(tmp_path, *seeds, metrics=noisy, alphas=(0.1, 1, 10)):
-    """Create sweeps a, b and so on, which have the same points and controls with these seeds."""
-    return [
-        fill_with(tmp_path, {**RAW, "name": name, "search": {"alpha": list(alphas), "seed": each}}, metrics)
-        for name, each in zip("abc", seeds, strict=False)
-    ]
-
-
-def read_csv(text):
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def interval_of(row, prefix, kind="unadjusted95"):
-    return [float(row[f"{prefix}{kind}_{end}"]) for end in ("low", "high")]
-
-
-def test_both_intervals_of_an_experiment_of_two_sweeps_are_from_the_seeds_of_both(tmp_path):
-    """SciPy's paired intervals of all six seeds, against what both tables say."""
-    opened = replicated(tmp_path, [0, 1, 2], [3, 4, 5])
-    report = read_several(opened)
-    scores = {trial.name: noisy(trial)[SCORE] for _, sweep in opened for trial in sweep.trials}
-
-    def paired(first, second):
-        values = ([scores[f"{point},seed={seed}"] for seed in range(6)] for point in (first, second))
-        return pytest.approx(list(stats.ttest_rel(*values).confidence_interval(0.95)))
-
-    differences = {(row["first"], row["second"], row["score"]): row for row in read_csv(differences_csv(report))}
-    assert len(differences) == 3 * len(report.compared), "each pair of experiments has one row for each score"
-    for first, second in (("alpha=0.1", "alpha=1.0"), ("alpha=0.1", "alpha=10.0"), ("alpha=1.0", "alpha=10.0")):
-        row = differences[f"a/{first}", f"a/{second}", SCORE]
-        assert row["n"] == "6"
-        assert interval_of(row, "") == paired(first, second)
-    rows = [row for row in read_csv(summary_csv(report)) if row["point"] != "random"]
-    assert [row["n"] for row in rows] == ["3"] * 6, "the scores are those of each sweep alone"
-    for row in rows:
-        assert interval_of(row, f"{SCORE} minus random ") == paired(row["point"], "random")
-
-
-def test_the_unadjusted_interval_lies_around_the_difference_where_two_runs_of_a_trial_differ(tmp_path):
-    """Without deterministic kernels, a seed that two sweeps have differs between them."""
-    (store, sweep), _ = replicated(tmp_path, [0, 1, 2], [2, 3, 4])
-    again = fill_with(tmp_path / "b", sweep.to_dict() | {"name": "b"}, lambda trial: noisy(trial, run=1))
-    report = read_several([(store, sweep), again])
-    rows = read_csv(differences_csv(report))
-    assert {row["n"] for row in rows} == {"3"}
-    for row in rows:
-        assert np.mean(interval_of(row, "")) == pytest.approx(float(row["mean"]))
-    for row in read_csv(summary_csv(report)):
-        if row["point"] != "random":
-            mean = float(row[f"{SCORE} minus random mean"])
-            assert np.mean(interval_of(row, f"{SCORE} minus random ")) == pytest.approx(mean)
-
-
-def test_each_experiment_of_two_sweeps_is_named_once(tmp_path):
-    report = read_several(replicated(tmp_path, [0, 1, 2], [3, 4, 5]))
-    sentences = " ".join(report.in_words())
-    assert "b/" not in sentences, sentences
-    (group,) = report.groups
-    assert [point.title for point in group.points] == ["a/alpha=0.1", "a/alpha=1.0", "a/alpha=10.0"]
-    text = summary_md(report)
-    assert (
-        "- Some experiments are in several sweeps. In sentences, in differences and in the order of the points each of "
-        "them counts once, with the seeds of all its sweeps: b/alpha=0.1 counts as a/alpha=0.1, b/alpha=1.0 counts as "
-        "a/alpha=1.0 and b/alpha=10.0 counts as a/alpha=10.0. Means of scores are for each sweep alone."
-    ) in text
-    sections = text.split("## ")
-    scores, *differences = (part for part in sections if part.startswith(("Scores", "Difference")))
-    assert scores.count("| b | alpha=") == 3
-    assert [part.count("| b | alpha=") for part in differences] == [0, 0]
-    assert [part.count("| a | alpha=") for part in differences] == [3, 2]
-
-
-def test_an_experiment_has_the_planned_seeds_of_all_its_sweeps(tmp_path):
-    """A seed that did not finish counts as missing, unless another sweep has it."""
-    opened = replicated(tmp_path, [0, 1, 2], [2, 3])
-    for name in ("alpha=0.1,seed=2", "alpha=10.0,seed=3"):
-        (opened[1][0].trial(name) / "result.json").unlink()
-    report = read_several(opened)
-    assert [(point.title, point.missing) for point in report.groups[0].points if point.missing] == [
-        ("a/alpha=10.0", [3])
-    ]
-    assert {point.title for point in report.ranked[0]} == {"a/alpha=0.1", "a/alpha=1.0"}
-    assert "a/alpha=10.0 is not ranked: 1 of its 4 seeds did not finish." in report.doubts()
-
-
-def test_an_experiment_has_the_metrics_of_all_its_sweeps(tmp_path):
-    """The first sweep did not measure LiDAR, and the second one did so for the same seeds."""
-    first = replicated(tmp_path, [0, 1, 2])
-    measure = "label_free/trunk_lidar"
-    second = replicated(tmp_path / "again", [0, 1, 2], metrics=lambda trial: {**noisy(trial), measure: 3.0})
-    (group,) = read_several([*first, *second]).groups
-    assert [point.values(measure) for point in group.points] == [[3.0] * 3] * 3
-    assert [len(point.values(SCORE)) for point in group.points] == [3] * 3
-
-
-def test_points_without_a_shared_seed_are_not_said_to_show_no_difference(tmp_path):
-    effects = {"alpha=0.1": 0.5, "alpha=1.0": 0.7}
-    opened = [
-        fill_with(
-            tmp_path, {"name": name, "search": {"alpha": [alpha], "seed": seeds}}, made_up(effects, seeds=range(6))
-        )
-        for name, alpha, seeds in (("a", 0.1, [0, 1, 2]), ("b", 1, [3, 4, 5]))
-    ]
-    sentences = " ".join(read_several(opened).in_words(scores=1))
-    assert "shows no difference from a/alpha=0.1" not in sentences
-    assert "nothing is shown about a/alpha=0.1, because no interval can be computed." in sentences
 
 
 def grid(tmp_path, seeds, metrics):
