@@ -110,7 +110,8 @@ class Results:
     def summary(self) -> pandas.DataFrame:
         """Return one row per point: the number of seeds, and mean, std and 95 % interval of each metric over the seeds.
 
-        The differences from the controls are paired by seed. Their adjusted intervals hold for all points together.
+        The differences from the controls compare equal seeds, and are adjusted for seeds that one of the two lacks.
+        Their adjusted intervals hold for all points together.
         `docs/search-space.md` describes the controls.
 
         Example:

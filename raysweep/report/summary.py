@@ -55,12 +55,28 @@ def summary_md(report: Report) -> str:
 def reading(report: Report) -> str:
     """Say how the sentences and tables of differences are read."""
     if not report.has_labels:
-        return READING
+        return f"{READING} {difference_words(report)} Its adjusted interval follows it in brackets."
     others = [name for name in report.columns if not is_accuracy(name)]
     which = f"All scores except {listed(others)} are" if others else "All scores are"
+    interval = f"Its adjusted {percent(report.points)} interval follows it in brackets."
+    return f"{which} accuracies between 0 and 1. {difference_words(report)} {interval}"
+
+
+def difference_words(report: Report) -> str:
+    """Say what a difference is."""
+    if not any(map(lacks_seeds, report.groups)):
+        return "A difference is a mean over the n seeds that both have."
     return (
-        f"{which} accuracies between 0 and 1. A difference is a mean over the n seeds that both have. "
-        f"Its adjusted {percent(report.points)} interval follows it in brackets."
+        "A difference is between two means that are adjusted for the seeds that a point lacks, and n is the number of "
+        "seeds that both have. If the spreads clearly differ, a difference with an interval is a mean over these seeds."
+    )
+
+
+def lacks_seeds(group: Group) -> bool:
+    """Return whether a point or a control of a group lacks a seed that another point has."""
+    seeds = {seed for point in group.points for seed in point.by_seed}
+    return any(
+        seeds - by_seed.keys() for point in group.points for by_seed in (point.by_seed, *point.controls.values())
     )
 
 

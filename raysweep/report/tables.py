@@ -150,7 +150,7 @@ def differing(report: Report) -> dict[str, list[list[Any]]]:
 
 
 def differences_csv(report: Report) -> str:
-    """Return a row per pair of points and score as CSV: the difference over the shared seeds, with its intervals.
+    """Return a row per pair of points and score as CSV: the difference with its intervals.
 
     Points of different protocols are not paired. If there are more than `MOST_PAIRED` points, only the pairs with the
     best point are listed.

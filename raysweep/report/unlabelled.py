@@ -27,10 +27,7 @@ CAUTION = (
     "The points were evaluated without labels, so nothing could check this choice, and it can be wrong. Evaluate them "
     "on labelled images before you rely on it."
 )
-READING = (
-    "High values of RankMe and LiDAR are good, and α-ReQ is best near 1. A difference is a mean over the n "
-    "seeds that both have. Its adjusted interval follows it in brackets."
-)
+READING = "High values of RankMe and LiDAR are good, and α-ReQ is best near 1."
 NETWORK = ("method", "encoder", "head", "loss")
 """The kinds of parts that decide what the embedding is. RankMe compares runs in which they are the same."""
 

@@ -107,6 +107,7 @@ def test_each_experiment_of_two_sweeps_is_named_once(tmp_path):
         "them counts once, with the seeds of all its sweeps: b/alpha=0.1 counts as a/alpha=0.1, b/alpha=1.0 counts as "
         "a/alpha=1.0 and b/alpha=10.0 counts as a/alpha=10.0. Means of scores are for each sweep alone."
     ) in text
+    assert "A difference is a mean over the n seeds that both have." in text, "no seed is missing"
     sections = text.split("## ")
     scores, *differences = (part for part in sections if part.startswith(("Scores", "Difference")))
     assert scores.count("| b | alpha=") == 3

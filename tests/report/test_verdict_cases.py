@@ -1,15 +1,20 @@
 """Verdicts about points that are hard to compare, from made-up results of sweeps."""
 
+import csv
+import io
 import math
 from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from raysweep.report import building
 from raysweep.report.figures import draw
 from raysweep.report.shapes import average, compare_shape
+from raysweep.report.summary import summary_md
+from raysweep.report.tables import differences_csv
 from raysweep.report.verdicts import shape_of
 from tests.report.test_report import COLUMNS, fill_with, made_up
 
@@ -44,6 +49,38 @@ def test_a_value_none_that_controls_lack_is_drawn(tmp_path):
     raw = {**RAW, "search": {"crop_strength": [None, 0.25], "seed": [0, 1, 2]}}
     store, sweep = fill_with(tmp_path, raw, made_up(defaultdict(lambda: 0.5), spread=0.01))
     assert draw(sweep, building.read(store, sweep).points, "crop_strength") is not None
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_difference_accounts_for_missing_seeds_and_its_unadjusted_interval_has_the_shared_ones(tmp_path, wide):
+    """The mean is a least-squares difference, or the mean of the pairs if one point has a far greater spread."""
+    alphas, some = [0.1, 1, 10, 100, 1000], [0, 2, 3, 5, 7]
+    search = [{"alpha": alphas[:4], "seed": list(range(8))}, {"alpha": alphas[4:], "seed": some}]
+    table = np.random.default_rng(5).normal(size=(5, 8)) * np.array([[0.001]] * 3 + [[0.03 if wide else 0.001]] * 2)
+    table += 0.4 + np.arange(5)[:, None] / 100 + np.arange(8) / 50
+
+    def metrics(trial):
+        return dict.fromkeys(COLUMNS, float(table[alphas.index(trial.settings.alpha), trial.settings.seed]))
+
+    report = building.read(*fill_with(tmp_path, {"name": "s", "search": search}, metrics))
+    table[4, [seed for seed in range(8) if seed not in some]] = np.nan
+    point, seed = np.nonzero(~np.isnan(table))
+    design = np.hstack([np.eye(5)[point], np.eye(8)[seed]])
+    effects = np.linalg.lstsq(design, table[point, seed], rcond=None)[0]
+    rows = [row for row in csv.DictReader(io.StringIO(differences_csv(report))) if row["score"] == SCORE]
+    assert len(rows) == 10
+    for row in rows:
+        first, second = (alphas.index(float(row[name].removeprefix("alpha="))) for name in ("first", "second"))
+        paired = table[first] - table[second]
+        paired = paired[~np.isnan(paired)]
+        assert int(row["n"]) == len(paired)
+        expected = paired.mean() if wide else effects[first] - effects[second]
+        assert float(row["mean"]) == pytest.approx(expected)
+        bounds = [float(row[f"unadjusted95_{end}"]) for end in ("low", "high")]
+        assert bounds == pytest.approx(list(stats.ttest_1samp(paired, 0).confidence_interval(0.95)))
+    text = summary_md(report)
+    assert "A difference is between two means that are adjusted for the seeds that a point lacks, and n is the" in text
+    assert "A difference is a mean over the n seeds that both have" not in text
 
 
 def grid(tmp_path, seeds, metrics):
