@@ -104,9 +104,14 @@ def overview(report: Report) -> list[str]:
     )
     if not report.several:
         return [f"{lines[0]} {reading}"]
+    seeds = [
+        sorted({seed for point in report.points if point.sweep == member.label for seed in point.planned})
+        for member in report.members
+    ]
     rows = [
-        [name, *(str(values[0]) if len(values) == 1 else "varies" if values else "–" for values in by_sweep)]
-        for name, by_sweep in differing(report).items()
+        [name, *(shortened([str(value) for value in values]) if values else "–" for values in by_sweep)]
+        for name, by_sweep in {**differing(report), "seed": seeds}.items()
+        if len({frozenset(map(repr, values)) for values in by_sweep}) > 1
     ]
     differ = ["Where the sweeps' settings differ:", markdown(["setting", *(m.label for m in report.members)], rows)]
     borrowed = [

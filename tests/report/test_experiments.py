@@ -10,7 +10,7 @@ from scipy import stats
 
 from raysweep.report.building import read_several
 from raysweep.report.ranking import adjusted_means, connected
-from raysweep.report.summary import summary_md
+from raysweep.report.summary import overview, summary_md
 from raysweep.report.tables import differences_csv, summary_csv
 from tests.report.test_report import COLUMNS, fill_with, made_up
 
@@ -261,3 +261,34 @@ def test_no_measure_chooses_where_no_shared_seeds_connect_the_points(tmp_path):
                 "and a/alpha=0.1, so their means cannot be compared."
             )
             assert "trunk_lidar choose" not in sentences
+
+
+@pytest.mark.parametrize(
+    ("searches", "expected"),
+    [
+        (
+            [{"alpha": [0.1, 1], "seed": [0, 1, 2]}, {"alpha": [1, 0.1], "seed": [3, 4]}],
+            ["| seed | 0, 1 and 2 | 3 and 4 |"],
+        ),
+        (
+            [{"alpha": [0.1, 1], "strength": [0.5], "seed": [0]}, {"alpha": [0.1, 10], "strength": [1], "seed": [0]}],
+            ["| alpha | 0.1 and 1.0 | 0.1 and 10.0 |", "| strength | 0.5 | 1.0 |"],
+        ),
+        (
+            [{"alpha": [0.1, 1], "seed": list(range(9))}, {"usl_type": ["simclr"], "seed": list(range(9))}],
+            ["| usl_type | ae_parallel | simclr |", "| alpha | 0.1 and 1.0 | – |"],
+        ),
+        ([{"alpha": [0.1, 1], "seed": [0, 1]}, {"alpha": [1, 0.1], "seed": [1, 0]}], []),
+    ],
+)
+def test_the_table_of_settings_has_exactly_the_settings_that_differ_between_sweeps(tmp_path, searches, expected):
+    opened = [
+        fill_with(tmp_path, {"name": name, "search": search}, lambda trial: dict.fromkeys(COLUMNS, 0.5))
+        for name, search in zip("ab", searches, strict=True)
+    ]
+    text = "\n".join(overview(read_several(opened)))
+    assert ("Where the sweeps' settings differ:" in text) == bool(expected)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    known = [row for row in rows if row.split()[1] in ("seed", "alpha", "strength", "usl_type")]
+    assert sorted(known) == sorted(expected), text
+    assert not [row for row in rows[2:] if len(set(row.split(" | ")[1:])) == 1]
