@@ -17,6 +17,9 @@ from raysweep.results.store import Store
 from raysweep.space import Trial
 from raysweep.system.files import check_held, discard
 
+ABSENT = "does not see the sweep's sweep.yaml"
+"""Words of the error of a trial whose node does not see the results directory."""
+
 
 @contextmanager
 def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
@@ -31,9 +34,7 @@ def at_work(store: Store, name: str) -> Iterator[Callable[..., None]]:
         FileNotFoundError: The sweep is missing at that path, either because this node lacks the shared mount or
             because the sweep was removed or renamed.
     """
-    absent = FileNotFoundError(
-        errno.ENOENT, f"{socket.gethostname()} does not see the sweep's sweep.yaml", str(store.root)
-    )
+    absent = FileNotFoundError(errno.ENOENT, f"{socket.gethostname()} {ABSENT}", str(store.root))
     if not store.present():  # otherwise whatever the trial writes would be lost
         raise absent
     with hold_directory(store.trial(name)):

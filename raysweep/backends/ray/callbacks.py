@@ -25,7 +25,7 @@ from raysweep.data.selection import Datasets, data_of
 from raysweep.errors import InputError
 from raysweep.results.result import Result, attempts, describe_error, make_result, write_result
 from raysweep.results.store import Store
-from raysweep.results.trial_directory import record_failure, recording
+from raysweep.results.trial_directory import ABSENT, record_failure, recording
 from raysweep.space import Trial
 from raysweep.system.files import read_json
 from raysweep.trial_progress import Status
@@ -165,19 +165,20 @@ class Watch(tune.Callback):
         """The last attempt of the trial failed.
 
         If Tune gives a trial to a worker that died while it was idle, Tune handles this failure twice in one
-        iteration: it recovers the trial, and then gives it up. The next run of Tune runs such a trial again.
+        iteration: it recovers the trial, and then gives it up. A node that does not see the results directory has room
+        for each new attempt at once. In both cases the next run of Tune runs the trial again.
         """
         failed = self._trial_of(trial)
         self.running.pop(failed.name, None)
-        result = self._result(failed)
-        if result is None and self.recovered.get(trial.trial_id) == iteration:
+        result, why = self._result(failed), broke_off(trial)
+        if result is None and (self.recovered.get(trial.trial_id) == iteration or ABSENT in why):
             self.given_up[failed.name] += 1
             if self.given_up[failed.name] <= self.max_failures:
                 self.must_run_again = True
                 self.view.leave(failed)
                 return
         if result is None:
-            result = record_failure(self.results, failed, self._digest(failed), broke_off(trial))
+            result = record_failure(self.results, failed, self._digest(failed), why)
         self._end(result)
 
     def fail(self, trial: Trial, error: str) -> None:

@@ -35,6 +35,8 @@ Tune keeps 2 KB for each number of each trial, but nothing for a tuple.
 """
 LOW_ON_MEMORY = "low on memory"
 """Words in the text of Ray's OutOfMemoryError."""
+MOUNT_SECONDS = 30.0
+"""Seconds for which a trial that begins waits until its node sees the results directory."""
 REPORT_SECONDS = 1.0
 """Least number of seconds between two reports of a trial.
 
@@ -114,6 +116,9 @@ def attempt(
     if stop():  # Tune fills free slots to the end; it would print a warning about a trial that reported nothing
         tell({"share": 0.0})
         return
+    end = time.monotonic() + MOUNT_SECONDS
+    while not results.present() and time.monotonic() < end:  # a node that has just joined may still mount it
+        time.sleep(0.5)
 
     pace = Pace(tell)
 

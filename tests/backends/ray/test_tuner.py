@@ -5,6 +5,7 @@ They measure that the dataset reaches the workers through shared memory.
 """
 
 import json
+import threading
 import time
 import uuid
 from collections import Counter
@@ -24,6 +25,7 @@ from raysweep.backends.ray import capacity, tuner
 from raysweep.backends.ray.callbacks import Stop, Watch
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.schedulers import EPOCH, make_scheduler
+from raysweep.backends.ray.trainable import TrialOptions, attempt
 from raysweep.backends.ray.tuner import make_tuner
 from raysweep.backends.stopping import Stopping
 from raysweep.data.dataset import Dataset
@@ -31,7 +33,7 @@ from raysweep.errors import InputError
 from raysweep.results.bucket import Bucket
 from raysweep.results.store import Store
 from raysweep.system.terminal import make_console
-from tests.support import PATIENCE
+from tests.support import PATIENCE, trials
 from tests.support.copies import place_in_memory
 from tests.support.shared_ray import start_shared_ray
 
@@ -279,3 +281,38 @@ def test_a_process_that_ray_ends_costs_its_trial_alone_on_several_nodes_with_a_b
     broken = Counter()
     watch.break_off(RayError(KILLED.format(address, pid)), broken, max_failures=1)
     assert broken == {sweep.trials[number].name: 1 for number in hit}
+
+
+def test_a_trial_waits_for_a_results_directory_that_its_node_mounts_late(tmp_path):
+    trial = trials.trial_of(usl_epochs=0, le_epochs=1)
+    results = Store(tmp_path / "x").create(space.build({}, {}, "test"), {})
+    (tmp_path / "x").rename(tmp_path / "not mounted")
+    mounting = threading.Timer(1.0, lambda: (tmp_path / "not mounted").rename(tmp_path / "x"))
+    mounting.start()
+    options = TrialOptions(results.place, 1, False, None, None, False, "token")
+    attempt(trial, trials.DATASETS, options, lambda report: None)
+    assert Store(tmp_path / "x").result(trial.name).status == "finished"
+
+
+def without_a_mount(config, place):
+    """A trainable on a node that does not see the results directory."""
+    from raysweep.results.store import Store
+    from raysweep.results.trial_directory import at_work
+
+    with at_work(Store(place), config["trial"].name):
+        raise AssertionError("the node sees the directory")
+
+
+def test_a_trial_is_run_again_if_its_node_does_not_see_the_results(started, tmp_path):
+    """Otherwise a node without the mount would fail one waiting trial after the other, as its slots are free."""
+    sweep = space.build({"tune": {"max_failures": 1}}, {}, "test")
+    (trial,) = sweep.trials
+    results = Store(tmp_path / "x").create(sweep, {})
+    trainable = tuner.shared(without_a_mount, {"place": str(tmp_path / "elsewhere")}, sweep)
+    watch = Watch(trials.DATASETS, results, None, {}, SilentTrials(), max_failures=1)
+    for state, is_last in ("first", False), ("second", True):
+        watch.must_run_again = False
+        make_tuner(trainable, sweep, sweep.trials, tmp_path / state, callbacks=[watch]).fit()
+        assert watch.must_run_again != is_last
+        assert (results.result(trial.name) is not None) == is_last
+    assert "does not see the sweep's sweep.yaml" in results.result(trial.name).error
