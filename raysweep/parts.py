@@ -265,8 +265,7 @@ schedule = Table("schedule", ("raysweep.training.schedules",), constant=False, r
 
 `steps` is the number of all steps, and `epoch_steps` the number of steps of an epoch. `constant` says that the factor
 is always 1, so that pretraining leaves the learning rate alone. `reads_total=False` says that `steps` changes no
-factor; it may be a function. For `check` see `optimizer`. If a schedule declares the metric `pretrain/lr`, trials
-report it."""
+factor; it may be a function. For `check` see `optimizer`. Trials report the metric `pretrain/lr` if it declares it."""
 dataset = Table("dataset", ("raysweep.data.datasets",), size=0, channels=0, images=0, unlabelled=0, labelled=True)
 """`(request, *, …)` gives a `Dataset`; `request` is a `raysweep.data.datasets.DatasetRequest`.
 

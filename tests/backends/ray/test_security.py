@@ -69,7 +69,9 @@ def sweep(bucket, few_flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("security")
     ray_directory = Path(tempfile.mkdtemp(dir="/tmp"))  # the path must be short, because Ray puts sockets there
     cache = {"RAY_TMPDIR": str(ray_directory), "RAYSWEEP_CACHE": str(folder / "cache")}
-    environment = {**os.environ, "HOME": str(folder), MARK: folder.name, **cache, **bucket[1]}
+    # All Rays of a machine try to serve the dashboard's counters at one port, and only the first one gets it.
+    counters = {"DASHBOARD_METRIC_PORT": "0"}
+    environment = {**os.environ, "HOME": str(folder), MARK: folder.name, **cache, **counters, **bucket[1]}
     for name in USERS_OWN:
         environment.pop(name, None)
     gate = Gate(folder, step=1)
