@@ -174,7 +174,7 @@ class TrialRun:
             self.events.close()
 
     def steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[Progress | End | None]:
-        """The rest of the trial. It may be saved wherever this yields. None is in the middle of an epoch."""
+        """The rest of the trial. It may be saved wherever this yields. At None there is nothing to report."""
         settings, state = self.settings, self.state
         if settings.pretrain_epochs and settings.probe_every and state.epoch == state.step == 0:
             self._measure_untrained()
@@ -215,7 +215,7 @@ class TrialRun:
         share = 0.0 if self.pretrained_by else state.epoch / total
         yield Progress(share, state.epoch, evaluated, self.metrics, self.seconds(), *phase, self.precision)
 
-    def _evaluate(self) -> Iterator[Progress]:
+    def _evaluate(self) -> Iterator[Progress | None]:
         """Let the probes evaluate the frozen encoder; then keep its weights."""
         trained = self.settings.pretrain_epochs
         before = 0 if self.is_evaluation or self.pretrained_by else trained  # the evaluation counts as one epoch
@@ -228,11 +228,13 @@ class TrialRun:
                 self.events.scalars(values, step)
             self.evaluation.extra_scalars.clear()
             write_confusion(self.events, self.evaluation, scores.step)
-            if scores.may_pause:
+            if scores.is_projected:
+                project(self.directory, self.settings, self.evaluation)
+            if scores.phase:
                 share = (before + scores.progress) / (before + 1)
                 yield Progress(share, trained, False, self.metrics, self.seconds(), scores.phase, scores.phase_epochs)
             else:
-                project(self.directory, self.settings, self.evaluation)
+                yield None
         if not self.is_evaluation:
             keep_encoder(self.directory, self.state.encoder, self.settings)
 

@@ -173,6 +173,14 @@ CUT = {
         "finetune_augment": "crop_mirror",
     },
     "an MLP": {"encoder": "pixels", "mlp_probe": True, "mlp_width": 16, "few_shot": [1], "le_epochs": 12},
+    "many probes": {
+        "usl_type": "simclr",
+        "usl_epochs": 1,
+        "logistic": True,
+        "few_shot": [1, 2],
+        "label_free": True,
+        "le_epochs": 9,
+    },
 }
 
 NORMED = """
@@ -261,6 +269,31 @@ def test_property_a_trial_that_leaves_anywhere_goes_on_bit_for_bit(tmp_path, set
         assert (
             len({(tmp_path / name_of_run / "projector" / name).read_bytes() for name_of_run in ("whole", "cut")}) == 1
         )
+
+
+@pytest.mark.parametrize("switch", ["mlp_probe", "finetune"])
+def test_a_trial_that_leaves_at_any_moment_of_its_evaluation_writes_no_score_twice(tmp_path, switch):
+    few = {"mlp_width": 4} if switch == "mlp_probe" else {"finetune_epochs": 1, "finetune_batch_size": 50}
+    trial, asked = trial_on_half(usl_epochs=1, le_epochs=1, **{switch: True}, **few), []
+    whole = run_on_half(tmp_path / "whole", trial, stop=lambda: asked.append(1) is not None)
+    for last in range(4, len(asked) + 1):
+        leg, place = Leg(last), tmp_path / str(last)
+        assert run_on_half(place, trial, stop=leg.leave) is None
+        resumed = run_on_half(place, trial)
+        assert without_clock(resumed.metrics) == without_clock(whole.metrics)
+        assert without_clock(scalars(place)) == without_clock(scalars(tmp_path / "whole"))
+
+
+def test_a_trial_that_leaves_between_probes_without_training_keeps_the_scores_it_has(tmp_path):
+    trial, phases = trial_on_half(usl_epochs=1, logistic=True), []
+    leave = {"stop": lambda: "kmeans, knn, logistic" in phases, "report": lambda at: phases.append(at.phase)}
+    assert run_on_half(tmp_path / "cut", trial, **leave) is None
+    saved = load_checkpoint(tmp_path / "cut")
+    assert list(saved["evaluation"]["probes_done"]) == ["kmeans"]
+    assert "kmeans/nmi" in saved["metrics"]
+    assert "knn/test_accuracy" not in saved["metrics"]
+    resumed, whole = run_on_half(tmp_path / "cut", trial), run_on_half(tmp_path / "whole", trial)
+    assert without_clock(resumed.metrics) == without_clock(whole.metrics)
 
 
 @pytest.mark.usefixtures("_normed")

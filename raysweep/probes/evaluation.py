@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -48,17 +48,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics that an evaluation yields at one moment."""
+    """Metrics that an evaluation yields at one moment, at which it may be saved."""
 
     metrics: Mapping[str, float]
     step: int
     """The step at which TensorBoard shows the metrics: an epoch of pretraining, or of the probe."""
     progress: float
     """The fraction of the evaluation that is done, in [0, 1]."""
-    may_pause: bool
-    """Whether the evaluation may be saved here."""
-    phase: str
-    """What the evaluation does, such as `linear probe`."""
+    phase: str = ""
+    """What the evaluation does, such as `linear probe`; empty after a probe without training."""
+    is_projected: bool = False
+    """Whether the probes without training are done, so that their features can be drawn."""
     phase_epochs: tuple[int, int] = (0, 0)
     """Number of finished epochs of the probe, and of all its epochs; (0, 0) if these are unknown."""
 
@@ -210,8 +210,10 @@ class Evaluation:
         untrained = [part for part in waiting if not part.traits["trains"]]
         if untrained:
             self.extract()
-            yield Scores(self._scores_of(untrained), trained_epochs, 0.0, may_pause=False, phase=self.first_phase)
-            self._done |= {part.name: values_of(part, self.settings) for part in untrained}
+        for part in untrained:
+            scores = self._scores_of(part)
+            self._done[part.name] = values_of(part, self.settings)
+            yield Scores(scores, trained_epochs, 0.0, is_projected=part is untrained[-1])
         trained = [part for part in parts.probes_in_use(self.settings) if part.traits["trains"]]
         # A resumed sweep may turn on more probes. The probe that resumes then still comes first.
         resuming = self._saved[0] if self._saved is not None else None
@@ -228,17 +230,13 @@ class Evaluation:
                 progress = (number + probe.progress) / len(trained)
                 epochs = getattr(probe, "epochs", 0)  # a plugin's probe need not have it
                 done = (probe.step, epochs) if epochs else (0, 0)
-                yield Scores(
-                    metrics, probe.step, progress, may_pause=True, phase=f"{part.name} probe", phase_epochs=done
-                )
+                yield Scores(metrics, probe.step, progress, phase=f"{part.name} probe", phase_epochs=done)
             self._at_work = None
             self._done[part.name] = values_of(part, self.settings)
 
-    def _scores_of(self, untrained: Sequence[parts.Part]) -> dict[str, float]:
-        """Return the scores of probes without training."""
-        scores: dict[str, float] = {}
-        for part in untrained:
-            scores.update(part.function(self, **part.arguments(self.settings)))
+    def _scores_of(self, part: parts.Part) -> dict[str, float]:
+        """Return the scores of a probe without training."""
+        scores = dict(part.function(self, **part.arguments(self.settings)))
         unknown = [name for name in scores if not any(name in part.metrics for part in parts.probe.values())]
         if unknown:
             raise ValueError(f"a probe yields {unknown[0]!r}, but does not declare this metric; add it to its metrics")

@@ -156,6 +156,7 @@ class FineTuning:
         self.loss = torch.zeros((), dtype=torch.float64, device=evaluation.device)
         """The sum of the losses of the images in the current epoch."""
         self._is_scaled = not standardize
+        self._is_tested = False
 
     def run(self) -> Iterator[dict[str, float]]:
         """Train to the end. Yield after each batch, without metrics unless it ends an epoch, and at the end.
@@ -198,7 +199,9 @@ class FineTuning:
             self._check(len(index))
             has_val = bool(len(self.evaluation.labels("val")))
             yield {"finetune/val_accuracy": self._accuracy("val")} if has_val else {}
-        yield {"finetune/test_accuracy": self._accuracy("test")}
+        if not self._is_tested:  # else the trial was saved at this yield
+            self._is_tested = True
+            yield {"finetune/test_accuracy": self._accuracy("test")}
 
     def _prepared(self, images: Tensor) -> Tensor:
         """Return images (B, C, H, W) uint8 as the encoder reads them in training."""
@@ -235,6 +238,7 @@ class FineTuning:
         return {
             "network": self.network.state_dict(),
             "is_scaled": self._is_scaled,
+            "is_tested": self._is_tested,
             "optimizer": self.optimizer.state_dict(),
             "draws": self.draws.get_state(),
             "epoch": self.step,
@@ -249,7 +253,7 @@ class FineTuning:
         if not self.is_applicable:
             return
         self.network.load_state_dict(state["network"])
-        self._is_scaled = state["is_scaled"]
+        self._is_scaled, self._is_tested = state["is_scaled"], state.get("is_tested", False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.draws.set_state(state["draws"])
         self.step, self.batch, self.order = state["epoch"], state["batch"], state["order"]

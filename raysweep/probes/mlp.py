@@ -139,9 +139,12 @@ class MLPEvaluation:
             seed=evaluation.settings.seed,
         )
         self.progress, self.step = 0.0, 0
+        self._is_tested = False
 
     def run(self) -> Iterator[dict[str, float]]:
         """Train to the end. Yield the validation accuracy of each epoch, and at the end the test accuracy."""
+        if self._is_tested:  # the trial was saved at the last yield
+            return
         features, evaluation = self.evaluation.features(self.layer), self.evaluation
         fit, labels = features["fit"], evaluation.labels("fit")
         index = evaluation.drawn(self.labels_per_class)
@@ -154,7 +157,7 @@ class MLPEvaluation:
             self.step, self.progress = self.mlp.epoch, self.mlp.epoch / self.epochs
             has_val = bool(len(features["val"]))
             yield {"mlp/val_accuracy": self._accuracy("val")} if has_val else {}
-        self.step = self.epochs
+        self.step, self._is_tested = self.epochs, True
         yield {"mlp/test_accuracy": self._accuracy("test")}
 
     def _accuracy(self, split: str) -> float:
@@ -163,9 +166,10 @@ class MLPEvaluation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which training resumes bit for bit."""
-        return self.mlp.state_dict()
+        return {**self.mlp.state_dict(), "is_tested": self._is_tested}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the result of `state_dict`, before `run`."""
         self.mlp.load_state_dict(state)
+        self._is_tested = state.get("is_tested", False)  # an older version did not record it
         self.step, self.progress = self.mlp.epoch, self.mlp.epoch / self.epochs
