@@ -68,7 +68,7 @@ def plan(
     """
     sweep = preparation.build_sweep(source, overrides, given(plugins, parts))
     preparation.check_paths(sweep)
-    preparation.check_requirements(sweep, where.local)
+    preparation.check_requirements(sweep, where.local, where.address)
     return sweep
 
 
@@ -145,7 +145,7 @@ def plan_evaluation(
     """
     planned = evaluations.plan_evaluation(place, source, overrides, given(plugins, parts))
     preparation.check_paths(planned.sweep)
-    preparation.check_requirements(planned.sweep, where.local)
+    preparation.check_requirements(planned.sweep, where.local, where.address)
     return planned
 
 
@@ -249,7 +249,7 @@ def resume(
             done = "the trial has" if len(kept) == 1 else f"all {len(kept)} trials have"
             progress.tell(f"{store.place}: {done} finished")
             return conclude(store, sweep)
-        check_version(store.root, store.place)
+        check_version(sweep, store.root, store.place)
         datasets, words = prepare(sweep, store, recorded_datasets(store.root), where, progress)
         preparation.check_kept(sweep, kept, datasets)
         if changed:
@@ -396,5 +396,5 @@ def _planned(
     sweep = preparation.extended(before, store, source, overrides, extra)
     preparation.check_paths(sweep)
     check_encoders(store, sweep)
-    preparation.check_requirements(sweep, where.local, is_new=False)
+    preparation.check_requirements(sweep, where.local, where.address, is_new=False)
     return store, before, sweep

@@ -50,8 +50,9 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
     Raises:
         InputError: A part raises, or returns the wrong type or shape; the message names its file and line.
     """
-    checked = set()
+    checked, synchronised = set(), set()
     for trial in sweep.examples:
+        is_divided = sweep.resources.workers > 1 and trial.settings.pretrain_epochs > 0  # a control is not trained
         for part in parts.in_use(trial.settings):
             if trial.source is not None and part.kind not in EVALUATE:  # its encoder is read and checked already
                 continue
@@ -62,8 +63,10 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
                     CHECKS[part.kind](part, trial.settings, data)
                     if part.kind == "policy" and sweep.resources.workers > 1:
                         check_rows(part, trial.settings, data)
-                    if part.kind in SYNCHRONISED and sweep.resources.workers > 1:
-                        check_batch_norms(part, trial.settings, data)
+            if part.plugin and is_divided and part.kind in SYNCHRONISED and (part.kind, part.name) not in synchronised:
+                synchronised.add((part.kind, part.name))
+                with explained(part):
+                    check_batch_norms(part, trial.settings, data_of(trial, datasets))
 
 
 def check_policies(policies: Iterable[Part], settings: Settings, dataset: Dataset) -> None:
@@ -182,8 +185,6 @@ def check_rows(part: Part, settings: Settings, data: TrialData) -> None:
 
 def check_batch_norms(part: Part, settings: Settings, data: TrialData) -> None:
     """Check that the batch normalisation of a part that is trained can be synchronised between processes."""
-    if not settings.pretrain_epochs:
-        return
     encoder = build_encoder(settings, *data.pretrain.shape[1:3])
     if part.kind == "encoder":
         networks = [module for name, module in encoder.named_children() if name != "head"]

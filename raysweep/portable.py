@@ -59,7 +59,7 @@ def check_fit(saved: SavedEncoder) -> None:
     import torch
 
     try:
-        # On the meta device nothing is computed or allocated, so a damaged size cannot fill the memory.
+        # On the meta device nothing is computed or allocated, so a damaged size does not fill the memory.
         with torch.device("meta"):
             needed = without_weights(saved).state_dict()
     except (RuntimeError, TypeError):  # the code of a plugin may need the values of its tensors

@@ -149,12 +149,12 @@ def comparison_directories(
     return lambda name: (stores[0].root.resolve().parent / candidate for candidate in candidates(None, name))
 
 
-def check_requirements(sweep: Sweep, local: bool, is_new: bool = True) -> None:
+def check_requirements(sweep: Sweep, local: bool, address: str | None, is_new: bool = True) -> None:
     """Raise InputError if a sweep needs something that is absent: Ray, an optional package, or a directory.
 
     A resume may lack the directory of the study, because it does not depend on the study.
     """
-    if not local:
+    if not local and address is None:
         try:
             check_address(os.environ.get("RAY_ADDRESS", ""))
         except InputError as fault:
@@ -260,7 +260,7 @@ def check_resumable(store: Store, sweep: Sweep) -> list[Result]:
     store.check_settings_of_attempts(sweep)
     kept = [result for result in store.results(sweep, skip_damaged=True) if result.status != "failed"]
     if len(kept) < sweep.total:
-        check_version(store.root, store.place)
+        check_version(sweep, store.root, store.place)
         recorded_datasets(store.root)
         check_kept(sweep, kept)
     return kept

@@ -343,7 +343,7 @@ def test_a_sweep_of_an_older_version_is_not_mixed_with_present_numbers_but_repor
     assert run_sweep(*small, "--name", "x", "--set", "seed=[0, 1]").returncode == 0
     root = tmp_path / "runs" / "x"
     content = yaml.safe_load((root / "sweep.yaml").read_text())
-    assert content["made_by"].pop("protocol") == 4
+    assert content["made_by"].pop("protocol") == 5
     (root / "sweep.yaml").write_text(yaml.safe_dump(content))
     for path in root.glob("*/result.json"):
         result = json.loads(path.read_text())

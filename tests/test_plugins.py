@@ -295,7 +295,7 @@ WRONG = {
     **{
         f"batch norm of its own, {kind}": (
             f"class Norm(nn.BatchNorm1d):\n    def forward(self, h):\n        return super().forward(h).relu()\n{text}",
-            {kind: "bad", "resources.workers": 2, "resources.gpu": 1},
+            {kind: "bad", "resources.workers": 2, "resources.gpu": 1, "baseline": True},
             f"{kind.replace('usl_type', 'method')} bad: Norm is a batch normalisation with "
             "a `forward` of its own, which several workers cannot compute together; set resources.workers to 1",
         )

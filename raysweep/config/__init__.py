@@ -18,7 +18,7 @@ from raysweep.config.metrics import (
 )
 from raysweep.config.older import with_present_names
 from raysweep.config.parameters import check_choices, check_parameter
-from raysweep.config.protocol import PROTOCOL_VERSION, fingerprint, protocol, version_of
+from raysweep.config.protocol import NEWEST_VERSION, PROTOCOL_VERSION, fingerprint, protocol, version_of
 from raysweep.config.settings import (
     FOLDER,
     SETTINGS,
@@ -38,6 +38,7 @@ __all__ = [
     "EMBEDDING",
     "FOLDER",
     "METRICS",
+    "NEWEST_VERSION",
     "NUMBER",
     "PROTOCOL_VERSION",
     "RANKME",

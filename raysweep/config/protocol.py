@@ -26,6 +26,8 @@ In version 4, probes on blocks left out the last row and column of feature maps 
 the side of the images alone, so that all scores on the same images have the same version. It does not see that the
 encoder of a plugin can have such maps at any side of the images.
 """
+NEWEST_VERSION = ODD_SIDES_WHOLE
+"""The version that a new sweep records. It computes every score with the newest version that the score has."""
 LABELS_LEFT_OUT = 4
 """The first version whose training with labels leaves out the validation images."""
 

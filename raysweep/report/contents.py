@@ -176,7 +176,8 @@ class Report:
                 else agreement_sentences(member.sweep)
             )
             rest += [f"{prefix}{line}" for line in words]
-        sections.append(("The whole sweep" if len(self.groups) > 1 else "", rest))
+        whole = "All sweeps" if self.several else "The whole sweep"
+        sections.append((whole if len(self.groups) > 1 else "", rest))
         return [(heading, lines) for heading, lines in sections if lines]
 
     def general_words(self) -> list[str] | None:

@@ -55,10 +55,10 @@ def summary_md(report: Report) -> str:
 def how_to_read(report: Report) -> str:
     """Say how the sentences and tables of differences are read."""
     if not report.has_labels:
-        return f"{READING} {difference_words(report)} Its adjusted interval follows it in brackets."
+        return f"{READING} {difference_words(report)} The adjusted interval of a difference follows it in brackets."
     others = [name for name in report.columns if not is_accuracy(name)]
     which = f"All scores except {joined_words(others)} are" if others else "All scores are"
-    interval = f"Its adjusted {percent(report.points)} interval follows it in brackets."
+    interval = f"The adjusted {percent(report.points)} interval of a difference follows it in brackets."
     return f"{which} accuracies between 0 and 1. {difference_words(report)} {interval}"
 
 

@@ -29,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raysweep.config import PROTOCOL_VERSION
+from raysweep.config import NEWEST_VERSION
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate
 from raysweep.results.bucket import Bucket
@@ -164,7 +164,7 @@ class Store:
             InputError: Other processes have created all candidates.
         """
         for store in itertools.chain([self], self.others):
-            if store._take(sweep, {"protocol": PROTOCOL_VERSION, **made_by}):
+            if store._take(sweep, {"protocol": NEWEST_VERSION, **made_by}):
                 return store
         raise InputError(
             f"{self.place}: another process has just created it; choose another name, or resume that sweep"

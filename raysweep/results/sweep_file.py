@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from raysweep.config import PROTOCOL_VERSION
+from raysweep.config import NEWEST_VERSION, PROTOCOL_VERSION, version_of
 from raysweep.errors import InputError, shortened_value
 from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
 from raysweep.results.result import Count, Plain, brief
@@ -161,14 +161,18 @@ def records_in(content: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     return records
 
 
-def check_version(root: Path, place: str) -> None:
-    """Raise InputError if the sweep at `place`, with the files in `root`, was started with another protocol version."""
+def check_version(sweep: Sweep, root: Path, place: str) -> None:
+    """Raise InputError if the sweep at `place`, with the files in `root`, was started with another protocol version.
+
+    An older version is no fault if none of the sweep's scores differ from it.
+    """
     begun = history(root)[0].get("protocol", 1)  # older versions did not record it
-    if begun != PROTOCOL_VERSION:
-        which = "an older" if begun in range(1, PROTOCOL_VERSION) else "another"
+    needed = max((version_of(trial.settings) for trial in sweep.trials), default=PROTOCOL_VERSION)
+    if not needed <= begun <= NEWEST_VERSION:
+        which = "an older" if 1 <= begun < needed else "another"
         raise InputError(
             f"{place}: the sweep was started with {which} version of raysweep, "
-            f"whose numbers differ (protocol {begun}, now {PROTOCOL_VERSION}); finish it with that version, or start a "
+            f"whose numbers differ (protocol {begun}, now {needed}); finish it with that version, or start a "
             f"new sweep"
         )
 

@@ -160,7 +160,7 @@ def build(
             examples = tuple(expand(resolved, seeded, samples, controls, where))
         given = [] if is_begun else [key for key in changed if key in base]
         check_meant([key for key in (*overrides, *given) if key not in off], examples, where)
-        if not is_begun:
+        if not is_begun and (not overrides or "keep" in overrides):
             check_final_states(examples, where)
         check_evaluates(examples, where)
         check_objective(tune.metric, search, examples, where)
@@ -174,7 +174,9 @@ def build(
     if content.race is not None:
         check_racers(sweep, where)
     check_scheduler(sweep, where)
-    check_collapse(tune, examples, where, recorded)
+    is_changed = bool(overrides) and not any(name.startswith("tune.collapse") for name in overrides)
+    is_lenient = recorded or is_begun or is_changed
+    check_collapse(tune, examples, where, is_lenient)
     return sweep
 
 
@@ -293,7 +295,8 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str, is_alon
     if not isinstance(values, list):
         raise InputError(f"{where}: {distribution}: expected a list, not {values!r}")
 
-    is_drawn_below = distribution == "randint" and len(values) == 2 and type(values[1]) is int
+    is_drawn_below = distribution == "randint" and len(values) == 2 and all(type(value) is int for value in values)
+    is_drawn_below = is_drawn_below and values[0] < values[1]
     if is_drawn_below:  # the bound itself is no value
         values = [values[0], values[1] - 1]
     check = make_settings if is_alone and name != "seed" else make_base

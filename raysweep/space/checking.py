@@ -17,6 +17,7 @@ from raysweep.config import (
     about,
     changes_losses,
     choices,
+    default_of,
     has_effect,
     has_metric,
     is_objective,
@@ -70,7 +71,7 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
     for name in without_effect(given, trials):
         settings = judged(next(trial for trial in trials if not trial.baseline))
         raise InputError(
-            f"{where}: {name}: has no effect in any trial ({deciding_settings(name, settings)}); it needs "
+            f"{where}: {name}: has no effect in any trial{deciding_settings(name, settings)}; it needs "
             f"{needs_of(name, settings)}"
         )
 
@@ -92,7 +93,8 @@ def judged(trial: Trial) -> Settings:
     if trial.baseline:
         return settings
     has_views = parts.trains(settings) or parts.probe["label_free"] in parts.probes_in_use(settings)
-    update = {"usl_epochs": max(1, settings.usl_epochs) if has_views else 0, "probe_labels": True}
+    epochs = (settings.usl_epochs or default_of("usl_epochs")) if has_views else 0
+    update = {"usl_epochs": epochs, "probe_labels": True}
     return settings.model_copy(update=update)
 
 
@@ -131,18 +133,19 @@ def check_final_states(trials: Iterable[Trial], where: str) -> None:
         )
 
 
-def check_collapse(tune: Tune, trials: Iterable[Trial], where: str, recorded: bool) -> None:
+def check_collapse(tune: Tune, trials: Iterable[Trial], where: str, is_lenient: bool) -> None:
     """Raise InputError if the settings for stopping collapsed trials could stop none.
 
     Args:
         tune: How the sweep is run.
         trials: Its trials.
         where: The start of the message.
-        recorded: Whether a results directory holds this sweep, perhaps of an older version that refused less.
+        is_lenient: Whether rules that do nothing are accepted. They may come from an older version that refused less,
+            or from a file whose other settings the command line changes.
     """
     unused = next((n for n in COLLAPSE_SETTINGS if getattr(tune, n) != Tune.model_fields[n].default), None)
     if tune.collapse_stop is None:
-        if unused is not None and not recorded:
+        if unused is not None and not is_lenient:
             raise InputError(
                 f"{where}: tune.{unused}: has no effect, because nothing is stopped; it needs tune.collapse_stop"
             )
@@ -151,7 +154,7 @@ def check_collapse(tune: Tune, trials: Iterable[Trial], where: str, recorded: bo
     most = max((math.ceil(each.pretrain_epochs / each.probe_every) for each in settings), default=0)
     if most == 0:
         raise InputError(f"{where}: tune.collapse_stop: needs evaluations during pretraining; set probe_every above 0")
-    if most < tune.collapse_stop and not recorded:
+    if most < tune.collapse_stop and not is_lenient:
         raise InputError(
             f"{where}: tune.collapse_stop: {tune.collapse_stop} could not stop any trial, because no trial has more "
             f"than {counted(most, 'evaluation')} during pretraining; lower it, or probe_every"

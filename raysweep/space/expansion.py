@@ -188,7 +188,7 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool 
     for name in varied:
         if strict and not has_effect(name, settings):
             raise InputError(
-                f"{where}: search.{name}: has no effect in {trial_name(varied)} ({deciding_settings(name, settings)}); "
+                f"{where}: search.{name}: has no effect in {trial_name(varied)}{deciding_settings(name, settings)}; "
                 f"it needs {needs_of(name, settings)}; {how_to_sweep(name)}"
             )
     return Trial(trial_name(varied), point_name(varied), settings, FrozenDict(varied))
@@ -196,20 +196,25 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool 
 
 def needs_of(name: str, settings: Settings) -> str:
     """Return in words what a setting needs that has no effect: pretraining, if that is missing and would help."""
-    words = about(name).effect.words.replace("`", "")
+    return marked_needs(name, settings).replace("`", "")
+
+
+def marked_needs(name: str, settings: Settings) -> str:
+    """Return `needs_of` with backticks around settings."""
     encoder = settings.encoder if parts.trains(settings) else default_of("encoder")
     trained = settings.model_copy(update={"usl_epochs": 1, "encoder": encoder})
     is_of_pretraining = about(name).group not in ("Data", "Evaluation") or has_effect(name, trained)
     if settings.usl_epochs or not is_of_pretraining:
-        return words
-    return "usl_epochs > 0" if parts.trains(settings) else "an encoder that is a network"
+        return about(name).effect.words
+    return "`usl_epochs` > 0" if parts.trains(settings) else "an `encoder` that is a network"
 
 
 def deciding_settings(name: str, settings: Settings) -> str:
-    """Return the values of the settings that decide whether the setting `name` has an effect."""
-    words = re.findall(r"\w+", needs_of(name, settings))
+    """Return, in parentheses, the settings that decide whether the setting `name` has an effect; empty if unknown."""
+    words = re.findall(r"`(\w+)", marked_needs(name, settings))
     deciding = dict.fromkeys(word for word in words if word in SETTINGS)
-    return ", ".join(f"{each}: {getattr(settings, each)}" for each in deciding)
+    values = ", ".join(f"{each}: {getattr(settings, each)}" for each in deciding)
+    return f" ({values})" if values else ""
 
 
 def how_to_sweep(name: str) -> str:

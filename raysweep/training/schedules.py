@@ -47,7 +47,7 @@ FinalLr = Annotated[
     float,
     Field(ge=0, le=1),
     "The factor by which `usl_lr` is multiplied at the end of the schedule.",
-    Condition("epochs after the warm-up (`cosine`) or `decay_epochs` > 0 (`wsd`)", reaches_final_lr),
+    Condition("`warmup_epochs` < `usl_epochs` (`cosine`) or `decay_epochs` > 0 (`wsd`)", reaches_final_lr),
 ]
 
 

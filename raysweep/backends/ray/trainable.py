@@ -113,12 +113,12 @@ def attempt(
 
     results = Store(options.place)
     stop = watch(StopFlag(results, options.token))
+    end = time.monotonic() + MOUNT_SECONDS
+    while not stop() and not results.present() and time.monotonic() < end:  # a new node may still mount it
+        time.sleep(0.5)
     if stop():  # Tune fills free slots to the end; it would print a warning about a trial that reported nothing
         tell({"share": 0.0})
         return
-    end = time.monotonic() + MOUNT_SECONDS
-    while not results.present() and time.monotonic() < end:  # a node that has just joined may still mount it
-        time.sleep(0.5)
 
     pace = Pace(tell)
 

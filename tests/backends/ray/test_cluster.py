@@ -111,6 +111,12 @@ def test_an_address_for_the_client_of_ray_is_refused(refused, given):
         assert "ray job submit" in line
 
 
+def test_an_address_on_the_command_line_counts_more_than_the_environment(refused):
+    line = refused("--usl_type", "simclr", "--address", "127.0.0.1:9", RAY_ADDRESS="ray://h:1")
+    assert "127.0.0.1:9" in line
+    assert "ray://" not in line
+
+
 THROUGH_A_CLIENT = """
 import sys
 import ray, raysweep
