@@ -69,8 +69,8 @@ def more_seeds(is_evaluation: bool, is_race: bool, is_one_encoder: bool) -> str:
         return "Next: resume the race; a verdict needs three seeds."
     if is_one_encoder:
         return (
-            "Next: `--set 'seed=[0,1,2]'` evaluates the encoder with three seeds. They decide the labels and the "
-            "training of the probe. For a verdict about pretraining, pretrain at least three seeds."
+            "Next: `--set 'seed=[0,1,2]'` evaluates the encoder with three seeds. For a verdict about its pretraining, "
+            "pretrain at least three seeds."
         )
     if is_evaluation:
         return "Next: pretrain at least three seeds; an evaluation has the seeds of its encoders."

@@ -166,8 +166,7 @@ def notes(report: Report) -> list[str]:
         if evaluates_one(member.sweep) and any(len(point.by_seed) >= LEAST_SEEDS for point in of_member):
             lines.append(
                 f"{f'{member.label}: ' if report.several else ''}All seeds evaluate the same encoder. So the intervals "
-                "cover differences between its evaluations, such as the training of the probe, and not between "
-                "pretrainings."
+                "cover differences between its evaluations, and not between pretrainings."
             )
     randoms = [point for point in report.points if point.control == "random"]
     saturated = [
