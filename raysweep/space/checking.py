@@ -76,11 +76,14 @@ def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> No
         )
 
 
-def without_effect(names: Iterable[str], trials: Iterable[Trial]) -> list[str]:
+def without_effect(names: Iterable[str], trials: Sequence[Trial]) -> list[str]:
     """Return the settings that change scores elsewhere, but that no trial reads."""
-    settings = [judged(trial) for trial in trials]
     wanted = [name for name in names if name in SETTINGS and about(name).changes_scores]
-    return [name for name in wanted if not about(name).may_be_unused and not any(has_effect(name, s) for s in settings)]
+    return [
+        name
+        for name in wanted
+        if not about(name).may_be_unused and not any(has_effect(name, judged(trial)) for trial in trials)
+    ]
 
 
 def judged(trial: Trial) -> Settings:

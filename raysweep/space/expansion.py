@@ -210,11 +210,11 @@ def marked_needs(name: str, settings: Settings) -> str:
 
 
 def deciding_settings(name: str, settings: Settings) -> str:
-    """Return, in parentheses, the settings that decide whether the setting `name` has an effect; empty if unknown."""
+    """Return, in parentheses, the settings that decide whether the setting `name` has an effect."""
     words = re.findall(r"`(\w+)", marked_needs(name, settings))
-    deciding = dict.fromkeys(word for word in words if word in SETTINGS)
+    deciding = dict.fromkeys(word for word in words if word in SETTINGS and word != name) or ("usl_type", "encoder")
     values = ", ".join(f"{each}: {getattr(settings, each)}" for each in deciding)
-    return f" ({values})" if values else ""
+    return f" ({values})"
 
 
 def how_to_sweep(name: str) -> str:

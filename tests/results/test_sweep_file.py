@@ -1,12 +1,15 @@
 """The `sweep.yaml` of results directories that are large."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
+import pytest
 import yaml
 
 from raysweep import space
+from raysweep.errors import InputError
 from raysweep.results.store import Store
-from raysweep.results.sweep_file import history
+from raysweep.results.sweep_file import check_version, history
 from raysweep.space import reading
 from tests.support.commands import here
 
@@ -40,3 +43,14 @@ def test_an_evaluation_of_many_encoders_is_read_again(tmp_path):
 def test_the_parser_of_long_files_reads_the_same_values():
     text = "a: 010\nb: 1e-5\nc: 1:30\nd: .inf\ne: 2024-02-29\nf: [1, 0.5, yes, null, '009']\ng: {h: é}\n"
     assert yaml.load(text, reading.LongLoader) == yaml.load(text, reading.Loader)
+
+
+@pytest.mark.parametrize("begun", [1, 4, 5, 6])
+@pytest.mark.parametrize("side", [28, 32])
+def test_a_sweep_of_another_version_is_resumed_only_if_its_scores_are_the_same(tmp_path, begun, side):
+    """Version 5 changed only the scores on images whose side is no power of two."""
+    sweep = space.build({"base": {"dataset": "mnist", "image_size": side}}, {}, "space.yaml")
+    root = Store(tmp_path / "s").create(sweep, {"protocol": begun}).root
+    is_same = begun == 5 or (begun == 4 and side == 32)
+    with nullcontext() if is_same else pytest.raises(InputError, match=f"protocol {begun}, now {4 + (side == 28)}"):
+        check_version(sweep, root, "s")

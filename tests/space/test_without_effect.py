@@ -147,6 +147,42 @@ def test_a_setting_that_no_trial_reads_is_refused(base, words, cure, stripes):
         assert len(build({"base": base, "search": search}).trials) == 2, "one trial reads it"
 
 
+PROBE = """\
+from typing import Annotated
+
+import raysweep
+
+
+@raysweep.probe(metrics={"mine/score": raysweep.Metric("A score.")})
+def mine(
+    evaluation,
+    *,
+    kernel: Annotated[float, raysweep.Condition("no flip, and `blur`", lambda s: s.blur > s.flip), "Width."] = 1.0,
+    margin: Annotated[float, raysweep.Condition("a wide margin", lambda s: s.blur), "Margin."] = 1.0,
+):
+    '''A probe whose parameters have conditions.'''
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kernel", "kernel: has no effect in any trial (flip: True, blur: False); it needs no flip, and blur"),
+        (
+            "margin",
+            "margin: has no effect in any trial (usl_type: ae_parallel, encoder: conv6); it needs a wide margin",
+        ),
+    ],
+)
+def test_a_parameter_of_a_plugin_is_refused_by_its_own_condition(name, words):
+    try:
+        plugins.activate([plugins.Plugin("mine.py", PROBE)])
+        assert words in refused({"base": {name: 2}})
+        assert build({"base": {name: 2, "blur": True, "flip": False}}).trials
+    finally:
+        plugins.activate(())
+
+
 def test_what_one_flag_turns_off_for_another_reason_is_accepted():
     base = {"usl_type": "simclr", "temperature": 0.2, "usl_lr": 0.01, "head": "mlp", "policy": "noise", "knn_k": 5}
     assert build({"base": base}, usl_epochs=0).trials, "the random encoder of any file"
