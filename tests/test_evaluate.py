@@ -358,9 +358,11 @@ def refused(process, message, root):
         (["--set", "knn_k=5000"], "knn_k: 5000 is more than the"),
         (["--set", "labels_per_class=1000"], "labels_per_class"),
         (["--set", "probe_layer=layer9"], "probe_layer"),
-        (["--set", "finetune_epochs=10"], "finetune_epochs: has no effect in any trial; it needs finetune"),
-        (["mlp.yaml"], "mlp.yaml: mlp_width: has no effect in any trial; it needs mlp_probe"),
-        (["--set", "mlp_width=[64,256]"], "usl_epochs: 1); it needs mlp_probe; sweep"),
+        (["--set", "finetune_epochs=10"], "finetune_epochs: has no effect in any trial (finetune: False); it"),
+        (["mlp.yaml"], "mlp.yaml: mlp_width: has no effect in any trial (mlp_probe: False)"),
+        (["mlp.yaml", "--set", "knn_k=3"], "mlp.yaml: mlp_width: has no effect in any trial"),
+        (["--set", "val_fraction=0", "--set", "split_seed=1"], "split_seed: has no effect in any trial (val_fraction"),
+        (["--set", "mlp_width=[64,256]"], "(mlp_probe: False); it needs mlp_probe; sweep"),
         (["--set", "tune.scheduler=asha"], "tune.scheduler: has no effect on an evaluation"),
         (["--set", "tune.metric=pretrain/loss"], "tune.metric: pretrain/loss is a metric of pretraining"),
         (["--set", "resources.workers=2"], "resources.workers: an evaluation runs in one process"),
@@ -376,6 +378,17 @@ def test_bad_input_is_refused_in_one_line(sweep, tmp_path, words, message):
     (tmp_path / "mlp.yaml").write_text("base: {mlp_width: 64}")
     (tmp_path / "drawn.yaml").write_text("search: {knn_temperature: {uniform: [0.05, 0.2]}}")
     refused(evaluate(sweep.directory, *words, cwd=tmp_path), message, sweep.directory)
+
+
+def test_a_flag_that_turns_a_probe_off_drops_the_settings_of_the_probe(sweep, tmp_path):
+    (tmp_path / "mlp.yaml").write_text("base: {mlp_probe: true, mlp_width: 64, knn_k: 3}")
+    for words, kept in (([], True), (["--set", "mlp_probe=false"], False)):
+        process = evaluate(sweep.directory, "mlp.yaml", *words, "--dry-run", cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
+        assert ("mlp_width: 64" in process.stdout) == kept
+        assert "knn_k: 3" in process.stdout
+    words = ["--set", "mlp_probe=false", "--set", "mlp_width=32"]
+    refused(evaluate(sweep.directory, "mlp.yaml", *words, cwd=tmp_path), "mlp_width: has no effect", sweep.directory)
 
 
 @pytest.fixture(scope="module")

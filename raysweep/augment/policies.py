@@ -33,7 +33,7 @@ def is_blurred(settings: Any) -> bool:
 
 
 BLURRED = Condition("`blur: true`", is_blurred)
-TWO_VIEWS = Condition("a method with two views", lambda s: s.views > 1)
+TWO_VIEWS = Condition("a `usl_type` with two views", lambda s: s.views > 1)
 
 
 def simclr_acts_as(settings: Any) -> dict[str, float]:

@@ -24,8 +24,8 @@ class About:
     """Whether the setting changes the objective of pretraining. Losses with different values cannot be compared."""
     search: bool = True
     """Whether the setting may be swept. A setting that only names a place, or what is shown, may not."""
-    must_be_used: bool = False
-    """Whether a sweep in which no trial reads the setting is refused."""
+    may_be_unused: bool = False
+    """Whether it may be given to a sweep in which no trial reads it."""
 
     @property
     def changes_scores(self) -> bool:

@@ -79,7 +79,7 @@ def field_of_parameter(parameter: Parameter) -> FieldInfo:
         protocol="probe" in kinds and remark.protocol and remark.searchable,
         objective=not kinds.isdisjoint(("method", "loss", "policy")),
         search=remark.searchable,
-        must_be_used=kinds <= {"method", "loss", "optimizer", "schedule"} and not remark.may_be_unused,
+        may_be_unused=remark.may_be_unused,
     )
     return make_field(kind, [*marks, description], parameter.default)
 

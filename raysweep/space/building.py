@@ -24,6 +24,8 @@ from raysweep.plugins import Plugin
 from raysweep.space.checking import (
     COLLAPSE_SETTINGS,
     SCHEDULER_SETTINGS,
+    check_collapse,
+    check_final_states,
     check_meant,
     check_metric,
     check_name,
@@ -34,7 +36,7 @@ from raysweep.space.checking import (
     replaced_settings,
 )
 from raysweep.space.controls import read_controls
-from raysweep.space.expansion import expand
+from raysweep.space.expansion import UNTRAINED, expand
 from raysweep.space.hints import suggest_setting
 from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.race import check_race, check_racers
@@ -103,6 +105,7 @@ def build(
         InputError: The search space is invalid. The message is one line with the key, the given and the valid values.
     """
     content = read_content(raw, overrides, where)
+    is_begun = has_begun or not set(RECORDS).isdisjoint(raw)
     base, spaces, tune, resources = content.base, content.spaces, content.tune, content.resources
     controls = content.controls or ()
     if "encoders" in raw:
@@ -144,6 +147,7 @@ def build(
     samples = EXAMPLES if tune.searcher != "none" else tune.num_samples
     examples = tuple(expand(resolved, seeded, samples, controls, where, strict=not recorded))
     if not recorded:
+        off = [key for key, value in UNTRAINED.items() if getattr(resolved, key) == value]
         changed = [key for key in base if getattr(resolved, key) != default_of(key)]
         replaced = replaced_settings(
             changed, overrides, examples, lambda: build(raw, {}, where, recorded=True, plugins=plugins)
@@ -152,8 +156,10 @@ def build(
             base = {key: value for key, value in base.items() if key not in replaced}
             resolved = make_base(base, where_base, typed)
             examples = tuple(expand(resolved, seeded, samples, controls, where))
-        given = [] if has_begun or not set(RECORDS).isdisjoint(raw) else [key for key in changed if key in base]
-        check_meant([*overrides, *given], examples, where)
+        given = [] if is_begun else [key for key in changed if key in base]
+        check_meant([key for key in (*overrides, *given) if key not in off], examples, where)
+        if not is_begun:
+            check_final_states(examples, where)
         check_evaluates(examples, where)
         check_objective(tune.metric, search, examples, where)
     check_workers(resources, examples, where)
@@ -166,14 +172,7 @@ def build(
     if content.race is not None:
         check_racers(sweep, where)
     check_scheduler(sweep, where)
-    unused = next((n for n in COLLAPSE_SETTINGS if getattr(tune, n) != Tune.model_fields[n].default), None)
-    if tune.collapse_stop is None and unused is not None and not recorded:
-        raise InputError(
-            f"{where}: tune.{unused}: has no effect, because nothing is stopped; it needs tune.collapse_stop"
-        )
-    watched = any(trial.settings.probe_every and trial.settings.usl_epochs for trial in examples if not trial.baseline)
-    if tune.collapse_stop is not None and not watched:
-        raise InputError(f"{where}: tune.collapse_stop: needs evaluations during pretraining; set probe_every above 0")
+    check_collapse(tune, examples, where, recorded)
     return sweep
 
 

@@ -13,6 +13,7 @@ from raysweep import parts
 from raysweep.config import (
     METRICS,
     SETTINGS,
+    Settings,
     about,
     changes_losses,
     choices,
@@ -25,11 +26,13 @@ from raysweep.config import (
     suggest,
 )
 from raysweep.config.part_settings import changes_data
+from raysweep.config.prefix import obstacle
 from raysweep.errors import InputError
 from raysweep.space.expansion import MAX_TRIALS, distinct, needs_of, situation
 from raysweep.space.model import Resources, Sweep, Trial, Tune
 from raysweep.space.reading import kind
 from raysweep.space.unlabelled import check_reported
+from raysweep.system.terminal import counted
 
 SCHEDULER_SETTINGS: Mapping[str, tuple[str, ...]] = {"grace_epochs": ("asha", "median"), "reduction_factor": ("asha",)}
 """For each setting of `tune` that only some schedulers read: these schedulers."""
@@ -63,28 +66,37 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
 
 
 def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:
-    """Raise InputError if a setting of a loss, a method or a policy was given although no trial uses it."""
+    """Raise InputError if a setting that changes scores was given, but no trial reads it."""
     for name in without_effect(given, trials):
-        settings = next(trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline)
+        settings = judged(next(trial for trial in trials if not trial.baseline))
         raise InputError(
             f"{where}: {name}: has no effect in any trial ({situation(name, settings)}); it needs "
             f"{needs_of(name, settings)}"
         )
 
 
-def without_effect(names: Iterable[str], trials: Iterable[Trial]) -> list[str]:
-    """Return the settings of a loss, a method or a policy that no trial uses."""
-    pretrained = [trial.settings for trial in trials if trial.settings.usl_epochs and not trial.baseline]
-    policies = parts.declared_parameters(("policy",))
-    used = [each.model_copy(update={"strength": each.strength or 1.0}) for each in pretrained]
+def without_effect(names: Iterable[str], trials: Sequence[Trial]) -> list[str]:
+    """Return the settings that change scores elsewhere, but that no trial reads."""
+    wanted = [name for name in names if name in SETTINGS and about(name).changes_scores]
     return [
         name
-        for name in names
-        if pretrained
-        and name in SETTINGS
-        and (about(name).must_be_used or name in policies)
-        and not any(has_effect(name, settings) for settings in (used if name in policies else pretrained))
+        for name in wanted
+        if not about(name).may_be_unused and not any(has_effect(name, judged(trial)) for trial in trials)
     ]
+
+
+def judged(trial: Trial) -> Settings:
+    """Return the settings by which it is judged whether a trial reads a setting.
+
+    A point counts as if it had pretraining and labels, because one flag turns off either of them, so that a file may
+    give settings of both. An encoder that is no network has no pretraining, but LiDAR draws the views of pretraining.
+    """
+    settings = trial.settings
+    if trial.baseline:
+        return settings
+    has_views = parts.trains(settings) or parts.probe["label_free"] in parts.probes_in_use(settings)
+    update = {"usl_epochs": max(1, settings.usl_epochs) if has_views else 0, "probe_labels": True}
+    return settings.model_copy(update=update)
 
 
 def replaced_settings(
@@ -112,16 +124,41 @@ def replaced_settings(
     return [name for name in unused if name not in before]
 
 
-def check_turned_on(given: Iterable[str], trials: Iterable[Trial], where: str) -> None:
-    """Raise InputError if a setting of a probe was given, but no trial turns this probe on."""
-    settings = [trial.settings for trial in trials]
-    for name in given:
-        readers = [part for part in parts.probe.values() if name in part.parameters]
-        switches = [part.traits["switch"] for part in readers]
-        if not switches or None in switches or name in switches:
-            continue
-        if not any(getattr(each, switch) for each in settings for switch in switches):
-            raise InputError(f"{where}: {name}: has no effect in any trial; it needs {' or '.join(switches)}")
+def check_final_states(trials: Iterable[Trial], where: str) -> None:
+    """Raise InputError if trials would keep final states, but no longer trial could continue any of them."""
+    trained = [trial.settings for trial in trials if trial.settings.usl_epochs and trial.settings.keep == "final_state"]
+    reasons = [obstacle(settings) for settings in trained]
+    if reasons and None not in reasons:
+        raise InputError(
+            f"{where}: keep: final_state: no longer trial could continue a trial with {reasons[0]}; write keep: encoder"
+        )
+
+
+def check_collapse(tune: Tune, trials: Iterable[Trial], where: str, recorded: bool) -> None:
+    """Raise InputError if the settings for stopping collapsed trials could stop none.
+
+    Args:
+        tune: How the sweep is run.
+        trials: Its trials.
+        where: The start of the message.
+        recorded: Whether a results directory holds this sweep, perhaps of an older version that refused less.
+    """
+    unused = next((n for n in COLLAPSE_SETTINGS if getattr(tune, n) != Tune.model_fields[n].default), None)
+    if tune.collapse_stop is None:
+        if unused is not None and not recorded:
+            raise InputError(
+                f"{where}: tune.{unused}: has no effect, because nothing is stopped; it needs tune.collapse_stop"
+            )
+        return
+    settings = [trial.settings for trial in trials if trial.settings.probe_every and not trial.baseline]
+    most = max((math.ceil(each.pretrain_epochs / each.probe_every) for each in settings), default=0)
+    if most == 0:
+        raise InputError(f"{where}: tune.collapse_stop: needs evaluations during pretraining; set probe_every above 0")
+    if most < tune.collapse_stop and not recorded:
+        raise InputError(
+            f"{where}: tune.collapse_stop: {tune.collapse_stop} could not stop any trial, because no trial has more "
+            f"than {counted(most, 'evaluation')} during pretraining; lower it, or probe_every"
+        )
 
 
 def check_name(name: object, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from raysweep.config.conditions import PRETRAINED
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.building import Content, build, check_distribution, read_content
-from raysweep.space.checking import check_metric, check_turned_on
+from raysweep.space.checking import check_meant, check_metric, replaced_settings
 from raysweep.space.controls import RANDOM, ordered
 from raysweep.space.encoder_entry import Agreement
 from raysweep.space.encoder_reading import read_agreement, read_encoders, read_missing, read_trained_search
@@ -112,8 +113,14 @@ def build_evaluation(
         check_labels(settings, base, content.spaces, where)
     trials, sources = expand_evaluation(points, base, search, where, strict=not recorded)
     if not recorded:
-        changed = [key for key in content.base if content.base[key] != default_of(key)]
-        check_turned_on([*(key for key in overrides if key in SETTINGS), *changed], trials, where)
+        changed = [key for key in base if getattr(settings, key) != default_of(key)]
+        alone = functools.partial(build_evaluation, raw, {}, where, encoders, recorded=True, plugins=plugins)
+        replaced = replaced_settings(changed, overrides, trials, alone)
+        if replaced:
+            for name in replaced:
+                del base[name]
+            trials, sources = expand_evaluation(points, base, search, where, strict=True)
+        check_meant([*overrides, *(key for key in changed if key in base)], trials, where)
         check_evaluates(trials, where)
         tune = tune if trained_tune is None else with_metric(tune, trained_tune, trials)
     wanted = controls if content.controls is None else content.controls

@@ -208,7 +208,7 @@ def needs_of(name: str, settings: Settings) -> str:
 def situation(name: str, settings: Settings) -> str:
     """Return the values of the settings that decide whether the setting `name` has an effect."""
     words = re.findall(r"\w+", needs_of(name, settings))
-    deciding = dict.fromkeys(word for word in words if word in SETTINGS)
+    deciding = dict.fromkeys(word for word in words if word in SETTINGS and word != name) or ("usl_type", "encoder")
     return ", ".join(f"{each}: {getattr(settings, each)}" for each in deciding)
 
 

@@ -126,7 +126,8 @@ def test_no_setting_of_training_has_an_effect_and_training_is_skipped():
     assert not any(has_effect(name, pixels) for name in ("head", "usl_epochs", "usl_lr", "init", "per_layer"))
     assert has_effect("head", Settings(usl_epochs=0, probe_layer="embedding"))
     for name in ("pixels", "pca"):
-        (trial,) = space.build({"base": {"encoder": name, "layerwise": "greedy"}}, {}, "here").trials
+        base = {"encoder": name, "layerwise": "greedy"}
+        (trial,) = space.build({"base": base}, {}, "here", recorded=True).trials
         assert (trial.settings.usl_epochs, trial.settings.layerwise) == (0, "none")
 
 

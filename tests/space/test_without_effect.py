@@ -2,10 +2,11 @@
 
 import pytest
 
-from raysweep import parts, space
-from raysweep.config import Settings
+from raysweep import parts, plugins, space
+from raysweep.config import Settings, about
 from raysweep.errors import InputError
 from raysweep.preparation import shipped_spaces
+from tests.support import ROOT
 
 CHOOSERS = {
     "usl_type": parts.method,
@@ -16,6 +17,14 @@ CHOOSERS = {
     "encoder": parts.encoder,
 }
 SPACES = [name for name in shipped_spaces() if name.startswith(("published/", "quickstart", "layerwise", "methods"))]
+
+
+@pytest.fixture
+def stripes():
+    """The dataset of an example, whose parameter is `noise`."""
+    plugins.activate([plugins.Plugin("my_dataset.py", (ROOT / "examples" / "my_dataset.py").read_text())])
+    yield
+    plugins.activate(())
 
 
 def build(raw, **overrides):
@@ -88,3 +97,141 @@ def test_a_sweep_that_began_with_a_value_that_no_trial_reads_gets_more_points():
 )
 def test_a_value_that_had_no_effect_before_is_refused(base, overrides, words):
     assert words in refused({"base": base}, **overrides)
+
+
+HEAD = {"head": "mlp"}
+UNUSED = [
+    ({"head_layers": 2}, "head_layers: has no effect in any trial (head: linear); it needs head: mlp", HEAD),
+    ({"head_batch_norm": False}, "(head: linear); it needs head: mlp", HEAD),
+    ({"encoder": "resnet18", "init": "kaiming"}, "(encoder: resnet18); it needs encoder: conv6", {"encoder": "conv6"}),
+    ({"encoder": "pixels", "embedding_dim": 16}, "(encoder: pixels); it needs an encoder that", {"encoder": "pca"}),
+    ({"encoder": "pixels", "usl_lr": 0.1}, "(encoder: pixels); it needs an encoder that is a", {"encoder": "conv6"}),
+    ({"encoder": "pixels", "usl_epochs": 4}, "(encoder: pixels); it needs an encoder th", {"encoder": "conv6"}),
+    (
+        {"encoder": "pixels", "policy": "noise"},
+        "(encoder: pixels); it needs an encoder that is a",
+        {"label_free": True},
+    ),
+    ({"finetune_epochs": 3}, "(finetune: False); it needs finetune", {"finetune": True}),
+    ({"logistic_c": [1]}, "(logistic: False); it needs logistic", {"logistic": True}),
+    ({"few_shot_draws": 3}, "(few_shot: None); it needs few_shot", {"few_shot": [1]}),
+    ({"mlp_width": 8}, "(mlp_probe: False); it needs mlp_probe", {"mlp_probe": True}),
+    ({"blur_probability": 0.1}, "blur: False); it needs policy with simclr, and strength > 0, with bl", {"blur": True}),
+    (
+        {"usl_type": "ae_single", "solarize_probability_second": 0.2},
+        "(policy: simclr, strength: 0.5, usl_type: ae_single); it needs policy with simclr",
+        {"usl_type": "simclr"},
+    ),
+    ({"strength": 0, "policy": "noise"}, "(strength: 0.0); it needs strength > 0", {"strength": 1}),
+    ({"strength": 0, "crop_strength": 0.5}, "(policy: simclr, strength: 0.0); it needs", {"strength": 1}),
+    ({"probe_grid": {"lr": [1, 2]}, "le_lr": 0.1}, "it needs no lr in probe_grid, per_layer", {"mlp_probe": True}),
+    (
+        {"probe_grid": {"weight_decay": [0, 1]}, "le_weight_decay": 0.1},
+        "it needs no weight_decay in probe_grid",
+        {"per_layer": True},
+    ),
+    ({"val_fraction": 0, "split_seed": 1}, "(val_fraction: 0.0, probe_labels: True); it needs", {"val_fraction": 0.2}),
+    ({"noise": 50.0}, "noise: has no effect in any trial (dataset: digits); it needs data", {"dataset": "stripes"}),
+]
+
+
+@pytest.mark.parametrize(("base", "words", "cure"), UNUSED, ids=[",".join(base) for base, _, _ in UNUSED])
+def test_a_setting_that_no_trial_reads_is_refused(base, words, cure, stripes):
+    assert words in refused({"base": base})
+    *rest, name = base
+    if name != "logistic_c":  # as a flag, a list is a grid
+        assert words in refused({"base": {key: base[key] for key in rest}}, **{name: base[name]})
+    assert build({"base": {**base, **cure}}).trials
+    if all(about(key).search for key in cure):
+        search = [{"seed": [0]}, {key: [value] for key, value in cure.items()}]
+        assert len(build({"base": base, "search": search}).trials) == 2, "one trial reads it"
+
+
+PROBE = """\
+from typing import Annotated
+
+import raysweep
+
+
+@raysweep.probe(metrics={"mine/score": raysweep.Metric("A score.")})
+def mine(
+    evaluation,
+    *,
+    kernel: Annotated[float, raysweep.Condition("no flip, and `blur`", lambda s: s.blur > s.flip), "Width."] = 1.0,
+    margin: Annotated[float, raysweep.Condition("a wide margin", lambda s: s.blur), "Margin."] = 1.0,
+):
+    '''A probe whose parameters have conditions.'''
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kernel", "kernel: has no effect in any trial (flip: True, blur: False); it needs no flip, and blur"),
+        (
+            "margin",
+            "margin: has no effect in any trial (usl_type: ae_parallel, encoder: conv6); it needs a wide margin",
+        ),
+    ],
+)
+def test_a_parameter_of_a_plugin_is_refused_by_its_own_condition(name, words):
+    try:
+        plugins.activate([plugins.Plugin("mine.py", PROBE)])
+        assert words in refused({"base": {name: 2}})
+        assert build({"base": {name: 2, "blur": True, "flip": False}}).trials
+    finally:
+        plugins.activate(())
+
+
+def test_what_one_flag_turns_off_for_another_reason_is_accepted():
+    base = {"usl_type": "simclr", "temperature": 0.2, "usl_lr": 0.01, "head": "mlp", "policy": "noise", "knn_k": 5}
+    assert build({"base": base}, usl_epochs=0).trials, "the random encoder of any file"
+    assert build({"base": {**base, "label_free": True, "split_seed": 1}}, probe_labels=False).trials
+    assert build({"base": {"denoising": True}}, usl_type="simclr").trials
+    for value in ({"usl_epochs": 0}, {"layerwise": "none"}):
+        assert build({"base": {"encoder": "pixels", **value}}).trials, "its trials have this value"
+        assert build({}, encoder="resnet18", **value).trials
+    controls = build({"base": {"encoder": "pixels", "embedding_dim": 16}, "baseline": ["pca"]}).trials
+    assert controls[0].settings.embedding_dim == 16, "a control reads it"
+
+
+def test_a_recorded_sweep_may_have_settings_that_no_trial_reads():
+    content = {"base": {"head_layers": 2, "split_seed": 1, "val_fraction": 0}}
+    refused(content)
+    assert space.rebuild(content, "sweep.yaml").trials
+    assert build({**content, "made_by": {}}, seed=[0, 1]).trials
+    assert "finetune_lr" in refused({**content, "made_by": {}}, finetune_lr=0.1)
+
+
+@pytest.mark.parametrize("stuck", [{"schedule": "cosine"}, {"usl_type": "byol"}, {"layerwise": "greedy"}], ids=str)
+def test_final_states_that_nothing_can_continue_are_refused(stuck):
+    (name, value), *_ = stuck.items()
+    keeping = {"base": {"keep": "final_state"}}
+    words = f"keep: final_state: no longer trial could continue a trial with {name}: {value}; write keep: encoder"
+    assert words in refused({"base": {"keep": "final_state", **stuck}})
+    assert words in refused(keeping, **stuck)
+    assert words in refused({}, keep="final_state", **stuck)
+    assert build(keeping, keep="encoder", **stuck).trials
+    assert build({**keeping, "search": [{"seed": [0]}, {name: [value]}]}).trials
+    assert build({"base": {"keep": "final_state", "usl_epochs": 0, **stuck}}).trials
+    assert build({"base": {"keep": "final_state", **stuck}, "made_by": {}}, seed=[0, 1]).trials
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluations"),
+    [
+        ({"usl_epochs": 10, "probe_every": 3}, 4),
+        ({"usl_epochs": 10, "probe_every": 5}, 2),
+        ({"usl_epochs": 2, "probe_every": 3, "layerwise": "greedy"}, 4),
+    ],
+    ids=str,
+)
+def test_a_stop_after_more_evaluations_than_there_are_is_refused(settings, evaluations):
+    raw = {"base": settings, "search": {"seed": [0, 1]}}
+    assert build(raw, **{"tune.collapse_stop": evaluations}).tune.collapse_stop == evaluations
+    message = refused(raw, **{"tune.collapse_stop": evaluations + 1})
+    assert f"tune.collapse_stop: {evaluations + 1} could not stop any trial" in message
+    assert f"no trial has more than {evaluations} evaluations during pretraining; lower it, or probe_every" in message
+    stop = {"tune": {"collapse_stop": evaluations + 1}}
+    assert space.rebuild({**raw, **stop}, "sweep.yaml").trials
+    assert build({**raw, **stop, "search": [{"seed": [0]}, {"usl_epochs": [100]}]}).trials

@@ -35,7 +35,8 @@ HALF = {("digits", 8, None): few_digits(train=100, test=40)}
 
 
 def trial_of(**settings):
-    return space.build({"base": {**TINY, **settings}}, {}, "test").trials[0]
+    """Return a trial with these settings, which need not all have an effect, as in an older sweep."""
+    return space.build({"base": {**TINY, **settings}}, {}, "test", recorded=True).trials[0]
 
 
 def trial_on_half(**settings):
