@@ -65,6 +65,17 @@ def test_the_examples_of_the_help_are_accepted(helped, run_sweep, tmp_path):
         ("--num_samples 8", "did you mean --set tune.num_samples=8?"),
         ("--scheduler asha", "did you mean --schedule or --set tune.scheduler=asha?"),
         ("--batch-size 8", "did you mean --batch_size?"),
+        ("--set resource.gpu=1", "did you mean --set resources.gpu=1?"),
+        ("--set baselines=true", "did you mean --set baseline=true?"),
+        ("--set tune.schedule=asha", "tune: unknown key 'schedule', did you mean 'scheduler'?"),
+        ("--baseline true", "did you mean --set baseline=true?"),
+        ("--baseline", "did you mean --set baseline=VALUE?"),
+        ("--resources.gpu=1", "did you mean --set resources.gpu=1?"),
+        ("--resource.gpu 1", "did you mean --set resources.gpu=1?"),
+        ("--seeds.most 10", "did you mean --set seeds.most=10?"),
+        ("--tune.num_samples 5", "did you mean --set tune.num_samples=5?"),
+        ("--alhpa 1", "did you mean --alpha?"),
+        ("--quite-another 1", "; --help lists all arguments"),
         ("--seed 0 1 2", "--seed: one value expected, not 3; for a trial with each, write --set 'seed=[0,1,2]'"),
         ("--seed 0,1,2", "--seed: one value expected, not 3; for a trial with each, write --set 'seed=[0,1,2]'"),
         ("--set seed=0,1", "--set seed: one value expected, not 2; for a trial with each, write --set 'seed=[0,1]'"),
@@ -80,6 +91,25 @@ def test_what_is_written_for_other_tools_is_answered_with_what_fits(run_sweep, t
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.startswith("error: ")
     assert process.stderr.count("\n") == 1
+    assert words in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("evaluate runs/x --labels_per_class 1", "did you mean --set labels_per_class=1?"),
+        ("evaluate runs/x --label-per-class=1", "did you mean --set labels_per_class=1?"),
+        ("evaluate runs/x --finetune true", "did you mean --set finetune=true?"),
+        ("evaluate runs/x --lr 0.1", "did you mean --set usl_lr=0.1 or --set le_lr=0.1?"),
+        ("evaluate runs/x --dry_run", "did you mean --dry-run?"),
+        ("preview s.yaml -o v.png --strength 1", "did you mean --set strength=1?"),
+        ("report runs/x --strength 1", "unknown argument --strength; --help lists all arguments"),
+        ("report runs/x --outptu y", "did you mean --output?"),
+    ],
+)
+def test_a_setting_of_a_command_whose_settings_are_no_flags_is_given_with_set(tmp_path, arguments, words):
+    process = here("raysweep", *arguments.split(), cwd=tmp_path)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
     assert words in process.stderr
 
 

@@ -7,10 +7,15 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from raysweep.config import SETTINGS, Settings, about, default_of, is_number, suggest
+from pydantic import BaseModel
+
+from raysweep.config import SETTINGS, Settings, about, default_of, is_number
 from raysweep.config.values import NUMBER
 from raysweep.space.model import Resources, Sweep, Tune
+from raysweep.space.race_settings import Race
 
+SECTIONS: Mapping[str, type[BaseModel]] = {"tune": Tune, "seeds": Race, "resources": Resources}
+"""The sections of a search space whose entries `--set` overrides as `SECTION.NAME`."""
 LONG_EPOCHS = ("usl_epochs", "le_epochs")
 """The numbers of epochs, on which the time of a trial depends most."""
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -43,8 +48,12 @@ def names_here(given: str) -> tuple[str, ...]:
     name = given.strip().lower().replace("-", "_")
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    sections: tuple[tuple[str, Any], ...] = (("tune", Tune), ("resources", Resources))
-    return tuple(f"{section}.{name}" for section, model in sections if name in model.model_fields)
+    return tuple(f"{section}.{name}" for section in ("tune", "resources") if name in SECTIONS[section].model_fields)
+
+
+def settable() -> list[str]:
+    """Return the names that `--set` takes."""
+    return [*SETTINGS, "baseline", *(f"{name}.{entry}" for name in SECTIONS for entry in SECTIONS[name].model_fields)]
 
 
 def suggest_setting(given: str, value: object = None) -> str:
@@ -54,11 +63,17 @@ def suggest_setting(given: str, value: object = None) -> str:
         given: The unknown name.
         value: Its value if it was given with `--set`.
     """
-    names = names_here(given)
+    valid = SETTINGS if value is None else settable()
+    names = names_here(given) or difflib.get_close_matches(given.lower(), valid, n=1)
     if not names:
-        return suggest(given.lower(), SETTINGS, "; raysweep sweep --help lists all settings")
-    written = [repr(name) if value is None or name in SETTINGS else f"--set {name}={value}" for name in names]
+        return "; raysweep sweep --help lists all settings"
+    written = [repr(name) if value is None or name in SETTINGS else f"--set {name}={as_text(value)}" for name in names]
     return f", did you mean {' or '.join(written)}?"
+
+
+def as_text(value: object) -> str:
+    """Return a value as `--set` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def suggest_flag(given: str, value: str, flags: Iterable[str]) -> str:
@@ -70,12 +85,12 @@ def suggest_flag(given: str, value: str, flags: Iterable[str]) -> str:
         flags: The flags of the command.
     """
     flags = list(flags)
-    names = [name for name in names_here(given.lstrip("-")) if f"--{name}" in flags or "." in name]
-    if names and "--set" in flags:
-        written = [f"--set {name}={value or 'VALUE'}" if "." in name else f"--{name}" for name in names]
-        return f", did you mean {' or '.join(written)}?"
-    close = difflib.get_close_matches(given, flags, n=1)
-    return f", did you mean {close[0]}?" if close else "; --help lists all arguments"
+    others = [f"--{name}" for name in settable() if f"--{name}" not in flags] if "--set" in flags else []
+    names = [f"--{name}" for name in names_here(given.lstrip("-"))]
+    meant = [flag for flag in names if flag in (*flags, *others)]
+    meant = meant or difflib.get_close_matches(given, [*flags, *others], n=1)
+    written = [f"--set {flag[2:]}={value or 'VALUE'}" if flag in others else flag for flag in meant]
+    return f", did you mean {' or '.join(written)}?" if written else "; --help lists all arguments"
 
 
 def grid_instead(name: str, values: Sequence[str]) -> str:
