@@ -54,7 +54,11 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{unknown[0]!r} is one argument too many; --help shows what the command takes")
             after = arguments[arguments.index(unknown[0]) + 1 :][:1]
             value = value or next((word for word in after if not word.startswith("-")), "")
-            self.error(f"unknown argument {unknown[0]}{suggest_flag(flag, value, flags)}")
+            hint = suggest_flag(flag, value, flags)
+            if is_uri(getattr(known, "resume", None) or ""):  # its plugins are not known yet
+                written = f"--set {flag.lstrip('-')}={value or 'VALUE'}"
+                hint += f" (a setting of a plugin of this sweep is given by {written})"
+            self.error(f"unknown argument {unknown[0]}{hint}")
         return known
 
 

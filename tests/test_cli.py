@@ -86,6 +86,11 @@ def make_folder(root, classes=("cat", "dog"), images=6, splits=("train", "test")
         (["--resume", "nowhere"], "there is no sweep"),
         (["--resume", "nowhere", "--alpha", "1"], "there is no sweep"),
         (["--resume", "nowhere", "--name", "a"], "takes no --name"),
+        (["--resume", "s3://bucket/a", "--sharpness", "2"], "a plugin of this sweep is given by --set sharpness=2"),
+        (
+            ["--resume=s3://bucket/a", "--sharpness=2"],
+            "a setting of a plugin of this sweep is given by --set sharpness=2",
+        ),
     ],
     ids=" ".join,
 )

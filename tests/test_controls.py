@@ -185,7 +185,7 @@ def test_encoders_without_training_are_points_beside_networks(few, tmp_path):
     assert [row["trial"] for row in rows_of(root / "results.csv")] == names
     for name in ("pixels", "pca"):
         assert "pretrain/loss" not in result(root, f"encoder={name},seed=0")["metrics"]
-        (alone_trial,) = space.build({"base": {"encoder": name, "embedding_dim": 8}}, {}, "x").trials
+        (alone_trial,) = space.build({"base": {"encoder": name}}, {}, "x").trials
         assert alone_trial.settings.usl_epochs == 0
     assert "pretrain/loss" in result(root, "encoder=conv6,strength=0.5,seed=0")["metrics"]
     assert building.read(*Store.open(root)).in_words()

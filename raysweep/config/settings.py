@@ -242,10 +242,12 @@ class Settings(BaseModel):
         for name in names:
             if not isinstance(name, str):
                 raise ValueError('must be a string, or a list of strings (put it in quotes, such as "mask")')
+            if name not in parts.policy and name.lower() == "none":
+                raise ValueError("write strength: 0 for no augmentation")
             if name not in parts.policy:
                 raise ValueError(f"unknown policy {name!r}{suggest(str(name), parts.policy)}")
         if len(set(names)) < len(names) or not names:
-            raise ValueError(f"give at least one policy, and none twice, not {value!r}")
+            raise ValueError("give at least one policy, and none twice")
         return "+".join(names)
 
     # Pydantic runs the last "before" validator first. So `none` is read here, before the validators above run.

@@ -75,4 +75,5 @@ def check_model(
         start = (typed or {}).get(str(key), f"{where}: {key}")
         valid = re.findall(r"'([^']+)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else ()
         hint = suggest(error["input"], valid, "")
-        raise InputError(f"{start}: {problem}, not {shown(error['input'])}{hint}") from None
+        given = "" if problem.startswith("unknown ") else f", not {shown(error['input'])}"  # it names what is unknown
+        raise InputError(f"{start}: {problem}{given}{hint}") from None

@@ -291,8 +291,13 @@ def check_distribution(name: str, spec: Any, base: Settings, where: str, is_alon
     if not isinstance(values, list):
         raise InputError(f"{where}: {distribution}: expected a list, not {values!r}")
 
+    is_drawn_below = distribution == "randint" and len(values) == 2 and type(values[1]) is int
+    if is_drawn_below:  # the bound itself is no value
+        values = [values[0], values[1] - 1]
     check = make_settings if is_alone and name != "seed" else make_base
     checked = [getattr(check({**base.model_dump(), name: value}, where, {name: where}), name) for value in values]
+    if is_drawn_below:
+        checked[1] += 1
     if distribution in ("grid", "choice"):
         if not checked:
             raise InputError(f"{where}: {distribution}: the list is empty")

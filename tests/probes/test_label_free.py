@@ -104,9 +104,9 @@ VIEWS = {"strength": 1.0, "policy": "simclr+noise", "crop_strength": 0.25}
 LIDAR = {"label_free/embedding_lidar", "label_free/trunk_lidar"}
 
 
-def control_of(name, **content):
+def control_of(name, recorded=False, **content):
     """Return a control of a sweep, as a worker gets it."""
-    sweep = space.build({"baseline": [name], **content}, {}, "test")
+    sweep = space.build({"baseline": [name], **content}, {}, "test", recorded=recorded)
     return pickle.loads(pickle.dumps(next(trial for trial in sweep.trials if trial.control == name)))
 
 
@@ -132,7 +132,8 @@ COMMON = [{"alpha": [0.1, 1]}, {"usl_type": ["simclr", "ae_single"]}, {"encoder"
 @pytest.mark.parametrize("search", COMMON)
 def test_points_that_differ_elsewhere_have_a_common_augmentation(search):
     base = {"label_free": True, "blur_probability": 0.3, **VIEWS}
-    assert control_of("pca", base=base, search=search).views == VIEWS, "no point reads the probability of the blur"
+    control = control_of("pca", recorded=True, base=base, search=search)
+    assert control.views == VIEWS, "no point reads the probability of the blur"
 
 
 @pytest.mark.parametrize("search", SEVERAL)

@@ -38,7 +38,10 @@ def test_what_the_data_lacks_is_refused(refused, few, settings, words):
     ("settings", "words"),
     [
         ({"image_size": 64}, "wider than 8,192, and the trunk of conv6 has 32,768 features of images of 64×64"),
-        ({"encoder": "pixels", "image_size": 96}, "the trunk of pixels has 27,648 features of images of 96×96 pixels"),
+        (
+            {"encoder": "pixels", "usl_epochs": 0, "image_size": 96},
+            "the trunk of pixels has 27,648 features of images of 96×96 pixels",
+        ),
         ({"tune.metric": "label_free/embedding_lidar", "embedding_dim": 8200}, "the embedding is wider than 8,192"),
     ],
 )
