@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from raysweep.config import Settings
 from raysweep.space import Resources, Sweep, missing_words, race_words, to_yaml, words_without_labels
-from raysweep.space.hints import long_defaults
+from raysweep.space.hints import long_defaults, seeds_apart
 from raysweep.space.model import Tune
 from raysweep.space.sharing import taking_over
 from raysweep.system.terminal import counted, duration
@@ -117,7 +117,8 @@ def plan(sweep: Sweep, local: bool, share: bool = True, done: Collection[str] = 
         gpus = f"{resources.gpu:g} GPU" if resources.gpu else "no GPU"
         workers = f"{resources.workers} processes with " if resources.workers > 1 else ""
         yield f"Each trial gets {workers}{counted(resources.cpu, 'core')} and {gpus} (resources.cpu, resources.gpu)."
-    yield from filter(None, (words_without_labels(sweep), missing_words(sweep), long_defaults(sweep)))
+    notes = (words_without_labels(sweep), missing_words(sweep), seeds_apart(sweep), long_defaults(sweep))
+    yield from filter(None, notes)
 
 
 def epochs_in_words(epochs: Sequence[int]) -> str:

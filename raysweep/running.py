@@ -23,7 +23,7 @@ from raysweep.results.result import Result, describe_error, note_traceback
 from raysweep.results.store import TAKE_SECONDS, Store, shown_place
 from raysweep.results.sweep_file import write_race
 from raysweep.space import Sweep, Trial, missing_words, race_words, words_without_labels
-from raysweep.space.hints import long_defaults
+from raysweep.space.hints import long_defaults, seeds_apart
 from raysweep.space.sharing import count_pretrainings
 from raysweep.system.files import write_atomically
 from raysweep.system.places import settle_ray_directory, shown_path
@@ -96,7 +96,7 @@ def run_new(
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
         planned = race_words(sweep) if sweep.races else f"{counted(sweep.total, 'trial')}{evaluated}"
         progress.tell(f"{store.place}: {planned}{pretrainings(sweep, where.share)}, {words}")
-        for words in filter(None, (words_without_labels(sweep), missing_words(sweep))):
+        for words in filter(None, (words_without_labels(sweep), missing_words(sweep), seeds_apart(sweep))):
             progress.tell(words)
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")

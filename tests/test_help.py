@@ -138,3 +138,22 @@ def test_another_scheduler_drops_what_only_the_scheduler_of_the_file_reads(run_s
     assert "reduction_factor: 3" in kept.stdout
     given = run_sweep("--exp_type", "asha", "--set", "tune.scheduler=fifo", "--set", "tune.reduction_factor=2")
     assert "tune.reduction_factor: has no effect with tune.scheduler: fifo; it needs asha" in given.stderr
+
+
+@pytest.mark.parametrize(
+    ("search", "is_noted"),
+    [
+        ("[{alpha: [1, 10]}, {seed: [0, 1, 2]}]", True),
+        ("[{seed: [0, 1]}, {usl_type: simclr}]", True),
+        ("{alpha: [1, 10], seed: [0, 1, 2]}", False),
+        ("{seed: [0, 1, 2]}", False),
+        ("[{alpha: [1, 10]}, {seed: [0]}]", False),
+        ("[{seed: [0, 1]}, {alpha: [1, 10], seed: [0, 1]}]", False),
+        ("[{alpha: [1, 10]}, {usl_type: simclr, seed: [0, 1]}]", False),
+    ],
+)
+def test_the_plan_says_if_seeds_stand_in_a_sub_space_of_their_own(run_sweep, tmp_path, search, is_noted):
+    (tmp_path / "space.yaml").write_text(f"search: {search}\n")
+    process = run_sweep("space.yaml", "--dry-run")
+    assert process.returncode == 0, process.stderr
+    assert ("\n# Only one point is repeated with several seeds" in process.stdout) == is_noted

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from raysweep.config import SETTINGS, Settings, about, default_of, is_number
 from raysweep.config.values import NUMBER
+from raysweep.space.expansion import distinct
 from raysweep.space.model import Resources, Sweep, Tune
 from raysweep.space.race_settings import Race
 
@@ -132,3 +133,17 @@ def long_defaults(sweep: Sweep) -> str:
         return ""
     values = " and ".join(f"{name}: {default_of(name)}" for name in names)
     return f"{values} {'is a default' if len(names) == 1 else 'are defaults'}; fewer epochs take less time."
+
+
+def seeds_apart(sweep: Sweep) -> str:
+    """Return a sentence if a sub-space searches only seeds, and another one no seed; else an empty text.
+
+    Both are valid. But `search: [{alpha: [1, 10]}, {seed: [0, 1, 2]}]` may be meant as one sub-space of six trials.
+    """
+    repeats = any(set(space) == {"seed"} and distinct(space["seed"]) > 1 for space in sweep.search)
+    if not repeats or all("seed" in space for space in sweep.search):
+        return ""
+    return (
+        "Only one point is repeated with several seeds, because a sub-space searches nothing but seed; to repeat all "
+        "points, put their settings and seed into one sub-space."
+    )
