@@ -53,8 +53,8 @@ class Estimate:
 def estimate(sweep: Sweep, datasets: Datasets, local: bool, share: bool = True) -> Estimate:
     """Time a few steps of pretraining, of the features, of the linear probe and of fine-tuning, for each kind of trial.
 
-    Trials of one kind agree in all settings except seeds, epochs and real numbers, which hardly change the time of a
-    step. Linear probes of single blocks and the probes that are off by default are not timed, and `FIXED_SECONDS`
+    Trials of one kind agree in all settings except seeds, epochs and real numbers above 0, which hardly change the time
+    of a step. Linear probes of single blocks and the probes that are off by default are not timed, and `FIXED_SECONDS`
     stand for kNN, k-means and the online measures. But a view of LiDAR counts as one image more, without the time of
     its augmentation. A trial with several workers is timed in one process.
 
@@ -85,10 +85,10 @@ def estimate(sweep: Sweep, datasets: Datasets, local: bool, share: bool = True) 
 
 
 def kind_of(settings: Settings) -> tuple[object, ...]:
-    """Return what decides how long a step of a trial takes."""
+    """Return what decides how long a step of a trial takes. For a real number this is whether it is above 0."""
     values = {name: getattr(settings, name) for name in SETTINGS if name not in UNTIMED}
-    trains = settings.usl_epochs > 0
-    return trains, *((name, value) for name, value in values.items() if not isinstance(value, float))
+    kinds = {name: value > 0 if isinstance(value, float) else value for name, value in values.items()}
+    return settings.usl_epochs > 0, *kinds.items()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,16 @@ def test_trials_of_one_kind_differ_only_in_seeds_epochs_and_numbers():
     assert len({kind_of(trial.settings) for trial in sweep.trials}) == 3, "two methods and the random encoder"
 
 
+def test_trials_with_and_without_augmentation_are_of_two_kinds(few):
+    """At strength 0 nothing is augmented, so a step takes less time."""
+    base = {**few, "usl_type": "simclr", "usl_epochs": 1, "le_epochs": 1}
+    sweep = space.build({"base": base, "search": {"strength": [0, 0.25, 1], "seed": [0, 1]}}, {}, "test")
+    kinds = {trial.settings.strength: kind_of(trial.settings) for trial in sweep.trials}
+    assert kinds[0] != kinds[0.25] == kinds[1]
+    whole = estimate(sweep, load_datasets(sweep, {}), local=True)
+    assert whole.longest > whole.shortest, "each kind is timed"
+
+
 def test_the_parts_of_a_trial_add_up():
     costs = Costs(epoch=2.0, features=3.0, probe_epoch=0.5)
     trial = space.build({"base": {"usl_epochs": 10, "le_epochs": 4}}, {}, "test").trials[0]
