@@ -157,7 +157,7 @@ import raysweep
 def mine(
     evaluation,
     *,
-    kernel: Annotated[float, raysweep.Condition("no flip, and `blur`", lambda s: s.blur > s.flip), "Width."] = 1.0,
+    kernel: Annotated[float, raysweep.Condition("no `flip`, and `blur`", lambda s: s.blur > s.flip), "Width."] = 1.0,
     margin: Annotated[float, raysweep.Condition("a wide margin", lambda s: s.blur), "Margin."] = 1.0,
 ):
     '''A probe whose parameters have conditions.'''
