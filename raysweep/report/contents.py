@@ -213,31 +213,30 @@ class Report:
 
     def doubts(self) -> list[str]:
         """Return a sentence for each reason to doubt the scores of some points."""
-        return [*self.absent(), *cautions([point for group in self.groups for point in group.points])]
+        return [*without_seeds(self), *cautions([point for group in self.groups for point in group.points])]
 
-    def absent(self) -> list[str]:
-        """Return a line that names the points with ended trials but no finished one; empty without such points.
 
-        Another line names the points whose encoders an evaluation lacks.
-        """
-        names, without_encoder = [], []
-        for member in self.members:
-            labels = short_names(member.sweep)
-            points = {t.name: labels.get(t.point, t.point) for t in member.sweep.trials if not t.baseline}
-            ended = [(points[result.trial], result.status) for result in member.results if result.trial in points]
-            finished = {point for point, status in ended if status == "finished"}
-            prefix, planned = f"{member.label}/" if self.several else "", {t.point for t in member.sweep.trials}
-            names += [
-                f"{prefix}{point}" for point in dict.fromkeys(point for point, _ in ended) if point not in finished
-            ]
-            lost = dict.fromkeys(t.point for t in member.sweep.missing_trials if t.point not in planned)
-            without_encoder += [f"{prefix}{labels.get(point, point)}" for point in lost]
-        reasons = ((names, "finished"), (without_encoder, "had an encoder when the evaluation started"))
-        return [
-            f"{first_names(titles)} {'is' if len(titles) == 1 else 'are'} not ranked: no seed {words}."
-            for titles, words in reasons
-            if titles
-        ]
+def without_seeds(report: Report) -> list[str]:
+    """Return a line that names the points with ended trials but no finished one; empty without such points.
+
+    Another line names the points whose encoders an evaluation lacks.
+    """
+    names, without_encoder = [], []
+    for member in report.members:
+        labels = short_names(member.sweep)
+        points = {t.name: labels.get(t.point, t.point) for t in member.sweep.trials if not t.baseline}
+        ended = [(points[result.trial], result.status) for result in member.results if result.trial in points]
+        finished = {point for point, status in ended if status == "finished"}
+        prefix, planned = f"{member.label}/" if report.several else "", {t.point for t in member.sweep.trials}
+        names += [f"{prefix}{point}" for point in dict.fromkeys(point for point, _ in ended) if point not in finished]
+        lost = dict.fromkeys(t.point for t in member.sweep.missing_trials if t.point not in planned)
+        without_encoder += [f"{prefix}{labels.get(point, point)}" for point in lost]
+    reasons = ((names, "finished"), (without_encoder, "had an encoder when the evaluation started"))
+    return [
+        f"{first_names(titles)} {'is' if len(titles) == 1 else 'are'} not ranked: no seed {words}."
+        for titles, words in reasons
+        if titles
+    ]
 
 
 def without_metric(report: Report) -> str:

@@ -124,10 +124,14 @@ UNUSED = [
     ),
     ({"strength": 0, "policy": "noise"}, "(strength: 0.0); it needs strength > 0", {"strength": 1}),
     ({"strength": 0, "crop_strength": 0.5}, "(policy: simclr, strength: 0.0); it needs", {"strength": 1}),
-    ({"probe_grid": {"lr": [1, 2]}, "le_lr": 0.1}, "it needs no lr in probe_grid, per_layer", {"mlp_probe": True}),
+    (
+        {"probe_grid": {"lr": [1, 2]}, "le_lr": 0.1},
+        "it needs per_layer, mlp_probe, or no lr in probe_grid",
+        {"mlp_probe": True},
+    ),
     (
         {"probe_grid": {"weight_decay": [0, 1]}, "le_weight_decay": 0.1},
-        "it needs no weight_decay in probe_grid",
+        "it needs per_layer, mlp_probe, or no weight_decay in probe_grid",
         {"per_layer": True},
     ),
     ({"val_fraction": 0, "split_seed": 1}, "(val_fraction: 0.0, probe_labels: True); it needs", {"val_fraction": 0.2}),
