@@ -29,7 +29,7 @@ from raysweep.results.store import Store, open_sweeps
 from raysweep.results.sweep_file import check_version, recorded_datasets
 from raysweep.running import DEFAULT, conclude, describe_for_tensorboard, explaining, finish, prepare, pretrainings
 from raysweep.running import Outcome as Outcome
-from raysweep.running import Where as Where
+from raysweep.running import RunOptions as RunOptions
 from raysweep.running import run_new as run_new
 from raysweep.running import run_trials as run_trials
 from raysweep.space import Sweep, race_words
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 def plan(
     source: Space | None,
     overrides: Mapping[str, Any],
-    where: Where = DEFAULT,
+    options: RunOptions = DEFAULT,
     *,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -55,7 +55,7 @@ def plan(
     Args:
         source: a search space; None: only what `overrides` says.
         overrides: settings by name (a list becomes a grid), `baseline`, `tune.NAME`, `seeds.NAME`, `resources.NAME`.
-        where: how and where it will run.
+        options: how and where it will run.
         plugins: files or installed modules with parts; the search space may list more of them.
         parts: decorated functions and classes, which are passed to the workers by value.
 
@@ -68,7 +68,7 @@ def plan(
     """
     sweep = preparation.build_sweep(source, overrides, given(plugins, parts))
     preparation.check_paths(sweep)
-    preparation.check_requirements(sweep, where.local, where.address)
+    preparation.check_requirements(sweep, options.local, options.address)
     return sweep
 
 
@@ -98,7 +98,7 @@ def run(
     *,
     output: str = "runs",
     name: str | None = None,
-    where: Where = DEFAULT,
+    options: RunOptions = DEFAULT,
     progress: Progress | None = None,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -111,7 +111,7 @@ def run(
         output: the directory in which the results directory is made, or the URI of one in a bucket.
         name: the name of the results directory, which must not exist; None takes the space's name, with a
             suffix if it exists.
-        where: how and where the trials run.
+        options: how and where the trials run.
         progress: told what happens; None: nothing is shown.
         plugins: see `plan`.
         parts: see `plan`.
@@ -122,15 +122,15 @@ def run(
         SweepBrokeOff: something unexpected happened; the results so far are kept.
     """
     progress = progress or Silence()
-    sweep = plan(source, overrides or {}, where, plugins=plugins, parts=parts)
-    return run_new(sweep, Store.plan(output, name, sweep.name), where, progress)
+    sweep = plan(source, overrides or {}, options, plugins=plugins, parts=parts)
+    return run_new(sweep, Store.plan(output, name, sweep.name), options, progress)
 
 
 def plan_evaluation(
     place: str,
     source: Space | None,
     overrides: Mapping[str, Any],
-    where: Where = DEFAULT,
+    options: RunOptions = DEFAULT,
     *,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -145,7 +145,7 @@ def plan_evaluation(
     """
     planned = evaluations.plan_evaluation(place, source, overrides, given(plugins, parts))
     preparation.check_paths(planned.sweep)
-    preparation.check_requirements(planned.sweep, where.local, where.address)
+    preparation.check_requirements(planned.sweep, options.local, options.address)
     return planned
 
 
@@ -156,7 +156,7 @@ def evaluate(
     *,
     output: str | None = None,
     name: str | None = None,
-    where: Where = DEFAULT,
+    options: RunOptions = DEFAULT,
     progress: Progress | None = None,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -171,7 +171,7 @@ def evaluate(
         output: for one encoder, the directory in which the results directory is made; None: `runs`. The results of a
             sweep's encoders are in its directory, below `evaluations`.
         name: see `run`.
-        where: how and where the trials run.
+        options: how and where the trials run.
         progress: told what happens; None: nothing is shown.
         plugins: see `plan`; the plugins of the sweep are in its results directory.
         parts: see `plan`.
@@ -182,13 +182,13 @@ def evaluate(
     Example:
         >>> evaluate("runs/alpha", None, {"probe_dataset": "cifar10"}).report.in_words()
     """
-    planned = plan_evaluation(place, source, overrides or {}, where, plugins=plugins, parts=parts)
+    planned = plan_evaluation(place, source, overrides or {}, options, plugins=plugins, parts=parts)
     store = Store.plan(planned.directory(output), name, planned.sweep.name)
-    return run_new(planned.sweep, store, where, progress or Silence(), planned.digests, planned.encoder)
+    return run_new(planned.sweep, store, options, progress or Silence(), planned.digests, planned.encoder)
 
 
 def plan_resume(
-    place: str, source: Space | None, overrides: Mapping[str, Any], where: Where, extra: Sequence[Plugin] = ()
+    place: str, source: Space | None, overrides: Mapping[str, Any], options: RunOptions, extra: Sequence[Plugin] = ()
 ) -> tuple[Sweep, Sweep, frozenset[str]]:
     """Return what would be resumed with the plugins `extra`; see `resume`.
 
@@ -198,10 +198,10 @@ def plan_resume(
     Raises:
         InputError: `resume` would refuse to resume the sweep, for a reason that needs neither data nor Ray.
     """
-    store, before, sweep = _planned(place, source, overrides, where, extra)
+    store, before, sweep = _planned(place, source, overrides, options, extra)
     kept = preparation.check_resumable(store, sweep)
     done = frozenset(result.trial for result in kept)
-    return before, planned_continuations(store, sweep, kept, where.share), done
+    return before, planned_continuations(store, sweep, kept, options.share), done
 
 
 def resume(
@@ -209,7 +209,7 @@ def resume(
     source: Space | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
-    where: Where = DEFAULT,
+    options: RunOptions = DEFAULT,
     progress: Progress | None = None,
     plugins: Sequence[str | Path] = (),
     parts: Sequence[Callable[..., Any]] = (),
@@ -220,7 +220,7 @@ def resume(
         place: its results directory, or the URI of one in a bucket.
         source: a search space whose points are added; None: no points are added.
         overrides: settings that change the search space; see `plan`.
-        where: how and where the trials run.
+        options: how and where the trials run.
         progress: told what happens; None: nothing is shown.
         plugins: see `plan`; the existing plugins of the sweep are in its results directory.
         parts: see `plan`; the existing parts of the sweep are needed again.
@@ -232,7 +232,7 @@ def resume(
         >>> resume("runs/alpha", None, {"alpha": [0.1, 1, 10]}).sweep.total
     """
     progress, overrides, extra = progress or Silence(), overrides or {}, given(plugins, parts)
-    _planned(place, source, overrides, where, extra)
+    _planned(place, source, overrides, options, extra)
     store = Store(place)
     with store.lock():
         _, before = Store.open(store.place, given=extra)  # another process may have resumed it in the meantime
@@ -250,7 +250,7 @@ def resume(
             progress.tell(f"{store.place}: {done} finished")
             return conclude(store, sweep)
         check_version(sweep, store.root, store.place)
-        datasets, words = prepare(sweep, store, recorded_datasets(store.root), where, progress)
+        datasets, words = prepare(sweep, store, recorded_datasets(store.root), options, progress)
         preparation.check_kept(sweep, kept, datasets)
         if changed:
             store.extend(sweep, {**preparation.provenance(), "datasets": preparation.digests(datasets)})
@@ -260,12 +260,12 @@ def resume(
                 "warning: the resources changed; with other threads or a GPU, results differ in their last digits"
             )
         new = f" ({added} new)" if added else ""
-        sweep, continued = with_continuations(store, sweep, kept, where.share)
+        sweep, continued = with_continuations(store, sweep, kept, options.share)
         planned = race_words(sweep) if sweep.races else counted(sweep.total, "trial")
-        planned += f"{new}{continued}{pretrainings(sweep, where.share, {result.trial for result in kept})}"
+        planned += f"{new}{continued}{pretrainings(sweep, options.share, {result.trial for result in kept})}"
         progress.tell(f"{store.place}: {planned}, {len(kept)} finished before, {words}")
-        with explaining(store, where):
-            return finish(run_trials(sweep, store, datasets, kept, where, progress), store, where)
+        with explaining(store, options):
+            return finish(run_trials(sweep, store, datasets, kept, options, progress), store, options)
 
 
 def rebuild_report(place: str) -> Outcome:
@@ -386,7 +386,7 @@ def export(checkpoint: str, output: Path) -> dict[str, Any]:
 
 
 def _planned(
-    place: str, source: Space | None, overrides: Mapping[str, Any], where: Where, extra: Sequence[Plugin]
+    place: str, source: Space | None, overrides: Mapping[str, Any], options: RunOptions, extra: Sequence[Plugin]
 ) -> tuple[Store, Sweep, Sweep]:
     """Return the store of the sweep at `place` for reading, the existing sweep, and the sweep to resume."""
     # The copy for reports, because another process may be at work in the copy of a bucket.
@@ -396,5 +396,5 @@ def _planned(
     sweep = preparation.extended(before, store, source, overrides, extra)
     preparation.check_paths(sweep)
     check_encoders(store, sweep)
-    preparation.check_requirements(sweep, where.local, where.address, is_new=False)
+    preparation.check_requirements(sweep, options.local, options.address, is_new=False)
     return store, before, sweep

@@ -77,14 +77,14 @@ def source_of(parsed: argparse.Namespace) -> Path | None:
     return shipped_spaces()[parsed.exp_type] if parsed.exp_type else None
 
 
-def where_of(parsed: argparse.Namespace) -> api.Where:
+def run_options_of(parsed: argparse.Namespace) -> api.RunOptions:
     """Return how and where the arguments say that trials run."""
     if parsed.local and parsed.address is not None:
         raise InputError(f"--local runs without Ray and takes no --address {parsed.address}")
     if parsed.verbose and not parsed.dry_run:
         raise InputError("--verbose is for --dry-run, which then prints every setting")
     share = not getattr(parsed, "no_share", False)  # an evaluation pretrains nothing and has no such flag
-    return api.Where(parsed.local, parsed.address, lambda store: resume_of(store, parsed), share=share)
+    return api.RunOptions(parsed.local, parsed.address, lambda store: resume_of(store, parsed), share=share)
 
 
 def check_destination(parsed: argparse.Namespace, directory: str, sweep: Sweep) -> None:
@@ -95,13 +95,13 @@ def check_destination(parsed: argparse.Namespace, directory: str, sweep: Sweep) 
 
 def sweep_command(parsed: argparse.Namespace) -> int:
     """Run a new sweep, or resume an existing one."""
-    where = where_of(parsed)
+    options = run_options_of(parsed)
     if parsed.resume is not None:
         for flag in ("name", "output"):
             if flag in parsed.given:
                 raise InputError(f"--resume names the directory of the sweep and takes no --{flag}")
     overrides, source = overrides_of(parsed), source_of(parsed)
-    options: dict[str, Any] = {"where": where, "plugins": parsed.plugin}
+    keywords: dict[str, Any] = {"options": options, "plugins": parsed.plugin}
     if parsed.resume is None and source is None and not overrides:
         raise InputError("nothing to run: give a search-space file, --exp_type alpha, or settings (--usl_type simclr)")
     if parsed.estimate and not parsed.dry_run:
@@ -109,12 +109,12 @@ def sweep_command(parsed: argparse.Namespace) -> int:
     if parsed.estimate and parsed.resume is not None:
         raise InputError("--estimate is for a new sweep; a resumed sweep shows the time left")
     if parsed.dry_run and parsed.resume is not None:
-        before, sweep, done = api.plan_resume(parsed.resume, source, overrides, where, plugins.given(parsed.plugin))
+        before, sweep, done = api.plan_resume(parsed.resume, source, overrides, options, plugins.given(parsed.plugin))
         return show_plan(sweep, {trial.name for trial in before.trials}, parsed, done=done)
     if parsed.dry_run:
-        sweep = api.plan(source, overrides, **options)
+        sweep = api.plan(source, overrides, **keywords)
         check_destination(parsed, parsed.output, sweep)
-        timed = api.estimate(sweep, local=parsed.local, share=where.share) if parsed.estimate else None
+        timed = api.estimate(sweep, local=parsed.local, share=options.share) if parsed.estimate else None
         return show_plan(sweep, None, parsed, timed)
 
     from raysweep.backends.display import ConsoleProgress
@@ -122,28 +122,28 @@ def sweep_command(parsed: argparse.Namespace) -> int:
     console, started = make_console(), time.monotonic()
     progress = ConsoleProgress(console, say)
     if parsed.resume is not None:
-        outcome = api.resume(parsed.resume, source, overrides, progress=progress, **options)
+        outcome = api.resume(parsed.resume, source, overrides, progress=progress, **keywords)
     else:
-        outcome = api.run(source, overrides, output=parsed.output, name=parsed.name, progress=progress, **options)
-    return show_outcome(outcome, console, started, where.resume_command)
+        outcome = api.run(source, overrides, output=parsed.output, name=parsed.name, progress=progress, **keywords)
+    return show_outcome(outcome, console, started, options.resume_command)
 
 
 def evaluate_command(parsed: argparse.Namespace) -> int:
     """Evaluate trained encoders under other evaluation settings."""
     source = None if parsed.space is None else Path(parsed.space)
     overrides = space.parse_assignments(parsed.set)
-    where = where_of(parsed)
-    options: dict[str, Any] = {"where": where, "plugins": parsed.plugin}
+    options = run_options_of(parsed)
+    keywords: dict[str, Any] = {"options": options, "plugins": parsed.plugin}
     if parsed.dry_run:
-        planned = api.plan_evaluation(parsed.place, source, overrides, **options)
+        planned = api.plan_evaluation(parsed.place, source, overrides, **keywords)
         check_destination(parsed, planned.directory(parsed.output), planned.sweep)
         return show_plan(planned.sweep, None, parsed)
     from raysweep.backends.display import ConsoleProgress
 
     console, started = make_console(), time.monotonic()
-    options |= {"output": parsed.output, "name": parsed.name, "progress": ConsoleProgress(console, say)}
-    outcome = api.evaluate(parsed.place, source, overrides, **options)
-    return show_outcome(outcome, console, started, where.resume_command)
+    keywords |= {"output": parsed.output, "name": parsed.name, "progress": ConsoleProgress(console, say)}
+    outcome = api.evaluate(parsed.place, source, overrides, **keywords)
+    return show_outcome(outcome, console, started, options.resume_command)
 
 
 def show_plan(

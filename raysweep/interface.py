@@ -66,7 +66,7 @@ def run(
         >>> results = raysweep.run({"base": {"usl_epochs": 10}, "search": {"alpha": [0.1, 1], "seed": [0, 1, 2]}})
         >>> results.summary()
     """
-    where = place_of_run(local, address, parts, share)
+    options = run_options(local, address, parts, share)
     with lasting_process(local):
         return results_of(
             lambda: api.run(
@@ -74,7 +74,7 @@ def run(
                 overrides_of(set),
                 output="runs" if output is None else checked_place(output, "output", "a directory or a URI"),
                 name=name,
-                where=where,
+                options=options,
                 progress=progress_of(progress),
                 plugins=plugins,
                 parts=parts,
@@ -117,14 +117,14 @@ def resume(
     Example:
         >>> results = raysweep.resume("runs/alpha", set={"seed": [0, 1, 2, 3]})
     """
-    where = place_of_run(local, address, parts, share)
+    options = run_options(local, address, parts, share)
     with lasting_process(local):
         return results_of(
             lambda: api.resume(
                 checked_place(place),
                 None if space is None else source_of(space),
                 overrides_of(set),
-                where=where,
+                options=options,
                 progress=progress_of(progress),
                 plugins=plugins,
                 parts=parts,
@@ -203,7 +203,7 @@ def evaluate(
         >>> results = raysweep.evaluate("runs/alpha", set={"labels_per_class": [1, 10], "probe_layer": ["trunk"]})
         >>> results.summary()
     """
-    where = place_of_run(local, address, parts)
+    options = run_options(local, address, parts)
     with lasting_process(local):
         return results_of(
             lambda: api.evaluate(
@@ -212,7 +212,7 @@ def evaluate(
                 overrides_of(set),
                 output=None if output is None else checked_place(output, "output", "a directory or a URI"),
                 name=name,
-                where=where,
+                options=options,
                 progress=progress_of(progress),
                 plugins=plugins,
                 parts=parts,
@@ -220,9 +220,9 @@ def evaluate(
         )
 
 
-def place_of_run(
+def run_options(
     local: bool, address: str | None, parts: Sequence[Callable[..., Any]], share: bool = True
-) -> api.Where:
+) -> api.RunOptions:
     """Return how and where a sweep runs."""
     checked_flag(local, "local")
     checked_flag(share, "share")
@@ -232,7 +232,7 @@ def place_of_run(
         check_address(address)
     if local and address is not None:
         raise InputError(f"local=True runs without Ray and takes no address {address!r}")
-    return api.Where(local, address, owns_process=False, share=share, parts=parts)
+    return api.RunOptions(local, address, owns_process=False, share=share, parts=parts)
 
 
 def progress_of(shown: Shown) -> Progress:

@@ -30,7 +30,7 @@ LAYERS = ("trunk", "embedding")
 COPIED, NAMES = 2**22, 1000  # bytes, and paths, at a time
 EXISTS = "exists; choose another name, or remove it"
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with how many of how many images are done."""
 
 
@@ -135,7 +135,7 @@ def embed(
     layer: str = "trunk",
     batch_size: int | None = None,
     skip_bad_images: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> tuple[int, int]:
     """Write the features of images of any size and mode, converted as the images of a `folder:PATH` dataset are.
 

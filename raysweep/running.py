@@ -44,7 +44,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Where:
+class RunOptions:
     """How and where a sweep runs."""
 
     local: bool = False
@@ -72,14 +72,14 @@ class Where:
         return f"raysweep.resume({', '.join(words)})"
 
 
-DEFAULT = Where()
+DEFAULT = RunOptions()
 """On Ray, as a command."""
 
 
 def run_new(
     sweep: Sweep,
     store: Store,
-    where: Where,
+    options: RunOptions,
     progress: Progress,
     recorded: Mapping[str, str] = MappingProxyType({}),
     encoder: bytes | None = None,
@@ -89,17 +89,17 @@ def run_new(
     Args:
         sweep: the sweep.
         store: its planned results directory.
-        where: how and where the trials run.
+        options: how and where the trials run.
         progress: told what happens.
         recorded: the digests, by name, that datasets must have.
         encoder: the content of the encoder file that all trials evaluate; None if there is no such file.
     """
-    datasets, words = prepare(sweep, store, recorded, where, progress)
+    datasets, words = prepare(sweep, store, recorded, options, progress)
     # Another process may have taken the name in the meantime: from here on the store is the one that was created.
     # An evaluation also records the images that its encoders were pretrained on, which it does not read.
     digests = {**recorded, **preparation.digests(datasets)}
     store = store.create(sweep, {**preparation.provenance(), "datasets": digests})
-    with store.lock(wait=TAKE_SECONDS), explaining(store, where):
+    with store.lock(wait=TAKE_SECONDS), explaining(store, options):
         if encoder is not None:  # first of all: without it the evaluation could not be resumed
             write_atomically(store.root / ENCODER, encoder)
             store.push()
@@ -107,12 +107,12 @@ def run_new(
         count = len(sweep.encoders)
         evaluated = f" of {counted(count, 'trained encoder')}" if count else ""
         planned = race_words(sweep) if sweep.races else f"{counted(sweep.total, 'trial')}{evaluated}"
-        progress.tell(f"{store.place}: {planned}{pretrainings(sweep, where.share)}, {words}")
+        progress.tell(f"{store.place}: {planned}{pretrainings(sweep, options.share)}, {words}")
         for words in filter(None, (words_without_labels(sweep), missing_words(sweep), seeds_apart(sweep))):
             progress.tell(words)
         if long_defaults(sweep):
             progress.tell(f"{long_defaults(sweep)} --dry-run --estimate says how long the sweep takes.")
-        return finish(run_trials(sweep, store, datasets, [], where, progress), store, where)
+        return finish(run_trials(sweep, store, datasets, [], options, progress), store, options)
 
 
 def pretrainings(sweep: Sweep, share: bool, done: Collection[str] = ()) -> str:
@@ -139,12 +139,12 @@ def describe_for_tensorboard(store: Store, sweep: Sweep) -> None:
 
 
 def prepare(
-    sweep: Sweep, store: Store, recorded: Mapping[str, str], where: Where, progress: Progress
+    sweep: Sweep, store: Store, recorded: Mapping[str, str], options: RunOptions, progress: Progress
 ) -> tuple[Datasets, str]:
     """Load and check the data, and prepare the backend. Write nothing. Return the datasets and the plan in words."""
     with progress.waiting("loading the data; missing datasets are downloaded"):
         datasets = preparation.load_datasets(sweep, recorded)
-    if where.local:
+    if options.local:
         from raysweep.backends import local
 
         return datasets, local.prepare(sweep, store, None)
@@ -154,7 +154,7 @@ def prepare(
         from raysweep.backends.ray.environment import cluster_address, prepare_environment
         from raysweep.backends.ray.session import is_initialized
 
-        address = cluster_address(where.address)
+        address = cluster_address(options.address)
         if not is_initialized():  # a Ray that the user has initialised is used as it is
             prepare_environment(address)
             present_token(address)
@@ -162,11 +162,11 @@ def prepare(
                 settle_ray_directory()
         from raysweep.backends.ray import tuner
 
-        return datasets, tuner.prepare(sweep, store, where.address)
+        return datasets, tuner.prepare(sweep, store, options.address)
 
 
 def run_trials(
-    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], where: Where, progress: Progress
+    sweep: Sweep, store: Store, datasets: Datasets, kept: list[Result], options: RunOptions, progress: Progress
 ) -> Sweep:
     """Run the trials that have no result in `kept`, and the further rounds of a race of seeds.
 
@@ -180,19 +180,19 @@ def run_trials(
     if pending and sweep.race is not None and not sweep.encoders and sweep.race_end:
         sweep = replace(sweep, race_end="")  # a trial that failed before may change the verdict that ended the race
         write_race(store.root, sweep)
-    stopping = Stopping(store, sweep.tune.time_budget, where.resume_command(store), where.owns_process)
+    stopping = Stopping(store, sweep.tune.time_budget, options.resume_command(store), options.owns_process)
     with stopping.running(), progress.trials(sweep, kept) as trials, importing_report():
         next_round = partial(add_next_round, store, trials, stopping)
         if not pending:  # the race was interrupted between two rounds
             sweep, pending = next_round(sweep)
-        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping, where.share, next_round)
+        sweep_run = SweepRun(sweep, pending, kept, store, datasets, trials, stopping, options.share, next_round)
         if pending or sweep.race is None:
-            sweep = run_on_backend(sweep_run, where)
+            sweep = run_on_backend(sweep_run, options)
         if stopping.number is not None:
-            raise interrupted(store, where, stopping.number)
+            raise interrupted(store, options, stopping.number)
         clean_up(store, sweep, kept)
     if stopping.number is not None:  # the signal arrived after the last trial had ended
-        raise interrupted(store, where, stopping.number)
+        raise interrupted(store, options, stopping.number)
     cached = cache_words(sweep.examples[0].settings) if sweep.encoders else ""
     if cached:
         progress.tell(cached)
@@ -209,9 +209,9 @@ def run_trials(
     return sweep
 
 
-def run_on_backend(sweep_run: SweepRun, where: Where) -> Sweep:
+def run_on_backend(sweep_run: SweepRun, options: RunOptions) -> Sweep:
     """Run the pending trials in this process or on Ray; see `raysweep.backends.sweep_run`."""
-    if where.local:
+    if options.local:
         from raysweep.backends import local
 
         return local.run(sweep_run)
@@ -227,7 +227,7 @@ def add_next_round(store: Store, shown: TrialProgress, stopping: Stopping, sweep
         The sweep, and the trials of its next round. There are none without a race, while trials have not ended, or if
         the race has ended.
     """
-    if not sweep.races or stopping.asked():
+    if not sweep.races or stopping.must_stop():
         return sweep, []
     ended = {result.trial for result in store.results(sweep)}
     if len(ended) < len(sweep.trials):
@@ -242,23 +242,23 @@ def add_next_round(store: Store, shown: TrialProgress, stopping: Stopping, sweep
     return grown, [trial for trial in grown.trials if trial.name not in ended]
 
 
-def finish(sweep: Sweep, store: Store, where: Where) -> Outcome:
+def finish(sweep: Sweep, store: Store, options: RunOptions) -> Outcome:
     """Write the report after trials have run; if it cannot be written, the results of the trials are still present."""
     try:
         return conclude(store, sweep)
     except OSError as fault:
         raise ResultsLost(
-            f"the report cannot be written: {describe_error(fault)}; resume with: {where.resume_command(store)}"
+            f"the report cannot be written: {describe_error(fault)}; resume with: {options.resume_command(store)}"
         ) from None
 
 
-def interrupted(store: Store, where: Where, number: int) -> SweepInterrupted:
+def interrupted(store: Store, options: RunOptions, number: int) -> SweepInterrupted:
     """The exception for a sweep that the signal of this number interrupted."""
-    return SweepInterrupted(f"interrupted; resume with: {where.resume_command(store)}", store.place, number)
+    return SweepInterrupted(f"interrupted; resume with: {options.resume_command(store)}", store.place, number)
 
 
 @contextmanager
-def explaining(store: Store, where: Where) -> Iterator[None]:
+def explaining(store: Store, options: RunOptions) -> Iterator[None]:
     """Turn what ends a running sweep into an exception that says how the sweep is resumed.
 
     The traceback of an exception that nobody expected goes into the sweep's `error.txt`.
@@ -266,14 +266,14 @@ def explaining(store: Store, where: Where) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise interrupted(store, where, signal.SIGINT) from None
+        raise interrupted(store, options, signal.SIGINT) from None
     except (InputError, ResultsLost, SweepInterrupted):
         raise
     except Exception as fault:
         note_traceback(store.root)
         raise SweepBrokeOff(
             f"the sweep broke off: {describe_error(fault)} (traceback in {shown_path(store.root / 'error.txt')}); "
-            f"resume with: {where.resume_command(store)}"
+            f"resume with: {options.resume_command(store)}"
         ) from None
 
 

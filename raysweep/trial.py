@@ -15,7 +15,7 @@ from raysweep.space import Trial
 from raysweep.system.memory import kept_memory
 from raysweep.training.compute import fixed_threads
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
-from raysweep.trial_progress import Report, Saved, Stop
+from raysweep.trial_progress import MustStop, Report, Saved
 from raysweep.trial_run import TrialRun
 from raysweep.trial_sharing import ALONE, Sharing
 
@@ -30,7 +30,7 @@ def run_trial(
     checkpoint_seconds: float | None = None,
     collapse: Collapse | None = None,
     report: Report = lambda progress: None,
-    stop: Stop = lambda: False,
+    stop: MustStop = lambda: False,
     saved: Saved = lambda: None,
     context: DistributedContext = SINGLE_PROCESS,
     encoder: Path | None = None,
@@ -54,7 +54,7 @@ def run_trial(
             times what the last checkpoint took, if that is more.
         collapse: when an embedding counts as collapsed, which stops the trial; None: never.
         report: called with the progress.
-        stop: see `Stop`. A trial that stops returns None, and resumes from its checkpoint when it is run again.
+        stop: see `MustStop`. A trial that stops returns None, and resumes from its checkpoint when it is run again.
         saved: see `Saved`.
         context: the processes of a data-parallel trial. This one is the main process; the others run `follow_trial`.
         encoder: the file of the encoder that a trial of an evaluation reads; None if it has none.

@@ -29,7 +29,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProgressReport:
     """The progress of a trial, after an epoch of pretraining or of a probe."""
 
     share: float
@@ -63,8 +63,8 @@ class End:
     reason: str | None = None
 
 
-Report = Callable[[Progress], None]
-Stop = Callable[[], bool]
+Report = Callable[[ProgressReport], None]
+MustStop = Callable[[], bool]
 """Called between two steps. It says whether to save a checkpoint at once and stop. It must be cheap."""
 Saved = Callable[[], None]
 """Called after something was written that a resumed trial, or the sweep, reads."""

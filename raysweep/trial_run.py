@@ -32,7 +32,7 @@ from raysweep.training.compute import device_of, resident
 from raysweep.training.distributed import SINGLE_PROCESS, DistributedContext
 from raysweep.training.loop import last_fall, pretrain
 from raysweep.training.state import broadcast_state, fresh_state, frozen_state
-from raysweep.trial_progress import End, Progress, Report, Saved, Stop
+from raysweep.trial_progress import End, MustStop, ProgressReport, Report, Saved
 from raysweep.trial_sharing import ALONE, Sharing
 
 CHECKPOINT_SECONDS = 30.0
@@ -132,7 +132,7 @@ class TrialRun:
         return list(dict.fromkeys([*self.earlier_warnings, *now]))
 
     def run(
-        self, checkpoint_seconds: float | None, collapse: Collapse | None, report: Report, stop: Stop, saved: Saved
+        self, checkpoint_seconds: float | None, collapse: Collapse | None, report: Report, stop: MustStop, saved: Saved
     ) -> End | None:
         """Pretrain and evaluate. Return how the trial ended, or None if it stopped to resume later."""
 
@@ -173,7 +173,7 @@ class TrialRun:
         finally:
             self.events.close()
 
-    def steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[Progress | End | None]:
+    def steps(self, collapse: Collapse | None, pause: Callable[[], bool]) -> Generator[ProgressReport | End | None]:
         """The rest of the trial. It may be saved wherever this yields. At None there is nothing to report."""
         settings, state = self.settings, self.state
         if settings.pretrain_epochs and settings.probe_every and state.epoch == state.step == 0:
@@ -190,7 +190,7 @@ class TrialRun:
                 yield from self._end_epoch(metrics, collapse)
         yield from self._evaluate()
 
-    def _end_epoch(self, metrics: dict[str, float], collapse: Collapse | None) -> Iterator[Progress | End]:
+    def _end_epoch(self, metrics: dict[str, float], collapse: Collapse | None) -> Iterator[ProgressReport | End]:
         """Log the metrics of an epoch of pretraining, and measure and draw what is due after it."""
         settings, state, total = self.settings, self.state, self.settings.pretrain_epochs + 1
         last = state.epoch == settings.pretrain_epochs
@@ -213,9 +213,9 @@ class TrialRun:
                 yield End("stopped", collapse.words(self.metrics, state.epoch))
         phase = (self.evaluation.first_phase, (0, 0)) if last else ("pretraining", (state.epoch, total - 1))
         share = 0.0 if self.pretrained_by else state.epoch / total
-        yield Progress(share, state.epoch, evaluated, self.metrics, self.seconds(), *phase, self.precision)
+        yield ProgressReport(share, state.epoch, evaluated, self.metrics, self.seconds(), *phase, self.precision)
 
-    def _evaluate(self) -> Iterator[Progress | None]:
+    def _evaluate(self) -> Iterator[ProgressReport | None]:
         """Let the probes evaluate the frozen encoder; then keep its weights."""
         trained = self.settings.pretrain_epochs
         before = 0 if self.is_evaluation or self.pretrained_by else trained  # the evaluation counts as one epoch
@@ -232,7 +232,9 @@ class TrialRun:
                 project(self.directory, self.settings, self.evaluation)
             if scores.phase:
                 share = (before + scores.progress) / (before + 1)
-                yield Progress(share, trained, False, self.metrics, self.seconds(), scores.phase, scores.phase_epochs)
+                yield ProgressReport(
+                    share, trained, False, self.metrics, self.seconds(), scores.phase, scores.phase_epochs
+                )
             else:
                 yield None
         if not self.is_evaluation:

@@ -240,9 +240,9 @@ def test_an_interrupt_saves_the_trials_and_returns_the_results_so_far(few, tmp_p
 
 @pytest.mark.parametrize("given", [{}, {"local": True}, {"address": "h:1"}, {"local": True, "share": False}])
 def test_the_call_that_resumes_has_the_keywords_of_the_run(given, monkeypatch):
-    where = raysweep.interface.place_of_run(**{"local": False, "address": None, "parts": ()} | given)
+    options = raysweep.interface.run_options(**{"local": False, "address": None, "parts": ()} | given)
     monkeypatch.setattr(raysweep, "resume", lambda place, **keywords: (place, keywords))
-    assert eval(where.resume_command(Store("/x"))) == ("/x", given)
+    assert eval(options.resume_command(Store("/x"))) == ("/x", given)
 
 
 def test_sigterm_saves_the_trials_and_then_ends_the_process_as_before(few, tmp_path):

@@ -608,7 +608,7 @@ def by_value(z1, z2):
 def test_a_part_is_passed_by_value_and_needed_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = {"name": "v", "base": {**PRETRAINED, "emb_loss": "by_value"}}
-    outcome = api.run(content, {}, where=api.Where(local=True), parts=[by_value])
+    outcome = api.run(content, {}, options=api.RunOptions(local=True), parts=[by_value])
     assert [point.name for point in outcome.report.points] == ["default"]
     (entry,) = yaml.safe_load((tmp_path / "runs" / "v" / "sweep.yaml").read_text())["parts"]
     assert entry["part"] == "loss by_value"
@@ -620,8 +620,8 @@ def test_a_part_is_passed_by_value_and_needed_again(tmp_path, monkeypatch):
         patch.setattr(parts, "declared", [])
         words = r"part that no file has, loss by_value; give it again, as parts=\[by_value\]"
         with pytest.raises(InputError, match=words):
-            api.resume("runs/v", where=api.Where(local=True))
-    outcome = api.resume("runs/v", None, {"seed": [0, 1]}, where=api.Where(local=True), parts=[by_value])
+            api.resume("runs/v", options=api.RunOptions(local=True))
+    outcome = api.resume("runs/v", None, {"seed": [0, 1]}, options=api.RunOptions(local=True), parts=[by_value])
     assert outcome.sweep.total == 2
 
     def plain(z1, z2):

@@ -27,12 +27,12 @@ def space_of(few):
 @pytest.fixture(scope="module")
 def undisturbed(space_of, tmp_path_factory):
     """The results directory of the race, which ran without Ray to its end."""
-    store = Store(api.run(space_of, output=str(tmp_path_factory.mktemp("race")), where=LOCAL).store.root)
+    store = Store(api.run(space_of, output=str(tmp_path_factory.mktemp("race")), options=LOCAL).store.root)
     assert json.loads((store.root / "race.json").read_text())["rounds"], "the first seeds do not settle the race"
     return store
 
 
-LOCAL = api.Where(local=True)
+LOCAL = api.RunOptions(local=True)
 
 
 def test_a_race_adds_seeds_until_nothing_is_open(undisturbed):
@@ -53,11 +53,11 @@ def test_a_race_adds_seeds_until_nothing_is_open(undisturbed):
 @pytest.mark.parametrize("moment", ["round", "trial"])
 def test_an_interrupted_race_resumes_with_the_same_decisions_and_results(moment, space_of, undisturbed, tmp_path):
     with pytest.raises(SweepInterrupted):
-        api.run(space_of, output=str(tmp_path), where=LOCAL, progress=Interrupting(moment))
+        api.run(space_of, output=str(tmp_path), options=LOCAL, progress=Interrupting(moment))
     root = tmp_path / "race"
     assert json.loads((root / "race.json").read_text())["end"] == ""
     assert "The race has not ended; a resume continues it" in "".join(raysweep.open(root).conclusions())
-    outcome = api.resume(str(root), where=LOCAL)
+    outcome = api.resume(str(root), options=LOCAL)
     assert outcome.sweep.race_end
     for name in SAME:
         assert content(root, name) == content(undisturbed.root, name), name
@@ -78,12 +78,12 @@ def test_a_race_on_ray_makes_the_same_decisions(space_of, undisturbed, tmp_path)
 
 def test_the_time_budget_ends_a_race_and_a_resume_continues_it(space_of, undisturbed, tmp_path):
     short = {**space_of, "tune": {"time_budget": 1e-3}}
-    outcome = api.run(short, output=str(tmp_path), where=LOCAL)
+    outcome = api.run(short, output=str(tmp_path), options=LOCAL)
     assert outcome.sweep.race_end == "budget"
     assert json.loads((tmp_path / "race" / "race.json").read_text())["end"] == "budget"
-    outcome = api.resume(str(tmp_path / "race"), None, {"tune.time_budget": None}, where=LOCAL)
+    outcome = api.resume(str(tmp_path / "race"), None, {"tune.time_budget": None}, options=LOCAL)
     assert content(tmp_path / "race", "race.json") == content(undisturbed.root, "race.json")
-    assert api.resume(str(tmp_path / "race"), where=LOCAL).sweep.race_end == outcome.sweep.race_end
+    assert api.resume(str(tmp_path / "race"), options=LOCAL).sweep.race_end == outcome.sweep.race_end
 
 
 def test_a_race_that_its_time_budget_ends_between_two_rounds_has_status_1(undisturbed, tmp_path):
@@ -111,7 +111,7 @@ def test_a_race_that_has_ended_decides_again_if_one_of_its_trials_must_run_again
     shutil.rmtree(root / next(trial.name for trial in Store.open(root)[1].trials if not trial.baseline))
     race = json.loads((root / "race.json").read_text())
     (root / "race.json").write_text(json.dumps({**race, "end": "incomparable"}))
-    api.resume(str(root), where=LOCAL)
+    api.resume(str(root), options=LOCAL)
     assert content(root, "race.json") == content(undisturbed.root, "race.json")
     assert content(root, "differences.csv") == content(undisturbed.root, "differences.csv")
 

@@ -13,7 +13,7 @@ from raysweep import parts, plugins, space
 from raysweep.backends import local
 from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.progress import SilentTrials
-from raysweep.backends.ray.callbacks import Watch
+from raysweep.backends.ray.callbacks import TrialEvents
 from raysweep.backends.ray.handout import Dispenser
 from raysweep.backends.ray.tuner import ahead
 from raysweep.backends.stopping import Stopping
@@ -355,7 +355,7 @@ def test_a_leader_that_fails_as_the_run_of_tune_ends_fails_its_dependents(tmp_pa
     """For example because Ray's memory monitor has ended it. The others would repeat the pretraining that failed."""
     sweep = sweep_of({"labels_per_class": [1, 2, 3]})
     store = Store(tmp_path / "x").create(sweep, {})
-    watch = Watch(dict(DATASETS), store, None, {}, SilentTrials())
+    watch = TrialEvents(dict(DATASETS), store, None, {}, SilentTrials())
     queue = PretrainingQueue(sweep.trials, store, share=True)
     dispenser = Dispenser(queue, Stopping(store), watch.done, watch.failed, watch.fail)
     watch.fail_dependents = dispenser.fail_dependents

@@ -14,7 +14,7 @@ from raysweep.results.trial_directory import at_work, record_failure
 from raysweep.space import Sweep, Trial
 from raysweep.space.sharing import Role
 from raysweep.trial import run_trial
-from raysweep.trial_progress import Progress
+from raysweep.trial_progress import ProgressReport
 from raysweep.trial_sharing import sharing_of
 
 
@@ -33,7 +33,7 @@ def run(sweep_run: SweepRun) -> Sweep:
     while pending:
         queue = PretrainingQueue(pending, sweep_run.store, sweep_run.shares)
         while not queue.is_empty():
-            if sweep_run.stopping.asked():
+            if sweep_run.stopping.must_stop():
                 return sweep
             start = queue.next()
             assert start is not None, "no trial runs, so none has to wait"
@@ -62,7 +62,7 @@ def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Resu
         before = attempts(store.trial(trial.name))
         with at_work(store, trial.name) as push:
 
-            def report(moment: Progress) -> None:
+            def report(moment: ProgressReport) -> None:
                 progress.progress(trial, moment.status())
                 push(every=PUSH_SECONDS)
 
@@ -75,7 +75,7 @@ def run_one(sweep_run: SweepRun, trial: Trial, role: Role | None = None) -> Resu
                 checkpoint_seconds=sweep.tune.checkpoint_seconds,
                 collapse=sweep.tune.collapse,
                 report=report,
-                stop=sweep_run.stopping.asked,
+                stop=sweep_run.stopping.must_stop,
                 saved=push,
                 encoder=source_file(store, trial),
                 sharing=sharing_of(trial, role, store, sweep_run.datasets),

@@ -95,7 +95,7 @@ class Stopping:
         """The number of the signal that ends the sweep; None if there was none."""
         self.since: float | None = None
         """The monotonic time at which the sweep was asked to end; None before."""
-        self.told = threading.Event()
+        self.trials_are_told = threading.Event()
         """Set once every trial that starts from now on sees the flag."""
         self._first_is_handled = False
         self._quitting = False
@@ -109,7 +109,7 @@ class Stopping:
         """Whether a signal ends the sweep; otherwise the time budget does."""
         return self.number is not None
 
-    def ask(self) -> None:
+    def request_stop(self) -> None:
         """Tell every trial to save a checkpoint and stop."""
         if self.since is None:
             self.since = time.monotonic()
@@ -119,13 +119,13 @@ class Stopping:
     def _set(self) -> None:
         try:
             self.flag.set()
-            self.told.set()
+            self.trials_are_told.set()
         except OSError as fault:
             if self._trials_ended:  # they no longer need the flag, and this run may have removed it
                 return
             print(printable(f"warning: trials cannot be told to stop: {describe_error(fault)}"), file=sys.stderr)
 
-    def asked(self) -> bool:
+    def must_stop(self) -> bool:
         """Return whether the sweep must end, also because its results directory is gone.
 
         The main thread calls this again and again while it runs trials.
@@ -136,12 +136,12 @@ class Stopping:
             self.looked = time.monotonic()
             if not self.results.present():
                 self.since = self.looked
-                self.told.set()  # the flag is gone too, and trials fail at their next write
+                self.trials_are_told.set()  # the flag is gone too, and trials fail at their next write
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            self.ask()
+            self.request_stop()
         return self.since is not None
 
-    def overdue(self) -> bool:
+    def is_overdue(self) -> bool:
         """Return whether the trials have had enough time to stop."""
         return self.since is not None and time.monotonic() - self.since > GRACE_SECONDS
 
@@ -175,7 +175,7 @@ class Stopping:
         self.number = number
         again = "press Ctrl-C again" if self.owns_process else "interrupt again"
         say_at_once(f"stopping: trials are saving checkpoints; {again} to quit without saving")
-        self.ask()
+        self.request_stop()
         # A signal to the whole process group ends Ray's servers too, and Ray tries to reach them for a long time.
         self._end_process_in(GRACE_SECONDS + ENDING_SECONDS)
         self._first_is_handled = True

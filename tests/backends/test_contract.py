@@ -46,8 +46,8 @@ def run(backend, folder, sweep, datasets, stop=False):
     noted, stopping = Noted(), Stopping(store)
     with store.lock(), stopping.running():
         if stop:
-            stopping.ask()
-            assert stopping.told.wait(PATIENCE)
+            stopping.request_stop()
+            assert stopping.trials_are_told.wait(PATIENCE)
         returned = backend.run(SweepRun(sweep, list(sweep.trials), [], store, datasets, noted, stopping))
     return store, noted, returned
 

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import raysweep
 from raysweep import space
 from raysweep.backends.progress import SilentTrials
-from raysweep.backends.ray.callbacks import Watch
+from raysweep.backends.ray.callbacks import TrialEvents
 from raysweep.backends.stopping import LOOK_SECONDS_BUCKET
 from raysweep.errors import InputError
 from raysweep.results import bucket
@@ -362,7 +362,7 @@ def test_the_end_of_a_stopped_trial_is_in_the_bucket_before_its_checkpoints_are_
     prefix = f"a/{trial.name}/"
     before = keys(s3, uri)
     assert f"{prefix}checkpoints/00000001.pt" in before
-    watch = Watch(trials.DATASETS, store, None, {}, SilentTrials())
+    watch = TrialEvents(trials.DATASETS, store, None, {}, SilentTrials())
     put = bucket.put
 
     def refuse(file_system, path, content):

@@ -127,7 +127,7 @@ def test_the_driver_writes_nothing_there(tmp_path, way):
         stopping = Stopping(store)
         stopping.flag.place()
         assert store.present()
-        assert not stopping.asked()
+        assert not stopping.must_stop()
         way(store.root)
         before = listing(tmp_path)
         assert not store.present()
@@ -137,7 +137,7 @@ def test_the_driver_writes_nothing_there(tmp_path, way):
         with pytest.raises(FileNotFoundError):
             stopping.flag.set()
         stopping.looked -= LOOK_SECONDS
-        assert stopping.asked()
+        assert stopping.must_stop()
         assert listing(tmp_path) == before
 
 

@@ -275,7 +275,7 @@ def test_no_warning_if_the_trials_have_ended_before_they_are_told_to_stop(tmp_pa
         "stopping = Stopping(Store('.'))\n"
         "with stopping.running():\n"
         "    pass\n"
-        "stopping.ask()\n"
+        "stopping.request_stop()\n"
         "for thread in threading.enumerate():\n"
         "    if thread is not threading.main_thread():\n"
         "        thread.join(60)\n"
@@ -321,7 +321,7 @@ def test_a_signal_after_the_last_trial_interrupts_the_sweep(data, tmp_path):
         "    def trials(self, sweep, kept):\n"
         "        return Trials()\n"
         "try:\n"
-        f"    api.run({space}, where=api.Where(local=True), progress=Progress())\n"
+        f"    api.run({space}, options=api.RunOptions(local=True), progress=Progress())\n"
         "except SweepInterrupted as fault:\n"
         "    print(fault)\n"
     )
@@ -381,7 +381,7 @@ def test_a_repeated_sigterm_counts_once_however_late_python_sees_it(tmp_path):
         "    while not stopping.interrupted:\n"
         "        time.sleep(0.01)\n"
         "    os.system('echo handled; read line; sleep 1.5')\n"  # the C function goes on waiting after a signal
-        "    stopping.asked()\n"
+        "    stopping.must_stop()\n"
         "print('went on')\n"
     )
     process = forked.start("-c", program, cwd=tmp_path, stdin=subprocess.PIPE)

@@ -31,7 +31,7 @@ from raysweep.system.files import read_json
 from raysweep.trial_progress import Status
 
 
-class Stop(tune.Stopper):
+class SweepStopper(tune.Stopper):
     """Ends Tune's run when the sweep must end and its running trials have saved or have had enough time for it.
 
     Args:
@@ -40,7 +40,7 @@ class Stop(tune.Stopper):
         monitor: Tells whether a node has room for a trial.
     """
 
-    def __init__(self, stopping: Stopping, watch: Watch, monitor: CapacityMonitor) -> None:
+    def __init__(self, stopping: Stopping, watch: TrialEvents, monitor: CapacityMonitor) -> None:
         self.stopping, self.watch, self.monitor = stopping, watch, monitor
         self.start = StartWatch()
         self.leaving: set[str] = set()
@@ -49,7 +49,7 @@ class Stop(tune.Stopper):
         """Whether every trial that may have started without seeing the flag is in `leaving`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing to pickle, as in `Watch`."""
+        """Return nothing to pickle, as in `TrialEvents`."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -60,23 +60,23 @@ class Stop(tune.Stopper):
         """Return whether the run ends. Tune calls this again and again."""
         # A trial in several processes counts as running while it waits for them.
         if self.start.is_late(bool(self.watch.running or self.watch.done)):
-            self.watch.view.note(explain_late_workers(own_session()))
+            self.watch.display.note(explain_late_workers(own_session()))
         if self.monitor.begins_to_wait(bool(self.watch.running) and self.monitor.resources.workers == 1):
-            self.watch.view.note("no running node has room for a trial; waiting for another node")
-        if not self.stopping.asked():
+            self.watch.display.note("no running node has room for a trial; waiting for another node")
+        if not self.stopping.must_stop():
             return False
         # A trial that starts before the flag is set computes until it checks the flag. A trial that starts later stops
         # at once; waiting for such trials too would take as long as trials are left. The flag is set by a thread, which
         # may be done before the first call of this method, so this call still adds the running trials.
-        is_told = self.stopping.told.is_set()
+        is_told = self.stopping.trials_are_told.is_set()
         if not self.all_told:
             self.leaving |= self.watch.running.keys()
             self.all_told = is_told
         self.leaving &= self.watch.running.keys()
-        return ((is_told or not self.watch.running) and not self.leaving) or self.stopping.overdue()
+        return ((is_told or not self.watch.running) and not self.leaving) or self.stopping.is_overdue()
 
 
-class Watch(tune.Callback):
+class TrialEvents(tune.Callback):
     """Passes the events of trials from Tune to the progress display, and records failures.
 
     Args:
@@ -84,7 +84,7 @@ class Watch(tune.Callback):
         results: The store of the sweep.
         ended: The results by trial, to which new results are added; None if no searcher needs them.
         earlier: For each trial that failed in an earlier run of the sweep, its number of attempts then.
-        view: The progress display.
+        display: The progress display.
         max_failures: The number of failures that a trial may have.
     """
 
@@ -94,10 +94,10 @@ class Watch(tune.Callback):
         results: Store,
         ended: dict[str, Result] | None,
         earlier: Mapping[str, int],
-        view: TrialProgress,
+        display: TrialProgress,
         max_failures: int = 0,
     ) -> None:
-        self.datasets, self.results, self.ended, self.view = datasets, results, ended, view
+        self.datasets, self.results, self.ended, self.display = datasets, results, ended, display
         self.scheduler: ByEvaluation | None = None
         """The scheduler of the current run of Tune."""
         self.ending: Callable[[], None] = lambda: None
@@ -130,14 +130,14 @@ class Watch(tune.Callback):
         started = self._trial_of(trial)
         self.running[started.name] = started
         self.processes.pop(started.name, None)
-        self.view.begin(started)
+        self.display.begin(started)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """The trial has reported."""
         self.processes[self._trial_of(trial).name] = result["node_ip"], result["pid"]
-        self.view.progress(self._trial_of(trial), Status(result["share"], *result.get(STATUS, ())))
+        self.display.progress(self._trial_of(trial), Status(result["share"], *result.get(STATUS, ())))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker of the trial died; the trial resumes."""
@@ -147,7 +147,7 @@ class Watch(tune.Callback):
         if self.scheduler is not None:  # a trial that should stop resumes if its stop could not be recorded
             self.scheduler.reasons.pop(recovered.name, None)
         self.results.pull(recovered.name)
-        self.view.retry(recovered, attempts(self.results.trial(recovered.name)), broke_off(trial))
+        self.display.retry(recovered, attempts(self.results.trial(recovered.name)), broke_off(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial wrote its result, was stopped, or left because the sweep ends."""
@@ -159,7 +159,7 @@ class Watch(tune.Callback):
         if result is not None:
             self._end(result)
         else:
-            self.view.leave(completed)
+            self.display.leave(completed)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The last attempt of the trial failed.
@@ -175,7 +175,7 @@ class Watch(tune.Callback):
             self.given_up[failed.name] += 1
             if self.given_up[failed.name] <= self.max_failures:
                 self.must_run_again = True
-                self.view.leave(failed)
+                self.display.leave(failed)
                 return
         if result is None:
             result = record_failure(self.results, failed, self._digest(failed), why)
@@ -183,7 +183,7 @@ class Watch(tune.Callback):
 
     def fail(self, trial: Trial, error: str) -> None:
         """Record the failure of a trial that could not start, with the reason."""
-        self.view.begin(trial)
+        self.display.begin(trial)
         self._end(record_failure(self.results, trial, self._digest(trial), error))
 
     def break_off(self, fault: RayError, broken: Counter[str], max_failures: int) -> None:
@@ -211,11 +211,11 @@ class Watch(tune.Callback):
                 if broken[name] > max_failures:
                     result = record_failure(self.results, trial, self._digest(trial), why)
                 else:
-                    self.view.retry(trial, attempts(self.results.trial(name)), why)
+                    self.display.retry(trial, attempts(self.results.trial(name)), why)
             if result is not None:
                 self._end(result)
             else:
-                self.view.leave(trial)
+                self.display.leave(trial)
         self.fail_dependents([trial for name, trial in interrupted if name in self.failed])
 
     def _trials_in_process(self, text: str) -> list[str]:
@@ -279,7 +279,7 @@ class Watch(tune.Callback):
         if self.ended is not None:
             self.ended[result.trial] = result
             self.ending()
-        self.view.end(result)
+        self.display.end(result)
 
     def _digest(self, trial: Trial) -> str:
         return data_of(trial, self.datasets).probe.digest

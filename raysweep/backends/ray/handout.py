@@ -47,7 +47,7 @@ class Dispenser(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial; None if all have to wait; FINISHED if there is none or the sweep must end."""
         self._tell_queue()
-        if self.stopping.asked() or self.queue.is_empty():
+        if self.stopping.must_stop() or self.queue.is_empty():
             return Searcher.FINISHED
         start = self.queue.next()
         if start is None:

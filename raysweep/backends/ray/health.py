@@ -116,7 +116,7 @@ class HeadWatch:
     def _end(self) -> None:
         if not self.stopping.interrupted:  # otherwise the user knows already
             say_at_once("Ray's head process has died: trials are saving checkpoints")
-        self.stopping.ask()
+        self.stopping.request_stop()
         end = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < end and not self.is_idle():
             time.sleep(0.1)

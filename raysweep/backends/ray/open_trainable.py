@@ -26,7 +26,7 @@ from raysweep.space.seen_labels import reads_labels
 from raysweep.space.unlabelled import check_labels, needs_no_labels
 from raysweep.system.memory import kept_memory
 from raysweep.system.temporary import temporary_directory
-from raysweep.trial_progress import Progress
+from raysweep.trial_progress import ProgressReport
 
 if TYPE_CHECKING:
     from raysweep.trial_run import TrialRun
@@ -86,7 +86,7 @@ def trainable(config: Mapping[str, Any]) -> None:
         reported = run.state.epoch
         try:
             for moment in run.steps(None, lambda: False):
-                if isinstance(moment, Progress) and moment.epoch > reported:
+                if isinstance(moment, ProgressReport) and moment.epoch > reported:
                     reported = moment.epoch
                     report(run, is_saved=reported % every == 0)
             report(run, is_saved=True)

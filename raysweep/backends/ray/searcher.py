@@ -190,7 +190,7 @@ class Proposer(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial, or FINISHED if there is none or the sweep must end."""
-        if self.stopping.asked():
+        if self.stopping.must_stop():
             return Searcher.FINISHED
         try:
             trial = self.queue.next()

@@ -106,7 +106,7 @@ def attempt(
     """
     from raysweep.training.distributed import SINGLE_PROCESS
     from raysweep.trial import run_trial
-    from raysweep.trial_progress import Progress
+    from raysweep.trial_progress import ProgressReport
     from raysweep.trial_sharing import sharing_of
 
     options.load_plugins()
@@ -124,7 +124,7 @@ def attempt(
 
     phase = ""
 
-    def report(moment: Progress) -> None:
+    def report(moment: ProgressReport) -> None:
         nonlocal phase
         is_new_phase, phase = moment.phase != phase, moment.phase
         status = {"share": moment.share, STATUS: astuple(moment.status())[1:]}

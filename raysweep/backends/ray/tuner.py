@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from raysweep.backends.handout import PretrainingQueue, cut
 from raysweep.backends.ray import capacity
-from raysweep.backends.ray.callbacks import Stop, Watch
+from raysweep.backends.ray.callbacks import SweepStopper, TrialEvents
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.cluster import check_bucket, check_shared, connect, own_session
 from raysweep.backends.ray.handout import Dispenser
@@ -104,8 +104,8 @@ def run(sweep_run: SweepRun) -> Sweep:
     if sweep.tune.searcher == "optuna":
         ended = {result.trial: result for result in kept}
     earlier = {result.trial: result.attempts for result in results.results(sweep) if result.status == "failed"}
-    seen = Watch(datasets, results, ended, earlier, sweep_run.progress, sweep.tune.max_failures)
-    stop = Stop(stopping, seen, CapacityMonitor(sweep.resources))
+    seen = TrialEvents(datasets, results, ended, earlier, sweep_run.progress, sweep.tune.max_failures)
+    stop = SweepStopper(stopping, seen, CapacityMonitor(sweep.resources))
     callbacks: list[tune.Callback] = [seen]
     if parallel:
         from raysweep.backends.ray.workers import Freeing, run_parallel_trial
@@ -181,7 +181,7 @@ def run_parts(
     pending: list[Trial],
     scheduler: ByEvaluation | None,
     proposer: Searcher | None,
-    stop: Stop,
+    stop: SweepStopper,
     callbacks: Sequence[tune.Callback],
 ) -> None:
     """Run the pending trials in runs of about `PART` trials, or in one run if trials are compared with one another.
@@ -194,7 +194,7 @@ def run_parts(
     shares = sweep_run.shares and bool(taking_over(sweep))
     dispenses = shares or (proposer is None and sweep.resources.workers > 1)
     for part in cut(pending, size, shares) if alone else [pending]:
-        if stop.stopping.asked():
+        if stop.stopping.must_stop():
             break
         if dispenses:
             queue = PretrainingQueue(part, sweep_run.store, shares, ahead(sweep, slots(sweep)))

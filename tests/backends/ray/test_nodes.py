@@ -178,7 +178,7 @@ from their_losses import gap
 
 content = {"name": "x", "base": BASE, "search": {"seed": [0, 1]}, "resources": {"gpu": 1}}
 try:
-    api.run(content, output=PRIVATE, where=api.Where(address=ADDRESS), parts=[gap])
+    api.run(content, output=PRIVATE, options=api.RunOptions(address=ADDRESS), parts=[gap])
 except InputError as fault:
     print(fault)
 outcome = api.run(content, parts=[gap])

@@ -22,7 +22,7 @@ from raysweep import space
 from raysweep.backends.display import ProgressDisplay
 from raysweep.backends.progress import SilentTrials
 from raysweep.backends.ray import capacity, tuner
-from raysweep.backends.ray.callbacks import Stop, Watch
+from raysweep.backends.ray.callbacks import SweepStopper, TrialEvents
 from raysweep.backends.ray.capacity import CapacityMonitor, alive_nodes
 from raysweep.backends.ray.schedulers import EPOCH, make_scheduler
 from raysweep.backends.ray.trainable import TrialOptions, attempt
@@ -206,13 +206,13 @@ def test_a_request_that_no_node_can_meet_is_refused(started, asked, words):
 
 @pytest.fixture
 def ending(tmp_path):
-    """A sweep of three trials, with its `Stopping`, the `Watch`, and the `Stop` that decides when the run ends."""
+    """A sweep of three trials, with its `Stopping`, its `TrialEvents`, and the `SweepStopper` that ends the run."""
     sweep = space.build({"search": {"seed": [0, 1, 2]}}, {}, "test")
     results = Store(tmp_path / "x").create(sweep, {})
     stopping = Stopping(results)
     stopping.flag.place()
-    watch = Watch({}, results, None, {}, ProgressDisplay(sweep, [], make_console()))
-    return sweep.trials, stopping, watch, Stop(stopping, watch, CapacityMonitor(sweep.resources))
+    watch = TrialEvents({}, results, None, {}, ProgressDisplay(sweep, [], make_console()))
+    return sweep.trials, stopping, watch, SweepStopper(stopping, watch, CapacityMonitor(sweep.resources))
 
 
 def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(ending):
@@ -222,7 +222,7 @@ def test_a_trial_that_begins_before_it_can_be_told_to_leave_is_waited_for(ending
     assert not stop.stop_all()
     watch.running[second.name] = second
     stopping.flag.set()
-    stopping.told.set()
+    stopping.trials_are_told.set()
     assert not stop.stop_all()
     watch.running = {second.name: second}
     assert not stop.stop_all(), "the second trial computes until it checks the flag"
@@ -234,8 +234,8 @@ def test_running_trials_are_waited_for_although_the_flag_is_set_before_tune_asks
     (first, *_), stopping, watch, stop = ending
     watch.running = {first.name: first}
     assert not stop.stop_all()
-    stopping.ask()
-    assert stopping.told.wait(60)
+    stopping.request_stop()
+    assert stopping.trials_are_told.wait(60)
     assert not stop.stop_all(), "the trial still has to save its checkpoint"
     watch.running = {}
     assert stop.stop_all()
@@ -269,7 +269,7 @@ def test_a_process_that_ray_ends_costs_its_trial_alone_on_several_nodes_with_a_b
     address, host = node["NodeManagerAddress"], node["NodeManagerHostname"]
     sweep = space.build({"search": {"seed": [0, 1, 2, 3]}}, {}, "test")
     results = Store(f"{uri}/x").create(sweep, {})
-    watch = Watch({}, results, None, {}, SilentTrials())
+    watch = TrialEvents({}, results, None, {}, SilentTrials())
     attempts = [(70, host), (70, "elsewhere"), (71, host), (90, host)]  # written on the nodes of the trials
     for trial, (process, where) in zip(sweep.trials, attempts, strict=True):
         settings = trial.settings.model_dump()
@@ -309,7 +309,7 @@ def test_a_trial_is_run_again_if_its_node_does_not_see_the_results(started, tmp_
     (trial,) = sweep.trials
     results = Store(tmp_path / "x").create(sweep, {})
     trainable = tuner.shared(without_a_mount, {"place": str(tmp_path / "elsewhere")}, sweep)
-    watch = Watch(trials.DATASETS, results, None, {}, SilentTrials(), max_failures=1)
+    watch = TrialEvents(trials.DATASETS, results, None, {}, SilentTrials(), max_failures=1)
     for state, is_last in ("first", False), ("second", True):
         watch.must_run_again = False
         make_tuner(trainable, sweep, sweep.trials, tmp_path / state, callbacks=[watch]).fit()
