@@ -149,7 +149,7 @@ def sleeping(config: Mapping[str, Any], datasets: Any, options: Any) -> None:
             stop()
             if pace.due() or not case["paced"]:
                 push(every=PUSH_SECONDS)
-                pace.tell({"share": at / (case["reports"] + 1)})
+                pace.tell({"fraction": at / (case["reports"] + 1)})
         result = make_result(
             trial,
             "none",
@@ -163,7 +163,7 @@ def sleeping(config: Mapping[str, Any], datasets: Any, options: Any) -> None:
         )
         write_result(folder, result)
         (folder / "waited.json").write_text(json.dumps({"waited": waited, "mib": load.pss_mib(os.getpid())}))
-    tune.report({"share": 1.0})
+    tune.report({"fraction": 1.0})
 
 
 def driven(case: Case) -> dict[str, Any]:

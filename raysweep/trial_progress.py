@@ -14,7 +14,7 @@ LOSS = "pretrain/loss"
 class Status:
     """The state of a running trial, for a display. All values are numbers and text on the host."""
 
-    share: float
+    fraction: float
     """The fraction of the whole trial that is done, in [0, 1]."""
     phase: str = ""
     """What the trial does, such as `pretraining` or `linear probe`; empty if unknown."""
@@ -32,7 +32,7 @@ class Status:
 class ProgressReport:
     """The progress of a trial, after an epoch of pretraining or of a probe."""
 
-    share: float
+    fraction: float
     """The fraction of the whole trial that is done, in [0, 1]."""
     epoch: int
     """Number of finished epochs of pretraining."""
@@ -52,7 +52,7 @@ class ProgressReport:
     def status(self) -> Status:
         """Return what a display shows."""
         loss, online = self.metrics.get(LOSS), self.metrics.get(ONLINE)
-        return Status(self.share, self.phase, *self.phase_epochs, loss, online)
+        return Status(self.fraction, self.phase, *self.phase_epochs, loss, online)
 
 
 @dataclass(frozen=True)

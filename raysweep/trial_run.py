@@ -212,8 +212,8 @@ class TrialRun:
             if self.collapsed >= collapse.evaluations:
                 yield End("stopped", collapse.words(self.metrics, state.epoch))
         phase = (self.evaluation.first_phase, (0, 0)) if last else ("pretraining", (state.epoch, total - 1))
-        share = 0.0 if self.pretrained_by else state.epoch / total
-        yield ProgressReport(share, state.epoch, evaluated, self.metrics, self.seconds(), *phase, self.precision)
+        fraction = 0.0 if self.pretrained_by else state.epoch / total
+        yield ProgressReport(fraction, state.epoch, evaluated, self.metrics, self.seconds(), *phase, self.precision)
 
     def _evaluate(self) -> Iterator[ProgressReport | None]:
         """Let the probes evaluate the frozen encoder; then keep its weights."""
@@ -231,9 +231,9 @@ class TrialRun:
             if scores.is_projected:
                 project(self.directory, self.settings, self.evaluation)
             if scores.phase:
-                share = (before + scores.progress) / (before + 1)
+                fraction = (before + scores.progress) / (before + 1)
                 yield ProgressReport(
-                    share, trained, False, self.metrics, self.seconds(), scores.phase, scores.phase_epochs
+                    fraction, trained, False, self.metrics, self.seconds(), scores.phase, scores.phase_epochs
                 )
             else:
                 yield None

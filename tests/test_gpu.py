@@ -310,7 +310,7 @@ def test_cuda_goes_on_from_a_checkpoint(tmp_path, cuda):
     whole = run(tmp_path / "whole", trial)
 
     def die(at):
-        if at.share > 0.5:
+        if at.fraction > 0.5:
             raise Killed
 
     with pytest.raises(Killed):

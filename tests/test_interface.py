@@ -202,7 +202,7 @@ assert results.conclusions() == [] and len(results.summary()) == 0 and results._
     seen = []
 
     def read(trial, status):
-        if not seen and len(list((tmp_path / "one").glob("*/events*"))) and status.share > 0.5:
+        if not seen and len(list((tmp_path / "one").glob("*/events*"))) and status.fraction > 0.5:
             before = snapshot(tmp_path)
             seen.append(forked.run("-c", program, tmp_path / "one", cwd=ROOT))
             assert snapshot(tmp_path) == before

@@ -219,7 +219,7 @@ def test_the_last_trial_that_is_left_takes_the_state_over(tmp_path):
         sweep_run(
             tmp_path / "x",
             sweep,
-            progress=StopAfter(lambda trial, status: trial is sweep.trials[1] and status.share == 0),
+            progress=StopAfter(lambda trial, status: trial is sweep.trials[1] and status.fraction == 0),
         )
     shared = sweep_run(tmp_path / "x", sweep, pending=[sweep.trials[1]])
     assert [result.pretrained_by for result in shared.results(sweep)] == ["", sweep.trials[0].name]

@@ -98,7 +98,9 @@ def test_a_trial_of_every_method_is_tested():
 @pytest.mark.parametrize("method", (METHODS | WITHOUT_DECODER).values(), ids=METHODS | WITHOUT_DECODER)
 def test_every_method_trains_end_to_end_and_reports_its_metrics(tmp_path, method):
     shares = []
-    result = run(tmp_path, trial_of(usl_lr=1e-3, per_layer=True, **method), report=lambda at: shares.append(at.share))
+    result = run(
+        tmp_path, trial_of(usl_lr=1e-3, per_layer=True, **method), report=lambda at: shares.append(at.fraction)
+    )
     assert result.status == "finished"
     absent = {"pretrain/last_fall", "pretrain/lr"}  # need five epochs, and a schedule that is not constant
     of_all_methods = {name for part in parts.method.values() for name in part.metrics}
@@ -127,7 +129,7 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
     for fatal in (0.3, 0.7):  # the trial breaks off in epoch 3, resumes, and breaks off in epoch 5
 
         def die(at, fatal=fatal):
-            if at.share > fatal:
+            if at.fraction > fatal:
                 raise Killed
 
         with pytest.raises(Killed):
@@ -135,7 +137,9 @@ def test_a_trial_that_broke_off_goes_on_bit_for_bit(tmp_path):
         assert read_result(tmp_path / "broken") is None
         assert "Killed" in (tmp_path / "broken" / "error.txt").read_text()
     reported = []
-    again = run_on_half(tmp_path / "broken", trial, checkpoint_seconds=0, report=lambda at: reported.append(at.share))
+    again = run_on_half(
+        tmp_path / "broken", trial, checkpoint_seconds=0, report=lambda at: reported.append(at.fraction)
+    )
     assert min(reported) > 0.6, "the trial resumed instead of starting again"
     assert again.attempts == 3
     assert without_clock(again.metrics) == without_clock(whole.metrics)

@@ -115,7 +115,7 @@ class ProgressDisplay:
         """The trial has ended."""
         self.tally.end(result)
         self.table.leave(result.trial)
-        start, end = f"[{len(self.tally.shares)}/{self.tally.total}] ", f"  {self.tally.outcome(result)}"
+        start, end = f"[{len(self.tally.fractions)}/{self.tally.total}] ", f"  {self.tally.outcome(result)}"
         if self.redraws:  # the rest is in the live display
             room = max(LEAST_NAME, self.console.width - len(start + end))
             self.note(start + fit_to_width(result.trial, room) + end)
@@ -161,7 +161,7 @@ class ProgressDisplay:
     def _counts(self, width: int) -> str:
         """Return the state of the sweep in words, as far as they fit. The most important ones come first."""
         tally, seconds = self.tally, self.tally.seconds_left()
-        waiting = tally.total - len(tally.shares) - len(tally.running)
+        waiting = tally.total - len(tally.fractions) - len(tally.running)
         parts = [
             f"about {rough(seconds)} left" if seconds else "",
             f"{tally.failed} failed" if tally.failed else "",
@@ -169,7 +169,7 @@ class ProgressDisplay:
             f"{duration(time.monotonic() - self.started)} elapsed",
             f"{len(tally.running)} running, {waiting} waiting",
         ]
-        text = f"{len(tally.shares)}/{tally.total} trials"
+        text = f"{len(tally.fractions)}/{tally.total} trials"
         for part in filter(None, parts):
             if len(text) + 2 + len(part) > width:
                 break

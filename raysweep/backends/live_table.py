@@ -66,12 +66,12 @@ class LiveTable:
         """Add a row for a trial."""
         self.leave(name)
         self.tasks[name] = self.progress.add_task(name, total=1.0, **cells(status))
-        self.progress.update(self.tasks[name], completed=status.share)
+        self.progress.update(self.tasks[name], completed=status.fraction)
 
     def update(self, name: str, status: Status) -> None:
         """Show the new state of a trial."""
         if name in self.tasks:
-            self.progress.update(self.tasks[name], completed=status.share, **cells(status))
+            self.progress.update(self.tasks[name], completed=status.fraction, **cells(status))
 
     def leave(self, name: str) -> None:
         """Remove the row of a trial, if there is one."""

@@ -150,4 +150,4 @@ def row(name: str, status: Status) -> str:
     epoch = f" {status.epoch}/{status.epochs}" if status.epochs else ""
     loss = "" if status.loss is None else f", loss {status.loss:.4g}"
     online = "" if status.online is None else f", kNN {status.online:.4f}"
-    return f"  {status.share:4.0%}  {name}  {status.phase}{epoch}{loss}{online}"
+    return f"  {status.fraction:4.0%}  {name}  {status.phase}{epoch}{loss}{online}"

@@ -31,10 +31,10 @@ class Tally:
         taking |= {result.trial for result in kept if result.pretrained_by}
         self.weights = {trial.name: 1.0 if trial.name in taking else weight(trial) for trial in sweep.trials}
         self.usual = fmean(weight(trial) for trial in sweep.examples)  # weight of a trial not yet proposed
-        self.shares: dict[str, float] = {result.trial: 1.0 for result in kept}
+        self.fractions: dict[str, float] = {result.trial: 1.0 for result in kept}
         # Stored, because adding it up at the end of every trial took 5 ms each time for 10,000 trials.
         self.whole = sum(self.weights.values())
-        self.kept = self.done = sum(self.weights[name] for name in self.shares)
+        self.kept = self.done = sum(self.weights[name] for name in self.fractions)
         self.running: dict[str, Status] = {}
         self.reached: dict[str, float] = {}
         """The fraction done of each trial that has left its worker without an end."""
@@ -78,7 +78,7 @@ class Tally:
 
     def progress(self, trial: Trial, status: Status) -> None:
         """The trial has reported its state."""
-        now = Moment(time.monotonic(), status.share)
+        now = Moment(time.monotonic(), status.fraction)
         if status.phase == "pretraining" and self.weights[trial.name] < weight(trial):
             # The trial pretrains itself, because the sweep shares nothing, or because a shared pretraining was lost.
             self.whole += weight(trial) - self.weights[trial.name]
@@ -91,21 +91,21 @@ class Tally:
         status = self.running.pop(trial.name, None)
         self.reports.pop(trial.name, None)
         if status is not None:
-            self.reached[trial.name] = status.share
+            self.reached[trial.name] = status.fraction
 
     def end(self, result: Result) -> None:
         """The trial has ended."""
         status = self.running.pop(result.trial, None)
         self.reports.pop(result.trial, None)
-        share = 1.0 if status is None else status.share
+        fraction = 1.0 if status is None else status.fraction
         if result.status == "stopped":  # the rest of the trial does not count as work done
-            self.whole -= self.weights[result.trial] * (1 - share)
-            self.weights[result.trial] *= share
+            self.whole -= self.weights[result.trial] * (1 - fraction)
+            self.weights[result.trial] *= fraction
         self.done += self.weights[result.trial]
         if result.status != "failed":
             self.spent += result.wall_s
             self.worked += self.weights[result.trial]
-        self.shares[result.trial] = 1.0
+        self.fractions[result.trial] = 1.0
         self._count(result)
 
     def outcome(self, result: Result) -> str:
@@ -157,11 +157,11 @@ class Tally:
 
     def under_way(self) -> float:
         """Return the weight of the finished parts of the running trials."""
-        return sum(self.weights[name] * status.share for name, status in list(self.running.items()))
+        return sum(self.weights[name] * status.fraction for name, status in list(self.running.items()))
 
     def left(self) -> str:
         """Return how many trials run and wait, and the time left, in words."""
-        waiting = self.total - len(self.shares) - len(self.running)
+        waiting = self.total - len(self.fractions) - len(self.running)
         seconds = self.seconds_left()
         return f"{len(self.running)} running, {waiting} waiting" + (f", about {rough(seconds)} left" if seconds else "")
 
@@ -173,11 +173,11 @@ class Tally:
         spent, worked = self.spent, self.worked
         for name, (first, last) in list(self.reports.items()):
             spent += last.time - first.time
-            worked += self.weights[name] * (last.share - first.share)
+            worked += self.weights[name] * (last.fraction - first.fraction)
         if not worked:
             return None
         work = self.rest() + self.whole - self.done - self.under_way()
-        at_a_time = max(1, min(self.most_running, self.total - len(self.shares)))
+        at_a_time = max(1, min(self.most_running, self.total - len(self.fractions)))
         return max(0.0, work * spent / worked / at_a_time)
 
     def state(self) -> str:
@@ -187,7 +187,7 @@ class Tally:
 
     def words(self) -> str:
         """Return the state of the sweep in one line."""
-        return f"[{len(self.shares)}/{self.total}] {self.state()}"
+        return f"[{len(self.fractions)}/{self.total}] {self.state()}"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Moment:
 
     time: float
     """The monotonic time of the report."""
-    share: float
+    fraction: float
     """The fraction of the trial that was done then."""
 
 

@@ -235,7 +235,7 @@ def next_steps(group: Group, family: Family) -> list[str]:
             lines.append(f"Next: even {MOST_SEEDS} seeds would probably not {what}, {if_true}.")
         else:
             chance = f"about {count} seeds in all have an even chance to {what}"
-            lines.append(f"Next: {chance}, {if_true}. Twice as many are likely to show it.")
+            lines.append(f"Next: {chance}, {if_true}. Twice as many seeds will probably show it.")
     for name, (shape, values) in family.shapes.items():
         if shape.kind not in ("rises", "falls"):
             continue

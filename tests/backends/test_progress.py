@@ -39,7 +39,7 @@ def test_progress_is_the_sum_over_the_trials_weights():
         view.progress(running, Status(0.5))
         view.end(result(finished))
         tally = view.tally
-        assert tally.done == pytest.approx(sum(tally.weights[name] for name in tally.shares))
+        assert tally.done == pytest.approx(sum(tally.weights[name] for name in tally.fractions))
         assert tally.whole == pytest.approx(sum(tally.weights.values()))
         # A trial weighs five and a baseline one: one trial stopped at a fifth, one finished, one is half finished.
         assert tally.done - tally.kept + tally.under_way() == pytest.approx(1 + 5 + 2.5)

@@ -165,7 +165,7 @@ def test_seeds_that_would_show_a_difference_are_more_than_there_are_where_the_sp
     assert seeds_needed(difference.mean, family.variance, 6) < len(SEEDS)
     assert (
         "Next: about 6 seeds in all have an even chance to show a difference between alpha=0.6 and alpha=0.5, if the "
-        "true difference is +0.0150. Twice as many are likely to show it." in report.in_words(scores=1)
+        "true difference is +0.0150. Twice as many seeds will probably show it." in report.in_words(scores=1)
     )
 
 

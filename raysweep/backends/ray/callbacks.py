@@ -137,7 +137,7 @@ class TrialEvents(tune.Callback):
     ) -> None:
         """The trial has reported."""
         self.processes[self._trial_of(trial).name] = result["node_ip"], result["pid"]
-        self.display.progress(self._trial_of(trial), Status(result["share"], *result.get(STATUS, ())))
+        self.display.progress(self._trial_of(trial), Status(result["fraction"], *result.get(STATUS, ())))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker of the trial died; the trial resumes."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # it imports torch, which the driver does not need
 
 keep_memory()  # in a worker, this module is imported before the thread of the first trial starts
 STATUS = "status"
-"""The key of a report under which the display finds the fields of a `Status` after `share`, as one tuple.
+"""The key of a report under which the display finds the fields of a `Status` after `fraction`, as one tuple.
 
 Tune keeps 2 KB for each number of each trial, but nothing for a tuple.
 """
@@ -117,7 +117,7 @@ def attempt(
     while not stop() and not results.present() and time.monotonic() < end:  # a new node may still mount it
         time.sleep(0.5)
     if stop():  # Tune fills free slots to the end; it would print a warning about a trial that reported nothing
-        tell({"share": 0.0})
+        tell({"fraction": 0.0})
         return
 
     pace = Pace(tell)
@@ -127,7 +127,7 @@ def attempt(
     def report(moment: ProgressReport) -> None:
         nonlocal phase
         is_new_phase, phase = moment.phase != phase, moment.phase
-        status = {"share": moment.share, STATUS: astuple(moment.status())[1:]}
+        status = {"fraction": moment.fraction, STATUS: astuple(moment.status())[1:]}
         if options.compared and moment.evaluated:
             push()  # the report may be the last thing that this process does for the trial
             told = {"seconds": moment.seconds, "precision": moment.precision}
@@ -154,7 +154,7 @@ def attempt(
             sharing=sharing_of(trial, role, results, datasets),
             shorter=final_state_of(results, trial),
         )
-    tell({"share": 1.0})
+    tell({"fraction": 1.0})
 
 
 class Pace:

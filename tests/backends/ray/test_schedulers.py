@@ -35,7 +35,7 @@ def sweep_of(epochs, every, seeds, **tune):
 def decide(scheduler, trial, epoch, value):
     """Report a trial's evaluation to the scheduler through Tune's interface, and return its decision."""
     tune_trial = SimpleNamespace(config={"trial": trial}, trial_id="another in each run")
-    return scheduler.on_trial_result(None, tune_trial, {"share": 0.5, EPOCH: epoch, METRIC: value, NEUTRAL: value})
+    return scheduler.on_trial_result(None, tune_trial, {"fraction": 0.5, EPOCH: epoch, METRIC: value, NEUTRAL: value})
 
 
 def evaluated(trial):

@@ -56,16 +56,18 @@ def curve(config, folder):
 
     trial = config["trial"]
     note = Path(folder, f"{trial.name}.json")
-    tune.report({"share": 0.0})  # a report by time, before the first evaluation
+    tune.report({"fraction": 0.0})  # a report by time, before the first evaluation
     epochs = range(1, trial.settings.usl_epochs + 1)
     for epoch in [*epochs[:3], *epochs]:  # the trial resumes once from an earlier checkpoint
         note.write_text(json.dumps([os.getpid(), epoch]))
         if epoch % 2 == 0:
-            tune.report({"share": epoch / 9, EPOCH: epoch, METRIC: trial.settings.alpha, NEUTRAL: trial.settings.alpha})
+            tune.report(
+                {"fraction": epoch / 9, EPOCH: epoch, METRIC: trial.settings.alpha, NEUTRAL: trial.settings.alpha}
+            )
         else:
-            tune.report({"share": epoch / 9})
-    tune.report({"share": 0.95})  # while the probes run
-    tune.report({"share": 1.0})
+            tune.report({"fraction": epoch / 9})
+    tune.report({"fraction": 0.95})  # while the probes run
+    tune.report({"fraction": 1.0})
     note.write_text(json.dumps([os.getpid(), "end"]))
 
 
@@ -110,7 +112,7 @@ def hold(config, folder):
     note = Path(folder, config["trial"].name)
     note.touch()
     time.sleep(0.2)
-    tune.report({"share": 1.0})
+    tune.report({"fraction": 1.0})
     note.unlink()
 
 
@@ -176,7 +178,7 @@ def set_up_a_trial(config, datasets, folder):
     while len(list(Path(folder).glob("*/memory.json"))) < 2:
         assert time.monotonic() < end, "the two trials do not run at once"
         time.sleep(0.05)
-    tune.report({"share": 1.0})
+    tune.report({"fraction": 1.0})
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux' smaps_rollup")
@@ -277,7 +279,7 @@ def test_a_process_that_ray_ends_costs_its_trial_alone_on_several_nodes_with_a_b
         Bucket(f"{results.place}/{trial.name}").write("attempt.json", json.dumps(content).encode())
         watch.running[trial.name] = trial
     parallel = SimpleNamespace(config={"trial": sweep.trials[3]})  # a trial in several processes
-    watch.on_trial_result(1, [], parallel, {"share": 0.1, "node_ip": address, "pid": 80})
+    watch.on_trial_result(1, [], parallel, {"fraction": 0.1, "node_ip": address, "pid": 80})
     broken = Counter()
     watch.break_off(RayError(KILLED.format(address, pid)), broken, max_failures=1)
     assert broken == {sweep.trials[number].name: 1 for number in hit}
