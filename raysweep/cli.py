@@ -369,7 +369,7 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 SWEEP_STATUS = (
     "Exit status: 0, all trials finished or were stopped early; 1, some trials failed or did not run; 2, the input is "
-    "wrong; 130, the sweep was interrupted (raysweep sweep --resume DIR/NAME resumes it)."
+    "wrong; 130, the sweep was interrupted, and the last line says how to resume it."
 )
 
 
