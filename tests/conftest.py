@@ -29,6 +29,10 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # core, and a test that waits for the trial would run out of time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# On a busy machine, Ray's dashboard and workers may need longer than 60 s. Ray would print an error, or end the worker.
+os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "600")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
+
 # Ray must not send statistics from the tests.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 SIZES = """
 EPOCHS, PROBE_EPOCHS, ALPHAS, SEEDS = 1, 2, [0.1, 10], [0, 1]
-import ray
-ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)
+from tests.support.shared_ray import init_patiently
+init_patiently(num_cpus=1)
 """
 """What the test computes: it replaces the cell `sizes`, which has the same variables. Both
 sweeps share one Ray, which has one worker."""

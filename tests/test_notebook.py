@@ -18,7 +18,7 @@ space = {"name": "s", "base": {"usl_type": "simclr", "usl_epochs": 1, "le_epochs
 CELLS = {
     "first": SWEEP + "import raysweep\nfirst = raysweep.run(space)\nfirst",
     "figure": "import ray\nprint(ray.is_initialized())\nfirst.figure('pretrain/loss')",
-    "own": "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+    "own": "from tests.support.shared_ray import init_patiently\ninit_patiently(num_cpus=1)\n"
     "try:\n    raysweep.run(space, set={'resources.cpu': 2}, progress=False)\n"
     "except raysweep.RaysweepError as fault:\n    print(fault)\n"
     "second = raysweep.run(space)\nprint(ray.is_initialized())\nray.shutdown()",

@@ -13,8 +13,10 @@ def test_modules_and_search_spaces_travel_with_the_wheel(few, tmp_path):
     parts = ("raysweep", "search_spaces", "setup.cfg", "pyproject.toml", "README.md")
     tree.mkdir()
     for part in parts:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tree / part)
+        if (ROOT / part).is_dir():  # other processes may write into __pycache__
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, tree / part)
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--no-compile"]
     install += ["--no-build-isolation", "--target", str(site), str(tree)]  # pip builds the wheel first

@@ -32,7 +32,7 @@ from raysweep.results.encoders import load_encoder
 from raysweep.results.mirror import CLAIM, Mirror
 from raysweep.results.store import Store
 from raysweep.results.trial_directory import at_work, record_failure
-from tests.support import ROOT, forked, trials
+from tests.support import PATIENCE, ROOT, forked, trials
 from tests.support.cluster import cluster, wait_for
 from tests.support.commands import flags, here, patiently, resume_command
 from tests.support.gate import Gate
@@ -202,7 +202,7 @@ def test_a_store_that_comes_back_in_time_costs_nothing_and_one_that_does_not_is_
             mirror.push()
         assert fault.value.filename == uri
         assert load_checkpoint(mirror.local)["epoch"] == 2
-        monkeypatch.setattr(bucket, "PATIENCE", 60.0)
+        monkeypatch.setattr(bucket, "PATIENCE", PATIENCE)
         threading.Timer(1.0, again.start).start()
         mirror.push()
     finally:
@@ -462,7 +462,7 @@ def test_a_lock_that_was_taken_over_is_removed_again_if_its_process_writes_it_on
         (own,) = locks(s3, uri)
         assert own != old
         s3.put_object(Bucket=Bucket(uri).name, Key=old, Body=b"{}")
-        wait_for(lambda: old not in locks(s3, uri), seconds=60)
+        wait_for(lambda: old not in locks(s3, uri))
         assert own in locks(s3, uri)
 
 

@@ -14,6 +14,7 @@ from raysweep.backends.ray.authentication import present_token
 from raysweep.backends.ray.environment import imports_from_our_folder, prepare_environment
 from raysweep.backends.ray.session import VARIABLES, is_initialized
 from raysweep.system.places import settle_ray_directory
+from tests.support.cluster import TRIES
 
 CPUS = 2
 HELPERS = ("on_shared_ray", "start_shared_ray")
@@ -24,6 +25,20 @@ _is_running = False
 def uses_shared_ray(module):
     """Return whether the tests of a module use the shared Ray."""
     return any(hasattr(module, name) for name in HELPERS)
+
+
+def init_patiently(**options):
+    """Start Ray on this machine as a user does. If a busy machine exceeds Ray's own limits, start it again."""
+    import ray
+
+    for number in range(TRIES):
+        try:
+            return ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+        except Exception as fault:  # Ray raises a plain Exception for a timeout
+            if number == TRIES - 1 or "timed out during startup" not in str(fault):
+                raise
+            ray.shutdown()
+    raise AssertionError("the last try returns or raises")
 
 
 def start_shared_ray():

@@ -18,6 +18,8 @@ from tests.support.cluster import wait_for
 from tests.support.commands import STOPPING, here
 
 PROGRAM = str(ROOT / "run_sweep.py")
+PATIENT = str(ROOT / "tests" / "support" / "patient.py")
+"""The same command with longer times, for tests in which trials must save before the command ends."""
 SMALL = ["--usl_type", "simclr", "--le_epochs", "1", "--set", "probe_every=0", "--set", "images_every=0", "--local"]
 QUICK = [*SMALL, "--usl_epochs", "1", "--name", "quick"]
 LONG = [*SMALL, "--usl_epochs", "1000", "--name", "long"]  # each test interrupts it
@@ -38,9 +40,9 @@ def data(few):
     return [word for name, value in few.items() for word in (f"--{name}", str(value))]
 
 
-def start(*arguments, cwd, **options):
+def start(*arguments, cwd, program=PROGRAM, **options):
     """Start the real command in a session of its own."""
-    return forked.start(PROGRAM, *arguments, cwd=cwd, new_session=True, **options)
+    return forked.start(program, *arguments, cwd=cwd, new_session=True, **options)
 
 
 def has_begun(folder):
@@ -131,7 +133,7 @@ def test_plain_lines_where_standard_output_is_no_terminal_whatever_the_colours(d
 
 
 def test_a_closed_terminal_saves_and_ends_like_sigterm(data, tmp_path):
-    process = start(*LONG, *data, cwd=tmp_path)
+    process = start(*LONG, *data, cwd=tmp_path, program=PATIENT)
     wait_for(lambda: has_begun(tmp_path), process)
     process.send_signal(signal.SIGHUP)
     _, err = process.communicate()
@@ -142,8 +144,9 @@ def test_a_closed_terminal_saves_and_ends_like_sigterm(data, tmp_path):
 
 def test_nohup_keeps_a_closed_terminal_away(data, tmp_path):
     process = subprocess.Popen(
-        ["nohup", sys.executable, PROGRAM, *LONG, *data],
+        ["nohup", sys.executable, PATIENT, *LONG, *data],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,9 +163,14 @@ def test_nohup_keeps_a_closed_terminal_away(data, tmp_path):
 
 
 def test_ctrl_c_to_a_pipeline_saves_although_its_reader_is_gone(data, tmp_path):
-    line = f"set -o pipefail; {sys.executable} {PROGRAM} {' '.join([*LONG, *data])} | tee log"
+    line = f"set -o pipefail; {sys.executable} {PATIENT} {' '.join([*LONG, *data])} | tee log"
     process = subprocess.Popen(
-        ["bash", "-c", line], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ["bash", "-c", line],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     wait_for(lambda: has_begun(tmp_path), process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal signals bash, the sweep and tee
@@ -173,7 +181,7 @@ def test_ctrl_c_to_a_pipeline_saves_although_its_reader_is_gone(data, tmp_path):
 
 
 def test_many_ctrl_c_end_with_one_line_and_no_traceback(data, tmp_path):
-    process = start(*LONG, *data, cwd=tmp_path)
+    process = start(*LONG, *data, cwd=tmp_path, program=PATIENT)
     wait_for(lambda: has_begun(tmp_path), process)
     for _ in range(6):
         process.send_signal(signal.SIGINT)
@@ -278,7 +286,7 @@ def test_no_warning_if_the_trials_have_ended_before_they_are_told_to_stop(tmp_pa
         "stopping.request_stop()\n"
         "for thread in threading.enumerate():\n"
         "    if thread is not threading.main_thread():\n"
-        "        thread.join(60)\n"
+        f"        thread.join({PATIENCE})\n"
         "print('went on')\n"
     )
     completed = forked.run("-c", program, cwd=tmp_path)

@@ -126,10 +126,10 @@ def connect(address: str | None, resources: Resources, most: int | None = None) 
 def start_or_attach(address: str | None, cpus: int) -> Any:
     """Call `ray.init`: attach to a cluster, or start Ray with `cpus` CPUs on this machine.
 
-    If Ray does not start within its own limit of 30 s, as on a busy machine, it is started once more. By then its files
-    are cached in memory, so it starts faster.
+    If Ray does not start within its own limits of 15 and 30 s, as on a busy machine, it is started again, up to twice.
+    By then its files are cached in memory, so it starts faster.
     """
-    for is_last in (address is not None, True):
+    for is_last in (address is not None, False, True):
         try:
             return ray.init(
                 address=address or "local",

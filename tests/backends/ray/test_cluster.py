@@ -123,7 +123,7 @@ import ray, raysweep
 while not ray.is_initialized():
     try:
         ray.init(sys.argv[1], logging_level="ERROR")
-    except ConnectionAbortedError as fault:  # on a busy machine, the 30 s that Ray gives its server are too short
+    except ConnectionError as fault:  # on a busy machine, the 30 s that Ray gives its server are too short
         print(fault, file=sys.stderr)
 try:
     raysweep.run({"base": {"usl_type": "simclr"}}, output="runs")

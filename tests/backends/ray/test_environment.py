@@ -50,6 +50,9 @@ import os, sys, threading, time
 from pathlib import Path
 from raysweep import cli
 from raysweep.backends.ray import cluster, health
+from tests.support.patient import be_patient
+
+be_patient()
 
 def wait():
     while not (session := cluster.own_session()) or not any(

@@ -147,6 +147,7 @@ def test_no_log_and_no_result_has_the_credentials_of_the_environment(sweep, buck
         for each in client.list_objects_v2(Bucket="results")["Contents"]
     }
     assert any(name.endswith("result.json") for name in objects), "workers on this machine reach the bucket"
+    wait_for(lambda: not sweep.processes())  # the last ones still remove files
     folders = (sweep.ray_directory, sweep.folder)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert any(path.name == "runtime_env_agent.log" for path in files), (

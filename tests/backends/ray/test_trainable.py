@@ -23,6 +23,7 @@ from raysweep.results.checkpoints import load_plain
 from raysweep.training.compute import resident
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
+from tests.support.shared_ray import init_patiently
 
 BASE = {"usl_type": "simclr", "usl_epochs": 2, "le_epochs": 1}
 METRIC = "online/knn_val_accuracy"
@@ -32,7 +33,7 @@ ALONE = 1.5  # of the two CPUs: trials run one after the other, in one worker an
 @pytest.fixture(scope="module", autouse=True)
 def one_ray():
     """A Ray that the user has started, whose workers must find raysweep by themselves."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    init_patiently(num_cpus=2, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

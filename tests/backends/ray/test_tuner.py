@@ -237,7 +237,7 @@ def test_running_trials_are_waited_for_although_the_flag_is_set_before_tune_asks
     watch.running = {first.name: first}
     assert not stop.stop_all()
     stopping.request_stop()
-    assert stopping.trials_are_told.wait(60)
+    assert stopping.trials_are_told.wait(PATIENCE)
     assert not stop.stop_all(), "the trial still has to save its checkpoint"
     watch.running = {}
     assert stop.stop_all()
