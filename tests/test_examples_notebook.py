@@ -1,13 +1,9 @@
 """The notebook of the examples, executed in a real kernel with its sizes cut."""
 
-import os
-import subprocess
-import sys
-
 import nbformat
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, forked
 from tests.support.notebooks import client_of
 
 pytestmark = pytest.mark.slow
@@ -96,14 +92,7 @@ def test_the_notebook_can_be_executed_again_in_the_same_folder(tmp_path):
     sweeps = [cell["source"] for cell in notebook.cells if cell["id"] in ("run", "loss")]
     (tmp_path / "cells.py").write_text("\n".join([PROGRAM, *sweeps]))
     for _ in range(2):
-        process = subprocess.run(
-            [sys.executable, "cells.py"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        process = forked.run("cells.py", cwd=tmp_path)
         assert process.returncode == 0, process.stderr
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {
         "alpha", "alpha-2", "alpha-spread", "alpha-spread-2",

@@ -1,7 +1,7 @@
 """The data that a backend needs to run the trials of a sweep. Every backend has the same two functions.
 
 `prepare(sweep, store, address)` connects to Ray if the backend needs it, checks that the trials can run, and returns
-the plan in words. `run(sweep_run)` runs the pending trials, each of which writes its result into its directory. It
+the plan in words. `run(sweep_run)` runs the pending trials. Each trial writes its result into its directory. `run`
 returns the sweep, which includes the points that a searcher has proposed in the meantime.
 """
 

@@ -148,7 +148,7 @@ class Evaluation:
     def extract(self, layers: tuple[str, ...] | None = None) -> None:
         """Extract the features of every split in the layers, in one pass, unless they are present or in the cache.
 
-        None stands for all layers of which a probe reads every image.
+        None stands for all layers that a probe reads for every image.
         """
         layers = parts.layers_read(self.settings, of_all_images=True) if layers is None else layers
         present = self._features.get("fit", {})

@@ -296,7 +296,7 @@ def unknown_encoder(trial: Trial, has_other_seeds: bool) -> str:
     """Return the digest of the encoder that a trial evaluates, if the settings do not tell the encoder.
 
     They do not say how an encoder file without a sweep was trained. If one encoder is evaluated with several seeds
-    (`has_other_seeds`), the seed is not always the one of its pretraining.
+    (`has_other_seeds`), the seed is not always the seed of its pretraining.
     """
     is_unknown = has_other_seeds or not trial.settings.pretrain_epochs
     return trial.source.digest if trial.source is not None and not trial.baseline and is_unknown else ""

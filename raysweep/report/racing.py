@@ -57,7 +57,7 @@ def decide(report: Report) -> Sweep:
     with every look, and there are at most `Race.looks` of them.
 
     Args:
-        report: the report of the race, all trials of which have ended.
+        report: the report of the race. All its trials have ended.
     """
     sweep = replace(report.members[0].sweep, race_end="")
     race = sweep.race

@@ -320,7 +320,7 @@ def check_weights(weights: Any, file: Path) -> None:
 
 
 def describe(saved: Mapping[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Derive an encoder's description from a training checkpoint, of which `weights` are the encoder's weights."""
+    """Derive an encoder's description from a training checkpoint and the encoder's weights in it."""
     settings = saved["settings"]
     if "images" in saved:
         channels, image_size = saved["images"]

@@ -104,7 +104,7 @@ def judged(trial: Trial) -> Settings:
 def replaced_settings(
     names: Iterable[str], overrides: Mapping[str, Any], trials: Sequence[Trial], alone: Callable[[], Sweep]
 ) -> list[str]:
-    """Return the settings of a file that have an effect in the file alone, but none with those of the command line.
+    """Return the settings of a file that have an effect in the file alone, but none with the command line.
 
     Example:
         A file has `usl_type: simclr` and `temperature: 0.2`, and the command line gives `usl_type=vicreg`. Then the
