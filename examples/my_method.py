@@ -30,7 +30,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.encoder, self.inertia, self.shard = encoder, inertia, None
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
-        width = self.embed(torch.zeros(2, encoder.channels, encoder.image_size, encoder.image_size)).shape[1]
+        width = encoder.head.out_features
         self.predictor = nn.Linear(width, width)
 
     def embed(self, images: Tensor) -> Tensor:

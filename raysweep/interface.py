@@ -15,6 +15,7 @@ from raysweep.backends.progress import Progress, Silence
 from raysweep.backends.ray.environment import check_address
 from raysweep.errors import InputError, SweepInterrupted
 from raysweep.python_arguments import Space, checked_flag, checked_place, for_python, overrides_of, source_of
+from raysweep.results.credentials import is_uri
 from raysweep.sweep_results import Results
 from raysweep.system.places import ensure_home
 
@@ -154,7 +155,9 @@ def open(place: str | Path | Sequence[str | Path]) -> Results:
         raise InputError("open: the list of results directories is empty")
     with system_faults():
         ensure_home()
-        results = Results([checked_place(each) for each in places])
+        given = [checked_place(each) for each in places]
+        # An absolute path stays valid if the program changes its working directory.
+        results = Results([place if is_uri(place) else str(Path(place).absolute()) for place in given])
         results.check()
         return results
 

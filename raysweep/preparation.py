@@ -113,6 +113,7 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
         InputError: a dataset does not exist or lacks labels, or a searched setting has no effect on it.
     """
     from raysweep.data.folders import check_exists, labels_all_pretraining_images
+    from raysweep.data.layout import has_val_folder
     from raysweep.data.selection import check_validation, refuse_unlabelled
 
     pretrains = [trial for trial in sweep.examples if trial.source is None]
@@ -125,7 +126,8 @@ def check_paths(sweep: Sweep, is_evaluated: bool = True) -> None:
     with_labels = {trial.settings.evaluated_dataset for trial in sweep.examples if trial.settings.probe_labels}
     for name in dict.fromkeys(trial.settings.evaluated_dataset for trial in sweep.examples):
         check_exists(name, labelled=is_evaluated and name in with_labels)
-        check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
+        if has_val_folder(name):
+            check_validation(name, [t.settings for t in sweep.examples if t.settings.evaluated_dataset == name])
 
 
 def comparison_directories(
@@ -193,14 +195,18 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
         check_evaluation,
         check_unchanged,
         check_unseen,
+        check_validation,
         data_of,
         refuse_unlabelled,
     )
 
     trained = {encoder.source: encoder.settings for encoder in sweep.encoders}
     datasets: Datasets = {}
+    validated: dict[str, list[Settings]] = {}
     for trial in sweep.examples:
         data = data_of(trial, datasets, load=True)
+        if data.probe.val_images is not None:
+            validated.setdefault(trial.settings.evaluated_dataset, []).append(trial.settings)
         if trial.source is not None:
             check_evaluation(trial.settings, data)
             if trial.source in trained:  # a control without an encoder file is not
@@ -209,6 +215,8 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
         if reads_labels(trial.settings) and data.labels is None:
             refuse_unlabelled(trial.settings, "baseline" if trial.baseline else "usl_type")
         check_data(trial.settings, data)
+    for name, trials in validated.items():
+        check_validation(name, trials)
     check_unchanged(datasets, recorded)
     if sweep.plugins:
         from raysweep.part_checks import check_parts

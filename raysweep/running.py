@@ -25,7 +25,7 @@ from raysweep.space import Sweep, Trial, missing_words, race_words, words_withou
 from raysweep.space.hints import long_defaults, seeds_apart
 from raysweep.space.sharing import count_pretrainings
 from raysweep.system.files import write_atomically
-from raysweep.system.places import settle_ray_directory, shown_path
+from raysweep.system.places import settle_cache_directory, settle_ray_directory, shown_path
 from raysweep.system.terminal import counted
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def prepare(
         if not is_initialized():  # a Ray that the user has initialised is used as it is
             prepare_environment(address)
             present_token(address)
+            settle_cache_directory()
             if address is None:
                 settle_ray_directory()
         from raysweep.backends.ray import tuner

@@ -494,6 +494,21 @@ def test_a_part_that_returns_something_wrong_is_refused_before_anything_starts(s
     assert not (sweep.root / "runs").exists()
 
 
+def test_a_search_over_the_division_is_refused_for_a_dataset_with_its_own_validation_split(sweep):
+    (sweep.root / "divided.py").write_text(
+        HEAD + "import numpy as np\n@raysweep.dataset(size=8)\ndef divided(request):\n"
+        "    images, labels = np.zeros((300, 1, 8, 8), np.uint8), np.arange(300) % 2\n"
+        "    splits = images, labels, images, labels\n"
+        "    return raysweep.Dataset(request.name, ('a', 'b'), *splits, val_images=images, val_labels=labels)\n"
+    )
+    process = sweep(
+        "--plugin", "divided.py", "--local", *small({**PRETRAINED, "dataset": "divided"}), "--set", "split_seed=[0, 1]"
+    )
+    assert process.returncode == 2
+    assert "split_seed: 0 and 1 would give the same results, because divided has its own" in process.stderr
+    assert not (sweep.root / "runs").exists()
+
+
 NEEDY = """
 import numpy, sys
 @raysweep.dataset(size=8, labelled=False)
@@ -618,7 +633,7 @@ def test_a_part_is_passed_by_value_and_needed_again(tmp_path, monkeypatch):
     plugins.activate(())
     with monkeypatch.context() as patch:  # as in another process, which did not declare the part
         patch.setattr(parts, "declared", [])
-        words = r"part that no file has, loss by_value; give it again, as parts=\[by_value\]"
+        words = r"part that no file has, loss by_value; open it in Python .*, or give the part, as parts=\[by_value\]"
         with pytest.raises(InputError, match=words):
             api.resume("runs/v", options=api.RunOptions(local=True))
     outcome = api.resume("runs/v", None, {"seed": [0, 1]}, options=api.RunOptions(local=True), parts=[by_value])

@@ -56,6 +56,9 @@ def test_the_settings_are_those_of_solo_learn(method):
         "cosine",
         10,
     )
+    if method == "vicreg":  # solo-learn weighs the sum of the variance terms of both views with 25, raysweep their mean
+        weights = ("vicreg_invariance", "vicreg_variance", "vicreg_covariance")
+        assert [base[name] for name in weights] == [25, 2 * 25, 1]
     if base["optimizer"] == "lars":
         assert (base["momentum"], base["trust_coefficient"], base["clip_trust"]) == (0.9, 0.02, True)
 

@@ -14,7 +14,7 @@ from raysweep.config import Settings
 from raysweep.config.images import dataset_name, labelled_name, side_of
 from raysweep.data import loading
 from raysweep.data.dataset import Dataset, Images, Indices, Labels, class_name, pretraining_digest
-from raysweep.data.layout import has_val_folder, no_classes
+from raysweep.data.layout import no_classes
 from raysweep.data.splits import fit_and_val, split_train
 from raysweep.errors import InputError
 from raysweep.plugins import explained
@@ -139,21 +139,18 @@ def check_unchanged(datasets: Datasets, recorded: Mapping[str, str]) -> None:
 
 
 def check_validation(dataset: str, trials: Sequence[Settings]) -> None:
-    """Check the validation settings of the trials that are evaluated on `dataset`.
+    """Check the validation settings of the trials that are evaluated on `dataset`, which has its own validation split.
 
     Raises:
-        InputError: The trials differ in how validation images are drawn from the train split, although the dataset has
-            its own validation split.
+        InputError: The trials differ in how validation images would be drawn from the train split.
     """
-    if not has_val_folder(dataset):
-        return
     validated = [settings for settings in trials if settings.val_fraction > 0]
     for name in ("val_fraction", "split_seed"):
         values = {getattr(settings, name) for settings in validated}
         if len(values) > 1:
             raise InputError(
-                f"{name}: {min(values)} and {max(values)} would give the same results, as the val folder of {dataset} "
-                "is the validation split"
+                f"{name}: {min(values)} and {max(values)} would give the same results, because {dataset} has its "
+                "own validation split"
             )
 
 

@@ -244,10 +244,14 @@ class Evaluation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which the evaluation resumes bit for bit."""
-        name, probe = self._at_work or ("", None)
+        # A probe that resumes is built only after the probes without training that a resume has turned on.
+        begun = self._saved
+        if self._at_work is not None:
+            name, probe = self._at_work
+            begun = name, probe.state_dict()
         return {
             "probes_done": self._done,
-            "probe": None if probe is None else (name, values_of(parts.probe[name], self.settings), probe.state_dict()),
+            "probe": None if begun is None else (begun[0], values_of(parts.probe[begun[0]], self.settings), begun[1]),
             "best_linear_probe": self.best_linear_probe,
         }
 

@@ -98,8 +98,8 @@ def read_plugins(
         known = [plugin for plugin in values if plugin.name == stored.name] + list(declared_by_value(stored.name))
         if not known:
             raise InputError(
-                f"{place}: the sweep was started in Python with a part that no file has, {stored.name}; give it again, "
-                f"as parts=[{stored.name.rpartition(' ')[2]}]"
+                f"{place}: the sweep was started in Python with a part that no file has, {stored.name}; open it in "
+                f"Python after the declaration of this part, or give the part, as parts=[{stored.name.split()[-1]}]"
             )
         # A notebook may have declared the part again since then, with other code, so the text decides.
         chosen = next((plugin for plugin in known if plugin.text == stored.text), known[0])

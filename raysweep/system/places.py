@@ -53,6 +53,12 @@ def cache_directory() -> Path:
     return Path(expanded(given)).absolute()
 
 
+def settle_cache_directory() -> None:
+    """Make a relative path of the user's caches absolute, because each trial of Ray has another working directory."""
+    if os.environ.get("RAYSWEEP_CACHE") or os.environ.get("XDG_CACHE_HOME"):
+        os.environ["RAYSWEEP_CACHE"] = str(cache_directory())
+
+
 def substitute_home() -> Path:
     """Return the directory that serves as home for a user without one."""
     return Path(tempfile.gettempdir(), f"home-{os.getuid()}-raysweep")

@@ -31,6 +31,8 @@ def temporary_directory(parent: Path | None = None, prefix: str = PREFIX) -> Ite
         tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name,
         open(Path(name, NEW_LOCK), "w") as file,
     ):
+        file.write(os.uname().nodename)
+        file.flush()
         with suppress(OSError):  # if the file system has no locks, only this process ever removes the directory
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Another process would take a directory with an unlocked file of this name for left over.
@@ -39,7 +41,7 @@ def temporary_directory(parent: Path | None = None, prefix: str = PREFIX) -> Ite
 
 
 def remove_left_over(parent: Path, prefix: str = PREFIX) -> None:
-    """Remove raysweep's temporary directories in `parent` whose lock has ended with their process.
+    """Remove raysweep's temporary directories of this machine in `parent` whose lock has ended with their process.
 
     A directory without a lock file stays, whatever its age and name, because it may be the user's.
     """
@@ -52,10 +54,13 @@ def remove_left_over(parent: Path, prefix: str = PREFIX) -> None:
 
 
 def is_left_over(directory: Path) -> bool:
-    """Return whether the directory has a lock file that no process holds; raises OSError if that cannot be told."""
+    """Return whether the directory has a lock file that no process holds; raises OSError if that cannot be told.
+
+    On some network file systems a lock holds on one machine only, so the directories of other machines stay.
+    """
     try:
         with open(directory / LOCK, "r+") as file:  # NFS locks only files that are open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            return file.read() == os.uname().nodename
     except (BlockingIOError, FileNotFoundError):
         return False

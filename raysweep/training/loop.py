@@ -121,8 +121,10 @@ def pretrain(
                 context.all_reduce(state.sums)
                 if not context.is_main:  # the main process now holds the sums of all processes, and may save them
                     state.sums.zero_()
+                paused = time.perf_counter()
                 if (yield from context.yield_together(None)):
                     return
+                started += time.perf_counter() - paused  # the rate does not count the writing of a checkpoint
         assert state.sums is not None
         context.all_reduce(state.sums)
         weights = [weight.isfinite().all() for weight in state.encoder.parameters()]

@@ -261,7 +261,7 @@ def test_test_without_train_is_refused(tmp_path):
 def test_a_search_over_the_division_is_refused_where_there_is_a_val_folder(name, values, run_sweep, tmp_path):
     make(tmp_path / "set", FULL)
     arguments = (*SMALL, "--dry-run", "--set", f"{name}={values}", "--dataset")
-    assert_refused(run_sweep(*arguments, "folder:set"), name, "val folder")
+    assert_refused(run_sweep(*arguments, "folder:set"), name, "has its own validation split")
     assert run_sweep(*arguments, "digits").returncode == 0
     process = run_sweep(*SMALL, "--dry-run", "--set", "val_fraction=[0, 0.2]", "--dataset", "folder:set")
     assert process.returncode == 0, "whether to validate at all has an effect"

@@ -218,6 +218,18 @@ def test_a_resume_in_a_trained_probe_follows_the_new_settings(tmp_path, before, 
     assert resumed.linear_probe == whole.linear_probe
 
 
+def test_a_stop_before_the_resumed_probe_keeps_what_it_has_trained(tmp_path):
+    """A resume turns on a probe without training, and stops after it, before the linear probe goes on."""
+    plain, wanted = (trial_of(**SMALL, logistic_c=1, logistic=is_on) for is_on in (False, True))
+    count = sum(not part.traits["trains"] for part in parts.probes_in_use(plain.settings)) + 2
+    for trial, pauses in ((plain, count), (wanted, 1)):
+        asked = []
+        assert run(tmp_path, trial, stop=lambda asked=asked, most=pauses: asked.append(1) or len(asked) >= most) is None
+        assert load_checkpoint(tmp_path)["evaluation"]["probe"][2]["probes"]["epoch"] == 2
+    resumed = run(tmp_path, wanted)
+    assert resumed.metrics == run(tmp_path / "whole", wanted).metrics
+
+
 def test_a_resume_runs_each_probe_without_training_only_once(tmp_path, monkeypatch):
     """A probe that has run with the same settings keeps its scores, however often the trial resumes."""
     calls = []

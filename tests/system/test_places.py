@@ -12,7 +12,7 @@ import pytest
 
 from raysweep.backends.ray.authentication import present_token
 from raysweep.errors import InputError
-from raysweep.system.places import settle_ray_directory
+from raysweep.system.places import cache_directory, settle_cache_directory, settle_ray_directory
 from tests.support import PATIENCE, ROOT
 from tests.support.commands import here
 
@@ -49,6 +49,17 @@ def ray_directory(monkeypatch):
         return os.environ["RAY_TMPDIR"]
 
     return choose
+
+
+@pytest.mark.parametrize(("name", "inside"), [("RAYSWEEP_CACHE", ""), ("XDG_CACHE_HOME", "raysweep")])
+def test_a_relative_cache_directory_is_the_same_in_every_working_directory(name, inside, tmp_path, monkeypatch):
+    (tmp_path / "trial").mkdir()
+    for variable in ("RAYSWEEP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, "cache" if variable == name else "")
+    monkeypatch.chdir(tmp_path)
+    settle_cache_directory()
+    monkeypatch.chdir(tmp_path / "trial")
+    assert cache_directory() == tmp_path / "cache" / inside
 
 
 def test_a_tilde_is_the_home_directory_in_every_argument(few, no_figures, tmp_path):

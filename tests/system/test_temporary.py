@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from raysweep.system.temporary import LOCK, PREFIX, remove_left_over
 
@@ -33,6 +34,12 @@ def test_only_what_a_killed_process_left_is_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {users.name, os.path.basename(place)}, "it is in use"
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    lock = Path(place, LOCK)
+    machine = lock.read_text()
+    lock.write_text("another machine")
+    remove_left_over(tmp_path)
+    assert lock.exists(), "another machine may use it"
+    lock.write_text(machine)
     remove_left_over(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [users.name]
     assert (users / "results.csv").read_text() == "x"

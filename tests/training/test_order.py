@@ -43,6 +43,22 @@ def test_property_trials_of_one_seed_see_the_same_order_in_every_epoch(other):
         assert torch.equal(order, expected)
 
 
+def test_the_rate_of_an_epoch_leaves_out_what_a_pause_takes(monkeypatch):
+    clock = [0.0]
+
+    def ticking():
+        clock[0] += 1
+        return clock[0]
+
+    monkeypatch.setattr("raysweep.training.loop.time.perf_counter", ticking)
+    settings = Settings(precision="fp32", usl_epochs=1, batch_size=20)
+    for metrics in pretrain(settings, fresh_state(settings, 1, 8, torch.device("cpu")), IMAGES, pause=lambda: True):
+        if metrics is None:
+            clock[0] += 1000  # a checkpoint is written
+        else:
+            assert len(IMAGES) / metrics["pretrain/images_per_s"] < 100
+
+
 def test_property_orders_are_permutations_that_differ_between_epochs_and_seeds():
     every = torch.stack(orders(seed=0) + orders(seed=1))
     assert torch.equal(every.sort(dim=1).values, torch.arange(len(IMAGES)).expand_as(every))

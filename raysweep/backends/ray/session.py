@@ -14,7 +14,7 @@ from raysweep.errors import InputError
 
 VARIABLES = (
     *("RAY_AIR_NEW_OUTPUT", "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_NUM_REDIS_GET_RETRIES", "RAY_TMPDIR"),
-    *("RAY_gcs_rpc_server_reconnect_timeout_s", "RAY_prestart_worker_first_driver"),
+    *("RAY_gcs_rpc_server_reconnect_timeout_s", "RAY_prestart_worker_first_driver", "RAYSWEEP_CACHE"),
     *("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER", "TUNE_FUNCTION_THREAD_TIMEOUT_S"),
 )
 """The environment variables that a run on Ray sets, and that would change a later Tuner of the user.
