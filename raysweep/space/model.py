@@ -88,7 +88,10 @@ class Tune(BaseModel):
     max_failures: Annotated[
         int,
         Field(ge=0),
-        About("How often a trial whose worker died resumes from its checkpoint before it counts as failed."),
+        About(
+            "How often a trial resumes from its checkpoint after its process died or it raised an exception, before it "
+            "counts as failed. `--local` never resumes a failed trial."
+        ),
     ] = 3
     checkpoint_seconds: Annotated[
         float | None,
