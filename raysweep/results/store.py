@@ -346,25 +346,6 @@ class Store:
         return results
 
 
-def open_sweeps(places: Sequence[str]) -> list[tuple[Store, Sweep]]:
-    """Open existing sweeps to read them, also while they run. Nothing is written, except copies of buckets' files.
-
-    Raises:
-        InputError: There is no sweep at a place, or a sweep is given twice.
-    """
-    opened = [Store.open(place, copies="reports") for place in places]
-    plugins = [plugin for _, sweep in opened for plugin in sweep.plugins]
-    if plugins:  # the settings of each sweep are checked with the parts of all of them
-        opened = [Store.open(place, copies="reports", given=plugins, beside=plugins) for place in places]
-    for store, _ in opened:
-        store.pull()
-    roots = [store.root.resolve() for store, _ in opened]
-    twice = next((place for place, root in zip(places, roots, strict=True) if roots.count(root) > 1), None)
-    if twice is not None:
-        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
-    return opened
-
-
 def candidates(name: str | None, default: str) -> Iterator[str]:
     """Yield the names that a new sweep may take: the requested one, or the default with growing suffixes."""
     if name is not None:
