@@ -271,9 +271,7 @@ def resume(
 
 def rebuild_report(place: str) -> Outcome:
     """Write the report of the existing sweep at `place` again; raises InputError if it cannot be read."""
-    store, sweep = Store.open(place, copies="reports")
-    store.pull()
-    return conclude(store, sweep)
+    return conclude(*open_sweeps([place])[0])
 
 
 def compare(places: Sequence[str], output: str | None = None) -> tuple[Report, Path]:

@@ -274,5 +274,5 @@ def test_controls_and_encoders_have_the_code_of_their_sweep(run_with_version):
 
 def test_sweeps_whose_settings_fit_no_version_of_a_plugin_are_refused(run_with_version):
     for places in in_both_orders(run_with_version("first", "random"), run_with_version("renamed")):
-        with pytest.raises(InputError, match="mine.py: changed between the sweeps, and no version .* emb_loss: must"):
+        with pytest.raises(InputError, match=r"mine\.py: changed between the sweeps, and no version .* emb_loss: must"):
             raysweep.open(places).conclusions()
