@@ -25,7 +25,8 @@ from raysweep.results.cleaning import clean_up
 from raysweep.results.continuing import planned_continuations, with_continuations
 from raysweep.results.encoders import check_encoders
 from raysweep.results.mirror import local_encoder
-from raysweep.results.store import Store, open_sweeps
+from raysweep.results.opening import open_sweeps
+from raysweep.results.store import Store
 from raysweep.results.sweep_file import check_version, recorded_datasets
 from raysweep.running import DEFAULT, conclude, describe_for_tensorboard, explaining, finish, prepare, pretrainings
 from raysweep.running import Outcome as Outcome
@@ -270,9 +271,7 @@ def resume(
 
 def rebuild_report(place: str) -> Outcome:
     """Write the report of the existing sweep at `place` again; raises InputError if it cannot be read."""
-    store, sweep = Store.open(place, copies="reports")
-    store.pull()
-    return conclude(store, sweep)
+    return conclude(*open_sweeps([place])[0])
 
 
 def compare(places: Sequence[str], output: str | None = None) -> tuple[Report, Path]:

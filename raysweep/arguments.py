@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -100,7 +101,7 @@ def check_single_values(arguments: list[str]) -> None:
         if not flag.startswith("--") or name not in SETTINGS or not about(name).search:
             continue
         values = leading_values(name, words)
-        if len(values) > 1 and not Path(values[1]).exists():
+        if len(values) > 1 and not os.path.exists(values[1]):
             where = f"--set {name}" if flag == "--set" else flag
             raise InputError(f"{where}: {grid_instead(name, values)}")
 

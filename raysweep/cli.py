@@ -44,7 +44,7 @@ from raysweep.printing import (
 from raysweep.results.credentials import is_uri
 from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep
-from raysweep.system.places import ensure_home, expanded, shown_path
+from raysweep.system.places import ensure_home, expanded, is_file, shown_path
 from raysweep.system.terminal import INTERRUPTED, counted, make_console, redraws, resume_command
 
 if TYPE_CHECKING:
@@ -313,14 +313,14 @@ def plugins_in(arguments: list[str]) -> tuple[plugins.Plugin, ...]:
             named.append(value)
         elif flag == "--resume" and value:
             existing.append(Path(expanded(value), "sweep.yaml"))
-        elif arguments[0] == "evaluate" and Path(expanded(argument), "sweep.yaml").is_file():
+        elif arguments[0] == "evaluate" and is_file(Path(expanded(argument), "sweep.yaml")):
             existing.append(Path(expanded(argument), "sweep.yaml"))
         elif argument.endswith((".yaml", ".yml")):
             spaces.append(Path(expanded(argument)))
 
     def listed(paths: list[Path], **limit: int) -> Iterator[plugins.Plugin]:
         for path in paths:
-            if path.is_file() and arguments[0] in ("sweep", "evaluate", "preview"):
+            if is_file(path) and arguments[0] in ("sweep", "evaluate", "preview"):
                 yield from plugins.find(space.read(path, **limit).get("plugins") or (), path.parent, f"{path}: plugins")
 
     recorded = tuple(listed(existing, longest=space.LONGEST_WRITTEN))

@@ -80,11 +80,14 @@ def plan_evaluation(
     """Plan the evaluation of a sweep's encoders, or of a single encoder; see `raysweep.api.evaluate`.
 
     Raises:
-        InputError: There is no encoder, an encoder is damaged, or the search space is invalid.
+        InputError: There is no encoder, an encoder is damaged, a bucket cannot be reached, or the search space is
+            invalid.
     """
     raw, where, listed = read_space(source, "evaluation")
     raw = {"name": "evaluation", **raw}
     extra = merged(listed, extra)
+    if is_uri(place):
+        Bucket(place).check(write=False)
     if is_sweep(place):
         return plan_for_sweep(place, raw, where, overrides, extra)
     whole = place.rstrip("/") if is_uri(place) else str(Path(place).absolute())
@@ -185,9 +188,7 @@ def plan_for_one(
 
 def is_sweep(place: str) -> bool:
     """Return whether a place has the `sweep.yaml` of a sweep."""
-    if is_uri(place):
-        return bool(place.partition("://")[2].strip("/")) and "sweep.yaml" in Bucket(place).names()
-    return Path(place, "sweep.yaml").is_file()
+    return "sweep.yaml" in Bucket(place).names() if is_uri(place) else Path(place, "sweep.yaml").is_file()
 
 
 def parent_of(place: str) -> str:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from raysweep.config import METRICS, suggest
 from raysweep.errors import InputError, printable
+from raysweep.plugins import activate
 from raysweep.results.credentials import join
 from raysweep.results.encoders import source_file
 from raysweep.results.mirror import fetch_encoder
-from raysweep.results.store import Store, open_sweeps, shown_place
+from raysweep.results.opening import open_sweeps
+from raysweep.results.store import Store, shown_place
 from raysweep.space import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -197,7 +199,8 @@ class Results:
             raise InputError(f"{trial}: no such trial{suggest(trial, trials)}")
         from raysweep.portable import load
 
-        store, chosen = trials[trial]
+        store, sweep, chosen = trials[trial]
+        activate(sweep.plugins)  # another sweep may have another version of a plugin
         if chosen.source is not None:
             file = source_file(store, chosen)
             if file is None:
@@ -248,10 +251,10 @@ class Results:
         names = labels([store.root for store, _ in opened]) if len(opened) > 1 else [""]
         return [(name, store, sweep) for name, (store, sweep) in zip(names, opened, strict=True)]
 
-    def _trials(self) -> dict[str, tuple[Store, Trial]]:
+    def _trials(self) -> dict[str, tuple[Store, Sweep, Trial]]:
         """Return all trials by the names that `trials` lists."""
         return {
-            f"{name}/{trial.name}" if name else trial.name: (store, trial)
+            f"{name}/{trial.name}" if name else trial.name: (store, sweep, trial)
             for name, store, sweep in self._sweeps()
             for trial in sweep.trials
         }

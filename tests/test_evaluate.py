@@ -375,6 +375,8 @@ def refused(process, message, root):
         (["--set", "alpha=1"], "--set alpha: is a setting of pretraining, and the encoders are trained already"),
         (["--set", "image_size=16"], "--set image_size: is a setting of pretraining"),
         (["--set", "seed=[0,1]"], "--set seed: an encoder is evaluated with the seed of its trial"),
+        (["--set", f"seed={list(range(100))}"], "--set seed: an encoder is evaluated with the seed of its trial"),
+        (["--output", f"{'x' * 300}.yaml"], "the evaluation of a sweep is written to evaluations/ in the sweep"),
         (["--set", "knn_q=1"], "--set knn_q: unknown setting, did you mean 'knn_k'?"),
         (["--set", "knn_k=5000"], "knn_k: 5000 is more than the"),
         (["--set", "labels_per_class=1000"], "labels_per_class"),

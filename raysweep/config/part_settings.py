@@ -40,6 +40,9 @@ CHOOSERS = {
 }
 """For a kind of part: the setting that names the part in use."""
 
+OBJECTIVE_KINDS = ("method", "loss", "policy")
+"""The kinds of parts that decide what the losses of pretraining measure."""
+
 
 def one_of(values: Iterable[str]) -> Any:
     """Return the type whose values are these texts."""
@@ -76,7 +79,7 @@ def field_of_parameter(parameter: Parameter) -> FieldInfo:
         group=GROUPS.get(declaring[0].kind, "Pretraining"),
         composed=remark.structured,
         protocol="probe" in kinds and remark.protocol and remark.searchable,
-        objective=not kinds.isdisjoint(("method", "loss", "policy")),
+        objective=not kinds.isdisjoint(OBJECTIVE_KINDS),
         search=remark.searchable,
         may_be_unused=remark.may_be_unused,
     )

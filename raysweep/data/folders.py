@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -187,7 +188,7 @@ def check_name(spec: str) -> None:
     if spec == FOLDER:
         raise InputError("dataset 'folder:' has no path: write folder:PATH")
     valid = [*parts.dataset, FOLDER + "PATH"]
-    if Path(spec).is_dir():
+    if os.path.isdir(spec):
         raise InputError(f"unknown dataset {spec!r}, did you mean {FOLDER + spec!r}? valid: {', '.join(valid)}")
     close = difflib.get_close_matches(spec.lower(), valid, n=1, cutoff=0.6)
     hint = f", did you mean {close[0]!r}?" if close else ";"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from raysweep.errors import InputError
 from raysweep.report.choosing import differing_objective
 from raysweep.report.contents import Member, Report, labels
-from raysweep.report.experiments import lend_baselines, mark_experiments, with_images
+from raysweep.report.experiments import lend_baselines, mark_experiments, with_code, with_images
 from raysweep.report.points import Point, check_alike, check_comparable, gather, shown_scores
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
@@ -57,7 +57,9 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
         check_alike(everything[0][1], result, everything[0][0], name)
     points = [point for member in members for point in gather(member.sweep, member.results, member.label)]
     points = with_images(points, {member.label: recorded_datasets(member.store.root) for member in members})
-    divisor = divisor_of_several([member.sweep for member in members], any(point.images for point in points))
+    points = with_code(points, {member.label: member.sweep.plugins for member in members})
+    has_changed_inputs = any(point.images or point.code for point in points)
+    divisor = divisor_of_several([member.sweep for member in members], has_changed_inputs)
     points = [replace(point, divisor=divisor) for point in points]
     choices = {(member.sweep.metric, member.sweep.mode) for member in members}
     metric, mode = choices.pop() if len(choices) == 1 else (None, "max")
@@ -67,16 +69,16 @@ def read_several(opened: Sequence[tuple[Store, Sweep]]) -> Report:
     return Report(shorten(name), members, mark_experiments(lend_baselines(points)), metric, mode)
 
 
-def divisor_of_several(sweeps: Sequence[Sweep], has_changed_images: bool) -> int:
+def divisor_of_several(sweeps: Sequence[Sweep], has_changed_inputs: bool) -> int:
     """Return the number by which the error is divided in a report about several sweeps; 1 unless one is a race.
 
     The report compares the points of all sweeps with each other, and with the controls of all sweeps. If pretraining
-    images changed between the sweeps, no two sweeps count as having the same control.
+    images or the code of parts changed between the sweeps, no two sweeps count as having the same control.
     """
     looks = [sweep.race.looks for sweep in sweeps if sweep.race is not None]
     if not looks:
         return 1
-    if has_changed_images:
+    if has_changed_inputs:
         return max(looks) * sum(count_tables(sweep.trials) for sweep in sweeps)
     return max(looks) * count_tables(trial for sweep in sweeps for trial in sweep.trials)
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from raysweep.config import SETTINGS, Settings, changes_losses, is_objective
 from raysweep.config.images import side_of
+from raysweep.config.part_settings import OBJECTIVE_KINDS
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
 from raysweep.report.ranking import adjusted_means, connected
 from raysweep.report.sentences import named
@@ -116,7 +117,8 @@ def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
     """Return the name of a setting in which the points differ and that changes what a metric measures, else "".
 
     Only the losses of pretraining have such settings. Values without effect do not count, nor do controls, which do
-    not compete. If the images of a dataset changed between two sweeps, the result names the pretraining images.
+    not compete. If the images of a dataset changed between two sweeps, the result names the pretraining images. If a
+    plugin changed, it names the code of a part that the loss depends on.
     """
     if metric is None or not is_objective(metric):
         return ""
@@ -128,7 +130,11 @@ def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
             first, *others = (acting_value(name, each) for each in settings)
             if any(other != first for other in others):
                 return name
-    return "the pretraining images" if len({point.images for point in measured}) > 1 else ""
+    if len({point.images for point in measured}) > 1:
+        return "the pretraining images"
+    codes = {(part, digest) for point in measured for part, digest in point.code.items()}
+    names = [part for part, _ in codes if part.startswith(OBJECTIVE_KINDS)]
+    return next((f"the code of {part}" for part in sorted(names) if names.count(part) > 1), "")
 
 
 def acting_value(name: str, settings: Settings) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about
 from raysweep.config.images import pretraining_images
+from raysweep.plugins import Plugin
 from raysweep.report.points import Point
 from raysweep.results.result import Result
 from raysweep.space import CONTROLS, computed, control_settings
@@ -36,6 +37,32 @@ def with_images(points: Sequence[Point], recorded: Mapping[str, Mapping[str, str
     ]
 
 
+def with_code(points: Sequence[Point], plugins: Mapping[str, Sequence[Plugin]]) -> list[Point]:
+    """Return the points of several sweeps, with the digests of the code of their parts where the sweeps differ.
+
+    A plugin may have changed between two sweeps. The code of probes and datasets does not count here, because the
+    protocol has the code of the probes, and a dataset is identified by its content.
+
+    Args:
+        points: The points.
+        plugins: The plugins of each sweep, by its label.
+    """
+    names = {plugin.digest: plugin.name for each in plugins.values() for plugin in each}
+    digests = {label: {plugin.name: plugin.digest for plugin in each} for label, each in plugins.items()}
+    codes = []
+    for point in points:
+        used = [part for part in parts.in_use(point.settings) if part.plugin and part.kind not in ("probe", "dataset")]
+        codes.append({f"{part.kind} {part.name}": digests[point.sweep].get(names[part.plugin], "") for part in used})
+    known: dict[str, set[str]] = {}
+    for code in codes:
+        for part, digest in code.items():
+            known.setdefault(part, set()).add(digest)
+    return [
+        replace(point, code={part: digest for part, digest in code.items() if len(known[part]) > 1})
+        for point, code in zip(points, codes, strict=True)
+    ]
+
+
 def reads_images(settings: Settings) -> bool:
     """Return whether the encoder of an experiment depends on the pretraining images.
 
@@ -45,22 +72,28 @@ def reads_images(settings: Settings) -> bool:
     return settings.pretrain_epochs > 0 or bool(encoder.traits["fits"] or encoder.plugin)
 
 
-def experiment_key(settings: Settings, encoder: str = "", images: str = "") -> tuple[Any, ...]:
+def changed_inputs(settings: Settings, point: Point) -> tuple[str, ...]:
+    """Return `Point.images` and `Point.code` of a point or of its control, as far as its settings depend on them."""
+    images = point.images if reads_images(settings) else ""
+    return (images, *(point.code.get(f"{part.kind} {part.name}", "") for part in parts.in_use(settings)))
+
+
+def experiment_key(settings: Settings, point: Point, encoder: str = "") -> tuple[Any, ...]:
     """Return a key of an experiment. It is equal for settings that differ only where they have no effect.
 
     Args:
-        settings: The settings of the experiment.
+        settings: The settings of the experiment, which is the point or its control, with any seed.
+        point: The point.
         encoder: The digest of the evaluated encoder if its training is unknown, because the settings do not tell it.
-        images: See `Point.images`.
     """
     plain = computed(settings)
-    read = images if reads_images(plain) else ""
-    return (encoder, read, *(getattr(plain, name) for name in SETTINGS if about(name).changes_scores))
+    values = (getattr(plain, name) for name in SETTINGS if about(name).changes_scores)
+    return (encoder, changed_inputs(plain, point), *values)
 
 
 def key_without_seed(point: Point) -> tuple[Any, ...]:
     """Return a key of a point that is equal for the same experiment in two sweeps, whatever its seeds."""
-    return experiment_key(point.settings.model_copy(update={"seed": 0}), point.encoder, point.images)
+    return experiment_key(point.settings.model_copy(update={"seed": 0}), point, point.encoder)
 
 
 def mark_experiments(points: Sequence[Point]) -> list[Point]:
@@ -105,20 +138,20 @@ def both(first: Mapping[int, Result], other: Mapping[int, Result]) -> dict[int, 
     return merged
 
 
-def control_images(point: Point, control: str) -> str:
-    """Return `Point.images` of a point's control; empty if the control does not depend on them."""
+def changed_inputs_of_control(point: Point, control: str) -> tuple[str, ...]:
+    """Return the changed inputs of a point's control; see `changed_inputs`."""
     settings = control_settings(point.settings, control)
-    return point.images if settings is not None and reads_images(settings) else ""
+    return () if settings is None else changed_inputs(settings, point)
 
 
 def lend_baselines(points: Sequence[Point]) -> list[Point]:
     """Return the points of several sweeps. A point that lacks a control for a seed borrows it from another sweep.
 
     The two controls must be the same: equal in the seed, in every setting that has an effect on them and on their
-    evaluation, and in the images that they were trained or fitted on.
+    evaluation, in the code of their parts, and in the images that they were trained or fitted on.
     """
     lent: dict[tuple[str, Any], Result] = {
-        (point.control, experiment_key(point.settings.model_copy(update={"seed": seed}), images=point.images)): result
+        (point.control, experiment_key(point.settings.model_copy(update={"seed": seed}), point)): result
         for point in points
         if point.baseline
         for seed, result in point.by_seed.items()
@@ -132,7 +165,7 @@ def lend_baselines(points: Sequence[Point]) -> list[Point]:
                 borrowed = {}
                 for seed in point.by_seed:
                     settings = control_settings(point.settings.model_copy(update={"seed": seed}), control)
-                    key = None if settings is None else experiment_key(settings, images=point.images)
+                    key = None if settings is None else experiment_key(settings, point)
                     if (control, key) in lent:
                         borrowed[seed] = lent[control, key]
                 controls[control] = {**borrowed, **point.controls.get(control, {})}

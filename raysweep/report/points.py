@@ -109,6 +109,8 @@ class Point:
     """The number by which the familywise error is divided; 1 unless the seeds of its sweep are a race."""
     images: str = ""
     """The digest of the pretraining images if the compared sweeps differ in it; see `with_images`."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The digests of the plugins of its parts if the compared sweeps differ in them; see `with_code`."""
     same_as: str = ""
     """The title of the first point that is the same experiment, in another sweep; empty if the point is the first."""
 

@@ -124,6 +124,11 @@ def overview(report: Report) -> list[str]:
         "that have the same settings count as different experiments."
         for name in dict.fromkeys(point.settings.dataset for point in report.points if point.images)
     ]
+    changed += [
+        f"The code of {part} is not the same in all sweeps, so points of different sweeps that use it and have the "
+        "same settings count as different experiments."
+        for part in dict.fromkeys(part for point in report.points for part in point.code)
+    ]
     return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *changed, *borrowed, reading]
 
 

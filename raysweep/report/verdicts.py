@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about, default_of, metrics_by_name
-from raysweep.report.experiments import control_images
+from raysweep.report.experiments import changed_inputs_of_control
 from raysweep.report.points import Point, divisor_of, matrix
 from raysweep.report.ranking import connected, tied
 from raysweep.report.shapes import Shape, average, compare_shape
@@ -197,7 +197,7 @@ def differences_from(control: str, score: str, points: Sequence[Point]) -> dict[
     families: dict[Any, list[Point]] = {}
     for point in points:
         if point.control_scores(control, score):
-            key = control_images(point, control), experiment_of(point.controls[control])
+            key = changed_inputs_of_control(point, control), experiment_of(point.controls[control])
             families.setdefault(key, []).append(point)
     result: dict[str, Difference] = {}
     for members in families.values():

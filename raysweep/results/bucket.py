@@ -188,6 +188,13 @@ class Bucket:
 
         return self._ask(f"reading {name}", get)
 
+    def read_if_present(self, name: str) -> bytes | None:
+        """Return an object's content; None if it does not exist, for example because it was removed after a listing."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
+
     def write(self, name: str, content: bytes) -> None:
         """Create or replace an object."""
         file_system, path = self._opened

@@ -84,10 +84,15 @@ def join(uri: str, name: str) -> str:
 
 
 def resolve(uri: str, path: str) -> str:
-    """Return the URI of a path, such as `../a`, that is relative to the directory `uri`."""
+    """Return the URI of a path, such as `../a`, that is relative to the directory `uri`.
+
+    As in a file system, the root of the bucket is its own parent.
+    """
     start, mark, query = uri.partition("?")
     scheme, slashes, place = start.partition("://")
-    return f"{scheme}{slashes}{posixpath.normpath(f'{place}/{path}')}{mark}{query}"
+    bucket, _, prefix = place.partition("/")
+    inside = posixpath.normpath(posixpath.join("/", prefix, path)).rstrip("/")
+    return f"{scheme}{slashes}{bucket}{inside}{mark}{query}"
 
 
 def hidden(name: str) -> bool:

@@ -73,9 +73,8 @@ class Mirror:
             if name not in local or name == CLAIM or not unchanged(local[name], info)
         ]
         with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(lambda name: self._fetch(name, remote[name]), missing):
-                pass
-        self._known = remote
+            fetched = dict(zip(missing, pool.map(lambda name: self._fetch(name, remote[name]), missing), strict=True))
+        self._known = {name: info for name, each in remote.items() if (info := fetched.get(name, each)) is not None}
 
     def push(self, wanted: Wanted = lambda name: True, every: float = 0.0) -> None:
         """Upload what was written in the copy since the last `pull` or `push`, and remove what was removed.
@@ -91,7 +90,7 @@ class Mirror:
         if time.monotonic() - self._pushed < every:
             return
         remote, local = self.bucket.files(), self._local_files(wanted)
-        if self._claim is not None and (CLAIM not in remote or self.bucket.read(CLAIM) != self._claim):
+        if self._claim is not None and self.bucket.read_if_present(CLAIM) != self._claim:
             raise Replaced(errno.EBUSY, "another process has taken it up", str(self.bucket))
         known = self._known
         changed = [name for name, path in local.items() if name not in known or not unchanged(path, known[name])]
@@ -134,18 +133,31 @@ class Mirror:
                     files[name] = path
         return files
 
-    def _fetch(self, name: str, info: Info) -> None:
-        """Fetch one file atomically."""
+    def _fetch(self, name: str, info: Info) -> Info | None:
+        """Fetch one file atomically. Another process may replace or remove the object after the listing.
+
+        Args:
+            name: The name of the file.
+            info: The object as it was listed.
+
+        Returns:
+            The time of the listing with the size of what was read, so that the file does not count as changed here;
+            None if the object was removed. The file here is then removed too.
+        """
         path = self.local / name
         if path.resolve() != self.local.resolve() / name:
             raise InputError(f"{self.bucket}: the object {name!r} would lie outside of {self.local}")
-        content = self.bucket.read(name)
+        content = self.bucket.read_if_present(name)
+        if content is None:
+            path.unlink(missing_ok=True)
+            return None
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=False) as file:
             file.write(content)
             file.flush()  # a later write would change the time
             # The file appears with its time, because another reader of the copy may replace or remove it at once.
             set_time(Path(file.name), info)
+        return Info(len(content), info.mtime_ns)
 
 
 def unchanged(path: Path, info: Info) -> bool:
@@ -218,11 +230,8 @@ def fetch_plugins(uri: str) -> None:
     if not uri.partition("://")[2].strip("/"):
         return
     sweep = Bucket(uri)
-    try:
-        content = sweep.read("sweep.yaml")
-    except FileNotFoundError:
-        return
-    if re.search(rb"^plugins:", content, re.MULTILINE):
+    content = sweep.read_if_present("sweep.yaml")
+    if content is not None and re.search(rb"^plugins:", content, re.MULTILINE):
         local = sweep.copy("reports")
         Mirror(sweep / "plugins", local / "plugins").pull()
         with replacing(local / "sweep.yaml", durable=False) as file:

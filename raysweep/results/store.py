@@ -76,6 +76,8 @@ PUSH_SECONDS = 60.0
 """Longest time in seconds between two uploads of a trial's events, if no checkpoint is uploaded in between."""
 STATE = ("attempt.json", "error.txt", "result.json", "curves.csv", "final_state.json")
 """The files of a trial that a resume or a report reads."""
+REPORT = ("results.csv", "summary.csv", "differences.csv", "summary.md", "report.html")
+"""The files of a sweep's report, beside the figures."""
 
 
 class Store:
@@ -88,7 +90,7 @@ class Store:
     """
 
     def __init__(self, place: Path | str, copies: str = "sweeps", others: Iterable[Store] = ()) -> None:
-        self.others = others
+        self.others, self.is_reader = others, copies != "sweeps"
         self.bucket = Bucket(place) if isinstance(place, str) and is_uri(place) else None
         self.root = Path(place).absolute() if self.bucket is None else self.bucket.copy(copies)
         self.place = str(self.root if self.bucket is None else place)
@@ -281,7 +283,7 @@ class Store:
             except OSError as fault:
                 warnings.warn(f"{trial}: {describe_error(fault)}", stacklevel=3)
         elif self._mirror is not None:
-            self._mirror.pull(lambda name: is_report_file(name) or name.partition("/")[2] in STATE)
+            self._mirror.pull(lambda name: is_sweep_file(name) or name.partition("/")[2] in STATE)
 
     def pull_events(self) -> None:
         """Copy the event files of all trials from a bucket; raises OSError if it does not answer."""
@@ -291,9 +293,12 @@ class Store:
             )
 
     def push(self) -> None:
-        """Upload `sweep.yaml` and the report to a bucket; raises OSError if it does not accept them."""
+        """Upload `sweep.yaml` and the report to a bucket; raises OSError if it does not accept them.
+
+        A reader uploads only the report. Its copies of other files may be older than the files of the running sweep.
+        """
         if self._mirror is not None:
-            self._mirror.push(is_report_file)
+            self._mirror.push(is_report_file if self.is_reader else is_sweep_file)
 
     def trial(self, name: str) -> Path:
         """Return a trial's directory."""
@@ -346,25 +351,6 @@ class Store:
         return results
 
 
-def open_sweeps(places: Sequence[str]) -> list[tuple[Store, Sweep]]:
-    """Open existing sweeps to read them, also while they run. Nothing is written, except copies of buckets' files.
-
-    Raises:
-        InputError: There is no sweep at a place, or a sweep is given twice.
-    """
-    opened = [Store.open(place, copies="reports") for place in places]
-    plugins = [plugin for _, sweep in opened for plugin in sweep.plugins]
-    if plugins:  # the settings of each sweep are checked with the parts of all of them
-        opened = [Store.open(place, copies="reports", given=plugins, beside=plugins) for place in places]
-    for store, _ in opened:
-        store.pull()
-    roots = [store.root.resolve() for store, _ in opened]
-    twice = next((place for place, root in zip(places, roots, strict=True) if roots.count(root) > 1), None)
-    if twice is not None:
-        raise InputError(f"{twice}: is given twice; a sweep is compared with others, not with itself")
-    return opened
-
-
 def candidates(name: str | None, default: str) -> Iterator[str]:
     """Yield the names that a new sweep may take: the requested one, or the default with growing suffixes."""
     if name is not None:
@@ -380,7 +366,12 @@ def shown_place(store: Store) -> str:
 
 
 def is_report_file(name: str) -> bool:
-    """Return whether a file of a sweep's directory is `sweep.yaml` or a plugin, or belongs to the report."""
+    """Return whether a file of a sweep's directory belongs to the report."""
+    return name in REPORT or name.startswith("figures/")
+
+
+def is_sweep_file(name: str) -> bool:
+    """Return whether a file of a sweep's directory belongs to the whole sweep, such as `sweep.yaml` or the report."""
     return "/" not in name or name.startswith(("figures/", f"{PLUGINS}/"))
 
 

@@ -41,6 +41,11 @@ def expanded(path: str) -> str:
     return known
 
 
+def is_file(place: Path) -> bool:
+    """Return whether there is a file at a place that may be another text of the user, such as a long list of values."""
+    return os.path.isfile(place)  # `Path.is_file` raises an exception if the text is too long for a path
+
+
 def cache_directory() -> Path:
     """Return the directory of this user's caches: `$RAYSWEEP_CACHE`, by default `~/.cache/raysweep`.
 

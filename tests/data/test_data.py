@@ -69,7 +69,8 @@ def test_unknown_name_is_answered_with_what_is_valid(given: str, meant: str) -> 
 def test_names_with_nothing_close_and_folder_without_path(tmp_path: Path) -> None:
     assert "did you mean" not in fault(lambda: check_name("xyzzy"))
     assert "folder:PATH" in fault(lambda: check_name("folder:"))
-    assert "unknown dataset" in fault(lambda: load("xyzzy", data_dir=tmp_path))
+    for name in ("xyzzy", "x" * 300):
+        assert "unknown dataset" in fault(lambda name=name: load(name, data_dir=tmp_path))
 
 
 def test_import_and_checks_are_cheap(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """Controls that several points, sub-spaces or sweeps share: which results a point is compared with."""
 
 import shutil
+from functools import cache
 
 import pytest
+import torch
 
 import raysweep
+from raysweep.errors import InputError
 from raysweep.report.building import build_tables, read_several
+from raysweep.report.choosing import differing_objective
 from raysweep.report.summary import overview
+from raysweep.results.opening import open_sweeps
 from raysweep.results.store import Store
 from raysweep.space.controls import CONTROLS
 from tests.report.test_report import COLUMNS, fill_with
@@ -196,3 +201,78 @@ def test_the_records_of_real_sweeps_and_evaluations_tell_changed_images_apart(fe
 def evaluated(root):
     """Evaluate the encoders of a sweep with other neighbours, and open the evaluation."""
     return Store.open(raysweep.evaluate(root, set={"knn_k": 3}, name=f"e-{root.name}", local=True).directory)
+
+
+PLUGIN = """
+from typing import Annotated
+import raysweep
+from torch import nn
+
+@raysweep.loss
+def gap(z1, z2{parameter}):
+    '''The distance of the embeddings.'''
+    return (z1 - z2).abs().pow({power}).mean()
+
+@raysweep.encoder
+def scaled(channels, image_size):
+    '''The pixels, scaled.'''
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, 4), nn.{activation}())
+"""
+PARAMETER = ", *, gap_power: Annotated[float, 'Exponent of the distance.'] = 2.0"
+VERSIONS = {
+    **dict.fromkeys(("first", "same"), PLUGIN.format(parameter="", power="2.0", activation="ReLU")),
+    "loss": PLUGIN.format(parameter=PARAMETER, power="gap_power", activation="ReLU"),
+    "encoder": PLUGIN.format(parameter="", power="2.0", activation="Sigmoid"),
+    "renamed": PLUGIN.format(parameter="", power="2.0", activation="ReLU").replace("gap", "distance"),
+}
+
+
+@pytest.fixture(scope="module")
+def run_with_version(few, tmp_path_factory):
+    """Return a function that runs a sweep of one point with a version of a plugin, and returns its directory."""
+    root = tmp_path_factory.mktemp("versions")
+    base = {**few, "usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
+
+    @cache
+    def run(version, *baseline, **settings):
+        (root / "mine.py").write_text(VERSIONS[version])
+        loss = "distance" if version == "renamed" else "gap"
+        raw = {"name": version, "base": {**base, "emb_loss": loss, **settings}, "baseline": list(baseline)}
+        return raysweep.run(raw, output=root, local=True, plugins=[root / "mine.py"]).directory
+
+    return run
+
+
+def in_both_orders(*roots):
+    """Return the two orders of the directories of two sweeps, as the places that a user gives."""
+    return [list(map(str, roots)), list(map(str, reversed(roots)))]
+
+
+@pytest.mark.parametrize(("version", "count"), [("same", 1), ("loss", 2)])
+def test_points_with_changed_code_are_another_experiment(run_with_version, version, count):
+    first, other = run_with_version("first", "random"), run_with_version(version)
+    for places in in_both_orders(first, other):
+        report = read_several(open_sweeps(places))
+        assert report.groups[0].families[COLUMNS[1]].points == count
+        assert list(partners(report.points, version)["default"]) == ["random"], "no part of the plugin is in it"
+        assert ("The code of loss gap is not the same in all sweeps" in "\n".join(overview(report))) == (count > 1)
+        assert differing_objective("pretrain/loss", report.points) == ("the code of loss gap" if count > 1 else "")
+        if version == "loss":
+            assert {point.settings.gap_power for point in report.points} == {2.0}, "the older version lacks it"
+
+
+def test_controls_and_encoders_have_the_code_of_their_sweep(run_with_version):
+    first = run_with_version("first", "random", "pixels", encoder="scaled")
+    other = run_with_version("encoder", encoder="scaled")
+    images = torch.full((1, 3, 8, 8), 0.5)
+    for places in in_both_orders(first, other):
+        assert list(partners(read_several(open_sweeps(places)).points, other.name)["default"]) == ["pixels"]
+        for root in (first, other):
+            expected = raysweep.open(root).encoder("seed=0")(images)
+            assert torch.equal(raysweep.open(places).encoder(f"{root.name}/seed=0")(images), expected)
+
+
+def test_sweeps_whose_settings_fit_no_version_of_a_plugin_are_refused(run_with_version):
+    for places in in_both_orders(run_with_version("first", "random"), run_with_version("renamed")):
+        with pytest.raises(InputError, match=r"mine\.py: changed between the sweeps, and no version .* emb_loss: must"):
+            raysweep.open(places).conclusions()

@@ -138,6 +138,8 @@ def test_one_that_was_replaced_writes_no_more(s3, uri, tmp_path):
     with pytest.raises(OSError, match="another process has taken it up"):
         one.push()
     assert keys(s3, uri) == before
+    with pytest.raises(OSError, match="another process has taken it up"):
+        one.push(lambda name: one.bucket.remove(CLAIM) is None)  # the claim is removed after the listing
 
 
 def test_a_push_cut_off_at_any_request_leaves_a_whole_trial(uri, tmp_path, monkeypatch):

@@ -2,7 +2,12 @@
 
 import shutil
 
+import pytest
+from moto.core import set_initial_no_auth_action_count
+
 import raysweep
+from raysweep.errors import InputError
+from raysweep.results.credentials import resolve
 from tests.support.commands import here
 
 SMALL = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
@@ -41,6 +46,24 @@ def test_images_that_changed_are_refused_for_one_encoder_of_a_sweep_in_a_bucket(
     process = here("raysweep", "evaluate", f"{uri}/s/seed=0", "--local", cwd=tmp_path)
     assert process.returncode == 2, process.stderr
     assert "its images or labels changed after the sweep was started" in process.stderr
+
+
+def test_wrong_credentials_are_refused_at_once(s3, uri):
+    with pytest.raises(InputError, match="are the address and the credentials right"):
+        set_initial_no_auth_action_count(0)(raysweep.evaluate)(uri, local=True)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path", "expected"),
+    [
+        ("s3://b/x/y?region=r", "../../a", "s3://b/a?region=r"),
+        ("s3://b/x", "..", "s3://b"),
+        ("s3://b?region=r", "..", "s3://b?region=r"),
+        ("s3://b/x", "../../a", "s3://b/a"),
+    ],
+)
+def test_a_relative_path_never_leads_out_of_the_bucket(uri, path, expected):
+    assert resolve(uri, path) == expected
 
 
 def contents(s3, uri):

@@ -4,8 +4,11 @@ import hashlib
 
 import pytest
 
+from raysweep import space
 from raysweep.results.bucket import Bucket
 from raysweep.results.mirror import Mirror
+from raysweep.results.store import Store
+from raysweep.space import Proposal
 from tests.support import forked
 
 READ = """
@@ -85,6 +88,48 @@ def test_a_file_that_another_reader_removes_while_the_copy_is_listed_disturbs_no
 
     mirror.pull(wanted)
     assert {path.name for path in copy.iterdir()} == (set() if is_stale else {"a", "b"})
+
+
+def test_objects_that_another_process_removes_or_replaces_after_the_listing_disturb_no_reader(uri, tmp_path):
+    bucket, copy = Bucket(uri), tmp_path / "copy"
+    for name in "abc":
+        bucket.write(name, name.encode())
+    mirror = Mirror(bucket, copy)
+    mirror.pull()
+    for name in "ab":
+        bucket.write(name, b"newer")
+
+    def wanted(name):
+        """Want every file. When the first object of the listing is looked at, remove one object and replace another."""
+        if "a" in bucket.files():
+            bucket.remove("a")
+            bucket.write("b", b"newer still")
+        return True
+
+    mirror.pull(wanted)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == {"b": b"newer still", "c": b"c"}
+    bucket.write("b", b"newest")
+    mirror.push()
+    assert bucket.read("b") == b"newest", "this process has not written the file"
+
+
+def test_a_reader_uploads_the_report_alone(uri):
+    sweep = space.build({"name": "a", "search": {"alpha": [0.1, 1]}}, {}, "file.yaml")
+    driver = Store(uri).create(sweep, {})
+    driver.record_proposals([])
+    reader, _ = Store.open(uri, copies="reports")
+    reader.pull()
+    driver.record_proposals([Proposal(0, {"alpha": 0.1})])
+    Store.open(uri, copies="reports")  # another reader of the same copy
+    driver.record_proposals([Proposal(0, {"alpha": 0.1}), Proposal(0, {"alpha": 1})])
+    expected = {name: driver.bucket.read(name) for name in driver.bucket.files()}
+    (reader.root / "sweep.yaml").unlink()  # yet another reader replaces it
+    (reader.root / "figures").mkdir()
+    written = {"results.csv": b"trial\n", "figures/alpha.png": b"picture"}
+    for name, content in written.items():
+        (reader.root / name).write_bytes(content)
+    reader.push()
+    assert {name: driver.bucket.read(name) for name in driver.bucket.files()} == {**expected, **written}
 
 
 REMOVE = """
