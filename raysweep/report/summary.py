@@ -158,8 +158,8 @@ def notes(report: Report) -> list[str]:
         )
     if not report.single and any(group.incomplete for group in report.groups):
         lines.append(
-            "Points that lack planned seeds are marked as incomplete in the tables of differences. The missing seeds "
-            "may be the bad ones, so the verdicts about these points may be too good."
+            "Points that lack planned seeds, or lack the metric in some seeds, are marked as incomplete in the tables "
+            "of differences. The missing seeds may be the bad ones, so the verdicts about these points may be too good."
         )
     for member in report.members:
         of_member = [point for point in report.points if point.sweep == member.label and not point.baseline]
@@ -202,7 +202,8 @@ def mean_above(point: Point, score: str, least: float) -> bool:
 def marked_names(report: Report, point: Point) -> list[str]:
     """Return a point's name for a table of differences, where a point that lacks planned seeds is marked."""
     *sweep, name = names_of(report, point)
-    return [*sweep, f"{name} (incomplete)" if point.missing and not point.baseline else name]
+    is_marked = not point.baseline and point.is_incomplete(report.metric or "")
+    return [*sweep, f"{name} (incomplete)" if is_marked else name]
 
 
 def controls_of(report: Report) -> list[str]:
@@ -259,7 +260,7 @@ def choosing_section(report: Report) -> list[str]:
     """Return the section that compares measures without labels with the first test score; empty without them."""
     score, tables = report.test_score, []
     for group in report.groups if score else ():
-        rows = [words_of(ranking) for ranking in rankings(group, score)]
+        rows = [words_of(ranking, score) for ranking in rankings(group, score)]
         if rows:
             columns = [
                 "measure",
