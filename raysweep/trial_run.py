@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from raysweep.config import Collapse, has_effect, has_metric, outside_range, version_of
-from raysweep.config.metrics import WATCHED, is_watched
+from raysweep.config.metrics import WATCHED, WATCHED_IMAGES, is_watched
 from raysweep.data.selection import TrialData
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
@@ -37,7 +37,6 @@ from raysweep.trial_sharing import ALONE, Sharing
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 50  # a checkpoint takes at most 2 % of the time
-WATCHED_IMAGES = 1024
 
 
 class TrialRun:

@@ -29,14 +29,16 @@ LAST_FALL = Metric(
     is_diagnosis=True,
     is_reported=lambda settings: settings.usl_epochs >= 5 and settings.layerwise == "none",
 )
+WATCHED_IMAGES = 1024
+"""Most images on which a trial watches its embedding during pretraining."""
 WATCHED = {
     "pretrain/embedding_std": Metric(
-        "Mean standard deviation of the embedding's dimensions, on 1,024 fixed images.",
+        f"Mean standard deviation of the embedding's dimensions, on {WATCHED_IMAGES:,} fixed images.",
         lowest=0.0,
         is_reported=is_watched,
     ),
     "pretrain/rankme": Metric(
-        "RankMe: effective rank of the embeddings of 1,024 fixed images (Garrido et al. 2023).",
+        f"RankMe: effective rank of the embeddings of {WATCHED_IMAGES:,} fixed images (Garrido et al. 2023).",
         lowest=0.0,
         is_reported=is_watched,
     ),

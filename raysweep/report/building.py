@@ -15,6 +15,7 @@ from raysweep.errors import InputError
 from raysweep.report.choosing import differing_objective
 from raysweep.report.contents import Member, Report, labels
 from raysweep.report.experiments import lend_baselines, mark_experiments, with_code, with_images
+from raysweep.report.figure_words import figure_words, is_drawn
 from raysweep.report.points import Point, check_alike, check_comparable, gather, shown_scores
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, encoded, results_csv, summary_csv
@@ -171,14 +172,17 @@ def with_page(report: Report, directory: Path) -> Report:
 def write_figures(report: Report, directory: Path) -> list[str]:
     """Draw and write the figures. Return a line for each figure that failed; the others are drawn nevertheless.
 
+    Figures of an earlier report that are not drawn now are removed. Pictures with other names stay.
+
     Raises:
-        OSError: a figure cannot be written. A fault in the drawing does not raise.
+        OSError: a figure cannot be written or removed. A fault in the drawing does not raise.
     """
+    outdated, failed = set(figure_words(report)), []
+    drawings: dict[str, Callable[[], bytes | None]] = {}
     try:
         drawings = figures_of(report)
     except Exception as fault:
-        return [f"the figures could not be drawn: {describe_error(fault)}"]
-    failed = []
+        failed.append(f"the figures could not be drawn: {describe_error(fault)}")
     for name, draw in drawings.items():
         try:
             picture = draw()
@@ -187,6 +191,10 @@ def write_figures(report: Report, directory: Path) -> list[str]:
             continue
         if picture is not None:
             write_atomically(directory / f"{name}.png", picture)
+            outdated.discard(name)
+    for path in (directory / f"{name}.png" for name in outdated):
+        if path.is_file():
+            path.unlink(missing_ok=True)  # another process may have removed it
     return failed
 
 
@@ -218,7 +226,7 @@ def drawings_of(report: Report) -> dict[str, Callable[[], Figure | None]]:
     categories = [name for name in sweep.searched if is_category(name, report.points)]
     if categories:
         drawings["comparison"] = partial(comparison.draw_comparison, *compared, groups)
-    if search_figures.is_drawn(sweep):
+    if is_drawn(sweep):
         for name in sweep.searched:
             drawings[name] = partial(search_figures.draw_scatter, sweep, report.points, name)
         drawings["parallel_coordinates"] = partial(search_figures.draw_parallel, sweep, report.points)

@@ -14,7 +14,7 @@ from raysweep.config.images import side_of
 from raysweep.config.part_settings import OBJECTIVE_KINDS
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, divisor_of, estimate
 from raysweep.report.ranking import adjusted_means, connected
-from raysweep.report.sentences import named
+from raysweep.report.sentences import digits_of, named
 from raysweep.report.verdicts import Group
 from raysweep.space import Agreement, computed
 
@@ -67,7 +67,7 @@ def rankings(group: Group, score: str) -> list[Ranking]:
         The rankings, LiDAR first. The list is empty if no point reported measures without labels, or if there are too
         few points.
     """
-    points = [point for point in group.complete if point.values(score)]
+    points = [point for point in group.complete if not point.lacks(score)]
     has_measures = any(name.startswith(PREFIX) for point in points for result in point.by_seed.values()
                        for name in result.metrics)  # fmt: skip
     if len(points) < LEAST_POINTS or not has_measures:
@@ -76,7 +76,7 @@ def rankings(group: Group, score: str) -> list[Ranking]:
     means = dict(zip((point.title for point in points), adjusted_means(scores), strict=True))
     ranked = []
     for measure, scale in usable(points).items():
-        measured = [point for point in points if point.values(measure)]
+        measured = [point for point in points if not point.lacks(measure)]
         values = [
             each for seed in seeds_of(measured) if (each := tau(measured, measure, scale, score, seed)) is not None
         ]
@@ -202,13 +202,18 @@ def tau_words(tau: float, low: float | None, high: float | None, seeds: int) -> 
     return f"{tau:+.2f} [{max(-1, low):+.2f}, {min(1, high):+.2f}]"
 
 
-def words_of(ranking: Ranking) -> list[str]:
-    """Return the cells of a ranking: measure, number of points, τ with its interval, chosen point, score and loss."""
+def words_of(ranking: Ranking, score: str) -> list[str]:
+    """Return the cells of a ranking: measure, number of points, τ with its interval, chosen point, score and loss.
+
+    Args:
+        ranking: The ranking.
+        score: The name of the test score.
+    """
     value = ranking.agreement
     return [
         ranking.measure,
         str(ranking.count),
         tau_words(value.mean, value.low, value.high, value.n),
         named(ranking.chosen) if ranking.chosen else "–",
-        *("–" if value is None else f"{value:.4f}" for value in (ranking.score, ranking.loss)),
+        *("–" if value is None else digits_of(value, score) for value in (ranking.score, ranking.loss)),
     ]

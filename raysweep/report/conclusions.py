@@ -89,7 +89,7 @@ def few_seeds_sentences(group: Group, family: Family, more: str) -> list[str]:
     else:
         lines = [f"{alone_words(group)}."]
     differences = [
-        f"{numbers_alone(difference)} from {NAMES.get(control, control)}"
+        f"{numbers_alone(difference, family.score)} from {NAMES.get(control, control)}"
         for control in family.controls
         if (difference := family.from_control(first, control)) is not None and difference.mean is not None
     ]
@@ -115,8 +115,9 @@ def no_best_sentences(group: Group, family: Family) -> list[str]:
 
 def winners_sentence(group: Group, family: Family) -> str:
     """Say which points beat the random encoder. Points that lack planned seeds are left out, as in the ranking."""
-    winners = [point for point in group.complete if is_better(family.from_control(point), family)]
-    which = "point that has all its planned seeds" if group.incomplete else "point"
+    complete = [point for point in group.complete if not point.lacks(family.score)]
+    winners = [point for point in complete if is_better(family.from_control(point), family)]
+    which = "point that has all its planned seeds" if len(complete) < len(group.points) else "point"
     start = f"{named(winners)} {'beats' if len(winners) == 1 else 'beat'}" if winners else f"No {which} beats"
     return f"{start} the random encoder in {score_words(family)}."
 
@@ -125,7 +126,7 @@ def random_sentence(group: Group, main: Family, without_random: str) -> str:
     """Return the end of the first sentence: whether the best point, or another one, beats the random encoder."""
     difference = main.from_control(group.ranked[0])
     if difference is None:
-        return f". {without_random}"
+        return f". {lacking_score(group.ranked[0], main.score) or without_random}"
     if difference.low is None:
         minus = f"{capital(subject_of(group))} minus the random encoder in {main.score}"
         return f". {minus}: {numbers(difference, main.score)}. {no_verdict(difference)}."
@@ -133,6 +134,13 @@ def random_sentence(group: Group, main: Family, without_random: str) -> str:
     value = numbers(difference, main.score)
     text = f"{joined} {compared(difference, main)} the random encoder in {score_words(main)}: {value}."
     return text if is_better(difference, main) else f"{text} {winners_sentence(group, main)}"
+
+
+def lacking_score(point: Point, score: str) -> str:
+    """Say whether the point or its random encoder lacks the score; empty without a random encoder."""
+    if not point.random_by_seed:
+        return ""
+    return f"{'The random encoder' if point.values(score) else point.title} has no {score}."
 
 
 def further_sentences(group: Group, families: Sequence[Family]) -> list[str]:
@@ -230,7 +238,7 @@ def next_steps(group: Group, family: Family) -> list[str]:
         divisor = divisor_of(group.points)
         count = seeds_to_show(difference, family.variance, family.points, MOST_SEEDS, divisor)
         what = f"show a difference between {best.title} and {rival.title}"
-        if_true = f"if the true difference is {numbers_alone(difference)}"
+        if_true = f"if the true difference is {numbers_alone(difference, family.score)}"
         if count is None:
             lines.append(f"Next: even {MOST_SEEDS} seeds would probably not {what}, {if_true}.")
         else:

@@ -198,7 +198,8 @@ class Report:
         if group.complete:
             which = "point that has all its planned seeds" if group.incomplete else "point"
             return [f"No point is called best: no {which} reports {self.metric}."]
-        return [f"No point is called best: none of {named(group.points)} has all its planned seeds."]
+        which = f"has {self.metric} in" if any(not point.missing for point in group.points) else "has"
+        return [f"No point is called best: none of {named(group.points)} {which} all its planned seeds."]
 
     def counts(self) -> str:
         """Return how many trials have ended, in words: `20 finished, 3 stopped early, 1 failed`."""
@@ -213,7 +214,7 @@ class Report:
 
     def doubts(self) -> list[str]:
         """Return a sentence for each reason to doubt the scores of some points."""
-        return [*without_seeds(self), *cautions([point for group in self.groups for point in group.points])]
+        return [*without_seeds(self), *cautions(self.groups)]
 
 
 def without_seeds(report: Report) -> list[str]:

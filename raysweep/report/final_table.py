@@ -13,7 +13,7 @@ from rich.text import Text
 from raysweep.errors import printable
 from raysweep.report.contents import Report
 from raysweep.report.points import LINEAR, Point, percent
-from raysweep.report.sentences import numbers
+from raysweep.report.sentences import numbers_and_count
 from raysweep.report.tables import cell, name_columns, names_of
 from raysweep.report.verdicts import Family
 
@@ -83,7 +83,7 @@ def number_columns(report: Report) -> list[Column]:
     columns = [Column("n", "n", [str(len(point.by_seed)) for point in points])]
     for name in report.columns:
         header = name.replace("_", " ").replace("/", "\n")
-        columns.append(Column(name, header, [cell(point.estimate(name), name) for point in points]))
+        columns.append(Column(name, header, [cell(point, name) for point in points]))
     if report.scores:
         score = report.scores[0]
         families = {point.title: group.families[score] for group in report.groups for point in group.points}
@@ -96,7 +96,7 @@ def number_columns(report: Report) -> list[Column]:
 def from_random(point: Point, families: dict[str, Family]) -> str:
     """Return the difference of a point from the random encoder; `–` without one."""
     family = families.get(point.experiment)
-    return "–" if family is None else numbers(family.from_control(point), family.score)
+    return "–" if family is None else numbers_and_count(family.from_control(point), family.score, len(point.by_seed))
 
 
 def name_widths(longest: list[int], room: int) -> list[int]:

@@ -58,7 +58,7 @@ def dtype_of(name: str, values: Sequence[Any]) -> str:
     """Return the dtype of a column: from the type of a setting, else from the name of the column."""
     if name in TEXTS:
         return "string"
-    if name in COUNTS:
+    if name in COUNTS or name.endswith(" n"):  # such as the number of seeds of one metric
         return "Int64"
     if name == "step":
         return "Int64"

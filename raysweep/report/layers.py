@@ -11,6 +11,7 @@ import numpy as np
 from raysweep import parts
 from raysweep.report.control_styles import DASHES, TINTS, in_order, label_of
 from raysweep.report.drawing import Figure, add_legend, own_style, wrapped
+from raysweep.report.figures import has_line
 from raysweep.report.heatmaps import headed
 from raysweep.report.marks import BELOW, COLOURS, add_seeds, at_most, clip, legend_columns, seeds_and_bars
 from raysweep.report.points import LINEAR, Point, block_scores, has_block_scores
@@ -28,8 +29,8 @@ COLUMNS = 4
 def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
     """Draw the accuracy of a linear probe on every block of the encoder.
 
-    There is a panel for each point, with the controls that were evaluated in the same way. If there are more than
-    `MOST_PANELS` points, only the best ones by the sweep's metric are drawn, and the figure says so.
+    There is a panel for each point, with the controls that have its settings and were evaluated in the same way. If
+    there are more than `MOST_PANELS` points, only the best ones by the sweep's metric are drawn. The figure says so.
 
     Returns:
         The figure; None if no point has such accuracies.
@@ -48,7 +49,8 @@ def draw_layers(sweep: Sweep, points: Sequence[Point]) -> Figure | None:
         axes.set_visible(False)
     for axes, point in zip(panels.flat, shown, strict=False):
         for control in controls:
-            if control is not point and control.protocol == point.protocol:
+            is_alike = control.protocol == point.protocol and has_line(control, [[point]], "")
+            if control is not point and is_alike:
                 tint = TINTS[control.control]
                 draw_blocks(axes, control, tint, "", DASHES[control.control], label_of(control.control))
         draw_blocks(axes, point, COLOURS[0], "o", "-", "the point")

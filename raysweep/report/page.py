@@ -25,7 +25,7 @@ from raysweep.report.method_words import method
 from raysweep.report.page_curves import bokeh_script, point_title, read_curves, script_data
 from raysweep.report.page_pictures import figures_in, pictures_of
 from raysweep.report.points import LEAST_SEEDS, percent
-from raysweep.report.sentences import NAMES, numbers, verdict
+from raysweep.report.sentences import NAMES, numbers_and_count, verdict
 from raysweep.report.summary import controls_of, how_to_read, marked_names, notes, warnings_of
 from raysweep.report.tables import cell, encoded, name_columns, trial_rows
 from raysweep.results.result import Result
@@ -155,11 +155,12 @@ def points_table(report: Report) -> Table:
     rows = []
     for point in report.points:
         row = [*marked_names(report, point), str(len(point.by_seed))]
-        row += [cell(point.estimate(score), score) for score in scores]
+        row += [cell(point, score) for score in scores]
         for score, control in pairs:
             family = families.get(point.experiment, {}).get(score)
             difference = family.from_control(point, control) if family is not None else None
-            row += [numbers(difference, score), "–" if difference is None else verdict(difference, control)]
+            numbers = numbers_and_count(difference, score, len(point.by_seed))
+            row += [numbers, "–" if difference is None else verdict(difference, control)]
         rows.append(row)
     best = () if report.single else report.best
     bold = [number for number, point in enumerate(report.points) if point.title in best]

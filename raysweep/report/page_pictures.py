@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from raysweep.report.contents import Report
+from raysweep.report.figure_words import figure_words
 from raysweep.report.page_curves import spread
-from raysweep.report.points import LEAST_SEEDS
-from raysweep.report.search_figures import is_drawn
 from raysweep.results.result import describe_error
 from raysweep.space import Trial
 
@@ -42,31 +41,16 @@ def data_uri(content: bytes, kind: str = "png") -> str:
 
 def figures_in(directory: Path, report: Report) -> list[Picture]:
     """Return the figures of the report in `directory`, in the order of their names."""
+    words = figure_words(report)
     return [
-        Picture(path.stem, data_uri(path.read_bytes()), what_it_shows(path.stem, report))
+        Picture(path.stem, data_uri(path.read_bytes()), what_it_shows(path.stem, words))
         for path in sorted((directory / "figures").glob("*.png"))
         if path.is_file()
     ]
 
 
-def what_it_shows(name: str, report: Report) -> str:
-    """Return in words what a figure of the report shows."""
-    searched = list(dict.fromkeys(name for member in report.members for name in member.sweep.searched))
-    has_intervals = any(len(point.by_seed) >= LEAST_SEEDS for point in report.points)
-    mean = f"the mean over seeds{' with its interval' if has_intervals else ''}"
-    is_scatter = any(is_drawn(member.sweep) for member in report.members)
-    marks = "a dot for each point, at its mean over seeds" if is_scatter else mean
-    words = {
-        "comparison": f"the scores of the points one below another: {mean}",
-        "parallel_coordinates": "a line for each point through its values of all settings and its score",
-        "importance": "the share of the variance of each score that each setting explains",
-        "layers": "the test accuracy of a linear probe on every block of the encoder, in a panel for each drawn point",
-    }
-    for setting in searched:
-        words[setting] = f"the scores against {setting}: {marks}"
-        words[f"{setting}_minus_random"] = f"the scores minus the scores of the random encoder, against {setting}"
-        for other in searched:
-            words[f"{setting}_x_{other}"] = f"the mean scores as colours over {setting} and {other}"
+def what_it_shows(name: str, words: Mapping[str, str]) -> str:
+    """Return in words what a figure shows, which `figure_words` tells. A picture of the user has only its name."""
     return f"Figure: {words[name]}. The tables have the numbers." if name in words else name
 
 

@@ -162,6 +162,14 @@ class Point:
         """Return the metric of every seed that has it."""
         return list(self.scores(metric).values())
 
+    def lacks(self, metric: str) -> bool:
+        """Return whether any planned seed lacks the metric."""
+        return bool(self.missing) or len(self.scores(metric)) < len(self.by_seed)
+
+    def is_incomplete(self, metric: str) -> bool:
+        """Return whether a planned seed has not finished, or lacks the metric although another seed has it."""
+        return bool(self.missing) or 0 < len(self.scores(metric)) < len(self.by_seed)
+
     def estimate(self, metric: str) -> Estimate | None:
         """Return the mean of the metric with its interval; None without the metric."""
         return estimate(self.values(metric), self.divisor)

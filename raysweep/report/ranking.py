@@ -17,10 +17,10 @@ ROUNDING = 1e-9
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
     """Return the points that compete, best first, in a list for each protocol.
 
-    A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
-    bad ones. Points are ranked by their means, which are adjusted for the seeds that a point lacks; see
-    `adjusted_means`. Scores of different protocols are not comparable, so a sweep that varies the evaluation has
-    several best points. Without a metric no point competes.
+    A point competes if all its planned seeds have the metric, because the seeds without it may be the bad ones. They
+    failed, were stopped or do not report it. Points are ranked by their means, which are adjusted for the seeds that a
+    point lacks; see `adjusted_means`. Scores of different protocols are not comparable, so a sweep that varies the
+    evaluation has several best points. Without a metric no point competes.
 
     Args:
         points: points and controls; controls never compete.
@@ -29,7 +29,7 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
-        if metric and not point.baseline and not point.missing and point.values(metric):
+        if metric and not point.baseline and not point.lacks(metric):
             groups.setdefault(point.protocol, []).append(point)
     return [ranked(group, str(metric), mode) for group in groups.values()]
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from raysweep.report.control_styles import TINTS, in_order, label_of
 from raysweep.report.drawing import SHADES, Figure, Normalize, add_legend, own_style, panel_grid
-from raysweep.report.figures import draw_baseline, shown
+from raysweep.report.figures import control_style, draw_baseline, has_line, shown
 from raysweep.report.heatmaps import axis_label, headed, in_order_of_size, is_numeric, kind_of_metric, title
 from raysweep.report.marks import BELOW, clip, dot_style, scale_axis, seeds_and_bars
 from raysweep.report.points import Point, matrix, mean_of, shown_scores
@@ -27,11 +27,8 @@ LEAST_FOR_IMPORTANCE = 8
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_TICKS = 8
 """Most values that an axis of the parallel coordinates names."""
-
-
-def is_drawn(sweep: Sweep) -> bool:
-    """Return whether the values of any setting are drawn at random or proposed, so that points form no grid."""
-    return any(kind != "grid" for name, kind in sweep.distributions if name != "seed")
+LEAST_GAP = 0.035
+"""Least distance of two labels on such an axis, as a share of the axis. With a smaller distance they would overlap."""
 
 
 @own_style()
@@ -39,7 +36,9 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
     """Draw each point's scores against one setting, with a colour for the other setting that matters most.
 
     There is a panel for each score. A filled dot is the mean of a point over its seeds, and hollow dots are the seeds.
-    The colour shows the numeric setting whose rank correlation with the first score is strongest (Spearman).
+    The colour shows the numeric setting whose rank correlation with the first score is strongest (Spearman). A control
+    that all points share is a horizontal line with its interval as a band. Another control has marks where its own
+    points stand.
 
     Args:
         sweep: The sweep.
@@ -62,18 +61,29 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
         shades = [point.varied[colour_by] for point in trained]
         tints = places_of(shades, scale_of(sweep, colour_by, shades))
     colours = SHADES(tints)
+    controls = [(control, [point for point in trained if has_line(control, [[point]], "")])
+                for control in in_order(point for point in points if point.baseline)]  # fmt: skip
+
+    def place_of(point: Point) -> Any:
+        return point.varied[name] if numeric else values.index(point.varied[name])
+
     figure, panels = panel_grid(len(scores), (4.2, 3.8), margin=(0.8 if colour_by else 0, 0.4))
     for axes, score in zip(panels, scores, strict=True):
         scale_axis(axes, name, values, numeric, scale_of(sweep, name, values) if numeric else None)
         for point, colour in zip(trained, colours, strict=True):
             if point.values(score):
-                x = point.varied[name] if numeric else values.index(point.varied[name])
+                x = place_of(point)
                 if len(point.by_seed) > 1:
                     count = len(point.values(score))
                     axes.plot([x] * count, point.values(score), linestyle="", gid="seeds", **dot_style(colour))
                 axes.plot(x, mean_of(point, score), "o", color=colour, markersize=6, zorder=3, gid="point")
-        for control in in_order(point for point in points if point.baseline):
-            draw_baseline(axes, control, score, TINTS[control.control], label_of(control.control))
+        for control, alike in controls:
+            tint, label = TINTS[control.control], label_of(control.control)
+            if len(alike) == len(trained):
+                draw_baseline(axes, control, score, tint, label)
+            elif alike and control.values(score):
+                marked, style = list(dict.fromkeys(map(place_of, alike))), control_style(control.control, joined=False)
+                axes.plot(marked, [mean_of(control, score)] * len(marked), color=tint, label=label, **style)
         axes.set_title(title(score), fontsize=10)
         axes.set_ylabel(kind_of_metric(score))
         clip(axes, score)
@@ -82,7 +92,7 @@ def draw_scatter(sweep: Sweep, points: Sequence[Point], name: str) -> Figure | N
         add_colour_bar(
             figure, panels, values_at(QUARTERS, shades, scale_of(sweep, colour_by, shades)), axis_label(colour_by)
         )
-    marks = "bands" if any(point.baseline for point in points) else ""
+    marks = "bands" if any(len(alike) == len(trained) for _, alike in controls) else ""
     colour = f", colour: {axis_label(colour_by)}" if colour_by else ""
     figure.suptitle(
         headed(sweep.name, f"a filled dot for each point{colour}; {seeds_and_bars(points, marks)}"), fontsize=11
@@ -170,7 +180,11 @@ def tick_places(values: Sequence[Any], places: Sequence[float], scale: Scale) ->
     different = dict(zip(values, places, strict=True))
     if is_numeric(values):
         if len(different) <= MOST_TICKS:
-            return [(place, shown(value)) for value, place in different.items()]
+            ticks: list[tuple[float, str]] = []
+            for value, place in sorted(different.items(), key=lambda item: item[1]):
+                if not ticks or place - ticks[-1][0] >= LEAST_GAP:
+                    ticks.append((place, shown(value)))
+            return ticks
         return [(share, shown(float(f"{value:.3g}")))
                 for share, value in zip(QUARTERS, values_at(QUARTERS, values, scale), strict=True)]  # fmt: skip
     step = math.ceil(len(different) / MOST_TICKS)

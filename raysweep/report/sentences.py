@@ -206,6 +206,17 @@ def numbers_alone(difference: Difference, score: str = "") -> str:
     return f"{round(difference.mean or 0.0, digits) + 0.0:+.{digits}f}"
 
 
+def with_count(text: str, count: int, usual: int) -> str:
+    """Return a number with its count of seeds, such as `0.91 (n = 3)`, if the count differs from the table's `n`."""
+    return text if count == usual else f"{text} (n = {count})"
+
+
+def numbers_and_count(difference: Difference | None, score: str, usual: int) -> str:
+    """Return `numbers`, and the count of shared seeds if it differs from the table's `n`; see `with_count`."""
+    text = numbers(difference, score)
+    return text if difference is None or difference.mean is None else with_count(text, difference.n, usual)
+
+
 def named(points: Iterable[Point]) -> str:
     """Return the points for a sentence: `a`, `a and b`, `a, b, c and 4 others`."""
     return first_names([point.title for point in points])

@@ -12,7 +12,7 @@ from raysweep.report.choosing import rankings, words_of
 from raysweep.report.contents import Report
 from raysweep.report.method_words import method
 from raysweep.report.points import LEAST_SEEDS, Point, block_scores, evaluates_one, has_block_scores, percent
-from raysweep.report.sentences import NAMES, first_names, joined_words, numbers, verdict
+from raysweep.report.sentences import NAMES, first_names, joined_words, numbers_and_count, verdict
 from raysweep.report.statistics import Difference
 from raysweep.report.tables import cell, differing, markdown, name_columns, names_of
 from raysweep.report.unlabelled import READING
@@ -41,7 +41,7 @@ def summary_md(report: Report) -> str:
     text += ["## Scores" if report.has_labels else "## Measures without labels", *overview(report)]
     columns = report.columns
     rows = [
-        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name), name) for name in columns)]
+        [*names_of(report, point), len(point.by_seed), *(cell(point, name) for name in columns)]
         for point in report.points
     ]
     text.append(markdown([*name_columns(report), "n", *columns], rows))
@@ -73,11 +73,13 @@ def difference_words(report: Report) -> str:
 
 
 def lacks_seeds(group: Group) -> bool:
-    """Return whether a point or a control of a group lacks a seed that another point has."""
-    seeds = {seed for point in group.points for seed in point.by_seed}
-    return any(
-        seeds - by_seed.keys() for point in group.points for by_seed in (point.by_seed, *point.controls.values())
-    )
+    """Return whether a point or a control of a group lacks some of the seeds in which others have the same score."""
+    for score in group.families:
+        controls = [point.control_scores(control, score) for point in group.points for control in point.controls]
+        seeds = {frozenset(by_seed) for by_seed in (*controls, *(point.scores(score) for point in group.points))}
+        if len(seeds - {frozenset()}) > 1:
+            return True
+    return False
 
 
 def is_accuracy(score: str) -> bool:
@@ -163,8 +165,8 @@ def notes(report: Report) -> list[str]:
         )
     if not report.single and any(group.incomplete for group in report.groups):
         lines.append(
-            "Points that lack planned seeds are marked as incomplete in the tables of differences. The missing seeds "
-            "may be the bad ones, so the verdicts about these points may be too good."
+            "Points that lack planned seeds, or lack the metric in some seeds, are marked as incomplete in the tables "
+            "of differences. The missing seeds may be the bad ones, so the verdicts about these points may be too good."
         )
     for member in report.members:
         of_member = [point for point in report.points if point.sweep == member.label and not point.baseline]
@@ -207,7 +209,8 @@ def mean_above(point: Point, score: str, least: float) -> bool:
 def marked_names(report: Report, point: Point) -> list[str]:
     """Return a point's name for a table of differences, where a point that lacks planned seeds is marked."""
     *sweep, name = names_of(report, point)
-    return [*sweep, f"{name} (incomplete)" if point.missing and not point.baseline else name]
+    is_marked = not point.baseline and point.is_incomplete(report.metric or "")
+    return [*sweep, f"{name} (incomplete)" if is_marked else name]
 
 
 def controls_of(report: Report) -> list[str]:
@@ -264,7 +267,7 @@ def choosing_section(report: Report) -> list[str]:
     """Return the section that compares measures without labels with the first test score; empty without them."""
     score, tables = report.test_score, []
     for group in report.groups if score else ():
-        rows = [words_of(ranking) for ranking in rankings(group, score)]
+        rows = [words_of(ranking, score) for ranking in rankings(group, score)]
         if rows:
             columns = [
                 "measure",
@@ -293,9 +296,10 @@ def paired(group: Group) -> int:
 
 
 def cells(differences: Sequence[Difference | None], scores: Sequence[str], than: str) -> list[str]:
-    """Return the number of shared seeds, and for each score the difference and its verdict."""
+    """Return the greatest number of shared seeds, and for each score the difference and its verdict."""
     count = max((difference.n for difference in differences if difference is not None), default=0)
-    texts = [[numbers(item, score), verdict(item, than)] for item, score in zip(differences, scores, strict=True)]
+    pairs = zip(differences, scores, strict=True)
+    texts = [[numbers_and_count(item, score, count), verdict(item, than)] for item, score in pairs]
     return [str(count), *chain.from_iterable(texts)]
 
 
@@ -310,7 +314,7 @@ def blocks_section(report: Report) -> list[str]:
     if not points:
         return []
     rows = [
-        [*names_of(report, point), len(point.by_seed), *(cell(point.estimate(name), name) for name in block_scores())]
+        [*names_of(report, point), len(point.by_seed), *(cell(point, name) for name in block_scores())]
         for point in points
     ]
     header = [*name_columns(report), "n", *(f"block {block}" for block in range(1, parts.most_blocks() + 1))]

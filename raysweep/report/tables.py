@@ -12,7 +12,7 @@ from raysweep.errors import printable
 from raysweep.report.contents import Report
 from raysweep.report.digits import decimals_of
 from raysweep.report.points import LEAST_SEEDS, Estimate, Point, confidence, divisor_of, estimate
-from raysweep.report.sentences import verdict
+from raysweep.report.sentences import verdict, with_count
 from raysweep.report.statistics import Difference
 from raysweep.results.result import Result, attempts
 from raysweep.results.store import Store
@@ -74,13 +74,14 @@ def level(divisor: int) -> str:
 
 
 def mean_names(divisor: int) -> tuple[str, ...]:
-    """Return the names of the columns of a mean: itself, the standard deviation, and the bounds of the interval."""
-    return ("mean", "std", f"ci{level(divisor)}_low", f"ci{level(divisor)}_high")
+    """Return the names of the columns of a mean: seeds, mean, standard deviation, and the bounds of the interval."""
+    return ("n", "mean", "std", f"ci{level(divisor)}_low", f"ci{level(divisor)}_high")
 
 
 def difference_names(divisor: int) -> tuple[str, ...]:
-    """Return the names of the columns of a difference: its mean, and the bounds of both intervals."""
+    """Return the names of the columns of a difference: seeds, mean, and the bounds of both intervals."""
     return (
+        "n",
         "mean",
         *(f"{kind}{level(divisor)}_{end}" for kind in ("adjusted", "unadjusted") for end in ("low", "high")),
     )
@@ -90,7 +91,7 @@ def interval_columns(name: str, value: Estimate | None, divisor: int) -> dict[st
     """Return an estimate as columns of a CSV; empty for None."""
     if value is None:
         return {}
-    columns = zip(mean_names(divisor), (value.mean, value.std, value.low, value.high), strict=True)
+    columns = zip(mean_names(divisor), (value.n, value.mean, value.std, value.low, value.high), strict=True)
     return {f"{name} {part}": number for part, number in columns}
 
 
@@ -164,29 +165,34 @@ def differences_csv(report: Report) -> str:
             for score in report.compared:
                 difference = group.families[score].pairs.get((first, second))
                 if difference is not None and difference.mean is not None:
-                    row = {"first": one.exact_title, "second": other.exact_title, "score": score, "n": difference.n}
+                    row = {"first": one.exact_title, "second": other.exact_title, "score": score}
                     rows.append(
                         {**row, **difference_columns("", difference, divisor), "verdict": verdict(difference, "second")}
                     )
-    return to_csv(["first", "second", "score", "n", *difference_names(divisor), "verdict"], rows)
+    return to_csv(["first", "second", "score", *difference_names(divisor), "verdict"], rows)
 
 
 def difference_columns(prefix: str, difference: Difference, divisor: int) -> dict[str, Any]:
     """Return a difference as columns of a CSV: its adjusted interval, and its paired, unadjusted Student-t interval."""
     alone = estimate(difference.paired, divisor)
     low, high = (alone.low, alone.high) if alone is not None else (None, None)
-    values = (difference.mean, difference.low, difference.high, low, high)
+    values = (difference.n, difference.mean, difference.low, difference.high, low, high)
     return {f"{prefix}{name}": value for name, value in zip(difference_names(divisor), values, strict=True)}
 
 
-def cell(value: Estimate | None, metric: str) -> str:
-    """Return `0.9821 ± 0.0043`: the mean and half of its interval; only the mean for one or two seeds."""
+def cell(point: Point, metric: str) -> str:
+    """Return `0.9821 ± 0.0043`: the mean and half of its interval; only the mean for one or two seeds.
+
+    The number of seeds follows if only some seeds of the point have the metric.
+    """
+    value = point.estimate(metric)
     if value is None:
         return "–"
     wide = value.high is None or value.n < LEAST_SEEDS  # the interval of two seeds is 12.7 times their standard error
     digits = decimals_of(metric, value.mean)
     mean = f"{value.mean:.{digits}f}"
-    return mean if wide or value.high is None else f"{mean} ± {value.high - value.mean:.{digits}f}"
+    text = mean if wide or value.high is None else f"{mean} ± {value.high - value.mean:.{digits}f}"
+    return with_count(text, value.n, len(point.by_seed))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

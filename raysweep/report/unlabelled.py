@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from raysweep.config import SETTINGS, Settings, about, has_effect
 from raysweep.parts import Chooses
 from raysweep.report.choosing import LEAST_POINTS, MEASURES, best_by, tau_words, usable
-from raysweep.report.points import LEAST_SEEDS, Point, confidence
+from raysweep.report.points import LEAST_SEEDS, confidence
 from raysweep.report.sentences import (
     alone_words,
     best_titles,
@@ -47,7 +47,6 @@ def choice_sentences(group: Group, more: str) -> list[str]:
         lines = [f"{group.metric} chooses {first_names(titles)}{equally} ({value_words(group)})."]
     else:
         lines = [f"{group.metric} chooses no point: {tie_words(group, [group.metric])}"]
-    lines.append(lacking_sentence(group.complete, group.metric))
     if group.best and len(group.ranked[0].by_seed) < LEAST_SEEDS:
         lines += [f"{few_seeds(len(group.ranked[0].by_seed))} which differences are real.", more]
     elif group.best:
@@ -57,20 +56,12 @@ def choice_sentences(group: Group, more: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def lacking_sentence(points: Sequence[Point], metric: str) -> str:
-    """Say which points lack the metric and cannot be chosen (LiDAR is missing at strength 0); empty if none."""
-    lacking = [point for point in points if not point.values(metric)]
-    if not lacking:
-        return ""
-    return f"{named(lacking)} {'has' if len(lacking) == 1 else 'have'} no {metric}, and could not be chosen."
-
-
 def others_choose(group: Group) -> str:
     """Say which points the other measures choose, and among how many if some points lack the measure."""
     points = group.complete
     choices: dict[tuple[bool, str], list[str]] = {}
     for measure, scale in usable(points).items():
-        measured = [point for point in points if point.values(measure)]
+        measured = [point for point in points if not point.lacks(measure)]
         if measure != group.metric and len(measured) > 1:
             chosen = best_by(measured, measure, scale)
             if not chosen:

@@ -99,13 +99,13 @@ class Group:
 
     @property
     def complete(self) -> list[Point]:
-        """The points whose planned seeds have all finished."""
-        return [point for point in self.points if not point.missing]
+        """The points whose planned seeds have all finished, and whose seeds all have the metric or all lack it."""
+        return [point for point in self.points if not point.is_incomplete(self.metric)]
 
     @property
     def incomplete(self) -> list[Point]:
-        """The points that do not compete, because planned seeds have not finished."""
-        return [point for point in self.points if point.missing]
+        """The points that do not compete, because planned seeds have not finished or lack the metric."""
+        return [point for point in self.points if point.is_incomplete(self.metric)]
 
 
 def judge(

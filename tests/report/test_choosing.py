@@ -98,6 +98,24 @@ def test_a_point_that_lacks_a_seed_is_neither_chosen_nor_the_best(tmp_path):
     assert agreement(report, "label_free/trunk_lidar") == "fewer than 3 of its points have all their planned seeds"
 
 
+def test_a_point_that_lacks_a_measure_in_a_seed_is_not_chosen_by_it(tmp_path):
+    def scored(trial):
+        values = noisy(trial)
+        if trial.settings.usl_lr == 1e-1:
+            values["label_free/trunk_lidar"] = 90.0
+            if trial.settings.seed == 2:
+                del values["label_free/trunk_lidar"]
+        return values
+
+    [group] = read(*fill_with(tmp_path, {"name": "r", "search": SEARCH}, scored)).groups
+    counts = {ranking.measure: ranking.count for ranking in rankings(group, COLUMNS[1])}
+    assert counts.pop("label_free/trunk_lidar") == 3
+    assert set(counts.values()) == {4}
+    first = rankings(group, COLUMNS[1])[0]
+    assert first.measure == "label_free/trunk_lidar"
+    assert [point.name for point in first.chosen] != ["usl_lr=0.1"]
+
+
 def test_the_summary_has_the_table_and_says_how_to_read_it(tmp_path):
     store, sweep = fill_with(tmp_path, {"name": "r", "search": SEARCH}, noisy)
     text = summary_md(read(store, sweep))

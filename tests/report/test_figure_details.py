@@ -9,7 +9,8 @@ from raysweep.report import drawing
 from raysweep.report.comparison import draw_comparison
 from raysweep.report.figures import draw
 from raysweep.report.heatmaps import draw_heatmap
-from raysweep.report.points import COLUMNS, gather
+from raysweep.report.layers import draw_layers
+from raysweep.report.points import COLUMNS, block_scores, gather
 from tests.report.test_report import fill_with
 
 
@@ -148,6 +149,23 @@ def test_the_mean_of_a_control_goes_through_the_rows_of_its_own_points(tmp_path)
             assert encoder in rows[place]
             rows[place] = rows[place].replace(encoder, "")
     assert not [row for row in rows if "conv6" in row or "resnet18" in row], "every row has its control"
+
+
+def test_a_panel_of_the_blocks_has_the_control_of_its_own_encoder(tmp_path):
+    heights = {"conv6": 0.3, "resnet18": 0.6}
+
+    def by_encoder(trial):
+        score = heights[trial.settings.encoder] + (not trial.baseline) / 9
+        return dict.fromkeys((*COLUMNS, *block_scores()[:2]), score)
+
+    search = {"encoder": list(heights), "strength": [0.2, 0.4]}
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": search, "baseline": True}, by_encoder)
+    panels = draw_layers(sweep, gather(sweep, store.results(sweep))).axes
+    assert len(panels) == 4
+    for axes in panels:
+        height = next(height for encoder, height in heights.items() if encoder in axes.get_title())
+        controls = [list(line.get_ydata()) for line in axes.lines if line.get_label() == "random encoder"]
+        assert controls == [[height, height]]
 
 
 def test_numbers_are_in_the_order_of_their_size_and_none_comes_last(tmp_path):

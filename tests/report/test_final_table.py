@@ -16,6 +16,8 @@ from rich.console import Console
 
 from raysweep.report.building import build_tables, read, read_several
 from raysweep.report.final_table import summary_table
+from raysweep.report.frames import point_frame
+from raysweep.report.page import points_table
 from tests.report.test_report import COLUMNS, fill_with
 from tests.support import forked
 from tests.support.commands import alone, here
@@ -93,6 +95,41 @@ def test_drawn_values_are_short_for_people_and_exact_in_files(reports, tmp_path)
     summary = (store.root / "summary.md").read_text()
     assert all(point.short_name in summary for point in report.points)
     assert not any(name in summary for name in exact)
+
+
+def test_a_score_that_some_seeds_lack_has_its_own_count_of_seeds(tmp_path):
+    def some(trial):
+        lacks = trial.point == "alpha=0.1" and trial.settings.seed < 2
+        return {name: value for name, value in scores(trial).items() if not (lacks and name == "kmeans/accuracy")}
+
+    raw = {"name": "s", "search": {"alpha": [0.1, 1], "seed": [0, 1, 2, 3, 4]}, "baseline": True}
+    store, sweep = fill_with(tmp_path, raw, some)
+    report = build_tables(store, sweep)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(summary_table(report, console.width)[0])
+    summary, page = (store.root / "summary.md").read_text(), points_table(report)
+    first, *differences = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in summary.splitlines()
+        if line.startswith("| alpha=0.1 |")
+    ]
+    of_page = next(row for row in page.rows if row[0] == "alpha=0.1")
+    assert first[1] == of_page[1] == "5"
+    assert [cell for cell in first if "(n = " in cell] == [first[-1]] == [of_page[first.index(first[-1])]]
+    assert re.fullmatch(r"0\.\d{4} ± 0\.\d{4} \(n = 3\)", first[-1])
+    assert console.file.getvalue().count("(n = 3)") == 1
+    assert len(differences) == 2
+    for row in differences:
+        assert row[1] == "5"
+        assert [row.index(cell) for cell in row if cell.endswith("] (n = 3)")] == [len(row) - 2]
+    assert "n is the number of seeds that both have." in summary, "a point lacks seeds in a score"
+    rows = {row["point"]: row for row in csv.DictReader(io.StringIO((store.root / "summary.csv").read_text()))}
+    numbers = {column: value for column, value in rows["alpha=0.1"].items() if column.split(" ")[-1] == "n"}
+    assert {column: value for column, value in numbers.items() if value != "5"} == {
+        "kmeans/accuracy n": "3",
+        "kmeans/accuracy minus random n": "3",
+    }
+    assert {str(kind) for name, kind in point_frame(report).dtypes.items() if name in numbers} == {"Int64"}
 
 
 def test_values_that_rounding_would_make_equal_stay_exact(tmp_path):

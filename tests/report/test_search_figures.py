@@ -1,5 +1,6 @@
 """Figures of searches whose points form no grid, and the choice of figures by what a sweep varies."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -14,8 +15,9 @@ from raysweep.errors import InputError
 from raysweep.report import drawing
 from raysweep.report.building import drawings_of, read, write_figures
 from raysweep.report.colours import COLOURS
+from raysweep.report.figure_words import figure_words
 from raysweep.report.figures import draw
-from raysweep.report.page_pictures import what_it_shows
+from raysweep.report.page_pictures import figures_in
 from raysweep.report.points import COLUMNS
 from raysweep.report.scales import places_of, scale_of, values_at
 from raysweep.report.search_figures import draw_importance, draw_parallel, draw_scatter, importances, seed_share
@@ -59,7 +61,7 @@ def test_the_text_in_place_of_a_figure_names_intervals_where_points_have_some(tm
     raw["tune"] = {"num_samples": 3 if "uniform" in strength else 1}
     report = read(*fill_with(tmp_path, raw, by_learning_rate))
     figure = drawings_of(report)["strength"]()
-    words = what_it_shows("strength", report)
+    words = figure_words(report)["strength"]
     assert ("interval" in words) == any(axes.containers for axes in figure.axes)
     dots = [line for axes in figure.axes for line in axes.lines if line.get_gid() == "point"]
     assert ("a dot for each point" in words) == bool(dots)
@@ -88,6 +90,65 @@ def test_every_figure_of_a_search_is_written(drawn, monkeypatch, tmp_path):
     assert not write_figures(report, tmp_path)
     names = {path.stem for path in tmp_path.iterdir()}
     assert names == {"comparison", "usl_lr", "strength", "policy", "parallel_coordinates", "importance"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_figures_of_an_earlier_report_are_removed_and_other_pictures_stay(tmp_path, monkeypatch, fails):
+    monkeypatch.setattr(drawing.save, "__defaults__", ("png", 20))  # dots per inch
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "mine.png").write_bytes(b"a picture of the user")
+    search = {"alpha": [0.1, 1], "strength": [0.5, 1]}
+    assert not write_figures(
+        read(*fill_with(tmp_path / "a", {"name": "s", "search": search}, by_learning_rate)), folder
+    )
+    pictures = {"alpha", "alpha_x_strength", "mine", "strength"}
+    assert {path.stem for path in folder.iterdir()} == pictures
+    grown = {"name": "s", "search": {**search, "usl_epochs": [1, 2]}}
+    report = read(*fill_with(tmp_path / "b", grown, by_learning_rate))
+    if fails:
+        monkeypatch.setattr(drawing, "save", None)
+    assert len(write_figures(report, folder)) == (3 if fails else 0)
+    left = {path.stem for path in folder.iterdir()}
+    assert left == ({"mine"} if fails else {"alpha", "mine", "strength", "usl_epochs"})
+    assert {picture.caption for picture in figures_in(tmp_path, report)} == left
+
+
+def test_a_control_that_only_some_points_share_has_marks_where_these_points_stand(tmp_path):
+    def by_encoder(trial):
+        height = {"conv6": 0.3, "resnet18": 0.6}[trial.settings.encoder]
+        return dict.fromkeys(COLUMNS, height if trial.baseline else 0.8)
+
+    search = {"usl_lr": {"loguniform": [1e-5, 0.1]}, "encoder": {"grid": ["conv6", "resnet18"]}}
+    raw = {"name": "s", "search": search, "baseline": True, "tune": {"num_samples": 3}}
+    store, sweep = fill_with(tmp_path, raw, by_encoder)
+    points = read(store, sweep).points
+    for name in search:
+        figure = draw_scatter(sweep, points, name)
+        marks = [line for line in figure.axes[0].lines if line.get_label() == "random encoder"]
+        places = {tuple(sorted(line.get_xdata())): set(line.get_ydata()) for line in marks}
+        of_encoder = {
+            encoder: tuple(
+                sorted(p.varied["usl_lr"] for p in points if p.varied["encoder"] == encoder and p.control == "")
+            )
+            for encoder in ("conv6", "resnet18")
+        }
+        expected = of_encoder if name == "usl_lr" else {"conv6": (0,), "resnet18": (1,)}
+        assert places == {expected["conv6"]: {0.3}, expected["resnet18"]: {0.6}}
+        assert all(line.get_linestyle() == "None" for line in marks)
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random encoder"]
+
+
+def test_labels_of_parallel_coordinates_do_not_overlap(tmp_path):
+    search = {"alpha": {"choice": [1, 1.01, 1.02, 1.5, 2]}, "strength": {"uniform": [0.1, 1]}}
+    raw = {"name": "s", "search": search, "tune": {"num_samples": 40}}
+    store, sweep = fill_with(tmp_path, raw, by_learning_rate)
+    figure = draw_parallel(sweep, read(store, sweep).points)
+    drawing.save(figure)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for first, second in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second)
+    assert len([text for text in figure.axes[0].texts if text.get_position()[0] == 0]) == 3
 
 
 def test_a_scatter_plot_has_a_dot_for_each_point_and_a_colour_for_the_setting_that_matters_most(drawn):

@@ -16,11 +16,12 @@ from raysweep.declarations import Metric
 from raysweep.parts import Part
 from raysweep.report.building import build_tables, read_several
 from raysweep.report.cautions import cautions
+from raysweep.report.choosing import Ranking, words_of
 from raysweep.report.conclusions import shape_words, winners_sentence
 from raysweep.report.final_table import summary_table
 from raysweep.report.headings import headings
 from raysweep.report.page import page, points_table
-from raysweep.report.points import SCORES
+from raysweep.report.points import SCORES, estimate
 from raysweep.report.seeds import seeds_needed
 from raysweep.report.sentences import named, others_sentence
 from raysweep.report.statistics import compare_pairs
@@ -246,8 +247,11 @@ def test_the_verdicts_of_further_scores_name_score_and_control(tmp_path):
 
 @pytest.fixture
 def error_probe():
-    """A probe without a switch, as a plugin declares it, with a score for which less is better."""
-    metrics = {"mine/test_error": Metric("Error.", better="min", highest=1, uses_test=True)}
+    """A probe without a switch, as a plugin declares it, with two scores for which less is better."""
+    metrics = {
+        "mine/test_error": Metric("Error.", better="min", highest=1, uses_test=True),
+        "mine/test_loss": Metric("Loss.", better="min", uses_test=True),
+    }
     part = Part("probe", "mine", print, "", {}, metrics, dict(parts.probe.traits), "hash of a plugin")
     parts.probe.add(part)
     yield
@@ -292,6 +296,23 @@ def test_the_inner_optimum_of_a_score_of_which_less_is_better_is_its_least_value
     )
     shape, values = report.groups[0].families["mine/test_error"].shapes["alpha"]
     assert (shape.kind, values[shape.best]) == ("optimum", 1)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_small_differences_keep_their_digits_in_every_sentence(tmp_path, error_probe, count):
+    losses = {"random": 3.1e-5, "alpha=0.1": 3e-5, "alpha=1.0": 3.01e-5, "alpha=10.0": 3e-5, "alpha=20.0": 3.01e-5}
+    val = dict(zip(losses, (0.2, 0.5, 0.4, 0.3, 0.2), strict=True))
+
+    def metrics(trial):
+        loss = losses[trial.point] + 1e-3 * (scores_of(val)(trial)["knn/test_accuracy"] - val[trial.point])
+        return {"mine/test_loss": loss, "linear/val_accuracy": val[trial.point]}
+
+    search = {"alpha": [0.1, 1, 10, 20], "seed": SEEDS[:count]}
+    words = " ".join(report_of(tmp_path, search, metrics, baseline=True).in_words())
+    assert ("differs by" if count == 2 else "if the true difference is") in words
+    assert not re.search(r"\b0\.0000\b", words)
+    ranking = Ranking("pretrain/loss", 3, estimate([0.5]), [], 3.1e-5, 1.2e-6)
+    assert words_of(ranking, "mine/test_loss")[-2:] == ["0.00003100", "0.000001200"]
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "One seed cannot tell"), (2, "Two seeds cannot tell")])
@@ -446,6 +467,30 @@ def test_a_point_with_failed_seeds_does_not_compete_and_is_named(tmp_path):
     assert "not ranked" in (store.root / "summary.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("lacking", "words"),
+    [
+        (SEEDS, "no seed has linear/val_accuracy"),
+        ([2], "1 of its 4 seeds has no linear/val_accuracy"),
+        ([0, 1, 2], "3 of its 4 seeds have no linear/val_accuracy"),
+    ],
+)
+def test_a_point_that_lacks_the_metric_is_not_ranked_and_the_report_says_so(tmp_path, lacking, words):
+    """The point would be best by the seeds that have the metric."""
+    effects = {"random": 0.2, "alpha=0.1": 0.6, "alpha=1.0": 0.4, "alpha=10.0": 0.3}
+
+    def metrics(trial):
+        values = scores_of(effects)(trial)
+        lacks = trial.baseline or (trial.point == "alpha=0.1" and trial.settings.seed in lacking)
+        return {name: value for name, value in values.items() if not (lacks and name == "linear/val_accuracy")}
+
+    report = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, metrics, baseline=True)
+    assert report.in_words()[0].startswith("alpha=1.0 is best by linear/val_accuracy (")
+    assert report.doubts() == [f"alpha=0.1 is not ranked: {words}."]
+    marked = [row[0] for row in points_table(report).rows if "incomplete" in row[0]]
+    assert marked == ([] if lacking == SEEDS else ["alpha=0.1 (incomplete)"])
+
+
 @pytest.mark.parametrize("others", [[0.5], [0.5, 1]])
 def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, others):
     """Two seeds of alpha=10.0 are gone. They may be the bad ones, so its verdicts are no conclusions."""
@@ -481,7 +526,9 @@ def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, 
         marked = [row.split(" | ")[0] for row in table.splitlines() if "(incomplete)" in row]
         assert marked == [f"| {gone} (incomplete)"]
     assert [row[0] for row in points_table(report).rows if "incomplete" in row[0]] == [f"{gone} (incomplete)"]
-    assert "\n- Points that lack planned seeds are marked as incomplete in the tables of differences. " in text
+    assert (
+        "\n- Points that lack planned seeds, or lack the metric in some seeds, are marked as incomplete in the " in text
+    )
 
 
 def test_all_seeds_of_a_point_failed(tmp_path):
@@ -517,6 +564,19 @@ def test_a_point_whose_seeds_all_failed_is_named_in_one_sentence(tmp_path):
     assert report.doubts() == ["alpha=0.1, alpha=1.0 and alpha=10.0 are not ranked: no seed finished."]
 
 
+def test_points_that_are_not_ranked_for_the_same_reason_share_a_sentence(tmp_path):
+    values = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    effects = {f"alpha={value}": value for value in values}
+    raw = {"name": "s", "search": {"seed": SEEDS, "alpha": values}}
+    store, sweep = fill_with(tmp_path, raw, scores_of(effects))
+    fail(store, sweep, lambda trial: trial.settings.alpha < 0.5 and trial.settings.seed == 3)
+    fail(store, sweep, lambda trial: trial.settings.alpha == 0.5 and trial.settings.seed > 1)
+    assert build_tables(store, sweep).doubts() == [
+        "alpha=0.05, alpha=0.1, alpha=0.2 and 2 others are not ranked: 1 of the 4 seeds of each point did not finish.",
+        "alpha=0.5 is not ranked: 2 of its 4 seeds did not finish.",
+    ]
+
+
 def test_why_there_is_no_random_encoder_is_said(tmp_path):
     raw = {"name": "s", "search": {"seed": [0, 1, 2], "alpha": [0.1, 1]}, "baseline": True}
     store, sweep = fill_with(tmp_path, raw, scores_of({"random": 0.2, "alpha=0.1": 0.4, "alpha=1.0": 0.35}))
@@ -539,26 +599,45 @@ def test_why_there_is_no_random_encoder_is_said(tmp_path):
     assert read_several(opened).in_words(scores=1)[0].endswith(f"{start}.")
 
 
-def test_nothing_is_ranked_where_every_point_lacks_a_seed(tmp_path):
-    effects = {"alpha=0.1": 0.4, "alpha=1.0": 0.35}
-    store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1]}}, scores_of(effects))
+@pytest.mark.parametrize(("point", "name"), [("random", "The random encoder"), ("alpha=1.0", "alpha=1.0")])
+def test_a_score_that_the_random_encoder_or_the_best_point_lacks_is_named(tmp_path, point, name):
+    def metrics(trial):
+        values = scores_of({"random": 0.2, "alpha=0.1": 0.3, "alpha=1.0": 0.4})(trial)
+        return {key: value for key, value in values.items() if trial.point != point or key != "linear/test_accuracy"}
+
+    report = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics, baseline=True)
+    value = "(0.4000, mean of 4 seeds)"
+    line = f"alpha=1.0 is best by linear/val_accuracy {value}. {name} has no linear/test_accuracy."
+    assert report.in_words(scores=1)[0] == line
+
+
+@pytest.mark.parametrize("lacks_metric", [False, True])
+def test_nothing_is_ranked_where_every_point_lacks_a_seed(tmp_path, lacks_metric):
+    def metrics(trial):
+        values = scores_of({"alpha=0.1": 0.4, "alpha=1.0": 0.35})(trial)
+        return {name: value for name, value in values.items() if trial.settings.seed != 2 or "val" not in name}
+
+    store, sweep = fill_with(tmp_path, {"name": "s", "search": {"seed": SEEDS, "alpha": [0.1, 1]}}, metrics)
     for trial in sweep.trials:
-        if trial.settings.seed == 2:
+        if trial.settings.seed == 2 and not lacks_metric:
             (store.trial(trial.name) / "result.json").unlink()
     lines = build_tables(store, sweep).in_words()
-    assert lines == ["No point is called best: none of alpha=0.1 and alpha=1.0 has all its planned seeds."]
+    which = "has linear/val_accuracy in" if lacks_metric else "has"
+    assert lines == [f"No point is called best: none of alpha=0.1 and alpha=1.0 {which} all its planned seeds."]
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "words"),
+    ("metric", "value", "words", "width"),
     [
-        ("pretrain/embedding_std", 1e-6, "The embedding has collapsed in alpha=0.1."),
-        ("pretrain/rankme", 1.2, "RankMe, the effective rank of the embedding, is low in alpha=0.1."),
-        ("pretrain/last_fall", 0.3, "The loss had not levelled off in alpha=0.1."),
+        ("pretrain/embedding_std", 1e-6, ["The embedding has collapsed in alpha=0.1."], 64),
+        ("pretrain/rankme", 1.2, ["RankMe, the effective rank of the embedding, is low in alpha=0.1."], 64),
+        ("pretrain/rankme", 50.0, ["RankMe, the effective rank of the embedding, is low in alpha=0.1."], 8192),
+        ("pretrain/rankme", 60.0, [], 8192),  # it is at most 1,024, the number of images
+        ("pretrain/last_fall", 0.3, ["The loss had not levelled off in alpha=0.1."], 64),
     ],
 )
-def test_what_makes_scores_doubtful_is_named(tmp_path, metric, value, words):
-    healthy = {"pretrain/embedding_std": 0.5, "pretrain/rankme": 30.0, "pretrain/last_fall": 0.01}
+def test_what_makes_scores_doubtful_is_named(tmp_path, metric, value, words, width):
+    healthy = {"pretrain/embedding_std": 0.5, "pretrain/rankme": 300.0, "pretrain/last_fall": 0.01}
 
     def metrics(trial):
         sick = trial.point == "alpha=0.1"
@@ -568,8 +647,8 @@ def test_what_makes_scores_doubtful_is_named(tmp_path, metric, value, words):
             **({metric: value} if sick else {}),
         }
 
-    report = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics)
-    assert cautions(report.groups[0].points) == [words]
+    report = report_of(tmp_path, {"alpha": [0.1, 1]}, metrics, base={"embedding_dim": width})
+    assert cautions(report.groups) == words
 
 
 def test_the_verdicts_of_a_page_agree(tmp_path):

@@ -12,7 +12,7 @@ from raysweep.report.choosing import agreement
 from raysweep.report.final_table import summary_table
 from raysweep.report.summary import summary_md
 from raysweep.report.tables import differences_csv, summary_csv
-from raysweep.report.unlabelled import CAUTION, agreement_sentences, lacking_sentence
+from raysweep.report.unlabelled import CAUTION, agreement_sentences
 from raysweep.results.sweep_events import layout, metrics_by_group
 from raysweep.space import Agreement
 from tests.report.test_report import fill_with
@@ -156,10 +156,9 @@ def test_points_without_a_measure_are_no_candidates(tmp_path):
     lidar = {"metric": "label_free/trunk_lidar"}
     words = report_of(tmp_path / "lidar", tune=lidar).in_words()
     assert "LiDAR depends on the augmentation, and the points differ in strength." in words
-    group = report_of(tmp_path / "lacks", metrics, search={"strength": [0, 1], "seed": [0, 1, 2]}).groups[0]
-    assert lacking_sentence(group.points, "label_free/trunk_lidar") == (
-        "strength=0.0 has no label_free/trunk_lidar, and could not be chosen."
-    )
+    report = report_of(tmp_path / "lacks", metrics, search={"strength": [0, 0.5, 1], "seed": [0, 1, 2]})
+    report = replace(report, metric="label_free/trunk_lidar")
+    assert "strength=0.0 is not ranked: no seed has label_free/trunk_lidar." in report.doubts()
 
 
 def test_a_metric_that_no_point_reports_is_named(tmp_path):
