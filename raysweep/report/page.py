@@ -268,7 +268,8 @@ def environment() -> Environment:
     from jinja2 import Environment, StrictUndefined
 
     def finalize(value: object) -> object:
-        return printable(value) if type(value) is str else value  # for example, no character turns the text around
+        # For example, no character reverses the direction of the text.
+        return printable(value) if type(value) is str else value
 
     escaping = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=finalize, trim_blocks=True, lstrip_blocks=True

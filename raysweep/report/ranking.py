@@ -18,8 +18,8 @@ def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[
     """Return the points that compete, best first, in a list for each protocol.
 
     A point competes if all its planned seeds have finished, because the seeds that failed or were stopped may be the
-    bad ones. Points are ranked by their means, which are adjusted for the seeds that a point lacks; see
-    `adjusted_means`. Scores of different protocols are not comparable, so a sweep that varies the evaluation has
+    seeds with the worst scores. Points are ranked by their means, which are adjusted for the seeds that a point lacks;
+    see `adjusted_means`. Scores of different protocols are not comparable, so a sweep that varies the evaluation has
     several best points. Without a metric no point competes.
 
     Args:

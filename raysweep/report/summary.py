@@ -159,7 +159,7 @@ def notes(report: Report) -> list[str]:
     if not report.single and any(group.incomplete for group in report.groups):
         lines.append(
             "Points that lack planned seeds are marked as incomplete in the tables of differences. The missing seeds "
-            "may be the bad ones, so the verdicts about these points may be too good."
+            "may have worse scores, so the verdicts about these points may be too good."
         )
     for member in report.members:
         of_member = [point for point in report.points if point.sweep == member.label and not point.baseline]

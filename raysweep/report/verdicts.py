@@ -124,7 +124,8 @@ def judge(
         ranked: the points that compete, best first, a list for each protocol; see `rank_points`.
         scores: the metrics that are compared.
         settings: the searched settings.
-        with_controls: whether points are compared with controls. No measure says that a point beats a control.
+        with_controls: whether points are compared with controls. A measure without labels cannot show that a point
+            beats a control.
         metric: the metric that ranks the points; None without one.
         mode: whether a greater ("max") or a smaller ("min") value of the metric is better.
     """

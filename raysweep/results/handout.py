@@ -159,14 +159,15 @@ class Handout:
             (self.store.bucket / FOLDER / self.digest).write(name, content)
             return
         folder = self.store.root / FOLDER / self.digest
-        for directory in (folder.parent, folder):  # the results directory itself may be gone, and stays so
+        for directory in (folder.parent, folder):  # a results directory that was removed is not created again
             directory.mkdir(exist_ok=True)
         write_atomically(folder / name, content)
 
     def _read(self, name: str) -> bytes:
         if self.store.bucket is None:
             folder = self.store.root / FOLDER / self.digest
-            if name not in os.listdir(folder):  # NFS may remember for a while that a file was missing, but not this
+            # NFS may report a new file as missing for a while, but a listing of the directory shows it.
+            if name not in os.listdir(folder):
                 raise FileNotFoundError(errno.ENOENT, "there is no such file", str(folder / name))
             return read_regular(folder / name)
         bucket = self.store.bucket / FOLDER / self.digest
