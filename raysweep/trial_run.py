@@ -18,8 +18,8 @@ from raysweep.data.selection import TrialData
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
 from raysweep.probes.evaluation import Evaluation
-from raysweep.probes.features import fixed_subset
 from raysweep.probes.online import GRID_IMAGES, draw_views, online_measures, project, write_confusion, write_embedding
+from raysweep.randomness import fixed_subset
 from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
 from raysweep.results.encoders import evaluated_encoder, keep_encoder
 from raysweep.results.events import Events

@@ -29,13 +29,12 @@ from raysweep.errors import InputError
 from raysweep.methods.losses import nt_xent
 from raysweep.probes import evaluation
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.features import fixed_subset
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_classifiers
 from raysweep.probes.probes import candidate_specs
-from raysweep.randomness import generator
+from raysweep.randomness import fixed_subset, generator
 from raysweep.results import attempts
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, save_checkpoint

@@ -14,8 +14,8 @@ from raysweep.augment.views import augment
 from raysweep.errors import InputError
 from raysweep.models.building import build_encoder
 from raysweep.probes.collapse import rankme
-from raysweep.probes.features import compute, fixed_subset, read_layers
-from raysweep.randomness import generator
+from raysweep.probes.features import compute, read_layers
+from raysweep.randomness import fixed_subset, generator
 
 if TYPE_CHECKING:
     from raysweep.config import Settings

@@ -86,6 +86,14 @@ def is_accuracy(score: str) -> bool:
     return metric.better == "max" and metric.highest == 1
 
 
+def averages(report: Report) -> str:
+    """Say what the numbers in the table of the points are."""
+    return (
+        f"Mean over the n seeds of a point ± half of the {percent(report.points)} Student-t interval of the mean; "
+        f"fewer than {LEAST_SEEDS} seeds have no interval."
+    )
+
+
 def overview(report: Report) -> list[str]:
     """Say how many trials have run, how to read the table, and how the settings of several sweeps differ."""
     lines = []
@@ -98,10 +106,7 @@ def overview(report: Report) -> list[str]:
         )
     if report.single:
         return lines
-    reading = (
-        f"Mean over the n seeds of a point ± half of the {percent(report.points)} Student-t interval of the mean; "
-        f"fewer than {LEAST_SEEDS} seeds have no interval."
-    )
+    reading = averages(report)
     if not report.several:
         return [f"{lines[0]} {reading}"]
     seeds = [

@@ -7,15 +7,13 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
 
-from raysweep.results.events import PNG
+from raysweep.results.events import PNG, checksum
 from raysweep.system.files import read_regular
 
 FRAME_BYTES = 16
-"""Bytes of a record besides its content: the size (8), the checksum of the size (4) and the checksum of the content
-(4)."""
+"""Bytes of a record besides its content: the size (8), the size's checksum (4) and the content's checksum (4)."""
 
 
 def records_of(directory: Path) -> bytes:
@@ -69,12 +67,6 @@ def changed(record: bytes, tag: str, change: Callable[[Event], Event]) -> bytes:
     content = change(event).SerializeToString()
     size = len(content).to_bytes(8, "little")
     return b"".join((size, checksum(size), content, checksum(content)))
-
-
-def checksum(content: bytes) -> bytes:
-    """Return the checksum of TensorBoard's files."""
-    code: int = masked_crc32c(content)
-    return code.to_bytes(4, "little")
 
 
 def split(records: bytes) -> Iterator[bytes]:
