@@ -7,7 +7,8 @@ import signal
 from urllib.parse import unquote
 
 MESSAGE = 2000
-"""Characters of a message; of a longer one the middle, which is what the user gave, is left out."""
+"""Most characters of a message. If a message is longer, its middle is left out, because the middle quotes the user's
+input."""
 
 
 QUOTED = 80
@@ -62,9 +63,10 @@ def _masked_option(match: re.Match[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """One line of text that can be shown anywhere: what is not printable becomes its escape sequence.
+    """Return the text as one line that can be shown anywhere. Unprintable characters become escape sequences.
 
-    That is every control character, line break and text direction override, and every byte of a path that is no text.
+    These are control characters, line breaks, marks that change the direction of text, and the bytes of a path that is
+    not valid text.
     """
     if text.isprintable():  # so is almost every text, and a report shows thousands
         return text

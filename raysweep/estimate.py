@@ -55,8 +55,8 @@ def estimate(sweep: Sweep, datasets: Datasets, local: bool, share: bool = True) 
 
     Trials of one kind agree in all settings except seeds, epochs and real numbers above 0, which hardly change the time
     of a step. Linear probes of single blocks and the probes that are off by default are not timed, and `FIXED_SECONDS`
-    stand for kNN, k-means and the online measures. But a view of LiDAR counts as one image more, without the time of
-    its augmentation. A trial with several workers is timed in one process.
+    stand for kNN, k-means and the online measures. Each view for LiDAR counts as one more image. The time of its
+    augmentation is left out. A trial with several workers is timed in one process.
 
     Args:
         sweep: The sweep. If a searcher proposes its points, examples stand for them.
@@ -164,7 +164,10 @@ def time_evaluation(settings: Settings, state: State, data: TrialData, device: t
 
 
 def count_views(settings: Settings, images: int) -> int:
-    """Return the number of augmented views whose features LiDAR computes; 0 without it. `images` can be used."""
+    """Return the number of augmented views whose features LiDAR computes; 0 without LiDAR.
+
+    `images` is the number of available images.
+    """
     is_on = parts.probe["label_free"] in parts.probes_in_use(settings) and settings.strength > 0
     return LIDAR_VIEWS * min(images, LIDAR_IMAGES) if is_on else 0
 

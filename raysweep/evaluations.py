@@ -15,12 +15,12 @@ from raysweep.errors import InputError
 from raysweep.plugins import Plugin, activate, active, merged, with_existing
 from raysweep.preparation import Space, read_space
 from raysweep.results.bucket import Bucket
+from raysweep.results.checkpoints import digest_of
 from raysweep.results.credentials import is_uri, join, resolve
 from raysweep.results.encoders import (
     ENCODER,
     OLD_ENCODER,
     SavedEncoder,
-    digest_of,
     encoder_file,
     load_encoder,
     source_file,

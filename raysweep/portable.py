@@ -41,7 +41,7 @@ def load(checkpoint: Path) -> Any:
         checkpoint: a trial's directory, its `encoder.safetensors`, or a training checkpoint.
 
     Raises:
-        InputError: there is no such file, it is no checkpoint, or its weights do not fit what it says of itself.
+        InputError: the file does not exist, is not a checkpoint, or has weights that do not fit its own description.
     """
     return build(load_encoder(checkpoint))
 
@@ -102,7 +102,8 @@ def export(checkpoint: Path, output: Path) -> dict[str, str]:
         The description: texts, as a safetensors header wants them.
 
     Raises:
-        InputError: a path or the checkpoint is not what it should be.
+        InputError: `output` exists, has another ending or lies in no directory; or the checkpoint is missing or
+            damaged.
     """
     check_output(output, WEIGHTS)
     encoder_file(checkpoint)
@@ -139,14 +140,14 @@ def embed(
 ) -> tuple[int, int]:
     """Write the features of images of any size and mode, converted as the images of a `folder:PATH` dataset are.
 
-    Only one batch of images and features is in memory at a time; on a GPU where PyTorch sees one.
+    Only one batch of images and features is in memory at a time. The encoder runs on a GPU if PyTorch sees one.
 
     Args:
         checkpoint: a trial's directory, its `encoder.safetensors`, or a training checkpoint.
         images: a folder, searched with all folders in it, or one image file.
         output: a new `.npz` with `features` (N, D) float32, `paths` (N,) relative to the folder, `layer`.
         layer: `trunk` or `embedding`.
-        batch_size: images at a time; None: 500 of 32×32, fewer of larger ones.
+        batch_size: number of images at a time. None means 500 images of 32×32, or fewer images if they are larger.
         skip_bad_images: leave out images that cannot be read, with a warning, instead of raising.
         progress: told after every batch.
 
@@ -154,7 +155,8 @@ def embed(
         N and D.
 
     Raises:
-        InputError: a path, the checkpoint or an image is not what it should be, or a feature is NaN or beyond 1e15.
+        InputError: `output` exists, has another ending or lies in no directory; `batch_size` is below 1; the checkpoint
+            is missing or damaged; an image cannot be read; or a feature is NaN or greater than 1e15.
     """
     assert layer in LAYERS
     if batch_size is not None and batch_size < 1:

@@ -259,7 +259,7 @@ def extended(
 
 
 def check_resumable(store: Store, sweep: Sweep) -> list[Result]:
-    """The results that a resume would keep; nothing is written there.
+    """Return the results that a resume would keep. Nothing is written.
 
     Raises:
         InputError: the existing trials do not fit the sweep that would be resumed.

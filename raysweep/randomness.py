@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -42,3 +43,10 @@ def seeded_step(seed: int, purpose: str, device: torch.device) -> Iterator[None]
     finally:
         for each, state in zip(generators, states, strict=True):
             each.set_state(state)
+
+
+def fixed_subset(available: int, wanted: int) -> torch.Tensor:
+    """Choose `wanted` of `available` images (or all), the same in every trial. Return their positions, sorted."""
+    # NumPy promises the same numbers of RandomState in every version. It does not promise this for default_rng.
+    chosen = np.random.RandomState(0).permutation(available)[:wanted]
+    return torch.from_numpy(np.sort(chosen))

@@ -18,8 +18,8 @@ from raysweep.data.selection import TrialData
 from raysweep.errors import Diverged, InputError
 from raysweep.methods.precision import precision_of
 from raysweep.probes.evaluation import Evaluation
-from raysweep.probes.features import fixed_subset
 from raysweep.probes.online import GRID_IMAGES, draw_views, online_measures, project, write_confusion, write_embedding
+from raysweep.randomness import fixed_subset
 from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
 from raysweep.results.encoders import evaluated_encoder, keep_encoder
 from raysweep.results.events import Events
@@ -156,7 +156,7 @@ class TrialRun:
                     if leaving or due():
                         save_start = time.perf_counter()
                         self.save(self.directory)
-                        saved()  # into a bucket it takes longer than to write it
+                        saved()  # copying a checkpoint into a bucket takes longer than writing it
                         self.last_save = time.perf_counter()
                         self.save_cost = self.last_save - save_start
                     if leaving:  # nothing may delay the checkpoint of a trial that leaves
@@ -268,12 +268,13 @@ class TrialRun:
 
         They are not among the trial's metrics: a trial that diverges before its first evaluation has no score.
         """
-        # The first steps may be what makes the features of an encoder finite, so this alone fails no trial.
+        # Features that are not finite now may become finite in the first steps, so the trial does not fail here.
         with suppress(Diverged):
             self.events.scalars(self._measure()[0], 0)
             self.sharing.measure(0)
             return
-        self.sharing.load_state_dict({})  # the measures of the other trials may not diverge
+        # The other trials may have finite measures at step 0, which are missing here.
+        self.sharing.load_state_dict({})
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint."""
@@ -340,7 +341,8 @@ class TrialRun:
         if self.pretrained_by:
             self.precision = was
         if was not in (None, now) and self.state.epoch < self.settings.pretrain_epochs:
-            done = f"{self.state.epoch} of its pretraining epochs"
             warnings.warn(
-                f"{done} used {was}, the others {now}, because the trial resumed on another machine", stacklevel=2
+                f"the pretraining used {was} until epoch {self.state.epoch} and {now} afterwards, because the trial "
+                "resumed on another machine",
+                stacklevel=2,
             )

@@ -26,8 +26,8 @@ from raysweep.space.sharing import HandsOut, Role, TakesOver, online_key
 from raysweep.system.files import check_held
 from raysweep.trial_progress import ONLINE
 
-MEASURED = "pretrain/rankme"
-"""The metric that every online measurement has, just before the accuracy of kNN."""
+BEFORE_ONLINE = "pretrain/rankme"
+"""The metric that every online measurement reports directly before the accuracy of kNN."""
 Measured = dict[str, dict[int, float | None]]
 """For each key of `online_key`: by epoch, the accuracy of kNN, or None without validation images."""
 
@@ -98,7 +98,7 @@ class TakingOver(Sharing):
             if key not in content["measured"]:
                 return None
             accuracies = content["measured"][key]
-            records = with_scalar(records, ONLINE, MEASURED, accuracies)
+            records = with_scalar(records, ONLINE, BEFORE_ONLINE, accuracies)
             metrics = with_accuracy(metrics, accuracies)
         kept = {name: content[name] for name in TAKEN}
         return Taken(**kept, metrics=metrics, records=records)
@@ -191,6 +191,6 @@ def with_accuracy(metrics: Mapping[str, float], accuracies: Mapping[int, float |
     for name, value in metrics.items():
         if name != ONLINE:
             values[name] = value
-        if name == MEASURED and newest is not None:
+        if name == BEFORE_ONLINE and newest is not None:
             values[ONLINE] = newest
     return values

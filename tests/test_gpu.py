@@ -23,7 +23,7 @@ from raysweep.probes.features import extract_layers
 from raysweep.probes.finetune import FineTuning
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_classifiers
-from raysweep.probes.probes import counted_specs
+from raysweep.probes.probes import candidate_specs
 from raysweep.training import loop
 from raysweep.training.loop import pretrain
 from raysweep.training.state import fresh_state
@@ -160,7 +160,7 @@ def test_a_step_sends_the_parameters_of_a_policy_at_once_and_reads_nothing(metho
 
 
 def test_an_epoch_of_linear_probes_sends_the_order_and_reads_the_losses():
-    heads = counted_specs(settings_of())
+    heads = candidate_specs(settings_of())
     layer = heads[0].layer
     features = {layer: torch.zeros(40, 6, device=META)}
     labels = torch.zeros(40, dtype=torch.int64, device=META)

@@ -77,10 +77,22 @@ def test_the_examples_of_the_help_are_accepted(helped, run_sweep, tmp_path):
         ("--alhpa 1", "did you mean --alpha?"),
         ("--quite-another 1", "; --help lists all arguments"),
         (f"--seed 0 {'1' * 300}", "--seed: one value expected, not 2"),
-        ("--seed 0 1 2", "--seed: one value expected, not 3; for a trial with each, write --set 'seed=[0,1,2]'"),
-        ("--seed 0,1,2", "--seed: one value expected, not 3; for a trial with each, write --set 'seed=[0,1,2]'"),
-        ("--set seed=0,1", "--set seed: one value expected, not 2; for a trial with each, write --set 'seed=[0,1]'"),
-        ("--set seed=0 1", "--set seed: one value expected, not 2; for a trial with each, write --set 'seed=[0,1]'"),
+        (
+            "--seed 0 1 2",
+            "--seed: one value expected, not 3; for one trial with each value, write --set 'seed=[0,1,2]'",
+        ),
+        (
+            "--seed 0,1,2",
+            "--seed: one value expected, not 3; for one trial with each value, write --set 'seed=[0,1,2]'",
+        ),
+        (
+            "--set seed=0,1",
+            "--set seed: one value expected, not 2; for one trial with each value, write --set 'seed=[0,1]'",
+        ),
+        (
+            "--set seed=0 1",
+            "--set seed: one value expected, not 2; for one trial with each value, write --set 'seed=[0,1]'",
+        ),
         ("--usl_type simclr,byol", "write --set 'usl_type=[simclr,byol]'"),
         ("--dataset birds", "did you mean 'folder:birds'?"),
         ("--optimizer adma", "must be 'adam', 'adamw', 'sgd' or 'lars', not 'adma'"),

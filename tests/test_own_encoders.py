@@ -58,8 +58,8 @@ class Clash(nn.Module):
     [
         ("head", nn.Linear(16, 32), "encoder own has an attribute head, but raysweep sets head to the projection head"),
         ("head", nn.Identity(), "encoder own has an attribute head"),
-        ("channels", 32, "encoder own has channels=32, but raysweep reads channels as the images' own, 3; give yours"),
-        ("image_size", (8, 8), "encoder own has image_size=(8, 8), but raysweep reads image_size as the images' own"),
+        ("channels", 32, "encoder own has channels=32, but raysweep uses channels for the images, whose value is 3;"),
+        ("image_size", (8, 8), "encoder own has image_size=(8, 8), but raysweep uses image_size for the images"),
         ("feature_dim", 32, "features of an encoder with feature_dim 32 have the shape (8, 16); it must be (8, 32)"),
     ],
 )

@@ -29,13 +29,12 @@ from raysweep.errors import InputError
 from raysweep.methods.losses import nt_xent
 from raysweep.probes import evaluation
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.evaluation import fixed_subset
 from raysweep.probes.grid import ProbeSpec
 from raysweep.probes.kmeans import kmeans_scores
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.linear import LinearProbes, train_classifiers
-from raysweep.probes.probes import counted_specs
-from raysweep.randomness import generator
+from raysweep.probes.probes import candidate_specs
+from raysweep.randomness import fixed_subset, generator
 from raysweep.results import attempts
 from raysweep.results.attempts import begin_attempt
 from raysweep.results.checkpoints import load_checkpoint, save_checkpoint
@@ -330,6 +329,14 @@ def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
     with pytest.raises(InputError, match="written by another version of raysweep, whose numbers differ; start a new"):
         run(tmp_path, trial)
     assert load_checkpoint(tmp_path)["state"]["epoch"] == 1, "the checkpoint stays"
+
+
+def test_a_resume_in_another_precision_says_which_epochs_used_which(tmp_path):
+    trial, reports = trial_of(precision="fp32"), []
+    run(tmp_path, trial, report=reports.append, stop=lambda: len(reports) == 1)
+    save_checkpoint(tmp_path, {**load_checkpoint(tmp_path), "precision": "bf16"})
+    words = "the pretraining used bf16 until epoch 1 and fp32 afterwards, because the trial resumed on another machine"
+    assert words in run(tmp_path, trial).warnings
 
 
 def test_a_result_stands_whatever_breaks_after_it(tmp_path):
@@ -627,13 +634,13 @@ def test_every_block_is_probed_and_the_bank_picks_by_val(tmp_path):
     trial = trial_of(layerwise="greedy", usl_epochs=1, le_epochs=8, probe_grid=bank, labels_per_class=8)
     result = run(tmp_path, trial)
     events = scalars(tmp_path)
-    heads = [str(head) for head in counted_specs(trial.settings)]
+    heads = [str(head) for head in candidate_specs(trial.settings)]
     last = {head: events[f"bank/{head}/val_accuracy"][-1][1] for head in heads}
     assert len(last) == 8
     assert "lr=0.03" in result.linear_probe
     assert last[result.linear_probe] == max(last.values())
     assert result.metrics["linear/val_accuracy"] == pytest.approx(max(last.values()))
-    picked = next(head for head in counted_specs(trial.settings) if str(head) == result.linear_probe)
+    picked = next(head for head in candidate_specs(trial.settings) if str(head) == result.linear_probe)
     alone = trial_of(
         layerwise="greedy",
         usl_epochs=1,

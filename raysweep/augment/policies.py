@@ -41,7 +41,8 @@ def simclr_acts_as(settings: Any) -> dict[str, float]:
     strength, crop, color = settings.strength, settings.crop_strength, settings.color_strength
     crop = min(strength if crop is None else crop, 1.0)
     color = strength if color is None else color
-    # Only the probabilities of mirroring, blur, solarization and colours follow `strength` when the others are known.
+    # If `crop_strength` and `color_strength` are known, `strength` changes only the probabilities of mirroring, blur,
+    # solarization and colour changes.
     solarizes = settings.solarize_probability or settings.solarize_probability_second
     follows = settings.flip or settings.blur or solarizes or color > 0
     return {"strength": min(strength, 1.0) if follows else SMALLEST, "crop_strength": crop, "color_strength": color}

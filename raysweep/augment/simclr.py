@@ -77,7 +77,7 @@ def draw_simclr(
     - blur with probability u times `blur_probability`, or never without `blur`; sigma U(0.1, 2) pixels;
     - solarization with probability u times `solarize_probability`.
 
-    These two probabilities are numbers, or (n,) with a number for each image.
+    `blur_probability` and `solarize_probability` are numbers, or tensors (n,) with a number for each image.
 
     All probabilities follow s, and c and k change only the crop and the colours. In the paper too, half the colour
     distortion halves only the ranges.
@@ -206,8 +206,8 @@ def apply_simclr(images: Tensor, parameters: SimCLRParameters) -> Tensor:
 def _colours(parameters: SimCLRParameters, jittered: Tensor, has_hue: bool) -> list[Tensor]:
     """Return the inputs of `_jitter_` for the J images with the indices `jittered`: numbers, weights and shares.
 
-    The numbers, (3 blends, 3, J, 1, 1, 1), are for each blend its factor, whether it blends saturation, and whether it
-    blends contrast. Weights and shares are present only with hue.
+    The numbers have the shape (3 blends, 3, J, 1, 1, 1). For each blend there are three: its factor, whether it changes
+    saturation, and whether it changes contrast. Weights and shares are returned only if `has_hue` is set.
     """
     p = parameters
     order = p.order[jittered]

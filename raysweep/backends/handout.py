@@ -15,7 +15,7 @@ from raysweep.space import Trial
 from raysweep.space.sharing import Pretraining, Role, TakesOver, hands_out, online_key, pretrainings_of
 
 LOOK_SECONDS, LOOK_SECONDS_BUCKET = 0.5, 5.0
-"""Seconds between two looks whether a state is there; in a bucket each is a request."""
+"""Seconds between two checks for a state. In a bucket each check is a request."""
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Group:
     is_kept: bool = False
     """Whether a trial has failed or left, so that the state must be kept for a resume."""
     looked: dict[int, float] = field(default_factory=dict)
-    """For each epoch, the monotonic time of the last look whether its state is there."""
+    """For each epoch, the monotonic time of the last check for its state."""
     states: dict[int, frozenset[str]] = field(default_factory=dict)
-    """For each epoch that had a state at the last look: the keys of the trials that can take it over."""
+    """For each epoch that had a state at the last check: the keys of the trials that can take it over."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class PretrainingQueue:
         return not self.unopened and not any(group.waiting for group in self.open)
 
     def next(self) -> Start | None:
-        """Return the trial that starts next; None if all that are left wait for a running pretraining, or none is left.
+        """Return the trial that starts next. Call `ended` when the trial has ended.
 
-        Call `ended` when the trial has ended.
+        Return None if no trial is left, or if all remaining trials wait for a running pretraining.
         """
         unfinished = sum(1 for group in self.open if group.waiting)
         if self.unopened and unfinished < self.ahead:

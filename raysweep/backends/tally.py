@@ -168,7 +168,8 @@ class Tally:
     def seconds_left(self) -> float | None:
         """Return an estimate of the time left in seconds; None before a trial has ended or reported twice.
 
-        The estimate is the time per weight of the trials of this run so far, for as many trials at a time as before.
+        The estimate multiplies the remaining weight by the seconds that this run has needed per weight so far. It
+        assumes that as many trials run at a time as before.
         """
         spent, worked = self.spent, self.worked
         for name, (first, last) in list(self.reports.items()):

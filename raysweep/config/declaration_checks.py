@@ -27,7 +27,7 @@ POSITIONAL: Mapping[str, tuple[str, ...]] = {
 }
 """The positional arguments that a part of each kind is called with."""
 TRAIT_ARGUMENTS = {"takes_dim": "embedding_dim", "reads_labels": "classes"}
-"""The positional argument after those in `POSITIONAL` if a part has the trait."""
+"""The positional argument that follows the arguments in `POSITIONAL` if a part has the trait."""
 NUMBERS = ("blocks", "views", "size", "channels", "images", "unlabelled")
 """The traits that are whole numbers."""
 OF_SETTINGS = ("batch_norm", "reads_total", "acts_as", "reads", "check")

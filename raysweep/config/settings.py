@@ -32,8 +32,8 @@ FOLDER = "folder:"
 class Settings(BaseModel):
     """One experiment: self-supervised pretraining of an encoder, then its evaluation.
 
-    The document that raysweep implements uses the same names on its command line. raysweep has the defaults that the
-    document states.
+    The specification that raysweep implements (see `docs/readings.md`) uses the same names on its command line.
+    raysweep uses the defaults of the specification.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -255,7 +255,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Settings:
-        """Check what concerns several settings, unless `make_base` asks only about each of them."""
+        """Check the rules that concern several settings.
+
+        `make_base` skips this check, because it checks each value by itself.
+        """
         parts.encoder[self.encoder]  # the part of a family may not exist
         if not (info.context or {}).get(ALONE):
             check_combination(self)

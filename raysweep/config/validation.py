@@ -54,7 +54,7 @@ def check_model(
         values: Its values by name.
         where: The beginning of messages: the file and the section that the values come from.
         typed: For a value that comes from the command line instead, the beginning of messages about it.
-        context: What the checks of the model are told.
+        context: Information for the checks of the model, such as `ALONE`.
 
     Raises:
         InputError: a key is unknown or a value is wrong; the message is about the first fault.

@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 from pydantic import BeforeValidator
 
@@ -37,6 +37,11 @@ Number = Annotated[float, BeforeValidator(lambda value: read_number(value) if is
 NUMBERS = (int, float, int | None, float | None)
 BOOLS = (bool, bool | None)
 TEXTS = (str, str | None)
+
+
+def is_plain_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number. True and False are not numbers."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def suggest(given: object, valid: Iterable[str], otherwise: str | None = None) -> str:

@@ -56,7 +56,9 @@ def read_folder(spec: str, size: int, channels: int, skip_bad_images: bool) -> D
         beside = (path.name for path in split.iterdir() if not path.is_dir())
         stray = next(layout.images_among(split, beside, ignored), None)
         if stray is not None:
-            raise InputError(f"image {str(stray)!r} lies beside class folders: move it into one, or away")
+            raise InputError(
+                f"image {str(stray)!r} lies beside class folders: move it into a class folder, or out of {split.name}/"
+            )
         per_class = [list(layout.images_below(folder, ignored)) for folder in folders.values()]
         paths = [path for paths in per_class for path in paths]
         labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in per_class])

@@ -251,7 +251,7 @@ def likely_folder(spec: str) -> Path | None:
     It is the folder around `train/`, or the first folder inside that has `train/<class>/`.
     """
     root = folder_path(spec).absolute()
-    with os.scandir(root) as entries:  # it asks the file system no question about each of many images
+    with os.scandir(root) as entries:  # `scandir` needs no further system call for each of many images
         folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     for path in (root / name for name in folders):
         if os.path.isdir(path / "train") and class_folders(path / "train"):

@@ -70,13 +70,11 @@ def load(
         request = DatasetRequest(spec, data_dir.expanduser(), size, pretraining)
         dataset = read_part(part, request, parameters or {})
     channels = channels or dataset.train_images.shape[1]
-    dataset = replace(
-        dataset,
-        train_images=convert(dataset.train_images, size, channels),
-        test_images=None if dataset.test_images is None else convert(dataset.test_images, size, channels),
-        unlabelled=None if dataset.unlabelled is None else convert(dataset.unlabelled, size, channels),
-        val_images=None if dataset.val_images is None else convert(dataset.val_images, size, channels),
-    )
+    splits = {name: getattr(dataset, name) for name in ("train_images", "test_images", "unlabelled", "val_images")}
+    converted: dict[str, Any] = {
+        name: convert(images, size, channels) for name, images in splits.items() if images is not None
+    }
+    dataset = replace(dataset, **converted)
     for images, labels in (
         (dataset.train_images, dataset.train_labels),
         (dataset.test_images, dataset.test_labels),

@@ -163,9 +163,10 @@ def warnings_with_names(paths: Sequence[Path]) -> Iterator[threading.local]:
             warnings.showwarning = note
             yield working_on
     finally:
-        for kind, those in images.items():
-            first = repr(str(paths[min(those)]))
-            which = f"image {first}" if len(those) == 1 else f"{len(those)} of {len(paths)} images, the first {first}"
+        for kind, indices in images.items():
+            first = repr(str(paths[min(indices)]))
+            several = f"{len(indices)} of {len(paths)} images, the first {first}"
+            which = f"image {first}" if len(indices) == 1 else several
             warn_once(f"{which}: {texts[kind]}")
 
 
@@ -199,7 +200,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def check_range(image: Image.Image) -> None:
-    """Raise ValueError if nobody can know which pixel value of an open file is white."""
+    """Raise ValueError if the format of an open file does not define which pixel value is white."""
     is_wide = image.mode == "I" and image.format not in SIXTEEN_BITS and 16 not in bits_of(image)
     if image.mode == "F" or is_wide:
         kind = "32-bit" if is_wide else "floating-point"

@@ -68,9 +68,9 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: Temperature = 0.5) -> Tensor
 def barlow_twins(z1: Tensor, z2: Tensor, *, barlow_lambda: BarlowLambda = 0.005) -> Tensor:
     """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230, equation 1 and algorithm 1).
 
-    The cross-correlation C over the batch of the standardised embeddings is drawn to the identity: Σ_i (1 − C_ii)² +
-    λ · Σ_{i≠j} C_ij². Batch variances are the biased ones with 1e-5 added, as in batch normalisation and in the
-    published code. B ≥ 2.
+    C is the cross-correlation matrix of the standardised embeddings over the batch. The loss draws C to the identity
+    matrix: Σ_i (1 − C_ii)² + λ · Σ_{i≠j} C_ij². The standardisation uses biased variances plus 1e-5, as batch
+    normalisation and the published code do. B ≥ 2.
     """
     c = standardised(z1).T @ standardised(z2) / len(z1)
     on_diagonal = c.diagonal()

@@ -153,5 +153,8 @@ class ReconstructionAndEmbedding(nn.Module):
 
 
 def embedding_losses(loss: Tensor | Losses) -> dict[str, Tensor]:
-    """Return what an embedding loss returned as losses by name; the embedding loss itself is `emb_loss`."""
+    """Return the losses by name, from the value that an embedding loss has returned.
+
+    The embedding loss itself is called `emb_loss`.
+    """
     return {"emb_loss": loss.total, **loss.parts} if isinstance(loss, Losses) else {"emb_loss": loss}

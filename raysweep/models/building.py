@@ -96,8 +96,8 @@ def check_attributes(part: Part, network: nn.Module, sizes: Mapping[str, int]) -
     """Set the sizes of the images on an encoder; raise InputError if it uses a name that raysweep sets for itself."""
     if hasattr(network, "head"):
         raise InputError(
-            f"encoder {part.name} has an attribute head, but raysweep sets head to the projection head; give yours "
-            f"another name"
+            f"encoder {part.name} has an attribute head, but raysweep sets head to the projection head; give your "
+            "attribute another name"
         )
     for name, size in sizes.items():
         if not hasattr(network, name):
@@ -105,8 +105,8 @@ def check_attributes(part: Part, network: nn.Module, sizes: Mapping[str, int]) -
         value = getattr(network, name)
         if not isinstance(value, int) or value != size:
             raise InputError(
-                f"encoder {part.name} has {name}={shown(value)}, but raysweep reads {name} as the images' own, {size}; "
-                f"give yours another name"
+                f"encoder {part.name} has {name}={shown(value)}, but raysweep uses {name} for the images, whose value "
+                f"is {size}; give your attribute another name"
             )
 
 

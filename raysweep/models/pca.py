@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raysweep.augment.operations import to_float
 from raysweep.models.pixels import EveryLayer
+from raysweep.randomness import fixed_subset
 
 MOST_VALUES = 2**28
 """Components are fitted on at most this many pixel values: 1 GiB in float32. These are 87,381 images of 32×32×3, so all
@@ -76,6 +76,4 @@ def choose_images(count: int, values: int, components: int) -> Tensor:
         Indices in ascending order, int64; all of them unless the images have more than `MOST_VALUES` pixel values.
     """
     most = max(MOST_VALUES // values, IMAGES_PER_COMPONENT * components)
-    if count <= most:
-        return torch.arange(count)
-    return torch.from_numpy(np.sort(np.random.RandomState(0).permutation(count)[:most]))
+    return fixed_subset(count, most)

@@ -89,7 +89,8 @@ class CachedFeatures:
 def machine(images: Tensor) -> list[str | int]:
     """Return what decides about the last bits of features: libraries, device, threads and the processor's instructions.
 
-    On a CPU its model, the threads and the instructions count, on a GPU its model. Nodes can share one cache.
+    A CPU is described by its model, the number of threads and the instructions that PyTorch uses. A GPU is described by
+    its model. Nodes with different hardware can share one cache.
     """
     libraries = [f"{name} {version(name)}" for name in LIBRARIES if find_spec(name) is not None]
     if images.is_cuda:

@@ -16,9 +16,10 @@ from raysweep.config import Settings
 from raysweep.data.dataset import Dataset, Images
 from raysweep.data.splits import SplitPart, draw_labels, fit_and_val
 from raysweep.probes.cached_features import CachedFeatures
-from raysweep.probes.features import extract_layers, fixed_subset
+from raysweep.probes.features import extract_layers
 from raysweep.probes.knn import knn_accuracy
 from raysweep.probes.probes import TrainedProbe
+from raysweep.randomness import fixed_subset
 from raysweep.results.feature_cache import FeatureCache
 from raysweep.training.compute import resident
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -122,10 +121,3 @@ def standardize_(fit: Tensor, *others: Tensor) -> None:
     mean, scale = standard_scale(fit)
     for features in (fit, *others):
         features.sub_(mean).mul_(scale)
-
-
-def fixed_subset(available: int, wanted: int) -> Tensor:
-    """Choose `wanted` of `available` images (or all), the same in every trial. Return their positions, sorted."""
-    # NumPy promises the same numbers of RandomState in every version. It does not promise this for default_rng.
-    chosen = np.random.RandomState(0).permutation(available)[:wanted]
-    return torch.from_numpy(np.sort(chosen))

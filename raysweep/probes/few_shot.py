@@ -18,9 +18,9 @@ def few_shot_accuracies(
     """Return the accuracy of the nearest class mean for each draw of labelled images.
 
     SimpleShot (Wang et al. 2019, arXiv 1911.04623), with the transformation CL2N: the mean of all features in the bank
-    is subtracted, which needs no labels, and each feature vector is scaled to length 1. The class of a query is the one
-    whose mean over the drawn images has the smallest Euclidean distance. If distances are equal, the class with the
-    lowest number wins. A class without images in the draw is never chosen.
+    is subtracted, which needs no labels, and each feature vector is scaled to length 1. A query gets the class whose
+    mean over the drawn images has the smallest Euclidean distance to the query. If distances are equal, the class with
+    the lowest number wins. A class without images in the draw is never chosen.
 
     Args:
         bank: (N, D) features of the images from which labelled ones are drawn.

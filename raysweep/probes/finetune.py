@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from raysweep.config import Settings
     from raysweep.probes.evaluation import Evaluation, Split
 
-CROP_SHARE = 8
-"""Random crops are padded by this fraction of the side: 4 pixels of 32 as in He et al. 2016, section 4.2."""
+CROP_DIVISOR = 8
+"""Random crops are padded by the side divided by this number: by 4 pixels for 32, as in He et al. 2016, section 4.2."""
 
 
 class Classifier(nn.Module):
@@ -93,7 +93,7 @@ def random_crops(images: Tensor, draws: torch.Generator, is_mirrored: bool) -> T
         torch.Size([5, 3, 32, 32])
     """
     count, size, device = len(images), images.shape[-1], images.device
-    pad = max(1, size // CROP_SHARE)
+    pad = max(1, size // CROP_DIVISOR)
     corners = torch.randint(2 * pad + 1, (2, count, 1), generator=draws)
     mirrored = (
         torch.rand((count, 1), generator=draws) < 0.5 if is_mirrored else torch.zeros((count, 1), dtype=torch.bool)

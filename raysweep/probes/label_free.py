@@ -14,8 +14,8 @@ from raysweep.augment.views import augment
 from raysweep.errors import InputError
 from raysweep.models.building import build_encoder
 from raysweep.probes.collapse import rankme
-from raysweep.probes.features import compute, fixed_subset, read_layers
-from raysweep.randomness import generator
+from raysweep.probes.features import compute, read_layers
+from raysweep.randomness import fixed_subset, generator
 
 if TYPE_CHECKING:
     from raysweep.config import Settings
@@ -35,7 +35,7 @@ LAYERS = ("embedding", "trunk")
 
 
 def check_lidar(metric: str, trials: Iterable[tuple[Settings, tuple[int, int]]]) -> None:
-    """Raise InputError if a sweep is to choose by LiDAR of a layer that is too wide for it.
+    """Raise InputError if `metric` is LiDAR of a layer that has more than `LIDAR_WIDEST` features in some trial.
 
     Args:
         metric: LiDAR of a layer.
@@ -102,7 +102,7 @@ def lidar(views: Tensor) -> float | None:
 
     Returns:
         exp of the entropy of λ / sum(λ), in [1, min(n - 1, D)]; 0 if all images have the same mean. None if Σw is not
-        positive definite in float64, as for features of about 1e6, beside which `DELTA` is rounded away.
+        positive definite in float64. This happens for features of about 1e6, because `DELTA` then vanishes by rounding.
 
     Example:
         >>> lidar(torch.randn(100, 10, 8))  # near 8: no direction tells images apart better than another one

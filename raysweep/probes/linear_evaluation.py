@@ -64,7 +64,7 @@ class LinearEvaluation:
     def run(self) -> Iterator[dict[str, float]]:
         """Train to the end. Yield the metrics of each epoch, and after each pass the metrics on the test images."""
         for number in range(self._finished_passes, len(self.passes)):
-            specs, counts = self.passes[number], number == 0
+            specs, gives_score = self.passes[number], number == 0
             features = self.evaluation.take_features(tuple(dict.fromkeys(spec.layer for spec in specs)))
             if self.standardize:
                 for layer in features["fit"]:
@@ -79,9 +79,9 @@ class LinearEvaluation:
             for _ in self._train(probes, features):
                 self.step = probes.epoch
                 self.progress = (number + probes.epoch / self.epochs) / len(self.passes)
-                yield self._epoch_metrics(probes, features, counts)
+                yield self._epoch_metrics(probes, features, gives_score)
             self.step = self.epochs
-            scores = self._test_metrics(probes, features, counts)
+            scores = self._test_metrics(probes, features, gives_score)
             del features
             self._finished_passes, self._probes = number + 1, None
             yield scores
@@ -94,31 +94,31 @@ class LinearEvaluation:
             fit, labels = {layer: values[index] for layer, values in fit.items()}, labels[index]
         return train_classifiers(probes, fit, labels, epochs=self.epochs, batch_size=self.batch_size)
 
-    def _epoch_metrics(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
+    def _epoch_metrics(self, probes: LinearProbes, features: Features, gives_score: bool) -> dict[str, float]:
         """Return the metrics of an epoch. The best candidate on the validation images gives them."""
         metrics, best = {}, 0
         labels = self.evaluation.labels("val")
         if len(labels):
             val = probes.accuracy(features["val"], labels)
             metrics.update(self._by_block(probes, val, "val"))
-            if counts:
+            if gives_score:
                 best = max(range(len(val)), key=lambda number: val[number])
                 metrics["linear/val_accuracy"] = val[best]
-            if counts and len(val) > 1:
+            if gives_score and len(val) > 1:
                 self.evaluation.best_linear_probe = str(probes.specs[best])
                 grid_scores = {
                     f"bank/{spec}/val_accuracy": value for spec, value in zip(probes.specs, val, strict=True)
                 }
                 self.evaluation.extra_scalars.append((grid_scores, probes.epoch))
-        if counts:
+        if gives_score:
             metrics["linear/train_accuracy"] = probes.train_accuracy[best]
         return metrics
 
-    def _test_metrics(self, probes: LinearProbes, features: Features, counts: bool) -> dict[str, float]:
+    def _test_metrics(self, probes: LinearProbes, features: Features, gives_score: bool) -> dict[str, float]:
         """Return the accuracy of trained probes on the test images."""
         test = probes.accuracy(features["test"], self.evaluation.labels("test"))
         scores = self._by_block(probes, test, "test")
-        if counts:
+        if gives_score:
             best = self.evaluation.best_linear_probe
             number = [str(spec) for spec in probes.specs].index(best) if best else 0
             scores["linear/test_accuracy"] = test[number]

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
+from raysweep.config.values import is_plain_number
+
 
 def number_list(value: Any, allowed: Collection[int] = ()) -> str | None:
     """Return a list of numbers as text for `numbers_in`. None stays None, and a number is a list of one number.
@@ -26,7 +28,7 @@ def number_list(value: Any, allowed: Collection[int] = ()) -> str | None:
         return None
     numbers = value if isinstance(value, list) else [value]
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if not is_plain_number(number):
             raise ValueError("expected a list of numbers, such as [1, 5]")
         if allowed and number not in allowed:
             raise ValueError(f"each number must be one of {', '.join(map(str, allowed))}")

@@ -13,8 +13,8 @@ from raysweep import parts
 from raysweep.augment.operations import only_view, to_float
 from raysweep.augment.views import augment
 from raysweep.probes.collapse import embedding_std, rankme
-from raysweep.probes.features import compute, fixed_subset
-from raysweep.randomness import generator
+from raysweep.probes.features import compute
+from raysweep.randomness import fixed_subset, generator
 from raysweep.results.events import Events
 from raysweep.results.pictures import confusion_picture, image_grid
 from raysweep.results.projector import projector

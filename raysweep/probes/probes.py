@@ -93,12 +93,12 @@ def has_mlp(settings: Settings) -> bool:
     return bool(getattr(settings, "mlp_probe"))  # noqa: B009  # a part declares it
 
 
-def counted_layers(settings: Settings) -> tuple[str, ...]:
+def candidate_layers(settings: Settings) -> tuple[str, ...]:
     """Return the layers that the candidates for the linear score read."""
-    return tuple(spec.layer for spec in counted_specs(settings))
+    return tuple(spec.layer for spec in candidate_specs(settings))
 
 
-def counted_specs(settings: Any) -> tuple[Any, ...]:
+def candidate_specs(settings: Any) -> tuple[Any, ...]:
     """Return the candidates for the linear score. The best one on the validation images gives it."""
     from raysweep.probes.grid import probe_specs
 
@@ -109,7 +109,7 @@ def check_grid(settings: Any) -> None:
     """Raise ValueError if the encoder lacks a layer of the grid, or if validation images are missing."""
     from raysweep.config import check_layer
 
-    specs = counted_specs(settings)
+    specs = candidate_specs(settings)
     for spec in specs:
         check_layer(settings, "probe_grid", spec.layer)
     if len(specs) > 1 and settings.val_fraction == 0:
@@ -138,7 +138,7 @@ def check_enough(name: str, k: int, settings: Any, labels: Labels) -> None:
 
 
 def linear_metrics() -> dict[str, Metric]:
-    """Return the metrics of the linear probe, including those for every block that an encoder can have."""
+    """Return the metrics of the linear probe, including the metrics for every block that an encoder can have."""
     metrics = {
         "linear/train_accuracy": Metric(
             "Linear probe: accuracy on its training images during the epoch.", better="max", lowest=0.0, highest=1.0
@@ -201,7 +201,7 @@ LabelsPerClass = Annotated[
 ]
 
 
-@probe(trains=True, check=check_grid, check_fit=check_drawn_labels, reads=counted_layers, metrics=linear_metrics)
+@probe(trains=True, check=check_grid, check_fit=check_drawn_labels, reads=candidate_layers, metrics=linear_metrics)
 def linear(
     evaluation: Evaluation,
     *,
@@ -233,7 +233,7 @@ def linear(
 
     return LinearEvaluation(
         evaluation,
-        specs=counted_specs(evaluation.settings),
+        specs=candidate_specs(evaluation.settings),
         block_lr=le_lr,
         block_weight_decay=le_weight_decay,
         per_layer=per_layer,

@@ -56,8 +56,9 @@ class Ranking:
 def rankings(group: Group, score: str) -> list[Ranking]:
     """Return how well each measure without labels ranks the points by a test score.
 
-    τ is computed over points for each seed alone, and seeds give the interval. Losses are left out if the points differ
-    in a setting that changes what the loss measures. Points that lack planned seeds are left out, as in `rank_points`.
+    τ is computed over the points separately for each seed. The seeds give the interval. Losses are left out if the
+    points differ in a setting that changes what the loss measures. Points that lack planned seeds are left out, as in
+    `rank_points`.
 
     Args:
         group: The points of one evaluation protocol.

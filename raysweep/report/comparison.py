@@ -48,9 +48,9 @@ def draw_comparison(
         return None
     sweeps = list(dict.fromkeys(point.sweep for point in points))
     rows, words = most_rows(points, metric, mode)
-    away = differences_of(groups, scores[0])
+    from_random = differences_of(groups, scores[0])
     size = (3.4, 1.2 + 0.3 * len(rows))
-    figure, panels = panel_grid(len(scores) + bool(away), size, margin=(3.2, 0.6), sharey=True)
+    figure, panels = panel_grid(len(scores) + bool(from_random), size, margin=(3.2, 0.6), sharey=True)
     for axes, score in zip(panels, scores, strict=False):
         for place, point in enumerate(rows):
             number = sweeps.index(point.sweep)
@@ -65,14 +65,14 @@ def draw_comparison(
             low, high = axes.get_xlim()
             axes.set_xlim(max(low, -0.02), min(high, 1.02))
         axes.grid(axis="x", alpha=0.25)
-    if away:
-        draw_differences_by_row(panels[-1], rows, away, sweeps)
+    if from_random:
+        draw_differences_by_row(panels[-1], rows, from_random, sweeps)
         panels[-1].set_title(f"{title(scores[0])}\nminus the random encoder", fontsize=10)
     panels[0].set_yticks(
         range(len(rows)), [wrapped(shortened_value(row_label(point)), 48) for point in rows], fontsize=8
     )
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    adjusted = f"\nlast panel: adjusted {percent(points)} intervals" if away else ""
+    adjusted = f"\nlast panel: adjusted {percent(points)} intervals" if from_random else ""
     figure.suptitle(headed(name, f"{seeds_and_bars(points, 'bars')}{words}{adjusted}"), fontsize=11)
     if sweeps != [""]:
         entries = legend_of(points, sweeps)
@@ -145,12 +145,12 @@ def differences_of(groups: Sequence[Group], score: str) -> dict[str, Difference]
 
 
 def draw_differences_by_row(
-    axes: Axes, rows: Sequence[Point], away: Mapping[str, Difference], sweeps: Sequence[str]
+    axes: Axes, rows: Sequence[Point], from_random: Mapping[str, Difference], sweeps: Sequence[str]
 ) -> None:
     """Draw the difference of each point from the random encoder, with its adjusted interval."""
     axes.axvline(0, color="0.4", linestyle="--", linewidth=1)
     for place, point in enumerate(rows):
-        each = away.get(point.title)
+        each = from_random.get(point.title)
         if each is not None and each.mean is not None and each.high is not None:
             number = sweeps.index(point.sweep)
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]

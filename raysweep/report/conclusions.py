@@ -206,7 +206,8 @@ def lacking_words(combinations: Sequence[Sequence[Point]]) -> str:
     if not all(lacking):
         return ""
     points = list(chain.from_iterable(lacking))
-    return f" {named(points)} {'lacks' if len(points) == 1 else 'lack'} planned seeds, which may be the bad ones."
+    lack = "lacks" if len(points) == 1 else "lack"
+    return f" {named(points)} {lack} planned seeds, and the missing seeds may have worse scores."
 
 
 def shape_words(name: str, family: Family) -> str | None:

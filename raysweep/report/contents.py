@@ -28,7 +28,7 @@ from raysweep.results.store import Store
 from raysweep.space import RANDOM, Sweep, make_control, short_names
 
 MOST_RACERS = 5
-"""Most points whose numbers of seeds are named after a race."""
+"""Largest number of points for which the report of a race gives the number of seeds."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,9 @@ class Report:
     def sections(self, scores: int | None = None) -> list[tuple[str, list[str]]]:
         """Return the conclusions as sections, which consist of a heading and sentences.
 
-        Several protocols have a section each, one for what is true of all of them, and one about the whole sweep. The
-        sections of a report with one protocol have an empty heading.
+        If there are several protocols, each protocol has a section. A further section has the sentences that hold for
+        every protocol, and another one is about the whole sweep. The sections of a report with one protocol have an
+        empty heading.
         """
         words = self.general_words()
         if words is not None:

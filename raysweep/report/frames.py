@@ -15,7 +15,7 @@ from raysweep.report.tables import point_rows, trial_rows
 DTYPES = {bool: "boolean", int: "Int64", float: "float64", str: "string"}
 """The dtype of each type of value. All of them can hold missing values, so that integers stay integers."""
 TEXTS = ("sweep", "trial", "point", "control", "status", "linear_probe", "fingerprint", "device", "error")
-COUNTS = ("n", "attempts")
+COUNTS = ("n", "attempts", "step")
 
 
 def trial_frame(report: Report) -> pandas.DataFrame:
@@ -59,8 +59,6 @@ def dtype_of(name: str, values: Sequence[Any]) -> str:
     if name in TEXTS:
         return "string"
     if name in COUNTS or name.endswith(" n"):  # such as the number of seeds of one metric
-        return "Int64"
-    if name == "step":
         return "Int64"
     if name not in SETTINGS:
         return "float64"  # a metric, a time, or a statistic

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raysweep.config import metrics_by_name
+from raysweep.config.values import is_plain_number
 from raysweep.report.control_styles import BAR_DASHES, BAR_WORDS, in_order, label_of
 from raysweep.report.drawing import (
     Figure,
@@ -151,7 +152,7 @@ def axis_label(name: str) -> str:
 
 def is_numeric(values: Sequence[Any]) -> bool:
     """Return whether all values are numbers."""
-    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return all(map(is_plain_number, values))
 
 
 def in_order_of_size(values: Sequence[Any]) -> list[Any]:

@@ -35,9 +35,9 @@ def method(report: Report) -> str:
     return (
         f"{'Scores' if labels else 'Measures'} are modelled as point + seed + residual. Intervals are at "
         f"{percent(points)}. Dunnett's method adjusts the differences of all points from a control, and Tukey's method "
-        f"adjusts the differences of all pairs of points. {scope} is adjusted alone. Both methods use the residual "
-        "spread of all points together. A test compares the spreads of the points. If the result is unclear, each "
-        "interval uses the larger of the pooled spread and the spread of its two points. If the spreads clearly "
+        f"adjusts the differences of all pairs of points. {scope} is adjusted separately. Both methods use the "
+        "residual spread of all points together. A test compares the spreads of the points. If the result is unclear, "
+        "each interval uses the larger of the pooled spread and the spread of its two points. If the spreads clearly "
         "differ, each pair has the spread of its differences, and Holm's method adjusts them. A simulated sweep of "
         "seven equal points shows a false difference in at most 5 % of cases, or in up to 11 % with three seeds and "
         "very unequal spreads. Page's trend test and a quadratic contrast test how "

@@ -59,8 +59,8 @@ function contains(content, word) {
 // A verdict names a control in the row of another point, so the filter does not search verdicts.
 const isSearched = (cell) => cell.className !== "verdict";
 
-// Hide the rows that do not contain every word of the filter, and those of other points than the chosen one.
-// A point is shown if the row of one of its trials is.
+// Hide the rows that do not contain every word of the filter. If a point is chosen, also hide the rows of all other
+// points. A point is shown if a row of its trials is shown.
 function showFiltered(text, chosen) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const shownPoints = new Set();

@@ -24,9 +24,8 @@ from raysweep.report.contents import Report
 from raysweep.report.method_words import method
 from raysweep.report.page_curves import bokeh_script, point_title, read_curves, script_data
 from raysweep.report.page_pictures import figures_in, pictures_of
-from raysweep.report.points import LEAST_SEEDS, percent
 from raysweep.report.sentences import NAMES, numbers_and_count, verdict
-from raysweep.report.summary import controls_of, how_to_read, marked_names, notes, warnings_of
+from raysweep.report.summary import averages, controls_of, how_to_read, marked_names, notes, warnings_of
 from raysweep.report.tables import cell, encoded, name_columns, trial_rows
 from raysweep.results.result import Result
 from raysweep.results.sweep_file import history
@@ -128,14 +127,6 @@ def page(report: Report, directory: Path) -> str:
             bokeh=safe(bokeh),
             hashes=" ".join(f"'sha256-{hash_of(text)}'" for text in (bokeh, script) if text),
         )
-    )
-
-
-def averages(report: Report) -> str:
-    """Say what the numbers in the table of the points are."""
-    return (
-        f"Mean over the n seeds of a point ± half of the {percent(report.points)} Student-t interval of the mean; "
-        f"fewer than {LEAST_SEEDS} seeds have no interval."
     )
 
 
@@ -269,7 +260,8 @@ def environment() -> Environment:
     from jinja2 import Environment, StrictUndefined
 
     def finalize(value: object) -> object:
-        return printable(value) if type(value) is str else value  # for example, no character turns the text around
+        # For example, no character reverses the direction of the text.
+        return printable(value) if type(value) is str else value
 
     escaping = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=finalize, trim_blocks=True, lstrip_blocks=True

@@ -90,7 +90,10 @@ def thinned(values: Mapping[int, float], most: int) -> dict[int, float | None]:
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """Return at most `most` of the items, evenly spaced, with the first and the last one; one item is the last."""
+    """Return at most `most` evenly spaced items, including the first and the last item.
+
+    For `most` = 1, return the last item.
+    """
     if len(items) <= most:
         return list(items)
     if most == 1:

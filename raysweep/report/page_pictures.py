@@ -31,7 +31,7 @@ class Picture:
     uri: str
     """The picture as a data URI."""
     alt: str = ""
-    """What the picture shows, for those who cannot see it; empty if the caption says it."""
+    """What the picture shows, for readers who cannot see it; empty if the caption says it."""
 
 
 def data_uri(content: bytes, kind: str = "png") -> str:

@@ -53,7 +53,7 @@ def has_block_scores(point: Point) -> bool:
 
 
 def further_scores() -> tuple[str, ...]:
-    """Return the scores on the test split of the probes that are off by default, and of those from plugins.
+    """Return the scores on the test split of the probes that are off by default, and of the probes of plugins.
 
     Tables show them after the others. A metric without a better direction is no score.
     """

@@ -10,11 +10,15 @@ from raysweep.space.race import largest
 
 NAMES = {"random": "the random encoder", "pixels": "raw pixels", "pca": "PCA", "supervised": "supervised training"}
 """The controls in a sentence."""
+REASONS = {
+    "settled": "more seeds could not settle any further comparison",
+    "most": "the points that are not separated have all their seeds",
+    "incomparable": "no two points can be compared",
+}
+"""Why a race ended by itself."""
 ENDS = {
-    "settled": "The race ended because more seeds could not settle any further comparison",
-    "most": "The race ended because the points that are not separated have all their seeds",
+    **{end: f"The race ended because {reason}" for end, reason in REASONS.items()},
     "budget": "The time budget stopped the race; a resume continues it",
-    "incomparable": "The race ended because no two points can be compared",
     "": "The race has not ended; a resume continues it",
 }
 

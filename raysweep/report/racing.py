@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raysweep.report.contents import Report
-from raysweep.report.race_words import name_of
+from raysweep.report.race_words import REASONS, name_of
 from raysweep.report.sentences import first_names
 from raysweep.report.statistics import FEWEST_SEEDS, Difference
 from raysweep.report.verdicts import Group
@@ -76,16 +76,10 @@ def decide(report: Report) -> Sweep:
 
 def round_words(sweep: Sweep) -> str:
     """Return the newest round of a race, or its end, in one line for the display."""
+    if sweep.race_end == "budget":
+        return "the race was stopped by its time budget"
     if sweep.race_end:
-        return END_WORDS[sweep.race_end]
+        return f"the race has ended: {REASONS[sweep.race_end]}"
     newest = sweep.rounds[-1]
     names = [name_of(sweep, name) for name in newest.points]
     return f"round {len(sweep.rounds) + 1}: {newest.seeds} seeds for {first_names(names)}, which are not separated yet"
-
-
-END_WORDS = {
-    "settled": "the race has ended: more seeds could not settle any further comparison",
-    "most": "the race has ended: the points that are not separated have all their seeds",
-    "budget": "the race was stopped by its time budget",
-    "incomparable": "the race has ended: no two points can be compared",
-}

@@ -17,10 +17,10 @@ ROUNDING = 1e-9
 def rank_points(points: Sequence[Point], metric: str | None, mode: str) -> list[list[Point]]:
     """Return the points that compete, best first, in a list for each protocol.
 
-    A point competes if all its planned seeds have the metric, because the seeds without it may be the bad ones. They
-    failed, were stopped or do not report it. Points are ranked by their means, which are adjusted for the seeds that a
-    point lacks; see `adjusted_means`. Scores of different protocols are not comparable, so a sweep that varies the
-    evaluation has several best points. Without a metric no point competes.
+    A point competes if all its planned seeds have the metric. A seed lacks it if its trial failed, was stopped or does
+    not report the metric, and such seeds may have the worst scores. Points are ranked by their means, which are
+    adjusted for the seeds that a point lacks; see `adjusted_means`. Scores of different protocols are not comparable,
+    so a sweep that varies the evaluation has several best points. Without a metric no point competes.
 
     Args:
         points: points and controls; controls never compete.

@@ -36,10 +36,10 @@ def seeds_to_show(
 ) -> int | None:
     """Return about how many seeds would show a difference whose interval contains zero; None if more than `most`.
 
-    Except for Holm's method, `seeds_needed`, which has the same arguments, gives the number as if no cell were missing.
-    It assumes the variance by which the interval is computed, which is above the pooled one if the interval uses the
-    larger spread of the two points. If the points have that many seeds already, or for Holm's method, the width of the
-    interval gives the number: the width shrinks about with the square root of the number of seeds.
+    `seeds_needed` gives the number, as if no cell were missing. It uses the variance of the interval, which is above
+    the pooled variance if the interval uses the larger spread of the two points. There are two exceptions: Holm's
+    method, and points that already have that many seeds. Then the width of the interval gives the number, because it
+    shrinks about with the square root of the number of seeds.
     """
     assert difference.mean is not None
     assert difference.low is not None

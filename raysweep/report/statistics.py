@@ -5,7 +5,8 @@ same spread at all points, so all points together estimate it: 7 points with 3 s
 paired difference gives 2. A test of equal spread decides which standard error a difference has:
 
 - p of at least `DOUBT_LEVEL`: the standard error from the pooled spread.
-- p between the levels: the larger of the pooled standard error and the one from the spreads of the two points.
+- p between the levels: the larger of two standard errors: the pooled standard error, and the standard error from the
+  spreads of the two points.
 - p below `SPREAD_LEVEL`: the standard error of the differences paired by seed, with Holm's correction.
 
 A simulation chose the levels. With 7 equal points the familywise error, the chance of any false difference, is at most
@@ -61,8 +62,8 @@ class Difference:
     paired: tuple[float, ...] = ()
     """The difference in each seed that both points have, first minus second."""
     widened: float = 1.0
-    """The squared standard error of the interval in units of the one from the pooled spread. It is above 1 if the test
-    of equal spread is unclear and the spread of the two points is the larger one."""
+    """The squared standard error of the interval, divided by the squared standard error from the pooled spread. It is
+    above 1 if the test of equal spread is unclear and the two points have the larger spread."""
 
     @property
     def differs(self) -> bool:

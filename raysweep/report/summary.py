@@ -88,6 +88,14 @@ def is_accuracy(score: str) -> bool:
     return metric.better == "max" and metric.highest == 1
 
 
+def averages(report: Report) -> str:
+    """Say what the numbers in the table of the points are."""
+    return (
+        f"Mean over the n seeds of a point ± half of the {percent(report.points)} Student-t interval of the mean; "
+        f"fewer than {LEAST_SEEDS} seeds have no interval."
+    )
+
+
 def overview(report: Report) -> list[str]:
     """Say how many trials have run, how to read the table, and how the settings of several sweeps differ."""
     lines = []
@@ -100,10 +108,7 @@ def overview(report: Report) -> list[str]:
         )
     if report.single:
         return lines
-    reading = (
-        f"Mean over the n seeds of a point ± half of the {percent(report.points)} Student-t interval of the mean; "
-        f"fewer than {LEAST_SEEDS} seeds have no interval."
-    )
+    reading = averages(report)
     if not report.several:
         return [f"{lines[0]} {reading}"]
     seeds = [
@@ -166,7 +171,8 @@ def notes(report: Report) -> list[str]:
     if not report.single and any(group.incomplete for group in report.groups):
         lines.append(
             "Points that lack planned seeds, or lack the metric in some seeds, are marked as incomplete in the tables "
-            "of differences. The missing seeds may be the bad ones, so the verdicts about these points may be too good."
+            "of differences. The missing seeds may have worse scores, so the verdicts about these points may be too "
+            "good."
         )
     for member in report.members:
         of_member = [point for point in report.points if point.sweep == member.label and not point.baseline]

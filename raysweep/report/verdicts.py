@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.config import SETTINGS, about, default_of, metrics_by_name
+from raysweep.config.values import is_plain_number
 from raysweep.report.experiments import changed_inputs_of_control
 from raysweep.report.points import Point, divisor_of, matrix
 from raysweep.report.ranking import connected, tied
@@ -124,7 +125,8 @@ def judge(
         ranked: the points that compete, best first, a list for each protocol; see `rank_points`.
         scores: the metrics that are compared.
         settings: the searched settings.
-        with_controls: whether points are compared with controls. No measure says that a point beats a control.
+        with_controls: whether points are compared with controls. A measure without labels cannot show that a point
+            beats a control.
         metric: the metric that ranks the points; None without one.
         mode: whether a greater ("max") or a smaller ("min") value of the metric is better.
     """
@@ -250,11 +252,6 @@ def whole_combinations(
         others = tuple((key, value) for key, value in point.varied.items() if key != name)
         combinations.setdefault(others, {})[point.varied[name]] = point
     return values, {others: by_value for others, by_value in combinations.items() if len(by_value) == len(values)}
-
-
-def is_plain_number(value: Any) -> bool:
-    """Return whether a value of a setting is a number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def negated(difference: Difference) -> Difference:

@@ -40,7 +40,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     number = f"{int(earlier[-1]) + 1 if earlier else 1:08}"
     content = to_bytes(state)
     write_atomically(folder / f"{number}.pt", content)
-    write_json(folder / f"{number}.json", {"sha256": hashlib.sha256(content).hexdigest()})
+    write_json(folder / f"{number}.json", {"sha256": digest_of(content)})
     kept = [*earlier, number][-KEEP_CHECKPOINTS:]
     for file in sorted(folder.iterdir()):  # manifests sort first; temporary files of a killed process go too
         if CHECKPOINT.fullmatch(file.name) and file.stem not in kept:
@@ -60,7 +60,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
             says = read_regular(manifest, LONGEST_MANIFEST).decode(errors="replace")
         except (FileNotFoundError, ValueError):
             content, says = b"", ""
-        if content and hashlib.sha256(content).hexdigest() in says:
+        if content and digest_of(content) in says:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return state
         warnings.warn(f"checkpoint {file} is damaged; resuming from the one before it, if there is one", stacklevel=2)
@@ -129,3 +129,8 @@ def to_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 digest of a file's content, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

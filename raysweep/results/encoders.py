@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from raysweep.config.images import native_size
 from raysweep.errors import InputError, shortened_value
 from raysweep.plugins import activate
 from raysweep.results.bucket import Bucket
-from raysweep.results.checkpoints import load_plain
+from raysweep.results.checkpoints import digest_of, load_plain
 from raysweep.results.credentials import resolve
 from raysweep.results.mirror import fetch_encoder
 from raysweep.results.store import Store
@@ -123,11 +122,6 @@ def evaluated_encoder(trial: Trial, file: Path | None) -> Any:
             "evaluation does not read; add the control to the sweep"
         )
     return encoder
-
-
-def digest_of(content: bytes) -> str:
-    """Return the SHA-256 digest of a file's content, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def to_safetensors(weights: dict[str, Tensor], description: dict[str, Any]) -> bytes:

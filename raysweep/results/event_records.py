@@ -7,14 +7,13 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
 
-from raysweep.results.events import PNG
+from raysweep.results.events import PNG, checksum
 from raysweep.system.files import read_regular
 
-AROUND = 16
-"""Number of bytes of a record beside its content: the size (8), the checksum of the size (4), and of the content."""
+FRAME_BYTES = 16
+"""Bytes of a record besides its content: the size (8), the size's checksum (4) and the content's checksum (4)."""
 
 
 def records_of(directory: Path) -> bytes:
@@ -70,17 +69,11 @@ def changed(record: bytes, tag: str, change: Callable[[Event], Event]) -> bytes:
     return b"".join((size, checksum(size), content, checksum(content)))
 
 
-def checksum(content: bytes) -> bytes:
-    """Return the checksum of TensorBoard's files."""
-    code: int = masked_crc32c(content)
-    return code.to_bytes(4, "little")
-
-
 def split(records: bytes) -> Iterator[bytes]:
     """Yield each record. A truncated record at the end is left out."""
     start = 0
-    while start + AROUND <= len(records):
-        end = start + AROUND + int.from_bytes(records[start : start + 8], "little")
+    while start + FRAME_BYTES <= len(records):
+        end = start + FRAME_BYTES + int.from_bytes(records[start : start + 8], "little")
         if end > len(records):
             return
         yield records[start:end]
@@ -89,7 +82,7 @@ def split(records: bytes) -> Iterator[bytes]:
 
 def event_in(record: bytes) -> Event | None:
     """Return the event of a record; None for a picture, which is long and of no interest here."""
-    content = record[AROUND - 4 : -4]
+    content = record[FRAME_BYTES - 4 : -4]
     return None if PNG in content else Event.FromString(content)
 
 

@@ -58,7 +58,7 @@ class Events:
         self._directory = directory
         self._file = open(directory / PATTERN.format(attempt), "wb")  # noqa: SIM115 - closed by close()
         self._writer = RecordWriter(self._file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(first_event())
 
     def positions(self) -> dict[str, int]:
         """Return the current size of each of the trial's event files, in bytes."""
@@ -105,8 +105,7 @@ class Events:
                 if math.isfinite(value):
                     start.hparams[name].number_value = value
             elif value is not None:
-                # A path that is not valid text contains surrogates, which a TensorBoard message cannot hold.
-                start.hparams[name].string_value = str(value).encode(errors="backslashreplace").decode()
+                start.hparams[name].string_value = message_text(value)
         self._write(session(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)))
 
     def append(self, records: bytes) -> None:
@@ -146,10 +145,25 @@ def end_stopped(directory: Path, attempt: int) -> None:
     The event goes into a separate file, because the trial's process still holds the attempt's file. Readers read this
     file after the attempt's file.
     """
-    with replacing(directory / f"{PATTERN.format(attempt)}.stopped") as file:
+    write_event_file(directory / f"{PATTERN.format(attempt)}.stopped", session_end("STATUS_SUCCESS"))
+
+
+def write_event_file(path: Path, event: Event) -> None:
+    """Write a file with a single event. An older file is replaced."""
+    with replacing(path) as file:
         writer = RecordWriter(file)
-        for event in (Event(wall_time=time.time(), file_version="brain.Event:2"), session_end("STATUS_SUCCESS")):
-            writer.write(event.SerializeToString())
+        for each in (first_event(), event):
+            writer.write(each.SerializeToString())
+
+
+def first_event() -> Event:
+    """Return the event with which every file begins."""
+    return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def message_text(value: Any) -> str:
+    """Return a value as text that a TensorBoard message can hold: a path that is not valid text has surrogates."""
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def read_scalar(directory: Path, tag: str, every: int) -> dict[int, float]:
@@ -209,10 +223,10 @@ def read_events(directory: Path, wanted: Callable[[bytes], bool]) -> Iterator[Ev
             continue
         with file:
             # A record is the content's size (8 bytes), the size's checksum (4), the content, and its checksum (4).
-            while checked(size := file.read(8), file.read(4)):
-                content, checksum = file.read(int.from_bytes(size, "little")), file.read(4)
+            while checksum(size := file.read(8)) == file.read(4):
+                content, written = file.read(int.from_bytes(size, "little")), file.read(4)
                 if wanted(content):
-                    if not checked(content, checksum):
+                    if checksum(content) != written:
                         break
                     try:
                         event = Event.FromString(content)
@@ -221,7 +235,7 @@ def read_events(directory: Path, wanted: Callable[[bytes], bool]) -> Iterator[Ev
                     yield event
 
 
-def checked(content: bytes, checksum: bytes) -> bool:
-    """Return whether `checksum` is what `RecordWriter` writes after `content`."""
-    expected: bytes = masked_crc32c(content).to_bytes(4, "little")
-    return checksum == expected
+def checksum(content: bytes) -> bytes:
+    """Return the checksum that `RecordWriter` writes after the content."""
+    code: int = masked_crc32c(content)
+    return code.to_bytes(4, "little")

@@ -6,7 +6,6 @@ DIR/NAME/TRIAL/final_state.json   its hash, and what it belongs to; written last
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from raysweep.config import PROTOCOL_VERSION, Collapse, Settings, make_settings,
 from raysweep.config.prefix import is_prefix
 from raysweep.errors import InputError
 from raysweep.plugins import active
-from raysweep.results.checkpoints import to_bytes
+from raysweep.results.checkpoints import digest_of, to_bytes
 from raysweep.results.handout import TAKEN, Taken
 from raysweep.results.mirror import Mirror
 from raysweep.results.result import Plain
@@ -69,7 +68,7 @@ def keep_final_state(
     written = torch.frombuffer(records, dtype=torch.uint8) if records else torch.empty(0, dtype=torch.uint8)
     saved = to_bytes({**content, "last": dict(metrics), "events": written})
     manifest = Manifest(
-        sha256=hashlib.sha256(saved).hexdigest(),
+        sha256=digest_of(saved),
         protocol=PROTOCOL_VERSION,
         settings=content["settings"],
         data=data,
@@ -154,7 +153,7 @@ def continued_state(directory: Path | None, trial: Trial, data: str, precision: 
     except ValueError:
         manifest, why = None, "is damaged"
     if manifest is not None:
-        why = "is damaged" if hashlib.sha256(content).hexdigest() != manifest.sha256 else None
+        why = "is damaged" if digest_of(content) != manifest.sha256 else None
         why = why or misfit(manifest, trial.settings)
         why = why or ("was kept with other images or labels" if manifest.data != data else None)
     saved: dict[str, Any] = {}

@@ -13,7 +13,6 @@ The files are in the results directory, or in its bucket without a local copy, s
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -24,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep.results.checkpoints import to_bytes
+from raysweep.results.checkpoints import digest_of, to_bytes
 from raysweep.results.result import describe_error
 from raysweep.results.store import Store
 from raysweep.space import Sweep
@@ -159,14 +158,15 @@ class Handout:
             (self.store.bucket / FOLDER / self.digest).write(name, content)
             return
         folder = self.store.root / FOLDER / self.digest
-        for directory in (folder.parent, folder):  # the results directory itself may be gone, and stays so
+        for directory in (folder.parent, folder):  # a results directory that was removed is not created again
             directory.mkdir(exist_ok=True)
         write_atomically(folder / name, content)
 
     def _read(self, name: str) -> bytes:
         if self.store.bucket is None:
             folder = self.store.root / FOLDER / self.digest
-            if name not in os.listdir(folder):  # NFS may remember for a while that a file was missing, but not this
+            # NFS may report a new file as missing for a while, but a listing of the directory shows it.
+            if name not in os.listdir(folder):
                 raise FileNotFoundError(errno.ENOENT, "there is no such file", str(folder / name))
             return read_regular(folder / name)
         bucket = self.store.bucket / FOLDER / self.digest
@@ -185,11 +185,6 @@ def is_sound(entry: Any) -> bool:
 def keys_of(states: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """Return the keys of the trials that can take over one of these states."""
     return frozenset(key for each in states for key in each["covered"])
-
-
-def digest_of(content: bytes) -> str:
-    """Return the SHA-256 of some bytes."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def remove_unneeded(store: Store, sweep: Sweep) -> None:

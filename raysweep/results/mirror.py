@@ -91,7 +91,7 @@ class Mirror:
             return
         remote, local = self.bucket.files(), self._local_files(wanted)
         if self._claim is not None and self.bucket.read_if_present(CLAIM) != self._claim:
-            raise Replaced(errno.EBUSY, "another process has taken it up", str(self.bucket))
+            raise Replaced(errno.EBUSY, "another process has taken over this directory", str(self.bucket))
         known = self._known
         changed = [name for name, path in local.items() if name not in known or not unchanged(path, known[name])]
         removed = [name for name in known.keys() & remote.keys() - local.keys() if wanted(name)]
@@ -266,8 +266,8 @@ def hold_bucket(folder: Bucket, token: str, dead: str) -> Iterator[None]:
             left = STALE - (contenders[token].mtime_ns - info.mtime_ns) / 1e9
             if other != token and left > 0:
                 raise Held(
-                    f"{folder.uri}: another process{holder(folder, other)} is running this sweep; if it is no more, "
-                    f"try again in {math.ceil(left)} s"
+                    f"{folder.uri}: another process{holder(folder, other)} is running this sweep; if that process has "
+                    f"ended, try again in {math.ceil(left)} s"
                 )
         lost |= contenders.keys() - {token}
         for other in lost:
@@ -298,9 +298,9 @@ def beat(folder: Bucket, token: str, content: bytes, lost: set[str], over: threa
         folder: The directory of the contenders' objects.
         token: The name of this process's object.
         content: The content of this object.
-        lost: The objects of the processes whose lock this one has taken over. Such a process may have been between a
-            look and a write at that moment, and writes its object again. The object is removed, so that the process
-            notices at its next look.
+        lost: The names of the objects of the processes whose lock this process has taken over. Such a process may have
+            checked its lock just before, and may write its object once more afterwards. This function removes that
+            object, so that the process notices the loss at its next check.
         over: Set when the lock ends.
     """
     while not over.wait(BEAT):

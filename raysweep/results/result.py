@@ -82,7 +82,7 @@ class Result:
     device: str
     warnings: list[str] = field(default_factory=list)
     linear_probe: str = ""
-    """The linear probe whose score counts, as `Head` writes it; empty if there was only one probe."""
+    """The linear probe that gives the score, as `ProbeSpec` writes it; empty if there was only one probe."""
     precision: str = ""
     """The precision at the end of pretraining, with `auto` resolved; empty if unknown."""
     pretrained_by: str = ""
@@ -179,8 +179,9 @@ def check_settings(recorded: dict[str, Any], expected: Settings, where: str) -> 
         if about(name).changes_scores and was != says:
             if has_effect(name, expected) and not had_effect(name, recorded):
                 raise InputError(
-                    f"{where}: was run with {name}: {was!r}, which had no effect; with the new settings it has one, "
-                    f"and the sweep says {says!r}; leave the new settings out, and give them to raysweep evaluate"
+                    f"{where}: was run with {name}: {was!r}, which had no effect; with the new settings {name} has "
+                    f"an effect, and the sweep has {says!r}; leave the new settings out of the sweep, and use them "
+                    "with raysweep evaluate"
                 )
             raise InputError(
                 f"{where}: has {name}: {was!r}, but the sweep says {says!r}; start a new sweep for other settings"
@@ -248,7 +249,7 @@ def read_result(directory: Path, trial: str | None = None) -> Result | None:
         if (result.error is None) != (result.status == "finished"):
             raise ValueError(f"status is {result.status} and error {result.error!r}")
         if trial not in (None, result.trial):
-            raise ValueError(f"it is of the trial {shortened_value(result.trial)}")
+            raise ValueError(f"it belongs to the trial {shortened_value(result.trial)}")
         if "probe_data" not in result.protocol or fingerprint(result.protocol) != result.fingerprint:
             raise ValueError("its protocol does not match its fingerprint")
     except FileNotFoundError:

@@ -213,9 +213,9 @@ class Store:
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:
-        """Hold the sweep's lock for one driver. The lock ends with its process; in a bucket others see that later.
+        """Hold the sweep's lock for one driver. The lock ends when its process ends.
 
-        A process that uses a bucket copies the state of the trials from it once it holds the lock.
+        For a bucket, other processes notice this later, and the driver copies the state of the trials to this machine.
 
         Args:
             wait: Seconds to wait while another process holds the lock, for example to claim the name.
@@ -258,7 +258,7 @@ class Store:
                 yield
 
     def present(self) -> bool:
-        """Return whether the results directory still exists and is still the one that this process holds.
+        """Return whether the results directory still exists and is still the directory that this process holds.
 
         Always True for a bucket, because the local copy is recreated when needed.
         """

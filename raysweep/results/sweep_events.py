@@ -20,12 +20,12 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from raysweep.config import METRICS, Settings, has_metric, is_objective
+from raysweep.config.values import is_plain_number
+from raysweep.results.events import message_text, write_event_file
 from raysweep.results.sweep_file import history
 from raysweep.space import Sweep, Trial
-from raysweep.system.files import replacing
 
 SWEEP_EVENTS = "events.out.tfevents.0000.raysweep"
 """The name of the sweep's event file, in the directory of the sweep. TensorBoard shows it as a run of its own."""
@@ -55,13 +55,7 @@ def write_sweep_events(root: Path, sweep: Sweep) -> None:
         text_value("sweep", overview(root, sweep).encode(errors="replace"), text_metadata(None, None)),
         Summary.Value(tag=hparams.EXPERIMENT_TAG, metadata=described),
     ]
-    with replacing(root / SWEEP_EVENTS) as file:
-        writer = RecordWriter(file)
-        for event in (
-            Event(wall_time=time.time(), file_version="brain.Event:2"),
-            Event(wall_time=time.time(), summary=Summary(value=values)),
-        ):
-            writer.write(event.SerializeToString())
+    write_event_file(root / SWEEP_EVENTS, Event(wall_time=time.time(), summary=Summary(value=values)))
 
 
 def text_value(tag: str, content: bytes, described: SummaryMetadata) -> Summary.Value:
@@ -222,7 +216,7 @@ def hashable(value: Any) -> Any:
 def column(name: str, values: list[Any]) -> api_pb2.HParamInfo:
     """Return the HParams column of a setting with these values."""
     info = api_pb2.HParamInfo(name=name, differs=True)
-    numbers = [value for value in values if is_numeric(value)]
+    numbers = [value for value in values if is_plain_number(value)]
     if all(isinstance(value, bool) for value in values) and values:
         info.type = api_pb2.DATA_TYPE_BOOL
         info.domain_discrete.extend(values)
@@ -232,18 +226,8 @@ def column(name: str, values: list[Any]) -> api_pb2.HParamInfo:
         info.domain_interval.min_value, info.domain_interval.max_value = min(finite), max(finite)
     else:
         info.type = api_pb2.DATA_TYPE_STRING
-        info.domain_discrete.extend([printable(value) for value in values])
+        info.domain_discrete.extend([message_text(value) for value in values])
     return info
-
-
-def is_numeric(value: Any) -> bool:
-    """Return whether a value is a number. True and False are not numbers."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def printable(value: Any) -> str:
-    """Return a value as text that a TensorBoard message can hold: a path that is not valid text has surrogates."""
-    return str(value).encode(errors="backslashreplace").decode()
 
 
 # ---- the text page ---------------------------------------------------------------------------------------------------

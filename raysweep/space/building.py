@@ -267,7 +267,10 @@ def values_of_entry(spec: Any) -> list[Any]:
 
 
 def subspaces(value: Any, where: str) -> list[dict[str, Any]]:
-    """Return the sub-spaces of `search`: a mapping is the only one, and nothing is one without settings."""
+    """Return the sub-spaces of `search`.
+
+    A mapping is a single sub-space. A missing entry is a sub-space without settings.
+    """
     if isinstance(value, list):
         if not value:
             raise InputError(f"{where}: the list of sub-spaces is empty")

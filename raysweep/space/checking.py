@@ -69,7 +69,7 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
 def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:
     """Raise InputError if a setting that changes scores was given, but no trial reads it."""
     for name in without_effect(given, trials):
-        settings = judged(next(trial for trial in trials if not trial.baseline))
+        settings = settings_as_if_trained(next(trial for trial in trials if not trial.baseline))
         raise InputError(
             f"{where}: {name}: has no effect in any trial{deciding_settings(name, settings)}; it needs "
             f"{needs_of(name, settings)}"
@@ -82,15 +82,16 @@ def without_effect(names: Iterable[str], trials: Sequence[Trial]) -> list[str]:
     return [
         name
         for name in wanted
-        if not about(name).may_be_unused and not any(has_effect(name, judged(trial)) for trial in trials)
+        if not about(name).may_be_unused
+        and not any(has_effect(name, settings_as_if_trained(trial)) for trial in trials)
     ]
 
 
-def judged(trial: Trial) -> Settings:
-    """Return the settings by which it is judged whether a trial reads a setting.
+def settings_as_if_trained(trial: Trial) -> Settings:
+    """Return the settings that decide whether a trial reads a setting.
 
-    A point counts as if it had pretraining and labels, because one flag turns off either of them, so that a file may
-    give settings of both. An encoder that is no network has no pretraining, but LiDAR draws the views of pretraining.
+    A point counts as if it had pretraining and labels. A single flag can turn off either, so a file may have settings
+    of both. An encoder that is no network has no pretraining, but LiDAR draws the views of pretraining.
     """
     settings = trial.settings
     if trial.baseline:

@@ -311,7 +311,7 @@ def missing_words(sweep: Sweep) -> str:
 
 
 def kept_values(encoder: Trial, settings: Settings, base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the sweep varied and the evaluation does not set, without what has no effect in the evaluation.
+    """Return the varied values of the sweep that the evaluation does not set and that have an effect in the evaluation.
 
     For example, a sweep that varied `knn_k` may be evaluated without labels.
     """

@@ -158,7 +158,7 @@ def canonical(settings: Settings) -> Settings:
 
 
 def computed(settings: Settings) -> Settings:
-    """Settings that are equal for two experiments exactly if they compute the same; only for such comparisons."""
+    """Return settings that are equal for two experiments exactly if both compute the same. Use them only to compare."""
     return canonical(settings).model_copy(update=acting_values(settings))
 
 
@@ -195,7 +195,10 @@ def make_trial(base: Settings, varied: dict[str, Any], where: str, strict: bool 
 
 
 def needs_of(name: str, settings: Settings) -> str:
-    """Return in words what a setting needs that has no effect: pretraining, if that is missing and would help."""
+    """Return in words what a setting without effect needs.
+
+    This is pretraining if pretraining is missing and would help.
+    """
     return marked_needs(name, settings).replace("`", "")
 
 

@@ -58,7 +58,7 @@ def settable() -> list[str]:
 
 
 def suggest_setting(given: str, value: object = None) -> str:
-    """Return the end of a message about an unknown setting: the meant ones, a similar one, or all settings.
+    """Return the end of a message about an unknown setting: what the user may mean, or where all settings are listed.
 
     Args:
         given: The unknown name.
@@ -96,7 +96,8 @@ def suggest_flag(given: str, value: str, flags: Iterable[str]) -> str:
 
 def grid_instead(name: str, values: Sequence[str]) -> str:
     """Return the end of a message about several values where one belongs: how a grid is written."""
-    return f"one value expected, not {len(values)}; for a trial with each, write --set '{name}=[{','.join(values)}]'"
+    grid = f"{name}=[{','.join(values)}]"
+    return f"one value expected, not {len(values)}; for one trial with each value, write --set '{grid}'"
 
 
 def values_in(name: str, text: str) -> list[str]:

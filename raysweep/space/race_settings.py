@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from raysweep.config import About, check_type
 
 RaceEnd = Literal["", "settled", "most", "budget", "incomparable"]
-"""Why a race ended: all comparisons are settled; the open ones have all seeds; the time is over; no two compete."""
+"""Why a race ended; empty if it has not ended.
+
+- `settled`: more seeds could not settle any further comparison.
+- `most`: the points with open comparisons have all their seeds.
+- `budget`: the time budget is used up.
+- `incomparable`: no two points can be compared.
+"""
 
 
 class Race(BaseModel):

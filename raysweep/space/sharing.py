@@ -66,8 +66,9 @@ Role = HandsOut | TakesOver
 def can_share(sweep: Sweep) -> bool:
     """Return whether trials of the sweep may share a pretraining.
 
-    They may not if a scheduler compares trials while they pretrain, or if a searcher chooses points by the results,
-    because each trial is then judged by what it reports itself. Neither may the trials that run in several processes.
+    Trials do not share a pretraining if a scheduler compares them while they pretrain, or if a searcher chooses points
+    by the results. Each trial is then judged by its own reports. Trials that run in several processes do not share a
+    pretraining either.
     """
     alone = sweep.tune.scheduler == "fifo" and sweep.tune.searcher == "none"
     return not sweep.encoders and alone and sweep.resources.workers == 1

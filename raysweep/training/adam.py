@@ -11,7 +11,7 @@ OptimizerType = TypeVar("OptimizerType", bound=type[torch.optim.Optimizer])
 
 
 def without_compiler(base: OptimizerType) -> OptimizerType:
-    """Return a subclass of a class of optimisers that computes the same, without the wrappers for `torch.compile`.
+    """Return a subclass of an optimiser class. It computes the same updates, without the wrappers for `torch.compile`.
 
     The wrappers matter only to compiled code, but their first call imports all of `torch._dynamo`. That takes 1.35 s in
     each process, a third of the time before its first trial starts.

@@ -68,8 +68,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Every process computes the same share of the same loss. The backward of a gather is the sum of the gradients
-        # of all processes, here a multiple of one of them, so that nothing needs to be communicated.
+        # Every process computes the same share of the same loss. The gradient of the gathered rows is the sum of the
+        # gradients of all processes. These gradients are equal, so the sum is a multiple of the gradient in this
+        # process, and the processes need not communicate.
         shard: BatchShard = ctx.shard
         return gradient[shard.start : shard.end] * shard.processes, None
 
@@ -99,7 +100,10 @@ class DistributedContext:
         return self.broadcast_flag(True)
 
     def dismiss(self) -> None:
-        """In the main process: end the other processes, which wait in `meet`, if it has never called `meet`."""
+        """End the other processes, which wait in `meet`. The main process calls this.
+
+        It does nothing if the main process has called `meet`.
+        """
         if not self.has_met:
             self.broadcast_flag(False)
 

@@ -46,8 +46,8 @@ def pretrain(
         context: The processes that train together, each on its rows of every batch. All of them yield at the same
             places. When the generator of the main process is closed, the generators of the others end too.
         labels: (N,) int64 on the same device, for a method that reads them.
-        chosen: (M,) int64 on the CPU, the positions of the images that are read; None: all of them. They are at least
-            `batch_size`.
+        chosen: (M,) int64 on the CPU, the positions of the images that are read, with M ≥ `batch_size`. None means all
+            images.
 
     Raises:
         Diverged: The loss or a weight is NaN or infinite; the message names the epoch.
@@ -145,7 +145,9 @@ def pretrain(
 
 
 def last_fall(losses: Sequence[float]) -> dict[str, float]:
-    """The metric `pretrain/last_fall`: how much of its whole fall the loss fell in the last tenth of the epochs.
+    """Return the metric `pretrain/last_fall`.
+
+    It is the decrease of the loss in the last tenth of the epochs, divided by its decrease over all epochs.
 
     Args:
         losses: the loss of each epoch.
@@ -179,7 +181,10 @@ def synchronise_batch_norm(state: State) -> None:
 
 
 def check_synchronisable(network: nn.Module) -> None:
-    """Raise InputError if a batch normalisation of a network computes what a synchronised one would not compute."""
+    """Raise InputError if a batch normalisation of a network has its own `forward`.
+
+    A synchronised layer would replace this `forward`.
+    """
     for module in network.modules():
         is_known = isinstance(module, nn.SyncBatchNorm) or type(module).forward in conversions()
         if isinstance(module, _BatchNorm) and not is_known:
@@ -190,7 +195,7 @@ def check_synchronisable(network: nn.Module) -> None:
 
 
 def conversions() -> dict[Callable[..., Tensor], Callable[[nn.Module], nn.Module]]:
-    """For each `forward` that a batch normalisation may have: the function that makes a synchronised one of it."""
+    """Return, for each known `forward` of a batch normalisation, the function that synchronises the layer."""
     known: dict[Callable[..., Tensor], Callable[[nn.Module], nn.Module]] = {
         _BatchNorm.forward: nn.SyncBatchNorm.convert_sync_batchnorm
     }

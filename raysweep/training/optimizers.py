@@ -134,7 +134,10 @@ def lars(
 def decayed(
     weights: Sequence[torch.nn.Parameter], weight_decay: float, decay_norms_and_biases: bool
 ) -> list[dict[str, Any]]:
-    """Return parameter groups with their weight decay, which biases and normalisation layers may be spared."""
+    """Return parameter groups with their weight decay.
+
+    Biases and normalisation layers get it only with `decay_norms_and_biases`.
+    """
     return grouped(weights, {"weight_decay": weight_decay}, {"weight_decay": weight_decay * decay_norms_and_biases})
 
 

@@ -791,7 +791,9 @@ def test_folders_without_images(tmp_path: Path) -> None:
 def test_image_beside_class_folders(tmp_path: Path) -> None:
     two_classes(tmp_path)
     save(tmp_path / "train" / "stray.png", noise(32, 32, 3))
-    assert repr(str(tmp_path / "train" / "stray.png")) in fault(lambda: read(tmp_path))
+    words = fault(lambda: read(tmp_path))
+    assert repr(str(tmp_path / "train" / "stray.png")) in words
+    assert "move it into a class folder, or out of train/" in words
 
 
 # ---- Splits ----------------------------------------------------------------------------------------------------------

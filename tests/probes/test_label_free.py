@@ -16,8 +16,8 @@ from raysweep.data.dataset import Dataset
 from raysweep.models.building import build_encoder
 from raysweep.probes.collapse import rankme
 from raysweep.probes.evaluation import Evaluation
-from raysweep.probes.features import fixed_subset
 from raysweep.probes.label_free import DELTA, IMAGES, LIDAR_VIEWS, alpha_req, features_of_views, lidar
+from raysweep.randomness import fixed_subset
 from raysweep.results.feature_cache import FeatureCache
 from tests.support.commands import here
 from tests.support.trials import TINY, few_digits, run, trial_of

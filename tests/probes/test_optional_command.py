@@ -116,7 +116,7 @@ def test_a_control_has_the_score_of_the_sweep_if_a_probe_reads_another_head(run_
     resumed = run_sweep("--resume", "runs/s", "--set", "label_free=true", "--local")
     assert resumed.returncode == 2
     assert "random,seed=0: was run with embedding_dim: 64, which had no effect" in resumed.stderr
-    assert "give them to raysweep evaluate" in resumed.stderr
+    assert "use them with raysweep evaluate" in resumed.stderr
     again = here("raysweep", "evaluate", "runs/s", "--set", "label_free=true", "--local", "--name", "a", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     sweep, evaluation = (

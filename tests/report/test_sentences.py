@@ -493,7 +493,7 @@ def test_a_point_that_lacks_the_metric_is_not_ranked_and_the_report_says_so(tmp_
 
 @pytest.mark.parametrize("others", [[0.5], [0.5, 1]])
 def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, others):
-    """Two seeds of alpha=10.0 are gone. They may be the bad ones, so its verdicts are no conclusions."""
+    """Two seeds of alpha=10.0 are gone. They may have worse scores, so its verdicts are no conclusions."""
     effects = {"random": 0.4, "alpha=0.1": 0.3, "alpha=1.0": 0.35, "alpha=10.0": 0.6}
 
     def metrics(trial):
@@ -519,7 +519,7 @@ def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, 
         none = "No point that has all its planned seeds beats the random encoder in linear/test_accuracy."
         assert lines[0].endswith(f"]. {none}")
     trend = next(line for line in report.in_words() if line.startswith("With alpha"))
-    remark = f". {gone} lacks planned seeds, which may be the bad ones."
+    remark = f". {gone} lacks planned seeds, and the missing seeds may have worse scores."
     assert trend.endswith(remark) == (len(others) == 1), "the combination with strength=1.0 is complete, and used alone"
     for heading in ("## Difference from the random encoder", "## Difference from the best point"):
         table = text.split(f"{heading}\n")[1].split("\n## ")[0]

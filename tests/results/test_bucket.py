@@ -135,10 +135,10 @@ def test_one_that_was_replaced_writes_no_more(s3, uri, tmp_path):
     begin(Mirror(Bucket(uri), tmp_path / "other"), checkpoints=2)
     before = keys(s3, uri)
     checkpoint(one.local, 7)
-    with pytest.raises(OSError, match="another process has taken it up"):
+    with pytest.raises(OSError, match="another process has taken over this directory"):
         one.push()
     assert keys(s3, uri) == before
-    with pytest.raises(OSError, match="another process has taken it up"):
+    with pytest.raises(OSError, match="another process has taken over this directory"):
         one.push(lambda name: one.bucket.remove(CLAIM) is None)  # the claim is removed after the listing
 
 
@@ -399,7 +399,7 @@ def test_the_lock_holds_across_machines_and_ends_with_its_holder(s3, uri, tmp_pa
             _, err = holding(store.place, RAYSWEEP_CACHE=str(tmp_path / cache)).communicate()
             assert "is running this sweep" in err
         assert f"({os.getpid()} on {socket.gethostname()})" in err
-        assert "if it is no more, try again in " in err
+        assert "if that process has ended, try again in " in err
     with store.lock():
         pass
     assert holding(store.place, "import os; os._exit(9)").wait() == 9
@@ -548,7 +548,7 @@ def test_a_sweep_killed_on_one_machine_goes_on_on_another(s3, uri, long, gate, u
     resume = ["sweep", "--resume", place, "--local", *SELDOM]
     status, _, err = completed(*resume, cwd=tmp_path, RAYSWEEP_CACHE=str(tmp_path / "fresh"))
     assert status == 2
-    assert "if it is no more, try again in " in err
+    assert "if that process has ended, try again in " in err
     for key in keys(s3, uri):
         if ".lock" in key:  # the lock would count as dead a minute later
             s3.delete_object(Bucket=Bucket(uri).name, Key=f"some prefix/{key}")

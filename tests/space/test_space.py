@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raysweep import parts, plugins, space
 from raysweep.config import SETTINGS, Settings, has_effect, protocol
 from raysweep.errors import InputError
-from raysweep.probes.probes import counted_specs
+from raysweep.probes.probes import candidate_specs
 from raysweep.space import expansion, reading
 
 ALPHA = {"name": "alpha", "search": {"alpha": {"grid": [1e-5, 1, 10]}, "seed": {"grid": [0, 1]}}, "baseline": True}
@@ -504,7 +504,7 @@ def test_lists_that_are_one_value():
     assert trial.settings.policy == "simclr+noise"
     assert trial.settings.policies == ("simclr", "noise")
     assert trial.settings.probe_grid == "{lr: [0.0001, 0.001], layer: [trunk, layer2]}"
-    assert [str(head) for head in counted_specs(trial.settings)] == [
+    assert [str(head) for head in candidate_specs(trial.settings)] == [
         f"layer={layer},lr={lr},weight_decay=0.0" for layer in ("trunk", "layer2") for lr in (0.0001, 0.001)
     ]
     assert build({"base": {"probe_grid": "{lr: [1e-4, 1e-3], layer: [trunk, layer2]}"}}).trials[0].settings == (
@@ -517,7 +517,7 @@ def test_lists_that_are_one_value():
         "policy=noise+affine,seed=0",
     ]
     banks = build({"search": {"probe_grid": [None, {"lr": [0.1, 0.2]}]}})
-    assert [len(counted_specs(trial.settings)) for trial in banks.trials] == [1, 2]
+    assert [len(candidate_specs(trial.settings)) for trial in banks.trials] == [1, 2]
 
 
 @pytest.mark.parametrize(

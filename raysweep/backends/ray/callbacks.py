@@ -66,8 +66,9 @@ class SweepStopper(tune.Stopper):
         if not self.stopping.must_stop():
             return False
         # A trial that starts before the flag is set computes until it checks the flag. A trial that starts later stops
-        # at once; waiting for such trials too would take as long as trials are left. The flag is set by a thread, which
-        # may be done before the first call of this method, so this call still adds the running trials.
+        # at once. The run does not wait for such trials, because Tune starts new ones until no trial is left. The flag
+        # is set by a thread, which may be done before the first call of this method, so this call still adds the
+        # running trials.
         is_told = self.stopping.trials_are_told.is_set()
         if not self.all_told:
             self.leaving |= self.watch.running.keys()

@@ -8,11 +8,12 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raysweep.backends.handout import PretrainingQueue, failure
+from raysweep.backends.ray.limit import UnsavedSearcher
 from raysweep.backends.stopping import Stopping
 from raysweep.space import Trial
 
 
-class Dispenser(Searcher):
+class Dispenser(UnsavedSearcher):
     """Gives Tune the next trial of a queue whenever Tune has room.
 
     Tune starts the trials of a grid as they come. Only a searcher can say that no trial may start yet.
@@ -39,10 +40,6 @@ class Dispenser(Searcher):
         """The trials that run, by Tune's id."""
         self.over: list[Trial] = []
         """The trials that have ended since Tune last asked for a trial."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing to pickle. Tune pickles searchers to restore a run, which never happens here."""
-        return {}
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial; None if all have to wait; FINISHED if there is none or the sweep must end."""
@@ -73,6 +70,3 @@ class Dispenser(Searcher):
             error = self.failed.get(trial.name)
             for dependent in self.queue.ended(trial, error is not None, trial.name not in self.done):
                 self.fail(dependent, failure(trial.name, error))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing, because the store has all state."""

@@ -18,7 +18,9 @@ START_SECONDS = 45.0
 LOG_BYTES = 65536
 PROBE_SECONDS = 1.0
 HEAD_SECONDS, HEAD_SECONDS_CLUSTER = 3.0, 40.0
-"""Seconds without an answer after which the head process counts as dead: of a Ray started here, and of a cluster.
+"""Seconds without an answer after which the head process counts as dead.
+
+The first value is for a Ray that was started here, the second value is for a cluster.
 
 Ray's own library ends the driver without a message from raysweep, after 20 s for a Ray started here (see `environment`)
 and after 60 s for a cluster, whose head may come back.

@@ -1,4 +1,4 @@
-"""The limit of trials at a time for a searcher of Tune."""
+"""Searchers of Tune whose state is not saved, and the limit of trials at a time for a searcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from ray.tune.search import Searcher
 LOOK_SECONDS = 5.0  # seconds between two looks at the limit, which may ask the cluster for its nodes
 
 
-class AtMost(Searcher):
+class UnsavedSearcher(Searcher):
+    """A searcher whose state Tune does not save, because the store has all state.
+
+    Tune pickles searchers to restore a run, which never happens here.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing to pickle."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing."""
+
+
+class AtMost(UnsavedSearcher):
     """Asks a searcher for a trial only while fewer of its trials are alive than allowed at this time.
 
     With `max_concurrent_trials`, Tune would ask the searcher for that many trials in advance, even if the nodes hold
@@ -29,10 +43,6 @@ class AtMost(Searcher):
         self.alive: set[str] = set()
         """The trials that wait or run, by Tune's id."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing to pickle. Tune pickles searchers to restore a run, which never happens here."""
-        return {}
-
     def suggest(self, trial_id: str) -> Any:
         """Return what the searcher suggests; None if as many trials as allowed are alive."""
         if time.monotonic() - self.looked >= LOOK_SECONDS:
@@ -48,6 +58,3 @@ class AtMost(Searcher):
         """Note that the trial has ended, and tell the searcher."""
         self.alive.discard(trial_id)
         self.inner.on_trial_complete(trial_id, result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing, because the store has all state."""

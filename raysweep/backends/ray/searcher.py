@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from raysweep.backends.ray.limit import UnsavedSearcher
 from raysweep.backends.ray.study import StudyWriter
 from raysweep.backends.stopping import Stopping
 from raysweep.results.result import Result, describe_error
@@ -174,7 +175,7 @@ def draw_point(sweep: Sweep, sample: int) -> Proposal:
     return Proposal(space, values)
 
 
-class Proposer(Searcher):
+class Proposer(UnsavedSearcher):
     """Gives Tune the next trial of a queue whenever Tune has room.
 
     The queue reads each result from the recorded results when its trial ends, so Tune's reports are not needed.
@@ -183,10 +184,6 @@ class Proposer(Searcher):
     def __init__(self, queue: Queue, stopping: Stopping) -> None:
         super().__init__()
         self.queue, self.stopping = queue, stopping
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing to pickle. Tune pickles searchers to restore a run, which never happens here."""
-        return {}
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial, or FINISHED if there is none or the sweep must end."""
@@ -203,6 +200,3 @@ class Proposer(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing, because results come from the store."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing, because the store has all state."""
