@@ -198,6 +198,8 @@ class Results:
         from raysweep.portable import load
 
         store, chosen = trials[trial]
+        if len(self.places) > 1:  # another sweep may have a part of the same name with other code
+            Store.open(store.place, copies="reports")
         if chosen.source is not None:
             file = source_file(store, chosen)
             if file is None:
