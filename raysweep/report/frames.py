@@ -42,7 +42,7 @@ def point_frame(report: Report) -> pandas.DataFrame:
 def curve_frame(rows: Sequence[Mapping[str, Any]], several: bool) -> pandas.DataFrame:
     """Return one row per trial and step, with a column `sweep` if there are several sweeps."""
     table = frame([*(["sweep"] if several else []), "trial", "step", "value"], rows)
-    return table.astype({"step": "int64"})  # it is never missing
+    return table.astype({"step": "int64", "value": "float64"})  # they are never missing; a setting may have their names
 
 
 def frame(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
@@ -59,8 +59,6 @@ def dtype_of(name: str, values: Sequence[Any]) -> str:
     if name in TEXTS:
         return "string"
     if name in COUNTS:
-        return "Int64"
-    if name == "step":
         return "Int64"
     if name not in SETTINGS:
         return "float64"  # a metric, a time, or a statistic
