@@ -324,7 +324,7 @@ def plugins_in(arguments: list[str]) -> tuple[plugins.Plugin, ...]:
                 yield from plugins.find(space.read(path, **limit).get("plugins") or (), path.parent, f"{path}: plugins")
 
     recorded = tuple(listed(existing, longest=space.LONGEST_WRITTEN))
-    return plugins.with_existing(recorded, plugins.merged(plugins.given(named), listed(spaces)))
+    return plugins.with_existing(recorded, (*plugins.given(named), *listed(spaces)))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -20,8 +20,8 @@ from raysweep.data.selection import Datasets, TrialData, data_of
 from raysweep.errors import InputError
 from raysweep.methods.method import Losses
 from raysweep.models.building import build_encoder, fit_encoder, seeded
+from raysweep.part_functions import explained
 from raysweep.parts import Part
-from raysweep.plugins import explained
 from raysweep.probes.evaluation import Evaluation
 from raysweep.randomness import generator
 from raysweep.space import Sweep

@@ -29,6 +29,7 @@ from raysweep.declarations import Parameter as Parameter
 from raysweep.declarations import Remark as Remark
 from raysweep.declarations import parameters_of
 from raysweep.errors import InputError
+from raysweep.part_functions import is_in_effect, trait_of
 
 if TYPE_CHECKING:
     from raysweep.config.settings import Settings
@@ -51,16 +52,13 @@ class Part:
     """What the part can do, such as `views` of a method or `batch_norm` of an encoder."""
     plugin: str = ""
     """The hash of the plugin that declares it; empty for a built-in part."""
+    file: str = ""
+    """The file of this plugin, for messages; empty for a part by value."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """Every metric that the part can yield, by name."""
         return self.declared_metrics() if callable(self.declared_metrics) else self.declared_metrics
-
-    def has_batch_norm(self, settings: Settings) -> bool:
-        """Whether the part says that it has batch normalisation under these settings."""
-        trait = self.traits.get("batch_norm", False)
-        return bool(trait(settings) if callable(trait) else trait)
 
     def arguments(self, settings: Settings) -> dict[str, Any]:
         """The keyword arguments of the part under these settings.
@@ -306,20 +304,16 @@ def declared_parameters(kinds: tuple[str, ...] = tuple(TABLES)) -> dict[str, Par
     Raises:
         InputError: two parts declare a parameter of the same name differently.
     """
-    parameters: dict[str, Parameter] = {}
     owners: dict[str, Part] = {}
-    for kind in kinds:
-        for part in TABLES[kind].values():
-            for name, parameter in part.parameters.items():
-                if name in parameters and parameters[name].declaration != parameter.declaration:
-                    other = owners[name]
-                    raise InputError(
-                        f"{kind} {part.name}: {name}: {other.kind} {other.name} declares it differently; give one of "
-                        f"them another name"
-                    )
-                parameters.setdefault(name, parameter)
-                owners.setdefault(name, part)
-    return parameters
+    for part in (part for kind in kinds for part in TABLES[kind].values()):
+        for name, parameter in part.parameters.items():
+            other = owners.setdefault(name, part)
+            if other.parameters[name].declaration != parameter.declaration:
+                raise InputError(
+                    f"{part.kind} {part.name}: {name}: {other.kind} {other.name} declares it differently; give one of "
+                    f"them another name"
+                )
+    return {name: owner.parameters[name] for name, owner in owners.items()}
 
 
 def most_blocks() -> int:
@@ -328,20 +322,32 @@ def most_blocks() -> int:
 
 
 def in_use(settings: Settings) -> Iterator[Part]:
-    """The parts that take part in an experiment with these settings."""
+    """The parts that take part in an experiment with these settings; raises InputError if a part chooses itself."""
+    for part in chosen_by_settings(settings):
+        yield from with_chosen(part, settings)
+
+
+def with_chosen(part: Part, settings: Settings, users: tuple[Part, ...] = ()) -> Iterator[Part]:
+    """A part, and the parts that its parameters choose. The parts `users` lead to this part."""
+    yield part
+    for parameter in part.parameters.values():
+        if parameter.chooses is not None and is_in_effect(part, parameter, settings):
+            chosen = TABLES[parameter.chooses][getattr(settings, parameter.name)]
+            if chosen in (*users, part):
+                raise InputError(f"{parameter.name}: {chosen.name}: the {chosen.kind} {chosen.name} would use itself")
+            yield from with_chosen(chosen, settings, (*users, part))
+
+
+def chosen_by_settings(settings: Settings) -> Iterator[Part]:
+    """The parts that an experiment uses without another part."""
     yield encoder[settings.encoder]
     yield from probes_in_use(settings)
-    for name in dict.fromkeys((settings.dataset, settings.evaluated_dataset)):
-        if name in dataset:  # an image folder is no entry of the table
-            yield dataset[name]
+    datasets = dict.fromkeys((settings.dataset, settings.evaluated_dataset))
+    yield from (dataset[name] for name in datasets if name in dataset)  # an image folder is no entry of the table
     if has_head(settings):
         yield head[settings.head]
     if settings.usl_epochs > 0:
-        chosen = method[settings.usl_type]
-        yield chosen
-        for parameter in chosen.parameters.values():
-            if parameter.chooses is not None and (parameter.condition is None or parameter.condition.holds(settings)):
-                yield TABLES[parameter.chooses][getattr(settings, parameter.name)]
+        yield method[settings.usl_type]
         yield optimizer[settings.optimizer]
         yield schedule[settings.schedule]
         if settings.strength > 0:
@@ -354,15 +360,9 @@ def probes_in_use(settings: Settings) -> list[Part]:
     return [part for part in possible if part.traits["switch"] is None or getattr(settings, part.traits["switch"])]
 
 
-def optional_parameters() -> set[str]:
-    """The parameters that only probes with a switch read."""
-    always = {name for part in probe.values() if part.traits["switch"] is None for name in part.parameters}
-    return set(declared_parameters(("probe",))) - always
-
-
 def with_batch_norm(settings: Settings) -> Iterator[Part]:
     """The parts of an experiment that have batch normalisation."""
-    return (part for part in in_use(settings) if part.has_batch_norm(settings))
+    return (part for part in in_use(settings) if trait_of(part, "batch_norm", settings, bool))
 
 
 def trains(settings: Settings) -> bool:
@@ -383,7 +383,7 @@ def parameters_read(settings: Settings) -> frozenset[str]:
         name
         for part in in_use(settings)
         for name, parameter in part.parameters.items()
-        if parameter.condition is None or parameter.condition.holds(settings)
+        if is_in_effect(part, parameter, settings)
     )
 
 
@@ -393,7 +393,7 @@ def layers_read(settings: Settings, of_all_images: bool = False) -> tuple[str, .
     for part in (part for part in probes_in_use(settings) if not (of_all_images and part.traits["samples"])):
         layers += [getattr(settings, name) for name, parameter in part.parameters.items() if parameter.is_layer]
         if part.traits["reads"] is not None:
-            layers += part.traits["reads"](settings)
+            layers += trait_of(part, "reads", settings, list)
     return tuple(dict.fromkeys(layers))
 
 

@@ -8,24 +8,24 @@ hold. It must run before settings are checked, because the settings are derived 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import linecache
-import marshal
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from raysweep import parts
 from raysweep.config import check_choices, check_declaration, try_functions
 from raysweep.errors import InputError
+from raysweep.part_functions import describe, explained, last_line, line_of
+from raysweep.part_sources import lines_of, source_of
 from raysweep.parts import Part
 from raysweep.system.files import read_text
 from raysweep.system.places import expanded
@@ -47,6 +47,8 @@ class Plugin:
     """The absolute path of the file, or the name of the installed module; empty for a part by value."""
     part: Part | None = None
     """The part, if it is passed by value."""
+    lines: str | None = None
+    """The source of this part alone. Older versions recorded only this, not the code that the part uses."""
 
     @property
     def digest(self) -> str:
@@ -126,22 +128,22 @@ def merged(*groups: Iterable[Plugin]) -> tuple[Plugin, ...]:
 
 
 def with_existing(existing: Sequence[Plugin], plugins: Iterable[Plugin]) -> tuple[Plugin, ...]:
-    """Return the plugins of an existing sweep, followed by the new plugins.
+    """Return the plugins of an existing sweep, followed by the new plugins, each once.
 
     Raises:
-        InputError: A plugin differs from the text that the sweep was started with.
+        InputError: A plugin differs from the text that the sweep was started with, or two new ones have the same name.
     """
     plugins = tuple(plugins)
     known = {plugin.name: plugin for plugin in existing}
     for plugin in plugins:
         if plugin.name in known:
             check_same(known[plugin.name], plugin)
-    return (*existing, *(plugin for plugin in plugins if plugin.name not in known))
+    return (*existing, *merged(plugin for plugin in plugins if plugin.name not in known))
 
 
 def check_same(started_with: Plugin, now: Plugin) -> None:
     """Raise InputError if a plugin is no longer what the sweep was started with."""
-    if now.text != started_with.text:
+    if started_with.text not in (now.text, now.lines):
         raise InputError(
             f"{now.origin or now.name}: has changed since the sweep was started: "
             f"{first_difference(started_with.text, now.text)}; put it back, or start a new sweep"
@@ -215,15 +217,20 @@ def _find_one(entry: object, folder: Path, where: str) -> Plugin:
 
 def module_file(name: str, where: str) -> Path:
     """Return the source file of an installed module; raises InputError if there is none."""
-    try:
-        spec = find_spec(name) if MODULE.fullmatch(name) else None
-    except (ImportError, AttributeError, ValueError):
-        spec = None
+    spec = spec_of(name)
     if spec is None:
         raise InputError(f"{where}: {name}: no module of this name is installed (the name of a file ends in .py)")
     if spec.origin is None or not spec.origin.endswith(".py"):
         raise InputError(f"{where}: {name}: the module has no Python source")
     return Path(spec.origin)
+
+
+def spec_of(name: str) -> ModuleSpec | None:
+    """Return how Python would import a module; None if no module of this name is installed."""
+    try:
+        return find_spec(name) if MODULE.fullmatch(name) else None
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def read_source(path: Path, where: str) -> str:
@@ -237,24 +244,17 @@ def by_value(function: Callable[..., Any]) -> Plugin:
     if part is None:
         name = getattr(function, "__name__", repr(function))
         raise InputError(f"parts: {name}: is not a part; decorate it, for example with @raysweep.loss")
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):  # typed at a prompt, for example
-        text = "".join(hashlib.sha256(marshal.dumps(code)).hexdigest() for code in codes_of(function))
-    return Plugin(f"{part.kind} {part.name}", text, part=part)
+    return Plugin(f"{part.kind} {part.name}", source_of(function), part=part, lines=lines_of(function))
 
 
-def declared_by_value(name: str) -> Iterator[Plugin]:
-    """Yield the parts with the name `KIND NAME` that this process declared outside of files, the last one first."""
-    for part in reversed(parts.declared):
-        if f"{part.kind} {part.name}" == name:
-            yield by_value(part.function)
+def known_by_value(name: str, plugins: Iterable[Plugin]) -> list[Plugin]:
+    """Return the parts with the name `KIND NAME` that `plugins` pass by value or that this process has declared.
 
-
-def codes_of(function: Any) -> list[CodeType]:
-    """Return the compiled code of a function, or of the methods of a class."""
-    members = vars(function).values() if inspect.isclass(function) else [function]
-    return [member.__code__ for member in members if hasattr(member, "__code__")]
+    A function that one of them uses may have changed since then. So a part that this process has declared is read anew.
+    """
+    declared = [part.function for part in reversed(parts.declared) if f"{part.kind} {part.name}" == name]
+    others = [each for each in plugins if each.name == name and each.part and each.part.function not in declared]
+    return others + [by_value(function) for function in declared]
 
 
 def _load(plugin: Plugin) -> list[Part]:
@@ -269,7 +269,7 @@ def _load(plugin: Plugin) -> list[Part]:
     try:
         for part in new:
             check_declaration(part)
-            recorded = replace(part, plugin=plugin.digest)
+            recorded = replace(part, plugin=plugin.digest, file="" if plugin.part else place(plugin))
             parts.TABLES[part.kind].add(recorded)
             taken.append(recorded)
         for part in taken:  # a default may name a part that the plugin declares later
@@ -286,8 +286,10 @@ def _run(plugin: Plugin) -> list[Part]:
     module = ModuleType(f"raysweep_plugin_{plugin.name.removesuffix('.py')}")
     if "/" in plugin.origin:
         module.__file__ = plugin.origin
-    else:
-        module.__package__ = plugin.origin.rpartition(".")[0]  # so that it may import other modules of its package
+    else:  # so that it may import other modules of its package
+        spec = spec_of(plugin.origin)
+        is_package = spec is not None and spec.submodule_search_locations is not None
+        module.__package__ = plugin.origin if is_package else plugin.origin.rpartition(".")[0]
     file = place(plugin)
     sys.modules[module.__name__] = module  # the decorators look up the names in annotations there
     linecache.cache[file] = (len(plugin.text), None, plugin.text.splitlines(keepends=True), file)  # for tracebacks
@@ -319,62 +321,7 @@ def _take_out(taken: Iterable[Part]) -> None:
         parts.TABLES[part.kind].remove(part)
 
 
-def line_of(part: Part) -> int | None:
-    """Return the line at which a part is defined; None if it is unknown."""
-    codes = codes_of(part.function)
-    return min(code.co_firstlineno for code in codes) if codes else None
-
-
 def place(plugin: Plugin, line: int | None = None) -> str:
     """Return the file of a plugin, and a line in it, for messages."""
     file = plugin.origin if "/" in plugin.origin else plugin.name
     return file if line is None or plugin.part is not None else f"{file}, line {line}"
-
-
-def place_of(part: Part) -> str:
-    """Return the file and the line of a plugin's part, with its kind and name, for messages."""
-    plugin = next(plugin for plugin, parts_of_plugin in _active if part in parts_of_plugin)
-    name = f"{part.kind} {part.name}"
-    return name if plugin.part is not None else f"{place(plugin, line_of(part))}: {name}"
-
-
-@contextmanager
-def explained(part: Part, during: str = "") -> Iterator[None]:
-    """Turn an exception inside the block into an InputError that names the plugin's part, its file and the line.
-
-    An exception of a built-in part is not changed. `during` tells the user more about what raised it.
-    """
-    if not part.plugin:
-        yield
-        return
-    try:
-        yield
-    except InputError as fault:
-        raise InputError(f"{place_of(part)}: {fault}") from None
-    except (KeyboardInterrupt, SystemExit):  # from a signal
-        raise
-    except BaseException as fault:
-        line = line_within(fault, part)
-        where = f" (line {line})" if line is not None else ""
-        raise InputError(f"{place_of(part)}: raises {describe(fault)}{where}{during}") from None
-
-
-def line_within(fault: BaseException, part: Part) -> int | None:
-    """Return the line in the file of a plugin's part that an exception passed last; None if it passed none."""
-    plugin = next(plugin for plugin, parts_of_plugin in _active if part in parts_of_plugin)
-    return None if plugin.part is not None else last_line(fault, place(plugin))
-
-
-def last_line(fault: BaseException, file: str) -> int | None:
-    """Return the line in a file that an exception passed last; None if it passed none."""
-    line, trace = None, fault.__traceback__
-    while trace is not None:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
-        trace = trace.tb_next
-    return line
-
-
-def describe(fault: BaseException) -> str:
-    """Describe an exception in one line."""
-    text = (str(fault.msg) if isinstance(fault, SyntaxError) else str(fault)).strip().partition("\n")[0]
-    return f"{type(fault).__name__}: {text}" if text else type(fault).__name__

@@ -23,7 +23,7 @@ from raysweep import __version__, parts, space
 from raysweep.backends.ray.environment import check_address
 from raysweep.config import Settings, protocol
 from raysweep.errors import InputError
-from raysweep.plugins import Plugin, activate, find, merged, with_existing
+from raysweep.plugins import Plugin, activate, find, with_existing
 from raysweep.results.credentials import is_uri
 from raysweep.results.result import Result, protocol_difference
 from raysweep.results.store import Store, candidates, check_writable, shown_place
@@ -73,7 +73,7 @@ def build_sweep(
     name = overrides.get("usl_type", Settings().usl_type)
     is_name = isinstance(name, str) and NAME.fullmatch(name)  # a text that names no method is refused as such
     raw, where, listed = read_space(source, name if is_name else "sweep")
-    plugins = with_existing(existing.plugins if existing is not None else (), merged(listed, given))
+    plugins = with_existing(existing.plugins if existing is not None else (), (*listed, *given))
     activate(plugins)
     if isinstance(source, Sweep) and not overrides and plugins == source.plugins:
         return source

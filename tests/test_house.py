@@ -15,10 +15,11 @@ PACKAGE = ROOT / "raysweep"
 
 # An entry may import earlier entries, but no later ones.
 ORDER = [
-    "errors", "system", "declarations", "parts", "config", "plugins", "space", "data", "randomness", "augment",
-    "models", "methods", "training", "results", "probes", "trial_progress", "trial_sharing", "trial_run", "trial",
-    "estimate", "part_checks", "portable", "report", "backends", "preparation", "evaluations", "running", "api",
-    "sweep_results", "python_arguments", "interface", "dry_run", "overview", "arguments", "printing", "cli", "__main__",
+    "errors", "system", "declarations", "part_functions", "parts", "config", "part_sources", "plugins", "space", "data",
+    "randomness", "augment", "models", "methods", "training", "results", "probes", "trial_progress", "trial_sharing",
+    "trial_run", "trial", "estimate", "part_checks", "portable", "report", "backends", "preparation", "evaluations",
+    "running", "api", "sweep_results", "python_arguments", "interface", "dry_run", "overview", "arguments", "printing",
+    "cli", "__main__",
 ]  # fmt: skip
 LIGHT = ("errors", "system/places", "config", "space", "results/store", "results/credentials", "cli")
 HEAVY = {"torch", "torchvision", "ray", "sklearn", "scipy", "matplotlib", "tensorboard", "numpy", "pyarrow", "bokeh"}

@@ -1,7 +1,9 @@
 """Plugins and parts by value in the Python interface: several sweeps in one process, interrupts and faults."""
 
+import inspect
 import json
 import signal
+import sys
 from typing import Annotated
 
 import pytest
@@ -89,6 +91,34 @@ def test_sweeps_with_other_parts_follow_one_another_in_one_process(space, tmp_pa
         raysweep.resume(first.directory, set={"seed": [0, 1]}, parts=[edited], local=True)
     more = raysweep.resume(first.directory, set={"seed": [0, 1]}, local=True)
     assert len(more.trials) == 2, "the process still has the part as it was"
+
+
+def weight_of(difference):
+    return difference.abs().mean()
+
+
+@raysweep.loss
+def weighted(z1, z2):
+    """A loss whose values another function computes."""
+    return weight_of(z1 - z2)
+
+
+def test_a_resume_compares_the_functions_that_a_part_uses(space, tmp_path, monkeypatch):
+    results = raysweep.run(space, output=tmp_path, parts=[weighted], set={"emb_loss": "weighted"}, local=True)
+    more = {"set": {"seed": [0, 1]}, "local": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "weight_of", declare)
+        for given in ({}, {"parts": [weighted]}):
+            with pytest.raises(raysweep.RaysweepError, match="loss weighted: has changed since the sweep was started"):
+                raysweep.resume(results.directory, **more, **given)
+    file = results.directory / "sweep.yaml"
+    content = yaml.safe_load(file.read_text())
+    (entry,) = content["parts"]
+    entry["source"] = older = inspect.getsource(weighted)  # older versions recorded no other function
+    file.write_text(yaml.safe_dump(content))
+    assert len(raysweep.resume(results.directory, **more, parts=[weighted]).trials) == 2
+    (entry,) = yaml.safe_load(file.read_text())["parts"]
+    assert entry["source"] == older, "the hash of a part stays in its scores"
 
 
 @raysweep.loss

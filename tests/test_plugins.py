@@ -156,7 +156,10 @@ def test_a_search_space_names_a_plugin_beside_it_and_the_results_keep_its_text(s
         "'    return (z1 - z2).abs().pow(gap_power).mean()' and is "
         "'    return (z1 - z2).square().pow(gap_power).mean()'; put it back, or start a new sweep\n"
     )
-    (folder / "mine.py").unlink()
+    shutil.move(folder / "mine.py", tmp_path / "mine.py")
+    with pytest.raises(InputError, match=r"/mine\.py: has changed since the sweep was started: line 8 was"):
+        api.resume(root, plugins=[tmp_path / "mine.py"])
+    plugins.activate(())
     more = sweep("--resume", root, "--local", "--set", "gap_power=[1.0,2.0,3.0]")
     assert more.returncode == 0, more.stderr
     assert "3 trials (1 new), 2 finished before" in more.stdout
@@ -181,16 +184,19 @@ def test_help_and_flags_know_the_settings_of_a_plugin(sweep):
     assert "gap_power: 3.0" in process.stdout
 
 
-def test_an_installed_module_is_a_plugin(sweep, monkeypatch, tmp_path):
-    package = tmp_path / "site" / "their_package"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "helper.py").write_text("POWER = 2\n")
-    (package / "losses.py").write_text("from .helper import POWER\n" + LOSS.replace("gap_power)", "POWER)"))
+@pytest.mark.parametrize("name", ["first_package.losses", "second_package"])
+def test_an_installed_module_or_package_is_a_plugin(sweep, monkeypatch, tmp_path, name):
+    package, _, module = name.partition(".")
+    folder = tmp_path / "site" / package
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "helper.py").write_text("POWER = 2\n")
+    text = "from .helper import POWER\n" + LOSS.replace("gap_power)", "POWER)")
+    (folder / f"{module or '__init__'}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    process = sweep("--plugin", "their_package.losses", "--emb_loss", "gap", "--dry-run")
+    process = sweep("--plugin", name, "--emb_loss", "gap", "--dry-run")
     assert process.returncode == 0, process.stderr
-    assert "plugins:\n- their_package.losses\n" in process.stdout
+    assert f"plugins:\n- {name}\n" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -230,6 +236,48 @@ def test_a_faulty_plugin_is_one_line_with_its_place(sweep, text, words):
     assert [len(table) for table in parts.TABLES.values()] == before
     with pytest.raises(InputError, match=r"faulty\.py"):
         api.plan(None, {"seed": 1}, plugins=[sweep.root / "faulty.py"])
+
+
+RAISING = {
+    "loss": (
+        "*, mine_power: Annotated[float, raysweep.Condition('kappa > 0', lambda s: s.kappa > 0), 'Power.'] = 2.0",
+        "TypeError: '>' not supported between instances of 'NoneType' and 'int' (line 5)",
+    ),
+    "policy(acts_as=lambda s: None if s.kappa is None else {})": ("", "TypeError: 'NoneType' object is not iterable"),
+    "head(batch_norm=lambda s: s.kappa > 0)": ("", "TypeError: '>' not supported between instances of 'NoneType' and"),
+    "optimizer(check=lambda s: s.kappa > 0)": ("", "TypeError: '>' not supported between instances of 'NoneType' and"),
+    "probe(reads=lambda s: ['trunk'] if s.kappa else 5)": (
+        "*, kappa: Annotated[float | None, 'Kappa.'] = 1.0",
+        "TypeError: 'int' object is not iterable",
+    ),
+    "probe(metrics={'x/y': raysweep.Metric('Y.', is_reported=lambda s: s.kappa > 0)})": ("", "TypeError: '>' not"),
+    "schedule(reads_total=lambda s: s.kappa > 0)": ("", "TypeError: '>' not supported between"),
+}
+"""A decorator, and parameters, of a part with a function of the settings that raises if `kappa` is None."""
+CALLED = {
+    "loss": "z1, z2", "policy": "images, strength, generator, part", "head": "feature_dim, embedding_dim",
+    "optimizer": "weights, lr", "probe": "evaluation", "schedule": "step, steps, epoch_steps",
+}  # fmt: skip
+FLAGS = {"loss": "emb_loss", "policy": "policy", "head": "head", "optimizer": "optimizer", "schedule": "schedule"}
+
+
+@pytest.mark.parametrize("decorator", RAISING)
+def test_a_function_of_the_settings_that_raises_for_some_settings_is_one_line(sweep, decorator):
+    parameters, words = RAISING[decorator]
+    kind = decorator.partition("(")[0]
+    kappa = "@raysweep.loss\ndef x(z1, z2, *, kappa: Annotated[float | None, 'Kappa.'] = 1.0): ...\n"
+    text = f"{HEAD}@raysweep.{decorator}\ndef mine({CALLED[kind]}, {parameters}): ...\n{kappa}"
+    (sweep.root / "raising.py").write_text(text)
+    command = ["--plugin", "raising.py", "--dry-run", "--set", "seed=[0,1]"]
+    command += ["--usl_epochs", "0"] if "reads=" in decorator else ["--emb_loss", "x"] if kind != "loss" else []
+    command += [f"--{FLAGS[kind]}", "mine"] if kind in FLAGS else []
+    command += ["--set", "resources.workers=2", "--set", "resources.gpu=1"] if kind == "head" else []
+    command += ["--set", "tune.metric=x/y"] if "metrics" in decorator else []
+    command += ["--set", "keep=final_state"] if "reads_total" in decorator else []
+    command += ["--kappa", "none"]
+    process = sweep(*command)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert f"{sweep.root}/raising.py, line 4: {kind} mine: raises {words}" in process.stderr
 
 
 def test_a_plugin_that_decorates_a_function_of_another_module_is_told_so(sweep, monkeypatch, tmp_path):
@@ -560,6 +608,22 @@ def wide(channels, image_size, dim):
     assert process.returncode == 0, process.stderr
     encoder = raysweep.open(sweep.root / "runs" / "w").encoder("seed=0")
     assert encoder(torch.zeros(2, 1, 8, 8)).shape == (2, 128)
+
+
+def test_of_several_sweeps_each_encoder_has_the_code_of_its_own_sweep(sweep):
+    text = (ROOT / "examples" / "my_encoder.py").read_text()
+    for name, layer in (("a", "nn.ReLU"), ("b", "nn.GELU")):
+        (sweep.root / "mine.py").write_text(text.replace("nn.ReLU", layer))
+        settings = small({**UNTRAINED, "encoder": "mlp"})
+        process = sweep("--plugin", "mine.py", "--local", "--name", name, *settings)
+        assert process.returncode == 0, process.stderr
+    places = [sweep.root / "runs" / name for name in ("a", "b")]
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    alone = [raysweep.open(place).encoder("seed=0")(images) for place in places]
+    assert not torch.equal(*alone), "both have the same weights"
+    both = raysweep.open(places)
+    for place, expected in zip(places, alone):
+        assert torch.equal(both.encoder(f"{place.name}/seed=0")(images), expected)
 
 
 def test_a_loss_may_be_nan_on_equal_views(sweep):

@@ -8,6 +8,7 @@ from functools import cache
 
 from raysweep import parts
 from raysweep.config.settings import Settings, about
+from raysweep.part_functions import explained
 from raysweep.parts import Metric
 
 
@@ -133,7 +134,8 @@ def has_metric(name: str, settings: Settings) -> bool:
     for part in parts.in_use(settings):
         if name in part.metrics:
             is_reported = part.metrics[name].is_reported
-            return is_reported is None or is_reported(settings)
+            with explained(part):
+                return is_reported is None or bool(is_reported(settings))
     metric = {"pretrain/loss": LOSS, "pretrain/last_fall": LAST_FALL, **WATCHED}.get(name)
     return metric is not None and metric.is_reported is not None and metric.is_reported(settings)
 

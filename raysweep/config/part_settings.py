@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from raysweep import parts
 from raysweep.config.description import About
+from raysweep.part_functions import explained
 from raysweep.parts import Condition, Parameter, Part
 
 if TYPE_CHECKING:
@@ -97,10 +98,9 @@ def check_part(part: Part, settings: Settings) -> None:
         part.traits["check"](settings)
     except ValueError:
         raise
-    except Exception as fault:
-        if not part.plugin:
+    except Exception:
+        with explained(part):
             raise
-        raise ValueError(f"{part.kind} {part.name}: its check raises {type(fault).__name__}: {fault}") from None
 
 
 def changes_data(name: str) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from raysweep import parts
 from raysweep.config.settings import SETTINGS, Settings, about, has_effect
+from raysweep.part_functions import trait_of
 
 SHOWN = ("probe_every", "images_every")
 """Settings that change no score, but change which points TensorBoard has of pretraining."""
@@ -17,10 +17,7 @@ def reads_total(part: parts.Part, settings: Settings) -> bool:
 
     A part that does not declare the trait counts as one that depends on it. A schedule that is `constant` never does.
     """
-    trait: Any = part.traits["reads_total"]
-    if part.traits.get("constant"):
-        return False
-    return bool(trait(settings) if callable(trait) else trait)
+    return not part.traits.get("constant") and trait_of(part, "reads_total", settings, bool)
 
 
 def obstacle(settings: Settings) -> str | None:

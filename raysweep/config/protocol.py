@@ -53,7 +53,7 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     The parameters of a probe that is off by default are left out at their defaults. So the fingerprints of trials
     without it stay as they were before the probe existed.
     """
-    optional = {*parts.optional_parameters(), *OMITTED_AT_DEFAULT}
+    optional = {*optional_parameters(), *OMITTED_AT_DEFAULT}
     chosen = {
         name: getattr(settings, name) if has_effect(name, settings) else default_of(name)
         for name in SETTINGS
@@ -64,6 +64,12 @@ def protocol(settings: Settings, probe_digest: str) -> dict[str, Any]:
     code = ", ".join(f"{name} {part.plugin[:12]}" for name, part in parts.probe.items() if part.plugin)
     plugins = {"probe_code": code} if code else {}  # only then, so that other fingerprints stay as they were
     return {**chosen, **plugins, "probe_data": probe_digest, "version": version_of(settings)}
+
+
+def optional_parameters() -> set[str]:
+    """Return the parameters that only probes with a switch read."""
+    always = {name for part in parts.probe.values() if part.traits["switch"] is None for name in part.parameters}
+    return set(parts.declared_parameters(("probe",))) - always
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from raysweep.data.dataset import Dataset, check_content, check_memory, digest_o
 from raysweep.data.datasets import DatasetRequest
 from raysweep.data.folders import check_name, read_folder
 from raysweep.data.pixels import convert
+from raysweep.part_functions import explained
 from raysweep.parts import Part
-from raysweep.plugins import explained
 
 
 def read_part(part: Part, request: DatasetRequest, parameters: Mapping[str, Any]) -> Dataset:

@@ -17,7 +17,7 @@ from raysweep.data.dataset import Dataset, Images, Indices, Labels, class_name, 
 from raysweep.data.layout import no_classes
 from raysweep.data.splits import fit_and_val, split_train
 from raysweep.errors import InputError
-from raysweep.plugins import explained
+from raysweep.part_functions import explained
 from raysweep.space import Trial
 from raysweep.space.seen_labels import reads_labels
 

@@ -14,6 +14,7 @@ from raysweep.config import Settings
 from raysweep.config.values import shown
 from raysweep.errors import InputError
 from raysweep.models.decoders import SymmetricDecoder
+from raysweep.part_functions import trait_of
 from raysweep.parts import Part
 from raysweep.randomness import seed_of
 
@@ -112,7 +113,7 @@ def check_attributes(part: Part, network: nn.Module, sizes: Mapping[str, int]) -
 
 def check_batch_norm(part: Part, networks: Iterable[nn.Module], settings: Settings) -> None:
     """Raise InputError if networks of a part have batch normalisation but the part does not declare it."""
-    if any(has_batch_norm(network) for network in networks) and not part.has_batch_norm(settings):
+    if any(has_batch_norm(network) for network in networks) and not trait_of(part, "batch_norm", settings, bool):
         raise InputError(
             f"{part.kind} {part.name} has batch normalisation: declare it by @{part.kind}(batch_norm=True)"
         )

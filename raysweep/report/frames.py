@@ -15,7 +15,7 @@ from raysweep.report.tables import point_rows, trial_rows
 DTYPES = {bool: "boolean", int: "Int64", float: "float64", str: "string"}
 """The dtype of each type of value. All of them can hold missing values, so that integers stay integers."""
 TEXTS = ("sweep", "trial", "point", "control", "status", "linear_probe", "fingerprint", "device", "error")
-COUNTS = ("n", "attempts", "step")
+COUNTS = ("n", "attempts")
 
 
 def trial_frame(report: Report) -> pandas.DataFrame:
@@ -42,7 +42,7 @@ def point_frame(report: Report) -> pandas.DataFrame:
 def curve_frame(rows: Sequence[Mapping[str, Any]], several: bool) -> pandas.DataFrame:
     """Return one row per trial and step, with a column `sweep` if there are several sweeps."""
     table = frame([*(["sweep"] if several else []), "trial", "step", "value"], rows)
-    return table.astype({"step": "int64"})  # it is never missing
+    return table.astype({"step": "int64", "value": "float64"})  # they are never missing; a setting may have their names
 
 
 def frame(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from raysweep.config import NEWEST_VERSION, PROTOCOL_VERSION, version_of
 from raysweep.errors import InputError, shortened_value
-from raysweep.plugins import Plugin, active, check_same, declared_by_value, find
+from raysweep.plugins import Plugin, active, check_same, find, known_by_value
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import LONGEST_WRITTEN, Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
 from raysweep.space.race_settings import RaceEnd
@@ -92,19 +92,19 @@ def read_plugins(
     recorded = content.get("parts") or []
     if not isinstance(recorded, list) or not all(isinstance(entry, Mapping) for entry in recorded):
         raise InputError(f"{place}/sweep.yaml: parts: a list of parts expected, not {recorded!r}")
-    values = [plugin for plugin in (*given, *active()) if plugin.part is not None]
+    given = (*given, *active())
     for entry in recorded:
         stored = Plugin(str(entry.get("part")), str(entry.get("source")))
-        known = [plugin for plugin in values if plugin.name == stored.name] + list(declared_by_value(stored.name))
+        known = known_by_value(stored.name, given)
         if not known:
             raise InputError(
                 f"{place}: the sweep was started in Python with a part that no file has, {stored.name}; open it in "
                 f"Python after the declaration of this part, or give the part, as parts=[{stored.name.split()[-1]}]"
             )
         # A notebook may have declared the part again since then, with other code, so the text decides.
-        chosen = next((plugin for plugin in known if plugin.text == stored.text), known[0])
+        chosen = next((plugin for plugin in known if stored.text in (plugin.text, plugin.lines)), known[0])
         check_same(stored, chosen)
-        plugins += (chosen,)
+        plugins += (replace(chosen, text=stored.text),)  # its hash is that of the recorded scores
     return plugins
 
 

@@ -16,6 +16,7 @@ from raysweep import parts
 from raysweep.config import SETTINGS, Settings, about, default_of, has_effect, make_base, make_settings
 from raysweep.config.part_settings import example_of
 from raysweep.errors import InputError
+from raysweep.part_functions import trait_of
 from raysweep.space.controls import CONTROLS, SUPERVISED
 from raysweep.space.model import FrozenDict, Proposal, Sweep, Trial
 
@@ -172,8 +173,8 @@ def acting_values(settings: Settings) -> dict[str, Any]:
     values: dict[str, Any] = {}
     strengths = []
     for name in settings.policies:
-        acts_as = parts.policy[name].traits["acts_as"]
-        acting = {} if acts_as is None else dict(acts_as(settings))
+        part = parts.policy[name]
+        acting = {} if part.traits["acts_as"] is None else trait_of(part, "acts_as", settings, dict[str, Any])
         strengths.append(acting.pop("strength", settings.strength))
         values |= acting
     return {"strength": max(strengths), **values}

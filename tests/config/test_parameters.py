@@ -7,8 +7,8 @@ import pytest
 from raysweep import api, cli, parts, plugins
 from raysweep.arguments import Parser
 from raysweep.config import METRICS, SETTINGS, check_parameter
-from raysweep.config.parameters import COLUMNS, OPTIONS, OTHERS
-from raysweep.report.frames import COUNTS, TEXTS
+from raysweep.config.parameters import COLUMNS, FIGURES, OPTIONS, OTHERS
+from raysweep.report.frames import COUNTS, TEXTS, curve_frame, frame
 from raysweep.report.tables import trial_rows
 from raysweep.results.store import Store
 from tests.support.commands import here
@@ -64,14 +64,15 @@ def test_the_names_of_all_columns_are_known(tmp_path):
     assert {*header, *TEXTS, *COUNTS} - {*SETTINGS, *METRICS} == COLUMNS
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS | COLUMNS | OTHERS | {"_x", "views", "policies", "model_dump"}))
+@pytest.mark.parametrize(
+    "name", sorted(OPTIONS | COLUMNS | OTHERS | FIGURES | {"_x", "views", "policies", "model_dump"})
+)
 def test_a_parameter_with_a_name_of_raysweep_is_refused(plan, tmp_path, name):
     process = plan(loss(name))
     assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == (
-        f"error: {tmp_path}/mine.py, line 4: loss mine: {name}: raysweep uses this name for something else; give the "
-        "parameter another name\n"
-    )
+    why = "a figure of the report has this name" if name in FIGURES else "raysweep uses this name for something else"
+    place = f"{tmp_path}/mine.py, line 4"
+    assert process.stderr == f"error: {place}: loss mine: {name}: {why}; give the parameter another name\n"
 
 
 WRONG = [
@@ -151,6 +152,24 @@ def test_a_default_may_name_a_part_that_the_plugin_declares_later(plan):
     first = loss("inner", "str, raysweep.Chooses('loss')", "'later'")
     process = plan(first + "\n@raysweep.loss\ndef later(z1, z2):\n    return (z1 - z2).abs().mean()\n")
     assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_a_part_of_any_kind_may_choose_other_parts(plan):
+    mixed = loss("inner", "str, raysweep.Chooses('loss')", "'mse'")
+    process = plan(mixed, "--inner", "barlow", "--set", "barlow_lambda=[0.001,0.01]")
+    assert (process.returncode, process.stderr) == (0, "")
+    process = plan(mixed, "--inner", "mse", "--set", "barlow_lambda=[0.001,0.01]")
+    assert "barlow_lambda: has no effect" in process.stderr
+    process = plan(mixed, "--inner", "mine")
+    assert process.stderr == "error: command line: inner: mine: the loss mine would use itself\n"
+
+
+def test_the_columns_of_a_table_keep_their_types_if_a_parameter_has_the_name_of_a_column(plan):
+    names = (loss("value", "str", "'a'"), loss("step").replace("mine", "other"))
+    plugins.activate([plugins.Plugin("mine.py", HEADER + "\n".join(names))])
+    assert list(frame(["step"], [{"step": 0.5}])["step"]) == [0.5]
+    curve = curve_frame([{"trial": "seed=0", "step": 1, "value": 0.5}], several=False)
+    assert [str(dtype) for dtype in curve.dtypes] == ["string", "int64", "float64"]
 
 
 @pytest.mark.parametrize(

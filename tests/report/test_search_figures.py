@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 import raysweep
 from raysweep import space
+from raysweep.config.parameters import FIGURES
 from raysweep.errors import InputError
 from raysweep.report import drawing
 from raysweep.report.building import drawings_of, read, write_figures
@@ -82,6 +83,7 @@ def test_what_a_sweep_varies_chooses_its_figures(tmp_path, drawn):
     assert list(drawings_of(report)) == [
         "comparison", "usl_lr", "strength", "policy", "parallel_coordinates", "importance", "layers",
     ]  # fmt: skip
+    assert set(drawings_of(report)) - set(DRAWN["search"]) == FIGURES, "no parameter may have the name of such a figure"
 
 
 def test_every_figure_of_a_search_is_written(drawn, monkeypatch, tmp_path):
