@@ -180,7 +180,7 @@ def report_command(parsed: argparse.Namespace) -> int:
     """Rebuild the report of one sweep, or compare several."""
     if len(parsed.sweeps) == 1:
         if parsed.output is not None:
-            Store.open(parsed.sweeps[0], copies="reports")
+            Store.open(parsed.sweeps[0], copies="reports", only_read=True)
             raise InputError("-o is for a comparison of several sweeps; the report of one sweep is in its directory")
         outcome = api.rebuild_report(parsed.sweeps[0])
         status, directory = show_outcome(outcome, make_console()), outcome.store.root

@@ -229,7 +229,7 @@ def spec_of(name: str) -> ModuleSpec | None:
     """Return how Python would import a module; None if no module of this name is installed."""
     try:
         return find_spec(name) if MODULE.fullmatch(name) else None
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # Python imports the package around the module, and this may raise anything
         return None
 
 
@@ -250,11 +250,31 @@ def by_value(function: Callable[..., Any]) -> Plugin:
 def known_by_value(name: str, plugins: Iterable[Plugin]) -> list[Plugin]:
     """Return the parts with the name `KIND NAME` that `plugins` pass by value or that this process has declared.
 
-    A function that one of them uses may have changed since then. So a part that this process has declared is read anew.
+    A function that such a part uses may have changed. So the source of a part that this process has declared is read
+    again.
     """
     declared = [part.function for part in reversed(parts.declared) if f"{part.kind} {part.name}" == name]
     others = [each for each in plugins if each.name == name and each.part and each.part.function not in declared]
     return others + [by_value(function) for function in declared]
+
+
+def with_recorded_source(recorded: Plugin, plugins: Sequence[Plugin], only_read: bool) -> Plugin:
+    """Return the part by value with a recorded source. A notebook may have declared the part several times.
+
+    Args:
+        recorded: A plugin with the recorded source.
+        plugins: Parts of this name, at least one.
+        only_read: Whether no trial will run. Then the functions that the part uses may have changed.
+
+    Raises:
+        InputError: No part has the recorded source.
+    """
+    fitting = [plugin for plugin in plugins if recorded.text in (plugin.text, plugin.lines)]
+    if only_read:
+        fitting += [plugin for plugin in plugins if plugin.lines and recorded.text.startswith(plugin.lines)]
+    if not fitting:
+        check_same(recorded, plugins[0])
+    return replace(fitting[0], text=recorded.text)  # the recorded scores have the hash of this text
 
 
 def _load(plugin: Plugin) -> list[Part]:

@@ -205,7 +205,7 @@ def load_datasets(sweep: Sweep, recorded: Mapping[str, str]) -> Datasets:
     validated: dict[str, list[Settings]] = {}
     for trial in sweep.examples:
         data = data_of(trial, datasets, load=True)
-        if data.probe.val_images is not None:
+        if not recorded and trial.source is None and data.probe.val_images is not None:
             validated.setdefault(trial.settings.evaluated_dataset, []).append(trial.settings)
         if trial.source is not None:
             check_evaluation(trial.settings, data)

@@ -111,6 +111,9 @@ def test_a_resume_compares_the_functions_that_a_part_uses(space, tmp_path, monke
         for given in ({}, {"parts": [weighted]}):
             with pytest.raises(raysweep.RaysweepError, match="loss weighted: has changed since the sweep was started"):
                 raysweep.resume(results.directory, **more, **given)
+        readable(raysweep.open(results.directory))
+        plugins.activate(())
+        readable(raysweep.open(results.directory))  # as in another process, which declared the part again
     file = results.directory / "sweep.yaml"
     content = yaml.safe_load(file.read_text())
     (entry,) = content["parts"]

@@ -29,7 +29,7 @@ COLUMNS = frozenset((
 OTHERS = frozenset(("baseline", "probe_bank"))
 """An entry of a search space that `--set` overrides by its name alone, and the old name of a setting."""
 FIGURES = frozenset(("comparison", "importance", "layers", "parallel_coordinates"))
-"""The names of figures that show several settings. The figure of one setting has the name of this setting."""
+"""The names of figures that show several settings. The figure of a searched setting has the name of this setting."""
 TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
 """The types of parameters, and what their values are in words."""
 
@@ -39,8 +39,6 @@ def check_parameter(parameter: Parameter) -> None:
     name, kind = parameter.name, get_args(parameter.annotation)[0]
     if name in OPTIONS | COLUMNS | OTHERS or name.startswith("_") or (name not in SETTINGS and hasattr(Settings, name)):
         raise InputError(f"{name}: raysweep uses this name for something else; give the parameter another name")
-    if name in FIGURES:
-        raise InputError(f"{name}: a figure of the report has this name; give the parameter another name")
     members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     plain = [member for member in members if member is not type(None)]
     if len(plain) != 1 or not is_type(plain[0]):

@@ -17,7 +17,7 @@ def open_sweeps(places: Sequence[str]) -> list[tuple[Store, Sweep]]:
     Raises:
         InputError: There is no sweep at a place, a sweep is given twice, or no version of a plugin fits all sweeps.
     """
-    opened = with_common_parts([Store.open(place, copies="reports") for place in places])
+    opened = with_common_parts([Store.open(place, copies="reports", only_read=True) for place in places])
     for store, _ in opened:
         store.pull()
     roots = [store.root.resolve() for store, _ in opened]

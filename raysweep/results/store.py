@@ -129,7 +129,12 @@ class Store:
 
     @classmethod
     def open(
-        cls, place: Path | str, copies: str = "sweeps", given: Sequence[Plugin] = (), beside: Sequence[Plugin] = ()
+        cls,
+        place: Path | str,
+        copies: str = "sweeps",
+        given: Sequence[Plugin] = (),
+        beside: Sequence[Plugin] = (),
+        only_read: bool = False,
     ) -> tuple[Store, Sweep]:
         """Open an existing sweep and activate its plugins.
 
@@ -138,6 +143,7 @@ class Store:
             copies: See `Store`.
             given: The parts that the sweep needs and that no file has.
             beside: Plugins to activate beside the plugins of the sweep.
+            only_read: See `read_plugins`.
 
         Raises:
             InputError: There is no sweep, its bucket cannot be reached, or a plugin is missing or faulty.
@@ -150,7 +156,7 @@ class Store:
         if not path.is_file():
             raise InputError(f"{place}: there is no sweep {explanation(place, path)}")
         content = read_sweep(path)
-        plugins = read_plugins(store.root, content, str(place), given)
+        plugins = read_plugins(store.root, content, str(place), given, only_read)
         others = {plugin.name: plugin for plugin in beside}  # of several with one name, only one can be active
         activate({**others, **{plugin.name: plugin for plugin in plugins}}.values())
         sweep = rebuild(content, f"{place}/sweep.yaml", plugins)

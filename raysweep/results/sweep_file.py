@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from raysweep.config import NEWEST_VERSION, PROTOCOL_VERSION, version_of
 from raysweep.errors import InputError, shortened_value
-from raysweep.plugins import Plugin, active, check_same, find, known_by_value
+from raysweep.plugins import Plugin, active, find, known_by_value, with_recorded_source
 from raysweep.results.result import Count, Plain, brief
 from raysweep.space import LONGEST_WRITTEN, Proposal, Round, Sweep, add_round, mapping, propose, read, to_yaml
 from raysweep.space.race_settings import RaceEnd
@@ -75,7 +75,7 @@ def write_sweep(root: Path, sweep: Sweep, records: dict[str, Any]) -> None:
 
 
 def read_plugins(
-    root: Path, content: Mapping[str, Any], place: str, given: Iterable[Plugin] = ()
+    root: Path, content: Mapping[str, Any], place: str, given: Iterable[Plugin] = (), only_read: bool = False
 ) -> tuple[Plugin, ...]:
     """Return the plugins of the sweep in `root`, whose `sweep.yaml` has this content, from their stored text.
 
@@ -84,6 +84,7 @@ def read_plugins(
         content: What `sweep.yaml` has.
         place: The place of the sweep, for messages.
         given: The parts that the caller passes by value. Parts that this process has declared are known too.
+        only_read: Whether no trial will run. Then the functions that a part by value uses may have changed.
 
     Raises:
         InputError: A stored text is missing or was changed, or a part that was passed by value is not given again.
@@ -101,10 +102,9 @@ def read_plugins(
                 f"{place}: the sweep was started in Python with a part that no file has, {stored.name}; open it in "
                 f"Python after the declaration of this part, or give the part, as parts=[{stored.name.split()[-1]}]"
             )
-        # A notebook may have declared the part again since then, with other code, so the text decides.
-        chosen = next((plugin for plugin in known if stored.text in (plugin.text, plugin.lines)), known[0])
-        check_same(stored, chosen)
-        plugins += (replace(chosen, text=stored.text),)  # its hash is that of the recorded scores
+        if only_read:
+            known += [plugin for plugin in given if plugin.name == stored.name]
+        plugins += (with_recorded_source(stored, known, only_read),)
     return plugins
 
 

@@ -25,6 +25,7 @@ from raysweep.space.checking import (
     COLLAPSE_SETTINGS,
     SCHEDULER_SETTINGS,
     check_collapse,
+    check_figure_names,
     check_final_states,
     check_meant,
     check_metric,
@@ -160,6 +161,8 @@ def build(
             examples = tuple(expand(resolved, seeded, samples, controls, where))
         given = [] if is_begun else [key for key in changed if key in base]
         check_meant([key for key in (*overrides, *given) if key not in off], examples, where)
+        if not is_begun:
+            check_figure_names(search, where)
         if not is_begun and (not overrides or "keep" in overrides):
             check_final_states(examples, where)
         check_evaluates(examples, where)

@@ -26,6 +26,7 @@ from raysweep.config import (
     shown,
     suggest,
 )
+from raysweep.config.parameters import FIGURES
 from raysweep.config.part_settings import changes_data
 from raysweep.config.prefix import obstacle
 from raysweep.errors import InputError
@@ -64,6 +65,16 @@ def check_workers(resources: Resources, trials: Iterable[Trial], where: str) -> 
                 f"{where}: resources.workers: batch_size {settings.batch_size} cannot be divided among "
                 f"{resources.workers} workers"
             )
+
+
+def check_figure_names(search: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raise InputError if a searched parameter of a plugin has the name of a figure that shows several settings."""
+    name = next((name for space in search for name in space if name in FIGURES), None)
+    if name is not None:
+        raise InputError(
+            f"{where}: search.{name}: the figure of a searched parameter has its name, but the report has another "
+            "figure of this name; give the parameter another name"
+        )
 
 
 def check_meant(given: Iterable[str], trials: Sequence[Trial], where: str) -> None:

@@ -31,9 +31,9 @@ def temporary_directory(parent: Path | None = None, prefix: str = PREFIX) -> Ite
         tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name,
         open(Path(name, NEW_LOCK), "w") as file,
     ):
-        file.write(os.uname().nodename)
-        file.flush()
         with suppress(OSError):  # if the file system has no locks, only this process ever removes the directory
+            file.write(os.uname().nodename)
+            file.flush()
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Another process would take a directory with an unlocked file of this name for left over.
             Path(name, NEW_LOCK).rename(Path(name, LOCK))
@@ -61,6 +61,6 @@ def is_left_over(directory: Path) -> bool:
     try:
         with open(directory / LOCK, "r+") as file:  # NFS locks only files that are open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file.read() == os.uname().nodename
+            return file.read() in ("", os.uname().nodename)  # older versions wrote no name
     except (BlockingIOError, FileNotFoundError):
         return False

@@ -64,15 +64,22 @@ def test_the_names_of_all_columns_are_known(tmp_path):
     assert {*header, *TEXTS, *COUNTS} - {*SETTINGS, *METRICS} == COLUMNS
 
 
-@pytest.mark.parametrize(
-    "name", sorted(OPTIONS | COLUMNS | OTHERS | FIGURES | {"_x", "views", "policies", "model_dump"})
-)
+@pytest.mark.parametrize("name", sorted(OPTIONS | COLUMNS | OTHERS | {"_x", "views", "policies", "model_dump"}))
 def test_a_parameter_with_a_name_of_raysweep_is_refused(plan, tmp_path, name):
     process = plan(loss(name))
     assert (process.returncode, process.stdout) == (2, "")
-    why = "a figure of the report has this name" if name in FIGURES else "raysweep uses this name for something else"
+    why = "raysweep uses this name for something else"
     place = f"{tmp_path}/mine.py, line 4"
     assert process.stderr == f"error: {place}: loss mine: {name}: {why}; give the parameter another name\n"
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_a_parameter_with_the_name_of_a_figure_may_be_set_but_not_searched(plan, name):
+    given = ("--usl_type", "ae_parallel")
+    process = plan(loss(name), *given, "--set", f"{name}=[1, 2]")
+    assert process.returncode == 2
+    assert f"search.{name}: the figure of a searched parameter has its name, but" in process.stderr
+    assert plan(loss(name), *given, "--set", f"{name}=2").returncode == 0
 
 
 WRONG = [
