@@ -38,8 +38,8 @@ A probe that raises on the first number of images is tried on the second number,
 """
 EVALUATE = ("probe", "dataset")
 """The kinds of parts that take part in an evaluation of a trained encoder."""
-SYNCHRONISED = ("encoder", "head", "method")
-"""The kinds of parts whose batch normalisation is synchronised between the processes of a trial."""
+NETWORKS = ("encoder", "head", "method")
+"""The kinds of parts that are networks. Their batch normalisation is synchronised between the processes of a trial."""
 ZERO = 1e-3
 """Largest loss on equal views that counts as zero: the square root of a rounding error in fp32 is about 2e-4."""
 
@@ -52,9 +52,12 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
     """
     checked, synchronised = set(), set()
     for trial in sweep.examples:
+        chosen = list(parts.chosen_by_settings(trial.settings))
         is_divided = sweep.resources.workers > 1 and trial.settings.pretrain_epochs > 0  # a control is not trained
         for part in parts.in_use(trial.settings):
             if trial.source is not None and part.kind not in EVALUATE:  # its encoder is read and checked already
+                continue
+            if part.kind in NETWORKS and part not in chosen:  # the network that contains it is checked as a whole
                 continue
             if part.plugin and (part.kind, part.name) not in checked:
                 checked.add((part.kind, part.name))
@@ -63,7 +66,7 @@ def check_parts(sweep: Sweep, datasets: Datasets) -> None:
                     CHECKS[part.kind](part, trial.settings, data)
                     if part.kind == "policy" and sweep.resources.workers > 1:
                         check_rows(part, trial.settings, data)
-            if part.plugin and is_divided and part.kind in SYNCHRONISED and (part.kind, part.name) not in synchronised:
+            if part.plugin and is_divided and part.kind in NETWORKS and (part.kind, part.name) not in synchronised:
                 synchronised.add((part.kind, part.name))
                 with explained(part):
                     check_batch_norms(part, trial.settings, data_of(trial, datasets))

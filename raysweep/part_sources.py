@@ -7,6 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -61,15 +62,21 @@ def content_of(code: CodeType) -> tuple[object, ...]:
 
 
 def reached(value: Any) -> Iterator[Any]:
-    """Yield the functions and classes that a function or a class uses by name, and the bases of a class."""
+    """Yield the functions and classes that a function or a class uses by name or as a default, and a class's bases."""
     if inspect.isclass(value):
         yield from value.__mro__[1:]
     for function in functions_in(value):
-        named = [function.__globals__.get(name) for name in global_names(function.__code__)]
-        for other in (*named, *(each for _, each in enclosing_values(function))):
-            inner = inspect.getattr_static(other, "__wrapped__", other)  # such as a function with a cache
-            if inspect.isfunction(inner) or inspect.isclass(inner):
-                yield inner
+        named = (function.__globals__.get(name) for name in global_names(function.__code__))
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        yield from map(code_of, (*named, *defaults, *(each for _, each in enclosing_values(function))))
+
+
+def code_of(value: Any) -> Any:
+    """Return a function or a class itself, the function in a cache or a `partial`, or the class of another value."""
+    while isinstance(value, partial):
+        value = value.func
+    inner = inspect.getattr_static(value, "__wrapped__", value)
+    return inner if inspect.isfunction(inner) or inspect.isclass(inner) else type(value)
 
 
 def global_names(code: CodeType) -> Iterator[str]:

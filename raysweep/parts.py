@@ -322,13 +322,13 @@ def most_blocks() -> int:
 
 
 def in_use(settings: Settings) -> Iterator[Part]:
-    """The parts that take part in an experiment with these settings; raises InputError if a part chooses itself."""
+    """Yield the parts that take part in an experiment with these settings; raise InputError if one chooses itself."""
     for part in chosen_by_settings(settings):
         yield from with_chosen(part, settings)
 
 
 def with_chosen(part: Part, settings: Settings, users: tuple[Part, ...] = ()) -> Iterator[Part]:
-    """A part, and the parts that its parameters choose. The parts `users` lead to this part."""
+    """Yield a part, and the parts that its parameters choose. The parts `users` lead to this part."""
     yield part
     for parameter in part.parameters.values():
         if parameter.chooses is not None and is_in_effect(part, parameter, settings):
@@ -339,7 +339,7 @@ def with_chosen(part: Part, settings: Settings, users: tuple[Part, ...] = ()) ->
 
 
 def chosen_by_settings(settings: Settings) -> Iterator[Part]:
-    """The parts that an experiment uses without another part."""
+    """Yield the parts that an experiment uses without another part."""
     yield encoder[settings.encoder]
     yield from probes_in_use(settings)
     datasets = dict.fromkeys((settings.dataset, settings.evaluated_dataset))

@@ -1,9 +1,11 @@
 """Encoders and heads of the user's own: faults that would only show after pretraining are refused before it."""
 
 import copy
+from typing import Annotated
 
 import pytest
 import torch
+from pydantic import Field
 from torch import nn
 
 import raysweep
@@ -11,7 +13,12 @@ from raysweep import parts, plugins
 from raysweep.config import Settings
 from raysweep.models.building import build_encoder, fit_encoder
 from raysweep.part_checks import check_blocks, check_layers
+from raysweep.probes.cached_features import CachedFeatures
 from raysweep.probes.features import read_layers
+from raysweep.probes.label_free import LIDAR_WIDEST, check_lidar
+from raysweep.results.encoders import describe
+from raysweep.results.feature_cache import FeatureCache
+from raysweep.space.evaluation import same_network
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 QUICK = {"usl_epochs": 1, "le_epochs": 1, "probe_every": 0, "images_every": 0, "projector_images": 0}
@@ -241,3 +248,56 @@ def test_a_layer_wise_sweep_of_an_encoder_of_blocks_runs_with_a_probe_on_each_bl
     assert row["status"] == "finished"
     assert row["linear/layer1/test_accuracy"] > 0
     assert row["linear/layer2/test_accuracy"] == row["linear/test_accuracy"], "the last block is the features"
+
+
+@raysweep.encoder(name="narrow", blocks=2)
+def narrow(channels, image_size, *, narrow_width: Annotated[int, Field(ge=1), "Number of features."] = 16):
+    """A linear map of the pixels, which says that it consists of blocks."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, narrow_width))
+
+
+@raysweep.encoder(name="wrapped")
+def wrapped(channels, image_size, *, wraps: Annotated[str, raysweep.Chooses("encoder"), "Encoder."] = "narrow"):
+    """Another encoder with a ReLU."""
+    return nn.Sequential(wraps(channels, image_size), nn.ReLU())
+
+
+@raysweep.head(name="normed", batch_norm=True)
+def normed(feature_dim, embedding_dim, *, normed_head: Annotated[str, raysweep.Chooses("head"), "Head."] = "mlp"):
+    """Another head after batch normalisation."""
+    return nn.Sequential(nn.BatchNorm1d(feature_dim), normed_head(feature_dim, embedding_dim))
+
+
+CHOOSING = [narrow, wrapped, normed]
+CHOSEN = {"encoder": "wrapped", "narrow_width": 24, "head": "normed", "head_width": 48}
+"""Settings in which an encoder and a head choose parts with parameters that have other values than the defaults."""
+
+
+def test_an_encoder_whose_parts_choose_other_parts_is_read_again(few, tmp_path):
+    space = {"name": "s", "base": {**QUICK, "precision": "fp32", **few, **CHOSEN}}
+    results = raysweep.run(space, parts=CHOOSING, local=True, output=tmp_path)
+    encoder = results.encoder(results.trials[0])
+    assert encoder.feature_dim == 24
+    assert 48 in {len(weight) for weight in encoder.head.parameters()}
+    checkpoint = {"settings": Settings(**CHOSEN).model_dump(), "images": (3, 8)}
+    assert describe(checkpoint, {})["arguments"].items() >= {"narrow_width": 24, "head_width": 48}.items()
+
+
+@pytest.mark.parametrize("change", [{"narrow_width": 25}, {"head_width": 49}, {"head_output_batch_norm": True}])
+def test_parameters_of_chosen_parts_belong_to_the_network(tmp_path, change):
+    plugins.activate(plugins.given((), CHOOSING))
+    one, other = Settings(**CHOSEN), Settings(**{**CHOSEN, **change})
+    assert same_network(one, one.model_copy())
+    assert not same_network(one, other)
+    encoder, images = build_encoder(one, 3, 8).eval(), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    for settings in (one, other):
+        cached = CachedFeatures(FeatureCache(tmp_path, 10**6), settings, "data")
+        cached.extract("fit", encoder, images, torch.arange(4), ("trunk",))
+    assert len(list(tmp_path.iterdir())) == 2, "the same weights may give other features"
+
+
+def test_lidar_of_an_encoder_that_a_chosen_part_makes_too_wide_is_refused():
+    plugins.activate(plugins.given((), CHOOSING))
+    trials = [(Settings(encoder="wrapped", narrow_width=width), (3, 8)) for width in (8, LIDAR_WIDEST + 1)]
+    with pytest.raises(raysweep.RaysweepError, match=f"the trunk of wrapped has {LIDAR_WIDEST + 1:,}"):
+        check_lidar("label_free/trunk_lidar", trials)

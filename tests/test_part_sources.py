@@ -9,7 +9,7 @@ import pytest
 from raysweep.part_sources import lines_of, source_of
 
 CELL = """
-from functools import cache
+from functools import cache, partial
 
 SCALE = 3
 
@@ -25,6 +25,23 @@ def table():
 
 def not_used(x):
     return 4 * x
+
+def by_default(x):
+    return 8 * x
+
+def by_keyword(x):
+    return 9 * x
+
+def power(x, exponent):
+    return x ** exponent
+
+square = partial(power, exponent=2)
+
+class Network:
+    def run(self, x):
+        return 6 * x
+
+NETWORK = Network()
 
 class Base:
     def base(self):
@@ -45,14 +62,14 @@ def build(weight, kind=Layer):
     class Part(Base):
         rate = 6
 
-        def run(self, x):
-            return kind().inside(x), weight, x in {"a", "b"}
+        def run(self, x, first=by_default, *, last=by_keyword):
+            return kind().inside(x), weight, x in {"a", "b"}, first, last, square(NETWORK.run(x))
 
     return Part
 
 def loss_of(weight):
     def part(x):
-        return [Layer().inside(each) for each in (x, weight, table())]
+        return [Layer().inside(each) for each in (x, weight, table(), square(NETWORK.run(x)))]
 
     return part
 
@@ -60,7 +77,8 @@ CLASS, FUNCTION = build(7), loss_of(8)
 """
 """A cell of a notebook with a part that is a class, and a part that is a function."""
 USED = {"2 * x": "3 * x", "return double(x)": "return x", '"base"': "1", '"layer"': "1", "second(each)": "each",
-        "(1, 2)": "(1, 3)", "(7)": "(9)", "(8)": "(9)", "size = 5": "size = 6"}  # fmt: skip
+        "(1, 2)": "(1, 3)", "(7)": "(9)", "(8)": "(9)", "size = 5": "size = 6",
+        "8 * x": "x", "9 * x": "x", "6 * x": "x", "x ** exponent": "x"}  # fmt: skip
 """Texts of the cell that the function or the class depends on, and another text in place of each."""
 
 

@@ -45,6 +45,17 @@ OBJECTIVE_KINDS = ("method", "loss", "policy")
 """The kinds of parts that decide what the losses of pretraining measure."""
 
 
+def network_parts(settings: Settings) -> list[Part]:
+    """Return the encoder and its head, and all parts that these two choose."""
+    first = (parts.encoder[settings.encoder], parts.head[settings.head])
+    return [each for part in first for each in parts.with_chosen(part, settings)]
+
+
+def network_parameters(settings: Settings) -> list[str]:
+    """Return the parameters, apart from the sizes, that decide what the encoder and its head compute."""
+    return list(dict.fromkeys(name for part in network_parts(settings) for name in part.parameters))
+
+
 def one_of(values: Iterable[str]) -> Any:
     """Return the type whose values are these texts."""
     texts: Any = tuple(values)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raysweep import parts
 from raysweep.augment import operations
 from raysweep.config import Settings
+from raysweep.config.part_settings import network_parts
 from raysweep.probes import features
 from raysweep.results.feature_cache import FeatureCache
 from raysweep.system.cpus import processor
@@ -77,10 +78,9 @@ class CachedFeatures:
 
     def _identity(self, split: str, encoder: nn.Module, images: Tensor, index: Tensor) -> list[Any]:
         """Return plain values that identify the features, except for the layer."""
-        chosen = (parts.encoder[self.settings.encoder], parts.head[self.settings.head])
         network = [
             [part.kind, part.name, part.plugin, {name: getattr(self.settings, name) for name in part.parameters}]
-            for part in chosen
+            for part in network_parts(self.settings)
         ]
         data = [self.data, split, list(images.shape), hash_of_tensors([("index", index)])]
         return [network, hash_of_tensors(encoder.state_dict().items()), hash_of_code(encoder), data, machine(images)]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raysweep import parts
 from raysweep.augment.operations import only_view
 from raysweep.augment.views import augment
+from raysweep.config.part_settings import network_parameters
 from raysweep.errors import InputError
 from raysweep.models.building import build_encoder
 from raysweep.probes.collapse import rankme
@@ -44,8 +44,7 @@ def check_lidar(metric: str, trials: Iterable[tuple[Settings, tuple[int, int]]])
     layer = metric.removeprefix("label_free/").removesuffix("_lidar")
     checked = set()
     for settings, (channels, size) in trials:
-        names = (*parts.encoder[settings.encoder].parameters, *parts.head[settings.head].parameters)
-        names = ("encoder", "head", "embedding_dim", *names)
+        names = ("encoder", "head", "embedding_dim", *network_parameters(settings))
         network = (channels, size, *(getattr(settings, name) for name in names))
         if network in checked:
             continue

@@ -74,7 +74,7 @@ def divisor_of_several(sweeps: Sequence[Sweep], has_changed_inputs: bool) -> int
     """Return the number by which the error is divided in a report about several sweeps; 1 unless one is a race.
 
     The report compares the points of all sweeps with each other, and with the controls of all sweeps. If pretraining
-    images or the code of parts changed between the sweeps, no two sweeps count as having the same control.
+    images or the plugins of parts changed between the sweeps, no two sweeps count as having the same control.
     """
     looks = [sweep.race.looks for sweep in sweeps if sweep.race is not None]
     if not looks:

@@ -57,8 +57,8 @@ def rankings(group: Group, score: str) -> list[Ranking]:
     """Return how well each measure without labels ranks the points by a test score.
 
     τ is computed over the points separately for each seed. The seeds give the interval. Losses are left out if the
-    points differ in a setting that changes what the loss measures. Points that lack planned seeds are left out, as in
-    `rank_points`.
+    points differ in a setting that changes what the loss measures. Points that lack the score in a planned seed are
+    left out.
 
     Args:
         group: The points of one evaluation protocol.
@@ -68,7 +68,7 @@ def rankings(group: Group, score: str) -> list[Ranking]:
         The rankings, LiDAR first. The list is empty if no point reported measures without labels, or if there are too
         few points.
     """
-    points = [point for point in group.complete if not point.lacks(score)]
+    points = [point for point in group.points if not point.lacks(score)]
     has_measures = any(name.startswith(PREFIX) for point in points for result in point.by_seed.values()
                        for name in result.metrics)  # fmt: skip
     if len(points) < LEAST_POINTS or not has_measures:
@@ -119,7 +119,7 @@ def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
 
     Only the losses of pretraining have such settings. Values without effect do not count, nor do controls, which do
     not compete. If the images of a dataset changed between two sweeps, the result names the pretraining images. If a
-    plugin changed, it names the code of a part that the loss depends on.
+    plugin changed, it names the plugin of a part that the loss depends on.
     """
     if metric is None or not is_objective(metric):
         return ""
@@ -135,7 +135,7 @@ def differing_objective(metric: str | None, points: Sequence[Point]) -> str:
         return "the pretraining images"
     codes = {(part, digest) for point in measured for part, digest in point.code.items()}
     names = [part for part, _ in codes if part.startswith(OBJECTIVE_KINDS)]
-    return next((f"the code of {part}" for part in sorted(names) if names.count(part) > 1), "")
+    return next((f"the plugin of {part}" for part in sorted(names) if names.count(part) > 1), "")
 
 
 def acting_value(name: str, settings: Settings) -> Any:
@@ -159,8 +159,10 @@ def agreement(report: Report, measure: str | None) -> Agreement | str | None:
     group = report.groups[0]
     ranked = rankings(group, report.test_score)
     ranking = next((each for each in ranked if each.measure == measure), None)
-    if ranking is None and group.incomplete and len(group.complete) < LEAST_POINTS:
-        return f"fewer than {LEAST_POINTS} of its points have all their planned seeds"
+    complete = [point for point in group.points if not point.lacks(measure) and not point.lacks(report.test_score)]
+    if ranking is None and len(complete) < LEAST_POINTS:
+        scores = f"{measure} and {report.test_score}"
+        return f"fewer than {LEAST_POINTS} of its points have {scores} in all their planned seeds"
     if ranking is None:
         return f"no seed has {LEAST_POINTS} points that differ in {measure} and in {report.test_score}"
     value, dataset = ranking.agreement, group.points[0].settings.evaluated_dataset

@@ -114,10 +114,10 @@ def no_best_sentences(group: Group, family: Family) -> list[str]:
 
 
 def winners_sentence(group: Group, family: Family) -> str:
-    """Say which points beat the random encoder. Points that lack planned seeds are left out, as in the ranking."""
-    complete = [point for point in group.complete if not point.lacks(family.score)]
+    """Say which points beat the random encoder. Points that lack the score in a planned seed are left out."""
+    complete = [point for point in group.points if not point.lacks(family.score)]
     winners = [point for point in complete if is_better(family.from_control(point), family)]
-    which = "point that has all its planned seeds" if len(complete) < len(group.points) else "point"
+    which = f"point that has {family.score} in all its planned seeds" if len(complete) < len(group.points) else "point"
     start = f"{named(winners)} {'beats' if len(winners) == 1 else 'beat'}" if winners else f"No {which} beats"
     return f"{start} the random encoder in {score_words(family)}."
 

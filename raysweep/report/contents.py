@@ -197,8 +197,8 @@ class Report:
         if group.ranked:
             return conclusions(group, self.scores[:scores], more, without_random(self, group.ranked[0]))
         if group.complete:
-            which = "point that has all its planned seeds" if group.incomplete else "point"
-            return [f"No point is called best: no {which} reports {self.metric}."]
+            what = f"has {self.metric} in all its planned seeds" if group.incomplete else f"reports {self.metric}"
+            return [f"No point is called best: no point {what}."]
         which = f"has {self.metric} in" if any(not point.missing for point in group.points) else "has"
         return [f"No point is called best: none of {named(group.points)} {which} all its planned seeds."]
 

@@ -38,10 +38,10 @@ def with_images(points: Sequence[Point], recorded: Mapping[str, Mapping[str, str
 
 
 def with_code(points: Sequence[Point], plugins: Mapping[str, Sequence[Plugin]]) -> list[Point]:
-    """Return the points of several sweeps, with the digests of the code of their parts where the sweeps differ.
+    """Return the points of several sweeps, with the digests of the plugins of their parts where the sweeps differ.
 
-    A plugin may have changed between two sweeps. The code of probes and datasets does not count here, because the
-    protocol has the code of the probes, and a dataset is identified by its content.
+    A plugin may have changed between two sweeps. The plugins of probes and datasets do not count here, because the
+    protocol has the plugins of the probes, and a dataset is identified by its content.
 
     Args:
         points: The points.
@@ -148,7 +148,7 @@ def lend_baselines(points: Sequence[Point]) -> list[Point]:
     """Return the points of several sweeps. A point that lacks a control for a seed borrows it from another sweep.
 
     The two controls must be the same: equal in the seed, in every setting that has an effect on them and on their
-    evaluation, in the code of their parts, and in the images that they were trained or fitted on.
+    evaluation, in the plugins of their parts, and in the images that they were trained or fitted on.
     """
     lent: dict[tuple[str, Any], Result] = {
         (point.control, experiment_key(point.settings.model_copy(update={"seed": seed}), point)): result

@@ -13,7 +13,7 @@ def is_drawn(sweep: Sweep) -> bool:
 
 
 def figure_words(report: Report) -> dict[str, str]:
-    """Return in words what each figure shows that a report about these sweeps can have, by the name of the figure."""
+    """Return, for each possible figure of the report, what it shows. The keys are the names of the figures."""
     searched = list(dict.fromkeys(name for member in report.members for name in member.sweep.searched))
     has_intervals = any(len(point.by_seed) >= LEAST_SEEDS for point in report.points)
     mean = f"the mean over seeds{' with its interval' if has_intervals else ''}"

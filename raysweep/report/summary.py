@@ -132,8 +132,8 @@ def overview(report: Report) -> list[str]:
         for name in dict.fromkeys(point.settings.dataset for point in report.points if point.images)
     ]
     changed += [
-        f"The code of {part} is not the same in all sweeps, so points of different sweeps that use it and have the "
-        "same settings count as different experiments."
+        f"The plugin of {part} is not the same in all sweeps, so points of different sweeps that use this part and "
+        "have the same settings count as different experiments."
         for part in dict.fromkeys(part for point in report.points for part in point.code)
     ]
     return ["\n".join(f"- {line}" for line in lines), *(differ if rows else []), *changed, *borrowed, reading]
@@ -292,7 +292,8 @@ def choosing_section(report: Report) -> list[str]:
         "another task the order may differ. On images without labels, raysweep chooses by RankMe of the embedding "
         "(Garrido et al. 2023); none of the measures replaces labels."
     )
-    reading += " Points that are not ranked are left out." if any(group.incomplete for group in report.groups) else ""
+    if any(point.lacks(score) for group in report.groups for point in group.points):
+        reading += f" Points that lack {score} in a planned seed are left out."
     return ["## Choosing without labels", reading, *tables]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import __version__, parts
 from raysweep.config import EMBEDDING, FOLDER, TRUNK, Settings
 from raysweep.config.images import native_size
+from raysweep.config.part_settings import network_parameters
 from raysweep.errors import InputError, shortened_value
 from raysweep.plugins import activate
 from raysweep.results.bucket import Bucket
@@ -50,7 +51,7 @@ def keep_encoder(directory: Path, encoder: Any, settings: Settings) -> None:
         "image_size": encoder.image_size,
         "embedding_dim": settings.embedding_dim,
         "trunk_dim": encoder.feature_dim,
-        "arguments": {name: getattr(settings, name) for name in encoder_parameters(settings.model_dump())},
+        "arguments": {name: getattr(settings, name) for name in ("head", *network_parameters(settings))},
     }
     weights = {name: weight.cpu() for name, weight in encoder.state_dict().items()}  # loads where there is no GPU
     save_encoder(directory, weights, description)
@@ -316,21 +317,16 @@ def check_weights(weights: Any, file: Path) -> None:
 def describe(saved: Mapping[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
     """Derive an encoder's description from a training checkpoint and the encoder's weights in it."""
     settings = saved["settings"]
+    experiment = Settings.model_construct(**{"encoder": "conv6", "head": "linear", **settings})
     if "images" in saved:
         channels, image_size = saved["images"]
     else:  # older versions did not record the images, so the first convolution must be the input's
         channels = next(weight.shape[1] for weight in weights.values() if weight.ndim == 4)
         image_size = settings["image_size"] or native_size(settings["dataset"])
     return {
-        "architecture": settings.get("encoder", "conv6"),
+        "architecture": experiment.encoder,
         "channels": channels,
         "image_size": image_size,
         "embedding_dim": settings["embedding_dim"],
-        "arguments": {name: settings[name] for name in encoder_parameters(settings) if name in settings},
+        "arguments": {n: settings[n] for n in ("head", *network_parameters(experiment)) if n in settings},
     }
-
-
-def encoder_parameters(settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings, apart from the sizes, that are needed to rebuild a trial's encoder."""
-    encoder, head = settings.get("encoder", "conv6"), settings.get("head", "linear")
-    return ["head", *parts.encoder[encoder].parameters, *parts.head[head].parameters]

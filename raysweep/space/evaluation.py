@@ -22,6 +22,7 @@ from raysweep.config import (
     suggest,
 )
 from raysweep.config.conditions import PRETRAINED
+from raysweep.config.part_settings import network_parameters
 from raysweep.errors import InputError
 from raysweep.plugins import Plugin
 from raysweep.space.building import Content, build, check_distribution, read_content
@@ -370,8 +371,7 @@ def make_evaluated_controls(
 
 def same_network(one: Settings, other: Settings) -> bool:
     """Return whether two experiments have the same network, with the same head and initial weights."""
-    names = ["encoder", "embedding_dim", "seed", "head"]
-    names += [*parts.encoder[one.encoder].parameters, *parts.head[one.head].parameters]
+    names = ["encoder", "embedding_dim", "seed", "head", *network_parameters(one)]
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 

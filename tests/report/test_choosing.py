@@ -91,11 +91,38 @@ def test_a_point_that_lacks_a_seed_is_neither_chosen_nor_the_best(tmp_path):
         assert ranking.score + ranking.loss < 0.9
     known = agreement(report, "label_free/trunk_lidar")
     assert (known.points, known.unfinished) == (3, 1)
-    assert "Points that are not ranked are left out." in summary_md(report)
+    assert "Points that lack linear/test_accuracy in a planned seed are left out." in summary_md(report)
     (store.trial("usl_lr=0.01,seed=0") / "result.json").unlink()
     report = read(store, sweep)
     assert "Choosing without labels" not in summary_md(report)
-    assert agreement(report, "label_free/trunk_lidar") == "fewer than 3 of its points have all their planned seeds"
+    assert agreement(report, "label_free/trunk_lidar") == (
+        "fewer than 3 of its points have label_free/trunk_lidar and linear/test_accuracy in all their planned seeds"
+    )
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+@pytest.mark.parametrize("lacked", ["linear/val_accuracy", "linear/test_accuracy"])
+def test_only_points_that_lack_the_score_are_left_out_and_the_summary_says_so(tmp_path, lacked, seeds):
+    def scored(trial):
+        lacks = trial.settings.usl_lr == 1e-1 and trial.settings.seed in seeds
+        return {name: value for name, value in noisy(trial).items() if not (lacks and name == lacked)}
+
+    report = read(*fill_with(tmp_path, {"name": "r", "search": SEARCH}, scored))
+    is_left_out = lacked == "linear/test_accuracy"
+    assert {ranking.count for ranking in rankings(report.groups[0], COLUMNS[1])} == {3 if is_left_out else 4}
+    text = summary_md(report)
+    assert ("Points that lack linear/test_accuracy in a planned seed are left out." in text) == is_left_out
+
+
+def test_the_sweep_says_that_too_few_points_have_the_measure(tmp_path):
+    def scored(trial):
+        lacks = trial.settings.usl_lr > 1e-3 and trial.settings.seed == 0
+        return {name: value for name, value in noisy(trial).items() if not (lacks and name.endswith("lidar"))}
+
+    report = read(*fill_with(tmp_path, {"name": "r", "search": SEARCH}, scored))
+    assert agreement(report, "label_free/trunk_lidar") == (
+        "fewer than 3 of its points have label_free/trunk_lidar and linear/test_accuracy in all their planned seeds"
+    )
 
 
 def test_a_point_that_lacks_a_measure_in_a_seed_is_not_chosen_by_it(tmp_path):

@@ -255,8 +255,8 @@ def test_points_with_changed_code_are_another_experiment(run_with_version, versi
         report = read_several(open_sweeps(places))
         assert report.groups[0].families[COLUMNS[1]].points == count
         assert list(partners(report.points, version)["default"]) == ["random"], "no part of the plugin is in it"
-        assert ("The code of loss gap is not the same in all sweeps" in "\n".join(overview(report))) == (count > 1)
-        assert differing_objective("pretrain/loss", report.points) == ("the code of loss gap" if count > 1 else "")
+        assert ("The plugin of loss gap is not the same in all sweeps" in "\n".join(overview(report))) == (count > 1)
+        assert differing_objective("pretrain/loss", report.points) == ("the plugin of loss gap" if count > 1 else "")
         if version == "loss":
             assert {point.settings.gap_power for point in report.points} == {2.0}, "the older version lacks it"
 

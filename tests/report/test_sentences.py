@@ -516,7 +516,8 @@ def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, 
     lines, text = report.in_words(scores=1), (store.root / "summary.md").read_text()
     assert not any("beats" in line and gone in line for line in lines)
     if len(others) == 1:
-        none = "No point that has all its planned seeds beats the random encoder in linear/test_accuracy."
+        score = "linear/test_accuracy"
+        none = f"No point that has {score} in all its planned seeds beats the random encoder in {score}."
         assert lines[0].endswith(f"]. {none}")
     trend = next(line for line in report.in_words() if line.startswith("With alpha"))
     remark = f". {gone} lacks planned seeds, and the missing seeds may have worse scores."
@@ -529,6 +530,22 @@ def test_a_point_that_lacks_planned_seeds_beats_nothing_and_is_marked(tmp_path, 
     assert (
         "\n- Points that lack planned seeds, or lack the metric in some seeds, are marked as incomplete in the " in text
     )
+
+
+@pytest.mark.parametrize("lacked", ["linear/val_accuracy", "linear/test_accuracy"])
+def test_only_points_that_have_the_score_in_all_planned_seeds_may_beat_the_random_encoder(tmp_path, lacked):
+    effects = {"random": 0.4, "alpha=0.1": 0.3, "alpha=1.0": 0.35, "alpha=10.0": 0.6}
+
+    def metrics(trial):
+        values = scores_of(effects, val={**effects, "alpha=10.0": 0.1})(trial)
+        lacks = trial.point == "alpha=10.0" and trial.settings.seed == 3
+        return {name: value for name, value in values.items() if not (lacks and name == lacked)}
+
+    line = report_of(tmp_path, {"alpha": [0.1, 1, 10]}, metrics, baseline=True).in_words(scores=1)[0]
+    score = "linear/test_accuracy"
+    none = f"No point that has {score} in all its planned seeds"
+    winner = none if lacked == score else "alpha=10.0"
+    assert line.endswith(f"]. {winner} beats the random encoder in {score}.")
 
 
 def test_all_seeds_of_a_point_failed(tmp_path):
