@@ -42,7 +42,7 @@ from raysweep.config import Settings
 from raysweep.space import Trial
 from raysweep.system.memory import keep_memory
 from raysweep.trial import run_trial
-from raysweep.trial_progress import Progress
+from raysweep.trial_progress import ProgressReport
 
 SHARE = "share of the matrix products' rate"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -111,7 +111,7 @@ def within_experiment(
     bare_s: list[float] = []
     last = time.perf_counter()
 
-    def report(at: Progress) -> None:
+    def report(at: ProgressReport) -> None:
         nonlocal last
         now = time.perf_counter()
         epochs_s.append(now - last)

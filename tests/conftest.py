@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from raysweep import plugins
 from tests.support import PATIENCE
 from tests.support.commands import here
 from tests.support.order import pytest_collection_modifyitems  # noqa: F401 (a hook of pytest)
@@ -138,6 +139,13 @@ def _end_shared_ray(request):
     """End the Ray that tests share before the tests of a module that does not use it."""
     if not uses_shared_ray(request.module):
         end_shared_ray()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_plugins_of_other_modules():
+    """End the plugins of a module's tests, because the settings and the reference page depend on active plugins."""
+    yield
+    plugins.activate(())
 
 
 @pytest.fixture

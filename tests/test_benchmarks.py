@@ -1,5 +1,6 @@
 """The benchmarks' peer does equal work, targets are judged by measurements, and the page has a place for each table."""
 
+import ast
 import json
 from importlib import import_module
 
@@ -16,6 +17,16 @@ def module_of(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers"))
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return import_module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_benchmarks_import_names_that_exist(path):
+    """No other test runs most benchmarks, so a renamed function would break them without notice."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("raysweep", "tests")):
+            module = import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name) or import_module(f"{node.module}.{name.name}"), name.name
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])

@@ -16,7 +16,7 @@ import raysweep
 from raysweep.backends.ray.session import session
 from raysweep.evaluations import plan_evaluation
 from raysweep.report import building
-from raysweep.report.search_figures import is_drawn
+from raysweep.report.figure_words import is_drawn
 from raysweep.results.encoders import save_encoder
 from raysweep.results.store import Store
 from tests.support import ROOT
