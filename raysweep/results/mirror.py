@@ -138,7 +138,7 @@ class Mirror:
 
         Args:
             name: The name of the file.
-            info: The object as it was listed.
+            info: The size and the time of the object in the listing.
 
         Returns:
             The time of the listing with the size of what was read, so that the file does not count as changed here;
